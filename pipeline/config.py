@@ -1,0 +1,222 @@
+"""Types and bounds of the configuration. Defaults live in conf/, never here.
+
+Hydra composes conf/ and the command line into one tree; `load` turns that into these frozen models or
+says which field is wrong and what is allowed. Imports nothing heavy.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and changes are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The base model: an HF folder (config.json, safetensors, tokenizer files)."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    path: Path
+    dtype: Literal["bfloat16", "float16", "float32"]
+
+
+class DataConfig(Section):
+    """Files to read, as globs below `folder`. `sources` are plain texts with `## heading` sections."""
+
+    folder: Path
+    train: tuple[str, ...] = Field(min_length=1)
+    test: tuple[str, ...] = Field(min_length=1)
+    sources: tuple[str, ...]
+
+
+class PrepareConfig(Section):
+    """How rows become a dataset."""
+
+    max_length: int = Field(ge=8, description="tokens of a rendered conversation")
+    validation_share: Share
+    near_duplicate_threshold: Share = Field(description="similarity from which a row is dropped")
+    leak_threshold: Share = Field(description="similarity to a test question that drops a row")
+    max_reject_share: Share = Field(description="fails when more of the rows are refused")
+    samples: int = Field(ge=0, description="rendered conversations to show")
+
+
+class PretrainConfig(Section):
+    """A tiny base model from nothing, with its tokenizer."""
+
+    generator: Path
+    vocabulary: int = Field(ge=300)
+    hidden_size: Positive
+    layers: Positive
+    heads: Positive
+    key_value_heads: Positive
+    ffn_size: Positive
+    max_positions: Positive
+    steps: Positive
+    batch_size: Positive
+    micro_batch_size: Positive
+    sequence_length: Positive
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    conversation_share: Share
+
+
+class AdapterConfig(Section):
+    """LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353) on every linear layer."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Share
+
+
+class ParallelConfig(Section):
+    """Ranks a model is spread over; data parallel takes what is left."""
+
+    tensor: Positive
+    pipeline: Positive
+    context: Positive
+
+
+class FinetuneConfig(Section):
+    """Supervised fine-tuning on the assistant's tokens."""
+
+    method: Literal["lora", "dora", "sft"]
+    adapter: AdapterConfig
+    parallel: ParallelConfig
+    max_steps: Positive
+    global_batch_size: Positive
+    micro_batch_size: Positive
+    learning_rate: float = Field(gt=0)
+    min_learning_rate: float = Field(ge=0)
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    clip_grad: float = Field(ge=0, description="0 switches clipping off")
+    validate_every: Positive
+    checkpoint_every: Positive
+
+
+QuantizationFormat = Literal["fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", "none"]
+
+
+class CalibrationConfig(Section):
+    rows: Positive
+    batch_size: Positive
+    max_length: int = Field(ge=8)
+
+
+class QuantizeConfig(Section):
+    """Post-training quantization with ModelOpt."""
+
+    format: QuantizationFormat
+    compare: tuple[QuantizationFormat, ...] = Field(description="further formats, to evaluate beside")
+    kv_cache: Literal["none", "fp8"]
+    exclude: tuple[str, ...]
+    calibration: CalibrationConfig
+
+
+class GateConfig(Section):
+    """What the tuned and the quantized models must reach; an unmet line fails the run."""
+
+    min_exact_match: Share
+    max_drop: Mapping[QuantizationFormat, Share] = Field(description="exact match lost to a format")
+
+
+class EvaluateConfig(Section):
+    max_new_tokens: Positive
+    batch_size: Positive
+    bootstrap_samples: int = Field(ge=100)
+    gate: GateConfig
+
+
+class ExportConfig(Section):
+    """The TensorRT-LLM checkpoint's ranks."""
+
+    tensor_parallel: Positive
+    pipeline_parallel: Positive
+
+
+class EngineConfig(Section):
+    """The runtime and what it is built for."""
+
+    name: Literal["auto", "onnxruntime", "trtllm", "vllm"]
+    precision: Literal["auto", "fp32", "int8", "int4"]
+    max_batch_size: Positive
+    max_input_len: Positive
+    max_seq_len: Positive
+
+
+class ServeConfig(Section):
+    host: str
+    port: int = Field(ge=0, le=65535, description="0 takes a free one")
+    max_queue: Positive
+
+
+class BenchmarkConfig(Section):
+    concurrency: tuple[Positive, ...] = Field(min_length=1)
+    requests: Positive
+    max_tokens: Positive
+
+
+class RegisterConfig(Section):
+    name: str = Field(min_length=1)
+
+
+class TrackingConfig(Section):
+    """MLflow. `uri` null is a SQLite store beside the artifacts; MLFLOW_TRACKING_URI overrules it."""
+
+    enabled: bool
+    uri: str | None
+    experiment: str
+    upload_weights: bool
+
+
+class Config(Section):
+    """The whole configuration of a run."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    artifacts: Path
+    model: ModelConfig
+    data: DataConfig
+    prepare: PrepareConfig
+    pretrain: PretrainConfig
+    finetune: FinetuneConfig
+    quantize: QuantizeConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+    engine: EngineConfig
+    serve: ServeConfig
+    benchmark: BenchmarkConfig
+    register_: RegisterConfig = Field(alias="register")
+    tracking: TrackingConfig
+
+
+def load(tree: Mapping[str, Any]) -> Config:
+    """Validate a composed configuration.
+
+    Raises:
+        ConfigError: names each wrong field, what it holds and what is allowed.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors(include_url=False)]
+        raise ConfigError("; ".join(lines)) from None
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    field = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{field} is not a setting: see `python -m pipeline --help`"
+    if error["type"] == "missing":
+        return f"{field} is not set: give {field}=… or choose an option that sets it"
+    return f"{field}={error['input']!r}: {error['msg']}"

@@ -1,0 +1,1 @@
+"""The verbs of the pipeline, one a file: `run(config, inputs, out) -> Outcome`. None knows another."""
