@@ -1,0 +1,402 @@
+"""HF model folders: what is in one, and whether the pipeline can use it. Reads no weights.
+
+`check_folder` refuses, before anything heavy is imported, what a later stage would trip over: an
+unknown architecture, pickled weights, code to be trusted, weights that are missing or cut short,
+a tokenizer that disagrees with the embeddings. Its result, `Shape`, is what the adapters build
+their models from. Knows neither torch nor a vendor's library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+
+Json = Mapping[str, Any]
+
+# Tensor names of the three families, from transformers' modeling_{llama,qwen2,mistral}.py.
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+LM_HEAD = "lm_head.weight"
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+CONFIGS = ("config.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+_ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "MistralForCausalLM": "mistral",
+}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """Rotary frequencies stretched as Llama 3.1 does (transformers, `rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only transformer of the Llama kind: sizes in units of elements."""
+
+    family: str  # llama, qwen2 or mistral
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int  # rows of the embedding matrix
+    max_positions: int
+    rope_theta: float
+    rope_scaling: Llama3Rope | None
+    norm_eps: float
+    tied: bool  # the output layer is the embedding matrix
+    qkv_bias: bool
+    attention_dropout: float
+    initializer_range: float
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every weight of the HF checkpoint, by name, with its shape."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        yield EMBEDDING, (self.vocab, self.hidden)
+        for i in range(self.layers):
+            layer = f"model.layers.{i}."
+            yield layer + "input_layernorm.weight", (self.hidden,)
+            for name, rows in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
+                yield layer + f"self_attn.{name}.weight", (rows, self.hidden)
+                if self.qkv_bias:
+                    yield layer + f"self_attn.{name}.bias", (rows,)
+            yield layer + "self_attn.o_proj.weight", (self.hidden, q)
+            yield layer + "post_attention_layernorm.weight", (self.hidden,)
+            yield layer + "mlp.gate_proj.weight", (self.ffn, self.hidden)
+            yield layer + "mlp.up_proj.weight", (self.ffn, self.hidden)
+            yield layer + "mlp.down_proj.weight", (self.hidden, self.ffn)
+        yield FINAL_NORM, (self.hidden,)
+        if not self.tied:
+            yield LM_HEAD, (self.vocab, self.hidden)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for _, shape in self.tensors())
+
+
+def check_folder(folder: Path) -> Shape:
+    """Refuse an HF folder that cannot be imported; otherwise say what is in it.
+
+    Raises:
+        DataError: names the file, what is wrong with it and how to mend it.
+    """
+    shape = read_shape(folder)
+    _check_no_pickles(folder)
+    _check_tensors(folder, shape)
+    _check_tokenizer(folder, shape)
+    return shape
+
+
+def read_shape(folder: Path) -> Shape:
+    """The sizes in config.json, which must be of a known architecture.
+
+    Raises:
+        DataError: no config.json, a field is missing or wrong, or it asks for what the families
+            here do not have (custom code, another activation, a bias, a sliding window ...).
+    """
+    file = folder / "config.json"
+    config = read_json(file, "give the folder of an HF model (config.json, *.safetensors, tokenizer)")
+    _check_no_code(file, config)
+    names = config.get("architectures") or []
+    family = next((_ARCHITECTURES[name] for name in names if name in _ARCHITECTURES), None)
+    if family is None:
+        raise DataError(
+            f"{file}: architecture {', '.join(names) or 'not given'} is not supported: "
+            f"use a model of {', '.join(_ARCHITECTURES)}"
+        )
+    if "rope_parameters" in config:
+        raise DataError(
+            f"{file} was written by transformers 5 (rope_parameters): transformers 4.57 would read "
+            "the default rotary base; write rope_theta and rope_scaling at the top level instead"
+        )
+    if config.get("quantization_config"):
+        raise DataError(f"{file}: the weights are already quantized: import the unquantized model")
+    _require(file, config, "hidden_act", "silu")
+    for bias in ("attention_bias", "mlp_bias"):
+        _require(file, config, bias, False)
+    hidden, heads = _size(file, config, "hidden_size"), _size(file, config, "num_attention_heads")
+    max_positions = _size(file, config, "max_position_embeddings")
+    _check_no_window(file, config, family, max_positions)
+    shape = Shape(
+        family=family,
+        layers=_size(file, config, "num_hidden_layers"),
+        hidden=hidden,
+        ffn=_size(file, config, "intermediate_size"),
+        heads=heads,
+        # Only LlamaConfig falls back to one key-value head a head.
+        kv_heads=_size(
+            file, config, "num_key_value_heads", heads if family == "llama" else None
+        ),
+        head_dim=_size(file, config, "head_dim", hidden // heads),
+        vocab=_size(file, config, "vocab_size"),
+        max_positions=max_positions,
+        rope_theta=float(config.get("rope_theta", 10_000.0)),
+        rope_scaling=_rope_scaling(file, config, family),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=family == "qwen2",
+        attention_dropout=float(config.get("attention_dropout", 0.0)),
+        initializer_range=float(config.get("initializer_range", 0.02)),
+    )
+    if shape.heads % shape.kv_heads:
+        raise DataError(
+            f"{file}: num_attention_heads={shape.heads} is no multiple of "
+            f"num_key_value_heads={shape.kv_heads}: one of the two is wrong"
+        )
+    return shape
+
+
+def read_json(file: Path, mending: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: the file is missing or holds no JSON object; ends with `mending`.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist: {mending}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error}): {mending}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file} holds no JSON object: {mending}")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, in the index's order.
+
+    Raises:
+        DataError: there are none, or the index names a file that is not there.
+    """
+    single, index = folder / WEIGHTS, folder / WEIGHTS_INDEX
+    if not index.is_file():
+        if single.is_file():
+            return [single]
+        raise DataError(
+            f"{single} does not exist: only safetensors weights are read; save the model with "
+            "save_pretrained(folder, safe_serialization=True)"
+        )
+    names = read_json(index, "download the model again").get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise DataError(f"{index} has no weight_map: download the model again")
+    files = [folder / name for name in sorted(set(names.values()))]
+    for file in files:
+        if file.parent != folder or not file.is_file():
+            raise DataError(f"{file} does not exist though {index.name} names it: download it")
+    return files
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file, from its header alone.
+
+    Raises:
+        DataError: the header is no safetensors header, or the file is shorter than it says.
+    """
+    mending = "download or save the file again"
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            raise DataError(f"{file} is no safetensors file, or was cut short: {mending}")
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {n: t for n, t in header.items() if n != "__metadata__"}
+            end = max((t["data_offsets"][1] for t in tensors.values()), default=0)
+            shapes = {n: tuple(t["shape"]) for n, t in tensors.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(f"{file} has a damaged header ({error}): {mending}") from error
+    if size != 8 + length + end:
+        raise DataError(f"{file} holds {size} bytes and should hold {8 + length + end}: {mending}")
+    return shapes
+
+
+def copy_assets(source: Path, target: Path) -> None:
+    """Copy the configuration and tokenizer files, byte for byte; no weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*CONFIGS, *TOKENIZER_FILES):
+        if (source / name).is_file():
+            (target / name).write_bytes((source / name).read_bytes())
+
+
+def _check_no_code(file: Path, config: Json) -> None:
+    if config.get("auto_map"):
+        raise DataError(
+            f"{file} has auto_map, which names Python code to run from the model's folder: such "
+            "code is never run here; use a model whose architecture transformers has itself"
+        )
+
+
+def _check_no_pickles(folder: Path) -> None:
+    for pattern in _PICKLES:
+        for file in sorted(folder.glob(pattern)):
+            raise DataError(
+                f"{file} is a pickle, which can run code when it is read: keep only safetensors "
+                "in the folder (save_pretrained(folder, safe_serialization=True))"
+            )
+
+
+def _check_tensors(folder: Path, shape: Shape) -> None:
+    found: dict[str, tuple[tuple[int, ...], Path]] = {}
+    for file in weight_files(folder):
+        found |= {name: (size, file) for name, size in tensor_shapes(file).items()}
+    for name, expected in shape.tensors():
+        if name not in found:
+            raise DataError(
+                f"{folder} has no tensor {name}, which its config.json asks for: "
+                "the weights are incomplete or of another model; download them again"
+            )
+        size, file = found.pop(name)
+        if size != expected:
+            raise DataError(
+                f"{file}: {name} is {list(size)} and config.json asks for {list(expected)}: "
+                "config.json and the weights are of different models"
+            )
+    # A tied model may carry the output layer a second time; old ones carry the inverse frequencies.
+    unknown = [n for n in found if n != LM_HEAD and not n.endswith("rotary_emb.inv_freq")]
+    if unknown:
+        raise DataError(
+            f"{found[unknown[0]][1]}: tensor {unknown[0]} is not part of {shape.family}"
+            f"{f' (and {len(unknown) - 1} more)' if len(unknown) > 1 else ''}: "
+            "config.json and the weights are of different models"
+        )
+
+
+def _check_tokenizer(folder: Path, shape: Shape) -> None:
+    save = "save it with AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+    file = folder / "tokenizer.json"
+    tokenizer = read_json(file, save)
+    options_file = folder / "tokenizer_config.json"
+    options = read_json(options_file, save)
+    _check_no_code(options_file, options)
+    ids = _token_ids(file, tokenizer)
+    if not ids:
+        raise DataError(f"{file} has an empty vocabulary: {save}")
+    token, top = max(ids.items(), key=lambda item: item[1])
+    if top >= shape.vocab:
+        raise DataError(
+            f"{file}: token {token!r} has id {top}, but the model's embedding has {shape.vocab} "
+            "rows: use the tokenizer of this model, or enlarge its embedding first"
+        )
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = options.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if text is not None and text not in ids:
+            raise DataError(f"{options_file}: {name} {text!r} is not in tokenizer.json: mend either")
+    for config_name in CONFIGS:
+        _check_special_ids(folder / config_name, shape.vocab)
+    if not options.get("chat_template") and not (folder / "chat_template.jinja").is_file():
+        raise DataError(
+            f"{options_file} has no chat_template and there is no chat_template.jinja beside it: "
+            "add the model's own, or one like those in the models' documentation"
+        )
+
+
+def _token_ids(file: Path, tokenizer: Json) -> dict[str, int]:
+    """Token text to id, of the model's vocabulary and the added tokens."""
+    try:
+        vocab = tokenizer["model"]["vocab"]
+        # Unigram models hold [text, score] pairs, numbered from 0; the others text to id.
+        if isinstance(vocab, list):
+            ids = {pair[0]: number for number, pair in enumerate(vocab)}
+        else:
+            ids = dict(vocab)
+        return ids | {t["content"]: t["id"] for t in tokenizer.get("added_tokens", [])}
+    except (KeyError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{file} is no tokenizers file (no {error}): save it again with transformers"
+        ) from error
+
+
+def _check_special_ids(file: Path, rows: int) -> None:
+    if not file.is_file():
+        return
+    config = read_json(file, "save it again with transformers")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = config.get(name)
+        for token in value if isinstance(value, list) else [value]:
+            # -1 is the old way to write "none".
+            if token is not None and token != -1 and not 0 <= token < rows:
+                raise DataError(
+                    f"{file}: {name}={token} is outside the embedding's {rows} rows: mend it"
+                )
+
+
+def _rope_scaling(file: Path, config: Json, family: str) -> Llama3Rope | None:
+    scaling = config.get("rope_scaling")
+    if scaling is None:
+        return None
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling
+    if kind == "default":
+        return None
+    if kind != "llama3" or family != "llama":
+        raise DataError(
+            f"{file}: rope_scaling of type {kind!r} is not supported for {family}: use a model "
+            "without it, or a Llama with type 'llama3'"
+        )
+    try:
+        return Llama3Rope(
+            factor=float(scaling["factor"]),
+            low_freq_factor=float(scaling["low_freq_factor"]),
+            high_freq_factor=float(scaling["high_freq_factor"]),
+            original_max_positions=int(scaling["original_max_position_embeddings"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: rope_scaling lacks or has a wrong {error}: mend it") from error
+
+
+def _check_no_window(file: Path, config: Json, family: str, max_positions: int) -> None:
+    """A window that never cuts anything off is full attention; a smaller one is refused."""
+    # MistralConfig's own default is a window of 4096.
+    window = config.get("sliding_window", 4096 if family == "mistral" else None)
+    # Qwen2 keeps a size that counts only with use_sliding_window (transformers, Qwen2Config).
+    used = config.get("use_sliding_window", False) if family == "qwen2" else family == "mistral"
+    if used and window is not None and window < max_positions:
+        raise DataError(
+            f"{file}: sliding_window={window} is smaller than max_position_embeddings="
+            f"{max_positions}, and windowed attention is not supported: lower "
+            f"max_position_embeddings to {window}, within which the model is the same"
+        )
+
+
+def _require(file: Path, config: Json, name: str, wanted: object) -> None:
+    value = config.get(name, wanted)
+    if value != wanted:
+        raise DataError(f"{file}: {name}={value!r} is not supported (only {wanted!r}): use another model")
+
+
+def _size(file: Path, config: Json, name: str, default: int | None = None) -> int:
+    value = config.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DataError(f"{file}: {name}={value!r} should be a whole number above 0: mend it")
+    return value
