@@ -1,0 +1,325 @@
+"""Conversations to token ids and loss mask, and back: the one place where text becomes tokens.
+
+Training, calibration, evaluation and serving all render here, with the model's own chat template,
+so they cannot disagree. The ids are those of transformers' `apply_chat_template(tokenize=True)`:
+the template alone decides about BOS, and the tokenizer adds nothing. Knows only the model's folder.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from pipeline.chat_template import ChatTemplate
+from pipeline.errors import DataError
+from pipeline.messages import Message, Unusable
+
+# What a model's folder may hold about text; weights and the architecture are not ours.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+# The smallest conversation: shows how a template ends a turn.
+PROBE: tuple[Message, ...] = (
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as tokens.
+
+    ids: token ids of the whole conversation.
+    mask: 1 for each token that the assistant has to produce (its text and the token that ends its
+        turn), else 0; as long as `ids`.
+    """
+
+    ids: list[int]
+    mask: list[int]
+
+
+class Chat:
+    """The tokenizer and the chat template of a model."""
+
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, template: ChatTemplate, special: Mapping[str, str]
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.template = template
+        self.special_tokens = special
+        added = tokenizer.get_added_tokens_decoder()
+        self._control_ids = {i for i, token in added.items() if token.special}
+        control = [re.escape(added[i].content) for i in sorted(self._control_ids)]
+        self._control = re.compile("|".join(sorted(control, key=len, reverse=True)) or r"(?!)")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Chat":
+        """Read the tokenizer and the chat template of an HF folder.
+
+        Raises:
+            DataError: a file is missing or broken, or there is no usable chat template.
+        """
+        config = _read_json(folder / "tokenizer_config.json")
+        fallback = _read_json(folder / "special_tokens_map.json", required=False)
+        merged = {**fallback, **{k: v for k, v in config.items() if v is not None}}
+        special = {name: _content(merged[name]) for name in SPECIAL if merged.get(name)}
+        template = ChatTemplate(_read_template(folder, config), special, str(folder))
+        chat = cls(folder, _load_tokenizer(folder, merged, special), template, special)
+        chat._check_on_probe()
+        return chat
+
+    def render(self, messages: Sequence[Message]) -> Rendered:
+        """Tokens and loss mask of a conversation.
+
+        The whole text is tokenized once and each assistant turn's characters are mapped to tokens
+        by offset. A turn starts where the generation prompt ends, which is where a served answer
+        starts, and ends with the control token behind its text. A token that straddles the start
+        holds text of the assistant and is trained; a control token that swallowed white space there
+        is not.
+
+        Raises:
+            DataError: the template refuses the conversation, alters an assistant turn or does not
+                end it, or the text holds one of the model's control tokens.
+        """
+        text = self.text(messages)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        ids, offsets = encoding.ids, encoding.offsets
+        mask = [0] * len(ids)
+        position = 0
+        for start, end in self._assistant_spans(messages, text):
+            while position < len(ids) and not self._starts(ids[position], offsets[position], start):
+                position += 1
+            while position < len(ids):
+                mask[position] = 1
+                position += 1
+                if ids[position - 1] in self._control_ids and offsets[position - 1][1] > end:
+                    break
+            else:
+                raise DataError(
+                    f"the chat template of {self.folder} ends the assistant's turn with no control "
+                    "token, so a model trained with it would never stop: add {{ eos_token }} "
+                    "behind the assistant's content in it"
+                )
+        return Rendered(ids, mask)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the assistant's next turn begins.
+
+        Raises:
+            DataError: as for `render`.
+        """
+        text = self.text(messages, generation_prompt=True)
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int], *, control_tokens: bool = False) -> str:
+        """Text of token ids, without control tokens unless they are asked for."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=not control_tokens))
+
+    def text(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        """What the template makes of a conversation, before tokenization.
+
+        Raises:
+            DataError: the template refuses it, or the text holds one of the model's control tokens,
+                with which a user could write turns in another's name.
+        """
+        for i, message in enumerate(messages):
+            if found := self._control.search(message["content"]):
+                raise Unusable(
+                    "control token in text",
+                    f"messages[{i}] holds {found.group()!r}, which the model reads as structure",
+                )
+        return self.template.expand(messages, generation_prompt=generation_prompt)
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the template's end of turn, then each eos the model names."""
+        probe = self.render(PROBE)
+        last_trained = max(i for i, trained in enumerate(probe.mask) if trained)
+        stops: list[int | None] = [probe.ids[last_trained]]
+        if eos := self.special_tokens.get("eos_token"):
+            stops.append(self.tokenizer.token_to_id(eos))
+        named = _read_json(self.folder / "generation_config.json", required=False).get(
+            "eos_token_id"
+        )
+        stops += named if isinstance(named, list) else [named]
+        return list(dict.fromkeys(i for i in stops if isinstance(i, int)))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the rendering: template, tokenizer.json and special tokens."""
+        digest = hashlib.sha256(self.template.source.encode())
+        digest.update((self.folder / "tokenizer.json").read_bytes())
+        digest.update(json.dumps(self.special_tokens, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows that the model's embedding needs: the largest token id and one."""
+        return 1 + max(int(i) for i in self.tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def tokenizer_files(self) -> list[Path]:
+        return [self.folder / name for name in FILES if (self.folder / name).is_file()]
+
+    def save(self, folder: Path) -> None:
+        """Copy the tokenizer files, unchanged, so that the same rendering loads from there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.tokenizer_files():
+            shutil.copyfile(file, folder / file.name)
+
+    def _check_on_probe(self) -> None:
+        """Refuse here what would fail, or silently go wrong, on every conversation."""
+        ids, prompt = self.render(PROBE).ids, self.prompt(PROBE[:1])
+        if ids[: len(prompt)] != prompt:
+            raise DataError(
+                f"the tokenizer of {self.folder} splits the end of the generation prompt into "
+                "other tokens when an answer follows, so training and serving would differ: end the "
+                "assistant's header in the chat template with a control token"
+            )
+
+    def _starts(self, token: int, offset: tuple[int, int], start: int) -> bool:
+        """Whether a token is the first of a turn whose characters begin at `start`."""
+        begin, end = offset
+        return begin >= start or (end > start and token not in self._control_ids)
+
+    def _assistant_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
+        """First character that the assistant must produce and the end of its text, per turn."""
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for turn, (begin, end) in zip(
+            turns, self._content_spans(messages, turns, text), strict=True
+        ):
+            prompt = self.template.expand(messages[:turn], generation_prompt=True)
+            if text.startswith(prompt) and len(prompt) <= begin:
+                begin = len(prompt)
+            elif turn == len(messages) - 1:
+                raise DataError(
+                    f"the chat template of {self.folder} prompts for an answer with "
+                    f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
+                    "and serving would differ: mend the add_generation_prompt part of the template"
+                )
+            yield begin, end
+
+    def _content_spans(
+        self, messages: Sequence[Message], turns: Sequence[int], text: str
+    ) -> list[tuple[int, int]]:
+        """Where the assistant's contents stand in `text`, whatever the template does around them.
+
+        They are rendered again with marks about them, outside of their white space and, for
+        templates that trim, inside. Without its marks that text must be the first one again.
+        """
+        if not turns:
+            return []
+        mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
+        for inside in (False, True):
+            marked = [dict(message) for message in messages]
+            for k, turn in enumerate(turns):
+                content = marked[turn]["content"]
+                stripped = content.strip() if inside else content
+                left = content[: len(content) - len(content.lstrip())] if inside else ""
+                right = content[len(left) + len(stripped) :]
+                marked[turn]["content"] = (
+                    f"{left}{mark}{2 * k}{mark}{stripped}{mark}{2 * k + 1}{mark}{right}"
+                )
+            parts = re.split(
+                f"{mark}(\\d+){mark}", self.template.expand(marked, generation_prompt=False)
+            )
+            if (
+                parts[1::2] == [str(k) for k in range(2 * len(turns))]
+                and "".join(parts[::2]) == text
+            ):
+                ends = [sum(map(len, parts[: i + 1 : 2])) for i in range(0, len(parts) - 1, 2)]
+                return list(zip(ends[::2], ends[1::2], strict=True))
+        raise Unusable(
+            "turn altered by the template",
+            "the chat template does not show every assistant turn as it was given (some drop the "
+            "reasoning of earlier turns): split it so that each row ends with the turn to train on",
+        )
+
+
+def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8 ({error}): save it as such") from error
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    if not isinstance(template, str) or not template:
+        raise DataError(
+            f"{folder} has no chat template, so nothing says how to write a conversation for this "
+            "model: take its instruct version, or put a template into chat_template.jinja there"
+        )
+    return template
+
+
+def _load_tokenizer(
+    folder: Path, config: Mapping[str, Any], special: Mapping[str, str]
+) -> Tokenizer:
+    """The tokenizer as transformers sets it up, so that ids agree."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise DataError(
+            f"{folder} has no tokenizer.json: take a model folder with one, or make it there with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"{file} is not a tokenizer ({error}): fetch it again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # It could only add special tokens, which the template does, and trim white space off offsets.
+    tokenizer.post_processor = None
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    declared = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    tokens = [AddedToken(**token) for _, token in declared if token["content"] not in known]
+    known |= {token.content for token in tokens}
+    tokens += [AddedToken(text, special=True) for text in special.values() if text not in known]
+    for token in tokens:
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+    if hasattr(tokenizer.pre_tokenizer, "add_prefix_space"):
+        tokenizer.pre_tokenizer.add_prefix_space = bool(config.get("add_prefix_space", False))
+    return tokenizer
+
+
+def _content(token: object) -> str:
+    """The text of a special token, which files hold as a string or as an object."""
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
+    if not file.is_file():
+        if not required:
+            return {}
+        raise DataError(f"{file} is missing: take a model folder with its tokenizer files")
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file} is not valid JSON ({error}): fetch it again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file} must hold a JSON object: fetch it again")
+    return value
