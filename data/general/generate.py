@@ -57,6 +57,9 @@ PAST = {
     "shrink": "shrank", "freeze": "froze", "swing": "swung", "slide": "slid",
     "spread": "spread", "light": "lit",
 }  # fmt: skip
+LABEL_SHARE = 0.08  # of the documents
+LABEL_CHARACTERS = "".join(map(chr, range(33, 127)))
+LABEL_MARKS = (" ", " ", " ", "; ", ", ", ". ", ": ", "-", " - ", "/", "\n", "! ", "? ", " (", ") ")
 DOUBLED = frozenset(
     "chop stir plan knit skip trim wrap dig swim run get set hum nod slip spin forget rot grin "
     "clap shop prefer".split()
@@ -234,12 +237,42 @@ def sentences(seed: int) -> Iterator[str]:
     plans = tuple(kind for kind in frames if kind not in ("single", "money", "fact"))
     while True:
         roll = rng.random()
+        if roll < LABEL_SHARE:
+            yield labels(rng)
+            continue
         if roll < 0.5:
             yield rng.choice(frames[rng.choice(plans)]).fill(rng)
             continue
         kinds = ("single", "single", "money") if roll < 0.8 else ("single", "single", "fact")
         count = rng.randint(2, 5)
         yield " ".join(rng.choice(frames[rng.choice(kinds)]).fill(rng) for _ in range(count))
+
+
+def labels(rng: random.Random) -> str:
+    """A list of labels: codes and cut words between punctuation marks.
+
+    Plain English never shows a model some letters, marks and pieces of words. Their rows in the output
+    layer would stay as they were initialised, and an adapter, which leaves that layer frozen, could
+    hardly ever produce them: a single semicolon kept low-rank tuning below 80 % exact answers.
+    """
+    words = _label_words()
+
+    def label() -> str:
+        if rng.random() < 0.4:
+            return "".join(rng.choice(LABEL_CHARACTERS) for _ in range(rng.randint(1, 6)))
+        word = rng.choice(words)
+        start = rng.randint(0, max(0, len(word) - 2)) if rng.random() < 0.5 else 0
+        piece = word[start : start + rng.randint(1, len(word))]
+        return piece.capitalize() if rng.random() < 0.3 else piece
+
+    parts = [label() + rng.choice(LABEL_MARKS) for _ in range(rng.randint(4, 16))]
+    return "".join(parts).strip()
+
+
+@cache
+def _label_words() -> tuple[str, ...]:
+    text = (HERE / "words.txt").read_text() + (HERE / "facts.txt").read_text()
+    return tuple(sorted(set(re.findall(r"[A-Za-z]{3,}", text))))
 
 
 def _chat(*contents: str) -> list[Message]:
@@ -279,7 +312,10 @@ def _sum(rng: random.Random) -> list[Message]:
 
 
 def _repeat(rng: random.Random) -> list[Message]:
-    sentence = rng.choice(_frames()[rng.choice(("single", "fact", "money"))]).fill(rng)
+    if rng.random() < 0.3:
+        sentence = labels(rng)
+    else:
+        sentence = rng.choice(_frames()[rng.choice(("single", "fact", "money"))]).fill(rng)
     return _chat(rng.choice(REPEAT_FRAMES).format(x=sentence), sentence)
 
 
