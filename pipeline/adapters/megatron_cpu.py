@@ -14,7 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 Patch = tuple[Any, str, Any]  # owner, attribute, replacement
 
@@ -25,8 +28,8 @@ _depth = 0  # entered contexts, so that nesting patches once
 def cpu_megatron() -> Iterator[None]:
     """Stand-ins for `torch.cuda` and the CUDA-only corners of Megatron-Core and NeMo, on CPU.
 
-    Enter it before the first import of NeMo or Megatron-Core, in the thread that computes. It may
-    be nested; the outermost one counts. Importing NeMo happens on entering: 12 to 25 s.
+    Enter it in the thread that computes, around everything that NeMo does. It may be nested; the
+    outermost one counts. Entering imports NeMo, which takes seconds.
     """
     global _depth
     import torch
@@ -36,10 +39,8 @@ def cpu_megatron() -> Iterator[None]:
         return
     _depth += 1
     try:
-        with ExitStack() as stack:
-            stack.enter_context(_replaced(_torch_patches()))
-            stack.enter_context(_cuda_named_cpu_mode())
-            stack.enter_context(_replaced(_vendor_patches()))
+        vendor = _vendor_patches()  # imports; torch.compile's tables must see torch as it is
+        with _replaced(vendor), _replaced(_torch_patches()), _cuda_named_cpu_mode():
             yield
     finally:
         _depth -= 1
@@ -86,11 +87,15 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """The CPU has nothing to do here."""
 
 
-def _torch_patches() -> list[Patch]:
+def _no_generator_state(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """What is kept of a device's generator where there is no device."""
     import torch
 
-    def no_generator_state(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.empty(0, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8)
+
+
+def _torch_patches() -> list[Patch]:
+    import torch
 
     cuda = torch.cuda
     return [
@@ -106,7 +111,7 @@ def _torch_patches() -> list[Patch]:
         (cuda, "default_stream", lambda *args: _Stream()),
         # There is no device generator. torch.manual_seed has seeded the one generator there is.
         (cuda, "manual_seed", _nothing),
-        (cuda, "get_rng_state", no_generator_state),
+        (cuda, "get_rng_state", _no_generator_state),
         (cuda, "set_rng_state", _nothing),
         # The profiler's range marks are missing from CPU builds and raise.
         (cuda.nvtx, "range_push", _nothing),
@@ -169,7 +174,7 @@ def _vendor_patches() -> list[Patch]:
         # draws the whole matrix on every rank and keeps its own part.
         (mcore_random.CudaRNGStatesTracker, "fork", lambda self, name="": nullcontext()),
         # These two reach below torch.cuda's public functions.
-        (mcore_random, "_get_cuda_rng_state", mcore_random.torch.cuda.get_rng_state),
+        (mcore_random, "_get_cuda_rng_state", _no_generator_state),
         (mcore_random, "_set_cuda_rng_state", _nothing),
         # Asserts the type name "torch.cuda.FloatTensor".
         (mcore_optimizer, "clip_grad_by_total_norm_fp32", _clip_gradients),

@@ -1,0 +1,154 @@
+"""HF causal language models: opened without running code from their folder, read, written.
+
+    model = load_model(folder, dtype="float32")    # evaluation mode, on the GPU if there is one
+    with_adapter(model, adapter_folder)             # the same with a PEFT adapter on it
+    logits(model, ids)                              # [tokens, vocabulary], float32, on the CPU
+    greedy(model, ids, max_new_tokens=32, stop_ids=chat.stop_ids)
+    WeightReader(folder).tensor(name)               # one tensor of a safetensors checkpoint
+    write_weights(folder, tensors, dtype=...)       # safetensors, in shards where large
+
+Knows nothing of NeMo, of quantization or of chat templates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.checkpoints import WEIGHTS, WEIGHTS_INDEX, tensor_shapes, weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_SHARD_BYTES = 5_000_000_000  # transformers' default
+
+
+def load_model(folder: Path, *, dtype: str) -> PreTrainedModel:
+    """An HF causal language model in evaluation mode, on the GPU if there is one.
+
+    dtype: of the weights in memory: "float32", "bfloat16" or "float16".
+    Reads safetensors alone, runs no code from the folder and asks no network.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
+    """The model with the PEFT adapter in `folder` applied, in evaluation mode."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder, local_files_only=True).eval()
+
+
+def logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
+    """Logits after each of the token ids: [tokens, vocabulary], float32, on the CPU."""
+    import torch
+
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return output.logits[0].float().cpu()
+
+
+def greedy(
+    model: Any, ids: Sequence[int], *, max_new_tokens: int, stop_ids: Sequence[int]
+) -> list[int]:
+    """The likeliest continuation, token by token, up to and with a stop token."""
+    import torch
+
+    tokens = torch.tensor([ids], device=model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+        )
+    return output[0, len(ids) :].tolist()
+
+
+class WeightReader:
+    """The tensors of a safetensors checkpoint, read when asked for, from mapped files.
+
+    >>> with WeightReader(folder) as source:
+    ...     source.tensor("model.norm.weight")
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {name: file for file in weight_files(folder) for name in tensor_shapes(file)}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> WeightReader:
+        from safetensors import safe_open
+
+        opened = {
+            file: self._stack.enter_context(safe_open(file, framework="pt", device="cpu"))
+            for file in set(self._files.values())
+        }
+        self._open = {name: opened[file] for name, file in self._files.items()}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._open[name].get_tensor(name)
+
+
+def write_weights(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str
+) -> None:
+    """Write model.safetensors, or shards of 5 GB and their index, holding one shard at a time."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = getattr(torch, dtype)
+    shard: dict[str, torch.Tensor] = {}
+    held = total = 0
+    parts: list[tuple[Path, list[str]]] = []
+
+    def flush() -> None:
+        file = folder / f"shard-{len(parts):05d}.tmp"
+        save_file(shard, file, metadata={"format": "pt"})
+        parts.append((file, list(shard)))
+        shard.clear()
+
+    for name, tensor in tensors:
+        written = tensor.detach().to("cpu", wanted).contiguous()
+        size = written.numel() * written.element_size()
+        if shard and held + size > _SHARD_BYTES:
+            flush()
+            held = 0
+        # A copy, as safetensors refuses tensors that share memory.
+        shard[name] = written.clone() if written.data_ptr() == tensor.data_ptr() else written
+        held += size
+        total += size
+    flush()
+    if len(parts) == 1:
+        parts[0][0].replace(folder / WEIGHTS)
+        return
+    weight_map = {}
+    for number, (file, names) in enumerate(parts, start=1):
+        final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        file.replace(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
