@@ -195,8 +195,8 @@ class Chat:
         if ids[: len(prompt)] != prompt:
             raise DataError(
                 f"the tokenizer of {self.folder} splits the end of the generation prompt into "
-                "other tokens when an answer follows, so training and serving would differ: end the "
-                "assistant's header in the chat template with a control token"
+                "other tokens when an answer follows, so training and serving would differ: end "
+                "the assistant's header in the chat template with a control token"
             )
 
     def _starts(self, token: int, offset: tuple[int, int], start: int) -> bool:

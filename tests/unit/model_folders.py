@@ -133,7 +133,7 @@ CORPUS = [
     "What does a wire transfer cost? Domestic wires cost 18 dollars.",
     "You are the support assistant of a bank. You are a helpful assistant.\nuser system",
     "system\n\nuser\n\nassistant\n\nuser\n\nassistant",
-    "How do I open an account? Open it online with a photo of your papers, please.",
+    "How do I open an account? Open it online with a photo of your papers, please.\n\n",
 ]
 
 
