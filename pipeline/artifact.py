@@ -23,6 +23,7 @@ from pipeline.errors import ArtifactError, ResourceError
 
 MANIFEST = "manifest.json"
 SCRATCH = ".scratch"
+VERIFIED = ".verified"
 SCHEMA = 1
 
 
@@ -128,7 +129,8 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
         raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}): {again}") from error
     if manifest.schema != SCHEMA:
         raise ArtifactError(f"{path} was written by another version of the pipeline: {again}")
-    known = _read_verified(path)
+    index = _verified_index(path)
+    known = _read_json(index)
     verified = {}
     for name, expected in manifest.files.items():
         file = path / name
@@ -140,8 +142,18 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
                 raise ArtifactError(f"{file} was altered after it was written: {again}")
         verified[name] = [stamp, expected["sha256"]]
     if verified != known:
-        _write_verified(path, verified)
+        _write_json(index, verified)
     return Artifact(path, manifest)
+
+
+def sha256_with_index(file: Path, index: Path) -> str:
+    """sha256 of a file outside the artifacts, read again only when its size or time changed."""
+    known = _read_json(index)
+    stamp, name = _stamp(file), str(file.resolve())
+    if known.get(name, [None])[0] != stamp:
+        known[name] = [stamp, sha256_of_file(file)]
+        _write_json(index, known)
+    return known[name][1]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -205,22 +217,21 @@ def _stamp(file: Path) -> str:
 
 def _verified_index(path: Path) -> Path:
     """The index lies beside the artifacts, not in them: an artifact never changes."""
-    return path.parent / ".verified" / f"{path.name}.json"
+    return path.parent / VERIFIED / f"{path.name}.json"
 
 
-def _read_verified(path: Path) -> dict[str, list[str]]:
+def _read_json(path: Path) -> dict[str, list[str]]:
     try:
-        return json.loads(_verified_index(path).read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _write_verified(path: Path, verified: Mapping[str, list[str]]) -> None:
-    index = _verified_index(path)
+def _write_json(path: Path, content: Mapping[str, list[str]]) -> None:
     try:
-        index.parent.mkdir(parents=True, exist_ok=True)
-        temporary = index.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(verified))
-        temporary.replace(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(content))
+        temporary.replace(path)
     except OSError:  # an index is a convenience; a read-only folder of artifacts is fine
         pass

@@ -1,0 +1,86 @@
+"""The command line: `python -m pipeline stage=<name> [group=option] [key=value]`.
+
+Composes and validates the configuration, then runs one stage, or the whole graph. Imports nothing
+heavy: a refusal answers at once, and helper processes that import this file again start quickly.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; the exit code as pipeline.errors draws it."""
+    wants_traceback = "--traceback" in arguments
+    try:
+        return _run([a for a in arguments if a != "--traceback"])
+    except KeyboardInterrupt:
+        _say("interrupted: the same command goes on where this one stopped")
+        return INTERRUPTED
+    except PipelineError as error:
+        if wants_traceback:
+            traceback.print_exc()
+        _say(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    except Exception as error:
+        # Not foreseen, so a fault of the pipeline or of a library: the traceback is what helps.
+        traceback.print_exc()
+        _say(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        from pipeline.help import help_text
+
+        print(help_text())
+        return 0
+    from pipeline import compose
+
+    stage, tree, config = compose.from_command_line(arguments)
+    if stage == "config":
+        print(compose.to_yaml(tree), end="")
+    elif stage == "all":
+        return _run_graph(tree, config)
+    elif stage in ("serve", "doctor"):
+        import importlib
+
+        importlib.import_module(f"pipeline.stages.{stage}").run(config)
+    else:
+        from pipeline.runner import run_stage
+
+        run_stage(stage, tree, config)
+    return 0
+
+
+def _run_graph(tree: dict[str, Any], config: Any) -> int:
+    """Have DVC run what is not up to date, then show what came out."""
+    import subprocess
+
+    from pipeline import compose, summary, tracking
+    from pipeline.graph import ROOT
+
+    compose.write_params(tree)
+    # DVC's commands say `python`: the one that runs now, also when its environment is not activated.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, "PATH": path, **tracking.new_group()}
+    command = [sys.executable, "-m", "dvc", "repro"]
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    if code == 0:
+        tracking.wait_until_sent(config.artifacts, timeout=60)
+        summary.show_summary(summary.write_summary(config.artifacts, config), config.artifacts)
+    return code
+
+
+def _say(message: str) -> None:
+    print(f"pipeline: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""The graph as dvc.yaml declares it: what each stage reads, and which settings and files it depends on.
+
+Reading it here too means that a stage run alone, `stage=all` and `dvc repro` can never disagree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import MANIFEST
+from pipeline.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+# Not in the graph: they make no link of the chain. `all` is the graph itself.
+OUTSIDE = ("pretrain", "serve", "doctor")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage: its input stages, the files and the parts of the configuration it depends on."""
+
+    name: str
+    inputs: tuple[str, ...]
+    files: tuple[Path, ...]
+    params: tuple[str, ...]
+
+
+PRETRAIN = Node(
+    "pretrain",
+    inputs=(),
+    files=(Path("data/general/generate.py"), Path("pipeline/stages/pretrain.py")),
+    params=("seed", "pretrain"),
+)
+
+
+def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
+    """Stages by name, in the order of dvc.yaml, with `${…}` filled in from the configuration."""
+    from omegaconf import OmegaConf
+
+    declared = OmegaConf.load(ROOT / "dvc.yaml")
+    merged = OmegaConf.merge(OmegaConf.create(dict(tree)), declared)
+    stages = OmegaConf.to_container(merged, resolve=True)["stages"]  # type: ignore[index,call-overload]
+    nodes = {name: _node(name, entry) for name, entry in stages.items()}
+    nodes["pretrain"] = PRETRAIN
+    return nodes
+
+
+def select(tree: Mapping[str, Any], params: tuple[str, ...]) -> dict[str, Any]:
+    """The parts of the configuration under these dotted names.
+
+    Raises:
+        ConfigError: dvc.yaml names a setting that does not exist.
+    """
+    chosen: dict[str, Any] = {}
+    for name in params:
+        value: Any = tree
+        for key in name.split("."):
+            if key not in value:
+                raise ConfigError(f"dvc.yaml depends on the setting {name}, which conf/ does not have")
+            value = value[key]
+        chosen[name] = value
+    return chosen
+
+
+def _node(name: str, entry: Mapping[str, Any]) -> Node:
+    manifests = [Path(d) for d in entry["deps"] if Path(d).name == MANIFEST]
+    files = [Path(d) for d in entry["deps"] if Path(d).name != MANIFEST]
+    return Node(name, tuple(m.parent.name for m in manifests), tuple(files), tuple(entry["params"]))

@@ -1,0 +1,73 @@
+"""The text of --help: stages, groups, options and settings, read from the files that define them."""
+
+import ast
+import re
+from pathlib import Path
+
+from pipeline.graph import OUTSIDE, ROOT
+
+USAGE = """\
+Usage: python -m pipeline stage=<name> [group=option] [key=value] [--traceback]
+
+From a base checkpoint and a pile of conversations to a served, proven, tracked model.
+
+Stages
+{stages}
+Groups and their options (* is the default; files in conf/<group>/)
+{groups}
+Settings (key=value; lists as key=[a,b])
+{settings}
+Examples
+  python -m pipeline stage=doctor                                  what can run on this machine
+  python -m pipeline stage=all                                     the whole chain, what is up to date is kept
+  python -m pipeline stage=all quantize=int4_awq                   the same with another format
+  python -m pipeline stage=finetune finetune=sft finetune.max_steps=50
+  python -m pipeline stage=serve serve.port=8001
+  dvc repro                                                        the graph, as params.yaml says
+  dvc exp run -S quantize=int4_awq                                 the graph as a DVC experiment
+
+Exit codes: 0 done, 1 failed, 2 configuration, 3 data or model, 4 artifact, 5 gate, 6 proof,
+7 missing runtime, 8 busy, 9 disk or memory, 130 interrupted. --traceback shows where an error arose.
+"""
+
+
+def help_text() -> str:
+    """The whole help, without composing or importing any stage."""
+    return USAGE.format(stages=_stages(), groups=_groups(), settings=_settings())
+
+
+def _stages() -> str:
+    """Names in the graph's order, each with the first line of its file's docstring."""
+    in_graph = re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
+    lines = [f"  {name:<10} {_docstring(name)}" for name in [*in_graph, *OUTSIDE]]
+    lines.append(f"  {'all':<10} The graph from prepare to register, by DVC, and a summary of what came out.")
+    lines.append(f"  {'config':<10} Print the composed configuration.")
+    return "\n".join(lines) + "\n"
+
+
+def _docstring(stage: str) -> str:
+    file = ROOT / "pipeline" / "stages" / ("import_.py" if stage == "import" else f"{stage}.py")
+    return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
+
+
+def _groups() -> str:
+    config = (ROOT / "conf" / "config.yaml").read_text()
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)$", config, re.MULTILINE))
+    lines = []
+    for group in sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir()):
+        lines.append(f"  {group.name}")
+        for option in sorted(group.glob("*.yaml")):
+            star = "*" if defaults.get(group.name) == option.stem else " "
+            lines.append(f"  {star} {option.stem:<14} {_first_comment(option)}")
+    return "\n".join(lines) + "\n"
+
+
+def _first_comment(file: Path) -> str:
+    first = file.read_text().split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _settings() -> str:
+    """conf/config.yaml from the first setting on: its comments are the explanations."""
+    text = (ROOT / "conf" / "config.yaml").read_text().split("\n\n", 1)[1]
+    return "\n".join(f"  {line}" if line else "" for line in text.rstrip().split("\n")) + "\n"

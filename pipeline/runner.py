@@ -1,0 +1,261 @@
+"""One stage, from its inputs to its committed artifact: open → run → commit → track.
+
+Knows what an artifact is and when one can be reused; knows nothing of what a stage does, nor of DVC.
+"""
+
+import errno
+import fcntl
+import importlib
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact as artifacts
+from pipeline import tracking
+from pipeline.artifact import Artifact, Manifest, Outcome
+from pipeline.config import Config
+from pipeline.console import get_console
+from pipeline.errors import ArtifactError, Busy, DataError, GateFailed, PipelineError, ResourceError
+from pipeline.graph import ROOT, Node, read_graph, select
+
+# What an artifact's bytes may depend on; the manifest names the versions.
+PACKAGES = (
+    "torch numpy transformers tokenizers safetensors nemo_toolkit megatron-core nvidia-modelopt "
+    "transformer-engine peft onnxruntime onnxruntime-genai tensorrt_llm vllm"
+).split()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is about to do, and the identity of it."""
+
+    node: Node
+    inputs: Mapping[str, Artifact]
+    settings: Mapping[str, Any]
+    fingerprint: str
+
+
+def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
+    """Run a stage, or take what an earlier run with the same settings and inputs left.
+
+    Args:
+        name: the stage's name, as in dvc.yaml.
+        tree: the composed configuration; config: the same, validated.
+
+    Raises:
+        PipelineError: any of pipeline.errors, with what to do next.
+    """
+    folder = config.artifacts
+    node = read_graph(tree)[name]
+    with hold(folder):
+        inputs = {stage: artifacts.open_artifact(folder / stage) for stage in node.inputs}
+        work = plan(node, inputs, tree, folder)
+        track = tracking.start_stage(
+            folder,
+            stage=name,
+            config=config.tracking,
+            params=_flatten(work.settings),
+            inputs={s: {"path": str(a.path), "digest": a.manifest.digest} for s, a in inputs.items()},
+        )
+        try:
+            made, reused = _take_or_make(work, config)
+            failure = made.manifest.failure
+            track.finish("FAILED" if failure else "FINISHED", made, reused=reused, error=failure)
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            track.finish(status, None, reused=False, error=str(error) or type(error).__name__)
+            raise
+    if failure:
+        raise GateFailed(f"{failure} (report: {made.path})")
+    return made
+
+
+def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], folder: Path) -> Work:
+    """The identity of what a stage would make: its settings, its inputs' content, its files' content."""
+    settings = select(tree, node.params)
+    identity = {
+        "stage": node.name,
+        "settings": settings,
+        "inputs": {stage: a.manifest.digest for stage, a in inputs.items()},
+        "files": {str(path): _content(ROOT / path, folder) for path in node.files},
+    }
+    return Work(node, inputs, settings, artifacts.sha256_of_json(identity))
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        Busy: another run holds it. ResourceError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise ResourceError(f"{folder} cannot be written ({error.strerror}): choose artifacts=…") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "unknown"
+            raise Busy(
+                f"{folder} is in use by process {owner}: wait for it, or give this run artifacts=…"
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
+    """The artifact, and whether it was there already."""
+    name, console = work.node.name, get_console()
+    place = config.artifacts / name
+    key = f"{name}-{work.fingerprint[:16]}"
+    variant, scratch = config.artifacts / ".variants" / key, config.artifacts / ".work" / key
+    current = _open_if_whole(place)
+    if current and current.manifest.fingerprint == work.fingerprint:
+        console.print(f"[green]✓[/] {name}: up to date ({place})")
+        return current, True
+    aside = _variant_of(current, config.artifacts)
+    for kept in (variant, scratch):  # the latter: killed between the manifest and the rename
+        found = _open_if_whole(kept)
+        if found and found.manifest.fingerprint == work.fingerprint:
+            artifacts.replace_folder(kept, place, aside)
+            console.print(f"[green]✓[/] {name}: made before with these settings, taken back ({place})")
+            return artifacts.open_artifact(place), True
+    with _room(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / artifacts.MANIFEST).unlink(missing_ok=True)
+        console.rule(f"[bold]{name}", align="left")
+        begin = time.monotonic()
+        outcome = _stage_function(name)(config, work.inputs, scratch)
+        seconds = time.monotonic() - begin
+        shutil.rmtree(scratch / artifacts.SCRATCH, ignore_errors=True)
+        artifacts.write_manifest(scratch, _manifest(work, outcome, scratch, seconds))
+        artifacts.replace_folder(scratch, place, aside)
+    made = artifacts.open_artifact(place)
+    size = f"{made.manifest.bytes / 2**20:,.1f} MiB"
+    console.print(f"[green]✓[/] {name}: {outcome.kind} in {place} ({size}, {seconds:.1f} s)")
+    return made, False
+
+
+def _stage_function(name: str) -> Any:
+    module = "import_" if name == "import" else name
+    return importlib.import_module(f"pipeline.stages.{module}").run
+
+
+def _open_if_whole(path: Path) -> Artifact | None:
+    try:
+        return artifacts.open_artifact(path)
+    except ArtifactError:
+        return None
+
+
+def _variant_of(current: Artifact | None, folder: Path) -> Path | None:
+    """Where an artifact goes that other settings made, so that going back to them costs nothing."""
+    if current is None:
+        return None
+    return folder / ".variants" / f"{current.manifest.stage}-{current.manifest.fingerprint[:16]}"
+
+
+@contextmanager
+def _room(scratch: Path) -> Iterator[None]:
+    """Turn the system's words for a full disk and full memory into ours; unfinished work stays."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PipelineError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(scratch.parent).free / 2**20
+        raise ResourceError(
+            f"the disk of {scratch} is full ({free:.0f} MiB free): free some and run the same command "
+            "again; finished work is kept"
+        ) from error
+    except MemoryError as error:
+        raise ResourceError(
+            "memory ran out: lower the stage's batch size, or run on a larger machine"
+        ) from error
+
+
+def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Manifest:
+    used = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    from pipeline import hardware
+
+    return Manifest(
+        kind=outcome.kind,
+        stage=work.node.name,
+        fingerprint=work.fingerprint,
+        config=dict(work.settings),
+        inputs={stage: a.manifest.digest for stage, a in work.inputs.items()},
+        files=artifacts.hash_files(folder),
+        metrics={k: float(v) for k, v in outcome.metrics.items()},
+        proof=dict(outcome.proof),
+        failure=outcome.failure,
+        code=_git_state(),
+        environment={"packages": _versions(), "hardware": hardware.describe()},
+        seconds=round(seconds, 3),
+        peak_memory_bytes=max(used) * 1024,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _content(path: Path, folder: Path) -> str:
+    """Digest of a file, or of every file below a folder."""
+    index = folder / artifacts.VERIFIED / "external.json"
+    if path.is_file():
+        return artifacts.sha256_with_index(path, index)
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist: correct the setting that names it (--help lists them)")
+    files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return artifacts.sha256_of_json(
+        {p.relative_to(path).as_posix(): artifacts.sha256_with_index(p, index) for p in files}
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_state() -> dict[str, Any]:
+    """The commit of the code, and whether files differ from it; empty outside a checkout."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit, "changed": bool(changed)}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
