@@ -4,7 +4,7 @@
         spool/<run>.jsonl    one stage run: start, metrics …, finish; a line an event
         spool/<run>.files/   its manifest and small reports, as they were when it ended
         spool/<group>.group  the pipeline run that stage runs belong to, and the process it lives in
-        registered/<run>.json  what the registry answered
+        registered.json      what the registry answered last
         rejected/            what MLflow refuses; the reason is in sender.log
         trouble.txt          why sending failed last
         sender.lock          held by the one process that sends
@@ -19,12 +19,12 @@ import json
 import os
 import re
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config import TrackingConfig
@@ -88,6 +88,10 @@ class Group:
     experiment: str
     ended: bool = False
 
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> "Group":
+        return cls(**{**raw, "owner": Owner(**raw["owner"])})
+
     @property
     def name(self) -> str:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.created))
@@ -145,7 +149,7 @@ class Destination:
                 raw = json.loads(file.read_text())
             except FileNotFoundError:  # closed meanwhile
                 continue
-            yield replace(Group(**raw), owner=Owner(**raw["owner"]))
+            yield Group.of(raw)
 
     def group_here(self) -> Group | None:
         """The open pipeline run that this process takes part in, if it was started."""
@@ -161,6 +165,14 @@ class Destination:
             group.write(self.spool)
         return group
 
+    def registered(self, group: str) -> dict[str, Any] | None:
+        """What the registry answered to a pipeline run, if it was the last to ask."""
+        try:
+            answer = json.loads((self.folder / "registered.json").read_text())
+        except FileNotFoundError:
+            return None
+        return answer if answer["group"] == group else None
+
     def trouble(self) -> str:
         """Why sending failed last; empty when it did not."""
         try:
@@ -168,27 +180,42 @@ class Destination:
         except FileNotFoundError:
             return ""
 
+    def try_lock(self) -> int | None:
+        """Descriptor of the lock that the sender holds; None while another does."""
+        lock = os.open(self.folder / "sender.lock", os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        return lock
+
     def ensure_sender(self) -> None:
-        """Start the sender unless one runs.
+        """Start the sender unless one runs; it inherits the lock, as its standard input.
 
         What it shall send must be in the spool before: a sender looks there once more after it gave
         up its lock.
         """
-        with (self.folder / "sender.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-        with (self.folder / "sender.log").open("a") as log:
-            subprocess.Popen(
-                [sys.executable, "-m", "pipeline.adapters.mlflow", str(self.artifacts)],
-                cwd=Path(__file__).parents[1],
-                env={**os.environ, "MLFLOW_TRACKING_URI": self.uri},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+        lock = self.try_lock()
+        if lock is None:
+            return
+        root, log = str(Path(__file__).parents[1]), str(self.folder / "sender.log")
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        try:
+            os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", "pipeline.adapters.mlflow", str(self.artifacts), "--locked"],
+                {**os.environ, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": self.uri},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, lock, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, log, appended, 0o644),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,  # Ctrl-C and a closing terminal end the stage, not the sending
             )
+        finally:
+            os.close(lock)
 
 
 def mask(text: str) -> str:

@@ -2,7 +2,7 @@
 
 Importing MLflow takes seconds and a tracking server can be away. So a stage only appends what
 happens to a spool file of its own (pipeline/spool.py); `python -m pipeline.adapters.mlflow`, one
-process of low priority, carries the spool to MLflow while the stages run. What cannot be sent stays,
+process of low priority, carries the spool to MLflow while the stages run. What cannot be sent stays
 and goes with the next run. Nothing here raises: tracking must not cost a training.
 """
 
@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,7 +64,7 @@ class StageRun:
             manifest = artifact.manifest
             end |= {"path": str(artifact.path.absolute()), "kind": manifest.kind}
             end |= {"digest": manifest.digest, "bytes": manifest.bytes, "code": manifest.code}
-            self.append("metrics", metrics=self._final(artifact))
+            end["metrics"] = self._final(artifact)
             self._keep_reports(artifact)
         self.append("finish", **end)
         with _harmless("the sender of tracked runs cannot be started"):
@@ -77,11 +77,8 @@ class StageRun:
             return
         line = json.dumps({"event": event, "time": _milliseconds(), **content}, default=str)
         file = self._place.spool / f"{self._name}.jsonl"
-        with (
-            _harmless(f"{file} cannot be written, the run is not tracked whole"),
-            file.open("a") as f,
-        ):
-            f.write(line + "\n")
+        with _harmless(f"{file} cannot be written, not all is tracked"), file.open("a") as stream:
+            stream.write(line + "\n")
 
     def _final(self, artifact: Artifact) -> dict[str, tuple[float, int]]:
         """The manifest's figures, at the last step at which their curve has a point."""
@@ -90,7 +87,6 @@ class StageRun:
             key: (float(value), self._latest.get(key, (0.0, 0))[1])
             for key, value in manifest.metrics.items()
         }
-        points = {key: point for key, point in points.items() if self._latest.get(key) != point}
         points["stage/seconds"] = (manifest.seconds, 0)
         points["stage/peak_memory_gib"] = (manifest.peak_memory_bytes / 2**30, 0)
         return points
@@ -111,12 +107,12 @@ class Delivery:
     """What became of a pipeline run's events.
 
     waiting: stage runs that are not sent; why: what failed, if something did;
-    registered: what the registry answered (pipeline.adapters.mlflow_registry).
+    registered: what the registry answered (pipeline.adapters.mlflow_registry), None without one.
     """
 
     waiting: int = 0
     why: str = ""
-    registered: Sequence[Mapping[str, Any]] = ()
+    registered: Mapping[str, Any] | None = None
 
 
 _current: StageRun | None = None
@@ -146,7 +142,7 @@ def start_stage(
             run.append(
                 "start",
                 stage=stage,
-                group=group.id,
+                group=asdict(group),
                 owner=asdict(Owner.this()),
                 params=flatten(params),
                 inputs={name: _source(artifact) for name, artifact in inputs.items()},
@@ -167,7 +163,7 @@ def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
 
 
 def new_group() -> dict[str, str]:
-    """Environment that makes the stages below a child process one pipeline run, owned by this one."""
+    """Environment that makes the stages of a child process one pipeline run, owned by this one."""
     owner = Owner.this()
     return {OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
 
@@ -191,9 +187,7 @@ def wait_until_sent(artifacts: Path, config: TrackingConfig, timeout: float) -> 
         if time.monotonic() > deadline or place.trouble():
             break
         time.sleep(0.1)
-    answers = sorted((place.folder / "registered").glob(f"*-{group.id}.json"))
-    registered = [json.loads(answer.read_text()) for answer in answers]
-    return Delivery(len(place.runs()), place.trouble(), registered)
+    return Delivery(len(place.runs()), place.trouble(), place.registered(group.id))
 
 
 def waiting_line(artifacts: Path, config: TrackingConfig) -> str | None:
@@ -248,9 +242,11 @@ def reports_of(artifact: Artifact) -> list[str]:
     ]
 
 
-def _source(artifact: Artifact) -> dict[str, str]:
+def _source(artifact: Artifact) -> dict[str, Any]:
     digest = artifact.manifest.digest
-    return {"kind": artifact.kind, "path": str(artifact.path.absolute()), "digest": digest}
+    figures = dict(artifact.manifest.metrics) if artifact.kind == "dataset" else {}
+    path = str(artifact.path.absolute())
+    return {"kind": artifact.kind, "path": path, "digest": digest, "figures": figures}
 
 
 def _milliseconds() -> int:

@@ -1,0 +1,141 @@
+"""What the register stage asked for, carried out in MLflow's registry; safe to repeat."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Array, ColSpec, Object, Property, Schema
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+REQUEST, CARD = "registration.json", "MODEL_CARD.md"
+_MESSAGE = Object([Property("role", "string"), Property("content", "string")])
+# What /v1/chat/completions takes and gives.
+SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(Array(_MESSAGE), "messages"),
+            ColSpec("double", "temperature", required=False),
+            ColSpec("long", "max_tokens", required=False),
+        ]
+    ),
+    outputs=Schema(
+        [
+            ColSpec(
+                Array(Object([Property("message", _MESSAGE), Property("finish_reason", "string")])),
+                "choices",
+            )
+        ]
+    ),
+)
+
+
+def register(client: MlflowClient, run_id: str, files: Path) -> dict[str, Any]:
+    """A version of the requested model, with its aliases.
+
+    files: folder with registration.json and MODEL_CARD.md, as pipeline/stages/register.py writes.
+    Returns the answer: name, version, aliases and, in words, who is champion and why.
+    """
+    request = json.loads((files / REQUEST).read_text())
+    card = (files / CARD).read_text()
+    name = request["name"]
+    model = _logged_model(client, run_id, request, files)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = _version(client, run_id, model, request, card)
+    client.set_registered_model_alias(name, CANDIDATE, version.version)
+    wins, reason = _is_champion(client, version, request)
+    if wins:
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+        client.update_registered_model(name, card)
+    client.set_model_version_tag(name, version.version, CHAMPION, reason)
+    aliases = [CANDIDATE, CHAMPION] if wins else [CANDIDATE]
+    return {"name": name, "version": int(version.version), "aliases": aliases, "reason": reason}
+
+
+def _logged_model(
+    client: MlflowClient, run_id: str, request: Mapping[str, Any], files: Path
+) -> LoggedModel:
+    """The record that the registry's page shows: signature, card and figures; the weights stay
+    where they are."""
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    model = (
+        found[0]
+        if found
+        else client.create_logged_model(
+            experiment, request["name"], run_id, request["tags"], request["params"], "chat"
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Model(
+            artifact_path=model.artifact_location,
+            run_id=run_id,
+            model_id=model.model_id,
+            signature=SIGNATURE,
+            flavors={"openai_chat": {"artifacts": request["artifacts"], "serve": request["serve"]}},
+            metadata={"description": "weights by location and digest, see the flavor"},
+        ).save(str(Path(folder) / "MLmodel"))
+        for name in (REQUEST, CARD):
+            (Path(folder) / name).write_bytes((files / name).read_bytes())
+        client.log_model_artifacts(model.model_id, folder)
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    points = [
+        Metric(key, value, model.creation_timestamp, 0, model_id=model.model_id, run_id=run_id)
+        for key, value in request["metrics"].items()
+    ]
+    client.log_batch(run_id, metrics=points)
+    return model
+
+
+def _version(
+    client: MlflowClient, run_id: str, model: LoggedModel, request: Mapping[str, Any], card: str
+) -> ModelVersion:
+    name = request["name"]
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run_id:
+            return version
+    return client.create_model_version(
+        name,
+        source=model.model_uri,
+        run_id=run_id,
+        tags=request["tags"],
+        description=card,
+        model_id=model.model_id,
+    )
+
+
+def _is_champion(
+    client: MlflowClient, version: ModelVersion, request: Mapping[str, Any]
+) -> tuple[bool, str]:
+    """The gate must have passed, and the champion's exact match must not be higher. At a tie the
+    newer version takes over, for it is what the newest data and code made."""
+    if not request["gate_passed"]:
+        return False, f"no: the gate refused it ({request['gate_reason']})"
+    score = float(request["exact_match"])
+    try:
+        holder = client.get_model_version_by_alias(request["name"], CHAMPION)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return True, f"yes: the gate passed, and there was none (exact match {score:.1%})"
+    if holder.version == version.version:
+        return True, holder.tags.get(CHAMPION, "yes: the gate passed")
+    held = float(holder.tags["exact_match"])
+    same = holder.tags.get("test_set") == request["tags"]["test_set"]
+    note = "" if same else ", measured on another test set"
+    if held > score:
+        return (
+            False,
+            f"no: version {holder.version} has {held:.1%} exact match{note}, this {score:.1%}",
+        )
+    return True, f"yes: {score:.1%} exact match, version {holder.version} had {held:.1%}{note}"

@@ -1,0 +1,324 @@
+"""What the spool says, as runs in MLflow: one parent a pipeline run, one nested run a stage run.
+
+May be killed at any time. How far a stage run was sent stands in its MLflow run (a hidden tag),
+every run is looked for before it is created, and a point that is sent twice is one point to MLflow;
+so the next sender goes on, without losing or doubling anything. Knows nothing of stages but what
+the spool says of them.
+"""
+
+import json
+import math
+import re
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from pipeline.adapters import mlflow_notes, mlflow_registry
+from pipeline.artifact import open_artifact
+from pipeline.errors import ArtifactError
+from pipeline.spool import Destination, Group, Owner, mask
+
+# Tags that begin with "mlflow." are not shown.
+SENT, RUN, STAGE = "mlflow.pipeline.sent", "mlflow.pipeline.run", "mlflow.pipeline.stage"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+CONTEXTS = {"finetune": "training", "quantize": "calibration", "evaluate": "evaluation"}
+# MLflow's limits: entries of a batch; characters of a parameter, a name and a digest.
+METRICS, PARAMS = 1000, 100
+PARAM_LENGTH, NAME_LENGTH, DIGEST_LENGTH = 6000, 250, 36
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+T = TypeVar("T")
+
+
+@dataclass
+class Sending:
+    """A stage run that is being sent: its run in MLflow, and the bytes of the spool file sent."""
+
+    run_id: str
+    parent_id: str
+    start: Mapping[str, Any]
+    sent: int
+
+
+class Sender:
+    """Sends one destination's spool with one client."""
+
+    def __init__(self, place: Destination):
+        if place.artifact_root:  # the folder of the database too
+            place.artifact_root.mkdir(parents=True, exist_ok=True)
+        self.place = place
+        self.client = MlflowClient(tracking_uri=place.uri)
+        self.sending: dict[Path, Sending] = {}
+        self.experiments: dict[str, str] = {}
+        self.parents: dict[str, str] = {}
+        self.refused: set[Path] = set()
+
+    def send_all(self) -> bool:
+        """Send what the spool holds now. Returns whether more can come."""
+        groups = [(group, group.is_open()) for group in self.place.groups()]
+        for file in self.place.runs():
+            with self._or_refuse(file):
+                self.send(file)
+        for group, is_open in groups:
+            if not is_open and not self.place.runs_of(group.id):
+                file = self.place.spool / f"{group.id}.group"
+                with self._or_refuse(file):
+                    self.close(group)
+                    file.unlink()
+        return bool(self.place.runs() or list(self.place.groups()))
+
+    def send(self, file: Path) -> None:
+        """Send the lines that were added to a stage run's file, and remove it after the last."""
+        sending = self.sending.get(file) or self._open(file)
+        if not sending:
+            return
+        # Asked before reading: what a dead process wrote is all it will.
+        was_alive = Owner(**sending.start["owner"]).is_alive()
+        events, end = _read(file, sending.sent)
+        self._log_points(sending, events)
+        last: dict[str, Any] = next((e for e in events if e["event"] == "finish"), {})
+        if not last and not was_alive:
+            written = int(file.stat().st_mtime * 1000)
+            last = {"status": "KILLED", "time": written, "error": "the process was killed"}
+        if last:
+            self._finish(file, sending, last)
+            shutil.rmtree(file.with_suffix(".files"), ignore_errors=True)
+            file.unlink()
+            self.sending.pop(file)
+        elif end > sending.sent:
+            self.client.set_tag(sending.run_id, SENT, str(end))
+            sending.sent = end
+
+    def close(self, group: Group) -> None:
+        """End the parent run: its state is that of its stages' last attempts."""
+        parent = self._parent(group)
+        children = self._search(self._experiment(group.experiment), PARENT, parent)
+        latest = {run.data.tags[STAGE]: run for run in reversed(children)}  # newest come first
+        stages = sorted(latest.values(), key=lambda run: run.info.start_time)
+        states = [run.info.status for run in stages]
+        state = next((s for s in ("FAILED", "KILLED") if s in states), "FINISHED")
+        ends = [run.info.end_time for run in stages if run.info.end_time]
+        self.client.set_tag(parent, NOTE, mlflow_notes.of_pipeline(stages))
+        self.client.set_terminated(parent, state, max(ends, default=_now()))
+
+    def _open(self, file: Path) -> Sending | None:
+        """The MLflow run of a spool file, created unless an earlier sender did."""
+        events, _ = _read(file, 0)
+        if not events:
+            if _now() - file.stat().st_mtime * 1000 > 10_000:  # killed in its first line
+                file.unlink()
+            return None
+        start = events[0]
+        group = Group.of(start["group"])
+        experiment, parent = self._experiment(group.experiment), self._parent(group)
+        found = self._search(experiment, RUN, file.stem)
+        if found:
+            run_id, sent = found[0].info.run_id, int(found[0].data.tags.get(SENT, 0))
+        else:
+            tags = {RUN: file.stem, PARENT: parent, STAGE: start["stage"], **_source_tags(start)}
+            run_id = self._create(experiment, start["stage"], start["time"], tags)
+            sent = 0
+        sending = self.sending[file] = Sending(run_id, parent, start, sent)
+        if not sent:
+            self._log_start(sending)
+        return sending
+
+    def _log_start(self, sending: Sending) -> None:
+        start = sending.start
+        for run_id in (sending.run_id, sending.parent_id):
+            known = self.client.get_run(run_id).data.params  # a second value is refused
+            params = [
+                Param(_name(key), value[:PARAM_LENGTH])
+                for key, value in start["params"].items()
+                if _name(key) not in known
+            ]
+            for batch in _batches(params, PARAMS):
+                self.client.log_batch(run_id, params=batch)
+        datasets, tags = [], []
+        for name, source in start["inputs"].items():
+            tags.append(RunTag(f"input.{name}", f"{source['digest'][:12]} {source['path']}"))
+            if source["kind"] == "dataset":
+                datasets.append(_dataset(name, source, CONTEXTS.get(start["stage"], "reading")))
+        for path, digest in start["files"].items():
+            if path == start["params"].get("data.folder"):
+                source = {"digest": digest, "path": path, "figures": {}}
+                datasets.append(_dataset(Path(path).name, source, "raw data"))
+        self.client.log_batch(sending.run_id, tags=tags)
+        self.client.log_inputs(sending.run_id, datasets)
+
+    def _log_points(self, sending: Sending, events: Iterable[Mapping[str, Any]]) -> None:
+        """Live figures. NaN and infinities, which MLflow cannot tell apart when sent twice, are
+        named in a tag instead."""
+        points, broken = [], []
+        for event in events:
+            for name, (value, step) in event.get("metrics", {}).items():
+                if math.isfinite(value):
+                    points.append(Metric(_name(name), value, event["time"], step))
+                else:
+                    broken.append(f"{name} is {value} at step {step}")
+        for batch in _batches(points, METRICS):
+            self.client.log_batch(sending.run_id, metrics=batch)
+        if broken:
+            self.client.set_tag(sending.run_id, "not_finite", broken[0])
+
+    def _finish(self, file: Path, sending: Sending, end: Mapping[str, Any]) -> None:
+        run_id, parent, stage = sending.run_id, sending.parent_id, sending.start["stage"]
+        figures = {k: v for k, (v, _) in end.get("metrics", {}).items() if math.isfinite(v)}
+        self.client.log_batch(
+            parent,
+            metrics=[Metric(*m, end["time"], 0) for m in mlflow_notes.figures_of(stage, figures)],
+            tags=[RunTag(k, v) for k, v in _commit_tags(end).items()],
+        )
+        tags = {**_artifact_tags(end), **_commit_tags(end), NOTE: mlflow_notes.of_stage(stage, end)}
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        files = file.with_suffix(".files")
+        if files.is_dir():
+            self.client.log_artifacts(run_id, str(files))
+            for plot in files.rglob("*.png"):
+                self.client.log_artifact(parent, str(plot), "plots")
+        if end.get("path") and sending.start["upload_weights"] and not end["reused"]:
+            self._upload(run_id, Path(end["path"]), end["digest"])
+        if end.get("kind") == "registration" and not end["reused"]:
+            answer = mlflow_registry.register(self.client, run_id, files)
+            answer["group"] = sending.start["group"]["id"]
+            (self.place.folder / "registered.json").write_text(json.dumps(answer))
+        self.client.set_terminated(run_id, end["status"], end["time"])
+
+    def _upload(self, run_id: str, path: Path, digest: str) -> None:
+        """The whole artifact, unless another run has replaced it meanwhile."""
+        try:
+            whole = open_artifact(path).manifest.digest == digest
+        except ArtifactError:
+            whole = False
+        if whole:
+            self.client.log_artifacts(run_id, str(path), "artifact")
+        else:
+            self.client.set_tag(run_id, "artifact.uploaded", "no: replaced before it was sent")
+
+    @contextmanager
+    def _or_refuse(self, file: Path) -> Iterator[None]:
+        """What MLflow refuses is tried once more, for the store may be a new one, then put aside;
+        else it would hold up the rest for ever."""
+        try:
+            yield
+        except (MlflowException, LookupError, TypeError, ValueError) as error:
+            if getattr(error, "error_code", "INVALID_STATE") not in REFUSALS:
+                raise
+            self.sending.pop(file, None)
+            self.experiments.clear()
+            self.parents.clear()
+            if file not in self.refused:
+                self.refused.add(file)
+                return
+            print(f"{file.name} is refused by {mask(self.place.uri)}:", file=sys.stderr)
+            traceback.print_exception(error)
+            aside = self.place.folder / "rejected"
+            aside.mkdir(exist_ok=True)
+            file.rename(aside / file.name)
+            shutil.rmtree(file.with_suffix(".files"), ignore_errors=True)
+
+    def _experiment(self, name: str) -> str:
+        if name not in self.experiments:
+            known = self.client.get_experiment_by_name(name)
+            if known and known.lifecycle_stage == "deleted":
+                self.client.restore_experiment(known.experiment_id)
+            root = self.place.artifact_root
+            self.experiments[name] = (
+                known.experiment_id
+                if known
+                else self.client.create_experiment(
+                    name, artifact_location=(root / _name(name)).as_uri() if root else None
+                )
+            )
+        return self.experiments[name]
+
+    def _parent(self, group: Group) -> str:
+        if group.id not in self.parents:
+            experiment = self._experiment(group.experiment)
+            found = self._search(experiment, RUN, group.id)
+            tags = {RUN: group.id, "mlflow.source.name": "pipeline", "mlflow.source.type": "LOCAL"}
+            self.parents[group.id] = (
+                found[0].info.run_id
+                if found
+                else self._create(experiment, group.name, int(group.created * 1000), tags)
+            )
+        return self.parents[group.id]
+
+    def _create(self, experiment: str, name: str, begin: int, tags: dict[str, str]) -> str:
+        run = self.client.create_run(experiment, start_time=begin, tags=tags, run_name=name)
+        return run.info.run_id
+
+    def _search(self, experiment: str, tag: str, value: str) -> list[Run]:
+        return self.client.search_runs([experiment], f"tags.`{tag}` = '{value}'")
+
+
+def _read(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines from a byte on, and the byte after them. A line that its process could not
+    finish (killed, full disk) is left, or skipped when others follow."""
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        content = stream.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    events = []
+    for line in whole.splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            print(f"{file.name}: a broken line is skipped: {line[:80]!r}", file=sys.stderr)
+    return events, offset + len(whole)
+
+
+def _dataset(name: str, source: Mapping[str, Any], context: str) -> DatasetInput:
+    dataset = Dataset(
+        name=name,
+        digest=source["digest"][:DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": source["path"]}),
+        profile=json.dumps(source["figures"]),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+
+def _source_tags(start: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "mlflow.user": start["user"],
+        "mlflow.source.name": start["command"],
+        "mlflow.source.type": "LOCAL",
+    }
+
+
+def _commit_tags(end: Mapping[str, Any]) -> dict[str, str]:
+    code = end.get("code") or {}
+    tags = {"mlflow.source.git.commit": code["commit"]} if "commit" in code else {}
+    return tags | ({"code.changed": "true"} if code.get("changed") else {})
+
+
+def _artifact_tags(end: Mapping[str, Any]) -> dict[str, str]:
+    tags = {"reused": "true"} if end.get("reused") else {}
+    if end.get("path"):
+        tags |= {"artifact.kind": end["kind"], "artifact.path": end["path"]}
+        tags |= {"artifact.digest": end["digest"], "artifact.mib": f"{end['bytes'] / 2**20:.2f}"}
+    return tags
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
+
+
+def _name(text: str) -> str:
+    """A name as MLflow allows it."""
+    return re.sub(r"[^\w\-./ :]", "_", text)[:NAME_LENGTH]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
