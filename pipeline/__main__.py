@@ -73,7 +73,7 @@ def _run_graph(tree: dict[str, Any], config: Any) -> int:
     command = [sys.executable, "-m", "dvc", "repro"]
     code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     if code == 0:
-        tracking.wait_until_sent(config.artifacts, timeout=60)
+        tracking.wait_until_sent(config.artifacts, config.tracking, timeout=60)
         summary.show_summary(summary.write_summary(config.artifacts, config), config.artifacts)
     return code
 

@@ -40,8 +40,8 @@ def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
 
     declared = OmegaConf.load(ROOT / "dvc.yaml")
     merged = OmegaConf.merge(OmegaConf.create(dict(tree)), declared)
-    stages = OmegaConf.to_container(merged, resolve=True)["stages"]  # type: ignore[index,call-overload]
-    nodes = {name: _node(name, entry) for name, entry in stages.items()}
+    resolved: Any = OmegaConf.to_container(merged, resolve=True)
+    nodes = {name: _node(name, entry) for name, entry in resolved["stages"].items()}
     nodes["pretrain"] = PRETRAIN
     return nodes
 

@@ -63,16 +63,19 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
             folder,
             stage=name,
             config=config.tracking,
-            params=_flatten(work.settings),
-            inputs={s: {"path": str(a.path), "digest": a.manifest.digest} for s, a in inputs.items()},
+            params=work.settings,
+            inputs=inputs,
         )
         try:
             made, reused = _take_or_make(work, config)
             failure = made.manifest.failure
             track.finish("FAILED" if failure else "FINISHED", made, reused=reused, error=failure)
         except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            track.finish(status, None, reused=False, error=str(error) or type(error).__name__)
+            track.finish(
+                "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED",
+                None,
+                error=str(error) or type(error).__name__,
+            )
             raise
     if failure:
         raise GateFailed(f"{failure} (report: {made.path})")
@@ -190,9 +193,9 @@ def _room(scratch: Path) -> Iterator[None]:
 
 
 def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Manifest:
-    used = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     from pipeline import hardware
 
+    used = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return Manifest(
         kind=outcome.kind,
         stage=work.node.name,
@@ -247,15 +250,3 @@ def _git_state() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"commit": commit, "changed": bool(changed)}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-

@@ -1,0 +1,34 @@
+# make demo    set up, run the whole chain on the bundled data and model, show what came out
+# make test    set up, run every test that needs no GPU
+# make check   lint, format, types
+# make lock    resolve pyproject.toml into the hashed lock files
+#
+# TORCH=cpu or TORCH=cuda chooses torch's build; by default CUDA where a GPU is, else the CPU wheel if
+# one of pip's indexes or folders (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) has it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH ?= auto
+LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
+
+.PHONY: demo test check lock setup
+
+setup: .venv/.installed
+
+demo: setup
+	$(BIN)/python -m pipeline stage=all
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: setup
+	$(BIN)/python tools/lock.py
+
+.venv/.installed: $(LOCKS) tools/setup.sh
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh tools/setup.sh
+	touch $@

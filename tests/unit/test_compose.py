@@ -1,0 +1,91 @@
+"""The command line's configuration: defaults, overrides, and refusals that say what is allowed."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pipeline import compose
+from pipeline.config import load
+from pipeline.errors import ConfigError
+from pipeline.graph import ROOT
+
+
+def refusal(*arguments):
+    with pytest.raises(ConfigError) as caught:
+        compose.from_command_line(list(arguments))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_are_valid_and_params_yaml_holds_them():
+    stage, tree, config = compose.from_command_line(["stage=prepare"])
+    assert stage == "prepare"
+    assert config.finetune.method == "lora"
+    # A fresh clone's `dvc repro` runs params.yaml: it must be what conf/ says.
+    assert yaml.safe_load((ROOT / "params.yaml").read_text()) == tree
+
+
+def test_every_option_of_every_group_is_valid():
+    filled = {"model": ["model.name=x", "model.path=/m"]}
+    filled["data"] = ["data.folder=d", "data.train=[a]", "data.test=[b]"]
+    for group in sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir()):
+        for option in sorted(group.glob("*.yaml")):
+            extra = filled.get(group.name, []) if option.stem in ("local", "files") else []
+            load(compose.compose([f"{group.name}={option.stem}", *extra]))
+
+
+def test_overrides_reach_the_typed_configuration():
+    arguments = ["stage=finetune", "finetune=sft", "finetune.max_steps=50", "quantize=int4_awq"]
+    _, _, config = compose.from_command_line(arguments)
+    assert (config.finetune.method, config.finetune.max_steps) == ("sft", 50)
+    assert config.quantize.format == "int4_awq"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stage=prepar"], "stage=prepar does not exist: did you mean prepare?"),
+        ([], "give one stage="),
+        (["stage=prepare", "stage=merge"], "give one stage="),
+        (["stage=all", "quantize=int4"], "quantize=int4 does not exist: did you mean int4_awq?"),
+        (["stage=all", "quantize.formt=fp8"], "did you mean quantize.format?"),
+        (["stage=all", "sed=3"], "sed is not a setting: did you mean seed?"),
+        (["stage=all", "seed=-1"], "seed=-1: Input should be greater than or equal to 0"),
+        (["stage=all", "seed=many"], "seed='many': Input should be a valid integer"),
+        (["stage=all", "finetune.method=qlora"], "Input should be 'lora', 'dora' or 'sft'"),
+        (["stage=all", "prepare.validation_share=1.5"], "less than or equal to 1"),
+        (["stage=all", "finetune.learning_rate=nan"], "finite number"),
+        (["stage=all", "verbose"], "'verbose' is not of the form key=value"),
+        (["--quiet", "stage=all"], "'--quiet' is not of the form key=value"),
+        (["stage=all", "model=local"], "model.name"),
+        (["--params"], "--params needs"),
+        (["--params", "nowhere.yaml", "stage=all"], "nowhere.yaml cannot be read"),
+        (["--params", "params.yaml", "stage=all", "seed=3"], "seed=3 cannot be set beside --params"),
+        (["stage=all", "seed=["], "seed=["),
+    ],
+)
+def test_refusals_name_the_field_and_what_is_allowed(arguments, said):
+    assert said in refusal(*arguments)
+
+
+def test_params_file_gives_the_same_as_the_command_line(tmp_path):
+    tree = compose.compose(["quantize=int8_sq", "seed=7"])
+    (tmp_path / "params.yaml").write_text(compose.to_yaml(tree))
+    arguments = ["--params", str(tmp_path / "params.yaml"), "stage=quantize"]
+    assert compose.from_command_line(arguments) == ("quantize", tree, load(tree))
+
+
+def test_nothing_heavy_is_imported_to_refuse_or_help():
+    blocked = "torch transformers nemo megatron modelopt mlflow onnxruntime dvc lightning".split()
+    code = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "from pipeline.__main__ import main\n"
+        "codes = [main(['--help']), main(['stage=nothing']), main(['stage=config'])]\n"
+        "sys.exit(0 if codes == [0, 2, 0] else 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Stages\n  prepare" in done.stdout

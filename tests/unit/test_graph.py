@@ -1,0 +1,68 @@
+"""dvc.yaml, the stages' files and the settings speak of the same things."""
+
+import ast
+
+import pytest
+import yaml
+
+from pipeline import compose
+from pipeline.errors import ConfigError
+from pipeline.graph import OUTSIDE, ROOT, read_graph, select
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return compose.compose([])
+
+
+def test_every_stage_has_a_file_and_every_file_is_a_stage(tree):
+    files = {p.stem for p in (ROOT / "pipeline/stages").glob("*.py")} - {"__init__"}
+    assert {name.removesuffix("_") for name in files} == set(read_graph(tree)) | set(OUTSIDE)
+
+
+def test_every_stage_explains_itself_in_one_line(tree):
+    for name in [*read_graph(tree), *OUTSIDE]:
+        file = ROOT / "pipeline/stages" / f"{'import_' if name == 'import' else name}.py"
+        line = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
+        assert 10 < len(line) <= 100, f"{file} needs a first line for --help"
+
+
+def test_inputs_come_before_their_readers(tree):
+    seen = []
+    for node in read_graph(tree).values():
+        assert set(node.inputs) <= set(seen), node.name
+        seen.append(node.name)
+
+
+def test_files_and_settings_that_dvc_watches_exist(tree):
+    for node in read_graph(tree).values():
+        select(tree, node.params)
+        for file in node.files:
+            assert (ROOT / file).exists(), f"{node.name} depends on {file}"
+
+
+def test_dvc_depends_on_manifests_never_on_artifact_folders():
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        inside = [d for d in stage["deps"] if d.startswith("artifacts/")]
+        assert all(d.endswith("/manifest.json") for d in inside)
+        (out,) = stage["outs"]
+        assert list(out.values()) == [{"cache": False, "persist": True}]
+
+
+def test_stages_do_not_import_one_another_nor_heavy_libraries():
+    heavy = {"torch", "transformers", "nemo", "megatron", "modelopt", "mlflow", "onnxruntime"}
+    for file in (ROOT / "pipeline/stages").glob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            names = []
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] not in heavy, f"{file}: {name} belongs inside run()"
+                assert not name.startswith("pipeline.stages"), f"{file} imports another stage"
+
+
+def test_unknown_setting_is_refused():
+    with pytest.raises(ConfigError, match=r"a\.c"):
+        select({"a": {"b": 1}}, ("a.c",))

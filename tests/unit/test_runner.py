@@ -1,0 +1,196 @@
+"""The runner: reuse, variants, interruptions, refusals. Stages here are small functions."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from pipeline import compose, runner, tracking
+from pipeline.artifact import Outcome
+from pipeline.config import load
+from pipeline.errors import ArtifactError, Busy, DataError, GateFailed, ResourceError
+from pipeline.graph import ROOT, Node
+
+
+@pytest.fixture
+def chain(tmp_path, monkeypatch):
+    """Two stages, `first` and `second`, whose functions count how often they run."""
+    calls = []
+
+    def first(config, inputs, out):
+        calls.append("first")
+        (out / "value").write_text(str(config.seed))
+        return Outcome("dataset", {"rows": 1})
+
+    def second(config, inputs, out):
+        calls.append("second")
+        (out / "value").write_text((inputs["first"].path / "value").read_text() + "!")
+        return Outcome("report")
+
+    stages = {"first": first, "second": second}
+    nodes = {
+        "first": Node("first", (), (), ("seed",)),
+        "second": Node("second", ("first",), (), ("evaluate",)),
+    }
+    monkeypatch.setattr(runner, "read_graph", lambda tree: nodes)
+    monkeypatch.setattr(runner, "_stage_function", lambda name: stages[name])
+
+    def run(name, *overrides):
+        tree = compose.compose([f"artifacts={tmp_path}", "tracking.enabled=false", *overrides])
+        return runner.run_stage(name, tree, load(tree))
+
+    run.calls, run.stages, run.folder, run.nodes = calls, stages, tmp_path, nodes
+    return run
+
+
+def test_makes_once_and_reuses(chain):
+    made = chain("first")
+    assert (made.path / "value").read_text() == "1"
+    assert chain("first").manifest == made.manifest
+    assert chain.calls == ["first"]
+
+
+def test_other_settings_are_kept_and_taken_back(chain):
+    chain("first")
+    assert (chain("first", "seed=2").path / "value").read_text() == "2"
+    assert (chain("first").path / "value").read_text() == "1"
+    assert (chain("first", "seed=2").path / "value").read_text() == "2"
+    assert chain.calls == ["first", "first"]
+
+
+def test_only_what_a_change_touches_runs_again(chain):
+    chain("first")
+    chain("second")
+    chain("second", "evaluate.batch_size=3")
+    assert chain.calls == ["first", "second", "second"]
+
+
+def test_a_stage_follows_the_content_of_its_inputs(chain):
+    chain("first")
+    assert (chain("second").path / "value").read_text() == "1!"
+    chain("first", "seed=2")
+    assert (chain("second").path / "value").read_text() == "2!"
+
+
+def test_missing_input_names_the_command(chain):
+    with pytest.raises(ArtifactError, match="stage=first` first"):
+        chain("second")
+
+
+def test_altered_artifact_is_refused_downstream_and_made_again(chain):
+    (chain("first").path / "value").write_text("8")
+    with pytest.raises(ArtifactError, match="altered"):
+        chain("second")
+    assert (chain("first").path / "value").read_text() == "1"
+
+
+def test_unfinished_work_is_handed_to_the_next_run(chain):
+    def stumbles(config, inputs, out):
+        scratch = out / ".scratch"
+        scratch.mkdir(exist_ok=True)
+        (scratch / "checkpoint").open("a").write("x")
+        if len((scratch / "checkpoint").read_text()) < 3:
+            raise RuntimeError("killed")
+        (out / "value").write_text("done")
+        return Outcome("dataset")
+
+    chain.stages["first"] = stumbles
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="killed"):
+            chain("first")
+    made = chain("first")
+    assert set(made.manifest.files) == {"value"}
+
+
+def test_a_run_killed_before_the_rename_is_completed(chain, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.artifacts, "replace_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            chain("first")
+    assert (chain("first").path / "value").read_text() == "1"
+    assert chain.calls == ["first"]
+
+
+def test_gate_failure_keeps_the_artifact_and_fails_each_time(chain):
+    chain.stages["first"] = lambda config, inputs, out: Outcome("report", failure="accuracy 0.2 < 0.8")
+    for _ in range(2):
+        with pytest.raises(GateFailed, match=r"accuracy 0\.2 < 0\.8"):
+            chain("first")
+    assert (chain.folder / "first/manifest.json").is_file()
+
+
+def test_full_disk_says_what_to_do_and_keeps_the_work(chain):
+    def full(config, inputs, out):
+        (out / "part").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    chain.stages["first"] = full
+    with pytest.raises(ResourceError, match=r"is full .* run the same command again"):
+        chain("first")
+    assert list((chain.folder / ".work").glob("first-*/part"))
+
+
+def test_two_runs_in_one_folder(chain):
+    with runner.hold(chain.folder), pytest.raises(Busy, match=f"in use by process {os.getpid()}"):
+        chain("first")
+    chain("first")
+
+
+def test_lock_is_gone_with_a_killed_process(tmp_path):
+    code = f"""
+        import sys, time, pathlib
+        from pipeline.runner import hold
+        with hold(pathlib.Path({str(tmp_path)!r})):
+            print("held", flush=True)
+            time.sleep(60)
+    """
+    holder = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(Busy), runner.hold(tmp_path):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    with runner.hold(tmp_path):
+        pass
+
+
+def test_missing_dependency_names_the_path(chain):
+    chain.nodes["first"] = Node("first", (), (chain.folder / "nowhere.jsonl",), ("seed",))
+    with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist"):
+        chain("first")
+
+
+def test_manifest_tells_where_the_artifact_came_from(chain):
+    first = chain("first").manifest
+    manifest = chain("second").manifest
+    assert manifest.inputs == {"first": first.digest}
+    assert manifest.config["evaluate"]["batch_size"] == 64
+    assert manifest.environment["packages"]["torch"]
+    assert manifest.peak_memory_bytes > 1e6
+
+
+def test_tracking_is_told_how_it_ended(chain, monkeypatch):
+    told = []
+
+    class Run:
+        def finish(self, status, artifact, *, reused=False, error=None):
+            told.append((status, reused, error))
+
+    monkeypatch.setattr(tracking, "start_stage", lambda *a, **k: Run())
+    chain("first")
+    chain("first")
+    chain.stages["first"] = lambda *a: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        chain("first", "seed=5")
+    assert told == [
+        ("FINISHED", False, None), ("FINISHED", True, None), ("FAILED", False, "division by zero"),
+    ]  # fmt: skip

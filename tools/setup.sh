@@ -1,0 +1,28 @@
+#!/bin/sh
+# Make .venv from the hashed lock files: `make setup`.
+set -eu
+cd "$(dirname "$0")/.."
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || {
+    echo "setup: $PYTHON is not Python 3.11 or 3.12: give another, make PYTHON=python3.12" >&2
+    exit 1
+}
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+pip=".venv/bin/pip --disable-pip-version-check -q install --no-deps --require-hashes"
+$pip -r requirements-uv.lock
+
+if [ "$TORCH" = auto ]; then
+    TORCH=cpu
+    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then TORCH=cuda; fi
+    auto=yes
+fi
+if [ "$TORCH" = cpu ] && ! $pip -r requirements-cpu.lock 2>/tmp/setup-torch.$$; then
+    if [ -z "${auto:-}" ]; then cat /tmp/setup-torch.$$ >&2; exit 1; fi
+    echo "setup: no index has torch's CPU wheel for this Python; taking the CUDA build, which runs on CPUs too"
+    TORCH=cuda
+fi
+rm -f /tmp/setup-torch.$$
+echo "setup: installing the locked packages (torch for $TORCH)"
+.venv/bin/uv pip install -q --python .venv/bin/python --no-deps --require-hashes -r requirements.lock
+if [ "$TORCH" = cuda ]; then
+    .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --require-hashes -r requirements-cuda.lock
+fi
