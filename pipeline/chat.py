@@ -109,11 +109,11 @@ class Chat:
         ids, offsets = encoding.ids, encoding.offsets
         mask = [0] * len(ids)
         position = 0
-        for start, end in self._assistant_spans(messages, text):
+        for start, end, trained in self._assistant_spans(messages, text):
             while position < len(ids) and not self._starts(ids[position], offsets[position], start):
                 position += 1
             while position < len(ids):
-                mask[position] = 1
+                mask[position] = trained
                 position += 1
                 if ids[position - 1] in self._control_ids and offsets[position - 1][1] > end:
                     break
@@ -204,8 +204,12 @@ class Chat:
         begin, end = offset
         return begin >= start or (end > start and token not in self._control_ids)
 
-    def _assistant_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
-        """First character that the assistant must produce and the end of its text, per turn."""
+    def _assistant_spans(
+        self, messages: Sequence[Message], text: str
+    ) -> Iterator[tuple[int, int, int]]:
+        """For each turn the first character that the assistant must produce, the end of its text,
+        and whether it is to be trained on (OpenAI's `weight`).
+        """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for turn, (begin, end) in zip(
             turns, self._content_spans(messages, turns, text), strict=True
@@ -219,7 +223,7 @@ class Chat:
                     f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
                     "and serving would differ: mend the add_generation_prompt part of the template"
                 )
-            yield begin, end
+            yield begin, end, messages[turn].get("weight", 1)
 
     def _content_spans(
         self, messages: Sequence[Message], turns: Sequence[int], text: str

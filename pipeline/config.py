@@ -43,9 +43,10 @@ class PrepareConfig(Section):
     """How rows become a dataset."""
 
     max_length: int = Field(ge=8, description="tokens of a rendered conversation")
-    validation_share: Share
-    near_duplicate_threshold: Share = Field(description="similarity from which a row is dropped")
-    leak_threshold: Share = Field(description="similarity to a test question that drops a row")
+    validation_share: float = Field(ge=0, le=0.5, description="of the training rows")
+    # Below 0.9 the search for candidates would miss pairs (pipeline/duplicates.py).
+    near_duplicate_threshold: float = Field(ge=0.9, le=1, description="similarity that drops a row")
+    leak_threshold: float = Field(ge=0.9, le=1, description="the same, to a test question")
     max_reject_share: Share = Field(description="fails when more of the rows are refused")
     samples: int = Field(ge=0, description="rendered conversations to show")
 

@@ -1,10 +1,12 @@
 """Messages in OpenAI's form: what a conversation may look like. Knows no model."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.errors import DataError
 
-Message = Mapping[str, str]
+# role and content are text; weight 0 marks an assistant turn that is context, not to be trained on.
+Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant")
 
@@ -70,7 +72,11 @@ def _parse_turn(turn: object, place: str) -> Message:
         raise Unusable(f"empty {role} turn", f"{place} has no text")
     if not _is_unicode(content):
         raise Unusable("bad Unicode", f"{place} holds half a surrogate pair")
-    return {"role": role, "content": content}
+    weight = turn.get("weight", 1)
+    if weight not in (0, 1):
+        raise Unusable("bad message", f"{place} has weight {weight!r}; allowed: 0 and 1")
+    turned = {"role": role, "content": content}
+    return turned if weight else {**turned, "weight": 0}
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,0 +1,201 @@
+"""prepare: raw files → dataset, rendered with the model's own chat template.
+
+Every row is kept or written to rejected.jsonl with its reason; the counts add up. The same files,
+settings and seed give the same bytes.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import samples
+from pipeline.artifact import Artifact, Outcome
+from pipeline.chat import Chat
+from pipeline.checkpoints import check_folder
+from pipeline.config import Config, DataConfig
+from pipeline.console import get_console, progress
+from pipeline.data_formats import Conversation, Rejected, find_files, read_file
+from pipeline.dataset import SPLITS, Row, write_split
+from pipeline.errors import ConfigError, DataError
+from pipeline.sorter import Kept, Sorter
+
+MAX_CONFLICTS = 100  # of those written to statistics.json
+PERCENTILES = (50, 95, 99)
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
+    """Read config.data, refuse what cannot train, split, render and write the dataset into `out`.
+
+    Raises:
+        ConfigError: prepare.max_length is over the model's context, or a glob is none.
+        DataError: a file or the model folder cannot be used, or too many rows were refused.
+    """
+    shape = check_folder(config.model.path)
+    if config.prepare.max_length > shape.max_positions:
+        raise ConfigError(
+            f"prepare.max_length={config.prepare.max_length} is over the {shape.max_positions} "
+            f"positions of {config.model.path}: lower it"
+        )
+    chat = Chat.load(config.model.path)
+    sorter = Sorter(config.prepare, config.seed, chat)
+    for row, is_test in _read(config.data):
+        sorter.take(row, is_test=is_test)
+    sorter.finish()
+    _write_rejected(sorter.rejected, out / "rejected.jsonl")
+    statistics = _statistics(sorter, chat)
+    _show_rejected(statistics, out)
+    _refuse_if_bad(config, statistics, out)
+    for split in SPLITS:
+        write_split(out, split, (row.unpack() for row in sorter.kept if row.split == split))
+    chat.save(out / "tokenizer")
+    (out / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
+    shown = _choose_samples(sorter.kept, config.prepare.samples)
+    page = samples.page(chat, shown, statistics["histogram"])
+    (out / "samples.html").write_text(page, encoding="utf-8")
+    _show(chat, shown, statistics)
+    return Outcome("dataset", _metrics(statistics), proof={"chat_sha256": chat.sha256})
+
+
+def _read(data: DataConfig) -> Iterator[tuple[Conversation | Rejected, bool]]:
+    """Every row of every file, with whether it is a test row; test rows first.
+
+    A glob for training files may take in the test files: those stay test files.
+    """
+    tests = find_files(data.folder, data.test, "data.test")
+    training = find_files(data.folder, data.train, "data.train")
+    if data.sources:
+        training += find_files(data.folder, data.sources, "data.sources")
+    training = [file for file in dict.fromkeys(training) if file not in tests]
+    size = sum(file.stat().st_size for file in tests + training)
+    with progress() as bar:
+        task = bar.add_task("reading KiB", total=size // 1024)
+        for file in tests + training:
+            name = str(file).encode(errors="replace").decode()
+            for row in read_file(file, name, lambda read: bar.advance(task, read / 1024)):
+                yield row, file in tests
+
+
+def _write_rejected(rejected: Sequence[Rejected], file: Path) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        for row in rejected:
+            stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+
+
+def _statistics(sorter: Sorter, chat: Chat) -> dict[str, Any]:
+    """Counts and lengths, ready for JSON and the same for the same rows."""
+    kept = Counter(row.file for row in sorter.kept)
+    rejected = Counter(row.file for row in sorter.rejected)
+    read = kept + rejected
+    return {
+        "rows": {"read": read.total(), "kept": kept.total(), "rejected": rejected.total()},
+        "rejected": dict(Counter(row.reason for row in sorter.rejected).most_common()),
+        "files": {
+            name: {"read": read[name], "kept": kept[name], "rejected": rejected[name]}
+            for name in read
+        },
+        "splits": {
+            split: _describe([row for row in sorter.kept if row.split == split]) for split in SPLITS
+        },
+        "histogram": samples.histogram([len(row.ids) for row in sorter.kept]),
+        "conflicts": len(sorter.conflicts),
+        "first_conflicts": [asdict(conflict) for conflict in sorter.conflicts[:MAX_CONFLICTS]],
+        "template_prints_the_date": chat.template.is_dated,
+    }
+
+
+def _describe(rows: Sequence[Kept]) -> dict[str, float]:
+    """Rows and tokens of a split; lengths are tokens a row (nearest-rank percentiles)."""
+    lengths = sorted(len(row.ids) for row in rows)
+    tokens, trained = sum(lengths), sum(sum(row.mask) for row in rows)
+    figures: dict[str, float] = {"rows": len(rows), "tokens": tokens, "trained_tokens": trained}
+    figures["trained_share"] = round(trained / max(1, tokens), 6)
+    if lengths:
+        ranks = {p: -(-p * len(lengths) // 100) - 1 for p in PERCENTILES}
+        figures |= {f"length_p{p}": lengths[rank] for p, rank in ranks.items()}
+        figures["length_max"] = lengths[-1]
+    return figures
+
+
+def _refuse_if_bad(config: Config, statistics: Mapping[str, Any], out: Path) -> None:
+    rows, limit = statistics["rows"], config.prepare.max_reject_share
+    if rows["rejected"] > limit * rows["read"]:
+        reasons = ", ".join(
+            f"{n} × {reason}" for reason, n in list(statistics["rejected"].items())[:3]
+        )
+        worst = max(statistics["files"].items(), key=lambda item: item[1]["rejected"])
+        raise DataError(
+            f"{rows['rejected']} of {rows['read']} rows were refused, more than "
+            f"prepare.max_reject_share={limit:g} allows ({reasons}; most in {worst[0]}): see "
+            f"{out / 'rejected.jsonl'}, then mend the data or raise the share"
+        )
+    for split, setting in (("train", "data.train"), ("test", "data.test")):
+        if not statistics["splits"][split]["rows"]:
+            raise DataError(
+                f"no row is left for the {split} split: see {out / 'rejected.jsonl'} and {setting}"
+            )
+
+
+def _choose_samples(kept: Sequence[Kept], count: int) -> list[Row]:
+    """Training rows from the beginning to the end of the files."""
+    training = [row for row in kept if row.split == "train"]
+    count = min(count, len(training))
+    return [training[i * len(training) // count].unpack() for i in range(count)]
+
+
+def _metrics(statistics: Mapping[str, Any]) -> dict[str, float]:
+    rows = statistics["rows"]
+    metrics = {"rows_read": rows["read"], "rows_rejected": rows["rejected"]}
+    metrics["reject_share"] = rows["rejected"] / max(1, rows["read"])
+    metrics["conflicts"] = statistics["conflicts"]
+    for reason, count in statistics["rejected"].items():
+        metrics[f"rejected_{reason.replace(' ', '_').lower()}"] = count
+    for split, figures in statistics["splits"].items():
+        metrics |= {f"{split}_{name}": value for name, value in figures.items()}
+    return metrics
+
+
+def _show_rejected(statistics: Mapping[str, Any], out: Path) -> None:
+    rows = statistics["rows"]
+    if rows["rejected"]:
+        reasons = ", ".join(f"{n} × {reason}" for reason, n in statistics["rejected"].items())
+        get_console().print(
+            f"[yellow]{rows['rejected']} of {rows['read']} rows are not used[/]: {reasons} "
+            "(each is in rejected.jsonl)"
+        )
+
+
+def _show(chat: Chat, shown: Sequence[Row], statistics: Mapping[str, Any]) -> None:
+    """Samples, splits and warnings, for the person at the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = get_console()
+    console.print(*samples.panels(chat, shown), sep="\n")
+    table = Table(
+        "split", "rows", "tokens", "trained on", *(f"p{p}" for p in PERCENTILES), "longest"
+    )
+    for split, figures in statistics["splits"].items():
+        lengths = [figures.get(f"length_{p}", 0) for p in [*(f"p{p}" for p in PERCENTILES), "max"]]
+        cells = [
+            f"{figures['rows']:,}",
+            f"{figures['tokens']:,}",
+            f"{figures['trained_share']:.0%}",
+        ]
+        table.add_row(split, *cells, *map(str, lengths))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console.print(table)
+    if statistics["conflicts"]:
+        first = statistics["first_conflicts"][0]
+        console.print(
+            f"[yellow]{statistics['conflicts']} rows repeat a question with another answer[/]: "
+            + escape(f"{first['question']!r} in {first['place']} and {first['other']}")
+            + " (more in statistics.json)"
+        )
+    if statistics["template_prints_the_date"]:
+        console.print(
+            "[yellow]The chat template prints today's date[/]: the dataset will differ tomorrow"
+        )
