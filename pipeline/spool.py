@@ -22,7 +22,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,17 +80,21 @@ class Owner:
 
 @dataclass(frozen=True)
 class Group:
-    """A pipeline run: the stage runs of one `stage=all`, `dvc repro` or lone stage."""
+    """A pipeline run: the stage runs of one `stage=all`, `dvc repro` or lone stage.
+
+    created: seconds since 1970. stages: names of those that took part so far.
+    """
 
     id: str
     owner: Owner
     created: float
     experiment: str
+    stages: tuple[str, ...] = ()
     ended: bool = False
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> "Group":
-        return cls(**{**raw, "owner": Owner(**raw["owner"])})
+        return cls(**{**raw, "owner": Owner(**raw["owner"]), "stages": tuple(raw["stages"])})
 
     @property
     def name(self) -> str:
@@ -140,6 +144,9 @@ class Destination:
         """Spool files of stage runs, oldest first."""
         return sorted(self.spool.glob("*.jsonl"))
 
+    def is_empty(self) -> bool:
+        return not self.runs() and not any(self.groups())
+
     def runs_of(self, group: str) -> list[Path]:
         return [file for file in self.runs() if file.stem.endswith(f"-{group}")]
 
@@ -156,13 +163,14 @@ class Destination:
         owner = Owner.of_group()
         return next((g for g in self.groups() if g.owner.is_same(owner) and not g.ended), None)
 
-    def join_group(self, experiment: str) -> Group:
+    def join_group(self, experiment: str, stage: str) -> Group:
         """The pipeline run that this process takes part in, started if need be."""
         self.spool.mkdir(parents=True, exist_ok=True)
         group = self.group_here()
         if not group:
             group = Group(secrets.token_hex(4), Owner.of_group(), time.time(), experiment)
-            group.write(self.spool)
+        group = replace(group, stages=(*group.stages, stage))
+        group.write(self.spool)
         return group
 
     def registered(self, group: str) -> dict[str, Any] | None:

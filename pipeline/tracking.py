@@ -14,15 +14,16 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifact import MANIFEST, Artifact
+from pipeline.artifact import MANIFEST, Artifact, open_artifact
 from pipeline.config import TrackingConfig
 from pipeline.console import get_console
+from pipeline.errors import ArtifactError
 from pipeline.spool import OWNER_VARIABLE, Destination, Owner, mask
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -137,7 +138,7 @@ def start_stage(
     with _harmless(f"nothing is tracked, {artifacts}/.tracking cannot be written"):
         if config.enabled:
             place = Destination.of(artifacts, config)
-            group = place.join_group(config.experiment)
+            group = place.join_group(config.experiment, stage)
             run = StageRun(place, f"{_milliseconds()}-{os.getpid()}-{stage}-{group.id}")
             run.append(
                 "start",
@@ -166,6 +167,24 @@ def new_group() -> dict[str, str]:
     """Environment that makes the stages of a child process one pipeline run, owned by this one."""
     owner = Owner.this()
     return {OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
+
+
+def track_reused(artifacts: Path, config: TrackingConfig, stages: Iterable[str]) -> None:
+    """Record the artifacts of those stages that DVC had no need to run in this pipeline run."""
+    if not config.enabled:
+        return
+    group = Destination.of(artifacts, config).group_here()
+    for stage in stages:
+        if group and stage in group.stages:
+            continue
+        try:
+            found = open_artifact(artifacts / stage)
+        except ArtifactError:
+            continue
+        run = start_stage(
+            artifacts, stage=stage, config=config, params=found.manifest.config, inputs={}
+        )
+        run.finish("FINISHED", found, reused=True)
 
 
 def wait_until_sent(artifacts: Path, config: TrackingConfig, timeout: float) -> Delivery:

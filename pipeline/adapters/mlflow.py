@@ -32,7 +32,7 @@ def main(artifacts: Path, lock: int | None = None) -> int:
     lock: descriptor of the sender's lock when the process that started this one holds it.
     """
     place = Destination.of(artifacts)
-    while place.runs() or list(place.groups()):
+    while not place.is_empty():
         if lock is None:
             lock = place.try_lock()
         if lock is None:

@@ -9,13 +9,15 @@ from mlflow.entities import Run
 STAGE = "mlflow.pipeline.stage"
 
 
-def figures_of(stage: str, figures: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+def figures_of(
+    stage: str, figures: Mapping[str, float], *, reused: bool
+) -> Iterator[tuple[str, float]]:
     """A stage's final figures as they are shown on the parent run, in sections of the charts."""
     for name, value in figures.items():
-        if name.startswith("stage/"):
-            yield f"{name.removeprefix('stage/')}/{stage}", value
-        else:
+        if not name.startswith("stage/"):
             yield f"{stage}/{name}", value
+        elif not reused:  # time and memory were another run's
+            yield f"{name.removeprefix('stage/')}/{stage}", value
 
 
 def of_stage(stage: str, end: Mapping[str, Any]) -> str:

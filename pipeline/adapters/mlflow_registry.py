@@ -131,8 +131,8 @@ def _is_champion(
     if holder.version == version.version:
         return True, holder.tags.get(CHAMPION, "yes: the gate passed")
     held = float(holder.tags["exact_match"])
-    same = holder.tags.get("test_set") == request["tags"]["test_set"]
-    note = "" if same else ", measured on another test set"
+    same = holder.tags.get("dataset") == request["tags"]["dataset"]
+    note = "" if same else ", measured on another dataset"
     if held > score:
         return (
             False,

@@ -74,7 +74,7 @@ class Sender:
                 with self._or_refuse(file):
                     self.close(group)
                     file.unlink()
-        return bool(self.place.runs() or list(self.place.groups()))
+        return not self.place.is_empty()
 
     def send(self, file: Path) -> None:
         """Send the lines that were added to a stage run's file, and remove it after the last."""
@@ -173,9 +173,10 @@ class Sender:
     def _finish(self, file: Path, sending: Sending, end: Mapping[str, Any]) -> None:
         run_id, parent, stage = sending.run_id, sending.parent_id, sending.start["stage"]
         figures = {k: v for k, (v, _) in end.get("metrics", {}).items() if math.isfinite(v)}
+        shown = mlflow_notes.figures_of(stage, figures, reused=end.get("reused", False))
         self.client.log_batch(
             parent,
-            metrics=[Metric(*m, end["time"], 0) for m in mlflow_notes.figures_of(stage, figures)],
+            metrics=[Metric(_name(name), value, end["time"], 0) for name, value in shown],
             tags=[RunTag(k, v) for k, v in _commit_tags(end).items()],
         )
         tags = {**_artifact_tags(end), **_commit_tags(end), NOTE: mlflow_notes.of_stage(stage, end)}

@@ -1,0 +1,126 @@
+"""Registers the tuned model: writes what the registry shall hold, and a card that says what it is.
+
+The request is complete and content-addressed, so that the tracker carries it out (a version with
+signature, figures and aliases) whenever the registry can be reached: pipeline/tracking.py. Which
+version is champion is decided there, for only the registry knows who holds the alias. Knows nothing
+of MLflow.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import Artifact, Outcome
+from pipeline.config import Config
+from pipeline.errors import ArtifactError
+
+REQUEST, CARD = "registration.json", "MODEL_CARD.md"
+TUNED = "tuned"  # evaluate's name of the model before quantization
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
+    """Write registration.json and MODEL_CARD.md.
+
+    Raises:
+        ArtifactError: the evaluation has no figures of the format that was exported.
+    """
+    evaluate = inputs["evaluate"]
+    scores = json.loads((evaluate.path / "report.json").read_text())["models"]
+    shipped = TUNED if config.quantize.format == "none" else config.quantize.format
+    if shipped not in scores:
+        raise ArtifactError(
+            f"{evaluate.path / 'report.json'} has no figures of {shipped}, only of "
+            f"{', '.join(scores)}: run `python -m pipeline stage=evaluate` with the same quantize="
+        )
+    gate = evaluate.manifest.failure
+    accuracy = scores[shipped]["exact_match"]["value"]
+    metrics = {
+        f"exact_match/{name}": score["exact_match"]["value"] for name, score in scores.items()
+    }
+    request = {
+        "name": config.register_.name,
+        "exact_match": accuracy,
+        "gate_passed": gate is None,
+        "gate_reason": gate or "",
+        "params": {
+            "base": config.model.name,
+            "method": config.finetune.method,
+            "format": config.quantize.format,
+            "seed": str(config.seed),
+        },
+        "metrics": metrics | _prefixed("benchmark", inputs["benchmark"].manifest.metrics),
+        "tags": {
+            "exact_match": f"{accuracy:.4f}",
+            "format": config.quantize.format,
+            "gate": "passed" if gate is None else "failed",
+            "dataset": evaluate.manifest.inputs["prepare"],  # scores of one dataset compare
+            **{f"digest.{stage}": artifact.manifest.digest for stage, artifact in inputs.items()},
+        },
+        "artifacts": {stage: _location(artifact) for stage, artifact in inputs.items()},
+        "serve": "python -m pipeline stage=serve",
+    }
+    (out / REQUEST).write_text(json.dumps(request, indent=1, sort_keys=True) + "\n")
+    (out / CARD).write_text(_card(config, inputs, scores, shipped))
+    return Outcome(
+        "registration",
+        metrics={"exact_match": accuracy, "gate_passed": float(gate is None)},
+        proof={"digests": {stage: artifact.manifest.digest for stage, artifact in inputs.items()}},
+    )
+
+
+def _location(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "kind": manifest.kind,
+        "path": str(artifact.path.absolute()),
+        "digest": manifest.digest,
+        "bytes": manifest.bytes,
+    }
+
+
+def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def _card(
+    config: Config, inputs: Mapping[str, Artifact], scores: Mapping[str, Any], shipped: str
+) -> str:
+    """Markdown, in the order in which a reader asks: what, how good, from what, where."""
+    gate, code = inputs["evaluate"].manifest.failure, inputs["merge"].manifest.code
+    method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[config.finetune.method]
+    lines = [
+        f"# {config.register_.name}",
+        "",
+        f"{config.model.name} tuned by {method} on {config.data.folder}, shipped as "
+        f"**{shipped}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
+        "",
+        "| model | exact match | 95 % interval |",
+        "|---|--:|--:|",
+    ]
+    for name, score in scores.items():
+        match = score["exact_match"]
+        mark = "**" if name == shipped else ""
+        lines.append(
+            f"| {mark}{name}{mark} | {mark}{match['value']:.1%}{mark} "
+            f"| {match['low']:.1%} to {match['high']:.1%} |"
+        )
+    lines += [
+        "",
+        "Measured on held-out questions whose phrasings training never saw.",
+        "",
+        f"- Training: {config.finetune.max_steps} steps of {config.finetune.global_batch_size} "
+        f"conversations, learning rate {config.finetune.learning_rate:g}, seed {config.seed}",
+        f"- Code: {code.get('commit', 'unknown')}"
+        + (" with uncommitted changes" if code.get("changed") else ""),
+        "",
+        "| artifact | MiB | sha256 | where |",
+        "|---|--:|---|---|",
+    ]
+    for stage, artifact in inputs.items():
+        manifest = artifact.manifest
+        lines.append(
+            f"| {stage} ({manifest.kind}) | {manifest.bytes / 2**20:.1f} "
+            f"| `{manifest.digest[:12]}` | `{artifact.path}` |"
+        )
+    return "\n".join(lines) + "\n"
