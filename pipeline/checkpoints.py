@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,9 @@ def read_shape(folder: Path) -> Shape:
             here do not have (custom code, another activation, a bias, a sliding window ...).
     """
     file = folder / "config.json"
-    config = read_json(file, "give the folder of an HF model (config.json, *.safetensors, tokenizer)")
+    config = read_json(
+        file, "give the folder of an HF model (config.json, *.safetensors, tokenizer)"
+    )
     _check_no_code(file, config)
     names = config.get("architectures") or []
     family = next((_ARCHITECTURES[name] for name in names if name in _ARCHITECTURES), None)
@@ -153,9 +156,7 @@ def read_shape(folder: Path) -> Shape:
         ffn=_size(file, config, "intermediate_size"),
         heads=heads,
         # Only LlamaConfig falls back to one key-value head a head.
-        kv_heads=_size(
-            file, config, "num_key_value_heads", heads if family == "llama" else None
-        ),
+        kv_heads=_size(file, config, "num_key_value_heads", heads if family == "llama" else None),
         head_dim=_size(file, config, "head_dim", hidden // heads),
         vocab=_size(file, config, "vocab_size"),
         max_positions=max_positions,
@@ -248,6 +249,15 @@ def copy_assets(source: Path, target: Path) -> None:
             (target / name).write_bytes((source / name).read_bytes())
 
 
+def clear(folder: Path) -> None:
+    """Remove what an interrupted run left in a work folder."""
+    for leftover in folder.iterdir():
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
 def _check_no_code(file: Path, config: Json) -> None:
     if config.get("auto_map"):
         raise DataError(
@@ -311,7 +321,9 @@ def _check_tokenizer(folder: Path, shape: Shape) -> None:
         value = options.get(name)
         text = value.get("content") if isinstance(value, dict) else value
         if text is not None and text not in ids:
-            raise DataError(f"{options_file}: {name} {text!r} is not in tokenizer.json: mend either")
+            raise DataError(
+                f"{options_file}: {name} {text!r} is not in tokenizer.json: mend either"
+            )
     for config_name in CONFIGS:
         _check_special_ids(folder / config_name, shape.vocab)
     if not options.get("chat_template") and not (folder / "chat_template.jinja").is_file():
@@ -391,7 +403,9 @@ def _check_no_window(file: Path, config: Json, family: str, max_positions: int) 
 def _require(file: Path, config: Json, name: str, wanted: object) -> None:
     value = config.get(name, wanted)
     if value != wanted:
-        raise DataError(f"{file}: {name}={value!r} is not supported (only {wanted!r}): use another model")
+        raise DataError(
+            f"{file}: {name}={value!r} is not supported (only {wanted!r}): use another model"
+        )
 
 
 def _size(file: Path, config: Json, name: str, default: int | None = None) -> int:

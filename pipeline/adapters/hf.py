@@ -1,11 +1,13 @@
 """HF causal language models: opened without running code from their folder, read, written.
 
     model = load_model(folder, dtype="float32")    # evaluation mode, on the GPU if there is one
-    with_adapter(model, adapter_folder)             # the same with a PEFT adapter on it
+    model_of(folder, tensors)                       # the same from weights in memory
+    with_adapter(model, adapter_folder)             # with a PEFT adapter on it
     logits(model, ids)                              # [tokens, vocabulary], float32, on the CPU
     greedy(model, ids, max_new_tokens=32, stop_ids=chat.stop_ids)
     WeightReader(folder).tensor(name)               # one tensor of a safetensors checkpoint
     write_weights(folder, tensors, dtype=...)       # safetensors, in shards where large
+    write_adapter(folder, tensors, ...)             # LoRA or DoRA in the PEFT library's form
 
 Knows nothing of NeMo, of quantization or of chat templates.
 """
@@ -13,7 +15,7 @@ Knows nothing of NeMo, of quantization or of chat templates.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +46,27 @@ def load_model(folder: Path, *, dtype: str) -> PreTrainedModel:
         use_safetensors=True,
     )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def model_of(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> PreTrainedModel:
+    """The model that `folder`/config.json describes with these weights, in float32.
+
+    tensors: HF names and weights, all of them; a tied output layer follows its embedding.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors:
+        parameters.pop(name).detach().copy_(tensor)
+    if parameters:
+        raise KeyError(f"no weights were given for {', '.join(parameters)}")
+    return model.eval()
 
 
 def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
@@ -112,9 +135,57 @@ class WeightReader:
         return self._open[name].get_tensor(name)
 
 
-def write_weights(
-    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str
+def write_adapter(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    base: str,
+    rank: int,
+    alpha: float,
+    dora: bool,
 ) -> None:
+    """Write a LoRA or DoRA adapter in the PEFT library's form.
+
+    tensors: by PEFT's names (base_model.model.<module>.lora_A.weight ...), each module's A, B and
+    what belongs to them. base: the name of the base model, for the record.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    suffix = ".lora_A.weight"
+    modules = sorted(
+        name.removeprefix("base_model.model.").removesuffix(suffix)
+        for name in tensors
+        if name.endswith(suffix)
+    )
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=rank,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        lora_dropout=0.0,
+        use_dora=dora,
+        # Trained biases are loaded only when the configuration says that there are some.
+        bias="all" if any(name.endswith(".bias") for name in tensors) else "none",
+        # Every projection of every layer: their short names suffice. Otherwise one by one.
+        target_modules=_short_names(modules),
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    # Fused layers share their A; safetensors refuses tensors that share memory.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(copies, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _short_names(modules: Sequence[str]) -> list[str]:
+    """The last parts of module names, if each is there in every layer; else the whole names."""
+    layers = {name.split(".")[2] for name in modules}
+    short = {name.rpartition(".")[2] for name in modules}
+    return sorted(short) if len(short) * len(layers) == len(modules) else list(modules)
+
+
+def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str) -> None:
     """Write model.safetensors, or shards of 5 GB and their index, holding one shard at a time."""
     import torch
     from safetensors.torch import save_file

@@ -10,6 +10,7 @@
         fold_adapter(model)                        # the adapter becomes part of the weights
         hf_tensors(model, shape)                   # the weights by HF name
         adapter_layers(model)                      # the adapter's matrices by layer
+        peft_tensors(shape, layers)                # the same by the PEFT library's names
         model_options()                            # what a Megatron config needs on this machine
 
 A checkpoint is a genuine NeMo 2.0 folder: `weights/` (Megatron's distributed checkpoint) and
@@ -78,16 +79,18 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def checkpoint_dtype() -> str:
+    """Precision of the checkpoints that are written on this machine."""
+    return "bfloat16" if on_gpu() else "float32"
+
+
 def model_options() -> dict[str, Any]:
     """Fields of a Megatron model's configuration that this machine decides."""
-    import torch
-
+    precision = _precision(checkpoint_dtype())
     if on_gpu():
-        return {"bf16": True, "params_dtype": torch.bfloat16, "pipeline_dtype": torch.bfloat16}
+        return precision
     return {
-        "bf16": False,
-        "params_dtype": torch.float32,
-        "pipeline_dtype": torch.float32,
+        **precision,
         "use_cpu_initialization": True,
         # CUDA kernels, or kernels that torch.compile would first build with a C++ compiler.
         "apply_rope_fusion": False,
@@ -101,6 +104,13 @@ def model_options() -> dict[str, Any]:
         # Frees a tensor's storage by a trick that needs pipeline parallelism on GPUs.
         "deallocate_pipeline_outputs": False,
     }
+
+
+def _precision(dtype: str) -> dict[str, Any]:
+    import torch
+
+    kind = getattr(torch, dtype)
+    return {"bf16": dtype == "bfloat16", "params_dtype": kind, "pipeline_dtype": kind}
 
 
 def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any) -> GPTModel:
@@ -188,8 +198,13 @@ def import_hf(hf_folder: Path, out: Path) -> None:
 
 
 def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
-    """The model in a nemo_checkpoint, in evaluation mode, with a nemo_adapter on it if given."""
-    model = model_for(folder / ASSETS, perform_initialization=False)
+    """The model in a nemo_checkpoint, in evaluation mode, with a nemo_adapter on it if given.
+
+    It is float32 on every machine: what is opened here is compared, folded and written, and
+    rounding belongs at the end of that.
+    """
+    exact = _precision("float32")
+    model = model_for(folder / ASSETS, perform_initialization=False, **exact)
     trainer = _connect(model)
     strategy = trainer.strategy
     strategy.setup(trainer)
@@ -276,22 +291,23 @@ def hf_tensors(model: GPTModel, shape: Shape) -> Iterator[tuple[str, torch.Tenso
 
 @dataclass(frozen=True)
 class AdapterLayer:
-    """The adapter of one linear layer, and what folding it in needs.
+    """The adapter of one linear layer, and the layer's own weights.
 
-    a: [rank, inputs], b: [outputs, rank]; the update is scale * b @ a.
+    weight: [outputs, inputs], bias: [outputs] or None; a: [rank, inputs], b: [outputs, rank].
+    The update of the weight is scale * b @ a.
     magnitude: DoRA's row norms [outputs]; None for LoRA.
     """
 
     layer: int
     name: str  # as in nemo_weights.LINEAR_LAYERS
+    weight: torch.Tensor
+    bias: torch.Tensor | None
     a: torch.Tensor
     b: torch.Tensor
     scale: float
     magnitude: torch.Tensor | None
 
-    def folded(
-        self, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias of the plain linear layer that computes the same.
 
         DoRA: magnitude * (W + scale B A) / |W + scale B A|, by rows (arXiv:2402.09353, equation
@@ -299,26 +315,23 @@ class AdapterLayer:
         """
         import torch
 
-        weight = weight + self.scale * (self.b @ self.a)
+        weight = self.weight + self.scale * (self.b @ self.a)
         if self.magnitude is None:
-            return weight, bias
+            return weight, self.bias
         stretch = self.magnitude / torch.linalg.vector_norm(weight, dim=1)
-        return stretch[:, None] * weight, None if bias is None else stretch * bias
+        return stretch[:, None] * weight, None if self.bias is None else stretch * self.bias
 
 
 def adapter_layers(model: GPTModel) -> list[AdapterLayer]:
     """The adapters on a model, in the order of its layers."""
-    return [adapter for _, adapter in _adapted(model)]
+    return [_adapter_layer(name, module) for name, module in _adapted(model)]
 
 
 def fold_adapter(model: GPTModel) -> None:
     """Make the adapters part of the weights; the model is then one without adapters."""
-    for name, adapter in _adapted(model):
-        parent = model.module.get_submodule(name.rpartition(".")[0])
-        linear = parent.get_submodule(name.rpartition(".")[2]).to_wrap
-        bias = getattr(linear, "bias", None)
-        has_bias = bias is not None and bias.numel() > 0  # Transformer Engine has empty ones
-        weight, bias = adapter.folded(linear.weight.detach(), bias.detach() if has_bias else None)
+    for name, module in _adapted(model):
+        linear = module.to_wrap
+        weight, bias = _adapter_layer(name, module).folded()
         linear.weight.data.copy_(weight)
         if bias is not None:
             linear.bias.data.copy_(bias)
@@ -326,30 +339,51 @@ def fold_adapter(model: GPTModel) -> None:
         for flag in ("return_layernorm_output", "return_layernorm_output_gathered"):
             if hasattr(linear, flag):
                 setattr(linear, flag, False)
-        setattr(parent, name.rpartition(".")[2], linear)
+        parent, _, child = name.rpartition(".")
+        setattr(model.module.get_submodule(parent), child, linear)
 
 
-def _adapted(model: GPTModel) -> list[tuple[str, AdapterLayer]]:
-    """Module names of the layers with an adapter, and the adapters."""
+def peft_tensors(shape: Shape, layers: Sequence[AdapterLayer]) -> dict[str, torch.Tensor]:
+    """The adapters in the HF PEFT library's form, tensors by name.
+
+    The one A of a fused layer goes to each of its parts, with the part's rows of B. A bias that
+    DoRA stretches (see AdapterLayer.folded) goes along, as PEFT leaves the bias as it is.
+    """
+    tensors = {}
+    for adapter in layers:
+        rule = nemo_weights.linear_rule(adapter.layer, adapter.name)
+        bias = adapter.folded()[1] if adapter.magnitude is not None else None
+        named = {"lora_B.weight": adapter.b, "lora_magnitude_vector": adapter.magnitude}
+        named["base_layer.bias"] = bias
+        for module in rule.hf:
+            tensors[f"base_model.model.{module}.lora_A.weight"] = adapter.a
+        for name, tensor in named.items():
+            if tensor is not None:
+                for module, part in zip(rule.hf, rule.split(shape, tensor), strict=True):
+                    tensors[f"base_model.model.{module}.{name}"] = part
+    return tensors
+
+
+def _adapted(model: GPTModel) -> list[tuple[str, Any]]:
+    """Names and modules of the layers with an adapter."""
     from nemo.lightning.pytorch.callbacks.peft import AdapterWrapper
 
-    found = []
-    for name, module in model.module.named_modules():
-        if isinstance(module, AdapterWrapper):
-            _, _, layer, linear = name.split(".", 3)  # decoder.layers.<i>.<linear>
-            adapter = module.adapter
-            magnitude = getattr(adapter, "weight_magnitude", None)
-            found.append(
-                (
-                    name,
-                    AdapterLayer(
-                        layer=int(layer),
-                        name=linear,
-                        a=adapter.linear_in.weight.detach(),
-                        b=adapter.linear_out.weight.detach(),
-                        scale=adapter.alpha / adapter.dim,
-                        magnitude=None if magnitude is None else magnitude.detach(),
-                    ),
-                )
-            )
-    return found
+    return [(n, m) for n, m in model.module.named_modules() if isinstance(m, AdapterWrapper)]
+
+
+def _adapter_layer(name: str, module: Any) -> AdapterLayer:
+    _, _, layer, linear = name.split(".", 3)  # decoder.layers.<i>.<linear>
+    adapter, wrapped = module.adapter, module.to_wrap
+    bias = getattr(wrapped, "bias", None)
+    magnitude = getattr(adapter, "weight_magnitude", None)
+    return AdapterLayer(
+        layer=int(layer),
+        name=linear,
+        weight=wrapped.weight.detach(),
+        # Transformer Engine's layers without a bias have an empty one.
+        bias=bias.detach() if bias is not None and bias.numel() else None,
+        a=adapter.linear_in.weight.detach(),
+        b=adapter.linear_out.weight.detach(),
+        scale=adapter.alpha / adapter.dim,
+        magnitude=None if magnitude is None else magnitude.detach(),
+    )

@@ -88,17 +88,17 @@ def layer_rules(shape: Shape, layer: int) -> Iterator[Rule]:
     ):
         yield Rule((f"{hf}{norm}.weight",), f"{megatron}{holder}.layer_norm_weight")
     for name in LINEAR_LAYERS:
-        yield linear_rule(layer, name, "weight")
+        yield linear_rule(layer, name, ".weight")
     if shape.qkv_bias:
-        yield linear_rule(layer, "self_attention.linear_qkv", "bias")
+        yield linear_rule(layer, "self_attention.linear_qkv", ".bias")
 
 
-def linear_rule(layer: int, name: str, tensor: str) -> Rule:
-    """The rule of one tensor (weight, bias, ...) of a linear layer named in LINEAR_LAYERS."""
+def linear_rule(layer: int, name: str, tensor: str = "") -> Rule:
+    """The rule of a layer named in LINEAR_LAYERS: of the module, or of one of its tensors."""
     parts = LINEAR_LAYERS[name]
     return Rule(
-        tuple(f"model.layers.{layer}.{part}.{tensor}" for part in parts),
-        f"decoder.layers.{layer}.{name}.{tensor}",
+        tuple(f"model.layers.{layer}.{part}{tensor}" for part in parts),
+        f"decoder.layers.{layer}.{name}{tensor}",
         interleaved=len(parts) == 3,
     )
 
@@ -111,9 +111,7 @@ def local_name(name: str) -> str:
     return name
 
 
-def fused(
-    shape: Shape, read: Callable[[str], torch.Tensor]
-) -> Iterator[tuple[str, torch.Tensor]]:
+def fused(shape: Shape, read: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """Megatron names and tensors of an HF model; `read` gives an HF tensor by name."""
     for rule in rules(shape):
         yield rule.megatron, rule.fuse(shape, map(read, rule.hf))

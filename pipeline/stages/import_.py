@@ -1,0 +1,45 @@
+"""import: HF folder → nemo_checkpoint, proven by its logits.
+
+The folder is checked before anything heavy is imported. The proof opens what was written, as a
+later stage will, and compares its logits with those that transformers computes from the source.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from pipeline.artifact import Artifact, Outcome
+from pipeline.checkpoints import check_folder, clear
+from pipeline.config import Config
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
+    """Write config.model.path as a NeMo 2.0 checkpoint into `out`.
+
+    Raises:
+        DataError: the folder cannot be imported.
+        ProofFailed: the checkpoint computes other logits than its source.
+    """
+    source = config.model.path
+    shape = check_folder(source)
+    clear(out)
+
+    from pipeline.adapters import hf, nemo
+    from pipeline.adapters.logit_proof import ProofChain
+
+    # The checkpoint has the machine's precision; the source is rounded alike before it counts.
+    source_model = hf.load_model(source, dtype=nemo.checkpoint_dtype()).float()
+    with nemo.nemo_session():
+        nemo.import_hf(source, out)
+        chain = ProofChain(shape, gpu=nemo.on_gpu(), reference=partial(hf.logits, source_model))
+        del source_model
+        model = nemo.open_checkpoint(out)
+        imported = chain.require("nemo_reopened", partial(nemo.logits, model))
+    metrics = {
+        "parameters": float(shape.parameters),
+        "max_abs_logit_difference": imported.max_abs_difference,
+        "min_logit_cosine": imported.min_cosine,
+    }
+    proof = {"shape": asdict(shape), "source_vs": chain.proof}
+    return Outcome("nemo_checkpoint", metrics, proof)

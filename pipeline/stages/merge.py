@@ -1,0 +1,96 @@
+"""merge: import + finetune → hf_checkpoint, and the adapter in HF PEFT form.
+
+A LoRA or DoRA is folded into the base; a fully fine-tuned model is written as it is. Either way
+the proof is a chain of logits on fixed prompts, in float32: NeMo as trained = HF base with the
+PEFT adapter = NeMo folded = HF folded. What rounding the weights to the written precision then
+changes is measured from the written files, and stands beside it.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.artifact import Artifact, Outcome
+from pipeline.checkpoints import Shape, clear, copy_assets, read_json, read_shape
+from pipeline.config import Config
+
+if TYPE_CHECKING:
+    from pipeline.adapters.nemo import AdapterLayer
+
+# Smallest cosine of the written model's logits with the unrounded one's. Rounding to bfloat16
+# changes a weight by at most one part in 256; below this the files hold something else.
+MIN_WRITTEN_COSINE = 0.99
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
+    """Write the tuned model as an HF folder into `out`, in config.model.dtype.
+
+    Raises:
+        ArtifactError: an input is of the wrong kind.
+        ProofFailed: what was written computes other logits than what was trained.
+    """
+    base = inputs["import"].require("nemo_checkpoint").path
+    tuned = inputs["finetune"].require("nemo_adapter", "nemo_checkpoint")
+    has_adapter = tuned.kind == "nemo_adapter"
+    clear(out)
+
+    from pipeline.adapters import hf, nemo
+    from pipeline.adapters.logit_proof import ProofChain
+
+    assets = (base if has_adapter else tuned.path) / nemo.ASSETS
+    shape = read_shape(assets)
+    with nemo.nemo_session():
+        if has_adapter:
+            model = nemo.open_checkpoint(base, adapter=tuned.path)
+        else:
+            model = nemo.open_checkpoint(tuned.path)
+        chain = ProofChain(shape, gpu=nemo.on_gpu(), reference=partial(nemo.logits, model))
+        if has_adapter:
+            _write_adapter(config, shape, nemo.adapter_layers(model), out / "adapter")
+            hf_base = hf.model_of(assets, nemo.hf_tensors(model, shape))
+            hf_base = hf.with_adapter(hf_base, out / "adapter")
+            chain.require("hf_base_with_peft_adapter", partial(hf.logits, hf_base))
+            del hf_base
+            nemo.fold_adapter(model)
+            chain.require("nemo_folded", partial(nemo.logits, model))
+        merged = hf.model_of(assets, nemo.hf_tensors(model, shape))
+        chain.require("hf_folded", partial(hf.logits, merged))
+        del merged
+        hf.write_weights(out, nemo.hf_tensors(model, shape), dtype=config.model.dtype)
+    _write_assets(config, assets, out)
+    written = hf.load_model(out, dtype="float32")
+    rounding = chain.require_near("hf_written", partial(hf.logits, written), MIN_WRITTEN_COSINE)
+    metrics = {
+        "max_abs_logit_difference": chain.max_abs_difference,
+        "rounding_max_abs_logit_difference": rounding.max_abs_difference,
+        "rounding_min_logit_cosine": rounding.min_cosine,
+    }
+    return Outcome("hf_checkpoint", metrics, {"as_trained_vs": chain.proof})
+
+
+def _write_adapter(
+    config: Config, shape: Shape, layers: "list[AdapterLayer]", folder: Path
+) -> None:
+    from pipeline.adapters import hf, nemo
+
+    rank = layers[0].a.shape[0]
+    hf.write_adapter(
+        folder,
+        nemo.peft_tensors(shape, layers),
+        base=config.model.path.as_posix(),
+        rank=rank,
+        alpha=layers[0].scale * rank,
+        dora=layers[0].magnitude is not None,
+    )
+
+
+def _write_assets(config: Config, assets: Path, out: Path) -> None:
+    """The configuration and tokenizer files, with the precision that the weights now have."""
+    copy_assets(assets, out)
+    file = out / "config.json"
+    content = read_json(file, "run `python -m pipeline stage=import` again")
+    content.pop("torch_dtype", None)  # dtype's name before transformers 4.56
+    content["dtype"] = config.model.dtype
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
