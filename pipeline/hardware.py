@@ -1,0 +1,237 @@
+"""What this machine has: GPUs, cores, memory, disk, and which runtimes are installed.
+
+Imports none of the runtimes, nor torch: it answers in milliseconds, and where nothing works yet.
+"""
+
+import csv
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+# The libraries that decide what can run, by what they do here.
+RUNTIMES = {
+    "torch": "tensors",
+    "transformers": "HF models",
+    "nemo_toolkit": "training, import, merge",
+    "megatron-core": "training, import, merge",
+    "transformer-engine": "training on GPUs",
+    "nvidia-modelopt": "quantization, export",
+    "onnxruntime-genai": "engine on CPUs",
+    "tensorrt_llm": "engine on GPUs",
+    "vllm": "engine on GPUs",
+}
+# Versions that cannot do their part, and why.
+CONFLICTS = {
+    "nemo_toolkit": (">=3", "has no nemo.collections.llm any more: 2.7.3 is the last with it"),
+    "megatron-core": (">=0.17", "is not known to work with NeMo 2.7: take 0.15.3"),
+    "transformers": (">=5", "is over what NeMo 2.7 and ModelOpt 0.37 allow: take 4.57.6"),
+    "nvidia-modelopt": (">=0.38", "names its formats otherwise: take 0.37.0"),
+    "onnxruntime-genai": (">=0.13", "may need transformers 5: take 0.12.2"),
+    "tensorrt_llm": (">=1.3", "has no trtllm-build any more: take 1.2.1"),
+    "numpy": (">=2", "is over what NeMo 2.7 allows: take 1.26.4"),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU. mig: split into instances, of which a process sees one at a time."""
+
+    name: str
+    memory_bytes: int
+    compute_capability: str  # such as 9.0
+    mig: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine, as far as this process may use it (container limits, CUDA_VISIBLE_DEVICES)."""
+
+    system: str
+    python: str
+    cpu: str
+    cores: float
+    memory_bytes: int
+    driver: str | None
+    gpus: tuple[Gpu, ...]
+
+
+def inspect_machine() -> Machine:
+    driver, gpus = _nvidia()
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        cpu=_cpu_name(),
+        cores=_cores(),
+        memory_bytes=_memory_bytes(),
+        driver=driver,
+        gpus=tuple(gpus),
+    )
+
+
+def describe() -> dict[str, Any]:
+    """The machine for a manifest, ready for JSON."""
+    return asdict(inspect_machine())
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Free space where a folder is, or where it would be made."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def installed_version(package: str) -> str | None:
+    """A package's version, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def find_conflicts() -> dict[str, str]:
+    """Installed packages of a version that cannot do its part, with what is wrong."""
+    from packaging.specifiers import SpecifierSet
+
+    found = {}
+    for package, (versions, reason) in CONFLICTS.items():
+        version = installed_version(package)
+        if version and SpecifierSet(versions, prereleases=True).contains(version):
+            found[package] = f"{version} {reason}"
+    return found
+
+
+def _cpu_name() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> float:
+    """Cores that this process may use; a container's quota can be a fraction."""
+    cores = float(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    if len(quota) != 2:
+        quota = [
+            _read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+        ]
+    if all(part.isdigit() and part != "0" for part in quota):
+        cores = min(cores, int(quota[0]) / int(quota[1]))
+    return round(cores, 2)
+
+
+def _memory_bytes() -> int:
+    """Memory of the machine, or the container's part of it; 0 if the system does not say."""
+    sizes = [
+        1024 * int(line.split()[1])
+        for line in _read("/proc/meminfo").splitlines()
+        if line.startswith("MemTotal:")
+    ]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if (text := _read(file).strip()).isdigit():
+            sizes.append(int(text))
+    return min(sizes, default=0)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _nvidia() -> tuple[str | None, list[Gpu]]:
+    """The driver's version and the GPUs that CUDA would show to this process."""
+    if not any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/dxg")):
+        return None, []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # an old package of that name may shadow it
+            nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return _ask_nvidia_smi()
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None, []
+    try:
+        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        by_uuid = {
+            _text(nvml.nvmlDeviceGetUUID(handle)): _ask_nvml(nvml, handle) for handle in handles
+        }
+    finally:
+        nvml.nvmlShutdown()
+    return driver, _visible(by_uuid)
+
+
+def _ask_nvml(nvml: Any, handle: Any) -> Gpu:
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    try:
+        mig = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    except nvml.NVMLError:  # a card without MIG
+        mig = False
+    memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return Gpu(_text(nvml.nvmlDeviceGetName(handle)), memory, f"{major}.{minor}", mig)
+
+
+def _ask_nvidia_smi() -> tuple[str | None, list[Gpu]]:
+    fields = "uuid,name,memory.total,compute_cap,mig.mode.current,driver_version"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None, []
+    rows = [row for row in csv.reader(answer.splitlines(), skipinitialspace=True) if len(row) == 6]
+    by_uuid = {
+        # A GPU that shares the machine's memory has no size of its own.
+        uuid: Gpu(
+            name, int(memory) * 2**20 if memory.isdigit() else 0, capability, mig == "Enabled"
+        )
+        for uuid, name, memory, capability, mig, _ in rows
+    }
+    return (rows[0][5] if rows else None), _visible(by_uuid)
+
+
+def _visible(gpus: Mapping[str, Gpu]) -> list[Gpu]:
+    """Those that CUDA_VISIBLE_DEVICES names by number or UUID, up to the first that does not exist.
+
+    A MIG instance counts as a GPU that is split: which one, its name does not tell.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return list(gpus.values())
+    found = []
+    for part in (part.strip() for part in chosen.split(",")):
+        if part.isdigit() and int(part) < len(gpus):
+            found.append(list(gpus.values())[int(part)])
+        elif part and (named := [gpu for uuid, gpu in gpus.items() if _names(part, uuid, gpu)]):
+            found.append(named[0])
+        else:
+            break
+    return found
+
+
+def _names(part: str, uuid: str, gpu: Gpu) -> bool:
+    return gpu.mig if part.startswith("MIG-") else uuid.startswith(part)
+
+
+def _text(value: bytes | str) -> str:
+    """Older versions of the library give bytes."""
+    return value.decode() if isinstance(value, bytes) else value

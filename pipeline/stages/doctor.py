@@ -1,0 +1,207 @@
+"""doctor: what this machine has, which stages can run here, and what to install for the rest.
+
+Imports nothing that could be broken, so that it answers where nothing else does.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import hardware
+from pipeline.artifact import MANIFEST, SCHEMA
+from pipeline.checkpoints import check_folder
+from pipeline.config import Config
+from pipeline.errors import DataError
+from pipeline.graph import ROOT
+from pipeline.hardware import GIB
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+MIN_MEMORY, MIN_DISK = 6 * GIB, 5 * GIB  # what the bundled demo takes
+NATIVE_FP8, NATIVE_FP4 = (8, 9), (10, 0)  # compute capabilities
+
+LOCKED = "make setup"
+TRTLLM = (
+    'docker run --rm -it --gpus all --ipc=host -v "$PWD":/work -w /work '
+    "nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
+)
+VLLM = "pip install vllm==0.24.0 (in an environment of its own: it pins torch 2.11.0)"
+_NEMO = ("torch", "nemo_toolkit", "megatron-core", "nemo_run")
+_MODELOPT = ("torch", "transformers", "nvidia-modelopt")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage, with these settings, needs: packages, a GPU, and what gets the packages."""
+
+    stage: str
+    packages: tuple[str, ...]
+    settings: str = ""
+    gpu: bool = False
+    mend: str = LOCKED
+
+
+NEEDS = (
+    Need("prepare", ("tokenizers", "jinja2", "pyarrow", "rapidfuzz")),
+    Need("import", (*_NEMO, "transformers")),
+    Need("finetune", _NEMO),
+    Need("merge", (*_NEMO, "transformers", "peft")),
+    Need("quantize", _MODELOPT),
+    Need("quantize", _MODELOPT, "quantize=nvfp4", gpu=True),
+    Need("evaluate", _MODELOPT),
+    Need("export", _MODELOPT),
+    Need("build", ("onnxruntime-genai", "onnx"), "engine=onnxruntime"),
+    Need("build", ("tensorrt_llm",), "engine=trtllm", gpu=True, mend=TRTLLM),
+    Need("build", ("vllm",), "engine=vllm", gpu=True, mend=VLLM),
+    Need("benchmark", ("fastapi", "uvicorn", "httpx")),
+    Need("register", ("mlflow",)),
+    Need("serve", ("fastapi", "uvicorn", "prometheus-client")),
+    Need("pretrain", _NEMO),
+)
+
+
+def run(config: Config) -> None:
+    """Print the report. Nothing that it finds is an error: it is there to be read."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    machine = hardware.inspect_machine()
+    for table in (_machine(machine, config), _runtimes(), _stages(machine), _artifacts(config)):
+        console.print(table)
+    _show_mends(console, machine)
+
+
+def _table(title: str, *columns: str) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(*columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+
+
+def _machine(machine: hardware.Machine, config: Config) -> "Table":
+    from rich.markup import escape
+
+    table = _table("This machine", "", "")
+    table.show_header = False
+    table.add_row("system", f"{machine.system}, Python {machine.python}")
+    table.add_row("processor", f"{machine.cpu}, {machine.cores:g} cores")
+    table.add_row("memory", _size(machine.memory_bytes, MIN_MEMORY))
+    disk = hardware.free_disk_bytes(config.artifacts)
+    table.add_row("free disk", f"{_size(disk, MIN_DISK)} at {escape(str(config.artifacts))}")
+    for gpu in machine.gpus:
+        capability = tuple(map(int, gpu.compute_capability.split(".")))
+        formats = ["fp8"] * (capability >= NATIVE_FP8) + ["nvfp4"] * (capability >= NATIVE_FP4)
+        parts = [gpu.name, f"{gpu.memory_bytes / GIB:.0f} GiB", f"compute {gpu.compute_capability}"]
+        parts += [f"native {' and '.join(formats)}"] * bool(formats) + ["MIG"] * gpu.mig
+        table.add_row("GPU", ", ".join(parts))
+    if not machine.gpus:
+        table.add_row("GPU", "none that this process can use")
+    elif machine.driver:
+        table.add_row("driver", machine.driver)
+    table.add_row("base model", _base_model(config))
+    return table
+
+
+def _size(size: int, least: int) -> str:
+    text = f"{size / GIB:.1f} GiB"
+    return text if size >= least else f"[yellow]{text}[/], and the demo takes {least / GIB:.0f} GiB"
+
+
+def _base_model(config: Config) -> str:
+    from rich.markup import escape
+
+    folder = ROOT / config.model.path
+    try:
+        shape = check_folder(folder)
+    except DataError as error:
+        return f"[red]{escape(str(error))}[/]"
+    size = f"{shape.parameters / 1e6:,.1f} M parameters"
+    return f"{escape(str(config.model.path))}: {shape.family}, {size}"
+
+
+def _runtimes() -> "Table":
+    table = _table("Libraries", "library", "version", "for", "")
+    conflicts = hardware.find_conflicts()
+    for package in {**hardware.RUNTIMES, **conflicts}:
+        version = hardware.installed_version(package)
+        shown = version or "[dim]not installed[/]"
+        note = f"[red]{conflicts[package]}[/]" if package in conflicts else ""
+        table.add_row(package, shown, hardware.RUNTIMES.get(package, ""), note)
+    return table
+
+
+def _stages(machine: hardware.Machine) -> "Table":
+    table = _table("Stages", "stage", "with", "here", "because")
+    for need in NEEDS:
+        missing = _missing(need, machine)
+        here = "[red]no[/]" if missing else "[green]yes[/]"
+        table.add_row(need.stage, need.settings, here, ", ".join(missing))
+    return table
+
+
+def _missing(need: Need, machine: hardware.Machine) -> list[str]:
+    """What keeps a stage from running here."""
+    missing = [f"no {name}" for name in need.packages if not hardware.installed_version(name)]
+    return missing + ["no NVIDIA GPU"] * (need.gpu and not machine.gpus)
+
+
+def _show_mends(console: "Console", machine: hardware.Machine) -> None:
+    mends: dict[str, list[str]] = {}
+    for need in NEEDS:
+        if any(not hardware.installed_version(name) for name in need.packages):
+            where = "" if machine.gpus or not need.gpu else "on a machine with an NVIDIA GPU: "
+            mends.setdefault(where + need.mend, []).append(need.settings or need.stage)
+    for mend, stages in mends.items():
+        console.print(f"[bold]For {', '.join(stages)}[/]: {mend}", soft_wrap=True, markup=True)
+
+
+def _artifacts(config: Config) -> "Table":
+    table = _table(f"Artifacts in {config.artifacts}", "stage", "kind", "state", "size", "made")
+    rows = list(_artifact_rows(config.artifacts))
+    for row in rows:
+        table.add_row(*row)
+    if not rows:
+        table.add_row("none yet", "", "`make demo` makes them", "", "")
+    return table
+
+
+def _artifact_rows(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
+    """Stage, kind, state, size and time of each artifact.
+
+    Compares sizes, not hashes: a checkpoint of 100 GB takes no longer than a small one.
+    """
+    stages = dict.fromkeys(need.stage for need in NEEDS)
+    for stage in stages:
+        path = folder / stage
+        if not path.is_dir():
+            continue
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            files: Mapping[str, Mapping[str, int]] = manifest["files"]
+            altered = [n for n, f in files.items() if not _has_size(path / n, f["bytes"])]
+            size = f"{sum(f['bytes'] for f in files.values()) / 2**20:,.1f} MiB"
+            kind, made, failure = manifest["kind"], manifest["created"], manifest["failure"]
+            known = manifest["schema"] == SCHEMA
+        except (OSError, ValueError, KeyError, TypeError):
+            again = f"run `python -m pipeline stage={stage}`"
+            yield stage, "", f"[red]not whole[/]: {again}", "", ""
+            continue
+        state = "[green]whole[/]"
+        if failure:
+            state = f"[yellow]refused[/]: {failure}"
+        if altered:
+            state = f"[red]altered[/]: {altered[0]}; run `python -m pipeline stage={stage}`"
+        if not known:
+            state = f"[red]of another version[/]: run `python -m pipeline stage={stage}`"
+        yield stage, kind, state, size, made
+    for path in sorted((folder / ".work").glob("*-*")):
+        stage = path.name.rsplit("-", 1)[0]
+        yield stage, "", "[yellow]interrupted[/]: the same command goes on", "", ""
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
