@@ -1,0 +1,82 @@
+"""vLLM: the arguments with which it serves a unified HF checkpoint. Imports nothing of it."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError, DataError, MissingRuntime
+
+# vLLM's name for each quantization that ModelOpt's unified checkpoint says; the others it cannot
+# load (docs/features/quantization/modelopt).
+QUANTIZATION = {None: None, "FP8": "modelopt", "NVFP4": "modelopt_fp4"}
+
+
+def version() -> str | None:
+    try:
+        return metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def missing() -> str | None:
+    """Why this machine cannot run vLLM; None if it can."""
+    return None if version() else "vLLM is not installed"
+
+
+def unloadable(checkpoint: Path) -> str | None:
+    """Why vLLM cannot load a unified HF checkpoint, by its format; None if it can."""
+    algorithm, _ = _quantization_of(checkpoint)
+    return None if algorithm in QUANTIZATION else f"vLLM does not load {algorithm}"
+
+
+def refusal(reason: str) -> MissingRuntime:
+    return MissingRuntime(
+        f"engine=vllm: {reason}. Install it into an environment of its own on a machine with a GPU "
+        "(`pip install vllm`), or run this stage in the container vllm/vllm-openai, or build for "
+        "this machine with engine=onnxruntime"
+    )
+
+
+def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dict[str, Any]:
+    """vLLM's engine arguments for a unified HF checkpoint, without the model's place.
+
+    Raises:
+        ConfigError: vLLM cannot load the checkpoint's format.
+        DataError: its hf_quant_config.json cannot be read.
+    """
+    if reason := unloadable(checkpoint):
+        raise ConfigError(
+            f"engine=vllm: {reason} ({checkpoint}): choose quantize=fp8 or quantize=none, or build "
+            "this format with engine=trtllm"
+        )
+    algorithm, kv_cache = _quantization_of(checkpoint)
+    arguments: dict[str, Any] = {
+        "max_model_len": engine.max_seq_len,
+        "max_num_seqs": engine.max_batch_size,
+        "tensor_parallel_size": tensor_parallel,
+        "kv_cache_dtype": "fp8" if kv_cache == "FP8" else "auto",
+        "trust_remote_code": False,
+    }
+    if QUANTIZATION[algorithm]:
+        arguments["quantization"] = QUANTIZATION[algorithm]
+    return arguments
+
+
+def serve_command(folder: str, arguments: dict[str, Any]) -> str:
+    """`vllm serve` with these arguments."""
+    flags = [f"--{k.replace('_', '-')} {v}" for k, v in arguments.items() if v is not False]
+    return " ".join(["vllm serve", folder, *flags])
+
+
+def _quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:
+    """quant_algo and kv_cache_quant_algo of hf_quant_config.json; both None without the file."""
+    file = checkpoint / "hf_quant_config.json"
+    if not file.is_file():
+        return None, None
+    try:
+        quantization = json.loads(file.read_text())["quantization"]
+        return quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo")
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{file} cannot be read ({error!r}): run stage=export again") from error

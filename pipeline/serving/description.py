@@ -1,0 +1,75 @@
+"""engine.json: what an engine is, what it was made for, and whether it can run here."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ArtifactError
+
+FILE = "engine.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of engine.json.
+
+    runtime, version: the library that runs it.
+    hardware: what it is bound to, as the runtime's adapter names it.
+    rendering: Chat.sha256 of the model that it was built from.
+    settings: further arguments that the runtime's adapter left for itself.
+    """
+
+    runtime: str
+    version: str
+    precision: str
+    hardware: Mapping[str, str]
+    rendering: str
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(asdict(self), indent=1, sort_keys=True)
+        (folder / FILE).write_text(text + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Description":
+        """
+        Raises:
+            ArtifactError: there is no engine.json, or it is not one.
+        """
+        try:
+            return cls(**json.loads((folder / FILE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ArtifactError(
+                f"{folder / FILE} cannot be read ({error}): {rebuild(folder)}"
+            ) from error
+
+    def require(self, folder: Path, version: str, hardware: Mapping[str, str]) -> None:
+        """
+        Raises:
+            ArtifactError: the engine was built with another version of its runtime, or for other
+                hardware.
+        """
+        if self.version != version:
+            raise ArtifactError(
+                f"{folder} was built with {self.runtime} {self.version}, and {version} is here: "
+                f"{rebuild(folder)}"
+            )
+        if dict(self.hardware) != dict(hardware):
+            raise ArtifactError(
+                f"{folder} was built for {_words(self.hardware)}, and this is {_words(hardware)}: "
+                f"{rebuild(folder)}"
+            )
+
+
+def rebuild(folder: Path) -> str:
+    """The command that makes an engine anew, though its settings are the same."""
+    return f"`rm -r {folder} && python -m pipeline stage=build`"
+
+
+def _words(hardware: Mapping[str, str]) -> str:
+    return ", ".join(hardware.values()) or "no known hardware"

@@ -1,0 +1,154 @@
+"""One request's answers: prompts through the engine, tokens to text, until they end or are left.
+
+Knows nothing of HTTP.
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+from pipeline.chat import Chat
+from pipeline.serving.engine import Engine, QueueFull, Sampling
+from pipeline.serving.metrics import Metrics
+from pipeline.serving.text import TextStream
+
+
+class Piece(NamedTuple):
+    """Text that came for a choice; its last piece has the reason why it ended."""
+
+    choice: int
+    text: str
+    reason: str | None
+
+
+class _Choice:
+    def __init__(self, index: int, engine: Engine, prompt: Sequence[int], how: Sampling) -> None:
+        self.index = index
+        self.tokens = 0
+        self.stop_ids = how.stop_ids
+        self.stream = engine.generate(prompt, how)
+
+
+class Generation:
+    """Answers to one or several prompts, `n` of each; begins at once.
+
+    Args:
+        stops: strings that end an answer.
+
+    Raises:
+        QueueFull: the engine has no room; nothing was begun.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        chat: Chat,
+        metrics: Metrics,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        sampling: Sampling,
+        stops: Sequence[str],
+    ) -> None:
+        self._chat, self._metrics, self._stops = chat, metrics, stops
+        self._begin = time.perf_counter()
+        self._reasons: dict[int, str] = {}
+        self._choices: list[_Choice] = []
+        self.prompt_tokens = sum(len(prompt) for prompt in prompts)
+        for index in range(len(prompts) * n):
+            how = sampling
+            if how.seed is not None:  # else n answers to one prompt would be one answer n times
+                how = dataclasses.replace(how, seed=how.seed + index % n)
+            try:
+                self._choices.append(_Choice(index, engine, prompts[index // n], how))
+            except QueueFull:
+                for choice in self._choices:
+                    choice.stream.cancel()
+                raise
+        metrics.prompt_tokens.inc(self.prompt_tokens)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(choice.tokens for choice in self._choices)
+
+    def cancel(self) -> None:
+        """Free what is still in progress; the client is gone, or the answer complete."""
+        for choice in self._choices:
+            if choice.index not in self._reasons:
+                choice.stream.cancel()
+                self._end(choice, "abort")
+
+    async def collect(self) -> list[tuple[str, str]]:
+        """Text and finish reason of every choice."""
+        texts: list[list[str]] = [[] for _ in self._choices]
+        async for piece in self.pieces():
+            texts[piece.choice].append(piece.text)
+        return [("".join(parts), self._reasons[i]) for i, parts in enumerate(texts)]
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Pieces of all choices, as they come.
+
+        Raises:
+            EngineFailed: the engine broke down.
+        """
+        if len(self._choices) == 1:
+            async for piece in self._follow(self._choices[0]):
+                yield piece
+            return
+        ready: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+
+        async def pump(choice: _Choice) -> None:
+            try:
+                async for piece in self._follow(choice):
+                    ready.put_nowait(piece)
+            except Exception as error:
+                ready.put_nowait(error)
+
+        tasks = [asyncio.create_task(pump(choice)) for choice in self._choices]
+        try:
+            missing = len(tasks)
+            while missing:
+                item = await ready.get()
+                if isinstance(item, Exception):
+                    raise item
+                missing -= item.reason is not None
+                yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _follow(self, choice: _Choice) -> AsyncIterator[Piece]:
+        text = TextStream(self._chat.decode, self._stops)
+        reason, newest = "length", self._begin
+        async for token in choice.stream:
+            now = time.perf_counter()
+            if choice.tokens == 0:
+                self._metrics.first_token.observe(now - self._begin)
+                first = now
+            newest = now
+            choice.tokens += 1
+            self._metrics.generation_tokens.inc()
+            if token in choice.stop_ids:
+                reason = "stop"
+                break
+            shown = text.push(token)
+            if text.stopped:
+                reason = "stop"
+                choice.stream.cancel()
+                yield Piece(choice.index, shown, None)
+                break
+            if shown:
+                yield Piece(choice.index, shown, None)
+        rest = text.finish()
+        if text.stopped:
+            reason = "stop"
+        if choice.tokens > 1:
+            self._metrics.per_token.observe((newest - first) / (choice.tokens - 1))
+        self._end(choice, reason)
+        yield Piece(choice.index, rest, reason)
+
+    def _end(self, choice: _Choice, reason: str) -> None:
+        self._reasons[choice.index] = reason
+        self._metrics.finished(reason)
+        self._metrics.latency.observe(time.perf_counter() - self._begin)

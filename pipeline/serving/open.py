@@ -1,0 +1,53 @@
+"""From an engine's folder to a running engine, or to the reason why it cannot run here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.chat import Chat
+from pipeline.errors import ArtifactError, ConfigError
+from pipeline.serving.description import Description, rebuild
+from pipeline.serving.engine import Engine
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine with the chat that renders for it."""
+
+    engine: Engine
+    chat: Chat
+    description: Description
+
+
+def open_engine(folder: Path, *, max_queue: int) -> Served:
+    """Load what `stage=build` made.
+
+    Raises:
+        ArtifactError: it is not whole, or was made for another runtime, hardware or rendering.
+        ConfigError: its runtime serves by its own command.
+    """
+    description = Description.read(folder)
+    chat = Chat.load(folder)
+    if chat.sha256 != description.rendering:
+        raise ArtifactError(
+            f"the tokenizer or chat template in {folder} is not the one that the engine was built "
+            f"with, so prompts would differ from those in training: {rebuild(folder)}"
+        )
+    if description.runtime != "onnxruntime":
+        command = description.settings["serve_with"].format(folder=folder)
+        raise ConfigError(
+            f"{folder} is an engine of {description.runtime}, which serves by its own command: "
+            f"`{command}`; or build with engine=onnxruntime"
+        )
+    from pipeline.adapters import onnxruntime_session as runtime
+    from pipeline.hardware import inspect_machine
+    from pipeline.serving.batching import BatchingEngine
+
+    description.require(folder, runtime.runtime_version(), runtime.hardware())
+    model = runtime.DecoderSession(
+        folder,
+        description.max_batch_size,
+        description.max_seq_len,
+        threads=max(1, int(inspect_machine().cores)),
+    )
+    engine = BatchingEngine(model, max_input_len=description.max_input_len, max_queue=max_queue)
+    return Served(engine, chat, description)
