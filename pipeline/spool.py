@@ -14,6 +14,7 @@ password stays in the environment. Knows nothing of MLflow's client.
 """
 
 import fcntl
+import getpass
 import hashlib
 import json
 import os
@@ -89,6 +90,7 @@ class Group:
     owner: Owner
     created: float
     experiment: str
+    user: str
     stages: tuple[str, ...] = ()
     ended: bool = False
 
@@ -98,8 +100,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.created))
-        return f"{self.experiment} {when}"
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.created))
 
     def is_open(self) -> bool:
         return not self.ended and self.owner.is_alive()
@@ -168,7 +169,7 @@ class Destination:
         self.spool.mkdir(parents=True, exist_ok=True)
         group = self.group_here()
         if not group:
-            group = Group(secrets.token_hex(4), Owner.of_group(), time.time(), experiment)
+            group = Group(secrets.token_hex(4), Owner.of_group(), time.time(), experiment, _user())
         group = replace(group, stages=(*group.stages, stage))
         group.write(self.spool)
         return group
@@ -229,3 +230,10 @@ class Destination:
 def mask(text: str) -> str:
     """The text without the passwords of URLs."""
     return _URL_PASSWORD.sub(r"\1:***@", text)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())

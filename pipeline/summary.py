@@ -90,8 +90,8 @@ def show_delivery(delivery: "Delivery", console: "Console | None" = None) -> Non
         answer = delivery.registered
         aliases = " and ".join(answer["aliases"])
         console.print(
-            f"Registered as [bold]{answer['name']}[/] version {answer['version']}, {aliases} "
-            f"(champion: {answer['reason']})",
+            f"Registered as [bold]{answer['name']}[/] version {answer['version']}, {aliases}: "
+            f"{answer['reason']}",
             soft_wrap=True,
         )
 
@@ -230,7 +230,7 @@ def _engine_table(summary: Mapping[str, Any]) -> "Table | None":
     table.add_row("size", _size(stages["build"]["bytes"]))
     figures: dict[str, list[str]] = {}
     measured = stages.get("benchmark", {"metrics": {}})["metrics"]
-    for name, value in sorted(measured.items(), key=lambda item: _natural(item[0])):
+    for name, value in sorted(measured.items(), key=lambda item: natural(item[0])):
         figure, _, load = name.partition("/")
         shown = f"{value:,.4g} [dim]{load.replace('_', ' ')}[/]"
         figures.setdefault(figure.replace("_", " "), []).append(shown)
@@ -266,9 +266,9 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
+def natural(text: str) -> list[tuple[str, int]]:
     """Sort key by which at_4 comes before at_16."""
-    return [(int(part or 0), word) for word, part in re.findall(r"(\D+)(\d*)", text)]
+    return [(word, int(part or 0)) for word, part in re.findall(r"(\D+)(\d*)", text)]
 
 
 def _size(count: float) -> str:

@@ -7,7 +7,6 @@ and goes with the next run. Nothing here raises: tracking must not cost a traini
 """
 
 import functools
-import getpass
 import json
 import os
 import re
@@ -149,7 +148,6 @@ def start_stage(
                 inputs={name: _source(artifact) for name, artifact in inputs.items()},
                 files=files or {},
                 command=mask(" ".join(["python -m pipeline", *sys.argv[1:]])),
-                user=_user(),
                 upload_weights=config.upload_weights,
             )
             place.ensure_sender()
@@ -270,13 +268,6 @@ def _source(artifact: Artifact) -> dict[str, Any]:
 
 def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
 
 
 @contextmanager

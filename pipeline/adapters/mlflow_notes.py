@@ -1,12 +1,16 @@
 """What a person reads first in MLflow: key figures of a pipeline run, and descriptions of runs."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow.entities import Run
 
-STAGE = "mlflow.pipeline.stage"
+from pipeline.summary import natural
+
+STAGE = "mlflow.pipeline.stage"  # tag
+ACCURACY = "exact_match/"
+FIGURES = 6
+GAP = "\u2003"  # MLflow's tables have no space between columns
 
 
 def figures_of(
@@ -31,14 +35,42 @@ def of_stage(stage: str, end: Mapping[str, Any]) -> str:
     return "\n\n".join(lines) or stage
 
 
-def of_pipeline(stages: Sequence[Run]) -> str:
-    """Markdown: a line a stage, with its time and its figures."""
-    lines = ["| stage | | seconds | figures |", "|---|---|--:|---|"]
+def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> str:
+    """Markdown: how good the models are, then a line a stage with its time and its figures."""
+    lines = []
+    scores = {
+        name.removeprefix(ACCURACY): value
+        for run in stages
+        if run.data.tags[STAGE] == "evaluate"
+        for name, value in run.data.metrics.items()
+        if name.startswith(ACCURACY)
+    }
+    if scores:
+        ranked = sorted(scores.items(), key=lambda item: item[1])
+        shown = ", ".join(f"{name} **{value:.1%}**" for name, value in ranked)
+        lines += [f"Exact match on held-out questions: {shown}", ""]
+    if registered:
+        lines += [
+            f"Registered as [{registered['name']} version {registered['version']}]"
+            f"(#/models/{registered['name']}/versions/{registered['version']}), "
+            f"{' and '.join(registered['aliases'])}: {registered['reason']}",
+            "",
+        ]
+    lines += ["| stage | seconds | |", "|---|--:|---|"]
     for run in stages:
         place = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        state = "reused" if run.data.tags.get("reused") else run.info.status.lower()
-        seconds = f"{run.data.metrics.get('stage/seconds', math.nan):.1f}"
-        figures = {k: v for k, v in run.data.metrics.items() if not k.startswith("stage/")}
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(figures.items())[:6])
-        lines.append(f"| [{run.data.tags[STAGE]}]({place}) | {state} | {seconds} | {shown} |")
+        seconds = run.data.metrics.get("stage/seconds")
+        time = "" if seconds is None else f"{seconds:.1f}"
+        time = "reused" if run.data.tags.get("reused") else time
+        state = run.info.status
+        result = _figures(run) if state == "FINISHED" else f"**{state.lower()}**"
+        lines.append(f"| [{run.data.tags[STAGE]}]({place}) {GAP} | {time} {GAP} | {result} |")
     return "\n".join(lines)
+
+
+def _figures(run: Run) -> str:
+    """The first few figures, but not time and memory, nor what the register run has of others."""
+    hidden = ("stage", "benchmark", ACCURACY) if run.data.tags[STAGE] == "register" else ("stage",)
+    ranked = sorted(run.data.metrics.items(), key=lambda item: natural(item[0]))
+    shown = [f"{name} {value:.4g}" for name, value in ranked if not name.startswith(hidden)]
+    return ", ".join(shown[:FIGURES])

@@ -117,25 +117,21 @@ def _version(
 def _is_champion(
     client: MlflowClient, version: ModelVersion, request: Mapping[str, Any]
 ) -> tuple[bool, str]:
-    """The gate must have passed, and the champion's exact match must not be higher. At a tie the
-    newer version takes over, for it is what the newest data and code made."""
+    """Whether the version becomes champion, and why: the gate must have passed, and the champion's
+    exact match must not be higher. At a tie the newer data and code win."""
     if not request["gate_passed"]:
-        return False, f"no: the gate refused it ({request['gate_reason']})"
+        return False, f"the gate refused it ({request['gate_reason']})"
     score = float(request["exact_match"])
     try:
         holder = client.get_model_version_by_alias(request["name"], CHAMPION)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        return True, f"yes: the gate passed, and there was none (exact match {score:.1%})"
+        return True, f"{score:.1%} exact match, the gate passed, and there was no champion"
     if holder.version == version.version:
-        return True, holder.tags.get(CHAMPION, "yes: the gate passed")
-    held = float(holder.tags["exact_match"])
+        return True, holder.tags.get(CHAMPION, "the gate passed")
+    held = float(holder.tags.get("exact_match", 0))
     same = holder.tags.get("dataset") == request["tags"]["dataset"]
-    note = "" if same else ", measured on another dataset"
-    if held > score:
-        return (
-            False,
-            f"no: version {holder.version} has {held:.1%} exact match{note}, this {score:.1%}",
-        )
-    return True, f"yes: {score:.1%} exact match, version {holder.version} had {held:.1%}{note}"
+    compared = f"{score:.1%} exact match, version {holder.version} has {held:.1%}"
+    compared += "" if same else " on another dataset"
+    return score >= held, compared + ("" if score >= held else " and stays champion")

@@ -32,9 +32,9 @@ from pipeline.spool import Destination, Group, Owner, mask
 SENT, RUN, STAGE = "mlflow.pipeline.sent", "mlflow.pipeline.run", "mlflow.pipeline.stage"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 CONTEXTS = {"finetune": "training", "quantize": "calibration", "evaluate": "evaluation"}
-# MLflow's limits: entries of a batch; characters of a parameter, a name and a digest.
+# MLflow's limits: entries of a batch; characters of a parameter and a name; and of a digest shown.
 METRICS, PARAMS = 1000, 100
-PARAM_LENGTH, NAME_LENGTH, DIGEST_LENGTH = 6000, 250, 36
+PARAM_LENGTH, NAME_LENGTH, DIGEST_LENGTH = 6000, 250, 12
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 T = TypeVar("T")
 
@@ -107,7 +107,8 @@ class Sender:
         states = [run.info.status for run in stages]
         state = next((s for s in ("FAILED", "KILLED") if s in states), "FINISHED")
         ends = [run.info.end_time for run in stages if run.info.end_time]
-        self.client.set_tag(parent, NOTE, mlflow_notes.of_pipeline(stages))
+        note = mlflow_notes.of_pipeline(stages, self.place.registered(group.id))
+        self.client.set_tag(parent, NOTE, note)
         self.client.set_terminated(parent, state, max(ends, default=_now()))
 
     def _open(self, file: Path) -> Sending | None:
@@ -124,7 +125,12 @@ class Sender:
         if found:
             run_id, sent = found[0].info.run_id, int(found[0].data.tags.get(SENT, 0))
         else:
-            tags = {RUN: file.stem, PARENT: parent, STAGE: start["stage"], **_source_tags(start)}
+            tags = {
+                RUN: file.stem,
+                PARENT: parent,
+                STAGE: start["stage"],
+                **_source_tags(group.user, start["command"]),
+            }
             run_id = self._create(experiment, start["stage"], start["time"], tags)
             sent = 0
         sending = self.sending[file] = Sending(run_id, parent, start, sent)
@@ -154,6 +160,7 @@ class Sender:
                 datasets.append(_dataset(Path(path).name, source, "raw data"))
         self.client.log_batch(sending.run_id, tags=tags)
         self.client.log_inputs(sending.run_id, datasets)
+        self.client.log_inputs(sending.parent_id, datasets)
 
     def _log_points(self, sending: Sending, events: Iterable[Mapping[str, Any]]) -> None:
         """Live figures. NaN and infinities, which MLflow cannot tell apart when sent twice, are
@@ -246,7 +253,7 @@ class Sender:
         if group.id not in self.parents:
             experiment = self._experiment(group.experiment)
             found = self._search(experiment, RUN, group.id)
-            tags = {RUN: group.id, "mlflow.source.name": "pipeline", "mlflow.source.type": "LOCAL"}
+            tags = {RUN: group.id, **_source_tags(group.user, "python -m pipeline")}
             self.parents[group.id] = (
                 found[0].info.run_id
                 if found
@@ -289,12 +296,9 @@ def _dataset(name: str, source: Mapping[str, Any], context: str) -> DatasetInput
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
-def _source_tags(start: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "mlflow.user": start["user"],
-        "mlflow.source.name": start["command"],
-        "mlflow.source.type": "LOCAL",
-    }
+def _source_tags(user: str, command: str) -> dict[str, str]:
+    kind = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+    return {"mlflow.user": user, **kind}
 
 
 def _commit_tags(end: Mapping[str, Any]) -> dict[str, str]:
