@@ -70,6 +70,8 @@ class PretrainConfig(Section):
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     conversation_share: Share
+    corpus_tokens: Positive = Field(description="different tokens to make; steps beyond see them again")
+    checkpoint_every: Positive
 
 
 class AdapterConfig(Section):
@@ -81,8 +83,9 @@ class AdapterConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Ranks a model is spread over; data parallel takes what is left."""
+    """Ranks a model is spread over; data parallel takes what is left of the processes."""
 
+    processes: Positive = Field(description="on this machine, one a GPU")
     tensor: Positive
     pipeline: Positive
     context: Positive

@@ -1,0 +1,160 @@
+"""Token rows, and which of them a training step sees: a pure function of (seed, step).
+
+Nothing is remembered between steps, so a run that was killed goes on with exactly the samples that
+it would have seen, and any number of data-parallel ranks see the same global batch. Knows neither
+torch nor a model.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of token ids, end to end in one array, so that they can be mapped from a file.
+
+    ids: [tokens] int32. mask: [tokens] int8, 1 for each token to learn. starts: [rows + 1] int64.
+    """
+
+    ids: npt.NDArray[np.int32]
+    mask: npt.NDArray[np.int8]
+    starts: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> "TokenRows":
+        """From (ids, mask) pairs of equal length."""
+        pairs = list(rows)
+        lengths = np.array([0] + [len(ids) for ids, _ in pairs], dtype=np.int64)
+        ids = np.concatenate([np.asarray(i, dtype=np.int32) for i, _ in pairs] or [np.empty(0)])
+        mask = np.concatenate([np.asarray(m, dtype=np.int8) for _, m in pairs] or [np.empty(0)])
+        return cls(ids.astype(np.int32), mask.astype(np.int8), np.cumsum(lengths))
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("ids", "mask", "starts"):
+            np.save(folder / f"{name}.npy", getattr(self, name))
+
+    @classmethod
+    def load(cls, folder: Path) -> "TokenRows":
+        """Map the files that `save` wrote; rows are read as they are needed."""
+        return cls(
+            *(np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("ids", "mask", "starts"))
+        )
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> Ints:
+        return np.diff(self.starts)
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for array in (self.ids, self.mask, self.starts):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def trained_tokens(self, rows: Sequence[int] | Ints) -> int:
+        """Tokens among `rows` that count towards the loss: not a row's first, which nothing predicts."""
+        return sum(int(self.mask[self.starts[r] + 1 : self.starts[r + 1]].sum()) for r in rows)
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Which rows make the global batch of a step.
+
+    Epochs are permutations that follow one another without a gap. Among the rows of eight steps
+    those of like length share a batch, which saves padding; the eight batches are then shuffled.
+
+    lengths: tokens of each row. batch_size: rows of a global batch.
+    """
+
+    lengths: Ints
+    batch_size: int
+    seed: int
+
+    WINDOW = 8
+
+    def rows(self, step: int) -> Ints:
+        """Row numbers of the global batch of `step` (from 0): [batch_size]."""
+        return self._window(step // self.WINDOW)[step % self.WINDOW]
+
+    def sha256(self, steps: int) -> str:
+        """Identity of all samples of the first `steps` steps, in order."""
+        digest = hashlib.sha256()
+        for step in range(steps):
+            digest.update(self.rows(step).tobytes())
+        return digest.hexdigest()
+
+    @lru_cache(maxsize=2)  # noqa: B019 - two windows, of an object that lives as long as the run
+    def _window(self, window: int) -> Ints:
+        count = self.WINDOW * self.batch_size
+        samples = np.arange(window * count, (window + 1) * count)
+        epochs, places = np.divmod(samples, len(self.lengths))
+        rows = np.concatenate([self._epoch(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        grouped = rows[np.argsort(self.lengths[rows], kind="stable")]
+        batches = grouped.reshape(self.WINDOW, self.batch_size)
+        return batches[np.random.default_rng([self.seed, 1, window]).permutation(self.WINDOW)]
+
+    def _epoch(self, epoch: int) -> Ints:
+        return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.lengths))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right to one length, as a causal language model is trained on them.
+
+    tokens, labels: [rows, length] int64; labels are the tokens one further.
+    loss_mask: [rows, length] float32, 1 where the label counts.
+    """
+
+    tokens: Ints
+    labels: Ints
+    loss_mask: npt.NDArray[np.float32]
+
+
+def collate(rows: TokenRows, chosen: Ints, *, length: int, part: slice = slice(None)) -> Batch:
+    """The batch of a `part` of the `chosen` rows; a negative row number is all padding.
+
+    length: positions to pad to, at least those of the longest row less one. Padding is token 0: no
+    token before it attends to it, and it is not counted.
+    """
+    chosen = chosen[part]
+    tokens = np.zeros((len(chosen), length), dtype=np.int64)
+    labels = np.zeros((len(chosen), length), dtype=np.int64)
+    loss_mask = np.zeros((len(chosen), length), dtype=np.float32)
+    for place, row in enumerate(chosen):
+        if row < 0:
+            continue
+        start, end = rows.starts[row], rows.starts[row + 1]
+        count = end - start - 1
+        tokens[place, :count] = rows.ids[start : end - 1]
+        labels[place, :count] = rows.ids[start + 1 : end]
+        loss_mask[place, :count] = rows.mask[start + 1 : end]
+    return Batch(tokens, labels, loss_mask)
+
+
+def padded_length(rows: TokenRows, chosen: Ints, multiple: int) -> int:
+    """Positions that the longest of the `chosen` rows needs, rounded up to a multiple."""
+    longest = int(max(rows.starts[r + 1] - rows.starts[r] for r in chosen if r >= 0)) - 1
+    return max(1, -(-longest // multiple)) * multiple
+
+
+def validation_batches(count: int, batch_size: int) -> list[Ints]:
+    """All row numbers in order, in batches of exactly `batch_size`; -1 fills the last one up."""
+    full = -(-count // batch_size) * batch_size
+    numbers = np.full(full, -1, dtype=np.int64)
+    numbers[:count] = np.arange(count)
+    return list(numbers.reshape(-1, batch_size))

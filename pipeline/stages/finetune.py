@@ -1,0 +1,160 @@
+"""finetune: nemo_checkpoint + dataset → nemo_adapter (lora, dora) or nemo_checkpoint (sft).
+
+Trains with NeMo on Megatron-Core, on the assistant's tokens alone. Killed at any step and started
+again, it goes on from the newest checkpoint in `.scratch/` and ends at the same weights. With
+finetune.parallel.processes over 1 it starts that many processes, one a GPU, on this machine.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.artifact import Artifact, Outcome
+from pipeline.batches import SampleOrder, TokenRows
+from pipeline.checkpoints import Shape, copy_assets, read_shape
+from pipeline.config import Config, FinetuneConfig
+from pipeline.curve import following, write_curve
+from pipeline.dataset import read_split
+from pipeline.errors import ConfigError, DataError
+from pipeline.training import Checkpoints, Job
+
+ASSETS = "hf"  # config.json and tokenizer files, in every NeMo checkpoint
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
+    """Fine-tune the imported base on the prepared rows; the result lies in weights/ and context/.
+
+    Raises:
+        ConfigError: settings that do not fit one another or the model.
+        DataError: no row to train on, or one longer than the model's positions.
+        PipelineError: the loss is not finite. ResourceError: memory ran out.
+    """
+    settings = config.finetune
+    base = inputs["import"].require("nemo_checkpoint").path
+    dataset = inputs["prepare"].require("dataset").path
+    shape = read_shape(base / ASSETS)
+    check(settings, shape)
+    scratch = out / ".scratch"
+    for leftover in ("weights", "context"):
+        shutil.rmtree(out / leftover, ignore_errors=True)
+    train = _rows(dataset, "train", shape)
+    validation = _rows(dataset, "validation", shape)
+    if not len(train):
+        raise DataError(f"{dataset} has no row to train on: its rejected.jsonl tells why")
+    train.save(scratch / "train")
+    validation.save(scratch / "validation")
+    copy_assets(base / ASSETS, out / ASSETS)
+    job = Job(
+        section="finetune",
+        method=settings.method,
+        hf=out / ASSETS,
+        weights=base,
+        train_rows=scratch / "train",
+        validation_rows=scratch / "validation" if len(validation) else None,
+        scratch=scratch / "checkpoints",
+        out=out,
+        seed=config.seed,
+        steps=settings.max_steps,
+        max_length=shape.max_positions,
+        global_batch_size=settings.global_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        min_learning_rate=settings.min_learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        clip_grad=settings.clip_grad,
+        validate_every=settings.validate_every,
+        checkpoint_every=settings.checkpoint_every,
+        rank=settings.adapter.rank,
+        alpha=settings.adapter.alpha,
+        dropout=settings.adapter.dropout,
+        processes=settings.parallel.processes,
+        tensor=settings.parallel.tensor,
+        pipeline=settings.parallel.pipeline,
+        context=settings.parallel.context,
+    )
+
+    from pipeline.adapters.launch import train_in_processes
+
+    done = len(Checkpoints(job.scratch, job.identity).curve())
+    with following(job.steps, done) as report:
+        trained = train_in_processes(job, report)
+    curve = trained.curve
+    write_curve(out, curve, title=f"Fine-tuning ({settings.method})")
+    order = SampleOrder(train.lengths, job.global_batch_size, job.seed)
+    tokens = [int(train.lengths[order.rows(step)].sum()) for step in range(job.steps)]
+    seconds = trained.seconds
+    metrics = {
+        "train_loss": curve[-1].loss,
+        "steps": job.steps,
+        "tokens": sum(tokens),
+        "tokens_per_second": sum(tokens[trained.resumed_from :]) / seconds,
+        "trainable_parameters": trained.trainable_parameters,
+        "training_seconds": seconds,
+        "save_seconds": trained.save_seconds,
+    }
+    if (loss := curve[-1].validation_loss) is not None:
+        metrics["validation_loss"] = loss
+    proof = {
+        "rows_sha256": train.sha256,
+        "sample_order_sha256": order.sha256(job.steps),
+        "resumed_from_step": trained.resumed_from,
+    }
+    kind = "nemo_checkpoint" if settings.method == "sft" else "nemo_adapter"
+    return Outcome(kind, metrics, proof)
+
+
+def check(settings: FinetuneConfig, shape: Shape) -> None:
+    """Refuse settings that do not fit one another or the model, before NeMo is imported.
+
+    Raises:
+        ConfigError: names the settings and what is allowed.
+    """
+    parallel = settings.parallel
+    ranks = parallel.tensor * parallel.pipeline * parallel.context
+    if parallel.processes % ranks:
+        raise ConfigError(
+            f"finetune.parallel: tensor × pipeline × context is {ranks}, and "
+            f"finetune.parallel.processes={parallel.processes} is not a multiple of it"
+        )
+    step = settings.micro_batch_size * (parallel.processes // ranks)
+    if settings.global_batch_size % step:
+        raise ConfigError(
+            f"finetune.global_batch_size={settings.global_batch_size} must be a multiple of "
+            f"micro_batch_size × data-parallel ranks, which is {step}"
+        )
+    for name, whole in (
+        ("attention heads", shape.heads),
+        ("key-value heads", shape.kv_heads),
+        ("vocabulary entries", shape.vocab),
+    ):
+        if whole % parallel.tensor:
+            raise ConfigError(
+                f"finetune.parallel.tensor={parallel.tensor} must divide the model's {whole} {name}"
+            )
+    if shape.layers % parallel.pipeline:
+        raise ConfigError(
+            f"finetune.parallel.pipeline={parallel.pipeline} must divide the model's "
+            f"{shape.layers} layers"
+        )
+    if settings.warmup_steps >= settings.max_steps:
+        raise ConfigError(
+            f"finetune.warmup_steps={settings.warmup_steps} must be below "
+            f"finetune.max_steps={settings.max_steps}"
+        )
+    if settings.min_learning_rate > settings.learning_rate:
+        raise ConfigError(
+            f"finetune.min_learning_rate={settings.min_learning_rate} must not be above "
+            f"finetune.learning_rate={settings.learning_rate}"
+        )
+
+
+def _rows(dataset: Path, split: str, shape: Shape) -> TokenRows:
+    rows = read_split(dataset, split)
+    for row in rows:
+        if len(row.input_ids) > shape.max_positions:
+            raise DataError(
+                f"{row.source} has {len(row.input_ids)} tokens and the model {shape.max_positions} "
+                "positions: lower prepare.max_length and prepare again"
+            )
+    return TokenRows.of((row.input_ids, row.loss_mask) for row in rows)

@@ -1,0 +1,154 @@
+"""What a training run is, without what runs it: the job, its curve, its checkpoints on disk.
+
+Knows neither NeMo nor torch, so that settings are refused before either is imported.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a training run depends on.
+
+    hf: folder of config.json and tokenizer files. weights: NeMo checkpoint to start from, or None
+    for random weights. train_rows, validation_rows: folders of `TokenRows`. scratch: where
+    checkpoints for going on are kept. out: where the result goes. section: the configuration's
+    section, to name a setting in a message. Batch sizes are in rows, max_length in tokens.
+    """
+
+    section: str
+    method: Literal["lora", "dora", "sft"]
+    hf: Path
+    weights: Path | None
+    train_rows: Path
+    validation_rows: Path | None
+    scratch: Path
+    out: Path
+    seed: int
+    steps: int
+    max_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    learning_rate: float
+    min_learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    clip_grad: float
+    validate_every: int
+    checkpoint_every: int
+    rank: int = 0
+    alpha: int = 0
+    dropout: float = 0.0
+    processes: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint must have been made with for this job to go on from it."""
+        settings = {k: v for k, v in asdict(self).items() if not isinstance(v, Path)}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        fields = json.loads(text)
+        paths = ("hf", "weights", "train_rows", "validation_rows", "scratch", "out")
+        return cls(**fields | {k: Path(fields[k]) if fields[k] else None for k in paths})
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step of a training curve.
+
+    step: from 1. loss: mean over the trained tokens of the global batch, in nats.
+    tokens_per_second: tokens read, without padding. validation_loss: in nats, at some steps.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run. seconds, save_seconds: of this process, without what it resumed from."""
+
+    curve: list[Point]
+    seconds: float
+    save_seconds: float
+    trainable_parameters: int
+    resumed_from: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Trained":
+        fields = json.loads(text)
+        return cls(**fields | {"curve": [Point(**p) for p in fields["curve"]]})
+
+
+class Checkpoints:
+    """Checkpoints of a run, the newest one whole at any time.
+
+    Each is written beside its place and then renamed there, with the curve up to its step; what a
+    killed run left half-written has another name and is removed by the next write.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self._folder = folder
+        self._identity = identity
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint of this job, or None."""
+        whole = sorted(self._folder.glob("step-*[0-9]"))
+        if whole and self._progress(whole[-1])["identity"] == self._identity:
+            return whole[-1]
+        return None
+
+    def curve(self) -> list[Point]:
+        """The curve up to the newest checkpoint."""
+        newest = self.newest()
+        return [Point(**p) for p in self._progress(newest)["curve"]] if newest else []
+
+    @contextmanager
+    def writing(self, step: int, curve: list[Point], *, main: bool) -> Iterator[Path]:
+        """A folder for the checkpoint of `step`; it becomes the newest when the block is left.
+
+        main: whether this process renames and removes folders, which one of a job's does. All have
+        written when the block of the main one ends.
+        """
+        place = self._folder / f"step-{step:09d}"
+        partial = self._folder / f"partial-{step:09d}"
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        yield partial
+        if main:
+            progress: dict[str, Any] = {"identity": self._identity}
+            progress["curve"] = [asdict(p) for p in curve]
+            (partial / "progress.json").write_text(json.dumps(progress))
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(partial, place)
+            for old in self._folder.iterdir():
+                if old != place:
+                    shutil.rmtree(old)
+
+    @staticmethod
+    def _progress(checkpoint: Path) -> dict[str, Any]:
+        return json.loads((checkpoint / "progress.json").read_text())
