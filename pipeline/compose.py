@@ -2,8 +2,10 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipeline.config import Config, load
@@ -53,6 +55,8 @@ def stage_names(tree: Mapping[str, Any]) -> list[str]:
 
 def compose(overrides: list[str]) -> dict[str, Any]:
     """Compose conf/ with overrides into plain dicts and lists, references resolved."""
+    # Hydra would import every plugin that any installed library brings, 0.7 s for none that we use.
+    sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins")).__path__ = []
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException

@@ -8,9 +8,10 @@ requirements-cuda.lock  torch, CUDA build, and the CUDA libraries that it alone 
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tomllib
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,25 +21,27 @@ CUDA_LIBRARIES = re.compile(
 )
 
 
-def resolve(requirements: str, *options: str) -> list[str]:
-    """Entries (`name==version ; marker --hash=…`) that uv resolves, one string an entry."""
-    command = ["uv", "pip", "compile", "-q", "--universal", "--python-version", "3.11"]
-    command += ["--no-annotate", "--no-header", "--generate-hashes", *options, "-"]
+def resolve() -> list[str]:
+    """Entries (`name==version ; marker --hash=…`) that uv resolves, one string an entry.
+
+    In a folder of its own, without UV_FIND_LINKS: uv.lock would name the index it read from.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "UV_FIND_LINKS"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, input=requirements, text=True, stdout=subprocess.PIPE, check=True
-    )
-    return [e + "\n" for e in re.split(r"\n(?=\S)", done.stdout.strip())]
+    command = ["uv", "export", "-q", "--all-groups", "--no-emit-project", "--no-annotate", "--no-header"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, folder)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, check=True
+        )
+    listing = done.stdout.replace(" ; platform_machine == 'x86_64' and sys_platform == 'linux'", "")
+    return [e + "\n" for e in re.split(r"\n(?=\S)", listing.strip())]
 
 
 def main() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
-    entries = resolve("\n".join(wanted))
+    entries = resolve()
     cuda = [e for e in entries if CUDA_LIBRARIES.match(e)]
     rest = [e for e in entries if not CUDA_LIBRARIES.match(e)]
-    # Installed only beside the CUDA build, so uv's conditions on the platform are not theirs to repeat.
-    cuda = [re.sub(r" ; [^\\]*", " ", e, count=1) for e in cuda]
     wheels = sorted(Path(os.environ["UV_FIND_LINKS"]).glob("torch-*+cpu-*.whl"))
     version = wheels[0].name.split("-")[1]
     hashes = [hashlib.sha256(w.read_bytes()).hexdigest() for w in wheels]
