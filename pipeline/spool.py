@@ -232,6 +232,24 @@ def mask(text: str) -> str:
     return _URL_PASSWORD.sub(r"\1:***@", text)
 
 
+def read_events(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a stage run's file from a byte on, and the byte after them.
+
+    A line that its process did not finish (killed, full disk) is left, or skipped if others follow.
+    """
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        content = stream.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    events = []
+    for line in whole.splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            print(f"{file.name}: a broken line is skipped: {line[:80]!r}", file=sys.stderr)
+    return events, offset + len(whole)
+
+
 def _user() -> str:
     try:
         return getpass.getuser()

@@ -137,7 +137,9 @@ def _tracking_uri(artifacts: Path, config: Config) -> str | None:
 
     if not config.tracking.enabled:
         return None
-    return mask(Destination.of(artifacts, config.tracking).uri)
+    place = Destination.of(artifacts, config.tracking)
+    embedded = place.artifact_root is not None  # then the path as the user knows it
+    return f"sqlite:///{artifacts}/mlflow/mlflow.db" if embedded else mask(place.uri)
 
 
 def _read(artifact: Artifact | None, name: str) -> dict[str, Any]:
@@ -250,7 +252,9 @@ def _next_steps(summary: Mapping[str, Any], artifacts: Path) -> str:
             f"mlflow ui --backend-store-uri {uri}" if (uri or "").startswith("sqlite") else uri
         ),
         "serve the engine": "python -m pipeline stage=serve",
-        "and ask it": f"curl {address} -H 'Content-Type: application/json' -d '{body}'",
+        "and ask it": " \\\n    ".join(
+            [f"curl {address}", "-H 'Content-Type: application/json'", f"-d '{body}'"]
+        ),
         "read all figures": f"cat {artifacts / SUMMARY}",
     }
     return "\n".join(f"  [dim]# {what}[/]\n  {_escape(do)}" for what, do in steps.items() if do)

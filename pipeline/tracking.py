@@ -134,7 +134,7 @@ def start_stage(
     """
     global _current
     run = StageRun()
-    with _harmless(f"nothing is tracked, {artifacts}/.tracking cannot be written"):
+    with _harmless(f"nothing is tracked, {artifacts}/.tracking cannot be used"):
         if config.enabled:
             place = Destination.of(artifacts, config)
             group = place.join_group(config.experiment, stage)
@@ -272,11 +272,11 @@ def _milliseconds() -> int:
 
 @contextmanager
 def _harmless(consequence: str) -> Iterator[None]:
-    """Turn a failing disk into one warning."""
+    """Turn whatever fails into one warning."""
     try:
         yield
-    except OSError as error:
-        _warn_once(f"{consequence} ({error})")
+    except Exception as error:
+        _warn_once(f"{consequence} ({type(error).__name__}: {error})")
 
 
 @functools.cache

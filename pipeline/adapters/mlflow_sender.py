@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.adapters import mlflow_notes, mlflow_registry
 from pipeline.artifact import open_artifact
 from pipeline.errors import ArtifactError
-from pipeline.spool import Destination, Group, Owner, mask
+from pipeline.spool import Destination, Group, Owner, mask, read_events
 
 # Tags that begin with "mlflow." are not shown.
 SENT, RUN, STAGE = "mlflow.pipeline.sent", "mlflow.pipeline.run", "mlflow.pipeline.stage"
@@ -83,7 +83,7 @@ class Sender:
             return
         # Asked before reading: what a dead process wrote is all it will.
         was_alive = Owner(**sending.start["owner"]).is_alive()
-        events, end = _read(file, sending.sent)
+        events, end = read_events(file, sending.sent)
         self._log_points(sending, events)
         last: dict[str, Any] = next((e for e in events if e["event"] == "finish"), {})
         if not last and not was_alive:
@@ -113,7 +113,7 @@ class Sender:
 
     def _open(self, file: Path) -> Sending | None:
         """The MLflow run of a spool file, created unless an earlier sender did."""
-        events, _ = _read(file, 0)
+        events, _ = read_events(file, 0)
         if not events:
             if _now() - file.stat().st_mtime * 1000 > 10_000:  # killed in its first line
                 file.unlink()
@@ -267,22 +267,6 @@ class Sender:
 
     def _search(self, experiment: str, tag: str, value: str) -> list[Run]:
         return self.client.search_runs([experiment], f"tags.`{tag}` = '{value}'")
-
-
-def _read(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines from a byte on, and the byte after them. A line that its process could not
-    finish (killed, full disk) is left, or skipped when others follow."""
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        content = stream.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    events = []
-    for line in whole.splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            print(f"{file.name}: a broken line is skipped: {line[:80]!r}", file=sys.stderr)
-    return events, offset + len(whole)
 
 
 def _dataset(name: str, source: Mapping[str, Any], context: str) -> DatasetInput:
