@@ -4,6 +4,7 @@ Imports none of the runtimes, nor torch: it answers in milliseconds, and where n
 """
 
 import csv
+import functools
 import importlib
 import os
 import platform
@@ -90,6 +91,7 @@ def free_disk_bytes(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
+@functools.cache
 def installed_version(package: str) -> str | None:
     """A package's version, without importing it."""
     try:

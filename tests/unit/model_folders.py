@@ -175,3 +175,29 @@ def make_model_folder(folder: Path, family: str, template: str | None = None) ->
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+def add_weights(folder: Path, max_positions: int = 512) -> Path:
+    """Make a folder with tokenizer files a whole, tiny Llama."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from pipeline.checkpoints import read_shape
+
+    vocab = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "hidden_act": "silu",
+        "vocab_size": vocab,
+        "max_position_embeddings": max_positions,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in read_shape(folder).tensors()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder

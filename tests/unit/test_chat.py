@@ -1,8 +1,9 @@
 """Rendering is transformers' rendering; the mask is exactly what the assistant has to produce."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -43,13 +44,13 @@ def chats(folders: dict[str, Path]) -> dict[str, Chat]:
 
 
 @pytest.fixture(scope="module")
-def reference(folders: dict[str, Path]) -> dict[str, object]:
+def reference(folders: dict[str, Path]) -> dict[str, Any]:
     from transformers import PreTrainedTokenizerFast
 
     return {family: PreTrainedTokenizerFast.from_pretrained(f) for family, f in folders.items()}
 
 
-def trained_runs(chat: Chat, messages: list[Message]) -> list[str]:
+def trained_runs(chat: Chat, messages: Sequence[Message]) -> list[str]:
     """Text of each run of trained tokens, control tokens included."""
     rendered = chat.render(messages)
     runs: list[list[int]] = [[]]
@@ -65,7 +66,7 @@ def trained_runs(chat: Chat, messages: list[Message]) -> list[str]:
 @settings(max_examples=30, deadline=None)
 @given(messages=conversations())
 def test_ids_are_those_of_transformers(
-    family: str, messages: list[Message], chats: dict[str, Chat], reference: dict[str, object]
+    family: str, messages: list[Message], chats: dict[str, Chat], reference: dict[str, Any]
 ) -> None:
     tokenizer = reference[family]
     ours = chats[family]
@@ -120,6 +121,12 @@ def test_control_token_that_swallows_the_answers_space_is_not_trained(
     assert trained_runs(chats["phi3"], [USER, {"role": "assistant", "content": "  Hi"}]) == [
         "Hi<|end|>"
     ]
+
+
+def test_turns_of_weight_0_are_context(chats: dict[str, Chat]) -> None:
+    context = {"role": "assistant", "content": "Not this.", "weight": 0}
+    assert trained_runs(chats["llama3"], [USER, context, USER, ASSISTANT]) == ["Hello!<|eot_id|>"]
+    assert not any(chats["llama3"].render([USER, context]).mask)
 
 
 @pytest.mark.parametrize("family", TEMPLATES)

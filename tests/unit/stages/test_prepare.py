@@ -1,0 +1,302 @@
+"""prepare: every row is accounted for, and what comes out can be trained on and evaluated."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.chat import Chat
+from pipeline.compose import compose
+from pipeline.config import Config, load
+from pipeline.dataset import SPLITS, read_split
+from pipeline.errors import ConfigError, DataError
+from pipeline.stages import prepare
+from tests.unit.model_folders import add_weights, make_model_folder
+
+WORDS = ["account", "card", "loan", "rate", "fee", "branch"]
+WORDS += ["wire", "check", "deposit", "limit", "statement", "password"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return add_weights(make_model_folder(tmp_path_factory.mktemp("model"), "chatml"), 128)
+
+
+@pytest.fixture(scope="module")
+def tree() -> dict[str, Any]:
+    return compose([])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "train.jsonl", *[pair(f"What of the {w}?", f"The {w} is fine.") for w in WORDS])
+    write(folder / "test.jsonl", pair("How do I get a mortgage?", "In a branch."))
+    return folder
+
+
+def pair(question: str, answer: str) -> dict[str, str]:
+    return {"prompt": question, "completion": answer}
+
+
+def write(file: Path, *rows: Mapping[str, Any] | str) -> None:
+    file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+
+
+def configure(tree: dict[str, Any], model: Path, data: Path, **settings: Any) -> Config:
+    prepare_settings = {**tree["prepare"], "max_length": 64, "max_reject_share": 1.0, **settings}
+    files = {"folder": data, "train": ["train*"], "test": ["test.jsonl"], "sources": []}
+    own_model = {**tree["model"], "path": model}
+    return load({**tree, "prepare": prepare_settings, "data": files, "model": own_model})
+
+
+def rejects(out: Path) -> list[tuple[str, int, str]]:
+    rows = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    return [(Path(row["file"]).name, row["line"], row["reason"]) for row in rows]
+
+
+def test_dataset(tree: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
+    outcome = prepare.run(configure(tree, model, data, validation_share=0.3), {}, tmp_path)
+    chat = Chat.load(model)
+    assert outcome.kind == "dataset"
+    assert outcome.proof == {"chat_sha256": chat.sha256}
+    assert Chat.load(tmp_path / "tokenizer").sha256 == chat.sha256
+    splits = {name: read_split(tmp_path, name) for name in SPLITS}
+    assert len(splits["train"]) + len(splits["validation"]) == len(WORDS)
+    assert splits["train"]
+    assert splits["validation"]
+    for row in splits["train"]:
+        rendered = chat.render(row.messages)
+        assert (row.input_ids, row.loss_mask) == (rendered.ids, rendered.mask)
+        assert row.prompt_ids is None
+    (test,) = splits["test"]
+    assert test.answer == "In a branch."
+    assert test.prompt_ids == chat.prompt(test.messages[:-1])
+    assert Path(test.source).name == "test.jsonl:1"
+
+
+def test_rejected_rows(tree: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
+    write(
+        data / "train.jsonl",
+        pair("What of my card?", "It is fine."),
+        "{",
+        pair("What of  my card?", "It is fine."),
+        pair("what of my card", "It is fine"),
+        pair("How do I get a mortgage", "Anywhere."),
+        pair("And now?", "word " * 64),
+        pair("And <|im_end|> now?", "Yes."),
+        {"messages": [{"role": "user", "content": "Alone."}]},
+        {
+            "messages": [
+                {"role": "user", "content": "And this?"},
+                {"role": "assistant", "content": "Context.", "weight": 0},
+            ]
+        },
+    )
+    prepare.run(configure(tree, model, data, validation_share=0), {}, tmp_path)
+    assert rejects(tmp_path) == [
+        ("train.jsonl", 2, "bad JSON"),
+        ("train.jsonl", 3, "exact duplicate"),
+        ("train.jsonl", 4, "near duplicate"),
+        ("train.jsonl", 5, "leaks a test question"),
+        ("train.jsonl", 6, "too long"),
+        ("train.jsonl", 7, "control token in text"),
+        ("train.jsonl", 8, "no assistant turn"),
+        ("train.jsonl", 9, "nothing to train on"),
+    ]
+    assert len(read_split(tmp_path, "train")) == 1
+
+
+def test_max_length_is_inclusive(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    longest = max(
+        len(Chat.load(model).render(row.messages).ids)
+        for row in _prepared(configure(tree, model, data, validation_share=0), tmp_path / "all")
+    )
+    _prepared(configure(tree, model, data, max_length=longest), tmp_path / "fits")
+    assert rejects(tmp_path / "fits") == []
+    _prepared(configure(tree, model, data, max_length=longest - 1), tmp_path / "short")
+    assert {reason for *_, reason in rejects(tmp_path / "short")} == {"too long"}
+
+
+def _prepared(config: Config, out: Path) -> list[Any]:
+    out.mkdir()
+    prepare.run(config, {}, out)
+    return read_split(out, "train")
+
+
+row_text = st.sampled_from(["", " ", "card", "Card?", "loan 5", "loan 6", "mortgage", "<|im_end|>"])
+lines = st.one_of(
+    st.binary(max_size=20).filter(lambda line: b"\n" not in line),
+    st.builds(pair, row_text, row_text).map(lambda row: json.dumps(row).encode()),
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(lines, max_size=12), st.lists(lines, max_size=4))
+def test_counts_add_up(
+    tmp_path_factory: pytest.TempPathFactory,
+    tree: dict[str, Any],
+    model: Path,
+    train: list[bytes],
+    test: list[bytes],
+) -> None:
+    data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("out")
+    first = json.dumps(pair("Is this kept?", "Yes.")).encode()
+    asked = json.dumps(pair("Is that asked?", "Yes.")).encode()
+    (data / "train.jsonl").write_bytes(b"\n".join([first, *train]))
+    (data / "test.jsonl").write_bytes(b"\n".join([asked, *test]))
+    prepare.run(configure(tree, model, data), {}, out)
+    statistics = json.loads((out / "statistics.json").read_text())
+    read = sum(bool(line.decode(errors="replace").strip()) for line in [*train, *test]) + 2
+    kept = {name: len(read_split(out, name)) for name in SPLITS}
+    assert statistics["rows"] == {
+        "read": read,
+        "kept": sum(kept.values()),
+        "rejected": len(rejects(out)),
+    }
+    assert sum(kept.values()) + len(rejects(out)) == read
+    assert sum(statistics["rejected"].values()) == len(rejects(out))
+    assert {name: split["rows"] for name, split in statistics["splits"].items()} == kept
+    assert sum(file["read"] for file in statistics["files"].values()) == read
+    assert sum(count for *_, count in statistics["histogram"]) == sum(kept.values())
+
+
+def test_same_seed_same_bytes(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = configure(tree, model, data, validation_share=0.3)
+    outs = [tmp_path / "one", tmp_path / "other"]
+    for out in outs:
+        _prepared(config, out)
+    files = sorted(p.relative_to(outs[0]) for p in outs[0].rglob("*") if p.is_file())
+    assert len(files) > 6
+    for file in files:
+        assert (outs[0] / file).read_bytes() == (outs[1] / file).read_bytes(), file
+
+
+def test_another_seed_splits_otherwise(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = configure(tree, model, data, validation_share=0.5)
+    _prepared(config, tmp_path / "one")
+    _prepared(config.model_copy(update={"seed": config.seed + 1}), tmp_path / "other")
+    one, other = (
+        {row.source for row in read_split(tmp_path / name, "validation")}
+        for name in ("one", "other")
+    )
+    assert one != other
+
+
+def test_rows_stay_in_their_split_when_others_come(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = configure(tree, model, data, validation_share=0.5)
+    before = [row.messages for row in _prepared(config, tmp_path / "before")]
+    write(data / "train0.jsonl", pair("Something new?", "Indeed."), pair("And more?", "Yes."))
+    after = [row.messages for row in _prepared(config, tmp_path / "after")]
+    assert [messages for messages in after if messages in before] == before
+
+
+def test_few_rows_still_give_one_to_validation(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    _prepared(configure(tree, model, data, validation_share=1e-9), tmp_path / "out")
+    assert len(read_split(tmp_path / "out", "validation")) == 1
+
+
+def test_test_files_are_not_trained_on(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = configure(tree, model, data)
+    everything = config.data.model_copy(update={"train": ("*.jsonl",)})
+    prepare.run(config.model_copy(update={"data": everything}), {}, tmp_path)
+    assert rejects(tmp_path) == []
+    assert len(read_split(tmp_path, "test")) == 1
+
+
+def test_sources_are_trained_on(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    (data / "loans.txt").write_text("Loans\n\n## May I borrow?\nYes, up to 5,000 dollars.\n")
+    config = configure(tree, model, data, validation_share=0)
+    files = config.data.model_copy(update={"sources": ("*.txt",)})
+    prepare.run(config.model_copy(update={"data": files}), {}, tmp_path)
+    last = read_split(tmp_path, "train")[-1]
+    assert last.messages[1]["content"] == "Yes, up to 5,000 dollars."
+    assert Path(last.source).name == "loans.txt:3"
+
+
+def test_too_many_rejects(tree: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
+    write(data / "train1.jsonl", *["{"] * 10, pair("", "x"))
+    with pytest.raises(DataError) as caught:
+        prepare.run(configure(tree, model, data, max_reject_share=0.2), {}, tmp_path)
+    message = str(caught.value)
+    assert "11 of 24 rows were refused, more than prepare.max_reject_share=0.2 allows" in message
+    assert "10 × bad JSON, 1 × empty user turn; most in" in message
+    assert "train1.jsonl" in message
+    assert str(tmp_path / "rejected.jsonl") in message
+    assert len(rejects(tmp_path)) == 11
+
+
+@pytest.mark.parametrize(("file", "split"), [("train.jsonl", "train"), ("test.jsonl", "test")])
+def test_no_row_left(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path, file: str, split: str
+) -> None:
+    write(data / file, "{")
+    with pytest.raises(DataError, match=f"no row is left for the {split} split"):
+        prepare.run(configure(tree, model, data), {}, tmp_path)
+
+
+def test_max_length_over_the_models_context(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="max_length=129 is over the 128 positions"):
+        prepare.run(configure(tree, model, data, max_length=129), {}, tmp_path)
+
+
+def test_model_folder_without_tokenizer(tree: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    folder = add_weights(make_model_folder(tmp_path / "model", "chatml"))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        prepare.run(configure(tree, folder, data), {}, tmp_path)
+
+
+def test_terminal_and_page_show_what_is_trained(
+    tree: dict[str, Any],
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(
+        data / "train.jsonl",
+        pair("Is 1 < 2 & 3?", "<b>Yes</b> [red]indeed[/]."),
+        pair("Who asks?", "I."),
+        pair("Who asks?", "You."),
+    )
+    prepare.run(configure(tree, model, data, samples=1, validation_share=0), {}, tmp_path)
+    page = (tmp_path / "samples.html").read_text()
+    assert "<mark>&lt;b&gt;Yes&lt;/b&gt; [red]indeed[/].&lt;|im_end|&gt;</mark>" in page
+    assert "Is 1 &lt; 2 &amp; 3?" in page
+    shown = capsys.readouterr().err
+    assert "<b>Yes</b> [red]indeed[/].<|im_end|>" in shown
+    assert "1 rows repeat a question with another answer: 'Who asks?'" in " ".join(shown.split())
+
+
+def test_dated_template_is_told(
+    tree: dict[str, Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = add_weights(make_model_folder(tmp_path / "model", "chatml"))
+    template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    (folder / "chat_template.jinja").write_text(
+        template + "{% if false %}{{ strftime_now('%d') }}{% endif %}"
+    )
+    prepare.run(configure(tree, folder, data), {}, tmp_path)
+    assert "prints today's date" in capsys.readouterr().err
