@@ -5,12 +5,13 @@ GPU: to name the current device, to seed, to wait for a stream. `cpu_megatron()`
 calls while it is entered, and puts everything back on leaving. On a machine with CUDA it does
 nothing, so the same code runs on both.
 
-It knows nothing of models, data or training. Everything replaced is listed in `_torch_patches`
-(torch) and `_vendor_patches` (Megatron-Core, NeMo), each with its reason.
+It knows nothing of models, data or training. Everything replaced is listed in `_torch_patches` and
+`_device_patches` (torch) and `_vendor_patches` (Megatron-Core, NeMo), each with its reason.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -40,18 +41,21 @@ def cpu_megatron() -> Iterator[None]:
     _depth += 1
     try:
         vendor = _vendor_patches()  # imports; torch.compile's tables must see torch as it is
-        with _replaced(vendor), _replaced(_torch_patches()), _cuda_named_cpu_mode():
+        with replaced([*vendor, *_torch_patches(), *_device_patches()]):
             yield
     finally:
         _depth -= 1
 
 
 @contextmanager
-def _replaced(patches: Iterable[Patch]) -> Iterator[None]:
-    """Set each attribute, and restore what was there in reverse order, also after an error."""
+def replaced(patches: Iterable[Patch]) -> Iterator[None]:
+    """Set each attribute, and put back what was there in reverse order, also after an error."""
     with ExitStack() as stack:
         for owner, name, replacement in patches:
-            stack.callback(setattr, owner, name, getattr(owner, name))
+            if name in vars(owner):
+                stack.callback(setattr, owner, name, vars(owner)[name])
+            else:  # inherited
+                stack.callback(delattr, owner, name)
             setattr(owner, name, replacement)
         yield
 
@@ -124,38 +128,64 @@ def _torch_patches() -> list[Patch]:
     ]
 
 
-def _cuda_named_cpu_mode() -> Any:
-    """A torch function mode that reads device "cuda" as "cpu" in every torch call.
+# Functions that make tensors on a device given by name.
+_FACTORIES = [
+    "arange",
+    "as_tensor",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "eye",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "randperm",
+    "tensor",
+    "tril_indices",
+    "zeros",
+    "zeros_like",
+]
 
-    It also makes `tensor.cuda()` and `tensor.pin_memory()` give back the tensor.
+
+def _device_patches() -> list[Patch]:
+    """The device "cuda" is the CPU, wherever tensors are made or moved.
+
+    Only functions that take a device are wrapped: a torch function mode would put Python in front
+    of every operator, a fifth of a small model's training step.
     """
     import torch
-    from torch.overrides import TorchFunctionMode
 
     def is_cuda(value: Any) -> bool:
         if isinstance(value, torch.device):
             return value.type == "cuda"
         return isinstance(value, str) and value.startswith("cuda")
 
-    class CudaNamedCpu(TorchFunctionMode):
-        def __torch_function__(
-            self,
-            func: Callable[..., Any],
-            types: Any,
-            args: tuple[Any, ...] = (),
-            kwargs: dict[str, Any] | None = None,
-        ) -> Any:
-            if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
-                return args[0]
-            if kwargs:
-                if is_cuda(kwargs.get("device")):
-                    kwargs["device"] = "cpu"
-                kwargs.pop("pin_memory", None)
-            if any(is_cuda(value) for value in args):
-                args = tuple("cpu" if is_cuda(value) else value for value in args)
-            return func(*args, **(kwargs or {}))
+    def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if is_cuda(kwargs.get("device")):
+                kwargs["device"] = "cpu"
+            kwargs.pop("pin_memory", None)  # memory that a GPU could read
+            return function(*("cpu" if is_cuda(arg) else arg for arg in args), **kwargs)
 
-    return CudaNamedCpu()
+        return call
+
+    def itself(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return tensor
+
+    return [
+        *((torch, name, on_cpu(getattr(torch, name))) for name in _FACTORIES),
+        (torch.Tensor, "to", on_cpu(torch.Tensor.to)),
+        (torch.Tensor, "cuda", itself),
+        (torch.Tensor, "pin_memory", itself),
+    ]
 
 
 def _vendor_patches() -> list[Patch]:

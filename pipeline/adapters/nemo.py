@@ -22,6 +22,7 @@ float32 on the CPU and bfloat16 on a GPU. Knows nothing of training, stages or a
 from __future__ import annotations
 
 import logging as std_logging
+import queue
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters import nemo_weights
 from pipeline.adapters.hf import WeightReader
-from pipeline.adapters.megatron_cpu import cpu_megatron
+from pipeline.adapters.megatron_cpu import cpu_megatron, replaced
 from pipeline.checkpoints import Shape, copy_assets, read_shape
 
 if TYPE_CHECKING:
@@ -45,22 +46,32 @@ ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoi
 @contextmanager
 def nemo_session() -> Iterator[None]:
     """NeMo, imported and quiet, on this machine's GPU or CPU; its process groups end with it."""
-    with warnings.catch_warnings(), cpu_megatron():
-        warnings.simplefilter("ignore")
-        _quiet()
+    _import_quietly()
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    # The writer of checkpoints returns its results through this queue. Megatron makes one that
+    # lives in a process of its own, seconds to start; here every save is synchronous, in this one.
+    results = [(filesystem_async, "_results_queue", queue.Queue())]
+    with warnings.catch_warnings(action="ignore"), replaced(results), cpu_megatron():
         try:
             yield
         finally:
             _end_process_groups()
 
 
-def _quiet() -> None:
-    """NeMo, Lightning and Megatron tell every step at INFO; a stage tells what matters itself."""
-    from nemo.utils import logging
-
+def _import_quietly() -> None:
+    """Import NeMo. It and its libraries tell every step at INFO; a stage tells what matters."""
+    with warnings.catch_warnings(action="ignore"):
+        std_logging.disable(std_logging.WARNING)
+        try:
+            import nemo.collections.llm  # noqa: F401
+            from nemo.utils import logging
+        finally:
+            std_logging.disable(std_logging.NOTSET)
     logging.setLevel(logging.ERROR)
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "megatron", "torch"):
-        std_logging.getLogger(name).setLevel(std_logging.ERROR)
+    for name in ("lightning", "pytorch_lightning", "megatron", "torch.distributed"):
+        for logger in (name, f"{name}.pytorch", f"{name}.fabric"):
+            std_logging.getLogger(logger).setLevel(std_logging.ERROR)
 
 
 def _end_process_groups() -> None:
