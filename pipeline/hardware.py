@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # there is no GPU to ask for without one
 # The libraries that decide what can run, by what they do here.
 RUNTIMES = {
     "torch": "tensors",
@@ -37,7 +38,7 @@ CONFLICTS = {
     "transformers": (">=5", "is over what NeMo 2.7 and ModelOpt 0.37 allow: take 4.57.6"),
     "nvidia-modelopt": (">=0.38", "names its formats otherwise: take 0.37.0"),
     "onnxruntime-genai": (">=0.13", "may need transformers 5: take 0.12.2"),
-    "tensorrt_llm": (">=1.3", "has no trtllm-build any more: take 1.2.1"),
+    "tensorrt_llm": (">=1.3.0rc21", "has no trtllm-build any more: take 1.2.1"),
     "numpy": (">=2", "is over what NeMo 2.7 allows: take 1.26.4"),
 }
 
@@ -156,7 +157,7 @@ def _read(path: str) -> str:
 
 def _nvidia() -> tuple[str | None, list[Gpu]]:
     """The driver's version and the GPUs that CUDA would show to this process."""
-    if not any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/dxg")):
+    if not any(Path(path).exists() for path in DRIVER_FILES):
         return None, []
     try:
         with warnings.catch_warnings():

@@ -160,7 +160,11 @@ def _show_mends(console: "Console", machine: hardware.Machine) -> None:
 
 
 def _artifacts(config: Config) -> "Table":
-    table = _table(f"Artifacts in {config.artifacts}", "stage", "kind", "state", "size", "made")
+    from rich.markup import escape
+
+    table = _table(
+        f"Artifacts in {escape(str(config.artifacts))}", "stage", "kind", "state", "size", "made"
+    )
     rows = list(_artifact_rows(config.artifacts))
     for row in rows:
         table.add_row(*row)
@@ -174,6 +178,8 @@ def _artifact_rows(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
 
     Compares sizes, not hashes: a checkpoint of 100 GB takes no longer than a small one.
     """
+    from rich.markup import escape
+
     stages = dict.fromkeys(need.stage for need in NEEDS)
     for stage in stages:
         path = folder / stage
@@ -186,15 +192,15 @@ def _artifact_rows(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
             size = f"{sum(f['bytes'] for f in files.values()) / 2**20:,.1f} MiB"
             kind, made, failure = manifest["kind"], manifest["created"], manifest["failure"]
             known = manifest["schema"] == SCHEMA
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             again = f"run `python -m pipeline stage={stage}`"
             yield stage, "", f"[red]not whole[/]: {again}", "", ""
             continue
         state = "[green]whole[/]"
         if failure:
-            state = f"[yellow]refused[/]: {failure}"
+            state = f"[yellow]refused[/]: {escape(failure)}"
         if altered:
-            state = f"[red]altered[/]: {altered[0]}; run `python -m pipeline stage={stage}`"
+            state = f"[red]altered[/]: {escape(altered[0])}; run `python -m pipeline stage={stage}`"
         if not known:
             state = f"[red]of another version[/]: run `python -m pipeline stage={stage}`"
         yield stage, kind, state, size, made
