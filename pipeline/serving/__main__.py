@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.serving.server import base_url, listen, serve, warn_if_open
+from pipeline.serving.address import base_url, listen, warn_if_open
+from pipeline.serving.server import serve
 
 
 def main() -> int:

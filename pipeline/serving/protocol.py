@@ -156,9 +156,9 @@ def explain(errors: list[Any]) -> dict[str, Any]:
             param=param,
             code="unknown_parameter",
         )
+    if param is None:
+        return error_body("the body must be a JSON object, sent as Content-Type: application/json")
     if first["type"] == "missing":
-        if param is None:
-            return error_body("the request has no JSON body")
         return error_body(
             f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter"
         )

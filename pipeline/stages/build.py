@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.artifact import SCRATCH, Artifact, Outcome
 from pipeline.chat import FILES, Chat
+from pipeline.checkpoints import clear
 from pipeline.config import Config, EngineConfig
 from pipeline.console import get_console
 from pipeline.errors import ConfigError, ProofFailed
@@ -45,8 +46,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     _check_lengths(engine, merged)
     exported = inputs["export"].require("exported").path
     name = engine.name if engine.name != "auto" else _choose(exported / "hf")
-    for left in out.iterdir():  # a killed attempt's; engines are not resumed
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    clear(out)
     if name == "trtllm":
         return _build_trtllm(config, exported / "qnemo", out)
     if name == "vllm":

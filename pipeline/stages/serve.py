@@ -12,17 +12,17 @@ def run(config: Config) -> None:
     Raises:
         ArtifactError: there is no engine, or none for this machine. Busy: the port is in use.
     """
-    from pipeline.serving import server
+    from pipeline.serving import address
 
     console, model = get_console(), config.model.name
     # Before the engine loads: a port in use is known at once.
-    listening = server.listen(config.serve.host, config.serve.port)
-    url = server.base_url(listening)
-    server.warn_if_open(listening)
+    listening = address.listen(config.serve.host, config.serve.port)
+    from pipeline.serving.server import serve
+
+    url = address.base_url(listening)
+    address.warn_if_open(listening)
     console.print(f"[bold]serving {model}[/] on {url} (Ctrl-C ends it)\n")
-    with_key = bool(os.environ.get(server.API_KEY))
-    console.print(server.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
-    server.serve(
-        config.artifacts / "build", listening, model=model, max_queue=config.serve.max_queue
-    )
+    with_key = bool(os.environ.get(address.API_KEY))
+    console.print(address.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
+    serve(config.artifacts / "build", listening, model=model, max_queue=config.serve.max_queue)
     console.print("stopped: every answer in progress was finished")
