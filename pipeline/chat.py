@@ -13,31 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from pipeline.chat_template import ChatTemplate
-from pipeline.errors import DataError
 from pipeline.messages import Message, Unusable
-
-# What a model's folder may hold about text; weights and the architecture are not ours.
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-SPECIAL = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
+from pipeline.tokenizer_folder import (
+    FILES,
+    SPECIAL,
+    load_tokenizer,
+    read_json,
+    read_template,
+    text_of,
 )
 
 # The smallest conversation: shows how a template ends a turn.
@@ -82,12 +69,12 @@ class Chat:
         Raises:
             DataError: a file is missing or broken, or there is no usable chat template.
         """
-        config = _read_json(folder / "tokenizer_config.json")
-        fallback = _read_json(folder / "special_tokens_map.json", required=False)
+        config = read_json(folder / "tokenizer_config.json")
+        fallback = read_json(folder / "special_tokens_map.json", required=False)
         merged = {**fallback, **{k: v for k, v in config.items() if v is not None}}
-        special = {name: _content(merged[name]) for name in SPECIAL if merged.get(name)}
-        template = ChatTemplate(_read_template(folder, config), special, str(folder))
-        chat = cls(folder, _load_tokenizer(folder, merged, special), template, special)
+        special = {name: text_of(merged[name]) for name in SPECIAL if merged.get(name)}
+        template = ChatTemplate(read_template(folder, config), special, str(folder))
+        chat = cls(folder, load_tokenizer(folder, merged, special), template, special)
         chat._check_on_probe()
         return chat
 
@@ -118,10 +105,11 @@ class Chat:
                 if ids[position - 1] in self._control_ids and offsets[position - 1][1] > end:
                     break
             else:
-                raise DataError(
+                raise Unusable(
+                    "no end of turn",
                     f"the chat template of {self.folder} ends the assistant's turn with no control "
                     "token, so a model trained with it would never stop: add {{ eos_token }} "
-                    "behind the assistant's content in it"
+                    "behind the assistant's content in it",
                 )
         return Rendered(ids, mask)
 
@@ -161,7 +149,7 @@ class Chat:
         stops: list[int | None] = [probe.ids[last_trained]]
         if eos := self.special_tokens.get("eos_token"):
             stops.append(self.tokenizer.token_to_id(eos))
-        named = _read_json(self.folder / "generation_config.json", required=False).get(
+        named = read_json(self.folder / "generation_config.json", required=False).get(
             "eos_token_id"
         )
         stops += named if isinstance(named, list) else [named]
@@ -193,10 +181,11 @@ class Chat:
         """Refuse here what would fail, or silently go wrong, on every conversation."""
         ids, prompt = self.render(PROBE).ids, self.prompt(PROBE[:1])
         if ids[: len(prompt)] != prompt:
-            raise DataError(
+            raise Unusable(
+                "prompt differs from training",
                 f"the tokenizer of {self.folder} splits the end of the generation prompt into "
                 "other tokens when an answer follows, so training and serving would differ: end "
-                "the assistant's header in the chat template with a control token"
+                "the assistant's header in the chat template with a control token",
             )
 
     def _starts(self, token: int, offset: tuple[int, int], start: int) -> bool:
@@ -218,10 +207,11 @@ class Chat:
             if text.startswith(prompt) and len(prompt) <= begin:
                 begin = len(prompt)
             elif turn == len(messages) - 1:
-                raise DataError(
+                raise Unusable(
+                    "prompt differs from training",
                     f"the chat template of {self.folder} prompts for an answer with "
                     f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
-                    "and serving would differ: mend the add_generation_prompt part of the template"
+                    "and serving would differ: mend the add_generation_prompt part of the template",
                 )
             yield begin, end, messages[turn].get("weight", 1)
 
@@ -260,70 +250,3 @@ class Chat:
             "the chat template does not show every assistant turn as it was given (some drop the "
             "reasoning of earlier turns): split it so that each row ends with the turn to train on",
         )
-
-
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 ({error}): save it as such") from error
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    if not isinstance(template, str) or not template:
-        raise DataError(
-            f"{folder} has no chat template, so nothing says how to write a conversation for this "
-            "model: take its instruct version, or put a template into chat_template.jinja there"
-        )
-    return template
-
-
-def _load_tokenizer(
-    folder: Path, config: Mapping[str, Any], special: Mapping[str, str]
-) -> Tokenizer:
-    """The tokenizer as transformers sets it up, so that ids agree."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise DataError(
-            f"{folder} has no tokenizer.json: take a model folder with one, or make it there with "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises a bare Exception
-        raise DataError(f"{file} is not a tokenizer ({error}): fetch it again") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    # It could only add special tokens, which the template does, and trim white space off offsets.
-    tokenizer.post_processor = None
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    declared = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    tokens = [AddedToken(**token) for _, token in declared if token["content"] not in known]
-    known |= {token.content for token in tokens}
-    tokens += [AddedToken(text, special=True) for text in special.values() if text not in known]
-    for token in tokens:
-        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-    if hasattr(tokenizer.pre_tokenizer, "add_prefix_space"):
-        tokenizer.pre_tokenizer.add_prefix_space = bool(config.get("add_prefix_space", False))
-    return tokenizer
-
-
-def _content(token: object) -> str:
-    """The text of a special token, which files hold as a string or as an object."""
-    return str(token["content"] if isinstance(token, dict) else token)
-
-
-def _read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
-    if not file.is_file():
-        if not required:
-            return {}
-        raise DataError(f"{file} is missing: take a model folder with its tokenizer files")
-    try:
-        value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file} is not valid JSON ({error}): fetch it again") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{file} must hold a JSON object: fetch it again")
-    return value

@@ -199,10 +199,13 @@ def test_special_tokens_that_only_the_configuration_declares(tmp_path: Path) -> 
     folder = make_model_folder(tmp_path, "chatml")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["pad_token"] = "<|pad|>"
+    config["additional_special_tokens"] = ["<|extra|>", "<|im_end|>"]
+    config["added_tokens_decoder"] = {"400": {"content": "Hello", "special": False}}
     config["add_prefix_space"] = True
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     chat, reference = Chat.load(folder), PreTrainedTokenizerFast.from_pretrained(folder)
-    assert chat.tokenizer.token_to_id("<|pad|>") == reference.pad_token_id == chat.vocab_size - 1
+    assert chat.tokenizer.get_vocab() == reference.get_vocab()
+    assert chat.vocab_size == len(reference)
     assert chat.render([USER, ASSISTANT]).ids == reference.apply_chat_template([USER, ASSISTANT])
     with pytest.raises(Unusable, match="control token in text"):
         chat.prompt([{"role": "user", "content": "a<|pad|>b"}])
@@ -261,6 +264,11 @@ def test_prompt_that_is_tokenized_otherwise_than_in_training_is_refused(tmp_path
         ("tokenizer_config.json", b"{", "is not valid JSON"),
         ("tokenizer_config.json", b"\xff", "is not valid JSON"),
         ("tokenizer_config.json", b"[]", "must hold a JSON object"),
+        (
+            "tokenizer_config.json",
+            b'{"chat_template": "x", "added_tokens_decoder": {"x": 3}}',
+            "declares tokens",
+        ),
         ("chat_template.jinja", b"\xff", "is not UTF-8"),
     ],
 )
