@@ -153,11 +153,7 @@ def write_adapter(
     from safetensors.torch import save_file
 
     suffix = ".lora_A.weight"
-    modules = sorted(
-        name.removeprefix("base_model.model.").removesuffix(suffix)
-        for name in tensors
-        if name.endswith(suffix)
-    )
+    modules = {n.removesuffix(suffix).rpartition(".")[2] for n in tensors if n.endswith(suffix)}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -167,8 +163,8 @@ def write_adapter(
         use_dora=dora,
         # Trained biases are loaded only when the configuration says that there are some.
         bias="all" if any(name.endswith(".bias") for name in tensors) else "none",
-        # Every projection of every layer: their short names suffice. Otherwise one by one.
-        target_modules=_short_names(modules),
+        # The same in every layer, as NeMo's checkpoints have them.
+        target_modules=sorted(modules),
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,13 +172,6 @@ def write_adapter(
     # Fused layers share their A; safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(copies, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def _short_names(modules: Sequence[str]) -> list[str]:
-    """The last parts of module names, if each is there in every layer; else the whole names."""
-    layers = {name.split(".")[2] for name in modules}
-    short = {name.rpartition(".")[2] for name in modules}
-    return sorted(short) if len(short) * len(layers) == len(modules) else list(modules)
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str) -> None:

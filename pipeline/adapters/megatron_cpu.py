@@ -129,29 +129,11 @@ def _torch_patches() -> list[Patch]:
 
 
 # Functions that make tensors on a device given by name.
-_FACTORIES = [
-    "arange",
-    "as_tensor",
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "eye",
-    "full",
-    "full_like",
-    "linspace",
-    "ones",
-    "ones_like",
-    "rand",
-    "rand_like",
-    "randint",
-    "randn",
-    "randn_like",
-    "randperm",
-    "tensor",
-    "tril_indices",
-    "zeros",
-    "zeros_like",
-]
+_FACTORIES = (
+    *("arange", "as_tensor", "empty", "empty_like", "empty_strided", "eye", "full", "full_like"),
+    *("linspace", "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like"),
+    *("randperm", "tensor", "tril_indices", "zeros", "zeros_like"),
+)
 
 
 def _device_patches() -> list[Patch]:

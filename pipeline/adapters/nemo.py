@@ -11,6 +11,9 @@
         hf_tensors(model, shape)                   # the weights by HF name
         adapter_layers(model)                      # the adapter's matrices by layer
         peft_tensors(shape, layers)                # the same by the PEFT library's names
+        trainer = connect(model)                   # a model of model_for, made real here
+        load_weights(trainer, folder)              # weights from a checkpoint into it
+        save_checkpoint(trainer, out)              # out/weights and out/context
         model_options()                            # what a Megatron config needs on this machine
 
 A checkpoint is a genuine NeMo 2.0 folder: `weights/` (Megatron's distributed checkpoint) and
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     import torch
     from nemo.collections.llm import GPTConfig, GPTModel
     from nemo.collections.llm.peft import DoRA, LoRA
+    from nemo.lightning import Trainer
 
 ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
 
@@ -195,17 +199,25 @@ def import_hf(hf_folder: Path, out: Path) -> None:
     Tensors are read one at a time, so that the model is held once. NeMo's own importers hold it
     twice, run the tokenizer's code and share one temporary folder among all runs.
     """
-    from nemo.lightning.io.connector import ModelConnector
-
     shape = read_shape(hf_folder)
     copy_assets(hf_folder, out / ASSETS)
     model = model_for(out / ASSETS, perform_initialization=False)
-    trainer = _connect(model)
+    trainer = connect(model)
     parameter = _parameters(model)
     with WeightReader(hf_folder) as source:
         for name, tensor in nemo_weights.fused(shape, source.tensor):
             parameter(name).copy_(tensor)
-    ModelConnector(str(hf_folder)).nemo_save(out, trainer)
+    save_checkpoint(trainer, out)
+
+
+def save_checkpoint(trainer: Trainer, out: Path) -> None:
+    """Write the weights of a trainer's model to out/weights, and what it is to out/context."""
+    from nemo.lightning.io.pl import TrainerContext
+
+    trainer.save_checkpoint(out, weights_only=True)
+    if trainer.is_global_zero:
+        TrainerContext.from_trainer(trainer).io_dump(out / "context", yaml_attrs=["model"])
+    trainer.strategy.barrier()
 
 
 def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
@@ -216,31 +228,19 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
     """
     exact = _precision("float32")
     model = model_for(folder / ASSETS, perform_initialization=False, **exact)
-    trainer = _connect(model)
-    strategy = trainer.strategy
-    strategy.setup(trainer)
-    _load(strategy, folder, only_adapter=False)
+    trainer = connect(model)
+    load_weights(trainer, folder)
     if adapter is not None:
         from nemo.lightning import io
 
         peft: LoRA | DoRA = io.load_context(adapter / "context", subpath="model.model_transform")
         model.trainer = trainer
         peft(model)
-        _load(strategy, adapter, only_adapter=True)
+        load_weights(trainer, adapter, only_adapter=True)
     return model.eval()
 
 
-def _load(strategy: Any, folder: Path, *, only_adapter: bool) -> None:
-    weights = folder / "weights"
-    metadata = strategy.unwrapped_checkpoint_io.load_content_metadata(weights)
-    state = strategy.megatron_parallel.sharded_state_dict(metadata=metadata)
-    if only_adapter:
-        state = {name: tensor for name, tensor in state.items() if ".adapter." in name}
-    loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, {"state_dict": state})
-    strategy.load_model_state_dict(loaded, strict=not only_adapter)
-
-
-def _connect(model: GPTModel) -> Any:
+def connect(model: GPTModel) -> Trainer:
     """Build the Megatron module of `model` on this machine; gives its Lightning trainer."""
     import torch
     from lightning.pytorch.trainer.states import TrainerFn
@@ -269,7 +269,20 @@ def _connect(model: GPTModel) -> Any:
     strategy.connect(model)
     strategy.setup_environment()
     model.configure_model()
+    strategy.setup(trainer)
     return trainer
+
+
+def load_weights(trainer: Trainer, folder: Path, *, only_adapter: bool = False) -> None:
+    """Read a checkpoint's weights into the model of `connect`, or an adapter's alone."""
+    strategy = trainer.strategy
+    weights = folder / "weights"
+    metadata = strategy.unwrapped_checkpoint_io.load_content_metadata(weights)
+    state = strategy.megatron_parallel.sharded_state_dict(metadata=metadata)
+    if only_adapter:
+        state = {name: tensor for name, tensor in state.items() if ".adapter." in name}
+    loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, {"state_dict": state})
+    strategy.load_model_state_dict(loaded, strict=not only_adapter)
 
 
 def _parameters(model: GPTModel) -> Callable[[str], torch.Tensor]:

@@ -1,0 +1,347 @@
+"""Import and merge on the real NeMo and Megatron-Core, with tiny random models of every family.
+
+One process imports NeMo once for all of these tests.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.adapters import hf, nemo
+from pipeline.artifact import Outcome
+from pipeline.checkpoints import copy_assets, read_shape
+from pipeline.errors import ProofFailed
+from pipeline.stages import import_, merge
+from tests.unit.model_folders import make_model_folder
+
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 256,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"rope_theta": 50_000.0, "rms_norm_eps": 1e-5}),
+    "llama with stretched rope": ("Llama", {"rope_scaling": LLAMA3_ROPE}),
+    "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "mistral, wide heads": ("Mistral", {"head_dim": 32, "sliding_window": None}),
+}
+FUSED = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """HF folders of MODELS, with weights that no default would give."""
+    import transformers
+    from tokenizers import Tokenizer
+
+    made = {}
+    for name, (family, settings) in MODELS.items():
+        folder = make_model_folder(tmp_path_factory.mktemp("model"), "demo")
+        vocab = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{family}Config")(vocab_size=vocab, **SMALL, **settings)
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        model.bfloat16().save_pretrained(folder)
+        made[name] = folder
+    return made
+
+
+@pytest.fixture(scope="module")
+def imported(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Outcome]]:
+    """The import stage's work folder and outcome of a model, made once."""
+    made: dict[str, tuple[Path, Outcome]] = {}
+
+    def get(name: str) -> tuple[Path, Outcome]:
+        if name not in made:
+            out = tmp_path_factory.mktemp("imported")
+            made[name] = out, import_.run(config(folders[name]), {}, out)
+        return made[name]
+
+    return get
+
+
+def config(folder: Path, dtype: str = "bfloat16") -> Any:
+    return SimpleNamespace(model=SimpleNamespace(path=folder, name="tiny", dtype=dtype))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_imported_model_computes_what_its_source_does(
+    imported: Callable[[str], tuple[Path, Outcome]], folders: dict[str, Path], name: str
+) -> None:
+    out, outcome = imported(name)
+    proof = outcome.proof["source_vs"]["nemo_reopened"]
+    assert outcome.kind == "nemo_checkpoint"
+    assert proof["same_greedy_tokens"] == proof["positions"] == 16 + 64 + 160
+    assert proof["max_abs_difference"] < 1e-4
+    shape = read_shape(folders[name])
+    assert outcome.metrics["parameters"] == shape.parameters
+    # Out again, every weight is the one that went in.
+    with nemo.nemo_session(), hf.WeightReader(folders[name]) as source:
+        model = nemo.open_checkpoint(out)
+        written = dict(nemo.hf_tensors(model, shape))
+        assert written.keys() == dict(shape.tensors()).keys()
+        for key, tensor in written.items():
+            assert torch.equal(tensor, source.tensor(key).float()), key
+
+
+def test_nemo_itself_reads_the_checkpoint(
+    imported: Callable[[str], tuple[Path, Outcome]], folders: dict[str, Path]
+) -> None:
+    from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config, Qwen2Model
+    from nemo.lightning import io
+
+    out, _ = imported("qwen2, tied")
+    with nemo.nemo_session():
+        model = io.load_context(out, subpath="model")
+        assert isinstance(model, Qwen2Model)
+        assert isinstance(model.config, Qwen2Config)
+        assert (model.config.num_layers, model.config.num_query_groups) == (2, 2)
+        assert model.config.share_embeddings_and_output_weights
+        # The tokenizer comes from the checkpoint, wherever the source went.
+        assert Path(model.tokenizer.tokenizer.name_or_path).is_relative_to(out)
+        trainer = nemo.connect(model)
+        nemo.load_weights(trainer, out)
+        model.eval()
+        reference = hf.logits(hf.load_model(folders["qwen2, tied"], dtype="float32"), [1, 2, 3])
+        torch.testing.assert_close(nemo.logits(model, [1, 2, 3]), reference, atol=1e-4, rtol=0)
+
+
+def test_weights_in_shards_are_imported(folders: dict[str, Path], tmp_path: Path) -> None:
+    sharded, out = tmp_path / "sharded", tmp_path / "out"
+    out.mkdir()
+    hf.load_model(folders["llama"], dtype="bfloat16").save_pretrained(
+        sharded, max_shard_size="50KB"
+    )
+    copy_assets(folders["llama"], sharded)
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    outcome = import_.run(config(sharded), {}, out)
+    assert outcome.metrics["max_abs_logit_difference"] < 1e-4
+
+
+def test_an_import_that_differs_from_its_source_is_refused(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One weight of the checkpoint is wrong: the proof must see it."""
+    save = nemo.save_checkpoint
+
+    def altered(trainer: Any, out: Path) -> None:
+        weight = trainer.lightning_module.module.decoder.layers[1].mlp.linear_fc2.weight
+        weight.data[3, 5] += 1.0
+        save(trainer, out)
+
+    monkeypatch.setattr(nemo, "save_checkpoint", altered)
+    with pytest.raises(ProofFailed, match="nemo_reopened does not compute"):
+        import_.run(config(folders["llama"]), {}, tmp_path)
+
+
+def tune(base: Path, out: Path, method: str, targets: list[str]) -> Path:
+    """A checkpoint such as finetune leaves, with random changes in place of training."""
+    from nemo.collections.llm import peft
+
+    with nemo.nemo_session():
+        model = nemo.model_for(base / nemo.ASSETS)
+        if method == "sft":
+            trainer = nemo.connect(model)
+            nemo.load_weights(trainer, base)
+            _disturb(dict(model.module.named_parameters()))
+        else:
+            kind = peft.DoRA if method == "dora" else peft.LoRA
+            adapter = kind(target_modules=targets, dim=4, alpha=6)
+            model.__io__.model_transform = adapter.__io__
+            trainer = nemo.connect(model)
+            nemo.load_weights(trainer, base)
+            # As the adapter's own callback does when training begins.
+            model.model_transform = adapter
+            model.trainer = trainer
+            adapter(model)
+            named = model.module.named_parameters()
+            _disturb({n: p for n, p in named if ".adapter." in n})
+            trainer.strategy.checkpoint_io = adapter.get_wrappped_io()(
+                trainer.strategy.checkpoint_io
+            )
+            adapter.set_params_to_save(trainer)
+            adapter.wrapped_io = trainer.strategy.checkpoint_io
+            adapter.wrapped_io.model_ckpt_path = base
+        nemo.save_checkpoint(trainer, out)
+    copy_assets(base / nemo.ASSETS, out / nemo.ASSETS)
+    return out
+
+
+def _disturb(parameters: dict[str, torch.nn.Parameter]) -> None:
+    torch.manual_seed(1)
+    assert parameters
+    for parameter in parameters.values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+
+
+class Given:
+    """The inputs of merge: a base and a tuned checkpoint that stages would have left."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+
+    def require(self, *kinds: str) -> "Given":
+        assert self.kind in kinds
+        return self
+
+
+def inputs(base: Path, tuned: Path, method: str) -> Any:
+    kind = "nemo_checkpoint" if method == "sft" else "nemo_adapter"
+    return {"import": Given(base, "nemo_checkpoint"), "finetune": Given(tuned, kind)}
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "targets"),
+    [
+        ("llama", "lora", FUSED),
+        ("llama", "lora", ["linear_qkv", "linear_fc2"]),
+        ("llama", "dora", FUSED),
+        ("qwen2, tied", "lora", FUSED),
+        ("qwen2, tied", "dora", FUSED),  # NeMo's DoRA stretches the bias too
+        ("mistral, wide heads", "lora", FUSED),
+        ("mistral, wide heads", "sft", []),
+        ("qwen2, tied", "sft", []),
+    ],
+)
+def test_a_merged_model_computes_what_was_trained(
+    imported: Callable[[str], tuple[Path, Outcome]],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    name: str,
+    method: str,
+    targets: list[str],
+) -> None:
+    base, _ = imported(name)
+    tuned = tune(base, tmp_path / "tuned", method, targets)
+    out = tmp_path / "merged"
+    out.mkdir()
+    outcome = merge.run(config(folders[name]), inputs(base, tuned, method), out)
+    steps = outcome.proof["as_trained_vs"]
+    adapted = [] if method == "sft" else ["hf_base_with_peft_adapter", "nemo_folded"]
+    assert list(steps) == [*adapted, "hf_folded", "hf_written"]
+    assert outcome.metrics["max_abs_logit_difference"] < 1e-4
+    assert outcome.metrics["rounding_min_logit_cosine"] > 0.995
+    assert (out / "adapter" / "adapter_model.safetensors").is_file() == (method != "sft")
+    # What anyone opens from disk is the tuned model, and no longer the base.
+    ids = list(range(5, 60))
+    merged = hf.load_model(out, dtype="float32")
+    source = hf.load_model(folders[name], dtype="float32")
+    assert merged.config.dtype is torch.float32
+    change = (hf.logits(merged, ids) - hf.logits(source, ids)).abs().max()
+    assert change > 50 * outcome.metrics["max_abs_logit_difference"]
+    assert change > 3 * outcome.metrics["rounding_max_abs_logit_difference"]
+    with hf.WeightReader(out) as weights:
+        assert weights.tensor("model.norm.weight").dtype is torch.bfloat16
+    if method != "sft":
+        adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
+        assert (adapter["r"], adapter["lora_alpha"], adapter["use_dora"]) == (
+            4,
+            6,
+            method == "dora",
+        )
+        assert ("gate_proj" in adapter["target_modules"]) == ("linear_fc1" in targets)
+        adapted_source = hf.with_adapter(source, out / "adapter")
+        torch.testing.assert_close(
+            hf.logits(adapted_source, ids),
+            hf.logits(merged, ids),
+            atol=2 * outcome.metrics["rounding_max_abs_logit_difference"],
+            rtol=0,
+        )
+
+
+def test_written_in_float32_nothing_is_rounded(
+    imported: Callable[[str], tuple[Path, Outcome]], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base, _ = imported("llama")
+    tuned = tune(base, tmp_path / "tuned", "sft", [])
+    out = tmp_path / "merged"
+    out.mkdir()
+    exact = config(folders["llama"], "float32")
+    outcome = merge.run(exact, inputs(base, tuned, "sft"), out)
+    assert outcome.metrics["rounding_max_abs_logit_difference"] < 1e-4
+
+
+def test_a_merge_that_loses_something_is_refused(
+    imported: Callable[[str], tuple[Path, Outcome]],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, _ = imported("llama")
+    tuned = tune(base, tmp_path / "tuned", "lora", FUSED)
+    out = tmp_path / "merged"
+    out.mkdir()
+    given = inputs(base, tuned, "lora")
+    with monkeypatch.context() as patch:  # folded without its scale
+        patch.setattr(
+            nemo.AdapterLayer, "folded", lambda self: (self.weight + self.b @ self.a, None)
+        )
+        with pytest.raises(ProofFailed, match="nemo_folded does not compute"):
+            merge.run(config(folders["llama"]), given, out)
+    with monkeypatch.context() as patch:  # one matrix of the PEFT adapter is lost
+        whole = nemo.peft_tensors
+
+        def partial(*args: Any) -> dict[str, torch.Tensor]:
+            tensors = whole(*args)
+            name = "base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight"
+            return tensors | {name: torch.zeros_like(tensors[name])}
+
+        patch.setattr(nemo, "peft_tensors", partial)
+        with pytest.raises(ProofFailed, match="hf_base_with_peft_adapter does not compute"):
+            merge.run(config(folders["llama"]), given, out)
+    with monkeypatch.context() as patch:  # the written files hold another model
+        write = hf.write_weights
+        patch.setattr(
+            hf,
+            "write_weights",
+            lambda folder, tensors, dtype: write(
+                folder, ((n, t + 0.5 * ("lm_head" in n)) for n, t in tensors), dtype=dtype
+            ),
+        )
+        with pytest.raises(ProofFailed, match="hf_written does not compute"):
+            merge.run(config(folders["llama"]), given, out)
+
+
+def test_everything_replaced_for_the_cpu_is_put_back() -> None:
+    with nemo.nemo_session():
+        from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+
+    names = {
+        torch.cuda: ["current_device", "Stream", "manual_seed", "FloatTensor"],
+        torch: ["zeros", "tensor"],
+        torch.Tensor: ["to", "cuda"],
+        CudaRNGStatesTracker: ["fork"],
+    }
+
+    def found() -> list[Any]:
+        return [getattr(owner, name) for owner, several in names.items() for name in several]
+
+    before = found()
+    with pytest.raises(KeyError, match="inside"), nemo.nemo_session():  # noqa: PT012
+        assert all(new is not old for new, old in zip(found(), before, strict=True))
+        assert torch.zeros(2, device="cuda").device.type == "cpu"
+        assert torch.ones(1).cuda().to("cuda:0").device.type == "cpu"
+        with CudaRNGStatesTracker().fork():
+            assert torch.cuda.current_device() == torch.device("cpu")
+        raise KeyError("inside")
+    assert all(new is old for new, old in zip(found(), before, strict=True))
+    assert "to" not in vars(torch.Tensor)

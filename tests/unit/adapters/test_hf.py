@@ -1,0 +1,56 @@
+"""Weights are read and written without the model being built."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.adapters import hf
+from pipeline.adapters.hf import WeightReader, write_weights
+from pipeline.checkpoints import tensor_shapes, weight_files
+
+WEIGHTS = {
+    "a": torch.linspace(-1, 1, 24).reshape(4, 6),
+    "b": torch.arange(10, dtype=torch.float32),
+    "c": torch.full((3, 3), 1 / 3),
+}
+
+
+def test_written_weights_are_read_back(tmp_path: Path) -> None:
+    write_weights(tmp_path, WEIGHTS.items(), dtype="float32")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    with WeightReader(tmp_path) as reader:
+        for name, tensor in WEIGHTS.items():
+            assert torch.equal(reader.tensor(name), tensor)
+
+
+def test_the_precision_is_the_one_asked_for(tmp_path: Path) -> None:
+    write_weights(tmp_path, WEIGHTS.items(), dtype="bfloat16")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(stored["c"], WEIGHTS["c"].bfloat16())
+
+
+def test_views_of_one_tensor_are_written_apart(tmp_path: Path) -> None:
+    whole = torch.arange(8, dtype=torch.float32)
+    write_weights(tmp_path, [("x", whole[:4]), ("y", whole[4:]), ("z", whole)], dtype="float32")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["y"].tolist() == [4, 5, 6, 7]
+    assert stored["z"].tolist() == list(range(8))
+
+
+def test_large_models_are_written_in_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "_SHARD_BYTES", 100)  # a: 96 bytes, b: 40, c: 36
+    write_weights(tmp_path, WEIGHTS.items(), dtype="float32")
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert [file.name for file in weight_files(tmp_path)] == names
+    assert list(tensor_shapes(tmp_path / names[1])) == ["b", "c"]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 96 + 40 + 36
+    assert index["weight_map"] == {"a": names[0], "b": names[1], "c": names[1]}
+    with WeightReader(tmp_path) as reader:
+        assert torch.equal(reader.tensor("c"), WEIGHTS["c"])
+    assert not list(tmp_path.glob("*.tmp"))

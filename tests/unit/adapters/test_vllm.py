@@ -1,0 +1,59 @@
+"""vLLM's arguments for a unified HF checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.adapters import vllm
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError, MissingRuntime
+
+ENGINE = EngineConfig(
+    name="vllm", precision="auto", max_batch_size=8, max_input_len=1000, max_seq_len=1200
+)
+
+
+def checkpoint(folder: Path, algorithm: str | None, kv_cache: str | None = None) -> Path:
+    content = {"quantization": {"quant_algo": algorithm, "kv_cache_quant_algo": kv_cache}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kv_cache", "quantization", "cache"),
+    [
+        ("FP8", None, "modelopt", "auto"),
+        ("FP8", "FP8", "modelopt", "fp8"),
+        ("NVFP4", None, "modelopt_fp4", "auto"),
+        (None, None, None, "auto"),
+    ],
+)
+def test_formats_that_it_loads(
+    tmp_path: Path, algorithm: str | None, kv_cache: str | None, quantization: str, cache: str
+) -> None:
+    arguments = vllm.profile(checkpoint(tmp_path, algorithm, kv_cache), ENGINE, 2)
+    assert arguments.get("quantization") == quantization
+    assert arguments["kv_cache_dtype"] == cache
+    sizes = ("max_model_len", "max_num_seqs", "tensor_parallel_size")
+    assert [arguments[name] for name in sizes] == [1200, 8, 2]
+    command = vllm.serve_command("artifacts/build", arguments)
+    assert command.startswith("vllm serve artifacts/build --max-model-len 1200 --max-num-seqs 8")
+    assert "trust" not in command
+
+
+def test_an_unquantized_checkpoint_has_no_quantization_file(tmp_path: Path) -> None:
+    assert "quantization" not in vllm.profile(tmp_path, ENGINE, 1)
+
+
+@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "W4A8_AWQ", "W8A8_SQ_PER_CHANNEL"])
+def test_formats_that_it_does_not_load_are_refused(tmp_path: Path, algorithm: str) -> None:
+    with pytest.raises(ConfigError, match=f"{algorithm}.*engine=trtllm"):
+        vllm.profile(checkpoint(tmp_path, algorithm), ENGINE, 1)
+
+
+def test_the_refusal_says_what_to_install() -> None:
+    refused = vllm.refusal("vLLM is not installed")
+    assert isinstance(refused, MissingRuntime)
+    for words in ("vLLM is not installed", "pip install vllm", "vllm/vllm-openai", "onnxruntime"):
+        assert words in str(refused)

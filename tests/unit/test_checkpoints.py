@@ -1,0 +1,295 @@
+"""Every refusal of a model folder names the file and says how to mend it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pipeline.checkpoints import (
+    Llama3Rope,
+    check_folder,
+    clear,
+    copy_assets,
+    read_shape,
+    tensor_shapes,
+    weight_files,
+)
+from pipeline.errors import DataError
+from tests.unit.model_folders import add_weights, make_model_folder
+
+Change = Callable[[Path], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return add_weights(make_model_folder(tmp_path / "model", "demo"))
+
+
+def edit(name: str, **changes: object) -> Change:
+    """Set keys of a JSON file; ... removes one."""
+
+    def change(folder: Path) -> None:
+        file = folder / name
+        content = json.loads(file.read_text()) | changes
+        file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+    return change
+
+
+def tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Change:
+    def apply(folder: Path) -> None:
+        content = load_file(folder / "model.safetensors")
+        change(content)
+        save_file(content, folder / "model.safetensors")
+
+    return apply
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def shard_missing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def shard_elsewhere(folder: Path) -> None:
+    outside = folder.parent / "outside.safetensors"
+    (folder / "model.safetensors").rename(outside)
+    index = {"weight_map": {"model.norm.weight": "../outside.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def token_beyond_the_embedding(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["added_tokens"].append({"id": 9999, "content": "<|new|>", "special": True})
+    file.write_text(json.dumps(tokenizer))
+
+
+SCALING = {"rope_type": "yarn", "factor": 4.0}
+REFUSALS: dict[str, tuple[Change, str, str]] = {
+    # what is wrong: how the folder is made so, the file named, words of the message
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json", "does not exist"),
+    "not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json", "cannot be read"),
+    "a JSON list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "config.json",
+        "no JSON object",
+    ),
+    "unknown architecture": (
+        edit("config.json", architectures=["GPT2LMHeadModel"]),
+        "config.json",
+        "GPT2LMHeadModel is not supported",
+    ),
+    "no architecture": (edit("config.json", architectures=...), "config.json", "not given"),
+    "code in config": (
+        edit("config.json", auto_map={"AutoConfig": "x.Y"}),
+        "config.json",
+        "auto_map",
+    ),
+    "code in tokenizer": (
+        edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}),
+        "tokenizer_config.json",
+        "auto_map",
+    ),
+    "already quantized": (
+        edit("config.json", quantization_config={"quant_method": "gptq"}),
+        "config.json",
+        "already quantized",
+    ),
+    "written by transformers 5": (
+        edit("config.json", rope_parameters={"rope_theta": 1e6}),
+        "config.json",
+        "rope_theta",
+    ),
+    "another activation": (edit("config.json", hidden_act="gelu"), "config.json", "hidden_act"),
+    "attention bias": (edit("config.json", attention_bias=True), "config.json", "attention_bias"),
+    "MLP bias": (edit("config.json", mlp_bias=True), "config.json", "mlp_bias"),
+    "another rope scaling": (edit("config.json", rope_scaling=SCALING), "config.json", "'yarn'"),
+    "half a rope scaling": (
+        edit("config.json", rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+        "config.json",
+        "low_freq_factor",
+    ),
+    "a size missing": (edit("config.json", hidden_size=...), "config.json", "hidden_size=None"),
+    "a size of 0": (edit("config.json", num_hidden_layers=0), "config.json", "num_hidden_layers=0"),
+    "heads and groups": (
+        edit("config.json", num_attention_heads=4, num_key_value_heads=3),
+        "config.json",
+        "no multiple",
+    ),
+    "pickled weights": (lambda f: (f / "pytorch_model.bin").touch(), ".bin", "is a pickle"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "model.safetensors",
+        "safe_serialization=True",
+    ),
+    "a shard missing": (shard_missing, "00001-of-00002", "index.json names it"),
+    "a shard outside": (shard_elsewhere, "outside.safetensors", "index.json names it"),
+    "weights cut short": (cut_short, "model.safetensors", "bytes and should hold"),
+    "weights of zeros": (
+        lambda f: (f / "model.safetensors").write_bytes(bytes(64)),
+        "model.safetensors",
+        "no safetensors file",
+    ),
+    "a tensor missing": (
+        tensors(lambda t: t.pop("model.norm.weight")),
+        "model",
+        "no tensor model.norm.weight",
+    ),
+    "a tensor too many": (
+        tensors(lambda t: t.update({"model.layers.0.extra": np.ones(2, np.float32)})),
+        "model.safetensors",
+        "model.layers.0.extra is not part of llama",
+    ),
+    "another tensor shape": (
+        tensors(lambda t: t.update({"model.norm.weight": np.ones(9, np.float32)})),
+        "model.safetensors",
+        "[9] and config.json asks for [8]",
+    ),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "tokenizer.json",
+        "save_pretrained",
+    ),
+    "no tokenizer options": (
+        lambda f: (f / "tokenizer_config.json").unlink(),
+        "tokenizer_config.json",
+        "does not exist",
+    ),
+    "no vocabulary": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "tokenizer.json",
+        "no tokenizers file",
+    ),
+    "a token beyond the embedding": (
+        token_beyond_the_embedding,
+        "tokenizer.json",
+        "'<|new|>' has id 9999",
+    ),
+    "a special token unknown": (
+        edit("tokenizer_config.json", eos_token="<|nope|>"),
+        "tokenizer_config.json",
+        "'<|nope|>' is not in tokenizer.json",
+    ),
+    "an end token out of range": (
+        edit("config.json", eos_token_id=[1, 40_000]),
+        "config.json",
+        "eos_token_id=40000",
+    ),
+    "no chat template": (
+        edit("tokenizer_config.json", chat_template=...),
+        "tokenizer_config.json",
+        "no chat_template",
+    ),
+}
+
+
+def test_a_whole_folder_is_accepted(folder: Path) -> None:
+    shape = check_folder(folder)
+    stored = tensor_shapes(folder / "model.safetensors")
+    assert dict(shape.tensors()) == stored
+    assert shape.parameters == sum(int(np.prod(s)) for s in stored.values())
+
+
+@pytest.mark.parametrize("wrong", REFUSALS)
+def test_refusals_name_the_file_and_the_mending(folder: Path, wrong: str) -> None:
+    change, file, words = REFUSALS[wrong]
+    change(folder)
+    with pytest.raises(DataError) as refused:
+        check_folder(folder)
+    message = str(refused.value)
+    assert str(folder.parent) in message
+    assert file in message
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere/config\.json does not exist: give the folder"):
+        check_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "accepted"),
+    [
+        ("MistralForCausalLM", {"sliding_window": None}, True),
+        ("MistralForCausalLM", {"sliding_window": 512}, True),
+        ("MistralForCausalLM", {"sliding_window": 511}, False),
+        ("MistralForCausalLM", {"max_position_embeddings": 4097}, False),  # the default is 4096
+        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": False}, True),
+        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": True}, False),
+        ("LlamaForCausalLM", {"sliding_window": 8}, True),  # LlamaConfig has no such field
+    ],
+)
+def test_sliding_windows_that_cut_are_refused(
+    folder: Path, architecture: str, settings: dict[str, object], accepted: bool
+) -> None:
+    edit("config.json", architectures=[architecture], **settings)(folder)
+    if accepted:
+        assert read_shape(folder).family == architecture.removesuffix("ForCausalLM").lower()
+    else:
+        with pytest.raises(DataError, match="windowed attention is not supported"):
+            read_shape(folder)
+
+
+def test_defaults_are_those_of_transformers(folder: Path) -> None:
+    edit("config.json", num_key_value_heads=...)(folder)
+    shape = read_shape(folder)
+    assert (shape.kv_heads, shape.head_dim) == (2, 4)
+    assert (shape.rope_theta, shape.rope_scaling, shape.tied) == (10_000.0, None, False)
+    edit("config.json", architectures=["Qwen2ForCausalLM"])(folder)
+    with pytest.raises(DataError, match="num_key_value_heads=None"):
+        read_shape(folder)
+
+
+def test_llama3_rope_scaling_is_read(folder: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    edit("config.json", rope_scaling=scaling)(folder)
+    assert read_shape(folder).rope_scaling == Llama3Rope(8.0, 1.0, 4.0, 64)
+
+
+def test_a_tied_model_may_repeat_its_output_layer(folder: Path) -> None:
+    edit("config.json", tie_word_embeddings=True)(folder)
+    assert check_folder(folder).tied
+    tensors(lambda t: t.pop("lm_head.weight"))(folder)
+    assert check_folder(folder).tied
+
+
+def test_shards_are_found_through_the_index(folder: Path) -> None:
+    whole = load_file(folder / "model.safetensors")
+    names = sorted(whole)
+    parts = {"a.safetensors": names[:4], "b.safetensors": names[4:]}
+    for file, part in parts.items():
+        save_file({name: whole[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert weight_files(folder) == [folder / "a.safetensors", folder / "b.safetensors"]
+    assert check_folder(folder).layers == 1
+
+
+def test_assets_are_copied_without_weights(folder: Path, tmp_path: Path) -> None:
+    copy_assets(folder, tmp_path / "copy")
+    copied = {file.name for file in (tmp_path / "copy").iterdir()}
+    assert copied == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert (tmp_path / "copy/config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_clear_leaves_an_empty_folder(folder: Path) -> None:
+    (folder / "weights" / "deep").mkdir(parents=True)
+    clear(folder)
+    assert list(folder.iterdir()) == []
