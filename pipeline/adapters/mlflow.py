@@ -68,14 +68,21 @@ def _send_until_empty(place: Destination) -> bool:
             trouble.unlink(missing_ok=True)
             pause, last_success = POLL_SECONDS, time.monotonic()
         except Exception as error:  # whatever a store, a network or a proxy can raise
-            reason = mask(str(error)).strip().splitlines()
-            line = f"{type(error).__name__}: {reason[0][:200] if reason else ''}"
+            line = _reason(error)
             trouble.write_text(line)
             print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
             if not is_open and time.monotonic() - last_success > PATIENCE_SECONDS:
                 return False
             pause = min(LONGEST_PAUSE_SECONDS, pause * 2)
         time.sleep(pause)
+
+
+def _reason(error: BaseException) -> str:
+    """One line about the error at the root, e.g. that a connection was refused."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    words = mask(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {words[:200]}"
 
 
 def _shorten(log: Path) -> None:

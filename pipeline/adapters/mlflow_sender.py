@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -33,7 +34,8 @@ SENT, RUN, STAGE = "mlflow.pipeline.sent", "mlflow.pipeline.run", "mlflow.pipeli
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 CONTEXTS = {"finetune": "training", "quantize": "calibration", "evaluate": "evaluation"}
 # MLflow's limits: entries of a batch; characters of a parameter and a name; and of a digest shown.
-METRICS, PARAMS = 1000, 100
+# In batches of over 100 metrics its SQL store fails on points that it has already.
+METRICS, PARAMS = 100, 100
 PARAM_LENGTH, NAME_LENGTH, DIGEST_LENGTH = 6000, 250, 12
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 T = TypeVar("T")
@@ -56,7 +58,8 @@ class Sender:
         if place.artifact_root:  # the folder of the database too
             place.artifact_root.mkdir(parents=True, exist_ok=True)
         self.place = place
-        self.client = MlflowClient(tracking_uri=place.uri)
+        mlflow.set_tracking_uri(place.uri)  # the registry's client looks models up there
+        self.client = MlflowClient()
         self.sending: dict[Path, Sending] = {}
         self.experiments: dict[str, str] = {}
         self.parents: dict[str, str] = {}

@@ -1,0 +1,400 @@
+"""The spool arrives in a real MLflow whole and once: when all goes well, when the sender is killed
+at any point, when the server is away. One migrated SQLite store is copied for each test."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.models import Model
+
+from pipeline import compose, spool, tracking
+from pipeline.adapters.mlflow_sender import PARENT, SENT, STAGE, Sender
+from pipeline.config import Config, TrackingConfig
+from pipeline.spool import Destination
+from pipeline.stages import register
+from tests.made_artifacts import make_artifact, make_chain
+
+ROOT = Path(spool.__file__).parents[1]
+CONFIG = TrackingConfig(enabled=True, uri=None, experiment="bank", upload_weights=False)
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store; creating its tables takes seconds."""
+    place = Destination.of(tmp_path_factory.mktemp("store"), CONFIG)
+    Sender(place).client.search_experiments()
+    return place.artifacts / "mlflow"
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("MLFLOW_TRACKING_URI", spool.OWNER_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copytree(migrated, tmp_path / "mlflow")
+    return tmp_path
+
+
+@pytest.fixture
+def no_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test sends by itself, in this process."""
+    monkeypatch.setattr(Destination, "ensure_sender", lambda self: None)
+
+
+def track(artifacts: Path, stage: str, points: int = 0, **others: Any) -> None:
+    """One finished stage run with `points` live figures."""
+    inputs = others.pop("inputs", {})
+    run = tracking.start_stage(
+        artifacts, stage=stage, config=CONFIG, params={"seed": 1, stage: {"x": 2}}, inputs=inputs
+    )
+    for step in range(points):
+        tracking.log_metrics({"train/loss": 1 / (1 + step)}, step=step)
+    kind = others.pop("kind", "nemo_adapter")
+    run.finish("FINISHED", make_artifact(artifacts, stage, kind, inputs=inputs, **others))
+
+
+def end(artifacts: Path) -> None:
+    """End the pipeline run of this process, without waiting."""
+    tracking.wait_until_sent(artifacts, CONFIG, timeout=0)
+
+
+def send(artifacts: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command that a user gives to send what waits."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.adapters.mlflow", str(artifacts)],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def client_of(artifacts: Path) -> MlflowClient:
+    return MlflowClient(Destination.of(artifacts, CONFIG).uri)
+
+
+def runs_by_stage(client: MlflowClient) -> dict[str, Any]:
+    """The nested runs by stage, and the parent under ""; more than one of either is an error."""
+    experiment = client.get_experiment_by_name("bank")
+    found = client.search_runs([experiment.experiment_id])
+    runs = {run.data.tags.get(STAGE, ""): run for run in found}
+    assert len(runs) == len(found)
+    return runs
+
+
+def losses(client: MlflowClient, run_id: str) -> list[tuple[int, float]]:
+    return sorted((p.step, p.value) for p in client.get_metric_history(run_id, "train/loss"))
+
+
+def is_sending(place: Destination) -> bool:
+    lock = place.try_lock()
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def sender_pid(artifacts: Path) -> int:
+    """The sender that a stage started."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "pipeline.adapters.mlflow" in words and str(artifacts) in words:
+            return process.pid
+    raise AssertionError("no sender runs")
+
+
+def test_a_pipeline_run_is_in_mlflow_though_its_sender_was_killed(artifacts: Path) -> None:
+    """The real processes: a stage starts a sender, SIGKILL ends it midway, another one goes on."""
+    data = make_artifact(artifacts, "prepare", "dataset", metrics={"rows/train": 900})
+    place = Destination.of(artifacts, CONFIG)
+    run = tracking.start_stage(
+        artifacts, stage="finetune", config=CONFIG,
+        params={"seed": 1, "hub_token": "hunter2"}, inputs={"prepare": data},
+    )  # fmt: skip
+    for step in range(300):
+        tracking.log_metrics({"train/loss": 1 / (1 + step)}, step=step)
+    deadline = time.monotonic() + 60
+    with closing(sqlite3.connect(artifacts / "mlflow" / "mlflow.db")) as store:
+        while not store.execute("SELECT count(*) FROM metrics").fetchone()[0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    os.kill(sender_pid(artifacts), signal.SIGKILL)  # while the stage runs, its curve half sent
+    for step in range(300, 400):
+        tracking.log_metrics({"train/loss": 1 / (1 + step)}, step=step)
+    files = {"loss.png": b"png", "weights/0": b"heavy"}
+    made = make_artifact(artifacts, "finetune", "nemo_adapter", files=files)
+    run.finish("FINISHED", made)
+    delivery = tracking.wait_until_sent(artifacts, CONFIG, timeout=60)
+    assert delivery == tracking.Delivery()
+    assert place.is_empty()
+
+    client = client_of(artifacts)
+    runs = runs_by_stage(client)
+    assert set(runs) == {"", "finetune"}
+    parent, stage = runs[""], runs["finetune"]
+    assert losses(client, stage.info.run_id) == [(s, 1 / (1 + s)) for s in range(400)]
+    assert stage.info.status == parent.info.status == "FINISHED"
+    assert stage.data.tags[PARENT] == parent.info.run_id
+    assert stage.data.params == parent.data.params == {"seed": "1", "hub_token": "***"}
+    assert stage.data.tags["artifact.digest"] == made.manifest.digest
+    assert stage.data.tags["mlflow.source.git.commit"] == made.manifest.code["commit"]
+    (dataset,) = [given.dataset for given in stage.inputs.dataset_inputs]
+    assert (dataset.name, dataset.digest) == ("prepare", data.manifest.digest[:12])
+    logged = {file.path for file in client.list_artifacts(stage.info.run_id)}
+    assert logged == {"manifest.json", "loss.png"}
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "plots")]
+    assert parent.data.metrics["seconds/finetune"] == 2.5
+    assert "finetune" in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_a_sender_killed_at_any_point_loses_and_doubles_nothing(artifacts: Path) -> None:
+    """Every call that changes the store is once the last that a sender makes, and once the first
+    that it does not make."""
+
+    place = Destination.of(artifacts, CONFIG)
+    chain = make_chain(artifacts)
+    data = chain["prepare"]
+    track(artifacts, "finetune", points=30, inputs={"prepare": data}, files={"loss.png": b"png"})
+    register_candidate(artifacts, chain, "bank-model")
+    end(artifacts)
+    kills = 0
+    for calls in range(100):
+        for after in (False, True):
+            sender = Sender(place)
+            sender.client = MortalClient(sender.client, calls, after)
+            try:
+                while sender.send_all():
+                    pass
+            except Killed:
+                kills += 1
+        if place.is_empty():
+            break
+    assert kills > 20
+    assert place.is_empty()
+
+    client = client_of(artifacts)
+    runs = runs_by_stage(client)
+    assert set(runs) == {"", "finetune", "register"}
+    run = runs["finetune"]
+    assert losses(client, run.info.run_id) == [(s, 1 / (1 + s)) for s in range(30)]
+    assert len(run.inputs.dataset_inputs) == 1
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    (version,) = client.search_model_versions("name = 'bank-model'")
+    aliases = client.get_registered_model("bank-model").aliases
+    assert aliases == {"candidate": version.version, "champion": version.version}
+    assert len(client.search_logged_models([run.info.experiment_id])) == 1
+
+
+class Killed(BaseException):
+    """Nothing in the sender catches it, as nothing catches SIGKILL."""
+
+
+class MortalClient:
+    """A client whose user dies before or after a number of calls that change the store."""
+
+    def __init__(self, client: MlflowClient, calls: int, after: bool):
+        self._client, self._left, self._after = client, calls, after
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+        if not name.startswith(("create_", "log_", "set_", "update_", "finalize_")):
+            return call
+
+        def changing(*args: Any, **kwargs: Any) -> Any:
+            if not self._left and not self._after:
+                raise Killed
+            answer = call(*args, **kwargs)
+            if not self._left:
+                raise Killed
+            self._left -= 1
+            return answer
+
+        return changing
+
+
+def register_candidate(
+    artifacts: Path, chain: dict[str, Any], name: str, config: Config | None = None
+) -> None:
+    config = config or compose.from_command_line(["stage=all", f"register.name={name}"])[2]
+    run = tracking.start_stage(artifacts, stage="register", config=CONFIG, params={}, inputs={})
+    place = artifacts / "register"
+    place.mkdir(exist_ok=True)
+    outcome = register.run(config, {k: v for k, v in chain.items() if k != "finetune"}, place)
+    made = make_artifact(artifacts, "register", outcome.kind, files={}, metrics=outcome.metrics)
+    run.finish("FINISHED", made)
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_the_registry_keeps_the_better_model_as_champion(artifacts: Path) -> None:
+    place = Destination.of(artifacts, CONFIG)
+    sender = Sender(place)
+
+    def offer(score: float, failure: str | None = None) -> dict[str, Any]:
+        accuracy = {"base": 0.0, "tuned": 0.9, "fp8": score}
+        chain = make_chain(artifacts, accuracy=accuracy, failure=failure)
+        register_candidate(artifacts, chain, "bank-model")
+        (group,) = place.groups()
+        end(artifacts)
+        assert not sender.send_all()
+        answer = place.registered(group.id)
+        assert answer
+        return answer
+
+    assert offer(0.85, "too bad")["aliases"] == ["candidate"]
+    first = offer(0.85)
+    assert (first["version"], first["aliases"]) == (2, ["candidate", "champion"])
+    assert offer(0.9)["aliases"] == ["candidate", "champion"]
+    worse = offer(0.8)
+    assert worse["aliases"] == ["candidate"]
+    assert worse["reason"] == "80.0% exact match, version 3 has 90.0% and stays champion"
+    assert offer(0.95, "lost an answer")["reason"] == "the gate refused it (lost an answer)"
+    assert offer(0.9)["aliases"] == ["candidate", "champion"]  # a tie
+
+    client = client_of(artifacts)
+    champion = client.get_model_version_by_alias("bank-model", "champion")
+    assert champion.version == client.get_model_version_by_alias("bank-model", "candidate").version
+    assert champion.tags["exact_match"] == "0.9000"
+    assert champion.tags["digest.build"]
+    assert "| **fp8** | **90.0%** |" in champion.description
+    model = client.get_logged_model(champion.source.removeprefix("models:/"))
+    assert {metric.key: metric.value for metric in model.metrics}["exact_match/fp8"] == 0.9
+    signature = Model.load(urlsplit(model.artifact_location).path).signature
+    assert signature.inputs.input_names() == ["messages", "temperature", "max_tokens"]
+    assert signature.outputs.input_names() == ["choices"]
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_a_stage_that_was_killed_is_killed_in_mlflow_with_all_its_figures(artifacts: Path) -> None:
+    code = (
+        "import os, sys, signal\n"
+        "from pathlib import Path\n"
+        "from pipeline import tracking\n"
+        "from pipeline.config import TrackingConfig\n"
+        "from pipeline.spool import Destination\n"
+        "Destination.ensure_sender = lambda self: None\n"
+        f"config = TrackingConfig(**{CONFIG.model_dump()!r})\n"
+        f"tracking.start_stage(Path({str(artifacts)!r}), stage='finetune', config=config,"
+        " params={}, inputs={})\n"
+        "for step in range(5):\n"
+        "    tracking.log_metrics({'train/loss': 1 / (1 + step)}, step=step)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -signal.SIGKILL
+    sender = Sender(Destination.of(artifacts, CONFIG))
+    assert not sender.send_all()
+    runs = runs_by_stage(sender.client)
+    assert len(losses(sender.client, runs["finetune"].info.run_id)) == 5
+    assert runs["finetune"].info.status == runs[""].info.status == "KILLED"
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_figures_that_are_not_numbers_and_odd_names_hold_up_nothing(artifacts: Path) -> None:
+    run = tracking.start_stage(
+        artifacts, stage="finetune", config=CONFIG, inputs={},
+        params={"long": "x" * 10_000, "odd(name)": 1, **{f"p{i}": i for i in range(250)}},
+    )  # fmt: skip
+    for step in range(1200):
+        value = float("nan") if step == 700 else float(step)
+        tracking.log_metrics({"train/loss": value, "grad (norm)": 2.0}, step=step)
+    run.finish("FINISHED", None)
+    end(artifacts)
+    sender = Sender(Destination.of(artifacts, CONFIG))
+    assert not sender.send_all()
+    stage = runs_by_stage(sender.client)["finetune"]
+    assert len(losses(sender.client, stage.info.run_id)) == 1199
+    assert stage.data.tags["not_finite"] == "train/loss is nan at step 700"
+    assert stage.data.metrics["grad _norm_"] == 2.0
+    assert len(stage.data.params) == 252
+    assert len(stage.data.params["long"]) == 6000
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_a_run_that_mlflow_refuses_is_put_aside_and_the_rest_goes_on(artifacts: Path) -> None:
+    place = Destination.of(artifacts, CONFIG)
+    track(artifacts, "merge")
+    (file,) = place.runs()
+    file.write_text(file.read_text().replace('"stage": "merge"', '"stage_": "merge"', 1))
+    track(artifacts, "export")
+    end(artifacts)
+    sender = Sender(place)
+    assert sender.send_all()  # once more
+    assert not sender.send_all()
+    assert "export" in runs_by_stage(sender.client)
+    assert [kept.name for kept in (place.folder / "rejected").iterdir()] == [file.name]
+    assert str(place.folder / "rejected") in (tracking.waiting_line(artifacts, CONFIG) or "")
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def serve(artifacts: Path, port: int) -> Iterator[Any]:
+    """Starts `mlflow server` when called."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        store = artifacts / "mlflow" / "mlflow.db"
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri"]
+        command += [f"sqlite:///{store}", "--port", str(port), "--workers", "1"]
+        command += ["--artifacts-destination", str(artifacts / "served")]
+        with (artifacts / "server.log").open("wb") as log:
+            started.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=artifacts))
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                return
+            except OSError:
+                time.sleep(0.25)
+        raise AssertionError((artifacts / "server.log").read_text())
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait()
+
+
+def test_a_server_that_is_away_delays_nothing_and_gets_everything_later(
+    artifacts: Path, port: int, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    place = Destination.of(artifacts, CONFIG)
+    begin = time.monotonic()
+    track(artifacts, "finetune", points=20, files={"loss.png": b"png"})
+    assert time.monotonic() - begin < 3
+    delivery = tracking.wait_until_sent(artifacts, CONFIG, timeout=60)
+    assert delivery.waiting == 1
+    assert "refused" in delivery.why
+    line = tracking.waiting_line(artifacts, CONFIG)
+    assert line
+    assert address in line
+
+    os.kill(sender_pid(artifacts), signal.SIGKILL)
+    while is_sending(place):
+        time.sleep(0.05)
+    serve()
+    done = send(artifacts)
+    assert done.returncode == 0, done.stderr
+    assert tracking.waiting_line(artifacts, CONFIG) is None
+    client = MlflowClient(address)
+    runs = runs_by_stage(client)
+    assert losses(client, runs["finetune"].info.run_id) == [(s, 1 / (1 + s)) for s in range(20)]
+    assert runs["finetune"].data.tags.get(SENT) is None  # it was sent in one go
+    assert {"loss.png", "manifest.json"} == {
+        file.path for file in client.list_artifacts(runs["finetune"].info.run_id)
+    }
