@@ -96,7 +96,7 @@ def build(
     """Build the engine into out/engine, with its log in out; `show` gets each line of it.
 
     Returns:
-        The TensorRT-LLM version and the command, for the manifest.
+        The TensorRT-LLM version, the checkpoint's precision and the command, for the manifest.
 
     Raises:
         MissingRuntime: TensorRT-LLM is not here. ArtifactError: trtllm-build failed.
@@ -120,9 +120,10 @@ def build(
             f"{COMMAND} failed with exit code {process.returncode} on {checkpoint}: "
             f"{' | '.join(last)}; the whole log is in {out / LOG}"
         )
-    ranks = _read_config(checkpoint)["mapping"]["world_size"]
-    _require_ranks(out / ENGINES, ranks)
-    return {"version": version(), "command": shlex.join(command)}
+    config = _read_config(checkpoint)
+    _require_ranks(out / ENGINES, config["mapping"]["world_size"])
+    precision = (config.get("quantization") or {}).get("quant_algo") or config["dtype"]
+    return {"version": version(), "precision": precision, "command": shlex.join(command)}
 
 
 def _require_ranks(folder: Path, ranks: int) -> None:

@@ -27,7 +27,7 @@ def missing() -> str | None:
 
 def unloadable(checkpoint: Path) -> str | None:
     """Why vLLM cannot load a unified HF checkpoint, by its format; None if it can."""
-    algorithm, _ = _quantization_of(checkpoint)
+    algorithm, _ = quantization_of(checkpoint)
     return None if algorithm in QUANTIZATION else f"vLLM does not load {algorithm}"
 
 
@@ -51,7 +51,7 @@ def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dic
             f"engine=vllm: {reason} ({checkpoint}): choose quantize=fp8 or quantize=none, or build "
             "this format with engine=trtllm"
         )
-    algorithm, kv_cache = _quantization_of(checkpoint)
+    algorithm, kv_cache = quantization_of(checkpoint)
     arguments: dict[str, Any] = {
         "max_model_len": engine.max_seq_len,
         "max_num_seqs": engine.max_batch_size,
@@ -70,7 +70,7 @@ def serve_command(folder: str, arguments: dict[str, Any]) -> str:
     return " ".join(["vllm serve", folder, *flags])
 
 
-def _quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:
+def quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:
     """quant_algo and kv_cache_quant_algo of hf_quant_config.json; both None without the file."""
     file = checkpoint / "hf_quant_config.json"
     if not file.is_file():

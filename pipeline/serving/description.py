@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ArtifactError
+from pipeline.hardware import inspect_machine
 
 FILE = "engine.json"
 
@@ -37,7 +38,8 @@ class Description:
 
     @classmethod
     def read(cls, folder: Path) -> "Description":
-        """
+        """The description of an engine's folder.
+
         Raises:
             ArtifactError: there is no engine.json, or it is not one.
         """
@@ -48,16 +50,20 @@ class Description:
                 f"{folder / FILE} cannot be read ({error}): {rebuild(folder)}"
             ) from error
 
-    def require(self, folder: Path, version: str, hardware: Mapping[str, str]) -> None:
-        """
+    def require(self, folder: Path, version: str | None, hardware: Mapping[str, str]) -> None:
+        """Refuse an engine that was made for another place.
+
+        Args:
+            version, hardware: of the runtime here; None if it is not installed.
+
         Raises:
             ArtifactError: the engine was built with another version of its runtime, or for other
                 hardware.
         """
         if self.version != version:
             raise ArtifactError(
-                f"{folder} was built with {self.runtime} {self.version}, and {version} is here: "
-                f"{rebuild(folder)}"
+                f"{folder} was built with {self.runtime} {self.version}, and here is "
+                f"{version or 'none'}: {rebuild(folder)}"
             )
         if dict(self.hardware) != dict(hardware):
             raise ArtifactError(
@@ -66,10 +72,16 @@ class Description:
             )
 
 
+def gpu_here() -> dict[str, str]:
+    """What an engine for a GPU is bound to; empty without one."""
+    gpus = inspect_machine().gpus
+    return {"gpu": gpus[0].name, "compute_capability": gpus[0].compute_capability} if gpus else {}
+
+
 def rebuild(folder: Path) -> str:
     """The command that makes an engine anew, though its settings are the same."""
     return f"`rm -r {folder} && python -m pipeline stage=build`"
 
 
 def _words(hardware: Mapping[str, str]) -> str:
-    return ", ".join(hardware.values()) or "no known hardware"
+    return ", ".join(hardware[name] for name in sorted(hardware)) or "no known hardware"

@@ -1,11 +1,15 @@
 """From an engine's folder to a running engine, or to the reason why it cannot run here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.adapters import onnxruntime_session, trtllm, vllm
 from pipeline.chat import Chat
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.serving.description import Description, rebuild
+from pipeline.hardware import inspect_machine
+from pipeline.serving.batching import BatchingEngine
+from pipeline.serving.description import Description, gpu_here, rebuild
 from pipeline.serving.engine import Engine
 
 
@@ -23,7 +27,7 @@ def open_engine(folder: Path, *, max_queue: int) -> Served:
 
     Raises:
         ArtifactError: it is not whole, or was made for another runtime, hardware or rendering.
-        ConfigError: its runtime serves by its own command.
+        ConfigError: its runtime serves by its own command, which the message gives.
     """
     description = Description.read(folder)
     chat = Chat.load(folder)
@@ -32,18 +36,14 @@ def open_engine(folder: Path, *, max_queue: int) -> Served:
             f"the tokenizer or chat template in {folder} is not the one that the engine was built "
             f"with, so prompts would differ from those in training: {rebuild(folder)}"
         )
+    description.require(folder, *_here(description.runtime))
     if description.runtime != "onnxruntime":
         command = description.settings["serve_with"].format(folder=folder)
         raise ConfigError(
             f"{folder} is an engine of {description.runtime}, which serves by its own command: "
             f"`{command}`; or build with engine=onnxruntime"
         )
-    from pipeline.adapters import onnxruntime_session as runtime
-    from pipeline.hardware import inspect_machine
-    from pipeline.serving.batching import BatchingEngine
-
-    description.require(folder, runtime.runtime_version(), runtime.hardware())
-    model = runtime.DecoderSession(
+    model = onnxruntime_session.DecoderSession(
         folder,
         description.max_batch_size,
         description.max_seq_len,
@@ -51,3 +51,10 @@ def open_engine(folder: Path, *, max_queue: int) -> Served:
     )
     engine = BatchingEngine(model, max_input_len=description.max_input_len, max_queue=max_queue)
     return Served(engine, chat, description)
+
+
+def _here(runtime: str) -> tuple[str | None, Mapping[str, str]]:
+    """The version of a runtime on this machine, None without it, and what it would run on."""
+    if runtime == "onnxruntime":
+        return onnxruntime_session.runtime_version(), onnxruntime_session.hardware()
+    return {"trtllm": trtllm, "vllm": vllm}[runtime].version(), gpu_here()

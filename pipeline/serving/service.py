@@ -19,11 +19,12 @@ from pipeline.console import get_console
 from pipeline.errors import DataError
 from pipeline.messages import parse_messages
 from pipeline.serving import protocol
-from pipeline.serving.engine import Engine, EngineFailed, Sampling
+from pipeline.serving.engine import Engine, EngineFailed, QueueFull, Sampling
 from pipeline.serving.generation import Generation
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.protocol import ChatRequest, CompletionRequest, Kind
 
+RETRY_SECONDS = 1.0  # between attempts at a warm-up answer
 CLIENT_LEFT = 499  # nginx's; nobody reads it
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -62,7 +63,11 @@ class Service:
         prompt = self.chat.prompt([{"role": "user", "content": "Hello"}])
         try:
             async for _ in self.engine.generate(prompt, Sampling(max_tokens=2, temperature=0)):
-                self.ready = True
+                pass
+            self.ready = True
+        except QueueFull:  # clients came first: no probe should send more
+            await asyncio.sleep(RETRY_SECONDS)
+            await self.warm_up()
         except (EngineFailed, ValueError) as error:
             self.not_ready = f"the warm-up answer failed: {error}"
             get_console().print(f"[red]not ready[/]: {self.not_ready}")

@@ -16,7 +16,7 @@ from pipeline.checkpoints import clear
 from pipeline.config import Config, EngineConfig
 from pipeline.console import get_console
 from pipeline.errors import ConfigError, ProofFailed
-from pipeline.serving.description import Description
+from pipeline.serving.description import Description, gpu_here
 
 PROOF_TOKENS = 24
 PROOF_QUESTIONS = (
@@ -48,9 +48,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     name = engine.name if engine.name != "auto" else _choose(exported / "hf")
     clear(out)
     if name == "trtllm":
-        return _build_trtllm(config, exported / "qnemo", out)
+        return _build_trtllm(engine, exported / "qnemo", out)
     if name == "vllm":
-        return _build_vllm(config, exported / "hf", out)
+        return _build_vllm(engine, exported, out)
     return _build_onnxruntime(engine, merged, out)
 
 
@@ -72,7 +72,7 @@ def _choose(checkpoint: Path) -> str:
     """The fastest runtime that can run here, said with why the others cannot."""
     from pipeline.adapters import trtllm, vllm
 
-    console, has_gpu = get_console(), bool(_gpu())
+    console, has_gpu = get_console(), bool(gpu_here())
     reasons = {"trtllm": trtllm.missing(), "vllm": vllm.missing() or vllm.unloadable(checkpoint)}
     for name, reason in reasons.items():
         reason = reason if has_gpu else "this machine has no NVIDIA GPU"
@@ -136,26 +136,30 @@ def _build_and_compare(
     return chat, proof
 
 
-def _build_trtllm(config: Config, checkpoint: Path, out: Path) -> Outcome:
+def _build_trtllm(engine: EngineConfig, checkpoint: Path, out: Path) -> Outcome:
     from pipeline.adapters import trtllm
 
-    made = trtllm.build(checkpoint, out, config.engine, lambda line: get_console().print(line))
+    def show(line: str) -> None:
+        get_console().print(line, markup=False)
+
+    made = trtllm.build(checkpoint, out, engine, show)
     chat = _take_tokenizer(checkpoint, out)
     settings = {
         "serve_with": f"trtllm-serve {{folder}}/{trtllm.ENGINES} --backend tensorrt "
         "--tokenizer {folder}",
         "built_with": made["command"],
     }
-    precision = config.quantize.format
-    version = made["version"]
-    _description(config.engine, "trtllm", version, _gpu(), precision, chat, settings).write(out)
+    version, precision = made["version"], made["precision"]
+    _description(engine, "trtllm", version, gpu_here(), precision, chat, settings).write(out)
     return Outcome("engine", {"engine_mib": _mib(out)}, made)
 
 
-def _build_vllm(config: Config, checkpoint: Path, out: Path) -> Outcome:
+def _build_vllm(engine: EngineConfig, exported: Path, out: Path) -> Outcome:
     from pipeline.adapters import vllm
 
-    profile = vllm.profile(checkpoint, config.engine, config.export.tensor_parallel)
+    checkpoint = exported / "hf"
+    mapping = json.loads((exported / "qnemo" / "config.json").read_text())["mapping"]
+    profile = vllm.profile(checkpoint, engine, mapping["tp_size"])
     if reason := vllm.missing():
         raise vllm.refusal(reason)
     for file in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
@@ -163,9 +167,9 @@ def _build_vllm(config: Config, checkpoint: Path, out: Path) -> Outcome:
         target.parent.mkdir(parents=True, exist_ok=True)
         _link_or_copy(file, target)
     settings = {"serve_with": vllm.serve_command("{folder}", profile), "arguments": profile}
-    version, precision = vllm.version() or "", config.quantize.format
+    version, precision = vllm.version() or "", vllm.quantization_of(checkpoint)[0] or "none"
     chat = Chat.load(out)
-    _description(config.engine, "vllm", version, _gpu(), precision, chat, settings).write(out)
+    _description(engine, "vllm", version, gpu_here(), precision, chat, settings).write(out)
     return Outcome("engine", {"engine_mib": _mib(out)}, {"arguments": profile})
 
 
@@ -198,14 +202,6 @@ def _description(
         max_seq_len=engine.max_seq_len,
         settings=settings or {},
     )
-
-
-def _gpu() -> dict[str, str]:
-    """What an engine for a GPU is bound to; empty without one."""
-    from pipeline.hardware import inspect_machine
-
-    gpus = inspect_machine().gpus
-    return {"gpu": gpus[0].name, "compute_capability": gpus[0].compute_capability} if gpus else {}
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

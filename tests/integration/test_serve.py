@@ -1,0 +1,322 @@
+"""The real engine behind the real server, asked by OpenAI's own client."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from openai import OpenAI
+from safetensors.numpy import save_file
+
+from pipeline.artifact import Artifact
+from pipeline.chat import Chat
+from pipeline.checkpoints import read_shape
+from pipeline.compose import compose
+from pipeline.config import Config, load
+from pipeline.dataset import Row, write_split
+from pipeline.graph import ROOT
+from pipeline.serving.description import Description
+from pipeline.serving.process import RunningServer, running_server
+from pipeline.stages import benchmark, build
+from tests.made_artifacts import make_artifact
+from tests.unit.model_folders import make_model_folder
+
+QUESTIONS = [
+    f"What does it cost to {what}?" for what in ("wire", "lend", "save", "pay", "ask", "go")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def inputs(folder: Path) -> dict[str, Artifact]:
+    """A random Llama, large enough that its answers differ, and an export that nothing reads."""
+    model = make_model_folder(folder / "merge", "demo")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "vocab_size": Chat.load(model).vocab_size,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 4,
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    random = np.random.default_rng(3)
+    tensors = {
+        name: np.ones(shape, np.float32)
+        if len(shape) == 1
+        else random.normal(0, 0.2, shape).astype(np.float32)
+        for name, shape in read_shape(model).tensors()
+    }
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return {
+        "merge": make_artifact(folder, "merge", "hf_checkpoint"),
+        "export": make_artifact(folder, "export", "exported", files={"hf/config.json": "{}"}),
+    }
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Config:
+    tree = compose(["engine=onnxruntime", "engine.precision=fp32", f"artifacts={folder}"])
+    tree["benchmark"] |= {"concurrency": [1, 4], "requests": 8, "max_tokens": 8}
+    return load(tree)
+
+
+@pytest.fixture(scope="module")
+def engine(config: Config, inputs: dict[str, Artifact], folder: Path) -> Artifact:
+    (folder / "build").mkdir()
+    outcome = build.run(config, inputs, folder / "build")
+    assert outcome.proof["token_agreement"] == 1
+    assert outcome.proof["same_answers"] == 1
+    assert outcome.proof["max_difference"] < 1e-3
+    return make_artifact(folder, "build", "engine", files={"proof.json": "{}"})
+
+
+@pytest.fixture(scope="module")
+def server(engine: Artifact, folder: Path) -> Iterator[RunningServer]:
+    with running_server(engine.path, model="bank", log=folder / "server.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> OpenAI:
+    return OpenAI(base_url=server.url, api_key="none", max_retries=0)
+
+
+def ask(client: OpenAI, question: str, **settings: object) -> str:
+    answer = client.chat.completions.create(
+        model="bank",
+        messages=[{"role": "user", "content": question}],
+        temperature=0,
+        max_tokens=24,
+        **settings,  # type: ignore[call-overload]
+    )
+    return answer.choices[0].message.content
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_smaller_engines_stay_close_to_pytorch(
+    config: Config, inputs: dict[str, Artifact], tmp_path: Path, precision: str
+) -> None:
+    chosen = config.engine.model_copy(update={"precision": precision})
+    outcome = build.run(config.model_copy(update={"engine": chosen}), inputs, tmp_path)
+    assert outcome.proof["min_cosine"] < 0.999999, "the weights were not quantized"
+    assert Description.read(tmp_path).precision == precision
+    smaller = {"int8": 0.6, "int4": 0.5}[precision]
+    full = 4 * sum(int(np.prod(shape)) for _, shape in read_shape(inputs["merge"].path).tensors())
+    assert outcome.metrics["engine_mib"] * 2**20 < smaller * full + 100_000
+
+
+def test_genais_own_library_opens_the_engine_and_says_the_same(
+    engine: Artifact, client: OpenAI
+) -> None:
+    import onnxruntime_genai as genai
+
+    chat = Chat.load(engine.path)
+    prompt = chat.prompt([{"role": "user", "content": QUESTIONS[0]}])
+    model = genai.Model(str(engine.path))
+    settings = genai.GeneratorParams(model)
+    settings.set_search_options(max_length=len(prompt) + 24, do_sample=False)
+    generator = genai.Generator(model, settings)
+    generator.append_tokens(np.array(prompt, np.int32))
+    tokens: list[int] = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    assert chat.decode(tokens) == ask(client, QUESTIONS[0])
+
+
+def test_a_stream_and_a_whole_answer_are_the_same(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="bank",
+        messages=[{"role": "user", "content": QUESTIONS[0]}],
+        temperature=0,
+        max_tokens=24,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == ask(client, QUESTIONS[0])
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 1
+
+
+def test_answers_given_at_once_are_those_given_alone(client: OpenAI) -> None:
+    alone = [ask(client, question) for question in QUESTIONS]
+    assert len(set(alone)) > 1
+    with ThreadPoolExecutor(len(QUESTIONS) * 3) as pool:
+        together = list(pool.map(lambda question: ask(client, question), QUESTIONS * 3))
+    assert together == alone * 3
+
+
+def test_a_seed_gives_the_same_answer_again(client: OpenAI) -> None:
+    def draw(seed: int) -> str:
+        return client.chat.completions.create(
+            model="bank",
+            messages=[{"role": "user", "content": QUESTIONS[0]}],
+            seed=seed,
+            max_tokens=16,
+            extra_body={"top_k": 50},
+        ).choices[0].message.content or ""  # fmt: skip
+
+    assert draw(5) == draw(5)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_completions_and_models(client: OpenAI, engine: Artifact) -> None:
+    prompt = Chat.load(engine.path).prompt([{"role": "user", "content": QUESTIONS[0]}])
+    answer = client.completions.create(model="bank", prompt=prompt, temperature=0, max_tokens=24)
+    assert answer.choices[0].text == ask(client, QUESTIONS[0])
+    assert [model.id for model in client.models.list()] == ["bank"]
+
+
+def test_refusals_are_the_clients_own_exceptions(client: OpenAI) -> None:
+    hello = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.chat.completions.create(model="gpt", messages=hello)  # type: ignore[arg-type]
+    with pytest.raises(openai.BadRequestError, match="384 tokens"):
+        client.chat.completions.create(model="bank", messages=hello, max_tokens=999)  # type: ignore[arg-type]
+
+
+def test_the_benchmark_measures_the_served_engine(
+    config: Config, folder: Path, engine: Artifact, client: OpenAI, tmp_path: Path
+) -> None:
+    prepared = folder / "prepare"
+    prepared.mkdir()
+    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    answers = [ask(client, question, extra_body={"max_tokens": 8}) for question in QUESTIONS]
+    answers[0] = "not what it says"
+    write_split(
+        prepared,
+        "test",
+        [
+            Row([*turns, {"role": "assistant", "content": text or "x"}], [1], [1], "f:1", [1], text)
+            for turns, text in zip(asked, answers, strict=True)
+        ],
+    )
+    dataset = make_artifact(folder, "prepare", "dataset", files={"x": ""})
+    settings = config.benchmark.model_copy(update={"requests": len(QUESTIONS)})
+    outcome = benchmark.run(
+        config.model_copy(update={"benchmark": settings}),
+        {"build": engine, "prepare": dataset},
+        tmp_path,
+    )
+    wrong = sum(text == answers[0] for text in answers)
+    assert outcome.metrics["served_exact_match"] == pytest.approx(1 - wrong / len(QUESTIONS))
+    assert outcome.metrics["same_answer_at_every_load"] == 1
+    assert outcome.metrics["output_tokens_per_second/at_4"] > 0
+    assert outcome.metrics["peak_memory_mib"] > 50
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [load["at_once"] for load in report["loads"]] == [1, 4]
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+    assert "| 4 |" in (tmp_path / "report.md").read_text()
+
+
+def serve(folder: Path, port: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline", "stage=serve", f"artifacts={folder}"]
+    return subprocess.Popen(
+        [*command, f"serve.port={port}"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def wait_until_ready(port: int) -> OpenAI:
+    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client.get("/health/ready", cast_to=object)
+            return client
+        except openai.OpenAIError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_well_and_cuts_no_answer(
+    engine: Artifact, folder: Path, stop: signal.Signals
+) -> None:
+    port = free_port()
+    process = serve(folder, port)
+    try:
+        client = wait_until_ready(port)
+        (model,) = client.models.list()
+        begun, ends = threading.Barrier(5), []
+
+        def read() -> None:
+            stream = client.chat.completions.create(
+                model=model.id,
+                messages=[{"role": "user", "content": "Hello"}],
+                max_tokens=300,
+                seed=1,
+                extra_body={"temperature": 2},
+                stream=True,
+            )
+            next(iter(stream))
+            begun.wait(30)
+            ends.append([chunk.choices[0].finish_reason for chunk in stream][-1])
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        begun.wait(30)
+        process.send_signal(stop)
+        said = process.communicate(timeout=60)[1]
+        for thread in threads:
+            thread.join(30)
+        assert len(ends) == 4
+        assert set(ends) <= {"stop", "length"}
+        assert process.returncode == 0
+        assert "every answer in progress was finished" in said
+        assert f"curl http://127.0.0.1:{port}/v1/chat/completions" in said
+    finally:
+        process.kill()
+
+
+def test_a_port_in_use_is_refused_at_once(engine: Artifact, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        process = serve(folder, port)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 8
+    assert f"port {port} of 127.0.0.1 is in use" in said
+    assert "serve.port=0" in said
+
+
+def test_an_engine_of_another_version_is_refused(engine: Artifact, tmp_path: Path) -> None:
+    files = {p.name: p.read_bytes() for p in engine.path.iterdir() if p.name != "manifest.json"}
+    make_artifact(tmp_path, "build", "engine", files=files)
+    replace(Description.read(engine.path), version="1.0.0").write(tmp_path / "build")
+    (tmp_path / "build" / "manifest.json").unlink()
+    make_artifact(tmp_path, "build", "engine", files={"x": ""})
+    process = serve(tmp_path, free_port())
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 4
+    assert "built with onnxruntime 1.0.0" in said
+    assert os.fspath(tmp_path / "build") in said

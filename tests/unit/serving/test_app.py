@@ -1,0 +1,408 @@
+"""The HTTP surface: OpenAI's requests, answers, streams and errors, without a real model."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.chat import Chat
+from pipeline.serving.app import create_app
+from pipeline.serving.batching import BatchingEngine
+from pipeline.serving.engine import Load
+from tests.unit.model_folders import make_model_folder
+from tests.unit.serving.models import ListModel, say
+
+ANSWER = "Grüße! It costs 5 € 🌍."
+HELLO = [{"role": "user", "content": "Hello"}]
+Post = Callable[..., httpx.Response]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
+    return Chat.load(make_model_folder(tmp_path_factory.mktemp("app"), "demo"))
+
+
+@pytest.fixture
+def model(chat: Chat) -> ListModel:
+    return ListModel(say(chat, ANSWER), max_seq_len=96)
+
+
+@pytest.fixture
+def engine(model: ListModel) -> Iterator[BatchingEngine]:
+    engine = BatchingEngine(model, max_input_len=60, max_queue=4)
+    yield engine
+    model.gated = False
+    model.gate.release(1000)
+    engine.close()
+
+
+@pytest.fixture
+def app(engine: BatchingEngine, chat: Chat) -> Any:
+    return create_app(engine, chat, model="bank", slots=4, defaults={"temperature": 0})
+
+
+@asynccontextmanager
+async def client_of(app: Any) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+@pytest.fixture
+def post(app: Any) -> Post:
+    def post(path: str = "/v1/chat/completions", *, raw: Any = None, **body: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with client_of(app) as client:
+                given = {"model": "bank", **body}
+                if "completions" in path and "prompt" not in body:
+                    given = {"messages": HELLO, **given}
+                if raw is not None:
+                    return await client.post(path, **raw)
+                return await client.post(path, json=given)
+
+        return asyncio.run(send())
+
+    return post
+
+
+def get(app: Any, path: str, **headers: str) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with client_of(app) as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(send())
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = response.text.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+
+
+def test_a_chat_completion_is_what_openais_client_expects(post: Post, chat: Chat) -> None:
+    from openai.types.chat import ChatCompletion
+
+    body = post().json()
+    answer = ChatCompletion.model_validate(body, strict=True)
+    assert answer.choices[0].message.content == ANSWER
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.model == "bank"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(chat.prompt(HELLO))
+    assert answer.usage.completion_tokens == len(chat.tokenizer.encode(ANSWER).ids) + 1
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_stream_holds_the_same_answer(post: Post) -> None:
+    from openai.types.chat import ChatCompletionChunk
+
+    whole = post().json()
+    chunks = events(post(stream=True, stream_options={"include_usage": True}))
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk, strict=True)
+    *pieces, last = chunks
+    assert last["choices"] == []
+    assert last["usage"] == whole["usage"]
+    assert pieces[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    text = "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces)
+    assert text == ANSWER
+    assert [
+        p["choices"][0]["finish_reason"] for p in pieces if p["choices"][0]["finish_reason"]
+    ] == ["stop"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert all("usage" not in chunk for chunk in events(post(stream=True)))
+
+
+def test_completions_take_text_lists_and_token_ids(post: Post, chat: Chat) -> None:
+    from openai.types import Completion
+
+    ids = chat.prompt(HELLO)
+    text = chat.decode(ids, control_tokens=True)
+    for prompt, count in ((text, 1), (ids, 1), ([text, text], 2), ([ids, ids, ids], 3)):
+        body = post("/v1/completions", prompt=prompt, max_tokens=60).json()
+        answer = Completion.model_validate(body, strict=True)
+        assert [choice.text for choice in answer.choices] == [ANSWER] * count
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == len(ids) * count
+    streamed = events(post("/v1/completions", prompt=ids, max_tokens=60, stream=True))
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed) == ANSWER
+
+
+def test_a_completions_text_begins_as_conversations_do(post: Post, chat: Chat) -> None:
+    begin = chat.special_tokens["bos_token"]
+    with_it = post("/v1/completions", prompt=f"{begin}fee").json()["usage"]
+    without = post("/v1/completions", prompt="fee").json()["usage"]
+    assert with_it == without
+    assert without["prompt_tokens"] == 1 + len(
+        chat.tokenizer.encode("fee", add_special_tokens=False).ids
+    )
+
+
+def test_echo_repeats_the_prompt(post: Post) -> None:
+    prompt = "Hello <|assistant|>\n"
+    for stream in (False, True):
+        response = post("/v1/completions", prompt=prompt, echo=True, max_tokens=60, stream=stream)
+        bodies = events(response) if stream else [response.json()]
+        assert "".join(body["choices"][0]["text"] for body in bodies) == prompt + ANSWER
+
+
+def test_max_tokens_cuts_an_answer(post: Post) -> None:
+    for limit in ({"max_tokens": 3}, {"max_completion_tokens": 3}):
+        body = post(**limit).json()
+        assert body["choices"][0]["finish_reason"] == "length"
+        assert body["usage"]["completion_tokens"] == 3
+        assert body["choices"][0]["message"]["content"] == "Gr\ufffd"  # half of ü
+
+
+def test_stop_strings_end_an_answer_and_are_not_shown(post: Post, engine: BatchingEngine) -> None:
+    for stop in ("costs", ["never", "costs"]):
+        choice = post(stop=stop).json()["choices"][0]
+        assert choice["message"]["content"] == "Grüße! It "
+        assert choice["finish_reason"] == "stop"
+    streamed = events(post(stop=" 5", stream=True))
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed)
+    assert text == "Grüße! It costs"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_n_answers_to_one_prompt(post: Post, stream: bool) -> None:
+    response = post(n=3, seed=1, stream=stream)
+    if stream:
+        texts = ["", "", ""]
+        for chunk in events(response):
+            choice = chunk["choices"][0]
+            texts[choice["index"]] += choice["delta"].get("content", "")
+    else:
+        choices = response.json()["choices"]
+        assert [choice["index"] for choice in choices] == [0, 1, 2]
+        texts = [choice["message"]["content"] for choice in choices]
+    assert texts == [ANSWER] * 3
+
+
+def test_content_in_parts_and_fields_that_ask_for_nothing_are_fine(post: Post) -> None:
+    response = post(
+        messages=[
+            {"role": "developer", "content": "Be short."},
+            {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
+        ],
+        user="u",
+        metadata={},
+        frequency_penalty=0,
+        presence_penalty=0.0,
+        logprobs=False,
+        tools=None,
+        tool_choice="auto",
+        response_format={"type": "text"},
+        top_p=None,
+    )
+    assert response.json()["choices"][0]["message"]["content"] == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "words"),
+    [
+        ({"model": "gpt"}, 404, "model_not_found", "'gpt' does not exist: this server has 'bank'"),
+        ({"foo": 1}, 400, "unknown_parameter", "Unrecognized request argument supplied: foo"),
+        ({"messages": []}, 400, "invalid_value", "at least one turn"),
+        ({"messages": "Hi"}, 400, "invalid_value", "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_value", "unknown role"),
+        ({"messages": HELLO * 2}, 400, "invalid_value", "roles out of order"),
+        ({"messages": [{"role": "user", "content": "<|end|>"}]}, 400, "invalid_value", "<|end|>"),
+        ({"temperature": 3}, 400, "invalid_value", "less than or equal to 2"),
+        ({"temperature": "hot"}, 400, "invalid_value", "temperature"),
+        ({"top_p": 0}, 400, "invalid_value", "greater than 0"),
+        ({"n": 0}, 400, "invalid_value", "'n'"),
+        ({"max_tokens": 0}, 400, "invalid_value", "max_tokens"),
+        ({"stop": list("abcde")}, 400, "invalid_value", "at most 4"),
+        ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter", "does not support tools"),
+        ({"logprobs": True}, 400, "unsupported_parameter", "logprobs"),
+        (
+            {"response_format": {"type": "json_object"}},
+            *(400, "unsupported_parameter", "response_format"),
+        ),
+        ({"max_tokens": 95}, 400, "context_length_exceeded", "length is 96 tokens. However, you"),
+        (
+            {"messages": [{"role": "user", "content": "fee " * 60}]},
+            *(400, "context_length_exceeded", "at most 60 tokens. However, your prompt has"),
+        ),
+    ],
+)  # fmt: skip
+def test_bad_requests_are_refused_in_openais_shape(
+    post: Post, body: dict[str, Any], status: int, code: str, words: str
+) -> None:
+    for stream in (False, True):
+        response = post(**body, stream=stream)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (status, code)
+        assert words in error["message"]
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] in {*body, "messages"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, "not valid JSON"),
+        ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, "JSON"),
+        ({"content": b"[1]", "headers": {"content-type": "application/json"}}, "JSON object"),
+        ({"content": b""}, "JSON object"),
+        ({"content": b"{}", "headers": {"content-type": "text/plain"}}, "JSON object"),
+    ],
+)
+def test_bodies_that_are_no_object_are_refused(post: Post, raw: dict[str, Any], words: str) -> None:
+    response = post(raw=raw)
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [-1], [400_000], "", None, {"a": 1}, [1, "a"]])
+def test_prompts_that_are_none_are_refused(post: Post, prompt: Any) -> None:
+    response = post("/v1/completions", prompt=prompt)
+    if prompt == "":  # the beginning of a conversation is a prompt
+        assert response.status_code == 200
+    else:
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "prompt"
+
+
+def test_models_are_listed_and_named(app: Any) -> None:
+    from openai.types import Model
+
+    (card,) = get(app, "/v1/models").json()["data"]
+    assert Model.model_validate(card).id == "bank"
+    assert get(app, "/v1/models/bank").json() == card
+    assert get(app, "/v1/models/other").status_code == 404
+
+
+def test_an_unknown_path_is_refused_in_openais_shape(app: Any) -> None:
+    response = get(app, "/v1/embeddings")
+    assert response.status_code == 404
+    assert "GET /v1/embeddings" in response.json()["error"]["message"]
+
+
+def test_ready_only_after_an_answer(app: Any, model: ListModel) -> None:
+    model.gated = True
+
+    async def run() -> None:
+        async with client_of(app) as client:
+            assert (await client.get("/health/ready")).status_code == 503
+            assert (await client.get("/health/live")).status_code == 200
+            async with app.router.lifespan_context(app):
+                model.gate.release(100)
+                while (await client.get("/v1/health/ready")).status_code == 503:
+                    await asyncio.sleep(0.01)
+                assert (await client.get("/v1/health/live")).json() == {"status": "live"}
+            assert (await client.get("/health/ready")).status_code == 503
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_model_that_fails_is_never_ready(app: Any, model: ListModel) -> None:
+    model.error = RuntimeError("no such kernel")
+
+    async def run() -> None:
+        async with client_of(app) as client, app.router.lifespan_context(app):
+            while "no such kernel" not in (status := (await client.get("/health/ready"))).text:
+                await asyncio.sleep(0.01)
+            assert status.status_code == 503
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_failing_model_is_a_server_error(post: Post, model: ListModel) -> None:
+    model.error = RuntimeError("no such kernel")
+    response = post()
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    model.error = RuntimeError("no such kernel")
+    streamed = post(stream=True).text.strip().split("\n\n")
+    assert "no such kernel" in json.loads(streamed[-1].removeprefix("data: "))["error"]["message"]
+
+
+def test_a_full_queue_answers_429_and_begins_nothing(
+    post: Post, model: ListModel, engine: BatchingEngine
+) -> None:
+    model.gated = True
+    response = post(n=16)
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "rate_limit_exceeded"
+    assert int(response.headers["retry-after"]) > 0
+    model.gated = False
+    model.gate.release(1000)
+    assert post().status_code == 200
+
+
+def test_metrics_count_what_happened(app: Any, post: Post) -> None:
+    usage = post(n=2).json()["usage"]
+    post(max_tokens=2)
+    post(foo=1)
+    lines = get(app, "/metrics").text.splitlines()
+    named = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    one = '{model_name="bank"}'
+    prompt = 2 * usage["prompt_tokens"]  # n answers to one prompt read it once
+    assert float(named["prompt_tokens_total" + one]) == pytest.approx(prompt)
+    assert float(named["generation_tokens_total" + one]) == usage["completion_tokens"] + 2
+    assert float(named["time_to_first_token_seconds_count" + one]) == 3
+    assert float(named["time_per_output_token_seconds_count" + one]) == 3
+    assert float(named["num_requests_running" + one]) == 0
+    ended = 'request_finish_total{finished_reason="%s",model_name="bank"}'
+    assert float(named[ended % "stop"]) == 2
+    assert float(named[ended % "length"]) == 1
+    assert float(named['request_failure_total{model_name="bank",status="400"}']) == 1
+
+
+def test_a_key_is_asked_of_the_api_and_not_of_health(engine: BatchingEngine, chat: Chat) -> None:
+    app = create_app(engine, chat, model="bank", slots=4, api_key="right")
+    for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": "right2"}):
+        response = get(app, "/v1/models", **wrong)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+    assert get(app, "/v1/models", authorization="Bearer right").status_code == 200
+    for path in ("/health/live", "/v1/health/live", "/metrics"):
+        assert get(app, path).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_slot(
+    app: Any, model: ListModel, engine: BatchingEngine, stream: bool
+) -> None:
+    model.gated = True
+    body = json.dumps({"model": "bank", "messages": HELLO, "stream": stream}).encode()
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        arrived = asyncio.Queue[dict[str, Any]]()
+        arrived.put_nowait({"type": "http.request", "body": body})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "method": "POST",
+            "path": "/v1/chat/completions",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        answering = asyncio.create_task(app(scope, arrived.get, send))
+        while engine.load() != Load(1, 0):
+            await asyncio.sleep(0.005)
+        arrived.put_nowait({"type": "http.disconnect"})
+        await answering
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    model.gate.release(1)
+    deadline = 1000
+    while engine.load() != Load(0, 0) and deadline:
+        deadline -= 1
+        asyncio.run(asyncio.sleep(0.005))
+    assert engine.load() == Load(0, 0)
+    assert len(model.batches) <= 2
+    aborted = 'request_finish_total{finished_reason="abort",model_name="bank"} 1.0'
+    assert aborted in get(app, "/metrics").text

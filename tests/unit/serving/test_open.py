@@ -1,0 +1,91 @@
+"""An engine is opened only where it was made to run, with the rendering it was trained with."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.adapters import onnxruntime_session
+from pipeline.chat import Chat
+from pipeline.errors import ArtifactError, ConfigError
+from pipeline.serving import open as opening
+from pipeline.serving.description import Description
+from pipeline.serving.open import open_engine
+from tests.unit.model_folders import make_model_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_model_folder(tmp_path / "build", "demo")
+
+
+@pytest.fixture
+def made(folder: Path) -> Description:
+    return Description(
+        runtime="onnxruntime",
+        version=onnxruntime_session.runtime_version(),
+        precision="fp32",
+        hardware=onnxruntime_session.hardware(),
+        rendering=Chat.load(folder).sha256,
+        max_batch_size=2,
+        max_input_len=8,
+        max_seq_len=16,
+    )
+
+
+def test_a_description_reads_as_it_was_written(folder: Path, made: Description) -> None:
+    made.write(folder)
+    assert Description.read(folder) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": "1.0.0"}, r"built with onnxruntime 1\.0\.0, and here is "),
+        (
+            {"hardware": {"device": "cpu", "architecture": "riscv"}},
+            "built for riscv, cpu, and this",
+        ),
+        ({"rendering": "0" * 64}, "prompts would differ from those in training"),
+        ({"runtime": "vllm", "version": "0.14"}, r"built with vllm 0\.14, and here is none"),
+    ],
+)
+def test_an_engine_for_another_place_is_refused_with_the_command_to_rebuild(
+    folder: Path, made: Description, change: dict[str, Any], words: str
+) -> None:
+    replace(made, **change).write(folder)
+    with pytest.raises(ArtifactError, match=words) as refused:
+        open_engine(folder, max_queue=1)
+    assert f"`rm -r {folder} && python -m pipeline stage=build`" in str(refused.value)
+
+
+def test_an_engine_of_another_runtime_is_answered_with_its_command(
+    folder: Path, made: Description, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening.vllm, "version", lambda: "0.14")
+    settings = {"serve_with": "vllm serve {folder} --max-model-len 16"}
+    replace(made, runtime="vllm", version="0.14", hardware={}, settings=settings).write(folder)
+    with pytest.raises(ConfigError, match=f"`vllm serve {folder} --max-model-len 16`"):
+        open_engine(folder, max_queue=1)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"runtime": "onnxruntime"}'])
+def test_a_folder_without_a_description_is_refused(folder: Path, content: str | None) -> None:
+    if content is not None:
+        (folder / "engine.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"engine\.json cannot be read"):
+        open_engine(folder, max_queue=1)
+
+
+def test_a_graph_that_is_missing_is_refused(folder: Path, made: Description) -> None:
+    made.write(folder)
+    with pytest.raises(ArtifactError, match=r"genai_config\.json"):
+        open_engine(folder, max_queue=1)
+    names = {"inputs": {}, "outputs": {"logits": "logits"}}
+    sizes = {"num_key_value_heads": 1, "head_size": 4, "num_hidden_layers": 1}
+    model = {"vocab_size": 9, "decoder": {**names, **sizes}}
+    (folder / "genai_config.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(ArtifactError, match=r"model\.onnx cannot be loaded"):
+        open_engine(folder, max_queue=1)

@@ -1,0 +1,81 @@
+"""benchmark: figures from timed answers, and a server that never outlives it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.serving.load import Level, Timed
+from pipeline.serving.process import running_server
+from pipeline.stages import benchmark
+
+
+def test_percentiles_are_by_nearest_rank() -> None:
+    values = [float(i) for i in range(1, 101)]
+    assert [benchmark._percentile(values[::-1], p) for p in (50, 95, 99, 100)] == [50, 95, 99, 100]
+    assert benchmark._percentile([3.0], 50) == 3
+    assert benchmark._percentile([1.0, 2.0], 50) == 1
+
+
+def test_figures_of_a_load() -> None:
+    answers = [Timed("a", 11, 0.1, 0.6), Timed("b", 1, 0.2, 0.2), Timed("c", 5, 0.3, 0.7)]
+    figures = benchmark._figures(Level(2, 0.5, answers))
+    assert figures["at_once"] == 2
+    assert figures["requests_per_second"] == pytest.approx(6)
+    assert figures["output_tokens_per_second"] == pytest.approx(34)
+    assert figures["first_token_ms_p50"] == pytest.approx(200)
+    assert figures["latency_ms_p95"] == pytest.approx(700)
+    # An answer of one token has no time between tokens.
+    assert figures["token_ms_p50"] == pytest.approx(50)
+    assert figures["token_ms_p99"] == pytest.approx(100)
+
+
+def test_the_report_has_a_row_for_each_load() -> None:
+    figures = [benchmark._figures(Level(n, 1.0, [Timed("a", 2, 0.1 * n, 0.2 * n)])) for n in (1, 4)]
+    text = benchmark._markdown({"served_exact_match": 0.5}, figures)
+    assert "- served exact match: 0.5" in text
+    rows = [line for line in text.splitlines() if line.startswith(("| 1 ", "| 4 "))]
+    assert len(rows) == 2
+    assert "100.0" in rows[0]
+    assert "400.0" in rows[1]
+
+
+def test_a_server_that_does_not_start_ends_with_its_own_words(tmp_path: Path) -> None:
+    with (
+        pytest.raises(PipelineError, match=r"exit code 4: .*missing does not exist"),
+        running_server(tmp_path / "missing", model="m", log=tmp_path / "log"),
+    ):
+        pass
+
+
+def test_a_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """Also where the parent has no time to end it."""
+    child = tmp_path / "child"
+    code = f"""
+import os, signal, subprocess, sys
+from pathlib import Path
+from pipeline.serving.process import _end_with_parent
+sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+process = subprocess.Popen(sleeper, preexec_fn=_end_with_parent)
+Path({json.dumps(str(child))}).write_text(str(process.pid))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False, cwd=Path.cwd())
+    pid = int(child.read_text())
+    deadline = time.monotonic() + 10
+    while _runs(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

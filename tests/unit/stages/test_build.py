@@ -1,0 +1,230 @@
+"""build: which engine it makes, what it refuses, and what it writes down."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.adapters import trtllm, vllm
+from pipeline.artifact import Artifact
+from pipeline.chat import Chat
+from pipeline.compose import compose
+from pipeline.config import Config, load
+from pipeline.errors import ArtifactError, ConfigError, MissingRuntime, ProofFailed
+from pipeline.hardware import Gpu, Machine
+from pipeline.serving import description as descriptions
+from pipeline.serving.description import Description
+from pipeline.stages import build
+from tests.made_artifacts import make_artifact
+from tests.unit.model_folders import add_weights, make_model_folder
+
+GPU = Gpu("NVIDIA H200", 2**37, "9.0", False)
+
+
+@pytest.fixture(scope="module")
+def tree() -> dict[str, Any]:
+    return compose([])
+
+
+@pytest.fixture
+def config(tree: dict[str, Any]) -> Config:
+    return load(tree)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Artifact]:
+    made = tmp_path / "artifacts"
+    add_weights(make_model_folder(made / "merge", "demo"))
+    (made / "merge" / "generation_config.json").write_text("{}")
+    tokenizer = {
+        f"{form}/{file.name}": file.read_bytes()
+        for form in ("qnemo", "hf")
+        for file in Chat.load(made / "merge").tokenizer_files()
+    }
+    mapping = {"world_size": 1, "tp_size": 1, "pp_size": 1}
+    qnemo = {"dtype": "bfloat16", "mapping": mapping, "quantization": {"quant_algo": "FP8"}}
+    exported = {
+        **tokenizer,
+        "qnemo/config.json": json.dumps(qnemo),
+        "hf/hf_quant_config.json": json.dumps({"quantization": {"quant_algo": "FP8"}}),
+        "hf/model.safetensors": b"weights",
+    }
+    return {
+        "merge": make_artifact(made, "merge", "hf_checkpoint"),
+        "export": make_artifact(made, "export", "exported", files=exported),
+    }
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    (folder / "left").mkdir(parents=True)
+    (folder / "left" / "over").write_text("of a killed attempt")
+    return folder
+
+
+def with_engine(config: Config, **settings: Any) -> Config:
+    return config.model_copy(update={"engine": config.engine.model_copy(update=settings)})
+
+
+def have_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine("Linux", "3.12", "cpu", 2, 2**34, "580", (GPU,))
+    monkeypatch.setattr(descriptions, "inspect_machine", lambda: machine)
+
+
+class Measured:
+    """Stands for ONNX Runtime: what it was asked for, and a proof for each precision."""
+
+    def __init__(self, agreement: Mapping[str, float], cosine: float = 1.0) -> None:
+        self.asked: list[str] = []
+        self._agreement, self._cosine = agreement, cosine
+
+    def __call__(
+        self, engine: Any, model: Path, out: Path, precision: str
+    ) -> tuple[Chat, dict[str, float]]:
+        self.asked.append(precision)
+        (out / "model.onnx").write_text(precision)
+        agreement = self._agreement[precision]
+        return Chat.load(model), {"token_agreement": agreement, "min_cosine": self._cosine}
+
+
+@pytest.mark.parametrize(
+    ("agreement", "taken"),
+    [({"int8": 1.0}, ["int8"]), ({"int8": 0.97, "fp32": 1.0}, ["int8", "fp32"])],
+)
+def test_auto_takes_int8_only_where_it_changes_nothing(
+    config: Config,
+    inputs: dict[str, Artifact],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    agreement: dict[str, float],
+    taken: list[str],
+) -> None:
+    measured = Measured(agreement)
+    monkeypatch.setattr(build, "_build_and_compare", measured)
+    outcome = build.run(config, inputs, out)
+    assert measured.asked == taken
+    assert (out / "model.onnx").read_text() == taken[-1]
+    assert outcome.kind == "engine"
+    assert outcome.proof["precision"] == taken[-1]
+    described = Description.read(out)
+    assert (described.runtime, described.precision) == ("onnxruntime", taken[-1])
+    assert described.rendering == Chat.load(inputs["merge"].path).sha256
+    assert not (out / "left").exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "agreement", "cosine"),
+    [("fp32", 0.98, 1.0), ("fp32", 1.0, 0.999), ("int8", 0.5, 1)],
+)
+def test_an_engine_that_answers_otherwise_is_refused(
+    config: Config,
+    inputs: dict[str, Artifact],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    agreement: float,
+    cosine: float,
+) -> None:
+    monkeypatch.setattr(build, "_build_and_compare", Measured({precision: agreement}, cosine))
+    chosen = with_engine(config, name="onnxruntime", precision=precision)
+    with pytest.raises(ProofFailed, match=f"the {precision} engine .* differs from PyTorch"):
+        build.run(chosen, inputs, out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_input_len": 400, "max_seq_len": 400}, "leaves no room for an answer"),
+        ({"max_seq_len": 513}, "over the 512 positions"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(
+    config: Config, inputs: dict[str, Artifact], out: Path, settings: dict[str, int], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build.run(with_engine(config, **settings), inputs, out)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("trtllm", "docker run"), ("vllm", "pip install vllm")]
+)
+def test_a_runtime_that_is_absent_is_refused_with_what_to_do(
+    config: Config, inputs: dict[str, Artifact], out: Path, name: str, words: str
+) -> None:
+    with pytest.raises(MissingRuntime, match=words):
+        build.run(with_engine(config, name=name), inputs, out)
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "taken"),
+    [
+        (("trtllm", "vllm"), True, "trtllm"),
+        (("vllm",), True, "vllm"),
+        ((), True, "onnxruntime"),
+        (("trtllm", "vllm"), False, "onnxruntime"),
+    ],
+)
+def test_auto_takes_the_fastest_that_can_run_and_says_why_not_the_others(
+    inputs: dict[str, Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    installed: tuple[str, ...],
+    gpu: bool,
+    taken: str,
+) -> None:
+    for name, adapter in (("trtllm", trtllm), ("vllm", vllm)):
+        reason = None if name in installed else f"no {name} here"
+        monkeypatch.setattr(adapter, "missing", lambda reason=reason: reason)
+    if gpu:
+        have_gpu(monkeypatch)
+    assert build._choose(inputs["export"].path / "hf") == taken
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"takes {taken}" in said
+    for name in ("trtllm", "vllm"):
+        if name not in installed and gpu and (taken, name) != ("trtllm", "vllm"):
+            assert f"not {name}: no {name} here" in said
+        if not gpu:
+            assert f"not {name}: this machine has no NVIDIA GPU" in said
+
+
+def test_vllm_gets_the_checkpoint_and_its_arguments(
+    config: Config, inputs: dict[str, Artifact], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have_gpu(monkeypatch)
+    monkeypatch.setattr(vllm, "version", lambda: "0.14.1")
+    build.run(with_engine(config, name="vllm"), inputs, out)
+    described = Description.read(out)
+    assert (described.version, described.precision) == ("0.14.1", "FP8")
+    assert described.hardware == {"gpu": "NVIDIA H200", "compute_capability": "9.0"}
+    assert described.settings["arguments"]["quantization"] == "modelopt"
+    assert (out / "model.safetensors").read_bytes() == b"weights"
+    assert not (out / "model.safetensors").is_symlink()
+
+
+def test_trtllm_runs_its_builder_on_the_qnemo_checkpoint(
+    config: Config, inputs: dict[str, Artifact], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake(checkpoint: Path, out: Path, engine: Any, show: Any) -> dict[str, Any]:
+        (out / "engine").mkdir()
+        (out / "engine" / "rank0.engine").write_bytes(b"engine")
+        command = " ".join(trtllm.build_command(checkpoint, out / "engine", engine))
+        return {"version": "1.2.1", "precision": "FP8", "command": command}
+
+    have_gpu(monkeypatch)
+    monkeypatch.setattr(trtllm, "build", fake)
+    outcome = build.run(with_engine(config, name="trtllm"), inputs, out)
+    assert str(inputs["export"].path / "qnemo") in outcome.proof["command"]
+    described = Description.read(out)
+    assert (described.runtime, described.version) == ("trtllm", "1.2.1")
+    assert "--backend tensorrt" in described.settings["serve_with"]
+    assert Chat.load(out).sha256 == described.rendering
+
+
+def test_inputs_of_the_wrong_kind_are_refused(
+    config: Config, inputs: dict[str, Artifact], out: Path
+) -> None:
+    with pytest.raises(ArtifactError, match="is a exported, and a hf_checkpoint is needed"):
+        build.run(config, {**inputs, "merge": inputs["export"]}, out)
