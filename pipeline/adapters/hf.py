@@ -205,7 +205,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, 
     if len(parts) == 1:
         parts[0][0].replace(folder / WEIGHTS)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, (file, names) in enumerate(parts, start=1):
         final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         file.replace(folder / final)

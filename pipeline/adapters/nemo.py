@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,9 @@ def nemo_session() -> Iterator[None]:
 
     # The writer of checkpoints returns its results through this queue. Megatron makes one that
     # lives in a process of its own, seconds to start; here every save is synchronous, in this one.
-    results = [(filesystem_async, "_results_queue", queue.Queue())]
-    with warnings.catch_warnings(action="ignore"), replaced(results), cpu_megatron():
+    results: queue.Queue[Any] = queue.Queue()
+    patches = [(filesystem_async, "_results_queue", results)]
+    with warnings.catch_warnings(action="ignore"), replaced(patches), cpu_megatron():
         try:
             yield
         finally:
@@ -102,12 +104,12 @@ def checkpoint_dtype() -> str:
 def model_options() -> dict[str, Any]:
     """Fields of a Megatron model's configuration that this machine decides."""
     precision = _precision(checkpoint_dtype())
-    if on_gpu():
+    if on_gpu() and find_spec("transformer_engine"):
         return precision
     return {
         **precision,
-        "use_cpu_initialization": True,
-        # CUDA kernels, or kernels that torch.compile would first build with a C++ compiler.
+        "use_cpu_initialization": not on_gpu(),
+        # Kernels of Transformer Engine and Apex, or such as torch.compile would first build.
         "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
