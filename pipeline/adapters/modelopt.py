@@ -1,0 +1,280 @@
+"""Post-training quantization of HF models with NVIDIA ModelOpt.
+
+    model = quantize(hf.load_model(folder, dtype=...), "fp8", batches, kv_cache="none", exclude=())
+    save(model, folder)                  # HF weights and ModelOpt's state beside them
+    model = load(folder)                 # the same model again, quantizers and all
+    fold_weights(model)                  # faster, same outputs; for evaluation only
+
+Quantization is simulated: weights and activations are rounded to the format's values and kept in
+the model's own type. Writing the packed weights is modelopt_export's. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import json
+import os
+import pickle
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ArtifactError, MissingRuntime, PipelineError
+
+if TYPE_CHECKING:
+    import torch
+
+# ModelOpt's configuration of each format, and bits of a packed weight.
+_CONFIGS = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "int8_sq": "INT8_SMOOTHQUANT_CFG",
+    "int4_awq": "INT4_AWQ_CFG",
+    "w4a8_awq": "W4A8_AWQ_BETA_CFG",
+    "nvfp4": "NVFP4_DEFAULT_CFG",
+}
+_WEIGHT_BITS = {"fp8": 8, "int8_sq": 8, "int4_awq": 4, "w4a8_awq": 4, "nvfp4": 4}
+
+# Optional packages that ModelOpt, and transformers, import when they find them, which takes half of
+# the time to import both, and of which nothing here uses a thing.
+_UNUSED_BY_MODELOPT = ("megatron", "nemo", "diffusers", "trl", "vllm")
+_UNUSED_BY_TRANSFORMERS = ("sklearn", "datasets", "peft", "boto3")
+
+Batches = Sequence[Sequence[Sequence[int]]]
+
+
+def compute_dtype(folder: Path) -> str:
+    """The type to calibrate and evaluate a model in: its own on a GPU, else float32.
+
+    On a CPU bfloat16 is slower, and FP8 simulated in it overflows (scaled values round past 448).
+    """
+    import torch
+
+    return own_dtype(folder) if torch.cuda.is_available() else "float32"
+
+
+def own_dtype(folder: Path) -> str:
+    """The type that an HF folder says its weights have."""
+    config = json.loads((folder / "config.json").read_text())
+    return str(config.get("dtype") or config["torch_dtype"])
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of an element of a torch type, by its name."""
+    import torch
+
+    return int(getattr(torch, dtype).itemsize)
+
+
+def require_runtime(format: str) -> None:
+    """Refuse a format that cannot be simulated here.
+
+    Raises:
+        MissingRuntime: NVFP4 without a GPU that has FP8 instructions.
+    """
+    if format != "nvfp4":
+        return
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+        raise MissingRuntime(
+            "quantize.format=nvfp4 needs a GPU to calibrate (Ada, Hopper or Blackwell; to serve, "
+            "Blackwell) and this machine has none: run this stage on a GPU host, or choose fp8"
+        )
+
+
+def quantize(
+    model: Any, format: str, batches: Batches, *, kv_cache: str, exclude: Sequence[str]
+) -> Any:
+    """Insert quantizers into an HF model and calibrate them; changes and returns the model.
+
+    batches: token ids, [batch][row][token]; the rows of a batch are of one length, as statistics
+        are taken over every token.
+    kv_cache: "fp8" quantizes keys and values too, "none" does not.
+    exclude: modules whose name contains one of these stay as they are.
+    """
+    import torch
+
+    mtq = modelopt().quantization
+    config = copy.deepcopy(getattr(mtq, _CONFIGS[format]))
+    if kv_cache == "fp8":
+        config["quant_cfg"] |= copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
+    config["quant_cfg"] |= {f"*{name}*": {"enable": False} for name in exclude}
+
+    def feed(model: Any) -> None:
+        for batch in batches:
+            model(input_ids=torch.tensor(batch, device=model.device), use_cache=False)
+
+    with torch.no_grad(), redirect_stdout(io.StringIO()):
+        return mtq.quantize(model, config, feed)
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write an HF folder that `load` opens: weights before rounding, and ModelOpt's state."""
+    modelopt()
+    with redirect_stdout(io.StringIO()):
+        model.save_pretrained(folder)
+
+
+def load(folder: Path) -> Any:
+    """Open what `save` wrote, in evaluation mode and its own type, on the GPU if there is one.
+
+    The state beside the weights is a pickle: only its plain values and tensors are read, and any
+    other object in it is an error.
+
+    Raises:
+        ArtifactError: the state holds anything else.
+    """
+    modelopt()
+    from pipeline.adapters import hf
+
+    with _only_plain_pickles(), redirect_stdout(io.StringIO()):
+        try:
+            return hf.load_model(folder, dtype=own_dtype(folder))
+        except pickle.UnpicklingError as error:
+            raise ArtifactError(
+                f"{folder}/modelopt_state.pth holds objects that ModelOpt does not write, so it is "
+                "not opened: run `python -m pipeline stage=quantize` again"
+            ) from error
+
+
+def fold_weights(model: Any) -> None:
+    """Round the weights once instead of at each step. Outputs stay; it is not to be saved then."""
+    mtq = modelopt().quantization
+    for module in _quantized_modules(model):
+        module.weight.data = module.weight_quantizer(module.weight.data)
+        quantizer = module.weight_quantizer
+        parts = quantizer if isinstance(quantizer, mtq.nn.SequentialQuantizer) else [quantizer]
+        for part in parts:
+            part.disable()
+
+
+def weight_errors(model: Any) -> dict[str, float]:
+    """|rounded - weight| / |weight| (Frobenius norms) of each quantized module, by its name.
+
+    Weights are as they are rounded: after AWQ's or SmoothQuant's scaling of the inputs.
+    """
+    import torch
+
+    names = {module: name for name, module in model.named_modules()}
+    errors = {}
+    with torch.no_grad():
+        for module in _quantized_modules(model):
+            weight = module.weight.float()
+            error = (module.weight_quantizer(weight) - weight).norm() / weight.norm()
+            errors[names[module]] = float(error)
+    return errors
+
+
+def packed_bytes(model: Any, format: str, *, plain_bytes: int) -> int:
+    """Bytes that the weights take once they are packed, with their scales.
+
+    plain_bytes: of a weight that is not quantized (2 for bfloat16).
+    """
+    total = sum(p.numel() for p in model.parameters()) * plain_bytes
+    for module in _quantized_modules(model):
+        saved = module.weight.numel() * (8 * plain_bytes - _WEIGHT_BITS[format]) // 8
+        state = [*module.weight_quantizer.buffers(), *module.input_quantizer.buffers()]
+        total += sum(buffer.numel() * 4 for buffer in state) - saved
+    return total
+
+
+def divergence(ours: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
+    """How far logits are from reference logits, both [positions, vocabulary] float32.
+
+    kl: mean Kullback-Leibler divergence of ours from the reference, in nats.
+    greedy_agreement: share of positions where both have the same likeliest token.
+    """
+    ours_log, reference_log = ours.log_softmax(-1), reference.log_softmax(-1)
+    kl = (reference_log.exp() * (reference_log - ours_log)).sum(-1).mean()
+    agreement = (ours.argmax(-1) == reference.argmax(-1)).float().mean()
+    return {"kl": float(kl), "greedy_agreement": float(agreement)}
+
+
+def logits_at(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> torch.Tensor:
+    """Logits that predict the chosen tokens of some rows, one row at a time.
+
+    rows: (ids, mask) pairs; mask is 1 on the tokens to predict, of which the first has no logits.
+    Returns [chosen tokens, vocabulary], float32, on the CPU.
+
+    Raises:
+        PipelineError: some are infinite or not a number.
+    """
+    import torch
+
+    from pipeline.adapters import hf
+
+    parts = []
+    for ids, mask in rows:
+        chosen = torch.tensor(mask[1:], dtype=torch.bool)
+        parts.append(hf.logits(model, ids)[:-1][chosen])
+    result = torch.cat(parts)
+    if not torch.isfinite(result).all():
+        raise PipelineError(
+            "the model's outputs are not finite: activations overflow in this format; calibrate on "
+            "more rows (quantize.calibration.rows), in float32 (a CPU does), or choose int8_sq"
+        )
+    return result
+
+
+def _quantized_modules(model: Any) -> Iterator[Any]:
+    """Modules whose weight is rounded."""
+    for module in model.modules():
+        quantizer = getattr(module, "weight_quantizer", None)
+        if quantizer is not None and quantizer.is_enabled:
+            yield module
+
+
+@functools.cache
+def modelopt() -> Any:
+    """`modelopt.torch`, imported without what it does not need, with saving and opening enabled."""
+    # transformers looks only once for what is installed.
+    fresh = "transformers" not in sys.modules
+    with _without(_UNUSED_BY_MODELOPT + (_UNUSED_BY_TRANSFORMERS if fresh else ())):
+        import modelopt.torch.export
+        import modelopt.torch.opt
+        import modelopt.torch.quantization
+    from transformers import PreTrainedModel
+
+    with redirect_stdout(io.StringIO()):
+        modelopt.torch.opt.enable_huggingface_checkpointing()
+    # ModelOpt passes over in silence what it fails to import; without this it saves no quantizers.
+    if not hasattr(PreTrainedModel, "_modelopt_cache"):
+        raise MissingRuntime(
+            "ModelOpt found no transformers that it knows, so it cannot save quantized models: "
+            "install the locked versions (requirements.lock)"
+        )
+    return modelopt.torch
+
+
+@contextmanager
+def _without(packages: Sequence[str]) -> Iterator[None]:
+    """Within it packages that are not imported yet appear not to be installed."""
+    absent: Mapping[str, Any] = {name: None for name in packages if name not in sys.modules}
+    sys.modules.update(absent)  # None makes `import` raise ModuleNotFoundError (Python reference)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+@contextmanager
+def _only_plain_pickles() -> Iterator[None]:
+    """Within it `torch.load` reads tensors and plain values alone, whatever its caller asks for.
+
+    ModelOpt's loader asks for any object; torch has this variable to overrule such callers.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

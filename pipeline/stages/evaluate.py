@@ -1,0 +1,216 @@
+"""dataset, hf_checkpoint and quantized → report: how well base, tuned and quantized models answer.
+
+Every model answers the questions of the test split greedily, and is charged the loss of the
+expected answers. Figures carry 95 % intervals; a format is compared with the tuned model question
+by question. The gate decides whether the tuned model and its formats may go on.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline import evaluation_report
+from pipeline.artifact import Artifact, Outcome
+from pipeline.chat import Chat
+from pipeline.config import Config, GateConfig
+from pipeline.console import progress
+from pipeline.dataset import Row, read_split
+from pipeline.errors import DataError
+from pipeline.rendering import shared_chat
+from pipeline.scoring import Estimate, bootstrap, exact_match, paired_difference, token_f1
+
+BASE, TUNED = "base", "tuned"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model made of the questions, one entry a question, and its figures."""
+
+    answers: list[str]
+    matches: list[float]
+    losses: list[float]
+    tokens: list[float]
+    figures: dict[str, Estimate]
+    seconds: float
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
+    """Answer the test questions with each model; write report.json, report.md, predictions.jsonl
+    and accuracy.png.
+
+    Raises:
+        DataError: there are no test questions, or a model cannot hold one.
+        PipelineError: a model's outputs are not finite.
+    """
+    dataset = inputs["prepare"].require("dataset")
+    tuned = inputs["merge"].require("hf_checkpoint").path
+    quantized = inputs["quantize"].require("quantized").path
+    chat = shared_chat(dataset, tuned)
+    rows = read_split(dataset.path, "test")
+    if not rows:
+        raise DataError(f"{dataset.path} has no test questions: set data.test, run stage=prepare")
+
+    results: dict[str, Result] = {}
+    models = _loaders(config.model.path, tuned, quantized)
+    with progress() as bar:
+        task = bar.add_task("evaluate", total=len(models) * len(rows))
+        for name, load in models.items():
+            bar.update(task, description=f"evaluate {name}")
+            results[name] = _evaluate(
+                load, chat, rows, config, advance=lambda n: bar.update(task, advance=n)
+            )
+    differences = {
+        name: _difference(result, results[TUNED], config)
+        for name, result in results.items()
+        if name != TUNED
+    }
+    method = "adapter" if (tuned / "adapter").is_dir() else "full"
+    exact = {name: result.figures["exact_match"].value for name, result in results.items()}
+    failures = refusals(config.evaluate.gate, method, exact)
+    report = evaluation_report.build(
+        {name: result.figures for name, result in results.items()},
+        differences,
+        failures,
+        questions=len(rows),
+        seconds={name: result.seconds for name, result in results.items()},
+    )
+    evaluation_report.write(report, out)
+    _write_predictions(out / "predictions.jsonl", rows, results)
+    evaluation_report.show(report)
+    metrics = {
+        f"{name}_{figure}": estimate.value
+        for name, result in results.items()
+        for figure, estimate in result.figures.items()
+    }
+    metrics["questions"] = float(len(rows))
+    return Outcome("report", metrics, proof=report, failure="; ".join(failures) or None)
+
+
+def refusals(gate: GateConfig, method: str, exact: Mapping[str, float]) -> list[str]:
+    """Why the gate refuses, in words; empty if it does not.
+
+    method: what was trained, "adapter" or "full". exact: exact match by model: base, tuned and
+    formats.
+    """
+    least = getattr(gate.min_exact_match, method)
+    problems = []
+    if exact[TUNED] < least:
+        problems.append(
+            f"the tuned model answers {exact[TUNED]:.1%} exactly and "
+            f"evaluate.gate.min_exact_match.{method} asks for {least:.1%}: train longer "
+            "(finetune.max_steps) or look at predictions.jsonl"
+        )
+    for name, allowed in gate.max_drop.items():
+        # A drop of exactly what is allowed is allowed, however the difference is rounded.
+        if name in exact and exact[TUNED] - exact[name] > allowed + 1e-9:
+            problems.append(
+                f"{name} answers {exact[name]:.1%} exactly, {exact[TUNED] - exact[name]:.1%} less "
+                f"than the tuned model, and evaluate.gate.max_drop.{name} allows {allowed:.1%}: "
+                "choose another format or raise quantize.calibration.rows"
+            )
+    return problems
+
+
+def _loaders(base: Path, tuned: Path, quantized: Path) -> dict[str, Callable[[], Any]]:
+    """How to open each model, in the order of the report."""
+    from pipeline.adapters import hf, modelopt
+
+    modelopt.modelopt()
+
+    def plain(folder: Path) -> Callable[[], Any]:
+        return lambda: hf.load_model(folder, dtype=modelopt.compute_dtype(folder))
+
+    def rounded(folder: Path) -> Callable[[], Any]:
+        def load() -> Any:
+            model = modelopt.load(folder)
+            modelopt.fold_weights(model)
+            return model
+
+        return load
+
+    loaders = {BASE: plain(base), TUNED: plain(tuned)}
+    folders = sorted(file.parent for file in quantized.glob("*/config.json"))
+    return loaders | {
+        folder.name: plain(folder) if folder.name == "none" else rounded(folder)
+        for folder in folders
+    }
+
+
+def _evaluate(
+    load: Callable[[], Any],
+    chat: Chat,
+    rows: Sequence[Row],
+    config: Config,
+    *,
+    advance: Callable[[int], None],
+) -> Result:
+    from pipeline.adapters import generation
+
+    started = time.perf_counter()
+    answers = generation.answer(
+        load(),
+        [question(row) for row in rows],
+        stop_ids=chat.stop_ids,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        batch_size=config.evaluate.batch_size,
+        advance=advance,
+    )
+    texts = [chat.decode([i for i in a.ids if i not in chat.stop_ids]) for a in answers]
+    expected = [str(row.answer) for row in rows]
+    matches = [float(exact_match(*pair)) for pair in zip(texts, expected, strict=True)]
+    overlaps = [token_f1(*pair) for pair in zip(texts, expected, strict=True)]
+    losses = [a.loss for a in answers]
+    tokens = [float(a.tokens) for a in answers]
+    interval = partial(bootstrap, samples=config.evaluate.bootstrap_samples, seed=config.seed)
+    loss = interval(losses, tokens)
+    figures = {
+        "exact_match": interval(matches),
+        "token_f1": interval(overlaps),
+        "answer_loss": loss,
+        "perplexity": Estimate(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high)),
+    }
+    seconds = time.perf_counter() - started
+    return Result(texts, matches, losses, tokens, figures, seconds)
+
+
+def question(row: Row) -> "Any":
+    """The tokens that the model is given, and those that it is to answer with.
+
+    Raises:
+        DataError: the row's prompt is not the beginning of its conversation.
+    """
+    from pipeline.adapters.generation import Question
+
+    prompt = list(row.prompt_ids or ())
+    rest, mask = row.input_ids[len(prompt) :], row.loss_mask[len(prompt) :]
+    if not prompt or row.input_ids[: len(prompt)] != prompt or 1 not in mask:
+        raise DataError(
+            f"{row.source}: the prompt is not the beginning of the rendered conversation: the chat "
+            "template must render the generation prompt as it renders an assistant's turn"
+        )
+    # The template may put more behind the end of the turn, which the model does not produce.
+    return Question(prompt, rest[: len(mask) - mask[::-1].index(1)])
+
+
+def _difference(ours: Result, tuned: Result, config: Config) -> Estimate:
+    """Exact match of a model less that of the tuned model."""
+    return paired_difference(
+        ours.matches, tuned.matches, samples=config.evaluate.bootstrap_samples, seed=config.seed
+    )
+
+
+def _write_predictions(file: Path, rows: Sequence[Row], results: Mapping[str, Result]) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        for place, row in enumerate(rows):
+            record = {
+                "question": row.messages[-2]["content"],
+                "expected": row.answer,
+                "answers": {name: result.answers[place] for name, result in results.items()},
+                "source": row.source,
+            }
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")

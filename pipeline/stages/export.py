@@ -1,0 +1,179 @@
+"""hf_checkpoint and quantized → exported: packed weights, as runtimes open them.
+
+    qnemo/   a TensorRT-LLM checkpoint for tensor x pipeline parallel ranks, and a tokenizer
+    hf/      ModelOpt's unified HF checkpoint (vLLM, SGLang, TensorRT-LLM's PyTorch backend)
+
+Both come from the one calibration of quantize.format. What was written is read back: its layout
+against the formats' rules, its weights, unpacked, against the source's.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import Artifact, Outcome
+from pipeline.checkpoints import Shape, read_shape
+from pipeline.config import Config, QuantizationFormat
+from pipeline.console import get_console
+from pipeline.errors import ArtifactError, ConfigError, ProofFailed
+from pipeline.exported import GROUP, check_config, check_qnemo, check_unified_hf
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a written weight may differ from the source's: cosine, and error relative to its norm.
+
+    On random Llamas the error is 0.027 for FP8 (three bits of mantissa), 0.017 for SmoothQuant and
+    0.13 for AWQ, and twice that where inputs have outliers. A wrong scale, order, transposition or
+    packing is outside.
+    """
+
+    cosine: float
+    error: float
+
+
+# What is not quantized is copied, at most rounded to bfloat16 (eight bits of mantissa).
+COPIED = Bounds(cosine=0.99999, error=2**-8)
+LINEAR: Mapping[QuantizationFormat, Bounds] = {
+    "none": COPIED,
+    "fp8": Bounds(cosine=0.998, error=0.06),
+    "int8_sq": Bounds(cosine=0.995, error=0.1),
+    "int4_awq": Bounds(cosine=0.955, error=0.3),
+    "w4a8_awq": Bounds(cosine=0.955, error=0.3),
+}
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
+    """Write and prove both forms of quantize.format.
+
+    Raises:
+        ConfigError: the model cannot be split over so many ranks, or the format not be exported.
+        ArtifactError: the quantized artifact has no such format.
+        ProofFailed: what was written breaks a rule or is not the source's weights.
+    """
+    format, ranks = config.quantize.format, config.export
+    source = inputs["merge"].require("hf_checkpoint").path
+    quantized = inputs["quantize"].require("quantized").path / format
+    if not (quantized / "config.json").is_file():
+        raise ArtifactError(
+            f"{quantized} does not exist: run `python -m pipeline stage=quantize quantize={format}`"
+        )
+    shape = read_shape(source)
+    check_splits(shape, format, ranks.tensor_parallel, ranks.pipeline_parallel)
+
+    from pipeline.adapters import modelopt_export
+
+    qnemo, unified = out / "qnemo", out / "hf"
+    for folder in (qnemo, unified):
+        shutil.rmtree(folder, ignore_errors=True)
+    modelopt_export.write_qnemo(
+        quantized,
+        source,
+        qnemo,
+        tensor_parallel=ranks.tensor_parallel,
+        pipeline_parallel=ranks.pipeline_parallel,
+    )
+    modelopt_export.write_unified_hf(quantized, source, unified)
+    _require_rules("qnemo", [*check_qnemo(qnemo, format), *check_config(qnemo, shape)])
+    _require_rules("unified HF", check_unified_hf(unified, format))
+    tables = _compare(source, shape, qnemo, unified)
+    proof = {form: _prove(form, table, format) for form, table in tables.items()}
+    sizes = {form: _weight_bytes(folder) for form, folder in (("qnemo", qnemo), ("hf", unified))}
+    smallest = {form: facts["smallest_cosine"] for form, facts in proof.items()}
+    get_console().print(
+        f"exported {format}: " + ", ".join(f"{k} {v / 2**20:.2f} MiB" for k, v in sizes.items())
+        + f"; smallest cosine with the source {min(smallest.values()):.5f}"
+    )
+    metrics = {f"{form}_bytes": float(size) for form, size in sizes.items()}
+    metrics |= {f"{form}_smallest_cosine": value for form, value in smallest.items()}
+    return Outcome("exported", metrics, proof={"format": format, **proof})
+
+
+def check_splits(
+    shape: Shape, format: QuantizationFormat, tensor_parallel: int, pipeline_parallel: int
+) -> None:
+    """Refuse numbers of ranks that the model cannot be spread over.
+
+    Raises:
+        ConfigError: names the setting and the size that does not divide.
+    """
+    if format == "nvfp4":
+        raise ConfigError(
+            "quantize.format=nvfp4 cannot be exported here: the layout of its files is not checked "
+            "yet; choose fp8, or int4_awq for four-bit weights"
+        )
+    if format.endswith("awq") and shape.vocab % 64:
+        raise ConfigError(
+            f"quantize.format={format}: ModelOpt would fill the vocabulary of {shape.vocab} up to "
+            "a multiple of 64 with tokens that can then be generated: choose fp8 or int8_sq"
+        )
+    sizes = {"key-value heads": shape.kv_heads, "heads": shape.heads, "FFN columns": shape.ffn}
+    for what, size in sizes.items():
+        if size % tensor_parallel:
+            raise ConfigError(
+                f"export.tensor_parallel={tensor_parallel} does not divide the model's {size} "
+                f"{what}"
+            )
+    if shape.layers % pipeline_parallel:
+        raise ConfigError(
+            f"export.pipeline_parallel={pipeline_parallel} does not divide the model's "
+            f"{shape.layers} layers"
+        )
+    split = {"attention output": shape.heads * shape.head_dim, "FFN": shape.ffn}
+    for what, size in split.items():
+        columns = size // tensor_parallel
+        if format.endswith("awq") and columns % GROUP:
+            raise ConfigError(
+                f"export.tensor_parallel={tensor_parallel} leaves {columns} columns of the {what} "
+                f"to a rank, and {format} needs a multiple of {GROUP}: lower it or choose fp8"
+            )
+
+
+def _require_rules(form: str, problems: Sequence[str]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ProofFailed(
+            f"the {form} folder breaks a rule of its format: {problems[0]}{more}; a layer left out "
+            "with quantize.exclude must be left out in every layer, otherwise this is a fault here"
+        )
+
+
+def _compare(
+    source: Path, shape: Shape, qnemo: Path, unified: Path
+) -> dict[str, dict[str, dict[str, float]]]:
+    from pipeline.adapters import dequantize
+    from pipeline.adapters.hf import WeightReader
+
+    with WeightReader(source) as weights:
+        return {
+            "qnemo": dequantize.compare(dequantize.qnemo_weights(qnemo, shape), weights),
+            "hf": dequantize.compare(
+                dequantize.unified_weights(unified, weights, shape), weights
+            ),
+        }
+
+
+def _prove(
+    form: str, table: Mapping[str, Mapping[str, float]], format: QuantizationFormat
+) -> dict[str, Any]:
+    for name, figures in table.items():
+        allowed = LINEAR[format] if name.endswith("_proj.weight") else COPIED
+        if not (figures["cosine"] >= allowed.cosine and figures["error"] <= allowed.error):
+            raise ProofFailed(
+                f"{form}: {name} unpacks to cosine {figures['cosine']:.4f} and error "
+                f"{figures['error']:.4f} against the source, where {allowed.cosine} and "
+                f"{allowed.error} are allowed: raise quantize.calibration.rows or leave the layer "
+                "out (quantize.exclude); near 0 the file itself is wrong"
+            )
+    return {
+        "smallest_cosine": min(f["cosine"] for f in table.values()),
+        "largest_error": max(f["error"] for f in table.values()),
+        "tensors": len(table),
+        "by_tensor": {name: dict(figures) for name, figures in table.items()},
+    }
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

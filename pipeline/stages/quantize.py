@@ -1,0 +1,213 @@
+"""hf_checkpoint and dataset → quantized: the tuned model in low precision, calibrated on its data.
+
+Every format asked for is calibrated on the same training rows and saved so that it opens again with
+the same outputs, which is proven. Packing the weights for a runtime is export's.
+"""
+
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact, Outcome
+from pipeline.checkpoints import Shape, copy_assets, read_shape, weight_files
+from pipeline.config import Config, QuantizationFormat
+from pipeline.console import get_console, progress
+from pipeline.dataset import Row, read_split
+from pipeline.errors import ConfigError, DataError, ProofFailed
+from pipeline.exported import GROUP
+from pipeline.rendering import shared_chat
+
+if TYPE_CHECKING:
+    import torch
+
+PROBES = 16  # validation rows on which a format is compared with the model
+# Largest difference of a logit between a calibrated model and the same one opened again. Weights
+# and scales are stored as they are, so on one machine it is 0; kernels may reorder sums.
+RELOAD_TOLERANCE = 1e-3
+Rows = Sequence[tuple[Sequence[int], Sequence[int]]]
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
+    """Quantize inputs["merge"] in each format into a folder of its name.
+
+    Raises:
+        ConfigError: a format does not fit the model's sizes.
+        MissingRuntime: NVFP4 without a GPU.
+        ProofFailed: a saved model opens with other outputs.
+        PipelineError: outputs are not finite.
+    """
+    settings = config.quantize
+    source = inputs["merge"].require("hf_checkpoint").path
+    dataset = inputs["prepare"].require("dataset")
+    shared_chat(dataset, source)
+    formats = tuple(dict.fromkeys((settings.format, *settings.compare)))
+    for name in formats:
+        _check_fits(name, read_shape(source))
+
+    from pipeline.adapters import hf, modelopt
+
+    for name in formats:
+        modelopt.require_runtime(name)
+    batches = calibration_batches(
+        read_split(dataset.path, "train"),
+        count=settings.calibration.rows,
+        batch_size=settings.calibration.batch_size,
+        max_length=settings.calibration.max_length,
+        seed=config.seed,
+    )
+    probes = _probes(read_split(dataset.path, "validation"))
+    modelopt.modelopt()
+    dtype = modelopt.compute_dtype(source)
+    reference = modelopt.logits_at(hf.load_model(source, dtype=dtype), probes)
+    proof: dict[str, Any] = {}
+    with progress() as bar:
+        task = bar.add_task("quantize", total=len(formats))
+        for name in formats:
+            bar.update(task, description=f"quantize {name}")
+            folder = out / name
+            shutil.rmtree(folder, ignore_errors=True)
+            if name == "none":
+                _copy(source, folder)
+                proof[name] = _prove_copy(folder, dtype, probes, reference)
+            else:
+                model = modelopt.quantize(
+                    hf.load_model(source, dtype=dtype),
+                    name,
+                    batches,
+                    kv_cache=settings.kv_cache,
+                    exclude=settings.exclude,
+                )
+                proof[name] = _save_and_prove(model, name, source, folder, probes, reference)
+            bar.update(task, advance=1)
+    _show(proof)
+    return Outcome("quantized", _metrics(proof), proof=proof)
+
+
+def calibration_batches(
+    rows: Sequence[Row], *, count: int, batch_size: int, max_length: int, seed: int
+) -> list[list[list[int]]]:
+    """Token ids of `count` rows at most, drawn at random: [batch][row][token].
+
+    Statistics are taken over every token that the model sees, so there is no padding: in a batch of
+    rows of like length each is filled up with the beginning of another conversation.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    if not rows:
+        raise DataError("the training split is empty, so nothing can be calibrated on: see prepare")
+    drawn = random.Random(seed).sample(rows, min(count, len(rows)))
+    texts = sorted((row.input_ids[:max_length] for row in drawn), key=len)
+    batches = []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        width = len(batch[-1])
+        filled = []
+        for place, ids in enumerate(batch):
+            others = (batch[(place + step) % len(batch)] for step in range(1, len(batch)))
+            row = list(ids)
+            while len(row) < width:
+                row += next(others)
+            filled.append(row[:width])
+        batches.append(filled)
+    return batches
+
+
+def _check_fits(name: QuantizationFormat, shape: Shape) -> None:
+    sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "heads": shape.heads * shape.head_dim}
+    for what, size in sizes.items():
+        if name.endswith("awq") and size % GROUP:
+            raise ConfigError(
+                f"quantize.format={name} shares a scale among {GROUP} weights, and this model's "
+                f"{what} size {size} is no multiple of it: choose fp8 or int8_sq"
+            )
+
+
+def _probes(rows: Sequence[Row]) -> Rows:
+    """(ids, mask) of the validation rows to compare on, evenly spread."""
+    if not rows:
+        raise DataError(
+            "the validation split is empty, and formats are compared on it: raise "
+            "prepare.validation_share and run stage=prepare again"
+        )
+    step = max(1, len(rows) // PROBES)
+    return [(row.input_ids, row.loss_mask) for row in rows[::step][:PROBES]]
+
+
+def _copy(source: Path, folder: Path) -> None:
+    copy_assets(source, folder)
+    for file in [*weight_files(source), *source.glob("*.safetensors.index.json")]:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _save_and_prove(
+    model: Any, name: str, source: Path, folder: Path, probes: Rows, reference: "torch.Tensor"
+) -> dict[str, Any]:
+    """Save a calibrated model, open it again, compare it with itself and with the source."""
+    from pipeline.adapters import modelopt
+
+    calibrated = modelopt.logits_at(model, probes)
+    errors = modelopt.weight_errors(model)
+    plain_bytes = modelopt.bytes_of(modelopt.own_dtype(source))
+    size = modelopt.packed_bytes(model, name, plain_bytes=plain_bytes)
+    modelopt.save(model, folder)
+    config = (folder / "config.json").read_bytes()
+    copy_assets(source, folder)
+    (folder / "config.json").write_bytes(config)
+    del model
+    reloaded = modelopt.logits_at(modelopt.load(folder), probes)
+    return {
+        "reload_difference": _require_same(name, reloaded, calibrated),
+        **modelopt.divergence(calibrated, reference),
+        "bytes": size,
+        "weight_error": {
+            "mean": sum(errors.values()) / len(errors),
+            "largest": max(errors.values()),
+            "largest_in": max(errors, key=errors.__getitem__),
+            "by_layer": errors,
+        },
+    }
+
+
+def _prove_copy(
+    folder: Path, dtype: str, probes: Rows, reference: "torch.Tensor"
+) -> dict[str, Any]:
+    from pipeline.adapters import hf, modelopt
+
+    copied = modelopt.logits_at(hf.load_model(folder, dtype=dtype), probes)
+    return {
+        "reload_difference": _require_same("none", copied, reference),
+        **modelopt.divergence(copied, reference),
+        "bytes": sum(file.stat().st_size for file in weight_files(folder)),
+    }
+
+
+def _require_same(name: str, reloaded: "torch.Tensor", before: "torch.Tensor") -> float:
+    difference = float((reloaded - before).abs().max())
+    if difference > RELOAD_TOLERANCE:
+        raise ProofFailed(
+            f"{name} opens again with logits that differ by {difference:.2g} (at most "
+            f"{RELOAD_TOLERANCE}): ModelOpt's saved state does not fit this version of it; install "
+            "the locked versions (requirements.lock) and run stage=quantize again"
+        )
+    return difference
+
+
+def _metrics(proof: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    names = ("bytes", "kl", "greedy_agreement", "reload_difference")
+    return {f"{name}_{of}": float(proof[of][name]) for of in proof for name in names}
+
+
+def _show(proof: Mapping[str, Mapping[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("format", box=None, header_style="bold")
+    for title in ("size MiB", "KL to tuned", "same greedy token", "weight error"):
+        table.add_column(title, justify="right")
+    for name, facts in proof.items():
+        error = facts.get("weight_error", {"mean": 0.0})["mean"]
+        figures = (f"{facts['bytes'] / 2**20:.2f}", f"{facts['kl']:.2g}")
+        table.add_row(name, *figures, f"{facts['greedy_agreement']:.1%}", f"{error:.1%}")
+    get_console().print(table)
