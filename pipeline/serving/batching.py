@@ -38,7 +38,8 @@ class _End:
     """The last item of an answer's queue."""
 
 
-_Item = int | EngineFailed | _End
+_Ending = EngineFailed | _End
+_Item = int | _Ending
 
 
 class Answer:
@@ -54,17 +55,23 @@ class Answer:
         self.cancelled = False
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[_Item] = asyncio.Queue()
+        self._ending: _Ending | None = None
 
     def __aiter__(self) -> "Answer":
         return self
 
-    async def __anext__(self) -> int:
-        item = await self.items.get()
-        if isinstance(item, int):
-            return item
-        self.items.put_nowait(item)  # iterating again ends again
-        if isinstance(item, EngineFailed):
-            raise item
+    async def __anext__(self) -> list[int]:
+        tokens: list[int] = []
+        while self._ending is None and not (tokens and self.items.empty()):
+            item = await self.items.get()
+            if isinstance(item, int):
+                tokens.append(item)
+            else:
+                self._ending = item
+        if tokens:
+            return tokens
+        if isinstance(self._ending, EngineFailed):
+            raise self._ending
         raise StopAsyncIteration
 
     def cancel(self) -> None:
@@ -105,6 +112,8 @@ class BatchingEngine:
         with self._changed:
             if self._closing:
                 raise EngineFailed("the server is shutting down")
+            if len(self._waiting) >= self._max_queue:
+                self._waiting = deque(a for a in self._waiting if not a.cancelled)
             if len(self._waiting) >= self._max_queue:
                 raise QueueFull
             self._waiting.append(answer)

@@ -35,14 +35,14 @@ class Load(NamedTuple):
 
 
 class TokenStream(Protocol):
-    """The tokens of one answer as they come.
+    """The tokens of one answer as they come: each time those that are new, one or more.
 
     Iterating raises EngineFailed if the engine breaks down.
     """
 
     def __aiter__(self) -> "TokenStream": ...
 
-    async def __anext__(self) -> int: ...
+    async def __anext__(self) -> list[int]: ...
 
     def cancel(self) -> None:
         """Free the slot; without effect once the answer has ended."""

@@ -120,29 +120,31 @@ class Generation:
 
     async def _follow(self, choice: _Choice) -> AsyncIterator[Piece]:
         text = TextStream(self._chat.decode, self._stops)
-        reason, newest = "length", self._begin
-        async for token in choice.stream:
-            now = time.perf_counter()
+        reason, first = "length", self._begin
+        async for tokens in choice.stream:
+            newest = time.perf_counter()
             if choice.tokens == 0:
-                self._metrics.first_token.observe(now - self._begin)
-                first = now
-            newest = now
-            choice.tokens += 1
-            self._metrics.generation_tokens.inc()
-            if token in choice.stop_ids:
-                reason = "stop"
-                break
-            shown = text.push(token)
-            if text.stopped:
-                reason = "stop"
-                choice.stream.cancel()
-                yield Piece(choice.index, shown, None)
-                break
+                self._metrics.first_token.observe(newest - self._begin)
+                first = newest
+            shown = ""
+            for token in tokens:
+                choice.tokens += 1
+                if token in choice.stop_ids:
+                    reason = "stop"
+                    break
+                shown += text.push(token)
+                if text.stopped:
+                    reason = "stop"
+                    choice.stream.cancel()
+                    break
             if shown:
                 yield Piece(choice.index, shown, None)
+            if reason == "stop":
+                break
         rest = text.finish()
         if text.stopped:
             reason = "stop"
+        self._metrics.generation_tokens.inc(choice.tokens)
         if choice.tokens > 1:
             self._metrics.per_token.observe((newest - first) / (choice.tokens - 1))
         self._end(choice, reason)

@@ -17,8 +17,11 @@ from pipeline.serving.app import create_app
 from pipeline.serving.open import open_engine
 
 
-def serve(folder: Path, listening: socket.socket, *, model: str, max_queue: int) -> None:
+def serve(folder: Path, listening: socket.socket, *, model: str, max_queue: int) -> bool:
     """Serve an engine on a socket until SIGINT or SIGTERM; answers in progress are finished.
+
+    Returns:
+        Whether they were: a second SIGINT does not wait for them.
 
     Raises:
         ArtifactError: the engine is not whole, or not for this machine.
@@ -34,7 +37,9 @@ def serve(folder: Path, listening: socket.socket, *, model: str, max_queue: int)
         api_key=os.environ.get(API_KEY),
     )
     settings = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on")
-    _Server(settings).run(sockets=[listening])
+    server = _Server(settings)
+    server.run(sockets=[listening])
+    return not server.force_exit
 
 
 def _sampling_defaults(folder: Path) -> dict[str, float]:

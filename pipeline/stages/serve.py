@@ -24,5 +24,10 @@ def run(config: Config) -> None:
     console.print(f"[bold]serving {model}[/] on {url} (Ctrl-C ends it)\n")
     with_key = bool(os.environ.get(address.API_KEY))
     console.print(address.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
-    serve(config.artifacts / "build", listening, model=model, max_queue=config.serve.max_queue)
-    console.print("stopped: every answer in progress was finished")
+    folder, queue = config.artifacts / "build", config.serve.max_queue
+    finished = serve(folder, listening, model=model, max_queue=queue)
+    console.print(
+        "stopped: every answer in progress was finished"
+        if finished
+        else "stopped at once: answers in progress were cut"
+    )

@@ -28,7 +28,7 @@ def alone(prompt: Sequence[int], how: Sampling) -> list[int]:
 
 
 async def read(engine: BatchingEngine, prompt: Sequence[int], how: Sampling) -> list[int]:
-    return [token async for token in engine.generate(prompt, how)]
+    return [token async for tokens in engine.generate(prompt, how) for token in tokens]
 
 
 def wait_for(condition: Callable[[], object], stepping: ListModel | None = None) -> None:
@@ -137,7 +137,7 @@ def test_a_cancelled_answer_frees_its_slot_while_others_go_on(
     async def run() -> None:
         left = engine.generate([9], greedy(40))
         stays = asyncio.create_task(read(engine, [5, 5], greedy(12)))
-        assert await anext(left) == mix([9])
+        assert (await anext(left))[0] == mix([9])
         wait_for(lambda: engine.load().running == 2, model)
         left.cancel()
         model.gate.release(100)
@@ -166,14 +166,17 @@ def test_a_cancelled_request_in_the_queue_is_never_read(
     assert 5 not in model.prompt_parts
 
 
-def test_a_full_queue_refuses(model: ListModel) -> None:
+def test_a_full_queue_refuses_until_one_leaves_it(model: ListModel) -> None:
     model.gated = True
     engine = BatchingEngine(model, max_input_len=60, max_queue=2)
 
     async def run() -> None:
         engine.generate([1], greedy(5))
         wait_for(lambda: engine.load() == Load(1, 0))
-        engine.generate([1], greedy(5))
+        waiting = [engine.generate([1], greedy(5)) for _ in range(2)]
+        with pytest.raises(QueueFull):
+            engine.generate([1], greedy(5))
+        waiting[0].cancel()
         engine.generate([1], greedy(5))
         with pytest.raises(QueueFull):
             engine.generate([1], greedy(5))
