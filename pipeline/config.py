@@ -6,9 +6,9 @@ says which field is wrong and what is allowed. Imports nothing heavy.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -79,7 +79,7 @@ class AdapterConfig(Section):
 
     rank: Positive
     alpha: Positive
-    dropout: Share
+    dropout: float = Field(ge=0, lt=1)
 
 
 class ParallelConfig(Section):
@@ -122,17 +122,38 @@ class QuantizeConfig(Section):
     """Post-training quantization with ModelOpt."""
 
     format: QuantizationFormat
-    compare: tuple[QuantizationFormat, ...] = Field(description="further formats, to evaluate beside")
+    compare: tuple[QuantizationFormat, ...] = Field(description="evaluated beside it")
     kv_cache: Literal["none", "fp8"]
-    exclude: tuple[str, ...]
+    exclude: tuple[str, ...] = Field(description="parts of names of modules to leave as is")
     calibration: CalibrationConfig
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if "lm_head" not in self.exclude:
+            raise ValueError("exclude must name lm_head: no runtime here takes it quantized")
+        if self.kv_cache != "none" and "none" in (self.format, *self.compare):
+            raise ValueError("format none leaves the key-value cache as it is: set kv_cache=none")
+        return self
+
+
+class MinExactMatch(Section):
+    """Exact match of the tuned model, by what was trained."""
+
+    adapter: Share = Field(description="LoRA or DoRA")
+    full: Share = Field(description="every weight")
 
 
 class GateConfig(Section):
     """What the tuned and the quantized models must reach; an unmet line fails the run."""
 
-    min_exact_match: Share
+    min_exact_match: MinExactMatch
     max_drop: Mapping[QuantizationFormat, Share] = Field(description="exact match lost to a format")
+
+    @model_validator(mode="after")
+    def _every_format(self) -> Self:
+        if missing := set(get_args(QuantizationFormat)) - self.max_drop.keys():
+            raise ValueError(f"max_drop has no bound for {', '.join(sorted(missing))}")
+        return self
 
 
 class EvaluateConfig(Section):
