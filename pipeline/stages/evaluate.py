@@ -83,7 +83,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     _write_predictions(out / "predictions.jsonl", rows, results)
     evaluation_report.show(report)
     metrics = {
-        f"{name}_{figure}": estimate.value
+        f"{figure}/{name}": estimate.value
         for name, result in results.items()
         for figure, estimate in result.figures.items()
     }

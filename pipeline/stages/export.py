@@ -86,8 +86,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         f"exported {format}: " + ", ".join(f"{k} {v / 2**20:.2f} MiB" for k, v in sizes.items())
         + f"; smallest cosine with the source {min(smallest.values()):.5f}"
     )
-    metrics = {f"{form}_bytes": float(size) for form, size in sizes.items()}
-    metrics |= {f"{form}_smallest_cosine": value for form, value in smallest.items()}
+    metrics = {f"bytes/{form}": float(size) for form, size in sizes.items()}
+    metrics |= {f"smallest_cosine/{form}": value for form, value in smallest.items()}
     return Outcome("exported", metrics, proof={"format": format, **proof})
 
 

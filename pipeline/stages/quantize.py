@@ -197,7 +197,7 @@ def _require_same(name: str, reloaded: "torch.Tensor", before: "torch.Tensor") -
 
 def _metrics(proof: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     names = ("bytes", "kl", "greedy_agreement", "reload_difference")
-    return {f"{name}_{of}": float(proof[of][name]) for of in proof for name in names}
+    return {f"{name}/{of}": float(proof[of][name]) for of in proof for name in names}
 
 
 def _show(proof: Mapping[str, Mapping[str, Any]]) -> None:

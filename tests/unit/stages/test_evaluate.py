@@ -1,0 +1,67 @@
+import pytest
+
+from pipeline.compose import compose
+from pipeline.config import GateConfig, load
+from pipeline.dataset import Row
+from pipeline.errors import ConfigError, DataError
+from pipeline.stages.evaluate import question, refusals
+
+
+@pytest.fixture(scope="module")
+def gate() -> GateConfig:
+    return load(compose([])).evaluate.gate
+
+
+def test_good_models_pass(gate: GateConfig) -> None:
+    exact = {"base": 0.0, "tuned": 0.93, "fp8": 0.93, "int8_sq": 0.92, "int4_awq": 0.9}
+    assert refusals(gate, "full", exact) == []
+
+
+@pytest.mark.parametrize(("method", "refused"), [("adapter", False), ("full", True)])
+def test_what_was_trained_decides_the_least_exact_match(
+    gate: GateConfig, method: str, refused: bool
+) -> None:
+    problems = refusals(gate, method, {"base": 0.0, "tuned": 0.85})
+    assert bool(problems) is refused
+    if refused:
+        assert "85.0%" in problems[0]
+        assert "90.0%" in problems[0]
+
+
+def test_each_format_that_loses_too_much_is_named(gate: GateConfig) -> None:
+    exact = {"base": 0.0, "tuned": 0.95, "fp8": 0.92, "int8_sq": 0.93, "int4_awq": 0.89}
+    problems = refusals(gate, "adapter", exact)
+    assert [problem.split()[0] for problem in problems] == ["fp8", "int4_awq"]
+    assert "3.0% less" in problems[0]
+
+
+def test_a_loss_of_just_what_is_allowed_passes(gate: GateConfig) -> None:
+    assert refusals(gate, "adapter", {"tuned": 0.9, "fp8": 0.9 - 0.02}) == []
+
+
+def test_a_format_without_a_bound_is_refused() -> None:
+    tree = compose([])
+    del tree["evaluate"]["gate"]["max_drop"]["int8_sq"]
+    with pytest.raises(ConfigError, match="no bound for int8_sq"):
+        load(tree)
+
+
+def row(ids: list[int], mask: list[int], prompt: list[int]) -> Row:
+    return Row([], ids, mask, "test.jsonl:7", prompt, "text")
+
+
+def test_a_question_is_the_prompt_and_the_tokens_to_answer_with() -> None:
+    # An earlier turn of the assistant, and white space behind the end of the last.
+    asked = question(row([1, 2, 3, 4, 5, 6], [0, 1, 0, 1, 1, 0], [1, 2, 3]))
+    assert (asked.prompt, asked.expected) == ([1, 2, 3], [4, 5])
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "prompt"),
+    [([1, 2, 3], [0, 0, 1], [1, 9]), ([1, 2, 3], [0, 1, 0], [1, 2]), ([1, 2], [0, 1], [])],
+)
+def test_a_prompt_that_is_no_beginning_is_refused(
+    ids: list[int], mask: list[int], prompt: list[int]
+) -> None:
+    with pytest.raises(DataError, match=r"test\.jsonl:7"):
+        question(row(ids, mask, prompt))

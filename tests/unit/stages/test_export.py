@@ -1,0 +1,66 @@
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config import QuantizationFormat
+from pipeline.errors import ConfigError, ProofFailed
+from pipeline.stages.export import LINEAR, _prove, check_splits
+from tests.unit.stages.test_quantize import LLAMA
+
+
+@pytest.mark.parametrize(
+    ("format", "tensor", "pipeline", "reason"),
+    [
+        ("fp8", 3, 1, "tensor_parallel=3 does not divide the model's 4 key-value heads"),
+        ("fp8", 8, 1, "tensor_parallel=8 does not divide the model's 4 key-value heads"),
+        ("fp8", 1, 3, "pipeline_parallel=3 does not divide the model's 4 layers"),
+        ("int4_awq", 4, 1, "leaves 64 columns of the attention output to a rank"),
+        ("nvfp4", 1, 1, "nvfp4 cannot be exported"),
+    ],
+)
+def test_impossible_splits_are_refused(
+    format: QuantizationFormat, tensor: int, pipeline: int, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_splits(LLAMA, format, tensor, pipeline)
+
+
+@pytest.mark.parametrize("format", ["none", "fp8", "int8_sq"])
+def test_possible_splits_pass(format: QuantizationFormat) -> None:
+    check_splits(LLAMA, format, 4, 4)
+
+
+def test_awq_with_a_vocabulary_that_modelopt_would_fill_up_is_refused() -> None:
+    with pytest.raises(ConfigError, match="vocabulary of 2049"):
+        check_splits(replace(LLAMA, vocab=2049), "w4a8_awq", 1, 1)
+
+
+NORM, LINEAR_NAME = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "cosine", "error"),
+    [
+        (LINEAR_NAME, 0.99, 0.05),  # turned
+        (LINEAR_NAME, 1.0, 0.5),  # of the right direction and the wrong size
+        (LINEAR_NAME, float("nan"), float("nan")),
+        (NORM, 0.999, 0.001),  # copied tensors must be copies
+    ],
+)
+def test_weights_out_of_bounds_fail(name: str, cosine: float, error: float) -> None:
+    with pytest.raises(ProofFailed, match=name):
+        _prove("qnemo", {name: {"cosine": cosine, "error": error}}, "fp8")
+
+
+def test_the_proof_names_the_worst() -> None:
+    table = {
+        NORM: {"cosine": 1.0, "error": 0.0},
+        LINEAR_NAME: {"cosine": 0.9996, "error": 0.027},
+    }
+    proof = _prove("hf", table, "fp8")
+    assert (proof["smallest_cosine"], proof["largest_error"]) == (0.9996, 0.027)
+    assert proof["by_tensor"] == table
+
+
+def test_bounds_widen_with_fewer_bits() -> None:
+    assert LINEAR["none"].error < LINEAR["fp8"].error < LINEAR["int4_awq"].error
