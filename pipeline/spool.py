@@ -208,6 +208,7 @@ class Destination:
         lock = self.try_lock()
         if lock is None:
             return
+        (self.folder / "trouble.txt").unlink(missing_ok=True)  # of a sender that gave up
         root, log = str(Path(__file__).parents[1]), str(self.folder / "sender.log")
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND

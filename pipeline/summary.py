@@ -183,13 +183,12 @@ def _accuracy_table(summary: Mapping[str, Any]) -> "Table | None":
     for name, score in summary["accuracy"].items():
         match = score["exact_match"]
         colour = "red" if name == "base" else "green"
-        shipped = name == summary["format"] or (name == "tuned" and summary["format"] == "none")
         table.add_row(
             name,
             f"[{colour}]{_bar(match['value'], 1, BAR)}[/]",
             f"{match['value']:.1%}",
             f"[dim]{match['low']:.0%} to {match['high']:.0%}[/]",
-            "[bold]shipped[/]" if shipped else "",
+            "[bold]shipped[/]" if name == summary["format"] else "",
         )
     gate = summary["gate"]
     table.caption = "gate passed" if gate["passed"] else f"gate failed: {gate['reason']}"
@@ -218,7 +217,10 @@ def _answer_table(artifacts: Path) -> "Table | None":
 
 
 def _is_right(row: Mapping[str, Any], model: str) -> bool:
-    return row["answers"][model].strip() == row["expected"].strip()
+    answer, expected = (
+        " ".join(t.casefold().split()) for t in (row["answers"][model], row["expected"])
+    )
+    return answer == expected
 
 
 def _engine_table(summary: Mapping[str, Any]) -> "Table | None":

@@ -168,12 +168,14 @@ def new_group() -> dict[str, str]:
 
 
 def track_reused(artifacts: Path, config: TrackingConfig, stages: Iterable[str]) -> None:
-    """Record the artifacts of those stages that DVC had no need to run in this pipeline run."""
+    """Record, in a pipeline run in which a stage ran, those that DVC had no need to run."""
     if not config.enabled:
         return
     group = Destination.of(artifacts, config).group_here()
+    if not group:  # nothing ran, so there is no pipeline run
+        return
     for stage in stages:
-        if group and stage in group.stages:
+        if stage in group.stages:
             continue
         try:
             found = open_artifact(artifacts / stage)
@@ -198,12 +200,13 @@ def wait_until_sent(artifacts: Path, config: TrackingConfig, timeout: float) -> 
         return Delivery(len(place.runs()), place.trouble())
     with _harmless(f"{place.spool} cannot be written"):
         replace(group, ended=True).write(place.spool)
-        place.ensure_sender()
     deadline = time.monotonic() + timeout
     while (place.spool / f"{group.id}.group").exists():
         if time.monotonic() > deadline or place.trouble():
             break
         time.sleep(0.1)
+        with _harmless("the sender of tracked runs cannot be started"):
+            place.ensure_sender()  # it may have been killed
     return Delivery(len(place.runs()), place.trouble(), place.registered(group.id))
 
 
@@ -220,9 +223,10 @@ def waiting_line(artifacts: Path, config: TrackingConfig) -> str | None:
         )
     if not (count and why):
         return None
+    server = "" if place.artifact_root else f"MLFLOW_TRACKING_URI={mask(place.uri)} "
     return (
         f"{count} stage runs wait to be tracked at {mask(place.uri)} ({why}): they are kept and go "
-        f"with the next run, or with `python -m pipeline.adapters.mlflow {artifacts}`"
+        f"with the next run, or with `{server}python -m pipeline.adapters.mlflow {artifacts}`"
     )
 
 

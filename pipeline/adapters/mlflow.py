@@ -9,8 +9,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.spool import Destination, mask
+
+if TYPE_CHECKING:
+    from pipeline.adapters.mlflow_sender import Sender
 
 POLL_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
@@ -32,6 +36,7 @@ def main(artifacts: Path, lock: int | None = None) -> int:
     lock: descriptor of the sender's lock when the process that started this one holds it.
     """
     place = Destination.of(artifacts)
+    os.nice(NICENESS)
     while not place.is_empty():
         if lock is None:
             lock = place.try_lock()
@@ -48,21 +53,18 @@ def main(artifacts: Path, lock: int | None = None) -> int:
 
 def _send_until_empty(place: Destination) -> bool:
     """Send while pipeline runs are open; False when sending fails for too long after them."""
-    os.nice(NICENESS)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _shorten(place.folder / "sender.log")
     trouble = place.folder / "trouble.txt"
     trouble.unlink(missing_ok=True)
 
-    from pipeline.adapters.mlflow_sender import Sender
-
     sender: Sender | None = None
     pause, last_success = POLL_SECONDS, time.monotonic()
     while True:
         is_open = any(group.is_open() for group in place.groups())
         try:
-            sender = sender or Sender(place)
+            sender = sender or _new_sender(place)
             if not sender.send_all():
                 return True
             trouble.unlink(missing_ok=True)
@@ -75,6 +77,12 @@ def _send_until_empty(place: Destination) -> bool:
                 return False
             pause = min(LONGEST_PAUSE_SECONDS, pause * 2)
         time.sleep(pause)
+
+
+def _new_sender(place: Destination) -> "Sender":
+    from pipeline.adapters.mlflow_sender import Sender
+
+    return Sender(place)
 
 
 def _reason(error: BaseException) -> str:

@@ -234,8 +234,8 @@ class Sender:
             traceback.print_exception(error)
             aside = self.place.folder / "rejected"
             aside.mkdir(exist_ok=True)
-            file.rename(aside / file.name)
-            shutil.rmtree(file.with_suffix(".files"), ignore_errors=True)
+            for part in file.parent.glob(f"{file.stem}.*"):
+                part.rename(aside / part.name)
 
     def _experiment(self, name: str) -> str:
         if name not in self.experiments:

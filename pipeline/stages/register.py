@@ -16,7 +16,6 @@ from pipeline.config import Config
 from pipeline.errors import ArtifactError
 
 REQUEST, CARD = "registration.json", "MODEL_CARD.md"
-TUNED = "tuned"  # evaluate's name of the model before quantization
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
@@ -27,7 +26,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """
     evaluate = inputs["evaluate"]
     scores = json.loads((evaluate.path / "report.json").read_text())["models"]
-    shipped = TUNED if config.quantize.format == "none" else config.quantize.format
+    shipped = config.quantize.format
     if shipped not in scores:
         raise ArtifactError(
             f"{evaluate.path / 'report.json'} has no figures of {shipped}, only of "
@@ -87,13 +86,14 @@ def _card(
     config: Config, inputs: Mapping[str, Artifact], scores: Mapping[str, Any], shipped: str
 ) -> str:
     """Markdown, in the order in which a reader asks: what, how good, from what, where."""
+    form = "unquantized" if shipped == "none" else shipped
     gate, code = inputs["evaluate"].manifest.failure, inputs["merge"].manifest.code
     method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[config.finetune.method]
     lines = [
         f"# {config.register_.name}",
         "",
         f"{config.model.name} tuned by {method} on {config.data.folder}, shipped as "
-        f"**{shipped}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
+        f"**{form}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
         "",
         "| model | exact match | 95 % interval |",
         "|---|--:|--:|",

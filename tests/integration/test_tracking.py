@@ -82,9 +82,9 @@ def client_of(artifacts: Path) -> MlflowClient:
     return MlflowClient(Destination.of(artifacts, CONFIG).uri)
 
 
-def runs_by_stage(client: MlflowClient) -> dict[str, Any]:
+def runs_by_stage(client: MlflowClient, name: str = "bank") -> dict[str, Any]:
     """The nested runs by stage, and the parent under ""; more than one of either is an error."""
-    experiment = client.get_experiment_by_name("bank")
+    experiment = client.get_experiment_by_name(name)
     found = client.search_runs([experiment.experiment_id])
     runs = {run.data.tags.get(STAGE, ""): run for run in found}
     assert len(runs) == len(found)
@@ -322,7 +322,7 @@ def test_figures_that_are_not_numbers_and_odd_names_hold_up_nothing(artifacts: P
 @pytest.mark.usefixtures("no_sender")
 def test_a_run_that_mlflow_refuses_is_put_aside_and_the_rest_goes_on(artifacts: Path) -> None:
     place = Destination.of(artifacts, CONFIG)
-    track(artifacts, "merge")
+    track(artifacts, "merge", files={"loss.png": b"png"})
     (file,) = place.runs()
     file.write_text(file.read_text().replace('"stage": "merge"', '"stage_": "merge"', 1))
     track(artifacts, "export")
@@ -331,8 +331,34 @@ def test_a_run_that_mlflow_refuses_is_put_aside_and_the_rest_goes_on(artifacts: 
     assert sender.send_all()  # once more
     assert not sender.send_all()
     assert "export" in runs_by_stage(sender.client)
-    assert [kept.name for kept in (place.folder / "rejected").iterdir()] == [file.name]
+    kept = {path.name for path in (place.folder / "rejected").iterdir()}
+    assert kept == {file.name, f"{file.stem}.files"}
     assert str(place.folder / "rejected") in (tracking.waiting_line(artifacts, CONFIG) or "")
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_weights_are_uploaded_only_when_asked_for_and_unaltered(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = Sender(Destination.of(artifacts, CONFIG))
+    track(artifacts, "finetune", files={"weights/0": b"heavy"})
+    end(artifacts)
+    sender.send_all()
+    run = runs_by_stage(sender.client)["finetune"].info.run_id
+    assert not sender.client.list_artifacts(run, "artifact")
+
+    asked = CONFIG.model_copy(update={"upload_weights": True, "experiment": "asked"})
+    monkeypatch.setitem(globals(), "CONFIG", asked)
+    track(artifacts, "merge", files={"weights/0": b"heavy"})
+    track(artifacts, "export", files={"weights/0": b"heavy"})
+    make_artifact(artifacts, "export", "exported", files={"weights/0": b"of a later run"})
+    end(artifacts)
+    sender.send_all()
+    runs = runs_by_stage(sender.client, "asked")
+    kept = sender.client.list_artifacts(runs["merge"].info.run_id, "artifact/weights")
+    assert [file.path for file in kept] == ["artifact/weights/0"]
+    assert not sender.client.list_artifacts(runs["export"].info.run_id, "artifact")
+    assert runs["export"].data.tags["artifact.uploaded"].startswith("no")
 
 
 @pytest.fixture

@@ -236,6 +236,8 @@ def test_a_line_that_was_cut_off_costs_only_itself(
 
 def test_only_stages_that_did_not_run_are_recorded_as_reused(tmp_path: Path) -> None:
     made = make_chain(tmp_path)
+    tracking.track_reused(tmp_path, CONFIG, made)
+    assert Destination.of(tmp_path).is_empty()  # DVC had nothing to do
     start(tmp_path, "prepare").finish("FINISHED", made["prepare"])
     tracking.track_reused(tmp_path, CONFIG, ["prepare", "import", "register"])
     runs = [read_events(file, 0)[0] for file in Destination.of(tmp_path).runs()]
