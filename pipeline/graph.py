@@ -39,7 +39,7 @@ def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
     from omegaconf import OmegaConf
 
     declared = OmegaConf.load(ROOT / "dvc.yaml")
-    merged = OmegaConf.merge(OmegaConf.create(dict(tree)), declared)
+    merged = OmegaConf.merge(OmegaConf.create(dict(tree)), *declared.vars, declared)
     resolved: Any = OmegaConf.to_container(merged, resolve=True)
     nodes = {name: _node(name, entry) for name, entry in resolved["stages"].items()}
     nodes["pretrain"] = PRETRAIN

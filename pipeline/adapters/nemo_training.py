@@ -17,13 +17,15 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import nemo.lightning as nl
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.tensor_parallel import layers, model_parallel_cuda_manual_seed
 from nemo.lightning import _strategy_lib
@@ -31,6 +33,7 @@ from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from nemo.lightning.resume import AdapterPath
 
+from pipeline.adapters.megatron_cpu import replaced
 from pipeline.adapters.nemo import model_for, on_gpu
 from pipeline.adapters.nemo_data import Data
 from pipeline.errors import PipelineError, ResourceError
@@ -63,6 +66,8 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     )
     checkpoints = Checkpoints(job.scratch, job.identity)
     recorder = _Recorder(job, checkpoints, report)
+    # What NeMo logs goes to the recorder; Lightning's bookkeeping of it costs a step 10 ms.
+    model.log = recorder.log
     trainer = _trainer(job)
     trainer.callbacks.append(recorder)
     _add_adapter(job, model, trainer)
@@ -72,15 +77,27 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         trainer.ckpt_path = AdapterPath(resume, base_model_path=base) if base else str(resume)
     elif job.weights is not None:
         trainer.strategy.restore_config = RestoreConfig(path=str(job.weights))
-    with _flat_frozen_gradients(), _readable_failures(job):
-        trainer.fit(model, Data(job))
+    try:
+        with flat_frozen_gradients(), _readable_failures(job):
+            trainer.fit(model, Data(job))
+    finally:
+        destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes
     return recorder.result()
+
+
+def _shards_optimizer() -> bool:
+    """Whether ranks share the optimizer's state: a checkpoint of it needs a fused Adam.
+
+    torch's Adam, which Megatron falls back to, counts steps in a tensor of no dimension, and the
+    distributed optimizer of megatron-core 0.15.3 cannot save that.
+    """
+    return on_gpu() and find_spec("transformer_engine") is not None
 
 
 def _trainer(job: Job) -> nl.Trainer:
     gpu = on_gpu()
     ddp = DistributedDataParallelConfig(
-        use_distributed_optimizer=gpu,
+        use_distributed_optimizer=_shards_optimizer(),
         # An adapter's gradients are small sums; a whole model's are accumulated in float32.
         grad_reduce_in_fp32=not gpu or job.method == "sft",
         check_for_nan_in_grad=False,  # the loss is checked, without waiting for the GPU
@@ -154,7 +171,7 @@ def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
         clip_grad=job.clip_grad,
         bf16=on_gpu(),
         fp16=False,
-        use_distributed_optimizer=on_gpu(),
+        use_distributed_optimizer=_shards_optimizer(),
     )
     schedule = nl.lr_scheduler.CosineAnnealingScheduler(
         max_steps=job.steps,
@@ -174,12 +191,17 @@ class _Recorder(pl.Callback):
         self._report = report
         self._curve = checkpoints.curve()
         self.first_step = len(self._curve)
+        self._logged: dict[str, Any] = {}
         self._pending: list[tuple[int, float, torch.Tensor, Any]] = []
         self._tokens = 0
         self._every = GPU_REPORT_EVERY if on_gpu() else 1
         self._began = self._marked = time.perf_counter()
         self._trainable = 0
         self._saving = 0.0
+
+    def log(self, name: str, value: Any, **options: Any) -> None:
+        """Stands in for LightningModule.log, which NeMo calls in each step."""
+        self._logged[name] = value
 
     def on_train_start(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
         self._began = self._marked = time.perf_counter()
@@ -204,7 +226,7 @@ class _Recorder(pl.Callback):
         batch_idx: int,
     ) -> None:
         step, job = trainer.global_step, self._job
-        norm = trainer.callback_metrics.get("grad_norm", torch.tensor(math.nan))
+        norm = self._logged["grad_norm"]
         self._pending.append((step, self._rate, outputs["loss"].detach(), norm))
         self._tokens += trainer.datamodule.tokens(step - 1)
         last = step == job.steps
@@ -302,8 +324,7 @@ def _count_trainable(trainer: pl.Trainer) -> int:
     return int(total)
 
 
-@contextmanager
-def _flat_frozen_gradients() -> Iterator[None]:
+def flat_frozen_gradients() -> AbstractContextManager[None]:
     """Megatron's frozen linear layer with one matrix product in its backward pass.
 
     With a micro-batch of one row the gradient that reaches the frozen output layer is
@@ -318,11 +339,7 @@ def _flat_frozen_gradients() -> Iterator[None]:
         grad_input, *rest = original(ctx, grad_output.reshape(-1, grad_output.shape[-1]))
         return grad_input.view(*grad_output.shape[:-1], -1), *rest
 
-    function.backward = staticmethod(backward)
-    try:
-        yield
-    finally:
-        function.backward = staticmethod(original)
+    return replaced([(function, "backward", staticmethod(backward))])
 
 
 @contextmanager
