@@ -64,7 +64,7 @@ class TokenRows:
         return digest.hexdigest()
 
     def trained_tokens(self, rows: Sequence[int] | Ints) -> int:
-        """Tokens among `rows` that count towards the loss: not a row's first, which nothing predicts."""
+        """Tokens among `rows` that count in the loss: not a row's first, which nothing predicts."""
         return sum(int(self.mask[self.starts[r] + 1 : self.starts[r + 1]].sum()) for r in rows)
 
 

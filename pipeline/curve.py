@@ -1,4 +1,4 @@
-"""A training curve: progress line and metrics while it grows, JSON and a picture when it is done."""
+"""A training curve: a progress line and metrics while it grows, JSON and a picture in the end."""
 
 import json
 import time

@@ -1,0 +1,109 @@
+"""A tiny random Llama as a NeMo checkpoint and rows that it can learn, for tests that train."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifact import Artifact
+from pipeline.batches import TokenRows
+from pipeline.dataset import Row, write_split
+from pipeline.training import Job
+from tests.unit.model_folders import make_model_folder
+
+MAX_POSITIONS = 128
+STEPS = 20
+
+
+def make_rows(count: int, seed: int = 0) -> list[Row]:
+    """Questions of two to ten tokens; the answer to train on is the first one, counted on."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        question = draw.integers(10, 60, draw.integers(2, 11)).tolist()
+        answer = [question[0] + i for i in range(1, int(draw.integers(3, 9)))]
+        mask = [0] * len(question) + [1] * len(answer)
+        rows.append(Row([], question + answer, mask, f"made:{number}"))
+    return rows
+
+
+def make_base(folder: Path) -> Path:
+    """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64."""
+    import torch
+    import transformers
+
+    from pipeline.adapters.nemo import import_hf, nemo_session
+
+    source = make_model_folder(folder / "source", "demo")
+    vocab = len(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"])
+    config = transformers.LlamaConfig(
+        vocab_size=-(-(vocab + 16) // 64) * 64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(source)
+    with nemo_session():
+        import_hf(source, folder / "base")
+    return folder / "base"
+
+
+def inputs(base: Path, folder: Path) -> dict[str, Artifact]:
+    """The finetune stage's inputs: the base, and a dataset made in `folder`."""
+    folder.mkdir()
+    write_split(folder, "train", make_rows(120))
+    write_split(folder, "validation", make_rows(11, seed=1))
+
+    def artifact(path: Path, kind: str) -> Artifact:
+        manifest: Any = SimpleNamespace(kind=kind, stage="made")
+        return Artifact(path, manifest)
+
+    return {"import": artifact(base, "nemo_checkpoint"), "prepare": artifact(folder, "dataset")}
+
+
+def make_job(base: Path, folder: Path, **changes: Any) -> Job:
+    """A job of STEPS steps with its rows and results in `folder`."""
+    for name, rows in (("train", make_rows(120)), ("validation", make_rows(11, seed=1))):
+        TokenRows.of((r.input_ids, r.loss_mask) for r in rows).save(folder / name)
+    fields: dict[str, Any] = {
+        "section": "finetune",
+        "method": "lora",
+        "hf": base / "hf",
+        "weights": base,
+        "train_rows": folder / "train",
+        "validation_rows": folder / "validation",
+        "scratch": folder / "scratch",
+        "out": folder / "out",
+        "seed": 3,
+        "steps": STEPS,
+        "max_length": MAX_POSITIONS,
+        "global_batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 5e-3,
+        "min_learning_rate": 1e-4,
+        "warmup_steps": 3,
+        "weight_decay": 0.01,
+        "clip_grad": 1.0,
+        "validate_every": 8,
+        "checkpoint_every": 3,
+        "rank": 8,
+        "alpha": 16,
+    }
+    return Job(**fields | changes)
+
+
+def start_worker(job: Job) -> "subprocess.Popen[str]":
+    """Train in a process of its own, which tells of each step on standard output."""
+    command = [sys.executable, "-m", "pipeline.adapters.launch", job.to_json()]
+    environment = {**os.environ, "RANK": "0", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

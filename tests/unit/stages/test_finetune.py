@@ -1,0 +1,101 @@
+"""finetune: settings that do not fit are refused before NeMo is imported."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import compose
+from pipeline.artifact import Artifact
+from pipeline.checkpoints import Shape
+from pipeline.config import Config
+from pipeline.dataset import Row, write_split
+from pipeline.errors import ConfigError, DataError
+from pipeline.stages import finetune
+from tests.unit.model_folders import make_model_folder
+
+SHAPE = Shape(
+    family="llama", layers=4, hidden=256, ffn=768, heads=8, kv_heads=4, head_dim=32, vocab=2048,
+    max_positions=512, rope_theta=10_000.0, rope_scaling=None, norm_eps=1e-5, tied=False,
+    qkv_bias=False, attention_dropout=0.0, initializer_range=0.02,
+)  # fmt: skip
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def config(*overrides: str) -> Config:
+    return compose.from_command_line(["stage=finetune", *overrides])[2]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "sft"])
+def test_the_settings_that_ship_fit_the_bundled_model(method: str) -> None:
+    finetune.check(config(f"finetune={method}").finetune, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ("finetune.micro_batch_size=5", "global_batch_size=32 must be a multiple of"),
+        ("finetune.parallel.processes=3", "data-parallel ranks, which is 96"),
+        ("finetune.parallel.tensor=2", "tensor × pipeline × context is 2"),
+        ("finetune.parallel.tensor=8 finetune.parallel.processes=8", "4 key-value heads"),
+        ("finetune.parallel.pipeline=3 finetune.parallel.processes=3", "4 layers"),
+        ("finetune.max_steps=10 finetune.warmup_steps=10", "warmup_steps=10 must be below"),
+        ("finetune.min_learning_rate=1", "min_learning_rate=1.0 must not be above"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(overrides: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        finetune.check(config(*overrides.split()).finetune, SHAPE)
+
+
+def test_tensor_parallel_must_divide_the_vocabulary() -> None:
+    settings = config("finetune.parallel.tensor=2", "finetune.parallel.processes=2").finetune
+    with pytest.raises(ConfigError, match="2047 vocabulary entries"):
+        finetune.check(settings, replace(SHAPE, vocab=2047))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["finetune.learning_rate=0", "finetune.adapter.rank=0", "finetune.method=qlora",
+     "finetune.adapter.dropout=1", "finetune.clip_grad=-1", "finetune.max_steps=0"],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        config(override)
+
+
+def inputs(tmp_path: Path, rows: list[Row]) -> dict[str, Artifact]:
+    """A base with tokenizer but no weights, and a dataset: enough for what comes before NeMo."""
+    base, dataset = tmp_path / "base", tmp_path / "dataset"
+    dataset.mkdir()
+    make_model_folder(base / "hf", "demo")
+    (base / "hf" / "config.json").write_text(json.dumps(LLAMA))
+    write_split(dataset, "train", rows)
+    write_split(dataset, "validation", [])
+
+    def artifact(path: Path, kind: str) -> Artifact:
+        manifest: Any = SimpleNamespace(kind=kind, stage="x")
+        return Artifact(path, manifest)
+
+    return {"import": artifact(base, "nemo_checkpoint"), "prepare": artifact(dataset, "dataset")}
+
+
+def test_a_dataset_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no row to train on"):
+        finetune.run(config(), inputs(tmp_path, []), tmp_path / "out")
+    assert "nemo" not in sys.modules
+
+
+def test_a_row_longer_than_the_model_is_refused(tmp_path: Path) -> None:
+    row = Row([], [1] * 5000, [1] * 5000, "data/train.jsonl:7")
+    with pytest.raises(DataError, match=r"data/train.jsonl:7 has 5000 tokens"):
+        finetune.run(config(), inputs(tmp_path, [row]), tmp_path / "out")

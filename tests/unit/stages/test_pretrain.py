@@ -1,0 +1,104 @@
+"""pretrain: sizes that do not fit are refused; the tokenizer and the rows that it makes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import compose, corpus
+from pipeline.chat import Chat
+from pipeline.checkpoints import read_shape
+from pipeline.config import Config
+from pipeline.corpus import Part, load_generator, make_rows, part_ids, train_tokenizer
+from pipeline.errors import ConfigError, DataError
+from pipeline.stages import pretrain
+
+GENERATOR = Path("data/general/generate.py")
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Is 4,590 more than 12?"},
+    {"role": "assistant", "content": " Yes, ünder 12\nby far. "},
+]
+
+
+def config(*overrides: str) -> Config:
+    return compose.from_command_line(["stage=pretrain", *overrides])[2]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "TOKENIZER_TEXTS", 500)
+        train_tokenizer(load_generator(GENERATOR), folder, vocabulary=400, seed=1)
+    pretrain.write_shape(folder, config("pretrain.vocabulary=400").pretrain)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("pretrain.heads=7", "hidden_size=256 must be a multiple of pretrain.heads=7"),
+        ("pretrain.key_value_heads=3", "heads=8 must be a multiple"),
+        ("pretrain.micro_batch_size=3", "batch_size=128 must be a multiple"),
+        ("pretrain.sequence_length=1000", "sequence_length=1000 is over"),
+        ("pretrain.warmup_steps=6000", "warmup_steps=6000 must be below"),
+        ("pretrain.corpus_tokens=100", "corpus_tokens=100 is under"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(override: str, named: str) -> None:
+    pretrain.check(config().pretrain)
+    with pytest.raises(ConfigError, match=named):
+        pretrain.check(config(override).pretrain)
+
+
+def test_a_generator_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is missing"):
+        load_generator(tmp_path / "none.py")
+    half = tmp_path / "half.py"
+    half.write_text("def sentences(seed): ...")
+    with pytest.raises(DataError, match="no function conversations"):
+        load_generator(half)
+
+
+def test_the_tokenizer_renders_and_reads_back(tokenizer: Path) -> None:
+    chat = Chat.load(tokenizer)
+    assert chat.vocab_size == 400
+    rendered = chat.render(MESSAGES)
+    trained = [i for i, m in zip(rendered.ids, rendered.mask, strict=True) if m]
+    assert chat.decode(trained) == MESSAGES[-1]["content"]
+    assert trained[-1] == chat.stop_ids[0]
+    assert rendered.ids[: len(chat.prompt(MESSAGES[:-1]))] == chat.prompt(MESSAGES[:-1])
+
+
+def test_numbers_are_read_digit_by_digit(tokenizer: Path) -> None:
+    encoded = Chat.load(tokenizer).tokenizer.encode("It costs 4590 now", add_special_tokens=False)
+    assert [t for t in encoded.tokens if t.isdigit()] == ["4", "5", "9", "0"]
+
+
+def test_the_shape_is_read_back(tokenizer: Path) -> None:
+    shape = read_shape(tokenizer)
+    assert (shape.family, shape.hidden, shape.layers, shape.kv_heads) == ("llama", 256, 4, 4)
+    assert (shape.vocab, shape.max_positions, shape.tied) == (400, 512, False)
+
+
+def test_the_corpus_is_the_same_again_and_mixed_by_share(tokenizer: Path) -> None:
+    part = Part(GENERATOR, tokenizer, seed=3, tokens=20_000, conversation_share=0.3)
+    ids = part_ids(part)
+    assert ids.tolist() == part_ids(part).tolist()
+    assert len(ids) >= 20_000
+    chat = Chat.load(tokenizer)
+    starts = np.flatnonzero(ids == chat.tokenizer.token_to_id("<|bos|>"))
+    roles = {chat.tokenizer.token_to_id(f"<|{r}|>") for r in ("system", "user")}
+    pieces = np.split(ids, starts[1:])
+    spoken = sum(len(p) for p in pieces if p[1] in roles)
+    assert spoken / len(ids) == pytest.approx(0.3, abs=0.02)
+
+
+def test_rows_are_full_and_every_token_counts(tokenizer: Path) -> None:
+    part = Part(GENERATOR, tokenizer, seed=3, tokens=500, conversation_share=0.5)
+    rows = make_rows(part, length=32, parts=2)
+    assert set(rows.lengths) == {33}
+    assert rows.mask.all()
+    parts = [part_ids(Part(GENERATOR, tokenizer, 6 + i, 500, 0.5)) for i in range(2)]
+    assert rows.ids.tolist() == np.concatenate(parts)[: len(rows.ids)].tolist()
