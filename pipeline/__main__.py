@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 INTERRUPTED = 130
 
@@ -62,19 +62,29 @@ def _run(arguments: list[str]) -> int:
 def _run_graph(tree: dict[str, Any], config: Any) -> int:
     """Have DVC run what is not up to date, then show what came out."""
     import subprocess
+    import time
 
     from pipeline import compose, summary, tracking
-    from pipeline.graph import ROOT
+    from pipeline.graph import ROOT, read_graph
 
+    if config.artifacts.resolve() != ROOT / "artifacts":
+        raise ConfigError(
+            f"artifacts={config.artifacts} cannot be set for the whole graph: dvc.yaml keeps it in "
+            "artifacts; run single stages with artifacts=…"
+        )
     compose.write_params(tree)
+    since = time.time()
     # DVC's commands say `python`: the one that runs now, also when its environment is not activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, **tracking.new_group()}
     command = [sys.executable, "-m", "dvc", "repro"]
     code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    stages = [n.name for n in read_graph(tree).values() if n.name != "pretrain"]
+    tracking.track_reused(config.artifacts, config.tracking, stages)
     if code == 0:
-        tracking.wait_until_sent(config.artifacts, config.tracking, timeout=60)
-        summary.show_summary(summary.write_summary(config.artifacts, config), config.artifacts)
+        found = summary.write_summary(config.artifacts, config, since=since)
+        summary.show_summary(found, config.artifacts)
+    summary.show_delivery(tracking.wait_until_sent(config.artifacts, config.tracking, timeout=60))
     return code
 
 

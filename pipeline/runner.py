@@ -41,6 +41,7 @@ class Work:
     node: Node
     inputs: Mapping[str, Artifact]
     settings: Mapping[str, Any]
+    files: Mapping[str, str]  # path → digest
     fingerprint: str
 
 
@@ -65,6 +66,7 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
             config=config.tracking,
             params=work.settings,
             inputs=inputs,
+            files=work.files,
         )
         try:
             made, reused = _take_or_make(work, config)
@@ -77,6 +79,9 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
                 error=str(error) or type(error).__name__,
             )
             raise
+    waiting = tracking.waiting_line(folder, config.tracking)
+    if waiting:
+        get_console().print(waiting)
     if failure:
         raise GateFailed(f"{failure} (report: {made.path})")
     return made
@@ -85,13 +90,14 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
 def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], folder: Path) -> Work:
     """The identity of what a stage would make: its settings, its inputs' content, its files' content."""
     settings = select(tree, node.params)
+    files = {str(path): _content(ROOT / path, folder) for path in node.files}
     identity = {
         "stage": node.name,
         "settings": settings,
         "inputs": {stage: a.manifest.digest for stage, a in inputs.items()},
-        "files": {str(path): _content(ROOT / path, folder) for path in node.files},
+        "files": files,
     }
-    return Work(node, inputs, settings, artifacts.sha256_of_json(identity))
+    return Work(node, inputs, settings, files, artifacts.sha256_of_json(identity))
 
 
 @contextmanager

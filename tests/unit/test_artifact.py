@@ -122,12 +122,17 @@ def test_replaced_folder_is_kept_aside(tmp_path):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
-@given(config=st.dictionaries(st.text(max_size=8), json_values, max_size=4), metric=st.floats(allow_nan=False))
+@given(
+    config=st.dictionaries(st.text(max_size=8), json_values, max_size=4),
+    metric=st.floats(allow_nan=False),
+)
 def test_manifest_survives_writing_and_reading(tmp_path_factory, config, metric):
     folder = tmp_path_factory.mktemp("artifact") / "prepare"
     make(folder, config=config, metrics={"m": metric})

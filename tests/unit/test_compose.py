@@ -62,7 +62,10 @@ def test_overrides_reach_the_typed_configuration():
         (["stage=all", "model=local"], "model.name"),
         (["--params"], "--params needs"),
         (["--params", "nowhere.yaml", "stage=all"], "nowhere.yaml cannot be read"),
-        (["--params", "params.yaml", "stage=all", "seed=3"], "seed=3 cannot be set beside --params"),
+        (
+            ["--params", "params.yaml", "stage=all", "seed=3"],
+            "seed=3 cannot be set beside --params",
+        ),
         (["stage=all", "seed=["], "seed=["),
     ],
 )

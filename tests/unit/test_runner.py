@@ -118,7 +118,9 @@ def test_a_run_killed_before_the_rename_is_completed(chain, monkeypatch):
 
 
 def test_gate_failure_keeps_the_artifact_and_fails_each_time(chain):
-    chain.stages["first"] = lambda config, inputs, out: Outcome("report", failure="accuracy 0.2 < 0.8")
+    chain.stages["first"] = lambda config, inputs, out: Outcome(
+        "report", failure="accuracy 0.2 < 0.8"
+    )
     for _ in range(2):
         with pytest.raises(GateFailed, match=r"accuracy 0\.2 < 0\.8"):
             chain("first")
