@@ -1,0 +1,354 @@
+"""Folders written here by hand after TensorRT-LLM's and ModelOpt's documents, then broken."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import QuantizationFormat
+from pipeline.exported import check_config, check_qnemo, check_unified_hf
+from tests.unit.stages.test_quantize import LLAMA
+
+Tensors = dict[str, tuple[str, list[int]]]
+BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "I8": 1, "U8": 1}
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+# Of LLAMA: hidden 256, FFN 768, 8 heads of 32, 4 key-value heads, 4 layers, vocabulary 2048.
+LINEARS = {
+    "attention.qkv": ([512, 256], 0),
+    "attention.dense": ([256, 256], 1),
+    "mlp.fc": ([768, 256], 0),
+    "mlp.gate": ([768, 256], 0),
+    "mlp.proj": ([256, 768], 1),
+}
+HF_LINEARS = {
+    "self_attn.q_proj": [256, 256],
+    "self_attn.k_proj": [128, 256],
+    "self_attn.v_proj": [128, 256],
+    "self_attn.o_proj": [256, 256],
+    "mlp.gate_proj": [768, 256],
+    "mlp.up_proj": [768, 256],
+    "mlp.down_proj": [256, 768],
+}
+ALGORITHMS: Mapping[str, dict[str, Any]] = {
+    "none": {"quant_algo": None},
+    "fp8": {"quant_algo": "FP8"},
+    "int8_sq": {"quant_algo": "W8A8_SQ_PER_CHANNEL"},
+    "int4_awq": {"quant_algo": "W4A16_AWQ"},
+    "w4a8_awq": {"quant_algo": "W4A8_AWQ"},
+}
+
+
+def write_tensors(file: Path, tensors: Tensors) -> None:
+    """A safetensors file of zeros."""
+    header, end = {}, 0
+    for name, (kind, shape) in tensors.items():
+        size = math.prod(shape) * BYTES[kind]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
+def linear(format: str, module: str, shape: list[int]) -> Iterator[tuple[str, Any]]:
+    """Tensors of a linear layer in a rank's file."""
+    rows, columns = shape
+    kind, stored, scale = {
+        "none": ("BF16", shape, None),
+        "fp8": ("F8_E4M3", shape, [1]),
+        "int8_sq": ("I8", shape, [rows]),
+        "int4_awq": ("I8", [rows // 2, columns], [rows, columns // 128]),
+        "w4a8_awq": ("I8", [rows // 2, columns], [rows, columns // 128]),
+    }[format]
+    yield f"{module}.weight", (kind, stored)
+    if scale:
+        yield f"{module}.weights_scaling_factor", ("F32", scale)
+    if format in ("fp8", "int8_sq", "w4a8_awq"):
+        yield f"{module}.activation_scaling_factor", ("F32", [1])
+    if format in ("int8_sq", "int4_awq", "w4a8_awq"):
+        yield f"{module}.prequant_scaling_factor", ("BF16", [columns])
+    if format == "w4a8_awq":
+        yield f"{module}.weights_scaling_factor_2", ("F32", [1])
+
+
+def quantization(format: str) -> dict[str, Any]:
+    config = {**ALGORITHMS[format], "kv_cache_quant_algo": None}
+    if format != "none":
+        config["exclude_modules"] = ["lm_head"]
+    if format.endswith("awq"):
+        config |= {"group_size": 128, "has_zero_point": False, "pre_quant_scale": True}
+    return config
+
+
+def make_qnemo(folder: Path, format: str, tp: int, pp: int) -> Path:
+    folder.mkdir()
+    config = {
+        "architecture": "LlamaForCausalLM",
+        "dtype": "bfloat16",
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_size": 256,
+        "norm_epsilon": 1e-5,
+        "vocab_size": 2048,
+        "max_position_embeddings": 512,
+        "hidden_act": "silu",
+        "use_parallel_embedding": True,
+        "embedding_sharding_dim": 0,
+        "head_size": 32,
+        "intermediate_size": 768,
+        "share_embedding_table": False,
+        "rotary_base": 10000.0,
+        "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp},
+        "quantization": quantization(format),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in (*TOKENIZER, *(["quant_cfg.json"] if format == "none" else [])):
+        (folder / name).write_text("{}")
+    for rank in range(tp * pp):
+        stage, tensors = rank // tp, Tensors()
+        if stage == 0:
+            tensors["transformer.vocab_embedding.weight"] = ("BF16", [2048 // tp, 256])
+        if stage == pp - 1:
+            tensors["transformer.ln_f.weight"] = ("BF16", [256])
+            tensors["lm_head.weight"] = ("BF16", [2048 // tp, 256])
+        for layer in range(4 // pp):
+            prefix = f"transformer.layers.{layer}."
+            for norm in ("input_layernorm", "post_layernorm"):
+                tensors[f"{prefix}{norm}.weight"] = ("BF16", [256])
+            for name, (shape, dimension) in LINEARS.items():
+                part = [size // tp if d == dimension else size for d, size in enumerate(shape)]
+                tensors |= linear(format, prefix + name, part)
+        write_tensors(folder / f"rank{rank}.safetensors", tensors)
+    return folder
+
+
+def make_unified(folder: Path, format: str) -> Path:
+    folder.mkdir()
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 4,
+        "vocab_size": 2048,
+    }
+    if format != "none":
+        facts = quantization(format)
+        config["quantization_config"] = {
+            "quant_method": "modelopt",
+            "ignore": facts["exclude_modules"],
+            **{key: facts[key] for key in ("quant_algo", "group_size") if key in facts},
+        }
+        (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": facts}))
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in TOKENIZER:
+        (folder / name).write_text("{}")
+    tensors: Tensors = {
+        "model.embed_tokens.weight": ("BF16", [2048, 256]),
+        "model.norm.weight": ("BF16", [256]),
+        "lm_head.weight": ("BF16", [2048, 256]),
+    }
+    names = {
+        "weights_scaling_factor": "weight_scale",
+        "activation_scaling_factor": "input_scale",
+        "prequant_scaling_factor": "pre_quant_scale",
+        "weights_scaling_factor_2": "weight_scale_2",
+    }
+    for layer in range(4):
+        prefix = f"model.layers.{layer}."
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}{norm}.weight"] = ("BF16", [256])
+        for module, shape in HF_LINEARS.items():
+            for full, (kind, size) in linear(format, prefix + module, shape):
+                place, _, name = full.rpartition(".")
+                if name == "weight" and format.endswith("awq"):
+                    kind = "U8"
+                in_norm = format.endswith("awq") and module[-6:] not in ("o_proj", "n_proj")
+                if name == "prequant_scaling_factor" and in_norm:
+                    continue
+                tensors[f"{place}.{names.get(name, name)}"] = (kind, [] if size == [1] else size)
+    write_tensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.mark.parametrize("format", ALGORITHMS)
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 4)])
+def test_good_qnemo_folders_pass(
+    tmp_path: Path, format: QuantizationFormat, tp: int, pp: int
+) -> None:
+    folder = make_qnemo(tmp_path / "qnemo", format, tp, pp)
+    assert check_qnemo(folder, format) == []
+    assert check_config(folder, LLAMA) == []
+
+
+@pytest.mark.parametrize("format", ALGORITHMS)
+def test_good_unified_folders_pass(tmp_path: Path, format: QuantizationFormat) -> None:
+    assert check_unified_hf(make_unified(tmp_path / "hf", format), format) == []
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_tensors(file: Path, change: Callable[[Tensors], object]) -> None:
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    tensors = {name: (t["dtype"], t["shape"]) for name, t in header.items()}
+    change(tensors)
+    write_tensors(file, tensors)
+
+
+QKV = "transformer.layers.0.attention.qkv"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a rank is missing": (lambda f: (f / "rank3.safetensors").unlink(), "rank3.safetensors is m"),
+    "a rank too many": (
+        lambda f: write_tensors(f / "rank4.safetensors", {}),
+        "rank4.safetensors belongs to no rank",
+    ),
+    "world size": (
+        lambda f: edit_config(f, lambda c: c["mapping"].update(world_size=2)),
+        "world_size 2 is not 2 x 2",
+    ),
+    "another format": (
+        lambda f: edit_config(f, lambda c: c["quantization"].update(quant_algo="FP8")),
+        "quant_algo is 'FP8', must be 'W4A16_AWQ'",
+    ),
+    "group size": (
+        lambda f: edit_config(f, lambda c: c["quantization"].pop("group_size")),
+        "group_size is None, must be 128",
+    ),
+    "lm_head": (
+        lambda f: edit_config(f, lambda c: c["quantization"].update(exclude_modules=[])),
+        "does not name lm_head",
+    ),
+    "embedding": (
+        lambda f: edit_config(f, lambda c: c.update(use_parallel_embedding=False)),
+        "split on dimension 0",
+    ),
+    "cache": (
+        lambda f: edit_config(f, lambda c: c["quantization"].update(kv_cache_quant_algo="FP8")),
+        "kv_cache_scaling_factor is missing",
+    ),
+    "embedding on the last stage": (
+        lambda f: edit_tensors(
+            f / "rank2.safetensors",
+            lambda t: t.update({"transformer.vocab_embedding.weight": ("BF16", [1024, 256])}),
+        ),
+        "rank2.safetensors: transformer.vocab_embedding.weight is not expected",
+    ),
+    "global layer numbers": (
+        lambda f: edit_tensors(
+            f / "rank2.safetensors",
+            lambda t: t.update({n.replace("layers.0", "layers.2"): t.pop(n) for n in list(t)}),
+        ),
+        f"rank2.safetensors: {QKV}.prequant_scaling_factor is missing",
+    ),
+    "type": (
+        lambda f: edit_tensors(
+            f / "rank1.safetensors", lambda t: t.update({f"{QKV}.weight": ("U8", [128, 256])})
+        ),
+        f"rank1.safetensors: {QKV}.weight is U8 [128, 256], must be I8 [128, 256]",
+    ),
+    "shape": (
+        lambda f: edit_tensors(
+            f / "rank0.safetensors", lambda t: t.update({f"{QKV}.weight": ("I8", [256, 128])})
+        ),
+        "must be I8 [128, 256]",
+    ),
+    "tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "quant_cfg.json": (
+        lambda f: (f / "quant_cfg.json").write_text("{}"),
+        "quant_cfg.json is there for one format",
+    ),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "cannot be read: JSONDecodeError"),
+    "no safetensors": (
+        lambda f: (f / "rank1.safetensors").write_bytes(b"torch"),
+        "cannot be read: SafetensorError",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_qnemo_folders_are_found(tmp_path: Path, case: str) -> None:
+    folder = make_qnemo(tmp_path / "qnemo", "int4_awq", 2, 2)
+    damage, words = BROKEN[case]
+    damage(folder)
+    assert any(words in problem for problem in check_qnemo(folder, "int4_awq"))
+
+
+BROKEN_UNIFIED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "group size lost": (
+        lambda f: edit_config(f, lambda c: c["quantization_config"].pop("group_size")),
+        "config.json has group_size None and hf_quant_config.json 128",
+    ),
+    "no claim": (
+        lambda f: edit_config(f, lambda c: c.pop("quantization_config")),
+        "belong together",
+    ),
+    "not ModelOpt's": (
+        lambda f: edit_config(f, lambda c: c["quantization_config"].update(quant_method="awq")),
+        "quant_method 'awq'",
+    ),
+    "cache claimed": (
+        lambda f: edit_config(f, lambda c: c["quantization_config"].update(kv_cache_scheme={})),
+        "kv_cache_scheme disagrees",
+    ),
+    "plain weights in another type": (
+        lambda f: edit_tensors(
+            f / "model.safetensors", lambda t: t.update({"model.norm.weight": ("F32", [256])})
+        ),
+        "model.norm.weight is F32 [256], must be BF16 [256]",
+    ),
+    "scale missing": (
+        lambda f: edit_tensors(
+            f / "model.safetensors", lambda t: t.pop("model.layers.1.mlp.up_proj.weight_scale")
+        ),
+        "model.layers.1.mlp.up_proj.weight_scale is missing",
+    ),
+    "tokenizer": (lambda f: (f / "tokenizer_config.json").unlink(), "tokenizer_config.json is"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_UNIFIED)
+def test_broken_unified_folders_are_found(tmp_path: Path, case: str) -> None:
+    folder = make_unified(tmp_path / "hf", "w4a8_awq")
+    damage, words = BROKEN_UNIFIED[case]
+    damage(folder)
+    assert any(words in problem for problem in check_unified_hf(folder, "w4a8_awq"))
+
+
+def test_an_unquantized_folder_must_not_claim_to_be_quantized(tmp_path: Path) -> None:
+    folder = make_unified(tmp_path / "hf", "none")
+    edit_config(folder, lambda c: c.update(quantization_config={"quant_method": "modelopt"}))
+    assert any("belong together" in p for p in check_unified_hf(folder, "none"))
+
+
+def test_layers_left_out_by_the_configuration_are_plain(tmp_path: Path) -> None:
+    folder = make_qnemo(tmp_path / "qnemo", "fp8", 1, 1)
+    pattern = "transformer.layers.*.mlp.proj"
+    edit_config(folder, lambda c: c["quantization"]["exclude_modules"].append(pattern))
+    assert any("mlp.proj.weight is F8_E4M3" in problem for problem in check_qnemo(folder, "fp8"))
+
+    def plain(tensors: Tensors) -> None:
+        for name in [name for name in tensors if ".mlp.proj." in name]:
+            del tensors[name]
+        names = (f"transformer.layers.{layer}.mlp.proj.weight" for layer in range(4))
+        tensors.update(dict.fromkeys(names, ("BF16", [256, 768])))
+
+    edit_tensors(folder / "rank0.safetensors", plain)
+    assert check_qnemo(folder, "fp8") == []
+
+
+def test_sizes_of_another_model_are_found(tmp_path: Path) -> None:
+    folder = make_qnemo(tmp_path / "qnemo", "fp8", 1, 1)
+    edit_config(folder, lambda c: c.update(rotary_base=500000.0, norm_epsilon=1e-6))
+    problems = check_config(folder, LLAMA)
+    assert [problem.split()[1] for problem in problems] == ["rotary_base", "norm_epsilon"]
