@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from rapidfuzz import fuzz
+from rapidfuzz import fuzz, process
 
 from pipeline.messages import Message
 
@@ -74,7 +74,7 @@ class Duplicates:
         self._threshold = threshold
         self._exact: dict[bytes, str] = {}
         self._rows: list[tuple[str, list[tuple[str, str]]]] = []
-        self._index = _NearIndex()
+        self._index = _NearIndex(threshold)
 
     def add(self, messages: Sequence[Message], place: str) -> Match | None:
         """The earlier row that says the same as this one; None, and this one is kept in mind."""
@@ -84,15 +84,16 @@ class Duplicates:
             return Match(self._exact[key], exact=True)
         self._exact[key] = place
         turns = [(role, normalise(content)) for role, content in plain]
-        bands = _bands("\n".join(content for role, content in turns if role == "user"))
-        for candidate in self._index.candidates(bands):
+        # Alike in each turn, two rows are also alike in all that the user says.
+        asked = "\n".join(content for role, content in turns if role == "user")
+        for candidate in self._index.find(asked):
             earlier, other = self._rows[candidate]
             if len(turns) == len(other) and all(
                 a[0] == b[0] and are_alike(a[1], b[1], self._threshold)
                 for a, b in zip(turns, other, strict=True)
             ):
                 return Match(earlier, exact=False)
-        self._index.add(bands, len(self._rows))
+        self._index.add(asked)
         self._rows.append((place, turns))
         return None
 
@@ -107,20 +108,17 @@ class Leaks:
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
         self._tests: list[tuple[str, _Exchange]] = []
-        self._exact: dict[str, list[int]] = defaultdict(list)
-        self._index = _NearIndex()
+        self._index = _NearIndex(threshold)
 
     def add_test(self, messages: Sequence[Message], place: str) -> None:
         *_, last = _exchanges(messages)
-        self._exact[last.question].append(len(self._tests))
-        self._index.add(_bands(last.question), len(self._tests))
+        self._index.add(last.question)
         self._tests.append((place, last))
 
     def find(self, messages: Sequence[Message]) -> Match | None:
         """The test row that this training row would give away."""
         for exchange in _exchanges(messages):
-            near = self._index.candidates(_bands(exchange.question))
-            for candidate in dict.fromkeys([*self._exact.get(exchange.question, ()), *near]):
+            for candidate in self._index.find(exchange.question):
                 place, test = self._tests[candidate]
                 if self._gives_away(exchange, test):
                     return Match(place, exact=exchange.question == test.question)
@@ -170,22 +168,29 @@ def _exchanges(messages: Sequence[Message]) -> Iterator[_Exchange]:
 
 
 class _NearIndex:
-    """Numbers of texts by the bands of their MinHash."""
+    """Normalised texts, to be found by similar ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._texts: list[str] = []
         self._buckets: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(BANDS)]
 
-    def add(self, bands: Sequence[int], number: int) -> None:
-        for buckets, band in zip(self._buckets, bands, strict=True):
+    def add(self, text: str) -> None:
+        for buckets, band in zip(self._buckets, _bands(text), strict=True):
             if len(bucket := buckets[band]) < MAX_BUCKET:
-                bucket.append(number)
+                bucket.append(len(self._texts))
+        self._texts.append(text)
 
-    def candidates(self, bands: Sequence[int]) -> list[int]:
-        """Texts that share a band, those that share most first."""
+    def find(self, text: str) -> list[int]:
+        """Numbers of similar texts, in the order of `add`; the most alike first."""
         shared: Counter[int] = Counter()
-        for buckets, band in zip(self._buckets, bands, strict=True):
+        for buckets, band in zip(self._buckets, _bands(text), strict=True):
             shared.update(buckets.get(band, ()))
-        return [number for number, _ in shared.most_common(MAX_BUCKET)]
+        candidates = shared if len(shared) <= MAX_BUCKET else dict(shared.most_common(MAX_BUCKET))
+        texts = {number: self._texts[number] for number in candidates}
+        cutoff = 100 * self._threshold
+        found = process.extract(text, texts, scorer=fuzz.ratio, score_cutoff=cutoff, limit=None)
+        return [number for _, _, number in sorted(found, key=lambda hit: (-hit[1], hit[2]))]
 
 
 def _bands(text: str) -> list[int]:
