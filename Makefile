@@ -1,6 +1,7 @@
 # make demo    set up, run the whole chain on the bundled data and model, show what came out
 # make test    set up, run every test that needs no GPU
 # make check   lint, format, types
+# make watch   write into dvc.yaml which code each stage depends on
 # make lock    resolve pyproject.toml into the hashed lock files
 #
 # TORCH=cpu or TORCH=cuda chooses torch's build; by default CUDA where a GPU is, else the CPU wheel if
@@ -9,9 +10,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH ?= auto
+# Some environments switch bytecode off; then every stage would compile NeMo's sources again.
+unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
 
-.PHONY: demo test check lock setup
+.PHONY: setup demo test check watch lock
 
 setup: .venv/.installed
 
@@ -25,6 +28,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+watch: setup
+	$(BIN)/python tools/watch.py
 
 lock: setup
 	$(BIN)/python tools/lock.py
