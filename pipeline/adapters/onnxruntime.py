@@ -6,6 +6,7 @@ builder, so `onnxruntime_genai.Model` opens it too; onnxruntime_session.py runs 
 
 import contextlib
 import io
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,9 +41,10 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
         if base == "int4":
             options |= {"int4_algo_config": "k_quant_mixed", "int4_block_size": BLOCK_SIZE}
         target = scratch / "fp32" if precision == "int8" else out
+        source = _with_original_context(model, scratch)
         try:
             create_model(
-                None, str(model), str(target), base, "cpu", str(scratch / "cache"), **options
+                None, str(source), str(target), base, "cpu", str(scratch / "cache"), **options
             )
             if precision == "int8":
                 _quantize_to_int8(target, out)
@@ -54,6 +56,27 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
                 f"{model} cannot become an ONNX Runtime engine ({error}; {tail}): use a Llama, "
                 "Qwen2 or Mistral model in HF safetensors, or engine=trtllm or engine=vllm"
             ) from error
+
+
+def _with_original_context(model: Path, scratch: Path) -> Path:
+    """The folder for the builder to read: one that says Llama 3's original context where it looks.
+
+    The builder seeks `original_max_position_embeddings` in rope_scaling with hasattr, which a dict
+    never has, takes the stretched context for the original one and so gets every frequency wrong.
+    At the top of config.json it finds it.
+    """
+    config = json.loads((model / "config.json").read_text())
+    original = (config.get("rope_scaling") or {}).get("original_max_position_embeddings")
+    if original is None:
+        return model
+    folder = scratch / "source"
+    folder.mkdir(parents=True)
+    for file in model.iterdir():
+        if file.is_file() and file.name != "config.json":
+            (folder / file.name).symlink_to(file.resolve())
+    config["original_max_position_embeddings"] = original
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def _quantize_to_int8(source: Path, out: Path) -> None:
