@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -233,7 +234,10 @@ def modelopt() -> Any:
     """`modelopt.torch`, imported without what it does not need, with saving and opening enabled."""
     # transformers looks only once for what is installed.
     fresh = "transformers" not in sys.modules
-    with _without(_UNUSED_BY_MODELOPT + (_UNUSED_BY_TRANSFORMERS if fresh else ())):
+    unused = _UNUSED_BY_MODELOPT + (_UNUSED_BY_TRANSFORMERS if fresh else ())
+    with _without(unused), warnings.catch_warnings():
+        # It asks for an older transformers than NeMo does; what we use of it is proven at each run.
+        warnings.filterwarnings("ignore", "transformers version", UserWarning)
         import modelopt.torch.export
         import modelopt.torch.opt
         import modelopt.torch.quantization

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -124,6 +125,9 @@ def _copy_text_files(source: Path, out: Path) -> None:
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
     """ModelOpt's chatter away, and its many kinds of refusal as one."""
+    logger = logging.getLogger("transformers")  # warns of a name that ModelOpt uses
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -134,3 +138,5 @@ def _refusals(what: str) -> Iterator[None]:
             "or quantize.exclude (layers that runtimes fuse, as q_proj with k_proj and v_proj, go "
             "together) and run stage=quantize again"
         ) from error
+    finally:
+        logger.setLevel(level)

@@ -91,7 +91,7 @@ def test_an_answer_ends_where_the_positions_do(model: Path) -> None:
         model, [Question(prompt, [6, 7])], stop_ids=[99], max_new_tokens=50, batch_size=1
     )
     assert len(result.ids) == 4
-    with pytest.raises(DataError, match="prepare.max_length to 64"):
+    with pytest.raises(DataError, match=r"prepare\.max_length to 64"):
         answer(model, [Question(prompt, [6] * 5)], stop_ids=[1], max_new_tokens=5, batch_size=1)
 
 

@@ -1,0 +1,338 @@
+"""Quantize, export and evaluate on a small random Llama, with the real ModelOpt."""
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.artifact import Artifact, Outcome
+from pipeline.chat import Chat
+from pipeline.compose import compose
+from pipeline.config import Config, load
+from pipeline.dataset import Row, write_split
+from pipeline.errors import ArtifactError, MissingRuntime, PipelineError, ProofFailed
+from pipeline.stages import evaluate, export, quantize
+from tests.made_artifacts import make_artifact
+from tests.unit.model_folders import make_model_folder
+
+FORMATS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "none")
+
+
+def configure(*overrides: str) -> Config:
+    small = ["quantize.calibration.rows=16", "quantize.calibration.batch_size=8"]
+    return load(compose([*small, "evaluate.max_new_tokens=8", *overrides]))
+
+
+def conversation(number: int) -> list[dict[str, str]]:
+    words = random.Random(number).choices(
+        ["wire", "account", "card", "loan", "open", "fee", "limit", "branch"], k=5
+    )
+    return [
+        {"role": "user", "content": f"How {' '.join(words[:3])}?"},
+        {"role": "assistant", "content": f"Call {' '.join(words[3:])} {number}."},
+    ]
+
+
+def row(chat: Chat, number: int) -> Row:
+    messages: Any = conversation(number)
+    rendered = chat.render(messages)
+    return Row(
+        messages,
+        rendered.ids,
+        rendered.mask,
+        f"made.jsonl:{number}",
+        chat.prompt(messages[:-1]),
+        messages[-1]["content"],
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """A Llama of two layers, and a dataset rendered with its template."""
+    from pipeline.adapters import modelopt
+
+    modelopt.modelopt()  # before transformers, as the stages do
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("artifacts")
+    model = make_model_folder(folder / "model", "demo")
+    torch.manual_seed(0)
+    vocabulary = 64 * -(-Chat.load(model).vocab_size // 64)
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=4,
+    )
+    llama = LlamaForCausalLM(config)
+    for name, weight in llama.named_parameters():
+        if "norm" in name:  # norms of ones would hide what is folded into them
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    llama.to(torch.bfloat16).save_pretrained(model)
+    chat = Chat.load(model)
+    dataset = folder / "dataset"
+    chat.save(dataset / "tokenizer")
+    for name, numbers in (("train", range(24)), ("validation", range(24, 30))):
+        write_split(dataset, name, [row(chat, number) for number in numbers])
+    write_split(dataset, "test", [row(chat, number) for number in range(30, 42)])
+
+    def artifact(stage: str, kind: str, place: Path) -> Artifact:
+        files = {
+            str(file.relative_to(place)): file.read_bytes()
+            for file in place.rglob("*")
+            if file.is_file()
+        }
+        return make_artifact(folder / "made", stage, kind, files=files)
+
+    return {
+        "prepare": artifact("prepare", "dataset", dataset),
+        "merge": artifact("merge", "hf_checkpoint", model),
+    }
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Outcome, Artifact]:
+    out = tmp_path_factory.mktemp("quantized")
+    config = configure(f"quantize.compare=[{','.join(FORMATS[1:])}]")
+    outcome = quantize.run(config, inputs, out)
+    files = {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    place = tmp_path_factory.mktemp("made")
+    return outcome, make_artifact(place, "quantize", outcome.kind, files=files)
+
+
+def test_every_format_opens_again_with_the_same_outputs(
+    quantized: tuple[Outcome, Artifact],
+) -> None:
+    outcome, artifact = quantized
+    assert list(outcome.proof) == list(FORMATS)
+    for name in FORMATS:
+        assert outcome.proof[name]["reload_difference"] == 0
+        assert (artifact.path / name / "tokenizer.json").is_file()
+    kl = {name: outcome.metrics[f"kl/{name}"] for name in FORMATS}
+    assert kl["none"] == 0
+    assert 0 < kl["int8_sq"] < kl["int4_awq"]
+    assert 0 < kl["fp8"] < kl["w4a8_awq"]
+    size = {name: outcome.metrics[f"bytes/{name}"] for name in FORMATS}
+    assert size["int4_awq"] < size["fp8"] < size["none"]
+    errors = outcome.proof["fp8"]["weight_error"]["by_layer"]
+    assert len(errors) == 14  # seven linear layers in each of two; the output layer is left
+    assert all(0.01 < error < 0.05 for error in errors.values())
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_both_exports_hold_the_source_weights(
+    inputs: dict[str, Artifact],
+    quantized: tuple[Outcome, Artifact],
+    tmp_path: Path,
+    name: str,
+    tensor: int,
+    pipeline: int,
+) -> None:
+    config = configure(
+        f"quantize={name}",
+        f"export.tensor_parallel={tensor}",
+        f"export.pipeline_parallel={pipeline}",
+    )
+    outcome = export.run(config, {**inputs, "quantize": quantized[1]}, tmp_path)
+    ranks = sorted(file.name for file in (tmp_path / "qnemo").glob("*.safetensors"))
+    assert ranks == [f"rank{rank}.safetensors" for rank in range(tensor * pipeline)]
+    assert outcome.proof["qnemo"]["tensors"] == 2 * 9 + 3
+    assert outcome.metrics["smallest_cosine/hf"] > 0.98
+    claimed = json.loads((tmp_path / "hf" / "config.json").read_text()).get("quantization_config")
+    assert (claimed is None) == (name == "none")
+    chat = Chat.load(tmp_path / "qnemo")
+    assert chat.sha256 == Chat.load(inputs["merge"].path).sha256
+
+
+def test_a_quantized_cache_is_exported_only_when_asked_for(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    config = configure("quantize.kv_cache=fp8", "quantize.compare=[]")
+    for stage in ("quantize", "export"):
+        (tmp_path / stage).mkdir()
+    outcome = quantize.run(config, inputs, tmp_path / "quantize")
+    files = {
+        str(f.relative_to(tmp_path / "quantize")): f.read_bytes()
+        for f in (tmp_path / "quantize").rglob("*")
+        if f.is_file()
+    }
+    made = make_artifact(tmp_path / "made", "quantize", outcome.kind, files=files)
+    export.run(config, {**inputs, "quantize": made}, tmp_path / "export")
+    qnemo = json.loads((tmp_path / "export" / "qnemo" / "config.json").read_text())
+    assert qnemo["quantization"]["kv_cache_quant_algo"] == "FP8"
+
+
+def test_evaluation_compares_every_model(
+    inputs: dict[str, Artifact], quantized: tuple[Outcome, Artifact], tmp_path: Path
+) -> None:
+    config = configure(f"model.path={inputs['merge'].path}")
+    outcome = evaluate.run(config, {**inputs, "quantize": quantized[1]}, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["models"]) == {"base", "tuned", *FORMATS}
+    assert report["questions"] == 12
+    models = report["models"]
+    assert models["tuned"]["answer_loss"] == models["none"]["answer_loss"]
+    assert models["tuned"]["answer_loss"] != models["int4_awq"]["answer_loss"]
+    predictions = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert len(predictions) == 12
+    assert set(json.loads(predictions[0])["answers"]) == set(models)
+    assert (tmp_path / "accuracy.png").is_file()
+    # A random model answers nothing, which is what the gate is for.
+    assert "min_exact_match.full asks for 90.0%" in str(outcome.failure)
+
+
+def test_answers_of_a_quantized_model_do_not_depend_on_the_batch(
+    inputs: dict[str, Artifact], quantized: tuple[Outcome, Artifact]
+) -> None:
+    from pipeline.adapters import generation, modelopt
+    from pipeline.dataset import read_split
+
+    model = modelopt.load(quantized[1].path / "w4a8_awq")
+    questions = [evaluate.question(row) for row in read_split(inputs["prepare"].path, "test")]
+    options: dict[str, Any] = {"stop_ids": [4], "max_new_tokens": 6}
+    whole = generation.answer(model, questions, batch_size=12, **options)
+    modelopt.fold_weights(model)
+    for size in (1, 5):
+        again = generation.answer(model, questions, batch_size=size, **options)
+        assert [a.ids for a in again] == [a.ids for a in whole]
+
+
+def scale_a_weight(folder: Path) -> None:
+    """Double one scale: the direction stays, the size does not."""
+    from safetensors.torch import load_file, save_file
+
+    file = next(iter(sorted(folder.glob("*.safetensors"))))
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith(("weights_scaling_factor", "weight_scale")))
+    tensors[name] = tensors[name] * 2
+    save_file(tensors, file)
+
+
+def forget_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [scale_a_weight, forget_the_tokenizer])
+@pytest.mark.parametrize("writer", ["write_qnemo", "write_unified_hf"])
+def test_a_wrong_export_is_found(
+    inputs: dict[str, Artifact],
+    quantized: tuple[Outcome, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writer: str,
+    damage: Callable[[Path], None],
+) -> None:
+    from pipeline.adapters import modelopt_export
+
+    write = getattr(modelopt_export, writer)
+
+    def write_wrongly(quantized: Path, source: Path, out: Path, **ranks: int) -> None:
+        write(quantized, source, out, **ranks)
+        damage(out)
+
+    monkeypatch.setattr(modelopt_export, writer, write_wrongly)
+    with pytest.raises(ProofFailed):
+        export.run(configure(), {**inputs, "quantize": quantized[1]}, tmp_path)
+
+
+def test_a_state_that_is_lost_is_found(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.adapters import modelopt
+
+    save = modelopt.save
+
+    def save_without_state(model: Any, folder: Path) -> None:
+        save(model, folder)
+        (folder / "modelopt_state.pth").unlink()
+
+    monkeypatch.setattr(modelopt, "save", save_without_state)
+    with pytest.raises(ProofFailed, match="fp8 opens again with logits that differ"):
+        quantize.run(configure("quantize.compare=[]"), inputs, tmp_path)
+
+
+def test_a_format_that_was_not_calibrated_is_refused(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    empty = make_artifact(tmp_path, "quantize", "quantized")
+    with pytest.raises(ArtifactError, match="stage=quantize quantize=int8_sq"):
+        export.run(configure("quantize=int8_sq"), {**inputs, "quantize": empty}, tmp_path)
+
+
+class Harm:
+    """Pickles as a call that leaves a file behind."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+def test_a_state_with_code_in_it_is_not_opened(
+    quantized: tuple[Outcome, Artifact], tmp_path: Path
+) -> None:
+    from pipeline.adapters import modelopt
+
+    folder = tmp_path / "fp8"
+    folder.mkdir()
+    for file in (quantized[1].path / "fp8").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    torch.save(Harm(tmp_path / "harm"), folder / "modelopt_state.pth", pickle_module=pickle)
+    with pytest.raises(ArtifactError, match="holds objects that ModelOpt does not write"):
+        modelopt.load(folder)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_nvfp4_asks_for_a_gpu(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MissingRuntime, match="needs a GPU"):
+        quantize.run(configure("quantize=nvfp4"), inputs, tmp_path)
+
+
+def test_outputs_that_are_not_finite_are_an_error(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.adapters import hf
+
+    load_model = hf.load_model
+
+    def broken(folder: Path, *, dtype: str) -> Any:
+        model = load_model(folder, dtype=dtype)
+        model.model.norm.weight.data[0] = float("inf")
+        return model
+
+    monkeypatch.setattr(hf, "load_model", broken)
+    with pytest.raises(PipelineError, match="not finite"):
+        quantize.run(configure("quantize.compare=[]"), inputs, tmp_path)
+
+
+def test_neither_nemo_nor_megatron_is_imported() -> None:
+    code = (
+        "import sys; from pipeline.stages import quantize, export, evaluate;"
+        "assert 'torch' not in sys.modules;"
+        "from pipeline.adapters import modelopt, modelopt_export, generation, hf;"
+        "modelopt.modelopt(); from transformers import AutoModelForCausalLM;"
+        "print([m for m in ('nemo', 'megatron', 'sklearn', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
