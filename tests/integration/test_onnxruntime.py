@@ -85,5 +85,5 @@ def test_an_architecture_that_the_builder_does_not_know_is_refused(tmp_path: Pat
     model = make_model_folder(tmp_path / "model", "demo")
     config = SIZES | {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="cannot become an ONNX Runtime engine .*not currently"):
+    with pytest.raises(DataError, match=r"cannot become an ONNX Runtime engine .*not currently"):
         onnxruntime.build(model, tmp_path / "engine", "fp32", tmp_path / "scratch")
