@@ -24,6 +24,7 @@ float32 on the CPU and bfloat16 on a GPU. Knows nothing of training, stages or a
 
 from __future__ import annotations
 
+import gc
 import logging as std_logging
 import queue
 import warnings
@@ -36,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters import nemo_weights
 from pipeline.adapters.hf import WeightReader
-from pipeline.adapters.megatron_cpu import cpu_megatron, replaced
+from pipeline.adapters.megatron_cpu import Patch, cpu_megatron, replaced
 from pipeline.checkpoints import Shape, copy_assets, read_shape
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from nemo.collections.llm.peft import DoRA, LoRA
     from nemo.lightning import Trainer
 
+EXTRA_STATE = "._extra_state"
 ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
 
 
@@ -53,11 +55,22 @@ def nemo_session() -> Iterator[None]:
     """NeMo, imported and quiet, on this machine's GPU or CPU; its process groups end with it."""
     _import_quietly()
     from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from nemo.lightning.megatron_parallel import MegatronParallel
 
-    # The writer of checkpoints returns its results through this queue. Megatron makes one that
-    # lives in a process of its own, seconds to start; here every save is synchronous, in this one.
     results: queue.Queue[Any] = queue.Queue()
-    patches = [(filesystem_async, "_results_queue", results)]
+    state_of = MegatronParallel._module_sharded_state_dict
+
+    def weights_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {n: t for n, t in state_of(*args, **kwargs).items() if not n.endswith(EXTRA_STATE)}
+
+    patches: list[Patch] = [
+        # The writer of checkpoints returns its results through this queue. Megatron makes one in a
+        # process of its own, seconds to start; here every save is synchronous, in this process.
+        (filesystem_async, "_results_queue", results),
+        # Only Transformer Engine's layers have this state (of FP8 training). Without it a
+        # checkpoint holds the same, and can be opened, with them and with Megatron's own layers.
+        (MegatronParallel, "_module_sharded_state_dict", weights_of),
+    ]
     with warnings.catch_warnings(action="ignore"), replaced(patches), cpu_megatron():
         try:
             yield
@@ -67,13 +80,17 @@ def nemo_session() -> Iterator[None]:
 
 def _import_quietly() -> None:
     """Import NeMo. It and its libraries tell every step at INFO; a stage tells what matters."""
+    collecting = gc.isenabled()
     with warnings.catch_warnings(action="ignore"):
         std_logging.disable(std_logging.WARNING)
+        gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
         try:
             import nemo.collections.llm  # noqa: F401
             from nemo.utils import logging
         finally:
             std_logging.disable(std_logging.NOTSET)
+            if collecting:
+                gc.enable()
     logging.setLevel(logging.ERROR)
     for name in ("lightning", "pytorch_lightning", "megatron", "torch.distributed"):
         for logger in (name, f"{name}.pytorch", f"{name}.fabric"):

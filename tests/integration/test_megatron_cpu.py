@@ -32,3 +32,18 @@ def test_everything_replaced_for_the_cpu_is_put_back() -> None:
         raise KeyError("inside")
     assert all(new is old for new, old in zip(found(), before, strict=True))
     assert "to" not in vars(torch.Tensor)
+
+
+def test_checkpoints_leave_out_what_only_transformer_engine_has() -> None:
+    """What Megatron's own layers wrote has no such state, and must open with the others."""
+
+    class Layer:
+        def sharded_state_dict(self, **kwargs: Any) -> dict[str, int]:
+            return {"linear.weight": 1, "linear._extra_state": 2, "norm._extra_state": 3}
+
+    with nemo_session():
+        from nemo.lightning.megatron_parallel import MegatronParallel
+
+        parallel = MegatronParallel.__new__(MegatronParallel)
+        state = MegatronParallel._module_sharded_state_dict(parallel, Layer(), metadata={})
+    assert state == {"linear.weight": 1}
