@@ -38,30 +38,30 @@ def train_in_processes(job: Job, report: Callable[[Point], None]) -> Trained:
     threads = max(1, (os.cpu_count() or 1) // job.processes)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     libc = CDLL(None)
-    process = subprocess.Popen(
+    trained, failure = None, None
+    with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
-    )
-    assert process.stdout
-    trained, failure = None, None
-    try:
-        for line in process.stdout:
-            if not line.startswith(MARK):
-                continue
-            event = json.loads(line.removeprefix(MARK))
-            if "point" in event:
-                report(Point(**event["point"]))
-            elif "trained" in event:
-                trained = Trained.from_json(event["trained"])
-            else:
-                failure = getattr(errors, event["error"])(event["message"])
-        process.wait()
-    finally:
-        process.terminate()  # torchrun ends its processes
-        process.wait()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if not line.startswith(MARK):
+                    continue
+                event = json.loads(line.removeprefix(MARK))
+                if "point" in event:
+                    report(Point(**event["point"]))
+                elif "trained" in event:
+                    trained = Trained.from_json(event["trained"])
+                else:
+                    failure = getattr(errors, event["error"])(event["message"])
+            process.wait()
+        except BaseException:
+            process.terminate()  # torchrun then ends its processes
+            raise
     if failure:
         raise failure
     if trained is None or process.returncode:

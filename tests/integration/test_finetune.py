@@ -115,8 +115,8 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
                 break
     done = len(Checkpoints(job.scratch, job.identity).curve())
     assert 0 < done <= step + job.checkpoint_every
-    resumed = start_worker(job)
-    output, _ = resumed.communicate(timeout=300)
+    with start_worker(job) as resumed:
+        output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0
     events = [
         json.loads(line.removeprefix(launch.MARK))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.adapters import launch, nemo
+from pipeline.checkpoints import copy_assets
 from pipeline.training import Job, Trained
 from tests.integration.training_case import make_base, make_job, make_rows
 
@@ -30,6 +31,7 @@ def test_two_ranks_give_the_losses_of_one(method: str, tmp_path: Path) -> None:
         second = [getattr(p, name) for p in two.curve if getattr(p, name) is not None]
         assert np.allclose(first, second, rtol=TOLERANCE, atol=0), (name, first, second)
 
+    copy_assets(job.hf, job.out / "hf")
     # One process reads what two have written.
     with nemo.nemo_session():
         if method == "sft":
