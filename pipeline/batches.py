@@ -33,9 +33,9 @@ class TokenRows:
         """From (ids, mask) pairs of equal length."""
         pairs = list(rows)
         lengths = np.array([0] + [len(ids) for ids, _ in pairs], dtype=np.int64)
-        ids = np.concatenate([np.asarray(i, dtype=np.int32) for i, _ in pairs] or [np.empty(0)])
-        mask = np.concatenate([np.asarray(m, dtype=np.int8) for _, m in pairs] or [np.empty(0)])
-        return cls(ids.astype(np.int32), mask.astype(np.int8), np.cumsum(lengths))
+        ids = np.array([i for ids, _ in pairs for i in ids], dtype=np.int32)
+        mask = np.array([m for _, mask in pairs for m in mask], dtype=np.int8)
+        return cls(ids, mask, np.cumsum(lengths))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
