@@ -58,15 +58,16 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """Print the table to the terminal: intervals only where they decide."""
+    """Print the table to the terminal, as far as its 80 columns hold it."""
     from rich.table import Table
 
-    table = Table("model", box=None, header_style="bold", padding=(0, 1))
-    for title in TITLES.values():
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("model", no_wrap=True)
+    for title in list(TITLES.values())[:-1]:
         table.add_column(title, justify="right", no_wrap=True)
     for model, figures in report["models"].items():
-        cells = _cells(figures)
-        table.add_row(model, *cells[:2], *(cell.partition(" (")[0] for cell in cells[2:]))
+        exact, *others, _ = _cells(figures)
+        table.add_row(model, exact, *(cell.partition(" (")[0] for cell in others))
     get_console().print(table)
 
 
