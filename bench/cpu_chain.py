@@ -3,8 +3,8 @@
     python bench/cpu_chain.py [--output bench/results/cpu_chain.json]
 
 Clones the committed tree into a temporary folder, runs `make demo` there (packages come from the
-caches of pip and uv), then times the repeat that has nothing to do, the help, the doctor and refused
-commands, each as a whole process, the median of five. Needs only the standard library.
+caches of pip and uv), then times the repeat that has nothing to do, the help, the doctor and
+refused commands, each as a whole process, the median of five. Needs only the standard library.
 """
 
 import argparse
@@ -52,7 +52,10 @@ def loud(command: list[str], folder: Path) -> float:
 def measure(folder: Path) -> dict[str, Any]:
     clone = folder / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    seconds = {"make setup": loud(["make", "setup"], clone), "make demo": loud(["make", "demo"], clone)}
+    seconds = {
+        "make setup": loud(["make", "setup"], clone),
+        "make demo": loud(["make", "demo"], clone),
+    }
     seconds["fresh clone to the end of make demo"] = round(sum(seconds.values()), 1)
     summary = json.loads((clone / "artifacts" / "summary.json").read_text())
     path = f"{clone / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"

@@ -74,7 +74,7 @@ def _run_graph(tree: dict[str, Any], config: Any) -> int:
         )
     compose.write_params(tree)
     since = time.time()
-    # DVC's commands say `python`: the one that runs now, also when its environment is not activated.
+    # DVC's commands say `python`: the one that runs now, its environment activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, **tracking.new_group()}
     command = [sys.executable, "-m", "dvc", "repro"]

@@ -1,7 +1,7 @@
 """Artifacts: what stages leave for one another, and how it is kept whole.
 
 An artifact is a folder with a `manifest.json`, which is written last, before the folder is renamed
-into place: a folder without one is unfinished, and a file that differs from its manifest is altered.
+into place: a folder without one is unfinished, a file that differs from its manifest is altered.
 Opening either is an error that names the command to run. Knows nothing of what stages do.
 
     artifacts/<stage>/                       the current artifact of a stage
@@ -137,9 +137,9 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
         if not file.is_file():
             raise ArtifactError(f"{file} is missing though the manifest names it: {again}")
         stamp = _stamp(file)
-        if known.get(name) != [stamp, expected["sha256"]]:
-            if file.stat().st_size != expected["bytes"] or sha256_of_file(file) != expected["sha256"]:
-                raise ArtifactError(f"{file} was altered after it was written: {again}")
+        read = known.get(name) != [stamp, expected["sha256"]]
+        if read and not _matches(file, expected):
+            raise ArtifactError(f"{file} was altered after it was written: {again}")
         verified[name] = [stamp, expected["sha256"]]
     if verified != known:
         _write_json(index, verified)
@@ -199,7 +199,9 @@ def replace_folder(new: Path, place: Path, aside: Path | None) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         new.rename(place)
     except OSError as error:
-        raise ResourceError(f"{place} cannot be written ({error}): free the disk and run again") from error
+        raise ResourceError(
+            f"{place} cannot be written ({error}): free the disk and run again"
+        ) from error
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -208,6 +210,11 @@ def _files(folder: Path) -> Iterator[Path]:
             raise ArtifactError(f"{path} is a link; an artifact holds only files")
         if path.is_file() and path.name != MANIFEST:
             yield path
+
+
+def _matches(file: Path, expected: Mapping[str, Any]) -> bool:
+    same_size = file.stat().st_size == expected["bytes"]
+    return same_size and sha256_of_file(file) == expected["sha256"]
 
 
 def _stamp(file: Path) -> str:

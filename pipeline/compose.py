@@ -1,4 +1,4 @@
-"""From the command line to a validated configuration, by Hydra; and the same as params.yaml for DVC."""
+"""From the command line to a validated configuration, by Hydra; the same as params.yaml for DVC."""
 
 import difflib
 import re
@@ -36,7 +36,9 @@ def from_command_line(arguments: list[str]) -> tuple[str, dict[str, Any], Config
         del arguments[at : at + 2]
     unknown = [a for a in arguments if a.startswith("-") or "=" not in a]
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} is not of the form key=value: see `python -m pipeline --help`")
+        raise ConfigError(
+            f"{unknown[0]!r} is not of the form key=value: see `python -m pipeline --help`"
+        )
     stages = [a.removeprefix("stage=") for a in arguments if a.startswith("stage=")]
     overrides = [a for a in arguments if not a.startswith("stage=")]
     if len(stages) != 1:
@@ -92,11 +94,15 @@ def _from_file(path: Path, overrides: list[str]) -> dict[str, Any]:
     import yaml
 
     if overrides:
-        raise ConfigError(f"{overrides[0]} cannot be set beside --params: edit {path}, or leave --params out")
+        raise ConfigError(
+            f"{overrides[0]} cannot be set beside --params: edit {path}, or leave --params out"
+        )
     try:
         return yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): run `python -m pipeline stage=all`") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error}): run `python -m pipeline stage=all`"
+        ) from error
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Types and bounds of the configuration. Defaults live in conf/, never here.
 
-Hydra composes conf/ and the command line into one tree; `load` turns that into these frozen models or
-says which field is wrong and what is allowed. Imports nothing heavy.
+Hydra composes conf/ and the command line into one tree; `load` turns that into these frozen models
+or says which field is wrong and what is allowed. Imports nothing heavy.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Files to read, as globs below `folder`. `sources` are plain texts with `## heading` sections."""
+    """Files to read, globs below `folder`; `sources` are plain texts with `## heading` sections."""
 
     folder: Path
     train: tuple[str, ...] = Field(min_length=1)
@@ -70,7 +70,9 @@ class PretrainConfig(Section):
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     conversation_share: Share
-    corpus_tokens: Positive = Field(description="different tokens to make; steps beyond see them again")
+    corpus_tokens: Positive = Field(
+        description="different tokens to make; steps beyond see them again"
+    )
     checkpoint_every: Positive
 
 
@@ -197,7 +199,7 @@ class RegisterConfig(Section):
 
 
 class TrackingConfig(Section):
-    """MLflow. `uri` null is a SQLite store beside the artifacts; MLFLOW_TRACKING_URI overrules it."""
+    """MLflow. `uri` null: a SQLite store beside the artifacts; MLFLOW_TRACKING_URI overrules."""
 
     enabled: bool
     uri: str | None

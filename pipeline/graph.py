@@ -1,8 +1,9 @@
-"""The graph as dvc.yaml declares it: what each stage reads, and which settings and files it depends on.
+"""The graph as dvc.yaml declares it: what each stage reads, which settings and files it needs.
 
 Reading it here too means that a stage run alone, `stage=all` and `dvc repro` can never disagree.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +37,10 @@ PRETRAIN = Node(
 
 def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
     """Stages by name, in the order of dvc.yaml, with `${…}` filled in from the configuration."""
-    from omegaconf import OmegaConf
+    import yaml
 
-    declared = OmegaConf.load(ROOT / "dvc.yaml")
-    merged = OmegaConf.merge(OmegaConf.create(dict(tree)), *declared.vars, declared)
-    resolved: Any = OmegaConf.to_container(merged, resolve=True)
-    nodes = {name: _node(name, entry) for name, entry in resolved["stages"].items()}
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    nodes = {name: _node(name, entry, tree) for name, entry in declared.items()}
     nodes["pretrain"] = PRETRAIN
     return nodes
 
@@ -57,13 +56,19 @@ def select(tree: Mapping[str, Any], params: tuple[str, ...]) -> dict[str, Any]:
         value: Any = tree
         for key in name.split("."):
             if key not in value:
-                raise ConfigError(f"dvc.yaml depends on the setting {name}, which conf/ does not have")
+                raise ConfigError(
+                    f"dvc.yaml depends on the setting {name}, which conf/ does not have"
+                )
             value = value[key]
         chosen[name] = value
     return chosen
 
 
-def _node(name: str, entry: Mapping[str, Any]) -> Node:
-    manifests = [Path(d) for d in entry["deps"] if Path(d).name == MANIFEST]
-    files = [Path(d) for d in entry["deps"] if Path(d).name != MANIFEST]
+def _node(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Node:
+    def fill(match: re.Match[str]) -> str:
+        return str(select(tree, (match[1],))[match[1]])
+
+    paths = [Path(re.sub(r"\$\{([\w.]+)\}", fill, dependency)) for dependency in entry["deps"]]
+    manifests = [p for p in paths if p.name == MANIFEST]
+    files = [p for p in paths if p.name != MANIFEST]
     return Node(name, tuple(m.parent.name for m in manifests), tuple(files), tuple(entry["params"]))

@@ -1,4 +1,4 @@
-"""The text of --help: stages, groups, options and settings, read from the files that define them."""
+"""The text of --help: stages, groups, options, settings, read from the files that define them."""
 
 import ast
 import re
@@ -18,16 +18,16 @@ Groups and their options (* is the default; files in conf/<group>/)
 Settings (key=value; lists as key=[a,b])
 {settings}
 Examples
-  python -m pipeline stage=doctor                                  what can run on this machine
-  python -m pipeline stage=all                                     the whole chain, what is up to date is kept
-  python -m pipeline stage=all quantize=int4_awq                   the same with another format
+  python -m pipeline stage=doctor                      what can run on this machine
+  python -m pipeline stage=all                         the whole chain; what is up to date stays
+  python -m pipeline stage=all quantize=int4_awq       the same with another format
   python -m pipeline stage=finetune finetune=sft finetune.max_steps=50
   python -m pipeline stage=serve serve.port=8001
-  dvc repro                                                        the graph, as params.yaml says
-  dvc exp run -S quantize=int4_awq                                 the graph as a DVC experiment
+  dvc repro                                            the graph, as params.yaml says
+  dvc exp run -S quantize=int4_awq                     the graph as a DVC experiment
 
 Exit codes: 0 done, 1 failed, 2 configuration, 3 data or model, 4 artifact, 5 gate, 6 proof,
-7 missing runtime, 8 busy, 9 disk or memory, 130 interrupted. --traceback shows where an error arose.
+7 missing runtime, 8 busy, 9 disk or memory, 130 interrupted. --traceback shows where it arose.
 """
 
 
@@ -40,7 +40,9 @@ def _stages() -> str:
     """Names in the graph's order, each with the first line of its file's docstring."""
     in_graph = re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
     lines = [f"  {name:<10} {_docstring(name)}" for name in [*in_graph, *OUTSIDE]]
-    lines.append(f"  {'all':<10} The graph from prepare to register, by DVC, and a summary of what came out.")
+    lines.append(
+        f"  {'all':<10} The graph from prepare to register, by DVC, and a summary of what came out."
+    )
     lines.append(f"  {'config':<10} Print the composed configuration.")
     return "\n".join(lines) + "\n"
 

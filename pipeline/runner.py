@@ -1,6 +1,6 @@
 """One stage, from its inputs to its committed artifact: open → run → commit → track.
 
-Knows what an artifact is and when one can be reused; knows nothing of what a stage does, nor of DVC.
+Knows what an artifact is and when one can be reused; nothing of DVC, nor of what a stage does.
 """
 
 import errno
@@ -88,7 +88,7 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
 
 
 def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], folder: Path) -> Work:
-    """The identity of what a stage would make: its settings, its inputs' content, its files' content."""
+    """The identity of what a stage would make: settings, and the content of inputs and files."""
     settings = select(tree, node.params)
     files = {str(path): _content(ROOT / path, folder) for path in node.files}
     identity = {
@@ -102,7 +102,7 @@ def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], fo
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep other runs out of the folder; the system lets go of it when the process ends, however it ends.
+    """Keep other runs out of the folder; the system lets go of it however the process ends.
 
     Raises:
         Busy: another run holds it. ResourceError: it cannot be written.
@@ -111,7 +111,9 @@ def hold(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ".lock").open("a+")
     except OSError as error:
-        raise ResourceError(f"{folder} cannot be written ({error.strerror}): choose artifacts=…") from error
+        raise ResourceError(
+            f"{folder} cannot be written ({error.strerror}): choose artifacts=…"
+        ) from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +144,9 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
         found = _open_if_whole(kept)
         if found and found.manifest.fingerprint == work.fingerprint:
             artifacts.replace_folder(kept, place, aside)
-            console.print(f"[green]✓[/] {name}: made before with these settings, taken back ({place})")
+            console.print(
+                f"[green]✓[/] {name}: made before with these settings, taken back ({place})"
+            )
             return artifacts.open_artifact(place), True
     with _room(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
@@ -189,8 +193,8 @@ def _room(scratch: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(scratch.parent).free / 2**20
         raise ResourceError(
-            f"the disk of {scratch} is full ({free:.0f} MiB free): free some and run the same command "
-            "again; finished work is kept"
+            f"the disk of {scratch} is full ({free:.0f} MiB free): free some and run the same "
+            "command again; finished work is kept"
         ) from error
     except MemoryError as error:
         raise ResourceError(
@@ -201,7 +205,10 @@ def _room(scratch: Path) -> Iterator[None]:
 def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Manifest:
     from pipeline import hardware
 
-    used = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    used = [
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
     return Manifest(
         kind=outcome.kind,
         stage=work.node.name,
@@ -226,7 +233,9 @@ def _content(path: Path, folder: Path) -> str:
     if path.is_file():
         return artifacts.sha256_with_index(path, index)
     if not path.is_dir():
-        raise DataError(f"{path} does not exist: correct the setting that names it (--help lists them)")
+        raise DataError(
+            f"{path} does not exist: correct the setting that names it (--help lists them)"
+        )
     files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     return artifacts.sha256_of_json(
         {p.relative_to(path).as_posix(): artifacts.sha256_with_index(p, index) for p in files}

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# torch's CUDA build and what it alone depends on; nvidia-ml-py, -modelopt and -resiliency-ext are not of them.
+# torch's CUDA build and what it alone depends on; nvidia-ml-py and -modelopt are not of them.
 CUDA_LIBRARIES = re.compile(
     r"^(torch=|cuda-|triton=|nvidia-(cublas|cuda-|cudnn|cufft|cufile|curand|cusolver|cusparse|nccl|nvjitlink|nvshmem|nvtx))"
 )
@@ -27,7 +27,15 @@ def resolve() -> list[str]:
     In a folder of its own, without UV_FIND_LINKS: uv.lock would name the index it read from.
     """
     environment = {k: v for k, v in os.environ.items() if k != "UV_FIND_LINKS"}
-    command = ["uv", "export", "-q", "--all-groups", "--no-emit-project", "--no-annotate", "--no-header"]
+    command = [
+        "uv",
+        "export",
+        "-q",
+        "--all-groups",
+        "--no-emit-project",
+        "--no-annotate",
+        "--no-header",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, folder)

@@ -1,11 +1,10 @@
 """Write into dvc.yaml which of the project's files make each stage's artifact: `make watch`.
 
-A stage depends on its own file and on all that it imports of the project, directly or through others,
-except on the foundation, where a change is one of the pipeline and not of one stage's result.
+A stage depends on its own file and on all that it imports of the project, directly or through
+others, except on the foundation: a change there is one of the pipeline, not of one result.
 """
 
 import ast
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,1 +1,1 @@
-"""The verbs of the pipeline, one a file: `run(config, inputs, out) -> Outcome`. None knows another."""
+"""The verbs of the pipeline, one a file: `run(config, inputs, out) -> Outcome`, none in another."""

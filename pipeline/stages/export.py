@@ -83,7 +83,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     sizes = {form: _weight_bytes(folder) for form, folder in (("qnemo", qnemo), ("hf", unified))}
     smallest = {form: facts["smallest_cosine"] for form, facts in proof.items()}
     get_console().print(
-        f"exported {format}: " + ", ".join(f"{k} {v / 2**20:.2f} MiB" for k, v in sizes.items())
+        f"exported {format}: "
+        + ", ".join(f"{k} {v / 2**20:.2f} MiB" for k, v in sizes.items())
         + f"; smallest cosine with the source {min(smallest.values()):.5f}"
     )
     metrics = {f"bytes/{form}": float(size) for form, size in sizes.items()}
@@ -149,9 +150,7 @@ def _compare(
     with WeightReader(source) as weights:
         return {
             "qnemo": dequantize.compare(dequantize.qnemo_weights(qnemo, shape), weights),
-            "hf": dequantize.compare(
-                dequantize.unified_weights(unified, weights, shape), weights
-            ),
+            "hf": dequantize.compare(dequantize.unified_weights(unified, weights, shape), weights),
         }
 
 

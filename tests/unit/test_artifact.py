@@ -18,11 +18,22 @@ def make(folder, files=None, **fields):
     for name, content in (files or {"weights/a.bin": b"1234", "config.json": b"{}"}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    values = dict(
-        kind="dataset", stage="prepare", fingerprint="f" * 64, config={"seed": 1}, inputs={},
-        files=artifact.hash_files(folder), metrics={"rows": 3.0}, proof={}, failure=None, code={},
-        environment={}, seconds=1.0, peak_memory_bytes=1, created="2026-01-01T00:00:00+00:00",
-    )  # fmt: skip
+    values = {
+        "kind": "dataset",
+        "stage": "prepare",
+        "fingerprint": "f" * 64,
+        "config": {"seed": 1},
+        "inputs": {},
+        "files": artifact.hash_files(folder),
+        "metrics": {"rows": 3.0},
+        "proof": {},
+        "failure": None,
+        "code": {},
+        "environment": {},
+        "seconds": 1.0,
+        "peak_memory_bytes": 1,
+        "created": "2026-01-01T00:00:00+00:00",
+    }
     write_manifest(folder, Manifest(**(values | fields)))
     return folder
 

@@ -11,9 +11,9 @@ from pipeline.adapters.hf import WeightReader
 
 
 @given(
-    st.lists(
-        st.lists(st.integers(-8, 7), min_size=4, max_size=4), min_size=2, max_size=6
-    ).filter(lambda rows: len(rows) % 2 == 0)
+    st.lists(st.lists(st.integers(-8, 7), min_size=4, max_size=4), min_size=2, max_size=6).filter(
+        lambda rows: len(rows) % 2 == 0
+    )
 )
 def test_two_rows_of_four_bits_share_a_byte(rows: list[list[int]]) -> None:
     # The even row in the low half, the odd one in the high half, in two's complement.
