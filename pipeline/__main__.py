@@ -7,16 +7,28 @@ heavy: a refusal answers at once, and helper processes that import this file aga
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, PipelineError
 
 INTERRUPTED = 130
+# Names a file in which a stage that DVC started leaves its exit code: DVC's own is always 255.
+EXIT_CODE_FILE = "PIPELINE_EXIT_CODE_FILE"
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; the exit code as pipeline.errors draws it."""
+    if not sys.warnoptions:  # what libraries warn of, a user of the pipeline cannot change
+        warnings.simplefilter("ignore")
+    code = _guarded(arguments)
+    if code and EXIT_CODE_FILE in os.environ:
+        Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
+    return code
+
+
+def _guarded(arguments: list[str]) -> int:
     wants_traceback = "--traceback" in arguments
     try:
         return _run([a for a in arguments if a != "--traceback"])
@@ -62,6 +74,7 @@ def _run(arguments: list[str]) -> int:
 def _run_graph(tree: dict[str, Any], config: Any) -> int:
     """Have DVC run what is not up to date, then show what came out."""
     import subprocess
+    import tempfile
     import time
 
     from pipeline import compose, summary, tracking
@@ -77,8 +90,12 @@ def _run_graph(tree: dict[str, Any], config: Any) -> int:
     # DVC's commands say `python`: the one that runs now, its environment activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, **tracking.new_group()}
-    command = [sys.executable, "-m", "dvc", "repro"]
-    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    with tempfile.NamedTemporaryFile("r") as left:
+        environment[EXIT_CODE_FILE] = left.name
+        code = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment, check=False
+        ).returncode
+        code = int(left.read() or 1) if code else 0
     stages = [n.name for n in read_graph(tree).values() if n.name != "pretrain"]
     tracking.track_reused(config.artifacts, config.tracking, stages)
     if code == 0:

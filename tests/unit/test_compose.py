@@ -55,7 +55,7 @@ def test_overrides_reach_the_typed_configuration():
         (["stage=all", "seed=-1"], "seed=-1: Input should be greater than or equal to 0"),
         (["stage=all", "seed=many"], "seed='many': Input should be a valid integer"),
         (["stage=all", "finetune.method=qlora"], "Input should be 'lora', 'dora' or 'sft'"),
-        (["stage=all", "prepare.validation_share=1.5"], "less than or equal to 1"),
+        (["stage=all", "prepare.validation_share=1.5"], "less than or equal to 0.5"),
         (["stage=all", "finetune.learning_rate=nan"], "finite number"),
         (["stage=all", "verbose"], "'verbose' is not of the form key=value"),
         (["--quiet", "stage=all"], "'--quiet' is not of the form key=value"),

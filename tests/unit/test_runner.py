@@ -175,7 +175,7 @@ def test_manifest_tells_where_the_artifact_came_from(chain):
     first = chain("first").manifest
     manifest = chain("second").manifest
     assert manifest.inputs == {"first": first.digest}
-    assert manifest.config["evaluate"]["batch_size"] == 64
+    assert manifest.config["evaluate"]["bootstrap_samples"] == 1000
     assert manifest.environment["packages"]["torch"]
     assert manifest.peak_memory_bytes > 1e6
 

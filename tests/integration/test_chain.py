@@ -1,0 +1,98 @@
+"""The whole chain by the command line, on the bundled data and model: every stage a real process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.artifact import open_artifact
+from pipeline.graph import ROOT
+
+CHAIN = "prepare import finetune merge quantize evaluate export build benchmark register".split()
+# Few steps and one format: what is tested is that the stages fit, not how good the model gets.
+SETTINGS = [
+    "tracking.enabled=false", "finetune.max_steps=3", "finetune.warmup_steps=1",
+    "finetune.global_batch_size=4", "finetune.micro_batch_size=4", "quantize.compare=[]",
+    "evaluate.max_new_tokens=4", "evaluate.gate.min_exact_match.adapter=0",
+    "evaluate.gate.max_drop.fp8=1", "engine=onnxruntime", "engine.precision=fp32",
+    "benchmark.requests=4", "benchmark.max_tokens=4", "benchmark.concurrency=[2]",
+]  # fmt: skip
+
+
+def command(folder, stage, *overrides):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", f"stage={stage}", f"artifacts={folder}", *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    for stage in CHAIN:
+        code, said = command(folder, stage, *SETTINGS)
+        assert code == 0, f"{stage}: {said}"
+        assert "Warning" not in said, said
+    return folder
+
+
+def test_every_artifact_names_the_content_it_came_from(chain):
+    artifacts = {stage: open_artifact(chain / stage) for stage in CHAIN}
+    kinds = [a.kind for a in artifacts.values()]
+    assert (
+        kinds
+        == (
+            "dataset nemo_checkpoint nemo_adapter hf_checkpoint quantized report exported engine "
+            "benchmark registration"
+        ).split()
+    )
+    for artifact in artifacts.values():
+        for stage, digest in artifact.manifest.inputs.items():
+            assert artifacts[stage].manifest.digest == digest
+    assert artifacts["register"].manifest.inputs
+
+
+def test_the_hops_carry_their_proofs(chain):
+    for stage in ("import", "merge", "quantize", "export", "build"):
+        assert json.loads((chain / stage / "manifest.json").read_text())["proof"], stage
+
+
+def test_a_repeat_runs_nothing(chain):
+    before = (chain / "merge/manifest.json").stat().st_mtime_ns
+    code, said = command(chain, "merge", *SETTINGS)
+    assert code == 0
+    assert "merge: up to date" in said
+    assert (chain / "merge/manifest.json").stat().st_mtime_ns == before
+
+
+def test_an_unmet_gate_fails_the_run_and_keeps_the_report(chain):
+    strict = [*SETTINGS, "evaluate.gate.min_exact_match.adapter=1"]
+    code, said = command(chain, "evaluate", *strict)
+    assert code == 5
+    assert "GateFailed: the tuned model answers" in said
+    assert (chain / "evaluate/report.md").is_file()
+    # Fails again at once, without asking the models again; and the lenient report comes back.
+    assert command(chain, "evaluate", *strict)[0] == 5
+    code, said = command(chain, "evaluate", *SETTINGS)
+    assert code == 0
+    assert "taken back" in said
+
+
+def test_a_stage_without_its_inputs_names_the_command(tmp_path):
+    code, said = command(tmp_path, "merge")
+    assert code == 4
+    assert "run `python -m pipeline stage=import` first" in said
+    assert "Traceback" not in said
+
+
+def test_an_engine_of_another_runtime_is_refused(chain):
+    code, said = command(chain, "build", *SETTINGS, "engine=trtllm")
+    assert code == 7
+    assert "trtllm-build" in said
