@@ -1,4 +1,4 @@
-"""The whole chain by the command line, on the bundled data and model: every stage a real process."""
+"""The whole chain by the command line, on the bundled data and model, each stage a process."""
 
 import json
 import os
