@@ -23,6 +23,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = 5
+PACKAGES = (
+    "nemo_toolkit", "megatron-core", "torch", "transformers", "nvidia-modelopt", "onnxruntime",
+    "onnxruntime-genai", "mlflow", "dvc",
+)  # fmt: skip
 QUICK = {
     "dvc repro, nothing to do": ["dvc", "repro"],
     "--help": ["python", "-m", "pipeline", "--help"],
@@ -65,7 +69,16 @@ def measure(folder: Path) -> dict[str, Any]:
         runs = [timed(command, clone, environment)[0] for _ in range(RUNS + 1)][1:]
         limit = LIMITS.get(name, 1.5)
         quick[name] = {"median": statistics.median(runs), "runs": runs, "limit": limit}
+    read = "import sys, importlib.metadata as m, json; "
+    read += "print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    versions = subprocess.run(
+        [clone / ".venv/bin/python", "-c", read, *PACKAGES],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return {
+        "versions": json.loads(versions.stdout),
         "seconds": seconds,
         "quick_seconds": quick,
         "stages": {

@@ -6,6 +6,7 @@ torch nor a model.
 """
 
 import hashlib
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -150,6 +151,81 @@ def padded_length(rows: TokenRows, chosen: Ints, multiple: int) -> int:
     """Positions that the longest of the `chosen` rows needs, rounded up to a multiple."""
     longest = int(max(rows.starts[r + 1] - rows.starts[r] for r in chosen if r >= 0)) - 1
     return max(1, -(-longest // multiple)) * multiple
+
+
+@dataclass(frozen=True)
+class PackedBatch(Batch):
+    """Rows end to end in packs: each a line of `tokens`, padded on the right to one length.
+
+    positions: [packs, length] int64, from 0 in each row.
+    boundaries: [packs, most rows + 2] int32, where rows begin and the pack ends, the padding as a
+        last row; then -1.
+    """
+
+    positions: Ints
+    boundaries: npt.NDArray[np.int32]
+
+
+def pack(lengths: Ints, chosen: Ints, *, pack_length: int, ranks: int) -> list[Ints]:
+    """Put the `chosen` rows into packs of nearly the same size, as few as hold them.
+
+    The longest row first, each into the pack that has least (Graham's LPT rule): what a step pads
+    is the little by which packs differ.
+
+    Args:
+        lengths: tokens of every row; a row takes one position less.
+        chosen: row numbers; negative ones are left out.
+        pack_length: positions of a pack at most; a longer row is a pack of its own.
+        ranks: the number of packs is a multiple of it, so that data-parallel ranks share evenly.
+    """
+    rows = chosen[chosen >= 0]
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    sizes = [int(n) - 1 for n in lengths[rows]]
+    count = max(1, -(-sum(sizes) // pack_length))
+    count = -(-count // ranks) * ranks
+    while True:
+        heap = [(0, place) for place in range(count)]
+        packs: list[list[int]] = [[] for _ in range(count)]
+        fits = True
+        for row, size in zip(rows, sizes, strict=True):
+            filled, place = heapq.heappop(heap)
+            fits = fits and (filled == 0 or filled + size <= pack_length)
+            packs[place].append(int(row))
+            heapq.heappush(heap, (filled + size, place))
+        if fits:
+            return [np.array(numbers, dtype=np.int64) for numbers in packs]
+        count += ranks
+
+
+def collate_packs(rows: TokenRows, packs: Sequence[Ints], *, length: int) -> PackedBatch:
+    """The batch of some packs, padded to `length` positions."""
+    shape = (len(packs), length)
+    tokens, labels, positions = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    loss_mask = np.zeros(shape, dtype=np.float32)
+    most = max(len(numbers) for numbers in packs)
+    boundaries = np.full((len(packs), most + 2), -1, dtype=np.int32)
+    for place, numbers in enumerate(packs):
+        at, bounds = 0, [0]
+        for row in numbers:
+            start, end = rows.starts[row], rows.starts[row + 1]
+            here = slice(at, at + int(end - start) - 1)
+            tokens[place, here] = rows.ids[start : end - 1]
+            labels[place, here] = rows.ids[start + 1 : end]
+            loss_mask[place, here] = rows.mask[start + 1 : end]
+            positions[place, here] = np.arange(end - start - 1)
+            at = here.stop
+            bounds.append(at)
+        if at < length:
+            positions[place, at:] = np.arange(length - at)
+            bounds.append(length)
+        boundaries[place, : len(bounds)] = bounds
+    return PackedBatch(tokens, labels, loss_mask, positions, boundaries)
+
+
+def packed_length(lengths: Ints, packs: Sequence[Ints], multiple: int) -> int:
+    """Positions that the largest of the packs needs, rounded up to a multiple."""
+    largest = max(int(lengths[numbers].sum()) - len(numbers) for numbers in packs)
+    return max(1, -(-largest // multiple)) * multiple
 
 
 def validation_batches(count: int, batch_size: int) -> list[Ints]:

@@ -102,6 +102,10 @@ class FinetuneConfig(Section):
     max_steps: Positive
     global_batch_size: Positive
     micro_batch_size: Positive
+    pack_length: int | None = Field(
+        ge=8, description="tokens of rows put end to end, in place of micro-batches of padded rows"
+    )
+    precision: Literal["bf16", "fp8"] = Field(description="of matrix products on a GPU")
     learning_rate: float = Field(gt=0)
     min_learning_rate: float = Field(ge=0)
     warmup_steps: int = Field(ge=0)

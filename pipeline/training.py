@@ -22,6 +22,8 @@ class Job:
     for random weights. train_rows, validation_rows: folders of `TokenRows`. scratch: where
     checkpoints for going on are kept. out: where the result goes. section: the configuration's
     section, to name a setting in a message. Batch sizes are in rows, max_length in tokens.
+    pack_length: tokens of rows put end to end, in place of micro-batches; 0 pads rows instead.
+    precision: of the matrix products on a GPU; on a CPU all is float32.
     """
 
     section: str
@@ -51,6 +53,8 @@ class Job:
     tensor: int = 1
     pipeline: int = 1
     context: int = 1
+    pack_length: int = 0
+    precision: Literal["bf16", "fp8"] = "bf16"
 
     @property
     def identity(self) -> str:

@@ -122,7 +122,9 @@ def model_options() -> dict[str, Any]:
     """Fields of a Megatron model's configuration that this machine decides."""
     precision = _precision(checkpoint_dtype())
     if on_gpu() and find_spec("transformer_engine"):
-        return precision
+        # Reads the logits in their own precision and leaves the gradient in their place, where
+        # Megatron's makes copies in float32.
+        return {**precision, "cross_entropy_fusion_impl": "te"}
     return {
         **precision,
         "use_cpu_initialization": not on_gpu(),

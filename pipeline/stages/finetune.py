@@ -72,6 +72,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         tensor=settings.parallel.tensor,
         pipeline=settings.parallel.pipeline,
         context=settings.parallel.context,
+        pack_length=settings.pack_length or 0,
+        precision=settings.precision,
     )
 
     from pipeline.adapters.launch import train_in_processes
@@ -117,11 +119,19 @@ def check(settings: FinetuneConfig, shape: Shape) -> None:
             f"finetune.parallel: tensor × pipeline × context is {ranks}, and "
             f"finetune.parallel.processes={parallel.processes} is not a multiple of it"
         )
-    step = settings.micro_batch_size * (parallel.processes // ranks)
+    # Packs take the place of micro-batches.
+    rows = 1 if settings.pack_length else settings.micro_batch_size
+    step = rows * (parallel.processes // ranks)
     if settings.global_batch_size % step:
         raise ConfigError(
             f"finetune.global_batch_size={settings.global_batch_size} must be a multiple of "
-            f"micro_batch_size × data-parallel ranks, which is {step}"
+            f"{'' if settings.pack_length else 'micro_batch_size × '}data-parallel ranks, which is "
+            f"{step}"
+        )
+    if settings.pack_length and parallel.context > 1:
+        raise ConfigError(
+            f"finetune.pack_length={settings.pack_length} and finetune.parallel.context="
+            f"{parallel.context} exclude one another: set pack_length=null, or context to 1"
         )
     for name, whole in (
         ("attention heads", shape.heads),

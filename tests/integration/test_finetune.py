@@ -5,6 +5,7 @@ One process imports NeMo once for most of these tests; what is killed runs in pr
 
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline import compose
 from pipeline.adapters import launch, nemo
 from pipeline.artifact import Outcome
+from pipeline.batches import TokenRows
 from pipeline.errors import PipelineError
 from pipeline.stages import finetune, pretrain
 from pipeline.training import Checkpoints, Job, Point, Trained
@@ -180,10 +182,10 @@ def frozen_output_gradient() -> tuple[torch.Tensor, list[str]]:
 
 def test_a_frozen_layer_multiplies_its_gradient_in_one_product() -> None:
     with nemo.nemo_session():
-        from pipeline.adapters.nemo_training import flat_frozen_gradients
+        from pipeline.adapters.fast_lora import fast_lora
 
         slow, slow_operators = frozen_output_gradient()
-        with flat_frozen_gradients():
+        with fast_lora():
             flat, operators = frozen_output_gradient()
         _, operators_after = frozen_output_gradient()
     assert torch.allclose(flat, slow, atol=1e-6)
@@ -191,6 +193,65 @@ def test_a_frozen_layer_multiplies_its_gradient_in_one_product() -> None:
     assert "aten.bmm.default" not in operators
     assert "aten.bmm.default" in slow_operators  # Megatron's own; else the mend can go
     assert operators_after == slow_operators
+
+
+def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
+    """Outputs and every gradient, of all layers, with adapters that are not zero."""
+    ids = torch.arange(10, 30)[None]
+    found = []
+    with nemo.nemo_session():
+        from nemo.collections.llm import peft
+
+        from pipeline.adapters.fast_lora import fast_lora
+
+        for block in (nullcontext(), fast_lora()):
+            model = nemo.model_for(base / "hf")
+            model.trainer = nemo.connect(model)
+            nemo.load_weights(model.trainer, base)
+            peft.LoRA(dim=4, alpha=8, dropout=0.0)(model)
+            draw = torch.Generator().manual_seed(0)
+            trained = [p for n, p in model.module.named_parameters() if ".adapter." in n]
+            for parameter in trained:
+                parameter.requires_grad_().data.normal_(std=0.1, generator=draw)
+            with block:
+                output = model.module(ids, torch.arange(20)[None], attention_mask=None)
+                output.square().sum().backward()
+            found.append([output.detach(), *(p.grad for p in trained)])
+    assert len(found[0]) == 1 + 2 * 4 * 2  # two matrices on four layers, twice
+    for ours, nemos in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, nemos, rtol=1e-4, atol=1e-4 * float(nemos.abs().max()))
+
+
+@pytest.mark.parametrize("method", ["lora", "sft"])
+def test_packed_rows_train_as_padded_ones_do(method: str, base: Path, tmp_path: Path) -> None:
+    runs = []
+    for pack_length in (0, 48):
+        folder = tmp_path / str(pack_length)
+        folder.mkdir()
+        job = make_job(base, folder, method=method, pack_length=pack_length, steps=6)
+        trained = train(job)
+        runs.append([(p.loss, p.grad_norm, p.validation_loss or 0.0) for p in trained.curve])
+    for padded, packed in zip(*runs, strict=True):
+        assert packed == pytest.approx(padded, rel=1e-4)
+
+
+def test_rows_of_a_pack_do_not_see_one_another(base: Path, tmp_path: Path) -> None:
+    """A row changed leaves the losses of all other rows as they were, to the last bit."""
+    first = TokenRows.of([(range(10, 20), [1] * 10), (range(20, 32), [1] * 12)])
+    other = TokenRows.of([(range(40, 50), [1] * 10), (range(20, 32), [1] * 12)])
+    found = []
+    with nemo.nemo_session():
+        from pipeline.adapters.nemo_data import packed_tensors
+
+        model = nemo.open_checkpoint(base)
+        for rows in (first, other):
+            batch = packed_tensors(rows, [np.array([0, 1])], length=32)
+            names = {"tokens": "input_ids"}
+            given = ("tokens", "position_ids", "labels", "attention_mask")
+            with torch.no_grad():
+                found.append(model.module(**{names.get(n, n): batch[n] for n in given})[0])
+    assert torch.equal(found[0][9:20], found[1][9:20])
+    assert not torch.equal(found[0][:9], found[1][:9])
 
 
 def test_a_model_is_made_from_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""Tokens a second of the finetune stage's training on one GPU, at the shape of Llama-3-8B.
+
+    python bench/gpu_training.py CASE … --output bench/results/gpu_training.json [--profile]
+
+Weights are random and made on the host, the tokenizer is the bundled one; rows are random tokens.
+A case runs the same code as `stage=finetune` (pipeline/adapters/nemo_training.py), reads its speed
+between reports of four steps, and is stopped when there are enough. Cases:
+
+    METHOD-PRECISION-bN[-lN]        N rows of 4096 tokens a micro-batch, N of the 32 layers
+    METHOD-PRECISION-packN[-lN]     conversations of 600 tokens in the mean, packs of N tokens
+"""
+
+import argparse
+import gc
+import json
+import re
+import statistics
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.batches import TokenRows  # noqa: E402
+from pipeline.training import Job, Point  # noqa: E402
+
+VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
+REPORT_EVERY, REPORTS = 4, 5  # the first one warms up
+CONVERSATION_BATCH = 64
+CASE = re.compile(r"(lora|sft)-(bf16|fp8)-(b|pack)(\d+)(?:-l(\d+))?$")
+PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine")
+
+
+class Enough(Exception):
+    """Stops a run when its speed is known."""
+
+
+def model_folder(folder: Path, layers: int) -> Path:
+    """config.json of Llama-3-8B with so many layers, and the bundled tokenizer."""
+    folder.mkdir(parents=True)
+    for file in (ROOT / "data/base_model").iterdir():
+        if file.suffix in (".json", ".jinja") and file.name != "provenance.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 500_000.0,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def conversation_lengths(count: int, seed: int = 0) -> list[int]:
+    """Tokens of conversations: log-normal, 600 in the mean, between 32 and 4096."""
+    draw = np.random.default_rng(seed).lognormal(np.log(600) - 0.32, 0.8, count)
+    return [int(n) for n in np.clip(draw, 32, SEQUENCE)]
+
+
+def make_rows(lengths: list[int], folder: Path) -> Path:
+    draw = np.random.default_rng(1)
+    rows = [(draw.integers(0, VOCABULARY, n, dtype=np.int32), np.ones(n, np.int8)) for n in lengths]
+    starts = np.cumsum([0, *lengths])
+    ids, mask = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    TokenRows(ids, mask, starts).save(folder)
+    return folder
+
+
+def job_of(case: str, folder: Path) -> Job:
+    method, precision, kind, size, layers = CASE.match(case).groups()  # type: ignore[union-attr]
+    packed = kind == "pack"
+    steps = REPORT_EVERY * REPORTS + 1
+    batch = CONVERSATION_BATCH if packed else GLOBAL_BATCH
+    lengths = conversation_lengths(batch * steps) if packed else [SEQUENCE + 1] * batch * steps
+    return Job(
+        section="finetune",
+        method=method,
+        hf=model_folder(folder / "hf", int(layers or 32)),
+        weights=None,
+        train_rows=make_rows(lengths, folder / "rows"),
+        validation_rows=None,
+        scratch=folder / "scratch",
+        out=folder / "out",
+        seed=0,
+        steps=steps + 1000,
+        max_length=SEQUENCE,
+        global_batch_size=batch,
+        micro_batch_size=1 if packed else int(size),
+        learning_rate=1e-4,
+        min_learning_rate=1e-5,
+        warmup_steps=1,
+        weight_decay=0.0,
+        clip_grad=1.0,
+        validate_every=10_000,
+        checkpoint_every=10_000,
+        rank=16,
+        alpha=32,
+        pack_length=int(size) if packed else 0,
+        precision=precision,
+    )
+
+
+def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
+    import torch
+
+    from pipeline.adapters import nemo_training
+    from pipeline.adapters.nemo import nemo_session
+
+    nemo_training.GPU_REPORT_EVERY = REPORT_EVERY
+    points: list[Point] = []
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    profiler = torch.profiler.profile(activities=activities) if profile else None
+
+    def report(point: Point) -> None:
+        points.append(point)
+        if profiler and len(points) == 2 * REPORT_EVERY:
+            profiler.start()
+        if profiler and len(points) == 3 * REPORT_EVERY:
+            torch.cuda.synchronize()
+            profiler.stop()
+            raise Enough
+        if len(points) == REPORT_EVERY * REPORTS:
+            raise Enough
+
+    torch.cuda.reset_peak_memory_stats()
+    begin = time.monotonic()
+    job = job_of(case, folder)
+    try:
+        with nemo_session():
+            nemo_training.train(job, report)
+    except Enough:
+        pass
+    speeds = [p.tokens_per_second for p in points[REPORT_EVERY::REPORT_EVERY]]
+    median = statistics.median(speeds)
+    layers = json.loads((job.hf / "config.json").read_text())["num_hidden_layers"]
+    weights = layers * 218_103_808 + VOCABULARY * 4096  # of matrix products
+    passes = 4 if job.method == "lora" else 6
+    found = {
+        "tokens_per_second": round(median),
+        "readings": [round(s) for s in speeds],
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "matrix_tflops": round(passes * weights * median / 1e12),
+        "seconds_in_all": round(time.monotonic() - begin, 1),
+        "losses": [round(p.loss, 4) for p in points],
+    }
+    if profiler:
+        events = sorted(profiler.key_averages(), key=lambda e: -e.device_time_total)
+        total = sum(e.self_device_time_total for e in events)
+        found["profile_ms_a_step"] = {
+            e.key[:90]: [
+                round(e.self_device_time_total / 1e3 / REPORT_EVERY, 2),
+                e.count // REPORT_EVERY,
+            ]
+            for e in events[:45]
+        }
+        found["profile_total_ms_a_step"] = round(total / 1e3 / REPORT_EVERY, 1)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("cases", nargs="+", metavar="CASE")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--commit", default="unknown", help="of the tree, where git is not")
+    parser.add_argument("--profile", action="store_true", help="kernels of four steps instead")
+    arguments = parser.parse_args()
+    if wrong := [c for c in arguments.cases if not CASE.match(c)]:
+        parser.error(f"no case: {', '.join(wrong)}")
+    import torch
+
+    results: dict[str, Any] = {}
+    for case in arguments.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                results[case] = run(case, Path(folder), profile=arguments.profile)
+            except Exception as error:  # the other cases still have their say
+                results[case] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        gc.collect()
+        torch.cuda.empty_cache()
+        print(case, json.dumps(results[case]), flush=True)
+        document = {
+            "command": "python bench/gpu_training.py " + " ".join(arguments.cases),
+            "commit": arguments.commit,
+            "date": datetime.now(UTC).date().isoformat(),
+            "hardware": torch.cuda.get_device_name(),
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "sequence": SEQUENCE,
+            "global_batch": GLOBAL_BATCH,
+            "cases": results,
+        }
+        arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
