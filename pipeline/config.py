@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -187,9 +188,20 @@ class EngineConfig(Section):
 
 
 class ServeConfig(Section):
+    """Sizes in bytes, times in seconds."""
+
     host: str
     port: int = Field(ge=0, le=65535, description="0 takes a free one")
     max_queue: Positive
+    keys_file: Path | None
+    max_connections: Positive
+    max_header_bytes: int = Field(ge=1024)
+    max_body_bytes: int = Field(ge=1024)
+    header_timeout: Seconds
+    body_timeout: Seconds
+    request_timeout: Seconds
+    stalled_timeout: Seconds
+    keep_alive_timeout: Positive
 
 
 class BenchmarkConfig(Section):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import socket
+from pathlib import Path
 
 from pipeline.console import get_console
 from pipeline.errors import Busy, ConfigError
@@ -68,10 +69,12 @@ def base_url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def warn_if_open(listening: socket.socket) -> None:
+def warn_if_open(listening: socket.socket, keys_file: Path | None) -> None:
     """Say so when anyone in the network may ask."""
     host = listening.getsockname()[0]
-    if not host.startswith("127.") and host != "::1" and not os.environ.get(API_KEY):
+    asks = keys_file or os.environ.get(API_KEY)
+    if not host.startswith("127.") and host != "::1" and not asks:
         get_console().print(
-            f"[yellow]anyone who reaches {host} can use this server: set {API_KEY} to ask for a key"
+            f"[yellow]anyone who reaches {host} can use this server: set {API_KEY} or "
+            "serve.keys_file to ask for a key"
         )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 from pipeline.chat import Chat
+from pipeline.serving import calls
 from pipeline.serving.engine import Engine, QueueFull, Sampling
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.text import TextStream
@@ -67,6 +68,8 @@ class Generation:
                     choice.stream.cancel()
                 raise
         metrics.prompt_tokens.inc(self.prompt_tokens)
+        self._call = calls.current()
+        self._call.model, self._call.prompt_tokens = metrics.model, self.prompt_tokens
 
     @property
     def completion_tokens(self) -> int:
@@ -125,6 +128,7 @@ class Generation:
             newest = time.perf_counter()
             if choice.tokens == 0:
                 self._metrics.first_token.observe(newest - self._begin)
+                self._call.first_token = self._call.first_token or self._call.seconds
                 first = newest
             shown = ""
             for token in tokens:
@@ -153,4 +157,6 @@ class Generation:
     def _end(self, choice: _Choice, reason: str) -> None:
         self._reasons[choice.index] = reason
         self._metrics.finished(reason)
+        self._call.finish_reasons.append(reason)
+        self._call.completion_tokens += choice.tokens
         self._metrics.latency.observe(time.perf_counter() - self._begin)

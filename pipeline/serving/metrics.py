@@ -15,6 +15,7 @@ class Metrics:
     """The metrics of one server, in a registry of its own."""
 
     def __init__(self, model: str, load: Callable[[], Load], slots: int) -> None:
+        self.model = model
         self._registry = CollectorRegistry()
 
         def gauge(name: str, text: str, read: Callable[[], float]) -> None:

@@ -1,7 +1,6 @@
 """An engine's folder on a socket by uvicorn, until a signal; answers in progress are finished."""
 
 import json
-import os
 import signal
 import socket
 import types
@@ -12,12 +11,14 @@ from pathlib import Path
 import uvicorn
 
 from pipeline.artifact import open_artifact
-from pipeline.serving.address import API_KEY
+from pipeline.config import ServeConfig
 from pipeline.serving.app import create_app
 from pipeline.serving.open import open_engine
+from pipeline.serving.operations import Operations
+from pipeline.serving.wire import WireBounds, WireConfig
 
 
-def serve(folder: Path, listening: socket.socket, *, model: str, max_queue: int) -> bool:
+def serve(folder: Path, listening: socket.socket, *, model: str, settings: ServeConfig) -> bool:
     """Serve an engine on a socket until SIGINT or SIGTERM; answers in progress are finished.
 
     Returns:
@@ -25,19 +26,36 @@ def serve(folder: Path, listening: socket.socket, *, model: str, max_queue: int)
 
     Raises:
         ArtifactError: the engine is not whole, or not for this machine.
+        ConfigError: a file that a setting names cannot be used.
     """
+    operations = Operations.configured(settings)
     artifact = open_artifact(folder, stage="build").require("engine")
-    served = open_engine(artifact.path, max_queue=max_queue)
+    served = open_engine(artifact.path, max_queue=settings.max_queue)
     app = create_app(
         served.engine,
         served.chat,
         model=model,
         slots=served.description.max_batch_size,
         defaults=_sampling_defaults(folder),
-        api_key=os.environ.get(API_KEY),
+        operations=operations,
     )
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on")
-    server = _Server(settings)
+    server = _Server(
+        WireConfig(
+            app,
+            WireBounds(
+                connections=settings.max_connections,
+                header_bytes=settings.max_header_bytes,
+                header_seconds=settings.header_timeout,
+                stalled_seconds=settings.stalled_timeout,
+            ),
+            timeout_keep_alive=settings.keep_alive_timeout,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+        )
+    )
     server.run(sockets=[listening])
     return not server.force_exit
 
@@ -51,7 +69,11 @@ def _sampling_defaults(folder: Path) -> dict[str, float]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn ends a process by the signal that stopped it; to be stopped is no failure here."""
+    """Drains: the first signal makes it not ready, and it ends when no answer is in progress.
+
+    Until then it goes on listening, so that a load balancer hears 503 and not a closed port.
+    uvicorn would end the process by the signal that stopped it; to be stopped is no failure here.
+    """
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -63,6 +85,12 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
-        service = self.config.app.state.service  # type: ignore[union-attr]
-        service.ready, service.not_ready = False, "shutting down"
-        super().handle_exit(sig, frame)
+        state = self.config.app.state  # type: ignore[union-attr]
+        if state.in_flight.draining and sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+        state.in_flight.draining = True
+        state.service.ready, state.service.not_ready = False, "shutting down"
+
+    async def on_tick(self, counter: int) -> bool:
+        in_flight = self.config.app.state.in_flight  # type: ignore[union-attr]
+        return await super().on_tick(counter) or (in_flight.draining and not in_flight.count)

@@ -18,14 +18,13 @@ from pipeline.chat import Chat
 from pipeline.console import get_console
 from pipeline.errors import DataError
 from pipeline.messages import parse_messages
-from pipeline.serving import protocol
+from pipeline.serving import calls, protocol
 from pipeline.serving.engine import Engine, EngineFailed, QueueFull, Sampling
 from pipeline.serving.generation import Generation
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.protocol import ChatRequest, CompletionRequest, Kind
 
 RETRY_SECONDS = 1.0  # between attempts at a warm-up answer
-CLIENT_LEFT = 499  # nginx's; nobody reads it
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
 
@@ -90,7 +89,7 @@ class Service:
         return await self._answer("text", body, prompts, limit, echoes, request)
 
     def require_model(self, name: str) -> None:
-        if name != self.model:
+        if name != self.model or not calls.current().may_use(name):
             raise Refusal(
                 404,
                 f"The model '{name}' does not exist: this server has '{self.model}'",
@@ -160,6 +159,7 @@ class Service:
     ) -> Response:
         sampling = self._sampling(body, limit, max(map(len, prompts)))
         n = body.n or 1
+        await calls.current().admit(sum(map(len, prompts)))
         run = Generation(self.engine, self.chat, self.metrics, prompts, n, sampling, body.stops)
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         head = {
@@ -176,7 +176,7 @@ class Service:
         finally:
             run.cancel()
         if choices is None:
-            return Response(status_code=CLIENT_LEFT)
+            return Response(status_code=calls.CLIENT_LEFT)
         texts = [(echo + text, end) for echo, (text, end) in zip(echoed, choices, strict=True)]
         counts = protocol.usage(run.prompt_tokens, run.completion_tokens)
         return JSONResponse(protocol.response(kind, head, texts, counts))
@@ -202,6 +202,7 @@ class Service:
                     yield event(*piece)
         except EngineFailed as error:
             self.metrics.failed(500)
+            calls.current().error = str(error)
             yield _event(protocol.error_body(str(error), "server_error"))
             return
         if usage:

@@ -20,12 +20,11 @@ def run(config: Config) -> None:
     from pipeline.serving.server import serve
 
     url = address.base_url(listening)
-    address.warn_if_open(listening)
+    address.warn_if_open(listening, config.serve.keys_file)
     console.print(f"[bold]serving {model}[/] on {url} (Ctrl-C ends it)\n")
-    with_key = bool(os.environ.get(address.API_KEY))
+    with_key = bool(config.serve.keys_file or os.environ.get(address.API_KEY))
     console.print(address.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
-    folder, queue = config.artifacts / "build", config.serve.max_queue
-    finished = serve(folder, listening, model=model, max_queue=queue)
+    finished = serve(config.artifacts / "build", listening, model=model, settings=config.serve)
     console.print(
         "stopped: every answer in progress was finished"
         if finished

@@ -4,6 +4,7 @@ import ast
 import json
 import shlex
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -37,21 +38,23 @@ def test_an_address_for_everyone_is_called_by_loopback() -> None:
         assert address.base_url(listening).startswith("http://127.0.0.1:")
 
 
-@pytest.mark.parametrize(("host", "key", "warns"), [
-    ("127.0.0.1", "", False),
-    ("0.0.0.0", "", True),
-    ("0.0.0.0", "secret", False),
+@pytest.mark.parametrize(("host", "key", "keys_file", "warns"), [
+    ("127.0.0.1", "", None, False),
+    ("0.0.0.0", "", None, True),
+    ("0.0.0.0", "secret", None, False),
+    ("0.0.0.0", "", Path("keys.jsonl"), False),
 ])  # fmt: skip
 def test_an_open_server_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     host: str,
     key: str,
+    keys_file: Path | None,
     warns: bool,
 ) -> None:
     monkeypatch.setenv(address.API_KEY, key)
     with address.listen(host, 0) as listening:
-        address.warn_if_open(listening)
+        address.warn_if_open(listening, keys_file)
     assert (address.API_KEY in capsys.readouterr().err) == warns
 
 

@@ -356,17 +356,6 @@ def test_metrics_count_what_happened(app: Any, post: Post) -> None:
     assert float(named['request_failure_total{model_name="bank",status="400"}']) == 1
 
 
-def test_a_key_is_asked_of_the_api_and_not_of_health(engine: BatchingEngine, chat: Chat) -> None:
-    app = create_app(engine, chat, model="bank", slots=4, api_key="right")
-    for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": "right2"}):
-        response = get(app, "/v1/models", **wrong)
-        assert response.status_code == 401
-        assert response.json()["error"]["code"] == "invalid_api_key"
-    assert get(app, "/v1/models", authorization="Bearer right").status_code == 200
-    for path in ("/health/live", "/v1/health/live", "/metrics"):
-        assert get(app, path).status_code == 200
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(
     app: Any, model: ListModel, engine: BatchingEngine, stream: bool

@@ -1,0 +1,66 @@
+"""Who may ask: `Authorization: Bearer <key>` below /v1, and how much each key may ask."""
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.serving import calls, protocol
+from pipeline.serving.keys import Keyring
+from pipeline.serving.rates import Allowance, RateLimited, Rates
+
+# Health is asked by orchestrators and metrics by Prometheus, neither of which brings a key.
+OPEN_PATHS = ("/v1/health/", "/v1/metrics")
+
+
+class Door:
+    """The layer that asks for a key and counts requests against it."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+        self._app, self._keyring, self._rates = app, keyring, Rates()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith("/v1/") or path.startswith(OPEN_PATHS):
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("authorization", "")
+        scheme, _, secret = given.partition(" ")
+        key = self._keyring.find(secret.strip().encode() if scheme.lower() == "bearer" else None)
+        if key is None:
+            body = protocol.error_body(
+                "Incorrect API key provided: send it as `Authorization: Bearer …`",
+                code="invalid_api_key",
+            )
+            response = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+            await response(scope, receive, send)
+            return
+        call = calls.current()
+        call.key, call.allowance = key, self._rates.of(key)
+        send = _with_headers(call.allowance, send)
+        try:
+            # What costs the engine nothing, such as the list of models, is not counted.
+            if scope["method"] == "POST":
+                await call.allowance.take_request()
+        except RateLimited as error:
+            await too_many(error)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            await call.allowance.pay_answer(call.completion_tokens)
+
+
+def too_many(error: RateLimited) -> JSONResponse:
+    body = protocol.error_body(str(error), "rate_limit_error", code="rate_limit_exceeded")
+    return JSONResponse(body, 429, {"Retry-After": str(error.retry_after)})
+
+
+def _with_headers(allowance: Allowance, send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in (await allowance.headers()).items():
+                headers[name] = value
+        await send(message)
+
+    return sending

@@ -1,0 +1,49 @@
+"""What surrounds the API in production, from the serve section of the configuration."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from pipeline.config import ServeConfig
+from pipeline.serving.bounds import Bounded, Bounds
+from pipeline.serving.door import Door
+from pipeline.serving.keys import Keyring
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Layers around the application; None leaves one out."""
+
+    keyring: Keyring | None = None
+    bounds: Bounds | None = None
+
+    @classmethod
+    def configured(
+        cls, settings: ServeConfig, environment: Mapping[str, str] = os.environ
+    ) -> "Operations":
+        """
+        Raises:
+            ConfigError: a file that a setting names cannot be used.
+        """
+        keyring = Keyring(settings.keys_file, environment)
+        return cls(
+            keyring=keyring if keyring.asks else None,
+            bounds=Bounds(
+                header_bytes=settings.max_header_bytes,
+                body_bytes=settings.max_body_bytes,
+                body_seconds=settings.body_timeout,
+                request_seconds=settings.request_timeout,
+            ),
+        )
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the layers, the innermost first."""
+        if self.bounds:
+            app.add_middleware(Bounded, bounds=self.bounds)
+        if self.keyring:
+            app.add_middleware(Door, keyring=self.keyring)
+
+
+NO_OPERATIONS = Operations()
