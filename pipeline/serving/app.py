@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline.chat import Chat
 from pipeline.serving import calls, protocol
-from pipeline.serving.calls import Calls, InFlight
+from pipeline.serving.calls import InFlight
 from pipeline.serving.door import too_many
 from pipeline.serving.engine import Engine, EngineFailed, QueueFull
 from pipeline.serving.metrics import Metrics
@@ -51,6 +51,7 @@ def create_app(
         service.ready = False
         warming.cancel()
         engine.close()
+        await asyncio.to_thread(operations.close)
 
     app = FastAPI(title="pipeline", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.in_flight = service, InFlight()
@@ -116,6 +117,5 @@ def create_app(
     async def failed(request: Request, error: EngineFailed) -> Response:
         return JSONResponse(protocol.error_body(str(error), "server_error"), 500)
 
-    operations.add_to(app)
-    app.add_middleware(Calls, in_flight=app.state.in_flight, failed=metrics.failed)
+    operations.add_to(app, metrics.failed)
     return app

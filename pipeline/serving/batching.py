@@ -7,6 +7,7 @@ progress occupy the model's first rows; the one whose prompt is being read is in
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -53,6 +54,7 @@ class Answer:
         self.last = -1  # the newest token, which the cache does not hold yet
         self.count = 0
         self.cancelled = False
+        self.started: float | None = None  # time.perf_counter() when it left the queue
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[_Item] = asyncio.Queue()
         self._ending: _Ending | None = None
@@ -121,7 +123,10 @@ class BatchingEngine:
         return answer
 
     def load(self) -> Load:
-        return Load(len(self._active) + (self._joining is not None), len(self._waiting))
+        active, joining = list(self._active), self._joining  # the engine's thread changes both
+        busy = [*active, joining] if joining else active
+        room = self._model.slots * self._model.max_seq_len
+        return Load(len(busy), len(self._waiting), sum(a.cached for a in busy) / room)
 
     def close(self) -> None:
         with self._changed:
@@ -178,6 +183,7 @@ class BatchingEngine:
                     return None
                 answer = self._waiting.popleft()
             if not answer.cancelled:
+                answer.started = time.perf_counter()
                 self._joining = answer
         return self._joining
 

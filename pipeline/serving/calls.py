@@ -33,7 +33,8 @@ _ID = re.compile(r"[\w.:/+=@-]{1,128}")
 
 @dataclass
 class Call:
-    """What is known of a request. Times are seconds since it began, None until they happen.
+    """What is known of a request. Times are seconds since it began, None until they happen:
+    the engine was asked, it left the engine's queue, its first token came, and its last.
 
     content: what serve.log_content adds to the line.
     """
@@ -45,11 +46,14 @@ class Call:
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    asked: float | None = None
     queued: float | None = None
     first_token: float | None = None
+    last_token: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
     status: int | None = None
     error: str | None = None
+    ended: bool = False
     content: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,6 +62,11 @@ class Call:
 
     def may_use(self, model: str) -> bool:
         return self.key is None or self.key.allows(model)
+
+    @property
+    def may_administer(self) -> bool:
+        """Whether it may change what the server serves; on a server without keys anyone may."""
+        return self.key is None or self.key.admin
 
     async def admit(self, prompt_tokens: int) -> None:
         """Take a prompt's tokens from what the key may ask in this minute.
@@ -90,10 +99,17 @@ class Calls:
 
     Args:
         failed: told the status of each refusal or failure.
+        ended: told of each call that has ended.
     """
 
-    def __init__(self, app: ASGIApp, in_flight: InFlight, failed: Callable[[int], None]) -> None:
-        self._app, self._in_flight, self._failed = app, in_flight, failed
+    def __init__(
+        self,
+        app: ASGIApp,
+        in_flight: InFlight,
+        failed: Callable[[int], None],
+        ended: Callable[[Call], None] | None = None,
+    ) -> None:
+        self._app, self._in_flight, self._failed, self._ended = app, in_flight, failed, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,6 +126,7 @@ class Calls:
             _current.reset(token)
             if not quiet:
                 _write(call, scope)
+                self._end(call)
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         if self._in_flight.draining and scope["method"] == "POST":
@@ -135,9 +152,17 @@ class Calls:
                 MutableHeaders(scope=message)["X-Request-Id"] = call.id
                 if call.status >= 400 and call.status != CLIENT_LEFT:
                     self._failed(call.status)
+            elif not message.get("more_body"):
+                self._end(call)
             await send(message)
 
         return tagged
+
+    def _end(self, call: Call) -> None:
+        """Tell of the end, once: before the last byte, with which a trace's span ends too."""
+        if self._ended and not call.ended:
+            call.ended = True
+            self._ended(call)
 
 
 def _given_id(scope: Scope) -> str | None:
@@ -167,7 +192,7 @@ def _write(call: Call, scope: Scope) -> None:
         fields |= {
             "prompt_tokens": call.prompt_tokens,
             "completion_tokens": call.completion_tokens,
-            "queue_seconds": _rounded(call.queued),
+            "queued_seconds": _rounded(call.queued),
             "first_token_seconds": _rounded(call.first_token),
             "finish_reasons": call.finish_reasons,
         }

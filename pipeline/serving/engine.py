@@ -28,10 +28,14 @@ class Sampling:
 
 
 class Load(NamedTuple):
-    """Sequences being answered, and those that wait for a slot."""
+    """Sequences being answered, and those that wait for a slot.
+
+    cache_use: share of the KV cache that holds tokens, 0 to 1; None if the runtime does not say.
+    """
 
     running: int
     waiting: int
+    cache_use: float | None = None
 
 
 class TokenStream(Protocol):

@@ -68,8 +68,11 @@ class Generation:
                     choice.stream.cancel()
                 raise
         metrics.prompt_tokens.inc(self.prompt_tokens)
+        for prompt in prompts:
+            metrics.request_prompt_tokens.observe(len(prompt))
         self._call = calls.current()
         self._call.model, self._call.prompt_tokens = metrics.model, self.prompt_tokens
+        self._call.asked = self._begin - self._call.begun
 
     @property
     def completion_tokens(self) -> int:
@@ -128,8 +131,8 @@ class Generation:
             newest = time.perf_counter()
             if choice.tokens == 0:
                 self._metrics.first_token.observe(newest - self._begin)
-                self._call.first_token = self._call.first_token or self._call.seconds
                 first = newest
+                self._note_first(choice)
             shown = ""
             for token in tokens:
                 choice.tokens += 1
@@ -148,15 +151,29 @@ class Generation:
         rest = text.finish()
         if text.stopped:
             reason = "stop"
-        self._metrics.generation_tokens.inc(choice.tokens)
+        self._metrics.request_generation_tokens.observe(choice.tokens)
+        self._metrics.decode.observe(newest - first)
         if choice.tokens > 1:
             self._metrics.per_token.observe((newest - first) / (choice.tokens - 1))
         self._end(choice, reason)
         yield Piece(choice.index, rest, reason)
 
+    def _note_first(self, choice: _Choice) -> None:
+        """Note when a choice left the queue, if its engine says so, and had its first token."""
+        now = time.perf_counter()
+        started = getattr(choice.stream, "started", None)
+        if started is not None:
+            self._metrics.queue.observe(started - self._begin)
+            self._metrics.prefill.observe(now - started)
+        if self._call.first_token is None:
+            self._call.first_token = now - self._call.begun
+            self._call.queued = None if started is None else started - self._call.begun
+
     def _end(self, choice: _Choice, reason: str) -> None:
         self._reasons[choice.index] = reason
         self._metrics.finished(reason)
+        self._metrics.generation_tokens.inc(choice.tokens)
         self._call.finish_reasons.append(reason)
         self._call.completion_tokens += choice.tokens
+        self._call.last_token = self._call.seconds
         self._metrics.latency.observe(time.perf_counter() - self._begin)

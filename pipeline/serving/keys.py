@@ -6,7 +6,7 @@ makes a key, shows it this once and adds its line to the file; deleting the line
 without a restart. A file has one JSON object a line:
 
     {"name": "anna", "sha256": "…", "requests_per_minute": 60, "tokens_per_minute": null,
-     "models": null}
+     "models": null, "admin": false}
 
 A key is 256 random bits, so SHA-256 is the right digest for it: there is no dictionary to try, and
 the slow digests that passwords need would cost each request 50 ms and an attacker nothing more.
@@ -37,7 +37,7 @@ PerMinute = Annotated[int, Field(ge=1)]
 
 
 class Key(BaseModel):
-    """A key's line. None is no limit, or every model."""
+    """A key's line. None is no limit, or every model. admin: may also load and unload adapters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,6 +46,7 @@ class Key(BaseModel):
     requests_per_minute: PerMinute | None = None
     tokens_per_minute: PerMinute | None = None
     models: tuple[str, ...] | None = None
+    admin: bool = False
 
     def allows(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -69,7 +70,7 @@ class Keyring:
         self, file: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
         given = (environment or {}).get(API_KEY)
-        self._fixed = [Key(name="environment", sha256=digest(given))] if given else []
+        self._fixed = [Key(name="environment", sha256=digest(given), admin=True)] if given else []
         self._file = file
         self._checked = time.monotonic()
         self._version = _version(file) if file else None
@@ -152,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     new.add_argument("--requests-per-minute", type=int)
     new.add_argument("--tokens-per-minute", type=int, help="of prompts and answers together")
     new.add_argument("--models", nargs="+", metavar="MODEL", help="that it may ask (default: all)")
+    new.add_argument("--admin", action="store_true", help="may load and unload adapters")
     given = parser.parse_args(arguments)
     secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     try:
@@ -161,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
             requests_per_minute=given.requests_per_minute,
             tokens_per_minute=given.tokens_per_minute,
             models=given.models,
+            admin=given.admin,
         )
         if given.file:
             _add(given.file, key)

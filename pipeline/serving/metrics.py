@@ -1,4 +1,10 @@
-"""Prometheus metrics, named as NVIDIA NIM's, each with the model's name."""
+"""Prometheus metrics, each with the model's name.
+
+The names are NVIDIA NIM's; those of the phases (queue, prefill, decode) are vLLM's, without its
+prefix, since NIM has none for them.
+https://docs.nvidia.com/nim/large-language-models/latest/observability.html
+https://docs.vllm.ai/en/stable/usage/metrics/
+"""
 
 from collections.abc import Callable
 
@@ -9,6 +15,7 @@ from pipeline.serving.engine import Load
 FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
 
 
 class Metrics:
@@ -32,8 +39,18 @@ class Metrics:
         gauge("num_requests_running", "Answers in progress", lambda: load().running)
         gauge("num_requests_waiting", "Requests that wait for a slot", lambda: load().waiting)
         gauge("num_request_max", "Answers that can be in progress at once", lambda: slots)
+        if load().cache_use is not None:
+            gauge(
+                "gpu_cache_usage_perc",
+                "Share of the KV cache that holds tokens, 0 to 1 (NIM's name, on a CPU as well)",
+                lambda: load().cache_use or 0,
+            )
         self.prompt_tokens = counter("prompt_tokens", "Tokens read")
         self.generation_tokens = counter("generation_tokens", "Tokens generated")
+        self.request_prompt_tokens = histogram("request_prompt_tokens", "Of a request", TOKENS)
+        self.request_generation_tokens = histogram(
+            "request_generation_tokens", "Of an answer", TOKENS
+        )
         self.first_token = histogram(
             "time_to_first_token_seconds", "From request to first token", FIRST_TOKEN_SECONDS
         )
@@ -43,27 +60,37 @@ class Metrics:
         self.latency = histogram(
             "e2e_request_latency_seconds", "From request to last token", REQUEST_SECONDS
         )
-        finished = Counter(
+        self.queue = histogram(
+            "request_queue_time_seconds", "From request to the engine's start", FIRST_TOKEN_SECONDS
+        )
+        self.prefill = histogram(
+            "request_prefill_time_seconds", "From the start to the first token", FIRST_TOKEN_SECONDS
+        )
+        self.decode = histogram(
+            "request_decode_time_seconds", "From the first token to the last", REQUEST_SECONDS
+        )
+        self._success = counter("request_success", "Answers that ended by themselves")
+        self._finished = Counter(
             "request_finish",
             "Answers by how they ended",
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
-        failed = Counter(
+        self._failed = Counter(
             "request_failure",
             "Requests refused or failed, by HTTP status",
             ["model_name", "status"],
             registry=self._registry,
         )
-        self._finished = lambda reason: finished.labels(model, reason).inc()
-        self._failed = lambda status: failed.labels(model, str(status)).inc()
 
     def finished(self, reason: str) -> None:
-        """Count an answer that ended by `stop`, `length` or `abort` (the client left)."""
-        self._finished(reason)
+        """Count an answer that ended by OpenAI's reason, or by `abort`: the client left."""
+        self._finished.labels(self.model, reason).inc()
+        if reason != "abort":
+            self._success.inc()
 
     def failed(self, status: int) -> None:
-        self._failed(status)
+        self._failed.labels(self.model, str(status)).inc()
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

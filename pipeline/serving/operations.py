@@ -1,15 +1,17 @@
 """What surrounds the API in production, from the serve section of the configuration."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 
 from pipeline.config import ServeConfig
 from pipeline.serving.bounds import Bounded, Bounds
+from pipeline.serving.calls import Calls
 from pipeline.serving.door import Door
 from pipeline.serving.keys import Keyring
+from pipeline.serving.tracing import Tracing, wanted
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Operations:
 
     keyring: Keyring | None = None
     bounds: Bounds | None = None
+    tracing: Tracing | None = None
 
     @classmethod
     def configured(
@@ -36,14 +39,24 @@ class Operations:
                 body_seconds=settings.body_timeout,
                 request_seconds=settings.request_timeout,
             ),
+            tracing=Tracing() if wanted(environment) else None,
         )
 
-    def add_to(self, app: FastAPI) -> None:
-        """Add the layers, the innermost first."""
+    def add_to(self, app: FastAPI, failed: Callable[[int], None]) -> None:
+        """Add the layers, the innermost first. `failed` is told the status of each failure."""
         if self.bounds:
             app.add_middleware(Bounded, bounds=self.bounds)
         if self.keyring:
             app.add_middleware(Door, keyring=self.keyring)
+        ended = self.tracing.ended if self.tracing else None
+        app.add_middleware(Calls, in_flight=app.state.in_flight, failed=failed, ended=ended)
+        if self.tracing:
+            app.add_middleware(self.tracing.around)
+
+    def close(self) -> None:
+        """Send and write what is left."""
+        if self.tracing:
+            self.tracing.close()
 
 
 NO_OPERATIONS = Operations()

@@ -13,6 +13,7 @@ import uvicorn
 from pipeline.artifact import open_artifact
 from pipeline.config import ServeConfig
 from pipeline.serving.app import create_app
+from pipeline.serving.logs import json_logs
 from pipeline.serving.open import open_engine
 from pipeline.serving.operations import Operations
 from pipeline.serving.wire import WireBounds, WireConfig
@@ -50,13 +51,15 @@ def serve(folder: Path, listening: socket.socket, *, model: str, settings: Serve
             ),
             timeout_keep_alive=settings.keep_alive_timeout,
             ws="none",
+            log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
             lifespan="on",
         )
     )
-    server.run(sockets=[listening])
+    with json_logs():
+        server.run(sockets=[listening])
     return not server.force_exit
 
 

@@ -12,7 +12,6 @@ import pytest
 from pipeline.chat import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.engine import Load
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.models import ListModel, say
 
@@ -350,6 +349,14 @@ def test_metrics_count_what_happened(app: Any, post: Post) -> None:
     assert float(named["time_to_first_token_seconds_count" + one]) == 3
     assert float(named["time_per_output_token_seconds_count" + one]) == 3
     assert float(named["num_requests_running" + one]) == 0
+    assert float(named["gpu_cache_usage_perc" + one]) == 0
+    assert float(named["request_prompt_tokens_sum" + one]) == pytest.approx(prompt)
+    assert float(named["request_generation_tokens_count" + one]) == 3
+    phases = [f"request_{phase}_time_seconds" for phase in ("queue", "prefill", "decode")]
+    assert [float(named[f"{phase}_count{one}"]) for phase in phases] == [3, 3, 3]
+    in_all = sum(float(named[f"{phase}_sum{one}"]) for phase in phases)
+    assert in_all <= float(named["e2e_request_latency_seconds_sum" + one]) < in_all + 0.1
+    assert float(named["request_success_total" + one]) == 3
     ended = 'request_finish_total{finished_reason="%s",model_name="bank"}'
     assert float(named[ended % "stop"]) == 2
     assert float(named[ended % "length"]) == 1
@@ -380,7 +387,7 @@ def test_a_client_that_leaves_frees_its_slot(
             "headers": [(b"content-type", b"application/json")],
         }
         answering = asyncio.create_task(app(scope, arrived.get, send))
-        while engine.load() != Load(1, 0):
+        while engine.load()[:2] != (1, 0):
             await asyncio.sleep(0.005)
         arrived.put_nowait({"type": "http.disconnect"})
         await answering
@@ -388,10 +395,11 @@ def test_a_client_that_leaves_frees_its_slot(
     asyncio.run(asyncio.wait_for(run(), 20))
     model.gate.release(1)
     deadline = 1000
-    while engine.load() != Load(0, 0) and deadline:
+    while engine.load()[:2] != (0, 0) and deadline:
         deadline -= 1
         asyncio.run(asyncio.sleep(0.005))
-    assert engine.load() == Load(0, 0)
+    assert engine.load()[:2] == (0, 0)
     assert len(model.batches) <= 2
+    assert 'request_success_total{model_name="bank"} 0.0' in get(app, "/metrics").text
     aborted = 'request_finish_total{finished_reason="abort",model_name="bank"} 1.0'
     assert aborted in get(app, "/metrics").text

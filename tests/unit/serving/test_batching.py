@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.serving import batching
 from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling
+from pipeline.serving.engine import EngineFailed, QueueFull, Sampling
 from tests.unit.serving.models import ListModel, mix
 
 
@@ -90,7 +90,7 @@ def test_answers_do_not_depend_on_who_else_is_answered(
             answers = await asyncio.gather(*asked)
             prompts = [prompt for prompt, *_ in requests]
             assert answers == [alone(p, how) for p, how in zip(prompts, hows, strict=True)]
-            assert engine.load() == Load(0, 0)
+            assert engine.load()[:2] == (0, 0)
         finally:
             engine.close()
 
@@ -144,7 +144,7 @@ def test_a_cancelled_answer_frees_its_slot_while_others_go_on(
         assert await stays == alone([5, 5], greedy(12))
 
     asyncio.run(run())
-    wait_for(lambda: engine.load() == Load(0, 0))
+    wait_for(lambda: engine.load()[:2] == (0, 0))
     assert sum(model.batches) < 20
 
 
@@ -162,7 +162,7 @@ def test_a_cancelled_request_in_the_queue_is_never_read(
         await asyncio.gather(*busy)
 
     asyncio.run(run())
-    wait_for(lambda: engine.load() == Load(0, 0))
+    wait_for(lambda: engine.load()[:2] == (0, 0))
     assert 5 not in model.prompt_parts
 
 
@@ -172,7 +172,7 @@ def test_a_full_queue_refuses_until_one_leaves_it(model: ListModel) -> None:
 
     async def run() -> None:
         engine.generate([1], greedy(5))
-        wait_for(lambda: engine.load() == Load(1, 0))
+        wait_for(lambda: engine.load()[:2] == (1, 0))
         waiting = [engine.generate([1], greedy(5)) for _ in range(2)]
         with pytest.raises(QueueFull):
             engine.generate([1], greedy(5))
@@ -205,7 +205,7 @@ def test_closing_ends_every_answer(model: ListModel) -> None:
     async def run() -> None:
         asked = [asyncio.create_task(read(engine, [1], greedy(40))) for _ in range(6)]
         await asyncio.sleep(0)
-        wait_for(lambda: engine.load() == Load(4, 2), model)
+        wait_for(lambda: engine.load()[:2] == (4, 2), model)
         model.gate.release(1000)
         engine.close()
         ends = await asyncio.gather(*asked, return_exceptions=True)
