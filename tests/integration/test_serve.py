@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -258,45 +259,87 @@ def wait_until_ready(port: int) -> OpenAI:
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("stop", "streams"), [(signal.SIGINT, 4), (signal.SIGTERM, 50)])
 def test_a_signal_ends_the_server_well_and_cuts_no_answer(
-    engine: Artifact, folder: Path, stop: signal.Signals
+    engine: Artifact, folder: Path, stop: signal.Signals, streams: int
 ) -> None:
     port = free_port()
     process = serve(folder, port)
     try:
         client = wait_until_ready(port)
         (model,) = client.models.list()
-        begun, ends = threading.Barrier(5), []
+        begun, ends = threading.Barrier(streams + 1), []
 
-        def read() -> None:
-            stream = client.chat.completions.create(
+        def start(max_tokens: int) -> openai.Stream:
+            return client.chat.completions.create(
                 model=model.id,
                 messages=[{"role": "user", "content": "Hello"}],
-                max_tokens=300,
+                max_tokens=max_tokens,
                 seed=1,
                 extra_body={"temperature": 2},
                 stream=True,
             )
+
+        def read() -> None:
+            stream = start(300)
             next(iter(stream))
-            begun.wait(30)
+            begun.wait(60)
             ends.append([chunk.choices[0].finish_reason for chunk in stream][-1])
 
-        threads = [threading.Thread(target=read) for _ in range(4)]
+        threads = [threading.Thread(target=read) for _ in range(streams)]
         for thread in threads:
             thread.start()
-        begun.wait(30)
+        begun.wait(60)
         process.send_signal(stop)
+        with pytest.raises(openai.InternalServerError) as refused:
+            while True:
+                start(1).close()
+        assert refused.value.status_code == 503
+        assert refused.value.code == "shutting_down"
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            client.get("/health/ready", cast_to=object)
         said = process.communicate(timeout=60)[1]
         for thread in threads:
             thread.join(30)
-        assert len(ends) == 4
+        assert len(ends) == streams
         assert set(ends) <= {"stop", "length"}
         assert process.returncode == 0
         assert "every answer in progress was finished" in said
         assert f"curl http://127.0.0.1:{port}/v1/chat/completions" in said
+        lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+        answered = [line for line in lines if line.get("finish_reasons") in (["stop"], ["length"])]
+        assert len({line["request_id"] for line in answered}) >= streams
     finally:
         process.kill()
+
+
+def test_clients_that_hang_up_lose_no_slot(server: RunningServer) -> None:
+    def leave(client: OpenAI, after: int) -> None:
+        stream = client.chat.completions.create(
+            model="bank",
+            messages=[{"role": "user", "content": QUESTIONS[0]}],
+            max_tokens=300,
+            extra_body={"temperature": 2},
+            stream=True,
+        )
+        for _ in zip(range(after), stream, strict=False):
+            pass
+        stream.close()
+
+    def gauges() -> dict[str, float]:
+        text = client.get("/metrics", cast_to=httpx.Response).text
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return {name.partition("{")[0]: float(value) for name, value in lines}
+
+    with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        with ThreadPoolExecutor(30) as pool:
+            list(pool.map(lambda after: leave(client, after), [1, 2, 5] * 20))
+        deadline = time.monotonic() + 30
+        while gauges()["num_requests_running"] + gauges()["num_requests_waiting"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert gauges()["gpu_cache_usage_perc"] == 0
+        assert ask(client, QUESTIONS[0])
 
 
 def test_a_port_in_use_is_refused_at_once(engine: Artifact, folder: Path) -> None:
