@@ -202,6 +202,8 @@ class ServeConfig(Section):
     request_timeout: Seconds
     stalled_timeout: Seconds
     keep_alive_timeout: Positive
+    log_content: bool
+    record: Path | None
 
 
 class BenchmarkConfig(Section):

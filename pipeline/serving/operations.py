@@ -11,7 +11,9 @@ from pipeline.serving.bounds import Bounded, Bounds
 from pipeline.serving.calls import Calls
 from pipeline.serving.door import Door
 from pipeline.serving.keys import Keyring
+from pipeline.serving.recording import Recorder
 from pipeline.serving.tracing import Tracing, wanted
+from pipeline.serving.transcripts import Transcripts
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Operations:
     keyring: Keyring | None = None
     bounds: Bounds | None = None
     tracing: Tracing | None = None
+    recorder: Recorder | None = None
+    log_content: bool = False
 
     @classmethod
     def configured(
@@ -40,10 +44,15 @@ class Operations:
                 request_seconds=settings.request_timeout,
             ),
             tracing=Tracing() if wanted(environment) else None,
+            recorder=Recorder(settings.record) if settings.record else None,
+            log_content=settings.log_content,
         )
 
     def add_to(self, app: FastAPI, failed: Callable[[int], None]) -> None:
         """Add the layers, the innermost first. `failed` is told the status of each failure."""
+        if self.recorder or self.log_content:
+            record = self.recorder.record if self.recorder else None
+            app.add_middleware(Transcripts, record=record, log=self.log_content)
         if self.bounds:
             app.add_middleware(Bounded, bounds=self.bounds)
         if self.keyring:
@@ -55,6 +64,8 @@ class Operations:
 
     def close(self) -> None:
         """Send and write what is left."""
+        if self.recorder:
+            self.recorder.close()
         if self.tracing:
             self.tracing.close()
 
