@@ -1,8 +1,9 @@
-# make demo    set up, run the whole chain on the bundled data and model, show what came out
-# make test    set up, run every test that needs no GPU
-# make check   lint, format, types
-# make watch   write into dvc.yaml which code each stage depends on
-# make lock    resolve pyproject.toml into the hashed lock files
+# make demo      set up, run the whole chain on the bundled data and model, show what came out
+# make test      set up, run every test that needs no GPU
+# make test-gpu  the tests that need GPUs: one for most, two and four for the layouts
+# make check     lint, format, types
+# make watch     write into dvc.yaml which code each stage depends on
+# make lock      resolve pyproject.toml into the hashed lock files
 #
 # TORCH=cpu or TORCH=cuda chooses torch's build; by default CUDA where a GPU is, else the CPU wheel if
 # one of pip's indexes or folders (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) has it.
@@ -14,7 +15,7 @@ TORCH ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
 
-.PHONY: setup demo test check watch lock
+.PHONY: setup demo test test-gpu check watch lock
 
 setup: .venv/.installed
 
@@ -23,6 +24,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-gpu: setup
+	$(BIN)/python -m pytest tests/gpu tests/integration/test_finetune.py tests/integration/test_conversion.py
 
 check: setup
 	$(BIN)/ruff check .

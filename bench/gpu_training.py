@@ -6,8 +6,10 @@ Weights are random and made on the host, the tokenizer is the bundled one; rows 
 A case runs the same code as `stage=finetune` (pipeline/adapters/nemo_training.py), reads its speed
 between reports of four steps, and is stopped when there are enough. Cases:
 
-    METHOD-PRECISION-bN[-lN]        N rows of 4096 tokens a micro-batch, N of the 32 layers
-    METHOD-PRECISION-packN[-lN]     conversations of 600 tokens in the mean, packs of N tokens
+    METHOD-PRECISION-bN         N rows of 4096 tokens a micro-batch, 8 rows a GPU and step
+    METHOD-PRECISION-packN      conversations of 600 tokens in the mean, packs of N tokens
+
+with `-lN` behind them for N of the 32 layers, and `-gN` for N GPUs, data parallel.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from pipeline.training import Job, Point  # noqa: E402
 VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
 REPORT_EVERY, REPORTS = 4, 5  # the first one warms up
 CONVERSATION_BATCH = 64
-CASE = re.compile(r"(lora|sft)-(bf16|fp8)-(b|pack)(\d+)(?:-l(\d+))?$")
+CASE = re.compile(r"(lora|sft)-(bf16|fp8)-(b|pack)(\d+)(?:-l(\d+))?(?:-g(\d+))?$")
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine")
 
 
@@ -81,10 +83,10 @@ def make_rows(lengths: list[int], folder: Path) -> Path:
 
 
 def job_of(case: str, folder: Path) -> Job:
-    method, precision, kind, size, layers = CASE.match(case).groups()  # type: ignore[union-attr]
+    method, precision, kind, size, layers, gpus = CASE.match(case).groups()  # type: ignore[union-attr]
     packed = kind == "pack"
     steps = REPORT_EVERY * REPORTS + 1
-    batch = CONVERSATION_BATCH if packed else GLOBAL_BATCH
+    batch = (CONVERSATION_BATCH if packed else GLOBAL_BATCH) * int(gpus or 1)
     lengths = conversation_lengths(batch * steps) if packed else [SEQUENCE + 1] * batch * steps
     return Job(
         section="finetune",
@@ -111,17 +113,19 @@ def job_of(case: str, folder: Path) -> Job:
         alpha=32,
         pack_length=int(size) if packed else 0,
         precision=precision,
+        processes=int(gpus or 1),
     )
 
 
 def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
     import torch
 
-    from pipeline.adapters import nemo_training
+    from pipeline.adapters import launch, nemo_training
+    from pipeline.adapters.megatron_cpu import replaced
     from pipeline.adapters.nemo import nemo_session
 
-    nemo_training.GPU_REPORT_EVERY = REPORT_EVERY
     points: list[Point] = []
+    every = REPORT_EVERY
     activities = [torch.profiler.ProfilerActivity.CUDA]
     profiler = torch.profiler.profile(activities=activities) if profile else None
 
@@ -133,26 +137,33 @@ def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
             torch.cuda.synchronize()
             profiler.stop()
             raise Enough
-        if len(points) == REPORT_EVERY * REPORTS:
+        if len(points) == every * reports:
             raise Enough
 
     torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
     job = job_of(case, folder)
+    reports = REPORTS
+    if job.processes > 1:  # which report as the stage does
+        every, reports = nemo_training.GPU_REPORT_EVERY, 3
     try:
-        with nemo_session():
-            nemo_training.train(job, report)
+        if job.processes > 1:
+            launch.train_in_processes(job, report)
+        else:
+            with nemo_session(), replaced([(nemo_training, "GPU_REPORT_EVERY", every)]):
+                nemo_training.train(job, report)
     except Enough:
         pass
-    speeds = [p.tokens_per_second for p in points[REPORT_EVERY::REPORT_EVERY]]
+    speeds = [p.tokens_per_second / job.processes for p in points[every::every]]
     median = statistics.median(speeds)
     layers = json.loads((job.hf / "config.json").read_text())["num_hidden_layers"]
     weights = layers * 218_103_808 + VOCABULARY * 4096  # of matrix products
     passes = 4 if job.method == "lora" else 6
+    peak = torch.cuda.max_memory_allocated() / 2**30
     found = {
-        "tokens_per_second": round(median),
+        "tokens_per_second_a_gpu": round(median),
         "readings": [round(s) for s in speeds],
-        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        **({"peak_memory_gib": round(peak, 1)} if job.processes == 1 else {}),
         "matrix_tflops": round(passes * weights * median / 1e12),
         "seconds_in_all": round(time.monotonic() - begin, 1),
         "losses": [round(p.loss, 4) for p in points],

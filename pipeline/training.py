@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+LAYOUT = ("processes", "tensor", "pipeline", "context")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,8 +60,15 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """What a checkpoint must have been made with for this job to go on from it."""
-        settings = {k: v for k, v in asdict(self).items() if not isinstance(v, Path)}
+        """What a checkpoint must have been made with for this job to go on from it.
+
+        Not how many processes share the model: they compute the same, and a checkpoint is whole.
+        """
+        settings = {
+            name: value
+            for name, value in asdict(self).items()
+            if not isinstance(value, Path) and name not in LAYOUT
+        }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:

@@ -180,7 +180,14 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
         "hidden_dropout": 0.0,
     }
     config: GPTConfig = config_class(**(fields | model_options() | options))
-    return model_class(config, tokenizer=tokenizer_for(hf_folder))
+    model = model_class(config, tokenizer=tokenizer_for(hf_folder))
+    model.register_load_state_dict_post_hook(_without_extra_state)
+    return model
+
+
+def _without_extra_state(module: Any, keys: Any) -> None:
+    """No checkpoint has Transformer Engine's extra state (see nemo_session): it is not missing."""
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(EXTRA_STATE)]
 
 
 def _family(shape: Shape) -> tuple[type[GPTConfig], type[GPTModel], dict[str, Any]]:

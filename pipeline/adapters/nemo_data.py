@@ -72,8 +72,10 @@ class Data(pl.LightningDataModule):
         self._train = TokenRows.load(job.train_rows)
         self._validation = TokenRows.load(job.validation_rows) if job.validation_rows else None
         self._order = SampleOrder(self._train.lengths, job.global_batch_size, job.seed)
-        # Matrix kernels like multiples of 8; context parallel cuts a row into 2 parts a rank.
-        self._multiple = math.lcm(8, job.tensor, 2 * job.context if job.context > 1 else 1)
+        # Matrix kernels like multiples of 8, and those of FP8 need 16; context parallel cuts a row
+        # into 2 parts a rank.
+        kernels = 16 if job.precision == "fp8" else 8
+        self._multiple = math.lcm(kernels, job.tensor, 2 * job.context if job.context > 1 else 1)
         self._validating: int | None = None  # packs of the validation batch in progress
         self.data_sampler = _Sampler(job, self._microbatches)
 

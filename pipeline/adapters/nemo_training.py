@@ -118,6 +118,7 @@ def _trainer(job: Job) -> nl.Trainer:
         pipeline_dtype=torch.bfloat16 if gpu else torch.float32,
         ddp=ddp,
         gradient_as_bucket_view=True,
+        ckpt_optim_fully_reshardable=True,  # to go on with another number of ranks
         ckpt_async_save=False,
         ckpt_parallel_load=job.processes > 1,
         replace_progress_bar=False,

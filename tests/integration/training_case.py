@@ -32,8 +32,8 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def make_base(folder: Path) -> Path:
-    """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64."""
+def make_base(folder: Path, *, kv_heads: int = 2) -> Path:
+    """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, 4 heads."""
     import torch
     import transformers
 
@@ -47,7 +47,7 @@ def make_base(folder: Path) -> Path:
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=False,
     )
@@ -102,8 +102,11 @@ def make_job(base: Path, folder: Path, **changes: Any) -> Job:
     return Job(**fields | changes)
 
 
-def start_worker(job: Job) -> "subprocess.Popen[str]":
-    """Train in a process of its own, which tells of each step on standard output."""
+def start_worker(job: Job, **variables: str) -> "subprocess.Popen[str]":
+    """Train in a process of its own, which tells of each step on standard output.
+
+    variables: of its environment, beyond this process's.
+    """
     command = [sys.executable, "-m", "pipeline.adapters.launch", job.to_json()]
-    environment = {**os.environ, "RANK": "0", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "RANK": "0", "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

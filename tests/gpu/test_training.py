@@ -1,0 +1,174 @@
+"""Training on GPUs computes what a CPU does, however many share the work.
+
+Processes that are to be without a GPU get an empty CUDA_VISIBLE_DEVICES.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.adapters import launch, nemo
+from pipeline.training import Job, Trained
+from tests.integration.training_case import make_job, start_worker
+
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+# Products in bfloat16 have 8 bits of mantissa: sums of many are near to 1 in 1000, and 20 steps of
+# Adam carry the difference on.
+BF16 = 5e-3
+# FP8 has 3 or 4 bits.
+FP8 = 5e-2
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in float32, written by a CPU."""
+    folder = tmp_path_factory.mktemp("model")
+    code = (
+        "import sys, pathlib; from tests.integration.training_case import make_base; "
+        "make_base(pathlib.Path(sys.argv[1]), kv_heads=4)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder)], env=environment(), check=True, timeout=300
+    )
+    return folder / "base"
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, **NO_GPU}
+
+
+def train(job: Job) -> Trained:
+    return launch.train_in_processes(job, lambda point: None)
+
+
+def train_on_cpu(job: Job) -> Trained:
+    with start_worker(job, **NO_GPU) as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    lines = [x.removeprefix(launch.MARK) for x in output.splitlines() if x.startswith(launch.MARK)]
+    return Trained.from_json(json.loads(lines[-1])["trained"])
+
+
+def losses(trained: Trained) -> list[float]:
+    return [p.loss for p in trained.curve]
+
+
+@pytest.fixture(scope="module")
+def one(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    """Both methods on one GPU."""
+    return {
+        method: train(make_job(base, tmp_path_factory.mktemp(method), method=method))
+        for method in ("lora", "sft")
+    }
+
+
+@pytest.mark.parametrize("method", ["lora", "sft"])
+def test_a_gpu_follows_a_cpu_and_each_opens_what_the_other_wrote(
+    method: str, base: Path, tmp_path: Path
+) -> None:
+    jobs = {}
+    for device in ("cpu", "gpu"):
+        (tmp_path / device).mkdir()
+        jobs[device] = make_job(base, tmp_path / device, method=method)
+    on_cpu, on_gpu = train_on_cpu(jobs["cpu"]), train(jobs["gpu"])
+    np.testing.assert_allclose(losses(on_gpu), losses(on_cpu), rtol=BF16)
+    for job in jobs.values():
+        nemo.copy_assets(job.hf, job.out / "hf")
+        here, there = logits_here(base, job), logits_on_cpu(base, job)
+        # Float32 on both; the GPU multiplies it in TF32.
+        assert (here - there).abs().max() <= 1e-2 * there.abs().max()
+
+
+def logits_here(base: Path, job: Job) -> torch.Tensor:
+    with nemo.nemo_session():
+        if job.method == "sft":
+            model = nemo.open_checkpoint(job.out)
+        else:
+            model = nemo.open_checkpoint(base, adapter=job.out)
+        return nemo.logits(model, range(10, 40))
+
+
+def logits_on_cpu(base: Path, job: Job) -> torch.Tensor:
+    file = job.out / "logits.pt"
+    code = (
+        "import pathlib, sys, torch; from pipeline.training import Job; "
+        "from tests.gpu.test_training import logits_here; "
+        "found = logits_here(pathlib.Path(sys.argv[1]), Job.from_json(sys.argv[2])); "
+        "torch.save(found, sys.argv[3])"
+    )
+    command = [sys.executable, "-c", code, str(base), job.to_json(), str(file)]
+    subprocess.run(command, env=environment(), check=True, timeout=300)
+    return torch.load(file, weights_only=True)
+
+
+def test_fp8_follows_bf16(base: Path, one: dict[str, Trained], tmp_path: Path) -> None:
+    for method in ("lora", "sft"):
+        (tmp_path / method).mkdir()
+        fp8 = train(make_job(base, tmp_path / method, method=method, precision="fp8"))
+        np.testing.assert_allclose(losses(fp8), losses(one[method]), rtol=FP8)
+        assert losses(fp8) != losses(one[method])
+
+
+LAYOUTS = {
+    "dp2": {"processes": 2},
+    "tp2": {"processes": 2, "tensor": 2},
+    "pp2": {"processes": 2, "pipeline": 2},
+    "cp2": {"processes": 2, "context": 2},
+    "tp4": {"processes": 4, "tensor": 4},
+    "tp2-dp2": {"processes": 4, "tensor": 2},
+}
+
+
+def require_gpus(count: int) -> None:
+    if torch.cuda.device_count() < count:
+        pytest.skip(f"this machine has {torch.cuda.device_count()} GPUs, and {count} are needed")
+
+
+@pytest.mark.parametrize("method", ["lora", "sft"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_that_share_a_model_give_the_losses_of_one(
+    layout: str, method: str, base: Path, one: dict[str, Trained], tmp_path: Path
+) -> None:
+    sizes = LAYOUTS[layout]
+    require_gpus(sizes["processes"])
+    found = train(make_job(base, tmp_path, method=method, **sizes))
+    np.testing.assert_allclose(losses(found), losses(one[method]), rtol=BF16)
+    validation = [
+        [p.validation_loss for p in run.curve if p.validation_loss is not None]
+        for run in (found, one[method])
+    ]
+    np.testing.assert_allclose(*validation, rtol=BF16)
+    assert found.trainable_parameters == one[method].trainable_parameters
+
+
+@pytest.mark.parametrize("method", ["lora", "sft"])
+def test_a_run_goes_on_in_another_layout(
+    method: str, base: Path, one: dict[str, Trained], tmp_path: Path
+) -> None:
+    require_gpus(2)
+
+    class Stop(Exception):
+        pass
+
+    def stop(point: Any) -> None:
+        if point.step == 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        launch.train_in_processes(make_job(base, tmp_path, method=method, **LAYOUTS["tp2"]), stop)
+    found = train(make_job(base, tmp_path, method=method, **LAYOUTS["dp2"]))
+    assert 0 < found.resumed_from <= 12
+    np.testing.assert_allclose(losses(found), losses(one[method]), rtol=BF16)
+
+
+def test_packs_are_shared_by_ranks(base: Path, one: dict[str, Trained], tmp_path: Path) -> None:
+    require_gpus(2)
+    found = train(make_job(base, tmp_path, pack_length=64, **LAYOUTS["dp2"]))
+    np.testing.assert_allclose(losses(found), losses(one["lora"]), rtol=BF16)
