@@ -185,6 +185,7 @@ class EngineConfig(Section):
     max_batch_size: Positive
     max_input_len: Positive
     max_seq_len: Positive
+    arguments: Mapping[str, Any] = Field(description="more of the runtime's own, as it names them")
 
 
 class ServeConfig(Section):

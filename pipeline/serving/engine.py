@@ -4,9 +4,17 @@ An engine knows nothing of text, of HTTP or of OpenAI. BatchingEngine (batching.
 model that is stepped token by token; runtimes that batch by themselves need only this protocol.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What an answer must match."""
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,21 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    guide: Guide | None = None
+    adapter: str | None = None
+
+
+class Token(NamedTuple):
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Load(NamedTuple):

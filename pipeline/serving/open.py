@@ -1,11 +1,12 @@
-"""From an engine's folder to a running engine, or to the reason why it cannot run here."""
+"""From a model's folder to a running engine, or to the reason why it cannot run here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.adapters import onnxruntime_session, trtllm, vllm
 from pipeline.chat import Chat
+from pipeline.config import EngineConfig
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.hardware import inspect_machine
 from pipeline.serving.batching import BatchingEngine
@@ -22,14 +23,42 @@ class Served:
     description: Description
 
 
-def open_engine(folder: Path, *, max_queue: int) -> Served:
-    """Load what `stage=build` made.
+def describe(folder: Path, engine: EngineConfig, *, tensor_parallel: int = 1) -> Description:
+    """What serving an HF folder as it is means, without a build: `engine.name` runs it.
+
+    Raises:
+        ConfigError: the runtime opens no HF folder, or not this one's format.
+        MissingRuntime: it is not on this machine.
+    """
+    if engine.name != "vllm":
+        raise ConfigError(
+            f"engine={engine.name} cannot open {folder} as it is: choose engine=vllm, or build "
+            "an engine first with `python -m pipeline stage=build`"
+        )
+    arguments = vllm.profile(folder, engine, tensor_parallel)
+    if reason := vllm.missing():
+        raise vllm.refusal(reason)
+    return Description(
+        runtime=engine.name,
+        version=vllm.version() or "",
+        precision=vllm.quantization_of(folder)[0] or "none",
+        hardware=gpu_here(),
+        rendering=Chat.load(folder).sha256,
+        max_batch_size=engine.max_batch_size,
+        max_input_len=engine.max_input_len,
+        max_seq_len=engine.max_seq_len,
+        settings={"arguments": {**arguments, **engine.arguments}},
+    )
+
+
+def open_engine(folder: Path, *, max_queue: int, description: Description | None = None) -> Served:
+    """Load what `stage=build` made, or a folder as `describe` said.
 
     Raises:
         ArtifactError: it is not whole, or was made for another runtime, hardware or rendering.
         ConfigError: its runtime serves by its own command, which the message gives.
     """
-    description = Description.read(folder)
+    description = description or Description.read(folder)
     chat = Chat.load(folder)
     if chat.sha256 != description.rendering:
         raise ArtifactError(
@@ -37,20 +66,40 @@ def open_engine(folder: Path, *, max_queue: int) -> Served:
             f"with, so prompts would differ from those in training: {rebuild(folder)}"
         )
     description.require(folder, *_here(description.runtime))
-    if description.runtime != "onnxruntime":
+    if description.runtime not in OPENERS:
         command = description.settings["serve_with"].format(folder=folder)
         raise ConfigError(
             f"{folder} is an engine of {description.runtime}, which serves by its own command: "
             f"`{command}`; or build with engine=onnxruntime"
         )
+    return Served(OPENERS[description.runtime](folder, description, max_queue), chat, description)
+
+
+def _open_onnxruntime(folder: Path, description: Description, max_queue: int) -> Engine:
     model = onnxruntime_session.DecoderSession(
         folder,
         description.max_batch_size,
         description.max_seq_len,
         threads=max(1, int(inspect_machine().cores)),
     )
-    engine = BatchingEngine(model, max_input_len=description.max_input_len, max_queue=max_queue)
-    return Served(engine, chat, description)
+    return BatchingEngine(model, max_input_len=description.max_input_len, max_queue=max_queue)
+
+
+def _open_vllm(folder: Path, description: Description, max_queue: int) -> Engine:
+    from pipeline.adapters.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        folder,
+        description.settings["arguments"],
+        max_input_len=description.max_input_len,
+        max_queue=max_queue,
+    )
+
+
+OPENERS: Mapping[str, Callable[[Path, Description, int], Engine]] = {
+    "onnxruntime": _open_onnxruntime,
+    "vllm": _open_vllm,
+}
 
 
 def _here(runtime: str) -> tuple[str | None, Mapping[str, str]]:
