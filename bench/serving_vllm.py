@@ -128,9 +128,13 @@ def _command(name: str, given: argparse.Namespace) -> list[str]:
         module = ["-m", "vllm.entrypoints.cli.main", "serve", str(given.model)]
         more = ["--served-model-name=model", "--host=127.0.0.1", "--port=8101"]
         return [sys.executable, *module, *more, *flags, "--kv-cache-dtype=auto"]
-    module = ["-m", "pipeline.serving", "--engine", str(given.model), "--runtime=vllm"]
-    sizes = ["--max-seq-len", str(given.max_model_len), "--max-batch-size", str(given.max_num_seqs)]
-    return [sys.executable, *module, *sizes, "--model=model", "--port=8101"]
+    module = ["-m", "pipeline.serving", "--engine", str(given.model), "--model=model"]
+    sizes = [
+        f"engine.max_seq_len={given.max_model_len}",
+        f"engine.max_input_len={given.max_model_len - 1}",
+        f"engine.max_batch_size={given.max_num_seqs}",
+    ]
+    return [sys.executable, *module, "engine.name=vllm", *sizes, "serve.port=8101"]
 
 
 @contextmanager

@@ -13,14 +13,25 @@ import uvicorn
 from pipeline.artifact import open_artifact
 from pipeline.config import ServeConfig
 from pipeline.serving.app import create_app
+from pipeline.serving.description import Description
 from pipeline.serving.logs import json_logs
 from pipeline.serving.open import open_engine
 from pipeline.serving.operations import Operations
 from pipeline.serving.wire import WireBounds, WireConfig
 
 
-def serve(folder: Path, listening: socket.socket, *, model: str, settings: ServeConfig) -> bool:
+def serve(
+    folder: Path,
+    listening: socket.socket,
+    *,
+    model: str,
+    settings: ServeConfig,
+    description: Description | None = None,
+) -> bool:
     """Serve an engine on a socket until SIGINT or SIGTERM; answers in progress are finished.
+
+    Args:
+        description: of an HF folder to serve as it is; None for an engine of `stage=build`.
 
     Returns:
         Whether they were: a second SIGINT does not wait for them.
@@ -30,8 +41,9 @@ def serve(folder: Path, listening: socket.socket, *, model: str, settings: Serve
         ConfigError: a file that a setting names cannot be used.
     """
     operations = Operations.configured(settings)
-    artifact = open_artifact(folder, stage="build").require("engine")
-    served = open_engine(artifact.path, max_queue=settings.max_queue)
+    if description is None:
+        open_artifact(folder, stage="build").require("engine")
+    served = open_engine(folder, max_queue=settings.max_queue, description=description)
     app = create_app(
         served.engine,
         served.chat,

@@ -10,7 +10,12 @@ from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, MissingRuntime
 
 ENGINE = EngineConfig(
-    name="vllm", precision="auto", max_batch_size=8, max_input_len=1000, max_seq_len=1200
+    name="vllm",
+    precision="auto",
+    max_batch_size=8,
+    max_input_len=1000,
+    max_seq_len=1200,
+    arguments={},
 )
 
 
