@@ -1,0 +1,247 @@
+"""PyTorch with transformers: runs an HF model token by token, many sequences at once.
+
+The same stepping as onnxruntime_session.py, so that serving/batching.py drives both. The KV cache is
+ours: a buffer with a row a sequence, each of its own length. LoRA adapters in the PEFT library's
+form are models of their own: each row names the one that it is answered with.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import DataError, ResourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+MODELOPT_STATE = "modelopt_state.pth"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+NO_ADAPTER = "__base__"  # PEFT's name for the model without one
+PREFIX = "base_model.model."  # PEFT's, before the names of modules
+
+
+def runtime_version() -> str:
+    return metadata.version("transformers")
+
+
+class HfSession:
+    """A decoder with a KV cache for `slots` sequences, one a row; used by one thread at a time.
+
+    Args:
+        folder: an HF folder, or one of ModelOpt's fake-quantized ones.
+        slots: sequences at once. max_seq_len: tokens of each, prompt and answer.
+
+    Raises:
+        DataError: transformers does not take the folder. ResourceError: no memory for it.
+    """
+
+    def __init__(self, folder: Path, slots: int, max_seq_len: int) -> None:
+        import torch
+
+        self.slots, self.max_seq_len = slots, max_seq_len
+        self._torch = torch
+        self._quantized = (folder / MODELOPT_STATE).is_file()
+        try:
+            self._model = _load(folder)
+            self._cache = _RowCache(self._model, slots, max_seq_len)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ResourceError(
+                f"{folder} and a KV cache for {slots} sequences of {max_seq_len} tokens do not fit "
+                "into memory: lower engine.max_batch_size or engine.max_seq_len; "
+                "`python -m pipeline stage=profiles` shows what each takes"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder} cannot be served by transformers: {error}") from error
+        self.vocab_size: int = self._model.config.vocab_size
+        self._adapters: list[str] = []
+        self._rows = [NO_ADAPTER] * slots  # the adapter of each row
+
+    def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
+        """Read `ids` as tokens start … of a row's sequence.
+
+        Returns:
+            Logits [len(ids), vocabulary]: behind each of them, what may come next.
+        """
+        end = start + len(ids)
+        positions = self._torch.arange(start, end)[None]
+        return self._run([row], [list(ids)], positions, end)[0]
+
+    def decode(self, ids: Sequence[int], lengths: Sequence[int]) -> "NDArray[np.float32]":
+        """One more token for each of the first len(ids) rows.
+
+        Args:
+            lengths: tokens in each row, the new one included.
+
+        Returns:
+            Logits [len(ids), vocabulary].
+        """
+        positions = self._torch.tensor(lengths)[:, None] - 1
+        return self._run(list(range(len(ids))), [[i] for i in ids], positions, max(lengths))[:, 0]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a sequence of `length` tokens, and its adapter, to another row."""
+        self._rows[target] = self._rows[source]
+        for buffer in (*self._cache.keys, *self._cache.values):
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    def use_adapter(self, row: int, name: str | None) -> None:
+        """Answer a row's next sequence with an adapter; None: with the model itself."""
+        self._rows[row] = name or NO_ADAPTER
+
+    def adapters(self) -> list[str]:
+        return list(self._adapters)
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Load a LoRA adapter in the PEFT library's form.
+
+        Raises:
+            ValueError: it is not one, or not of this model's shape.
+        """
+        if self._quantized:
+            raise ValueError("a fake-quantized model takes no adapters: serve the merged one")
+        check_adapter(self._model, folder)
+        from peft import PeftModel
+
+        if isinstance(self._model, PeftModel):
+            self._model.load_adapter(folder, adapter_name=name, local_files_only=True)
+        else:
+            self._model = PeftModel.from_pretrained(
+                self._model, folder, adapter_name=name, local_files_only=True
+            ).eval()
+        self._adapters.append(name)
+
+    def remove_adapter(self, name: str) -> None:
+        """Let go of an adapter that no row in use names."""
+        self._adapters.remove(name)
+        if self._adapters:
+            self._model.delete_adapter(name)
+        else:  # PEFT runs no model that has had adapters and has none
+            self._model = self._model.unload()
+
+    def _run(
+        self, rows: Sequence[int], ids: list[list[int]], positions: "torch.Tensor", longest: int
+    ) -> "NDArray[np.float32]":
+        torch, device = self._torch, self._model.device
+        positions = positions.to(device)
+        # Each token sees those of its own row up to itself.
+        mask = torch.arange(longest, device=device) <= positions[:, :, None]
+        self._cache.aim(rows, positions, longest)
+        chosen = {"adapter_names": [self._rows[row] for row in rows]} if self._adapters else {}
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=torch.tensor(ids, device=device),
+                position_ids=positions,
+                attention_mask=mask[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+                **chosen,
+            )
+            return output.logits.float().cpu().numpy()
+
+
+class _RowCache:
+    """Keys and values of every layer, [slots, heads, tokens, head size], as attention asks for them.
+
+    Takes the part of transformers' Cache that a forward pass with a mask of its own uses.
+    """
+
+    is_compileable = False
+
+    def __init__(self, model: Any, slots: int, max_seq_len: int) -> None:
+        import torch
+
+        config = model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (slots, heads, max_seq_len, size)
+
+        def buffers() -> list[Any]:
+            # Zeroed pages of the processor's memory are taken only once they are written.
+            return [
+                torch.zeros(shape, dtype=model.dtype, device=model.device)
+                for _ in range(config.num_hidden_layers)
+            ]
+
+        self.keys, self.values = buffers(), buffers()
+
+    def aim(self, rows: Sequence[int], positions: "torch.Tensor", longest: int) -> None:
+        """Where the next pass writes: the rows, and the positions [rows, tokens] in them."""
+        self._first, self._count = rows[0], len(rows)
+        self._positions, self._longest = positions, longest
+
+    def update(
+        self, key: "torch.Tensor", value: "torch.Tensor", layer: int, *_: Any, **__: Any
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Write a layer's new keys and values; all of the rows' so far."""
+        import torch
+
+        part = slice(self._first, self._first + self._count)
+        rows = torch.arange(self._count, device=key.device)[:, None]
+        found = []
+        for buffer, new in ((self.keys[layer][part], key), (self.values[layer][part], value)):
+            buffer[rows, :, self._positions] = new.transpose(1, 2)
+            found.append(buffer[:, :, : self._longest])
+        return found[0], found[1]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self._longest
+
+
+def check_adapter(model: Any, folder: Path) -> None:
+    """Refuse what is no LoRA adapter of a model's shape, before anything of it is loaded.
+
+    Raises:
+        ValueError: names what is wrong.
+    """
+    from safetensors import safe_open
+
+    try:
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text())
+        with safe_open(folder / ADAPTER, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # of files, of JSON, of safetensors: they share no base
+        raise ValueError(f"{folder} is no adapter in the PEFT library's form: {error}") from error
+    if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
+        raise ValueError(
+            f"{folder} is not plain LoRA, and only that can be switched from row to row: merge it "
+            "with `python -m pipeline stage=merge` and serve the merged model"
+        )
+    linear = {name: tuple(m.weight.shape) for name, m in model.named_modules() if _is_linear(m)}
+    for name, shape in shapes.items():
+        module, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
+        # A model that has adapters already keeps the linear layer below the wrapped module.
+        wanted = linear.get(module) or linear.get(f"{PREFIX}{module}.base_layer")
+        if wanted is None:
+            raise ValueError(f"{folder} adapts {module or name}, which the model does not have")
+        expected = wanted[1] if part.startswith("A") else wanted[0]
+        found = shape[1] if part.startswith("A") else shape[0]
+        if found != expected:
+            raise ValueError(
+                f"{folder} was made for another model: {module} has {expected} "
+                f"{'inputs' if part.startswith('A') else 'outputs'}, and the adapter {found}"
+            )
+
+
+def _is_linear(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.Linear)
+
+
+def _load(folder: Path) -> Any:
+    """The model in evaluation mode, in float32 on a CPU and in its own type on a GPU."""
+    from pipeline.adapters import hf, modelopt
+
+    dtype = modelopt.compute_dtype(folder)
+    if (folder / MODELOPT_STATE).is_file():
+        import torch
+
+        model = modelopt.load(folder).to(getattr(torch, dtype))
+        modelopt.fold_weights(model)
+        return model
+    return hf.load_model(folder, dtype=dtype)
