@@ -1,7 +1,7 @@
 """An embedding model in PyTorch: token ids in, one vector a text out.
 
-How the tokens' vectors become one is what the folder's sentence-transformers files say (modules.json,
-1_Pooling/config.json). Without them it is their mean, of length 1, as OpenAI's embeddings are.
+How the tokens' vectors become one is what the folder's sentence-transformers files say
+(modules.json, 1_Pooling/config.json). Without them it is their mean, of length 1, as OpenAI's are.
 """
 
 import asyncio

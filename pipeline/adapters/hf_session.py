@@ -1,7 +1,7 @@
 """PyTorch with transformers: runs an HF model token by token, many sequences at once.
 
-The same stepping as onnxruntime_session.py, so that serving/batching.py drives both. The KV cache is
-ours: a buffer with a row a sequence, each of its own length. LoRA adapters in the PEFT library's
+The same stepping as onnxruntime_session.py, so that serving/batching.py drives both. The KV cache
+is ours: a buffer with a row a sequence, each of its own length. LoRA adapters in the PEFT library's
 form are models of their own: each row names the one that it is answered with.
 """
 
@@ -145,9 +145,9 @@ class HfSession:
 
 
 class _RowCache:
-    """Keys and values of every layer, [slots, heads, tokens, head size], as attention asks for them.
+    """Keys and values of every layer, [slots, heads, tokens, head size].
 
-    Takes the part of transformers' Cache that a forward pass with a mask of its own uses.
+    Has the part of transformers' Cache that a forward pass with a mask of its own uses.
     """
 
     is_compileable = False

@@ -74,7 +74,7 @@ def read_settings(overrides: Sequence[str]) -> tuple[ServeConfig, EngineConfig |
         name, equals, value = override.partition("=")
         section, dot, key = name.partition(".")
         if not equals or not dot or section not in trees:
-            raise ConfigError(f"{override!r} is not of the form serve.key=value or engine.key=value")
+            raise ConfigError(f"{override!r} is neither serve.key=value nor engine.key=value")
         trees[section][key] = yaml.safe_load(value)
         given.add(section)
     section = "serve"

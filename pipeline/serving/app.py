@@ -82,8 +82,8 @@ def create_app(
     @app.get("/health/ready")
     @app.get("/v1/health/ready")
     async def ready() -> Response:
-        status = "ready" if service.ready else service.not_ready
-        return JSONResponse({"status": status}, 200 if service.ready else 503)
+        reason = engine.down() if service.ready else service.not_ready
+        return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
 
     @app.get("/metrics")
     @app.get("/v1/metrics")

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling
+from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling, Token
 from pipeline.serving.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Answer:
         self.last = -1  # the newest token, which the cache does not hold yet
         self.count = 0
         self.cancelled = False
+        self.prompt_logprobs: list[Token] | None = None
         self.started: float | None = None  # time.perf_counter() when it left the queue
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[_Item] = asyncio.Queue()
@@ -62,12 +63,12 @@ class Answer:
     def __aiter__(self) -> "Answer":
         return self
 
-    async def __anext__(self) -> list[int]:
-        tokens: list[int] = []
+    async def __anext__(self) -> list[Token]:
+        tokens: list[Token] = []
         while self._ending is None and not (tokens and self.items.empty()):
             item = await self.items.get()
             if isinstance(item, int):
-                tokens.append(item)
+                tokens.append(Token(item))
             else:
                 self._ending = item
         if tokens:
@@ -91,6 +92,7 @@ class BatchingEngine:
     def __init__(self, model: StepModel, *, max_input_len: int, max_queue: int) -> None:
         self.max_input_len = max_input_len
         self.max_seq_len = model.max_seq_len
+        self.features: frozenset[str] = frozenset()
         self._model = model
         self._max_queue = max_queue
         self._waiting: deque[Answer] = deque()
@@ -121,6 +123,9 @@ class BatchingEngine:
             self._waiting.append(answer)
             self._changed.notify()
         return answer
+
+    def down(self) -> str | None:
+        return None
 
     def load(self) -> Load:
         active, joining = list(self._active), self._joining  # the engine's thread changes both

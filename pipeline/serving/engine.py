@@ -6,12 +6,13 @@ model that is stepped token by token; runtimes that batch by themselves need onl
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What an answer must match."""
+    """What an answer must match; text: the schema (JSON), the pattern, the grammar."""
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     text: str
@@ -25,6 +26,9 @@ class Sampling:
     temperature: 0 takes the likeliest token. top_p: 1 keeps all. top_k: 0 keeps all.
     seed: the same seed gives the same answer; None a random one.
     stop_ids: tokens that end the answer; the one that does is given out as its last.
+    frequency_penalty, presence_penalty, repetition_penalty, min_p, logit_bias: as vLLM has them.
+    logprobs: of the chosen token, and so many likeliest; None for none.
+    prompt_logprobs: the same of the prompt's tokens. adapter: name of the one to answer with.
     """
 
     max_tokens: int
@@ -45,6 +49,8 @@ class Sampling:
 
 
 class Token(NamedTuple):
+    """A token; if asked for, its log-probability, and (id, log-probability) of the likeliest."""
+
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
@@ -64,34 +70,71 @@ class Load(NamedTuple):
 class TokenStream(Protocol):
     """The tokens of one answer as they come: each time those that are new, one or more.
 
-    Iterating raises EngineFailed if the engine breaks down.
+    Iterating raises EngineFailed if the engine breaks down, and ValueError if it finds only now
+    that it cannot do what was asked.
+    prompt_logprobs: the prompt's tokens with theirs, where asked for, before the first token.
     """
+
+    @property
+    def prompt_logprobs(self) -> list[Token] | None: ...
 
     def __aiter__(self) -> "TokenStream": ...
 
-    async def __anext__(self) -> list[int]: ...
+    async def __anext__(self) -> list[Token]: ...
 
     def cancel(self) -> None:
         """Free the slot; without effect once the answer has ended."""
 
 
 class Engine(Protocol):
-    """max_input_len, max_seq_len: tokens of a prompt, and of prompt and answer together."""
+    """max_input_len, max_seq_len: tokens of a prompt, and of prompt and answer together.
+
+    features: what it can do beyond sampling: logprobs, prompt_logprobs, guide, logit_bias,
+        penalties; adapters (an AdapterEngine), embeddings (an EmbeddingEngine).
+    """
 
     max_input_len: int
     max_seq_len: int
+    features: frozenset[str]
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
         """Begin an answer; called in the event loop that will read it.
 
         Raises:
-            QueueFull: as many requests wait as may.
+            QueueFull: as many requests wait as may. EngineFailed: the engine is down.
         """
+
+    def down(self) -> str | None:
+        """Why no answer can come now; None if one can."""
 
     def load(self) -> Load: ...
 
     def close(self) -> None:
         """End every answer with EngineFailed and let go of the model."""
+
+
+class AdapterEngine(Engine, Protocol):
+    """LoRA adapters as models of their own, added and removed while running."""
+
+    def adapters(self) -> Sequence[str]:
+        """Names of those that are loaded."""
+
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        """Load one in the PEFT library's form.
+
+        Raises:
+            ValueError: it is not one, or not of this model's shape.
+        """
+
+    async def remove_adapter(self, name: str) -> None:
+        """Let go of one; answers in progress with it are finished."""
+
+
+class EmbeddingEngine(Engine, Protocol):
+    """Makes vectors of texts; generate answers nothing."""
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """A vector for each of the texts, given as token ids."""
 
 
 class QueueFull(Exception):

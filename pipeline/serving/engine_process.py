@@ -21,7 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.serving.description import Description
 from pipeline.serving.engine import Engine, EngineFailed, TokenStream
 from pipeline.serving.frames import Unpacker, pack
-from pipeline.serving.open import open_runtime
+from pipeline.serving.runtimes import open_runtime
 
 READ_BYTES = 1 << 16
 WATCH_SECONDS = 0.5
@@ -55,7 +55,9 @@ def main() -> None:
 
 class _Worker:
     def __init__(self, engine: Engine, connection: socket.socket) -> None:
-        self._engine, self._connection = engine, connection
+        # Only what its features say is asked of it.
+        self._engine: Any = engine
+        self._connection = connection
         self._streams: dict[int, TokenStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outgoing: list[tuple[int, str, Any]] = []

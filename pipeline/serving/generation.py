@@ -136,10 +136,10 @@ class Generation:
             shown = ""
             for token in tokens:
                 choice.tokens += 1
-                if token in choice.stop_ids:
+                if token.id in choice.stop_ids:
                     reason = "stop"
                     break
-                shown += text.push(token)
+                shown += text.push(token.id)
                 if text.stopped:
                     reason = "stop"
                     choice.stream.cancel()

@@ -1,6 +1,6 @@
 """From a model's folder to a running engine, or to the reason why it cannot run here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from pipeline.adapters import onnxruntime_session, trtllm, vllm
 from pipeline.chat import Chat
 from pipeline.config import EngineConfig
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.hardware import inspect_machine
-from pipeline.serving.batching import BatchingEngine
 from pipeline.serving.description import Description, gpu_here, rebuild
 from pipeline.serving.engine import Engine
+from pipeline.serving.runtimes import OF_THEIR_OWN, OPENERS, open_runtime
+from pipeline.serving.supervised import SupervisedEngine
 
 
 @dataclass(frozen=True)
@@ -72,34 +72,12 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
             f"{folder} is an engine of {description.runtime}, which serves by its own command: "
             f"`{command}`; or build with engine=onnxruntime"
         )
-    return Served(OPENERS[description.runtime](folder, description, max_queue), chat, description)
-
-
-def _open_onnxruntime(folder: Path, description: Description, max_queue: int) -> Engine:
-    model = onnxruntime_session.DecoderSession(
-        folder,
-        description.max_batch_size,
-        description.max_seq_len,
-        threads=max(1, int(inspect_machine().cores)),
-    )
-    return BatchingEngine(model, max_input_len=description.max_input_len, max_queue=max_queue)
-
-
-def _open_vllm(folder: Path, description: Description, max_queue: int) -> Engine:
-    from pipeline.adapters.vllm_engine import VllmEngine
-
-    return VllmEngine(
-        folder,
-        description.settings["arguments"],
-        max_input_len=description.max_input_len,
-        max_queue=max_queue,
-    )
-
-
-OPENERS: Mapping[str, Callable[[Path, Description, int], Engine]] = {
-    "onnxruntime": _open_onnxruntime,
-    "vllm": _open_vllm,
-}
+    engine: Engine
+    if description.runtime in OF_THEIR_OWN:
+        engine = open_runtime(folder, description, max_queue=max_queue)
+    else:
+        engine = SupervisedEngine(folder, description, max_queue=max_queue)
+    return Served(engine, chat, description)
 
 
 def _here(runtime: str) -> tuple[str | None, Mapping[str, str]]:

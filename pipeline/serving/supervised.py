@@ -108,6 +108,10 @@ class SupervisedEngine:
         self._lose("the server is shutting down")
         if self._reviving:
             self._reviving.cancel()
+        if self._loop and not self._loop.is_closed():
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+        self._socket.close()
         self._process.kill()
         self._process.wait()
 
@@ -129,12 +133,14 @@ class SupervisedEngine:
         try:
             word, facts, text = receive(ours)
         except (EOFError, OSError):
+            ours.close()
             code = self._process.wait()
             raise PipelineError(
                 f"the process of the {self._description.runtime} engine ended while it opened "
                 f"{self._folder} (exit code {code}; -9 is the kernel's, for want of memory)"
             ) from None
         if word == "failed":
+            ours.close()
             self._process.wait()
             raise getattr(errors, facts)(text)
         ours.setblocking(False)

@@ -107,7 +107,9 @@ class Transcripts:
 
 def _content(exchange: Exchange) -> dict[str, Any]:
     asked = exchange.asked()
-    content = {name: asked[name] for name in ("messages", "prompt") if name in asked}
+    content: dict[str, Any] = {
+        name: asked[name] for name in ("messages", "prompt") if name in asked
+    }
     if exchange.response:
         content["answers"] = [answer.text for answer in exchange.answers()]
     return content

@@ -35,7 +35,12 @@ ALGORITHMS = {
     None: "auto",
 }
 ENGINE = EngineConfig(
-    name="trtllm", precision="auto", max_batch_size=8, max_input_len=1000, max_seq_len=1200, arguments={}
+    name="trtllm",
+    precision="auto",
+    max_batch_size=8,
+    max_input_len=1000,
+    max_seq_len=1200,
+    arguments={},
 )
 
 

@@ -28,7 +28,7 @@ def alone(prompt: Sequence[int], how: Sampling) -> list[int]:
 
 
 async def read(engine: BatchingEngine, prompt: Sequence[int], how: Sampling) -> list[int]:
-    return [token async for tokens in engine.generate(prompt, how) for token in tokens]
+    return [token.id async for tokens in engine.generate(prompt, how) for token in tokens]
 
 
 def wait_for(condition: Callable[[], object], stepping: ListModel | None = None) -> None:
@@ -137,7 +137,7 @@ def test_a_cancelled_answer_frees_its_slot_while_others_go_on(
     async def run() -> None:
         left = engine.generate([9], greedy(40))
         stays = asyncio.create_task(read(engine, [5, 5], greedy(12)))
-        assert (await anext(left))[0] == mix([9])
+        assert (await anext(left))[0].id == mix([9])
         wait_for(lambda: engine.load().running == 2, model)
         left.cancel()
         model.gate.release(100)

@@ -64,10 +64,10 @@ def test_an_engine_for_another_place_is_refused_with_the_command_to_rebuild(
 def test_an_engine_of_another_runtime_is_answered_with_its_command(
     folder: Path, made: Description, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening.vllm, "version", lambda: "0.14")
-    settings = {"serve_with": "vllm serve {folder} --max-model-len 16"}
-    replace(made, runtime="vllm", version="0.14", hardware={}, settings=settings).write(folder)
-    with pytest.raises(ConfigError, match=f"`vllm serve {folder} --max-model-len 16`"):
+    monkeypatch.setattr(opening.trtllm, "version", lambda: "1.2.1")
+    settings = {"serve_with": "trtllm-serve {folder}/engine --tokenizer {folder}"}
+    replace(made, runtime="trtllm", version="1.2.1", hardware={}, settings=settings).write(folder)
+    with pytest.raises(ConfigError, match=f"`trtllm-serve {folder}/engine --tokenizer {folder}`"):
         open_engine(folder, max_queue=1)
 
 

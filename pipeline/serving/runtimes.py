@@ -1,0 +1,42 @@
+"""The runtimes that can answer: how each opens a folder, in this process."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipeline.hardware import inspect_machine
+from pipeline.serving.batching import BatchingEngine
+from pipeline.serving.description import Description
+from pipeline.serving.engine import Engine
+
+
+def open_runtime(folder: Path, description: Description, *, max_queue: int) -> Engine:
+    """The engine of a folder, for which the description was found to be right."""
+    return OPENERS[description.runtime](folder, description, max_queue)
+
+
+def _open_onnxruntime(folder: Path, description: Description, max_queue: int) -> Engine:
+    from pipeline.adapters.onnxruntime_session import DecoderSession
+
+    threads = max(1, int(inspect_machine().cores))
+    slots, length = description.max_batch_size, description.max_seq_len
+    model = DecoderSession(folder, slots, length, threads=threads)
+    return BatchingEngine(model, max_input_len=description.max_input_len, max_queue=max_queue)
+
+
+def _open_vllm(folder: Path, description: Description, max_queue: int) -> Engine:
+    from pipeline.adapters.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        folder,
+        description.settings["arguments"],
+        max_input_len=description.max_input_len,
+        max_queue=max_queue,
+    )
+
+
+OPENERS: Mapping[str, Callable[[Path, Description, int], Engine]] = {
+    "onnxruntime": _open_onnxruntime,
+    "vllm": _open_vllm,
+}
+# They run their models in a process of their own already, or on another machine.
+OF_THEIR_OWN = ("vllm",)
