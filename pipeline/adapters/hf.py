@@ -41,11 +41,13 @@ def load_model(folder: Path, *, dtype: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
+        # Straight to the GPU: the host never holds the model.
+        device_map={"": "cuda"} if torch.cuda.is_available() else None,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
     )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.eval()
 
 
 def model_of(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> PreTrainedModel:
