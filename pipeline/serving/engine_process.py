@@ -3,7 +3,8 @@
 Started by supervised.py. Tokens of all answers that one step of the engine gave leave in one
 message. It ends with the server, and when its engine can give no more answers.
 
-From the server: (id, what, arguments …); to it: [(id, what, value), …].
+From the server: (id, what, arguments …); to it: [(id, what, value), …], where OF_ALL is the id of
+what concerns no single request: the share of the cache in use.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pipeline.serving.runtimes import open_runtime
 
 READ_BYTES = 1 << 16
 WATCH_SECONDS = 0.5
+OF_ALL = -1
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
         "max_input_len": engine.max_input_len,
         "max_seq_len": engine.max_seq_len,
         "features": engine.features,
+        "cache_use": engine.load().cache_use,
     }
     connection.sendall(pack(("ready", facts, os.getpid())))
     asyncio.run(_Worker(engine, connection).run())
@@ -61,6 +64,7 @@ class _Worker:
         self._streams: dict[int, TokenStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outgoing: list[tuple[int, str, Any]] = []
+        self._cache_use = engine.load().cache_use  # as the server knows it
 
     async def run(self) -> None:
         """Serve until the server is gone or the engine is down."""
@@ -77,6 +81,8 @@ class _Worker:
         """End the process when the engine is down: the server starts another."""
         while self._engine.down() is None:
             await asyncio.sleep(WATCH_SECONDS)
+            if self._engine.load().cache_use != self._cache_use:
+                self._flush()
         os._exit(1)
 
     def _take(self, request: int, what: str, *arguments: Any) -> None:
@@ -126,6 +132,10 @@ class _Worker:
         self._outgoing.append((request, what, value))
 
     def _flush(self) -> None:
+        cache_use = self._engine.load().cache_use
+        if cache_use != self._cache_use:
+            self._cache_use = cache_use
+            self._outgoing.append((OF_ALL, "cache_use", cache_use))
         self._writer.write(pack(self._outgoing))
         self._outgoing = []
 

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.graph import ROOT
 from pipeline.serving.description import Description
 from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling, Token
-from pipeline.serving.engine_process import arguments
+from pipeline.serving.engine_process import OF_ALL, arguments
 from pipeline.serving.frames import Unpacker, pack, receive
 
 READ_BYTES = 1 << 18
@@ -53,6 +53,7 @@ class SupervisedEngine:
         self.max_input_len: int = facts["max_input_len"]
         self.max_seq_len: int = facts["max_seq_len"]
         self.features: frozenset[str] = facts["features"]
+        self._cache_use: float | None = facts["cache_use"]
 
     @property
     def pid(self) -> int:
@@ -97,7 +98,8 @@ class SupervisedEngine:
 
     def load(self) -> Load:
         slots = self._description.max_batch_size
-        return Load(min(slots, len(self._open)), max(0, len(self._open) - slots))
+        running = min(slots, len(self._open))
+        return Load(running, len(self._open) - running, self._cache_use)
 
     def down(self) -> str | None:
         """Why no answer can come now; None if one can."""
@@ -200,7 +202,9 @@ class SupervisedEngine:
             return
         for events in self._unpacker.feed(data):
             for request, what, value in events:
-                if target := self._open.get(request):
+                if request == OF_ALL:
+                    self._cache_use = value
+                elif target := self._open.get(request):
                     if what in ("end", "refused", "failed"):
                         del self._open[request]
                     _tell(target, what, value)
@@ -217,6 +221,8 @@ class SupervisedEngine:
 
     def _lose(self, reason: str) -> None:
         self._down = reason
+        if self._cache_use is not None:
+            self._cache_use = 0.0
         lost, self._open = self._open, {}
         for target in lost.values():
             _tell(target, "failed", reason)

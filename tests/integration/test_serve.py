@@ -334,10 +334,10 @@ def test_clients_that_hang_up_lose_no_slot(server: RunningServer) -> None:
         with ThreadPoolExecutor(30) as pool:
             list(pool.map(lambda after: leave(client, after), [1, 2, 5] * 20))
         deadline = time.monotonic() + 30
-        while gauges()["num_requests_running"] + gauges()["num_requests_waiting"]:
+        of_slots = "num_requests_running", "num_requests_waiting", "gpu_cache_usage_perc"
+        while any(gauges()[name] for name in of_slots):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert gauges()["gpu_cache_usage_perc"] == 0
         assert ask(client, QUESTIONS[0])
 
 

@@ -91,7 +91,8 @@ def test_unfinished_work_is_handed_to_the_next_run(chain):
     def stumbles(config, inputs, out):
         scratch = out / ".scratch"
         scratch.mkdir(exist_ok=True)
-        (scratch / "checkpoint").open("a").write("x")
+        with (scratch / "checkpoint").open("a") as checkpoint:
+            checkpoint.write("x")
         if len((scratch / "checkpoint").read_text()) < 3:
             raise RuntimeError("killed")
         (out / "value").write_text("done")
