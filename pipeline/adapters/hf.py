@@ -4,6 +4,7 @@
     model_of(folder, tensors)                       # the same from weights in memory
     with_adapter(model, adapter_folder)             # with a PEFT adapter on it
     logits(model, ids)                              # [tokens, vocabulary], float32, on the CPU
+    logits(model, ids, at=positions)                # the same of some positions alone
     greedy(model, ids, max_new_tokens=32, stop_ids=chat.stop_ids)
     WeightReader(folder).tensor(name)               # one tensor of a safetensors checkpoint
     write_weights(folder, tensors, dtype=...)       # safetensors, in shards where large
@@ -15,7 +16,9 @@ Knows nothing of NeMo, of quantization or of chat templates.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_SHARD_BYTES = 5_000_000_000  # transformers' default
+# Shards are written by several threads, as one does not keep a disk busy; each holds one.
+_SHARD_BYTES = 1_500_000_000
+_WRITERS = 4
 
 
 def load_model(folder: Path, *, dtype: str) -> PreTrainedModel:
@@ -78,12 +83,18 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
     return PeftModel.from_pretrained(model, folder, local_files_only=True).eval()
 
 
-def logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
-    """Logits after each of the token ids: [tokens, vocabulary], float32, on the CPU."""
+def logits(model: Any, ids: Sequence[int], *, at: Sequence[int] | None = None) -> torch.Tensor:
+    """Logits after each of the token ids: [tokens, vocabulary], float32, on the CPU.
+
+    at: positions whose logits are wanted, where not all are; no others are computed.
+    """
     import torch
 
+    wanted = {} if at is None else {"logits_to_keep": torch.tensor(at, device=model.device)}
     with torch.inference_mode():
-        output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+        output = model(
+            input_ids=torch.tensor([ids], device=model.device), use_cache=False, **wanted
+        )
     return output.logits[0].float().cpu()
 
 
@@ -177,33 +188,26 @@ def write_adapter(
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str) -> None:
-    """Write model.safetensors, or shards of 5 GB and their index, holding one shard at a time."""
-    import torch
-    from safetensors.torch import save_file
+    """Write model.safetensors, or shards of 1.5 GB and their index, a few of them at a time.
 
+    tensors: those on a GPU are fetched shard by shard, so that the host never holds the model.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = getattr(torch, dtype)
-    shard: dict[str, torch.Tensor] = {}
-    held = total = 0
     parts: list[tuple[Path, list[str]]] = []
+    writing: deque[Future[None]] = deque()
+    total = 0
 
-    def flush() -> None:
-        file = folder / f"shard-{len(parts):05d}.tmp"
-        save_file(shard, file, metadata={"format": "pt"})
-        parts.append((file, list(shard)))
-        shard.clear()
-
-    for name, tensor in tensors:
-        written = tensor.detach().to("cpu", wanted).contiguous()
-        size = written.numel() * written.element_size()
-        if shard and held + size > _SHARD_BYTES:
-            flush()
-            held = 0
-        # A copy, as safetensors refuses tensors that share memory.
-        shard[name] = written.clone() if written.data_ptr() == tensor.data_ptr() else written
-        held += size
-        total += size
-    flush()
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for shard, size in _shards(tensors, bytes_of(dtype)):
+            if len(writing) == _WRITERS:
+                writing.popleft().result()
+            file = folder / f"shard-{len(parts):05d}.tmp"
+            parts.append((file, list(shard)))
+            total += size
+            writing.append(pool.submit(_write_shard, file, shard, dtype))
+            del shard  # the thread alone holds it
+        for written in writing:
+            written.result()
     if len(parts) == 1:
         parts[0][0].replace(folder / WEIGHTS)
         return
@@ -214,3 +218,39 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, 
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _shards(
+    tensors: Iterable[tuple[str, torch.Tensor]], element_bytes: int
+) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
+    """Tensors by name, and their bytes, as full as a shard may be."""
+    shard: dict[str, torch.Tensor] = {}
+    held = 0
+    for name, tensor in tensors:
+        size = tensor.numel() * element_bytes
+        if shard and held + size > _SHARD_BYTES:
+            yield shard, held
+            shard, held = {}, 0
+        shard[name] = tensor
+        held += size
+    yield shard, held
+
+
+def _write_shard(file: Path, shard: dict[str, torch.Tensor], dtype: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    written = {}
+    for name, tensor in shard.items():
+        copy = tensor.detach().to("cpu", getattr(torch, dtype)).contiguous()
+        # A copy, as safetensors refuses tensors that share memory.
+        written[name] = copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
+    shard.clear()
+    save_file(written, file, metadata={"format": "pt"})
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of an element of a torch type, by its name."""
+    import torch
+
+    return int(getattr(torch, dtype).itemsize)

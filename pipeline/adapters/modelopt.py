@@ -1,7 +1,7 @@
 """Post-training quantization of HF models with NVIDIA ModelOpt.
 
     model = quantize(hf.load_model(folder, dtype=...), "fp8", batches, kv_cache="none", exclude=())
-    save(model, folder)                  # HF weights and ModelOpt's state beside them
+    save(model, folder, source)          # HF weights and ModelOpt's state beside them
     model = load(folder)                 # the same model again, quantizers and all
     fold_weights(model)                  # faster, same outputs; for evaluation only
 
@@ -24,6 +24,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoints import WEIGHTS_INDEX, link_weights
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ _CONFIGS = {
     "nvfp4": "NVFP4_DEFAULT_CFG",
 }
 _WEIGHT_BITS = {"fp8": 8, "int8_sq": 8, "int4_awq": 4, "w4a8_awq": 4, "nvfp4": 4}
+# Formats whose calibration finds largest values alone; the others scale the weights, too.
+WEIGHTS_KEPT = ("fp8", "nvfp4")
+_QUANTIZERS = "quantizers.safetensors"
+_STATE = "modelopt_state.pth"  # ModelOpt's name
 
 # Optional packages that ModelOpt, and transformers, import when they find them, which takes half of
 # the time to import both, and of which nothing here uses a thing.
@@ -61,13 +66,6 @@ def own_dtype(folder: Path) -> str:
     """The type that an HF folder says its weights have."""
     config = json.loads((folder / "config.json").read_text())
     return str(config.get("dtype") or config["torch_dtype"])
-
-
-def bytes_of(dtype: str) -> int:
-    """Bytes of an element of a torch type, by its name."""
-    import torch
-
-    return int(getattr(torch, dtype).itemsize)
 
 
 def require_runtime(format: str) -> None:
@@ -107,17 +105,43 @@ def quantize(
 
     def feed(model: Any) -> None:
         for batch in batches:
-            model(input_ids=torch.tensor(batch, device=model.device), use_cache=False)
+            ids = torch.tensor(batch, device=model.device)
+            # The output layer stays as it is in every format: a tenth of the work is saved.
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
     with torch.no_grad(), redirect_stdout(io.StringIO()):
         return mtq.quantize(model, config, feed)
 
 
-def save(model: Any, folder: Path) -> None:
-    """Write an HF folder that `load` opens: weights before rounding, and ModelOpt's state."""
-    modelopt()
-    with redirect_stdout(io.StringIO()):
-        model.save_pretrained(folder)
+def save(model: Any, folder: Path, source: Path | None = None) -> None:
+    """Write an HF folder that `load` opens: weights before rounding, and ModelOpt's state.
+
+    source: folder of the model that was quantized, if its weights were kept (WEIGHTS_KEPT): they
+        are linked then, and only the quantizers' values are written.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    torch_opt = modelopt().opt
+    if source is None:
+        with redirect_stdout(io.StringIO()):
+            model.save_pretrained(folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    # transformers would take a file of the usual name for the whole model, index or not.
+    weight_map = link_weights(source, folder, prefix="source-")
+    state = {
+        name: tensor.detach().cpu().clone()
+        for name, tensor in model.state_dict().items()
+        if "_quantizer." in name
+    }
+    save_file(state, folder / _QUANTIZERS, metadata={"format": "pt"})
+    weight_map |= dict.fromkeys(state, _QUANTIZERS)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    # As ModelOpt's own save_pretrained does.
+    torch.save(torch_opt.modelopt_state(model), folder / _STATE)
 
 
 def load(folder: Path) -> Any:
@@ -137,7 +161,7 @@ def load(folder: Path) -> Any:
             return hf.load_model(folder, dtype=own_dtype(folder))
         except pickle.UnpicklingError as error:
             raise ArtifactError(
-                f"{folder}/modelopt_state.pth holds objects that ModelOpt does not write, so it is "
+                f"{folder / _STATE} holds objects that ModelOpt does not write, so it is "
                 "not opened: run `python -m pipeline stage=quantize` again"
             ) from error
 
@@ -196,10 +220,9 @@ def divergence(ours: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
 
 
 def logits_at(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> torch.Tensor:
-    """Logits that predict the chosen tokens of some rows, one row at a time.
+    """Logits at chosen positions of some rows, one row at a time.
 
-    rows: (ids, mask) pairs; mask is 1 on the tokens to predict, of which the first has no logits.
-    Returns [chosen tokens, vocabulary], float32, on the CPU.
+    rows: (ids, positions) pairs. Returns [chosen positions, vocabulary], float32, on the CPU.
 
     Raises:
         PipelineError: some are infinite or not a number.
@@ -208,11 +231,7 @@ def logits_at(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -
 
     from pipeline.adapters import hf
 
-    parts = []
-    for ids, mask in rows:
-        chosen = torch.tensor(mask[1:], dtype=torch.bool)
-        parts.append(hf.logits(model, ids)[:-1][chosen])
-    result = torch.cat(parts)
+    result = torch.cat([hf.logits(model, ids, at=positions) for ids, positions in rows])
     if not torch.isfinite(result).all():
         raise PipelineError(
             "the model's outputs are not finite: activations overflow in this format; calibrate on "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import hardware
 from pipeline.artifact import MANIFEST, SCHEMA
-from pipeline.checkpoints import check_folder
+from pipeline.checkpoint_checks import check_folder
 from pipeline.config import Config
 from pipeline.errors import DataError
 from pipeline.graph import ROOT

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.artifact import Artifact, Outcome
-from pipeline.checkpoints import check_folder, clear
+from pipeline.checkpoint_checks import check_folder
+from pipeline.checkpoints import clear
 from pipeline.config import Config
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import samples
 from pipeline.artifact import Artifact, Outcome
 from pipeline.chat import Chat
-from pipeline.checkpoints import check_folder
+from pipeline.checkpoint_checks import check_folder
 from pipeline.config import Config, DataConfig
 from pipeline.console import get_console, progress
 from pipeline.data_formats import Conversation, Rejected, find_files, read_file

@@ -4,6 +4,7 @@ Every format asked for is calibrated on the same training rows and saved so that
 the same outputs, which is proven. Packing the weights for a runtime is export's.
 """
 
+import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact, Outcome
-from pipeline.checkpoints import Shape, copy_assets, read_shape, weight_files
+from pipeline.checkpoints import Shape, copy_assets, link_weights, read_shape, weight_files
 from pipeline.config import Config, QuantizationFormat
 from pipeline.console import get_console, progress
 from pipeline.dataset import Row, read_split
@@ -22,11 +23,13 @@ from pipeline.rendering import shared_chat
 if TYPE_CHECKING:
     import torch
 
-PROBES = 16  # validation rows on which a format is compared with the model
+# On what a format is compared with the model: validation rows, and positions in all of them, where
+# each has as many logits as the vocabulary has tokens.
+PROBES, POSITIONS = 16, 512
 # Largest difference of a logit between a calibrated model and the same one opened again. Weights
 # and scales are stored as they are, so on one machine it is 0; kernels may reorder sums.
 RELOAD_TOLERANCE = 1e-3
-Rows = Sequence[tuple[Sequence[int], Sequence[int]]]
+Probes = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
@@ -72,14 +75,20 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
                 _copy(source, folder)
                 proof[name] = _prove_copy(folder, dtype, probes, reference)
             else:
-                model = modelopt.quantize(
-                    hf.load_model(source, dtype=dtype),
+                proof[name] = _save_and_prove(
+                    modelopt.quantize(
+                        hf.load_model(source, dtype=dtype),
+                        name,
+                        batches,
+                        kv_cache=settings.kv_cache,
+                        exclude=settings.exclude,
+                    ),
                     name,
-                    batches,
-                    kv_cache=settings.kv_cache,
-                    exclude=settings.exclude,
+                    source,
+                    folder,
+                    probes,
+                    reference,
                 )
-                proof[name] = _save_and_prove(model, name, source, folder, probes, reference)
             bar.update(task, advance=1)
     _show(proof)
     return Outcome("quantized", _metrics(proof), proof=proof)
@@ -125,34 +134,40 @@ def _check_fits(name: QuantizationFormat, shape: Shape) -> None:
             )
 
 
-def _probes(rows: Sequence[Row]) -> Rows:
-    """(ids, mask) of the validation rows to compare on, evenly spread."""
+def _probes(rows: Sequence[Row]) -> Probes:
+    """(ids, positions that predict tokens trained on) of validation rows, both evenly spread."""
     if not rows:
         raise DataError(
             "the validation split is empty, and formats are compared on it: raise "
             "prepare.validation_share and run stage=prepare again"
         )
-    step = max(1, len(rows) // PROBES)
-    return [(row.input_ids, row.loss_mask) for row in rows[::step][:PROBES]]
+    chosen = rows[:: max(1, len(rows) // PROBES)][:PROBES]
+    predicting = [[i for i, on in enumerate(row.loss_mask[1:]) if on] for row in chosen]
+    step = max(1, math.ceil(sum(map(len, predicting)) / POSITIONS))
+    return [(row.input_ids, at[::step]) for row, at in zip(chosen, predicting, strict=True)]
 
 
 def _copy(source: Path, folder: Path) -> None:
     copy_assets(source, folder)
-    for file in [*weight_files(source), *source.glob("*.safetensors.index.json")]:
-        shutil.copyfile(file, folder / file.name)
+    link_weights(source, folder)
+    for index in source.glob("*.safetensors.index.json"):
+        shutil.copyfile(index, folder / index.name)
 
 
 def _save_and_prove(
-    model: Any, name: str, source: Path, folder: Path, probes: Rows, reference: "torch.Tensor"
+    model: Any, name: str, source: Path, folder: Path, probes: Probes, reference: "torch.Tensor"
 ) -> dict[str, Any]:
-    """Save a calibrated model, open it again, compare it with itself and with the source."""
-    from pipeline.adapters import modelopt
+    """Save a calibrated model, open it again, compare it with itself and with the source.
+
+    The caller keeps no reference to the model, so that memory holds one at a time.
+    """
+    from pipeline.adapters import hf, modelopt
 
     calibrated = modelopt.logits_at(model, probes)
     errors = modelopt.weight_errors(model)
-    plain_bytes = modelopt.bytes_of(modelopt.own_dtype(source))
+    plain_bytes = hf.bytes_of(modelopt.own_dtype(source))
     size = modelopt.packed_bytes(model, name, plain_bytes=plain_bytes)
-    modelopt.save(model, folder)
+    modelopt.save(model, folder, source if name in modelopt.WEIGHTS_KEPT else None)
     config = (folder / "config.json").read_bytes()
     copy_assets(source, folder)
     (folder / "config.json").write_bytes(config)
@@ -172,7 +187,7 @@ def _save_and_prove(
 
 
 def _prove_copy(
-    folder: Path, dtype: str, probes: Rows, reference: "torch.Tensor"
+    folder: Path, dtype: str, probes: Probes, reference: "torch.Tensor"
 ) -> dict[str, Any]:
     from pipeline.adapters import hf, modelopt
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.adapters import hf
 from pipeline.artifact import Artifact, Outcome
 from pipeline.chat import Chat
+from pipeline.checkpoints import weight_files
 from pipeline.compose import compose
 from pipeline.config import Config, load
 from pipeline.dataset import Row, write_split
@@ -252,6 +254,37 @@ def test_a_wrong_export_is_found(
         export.run(configure(), {**inputs, "quantize": quantized[1]}, tmp_path)
 
 
+def test_weights_that_calibration_keeps_are_not_written_again(
+    inputs: dict[str, Artifact], quantized: tuple[Outcome, Artifact]
+) -> None:
+    source = (inputs["merge"].path / "model.safetensors").read_bytes()
+    fp8, scaled = (quantized[1].path / name for name in ("fp8", "int8_sq"))
+    assert (fp8 / "source-model.safetensors").read_bytes() == source
+    assert {file.name for file in weight_files(fp8)} == {
+        "source-model.safetensors",
+        "quantizers.safetensors",
+    }
+    assert [file.name for file in weight_files(scaled)] == ["model.safetensors"]
+
+
+def test_logits_at_positions_are_those_of_the_whole(inputs: dict[str, Artifact]) -> None:
+    model = hf.load_model(inputs["merge"].path, dtype="float32")
+    ids = [5, 9, 3, 7, 8, 2]
+    assert torch.allclose(hf.logits(model, ids, at=[1, 4]), hf.logits(model, ids)[[1, 4]])
+
+
+def test_few_positions_are_compared_where_answers_are_long() -> None:
+    rows = [Row([], [1] * 900, [0] * 100 + [1] * 800, "") for _ in range(40)]
+    probes = quantize._probes(rows)
+    assert len(probes) == quantize.PROBES
+    at = [place for _, places in probes for place in places]
+    assert 0.9 * quantize.POSITIONS < len(at) <= quantize.POSITIONS
+    assert min(at) == 99
+    assert max(at) > 870
+    short = quantize._probes([Row([], [1, 2, 3, 4], [0, 0, 1, 1], "")])
+    assert short == [([1, 2, 3, 4], [1, 2])]
+
+
 def test_a_state_that_is_lost_is_found(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,8 +292,8 @@ def test_a_state_that_is_lost_is_found(
 
     save = modelopt.save
 
-    def save_without_state(model: Any, folder: Path) -> None:
-        save(model, folder)
+    def save_without_state(model: Any, folder: Path, *source: Path) -> None:
+        save(model, folder, *source)
         (folder / "modelopt_state.pth").unlink()
 
     monkeypatch.setattr(modelopt, "save", save_without_state)

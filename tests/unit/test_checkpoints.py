@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from pipeline.checkpoint_checks import check_folder
 from pipeline.checkpoints import (
     Llama3Rope,
-    check_folder,
     clear,
     copy_assets,
+    link_weights,
     read_shape,
     tensor_shapes,
     weight_files,
@@ -287,6 +288,28 @@ def test_assets_are_copied_without_weights(folder: Path, tmp_path: Path) -> None
     copied = {file.name for file in (tmp_path / "copy").iterdir()}
     assert copied == {"config.json", "tokenizer.json", "tokenizer_config.json"}
     assert (tmp_path / "copy/config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_linked_weights_take_no_room_and_are_the_same(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for _ in range(2):  # what an interrupted run left is replaced
+        names = link_weights(folder, copy)
+    assert (copy / "model.safetensors").samefile(folder / "model.safetensors")
+    assert names == dict.fromkeys(tensor_shapes(folder / "model.safetensors"), "model.safetensors")
+
+
+def test_weights_are_copied_to_a_disk_that_takes_no_links(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: Path) -> None:
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    link_weights(folder, tmp_path)
+    assert not (tmp_path / "model.safetensors").samefile(folder / "model.safetensors")
+    written, source = (f / "model.safetensors" for f in (tmp_path, folder))
+    assert written.read_bytes() == source.read_bytes()
 
 
 def test_clear_leaves_an_empty_folder(folder: Path) -> None:
