@@ -5,99 +5,73 @@ prompts do not stall answers in progress, and then adds one token to every answe
 progress occupy the model's first rows; the one whose prompt is being read is in the row after them.
 """
 
-import asyncio
 import threading
 import time
+from asyncio import wrap_future
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling, Token
-from pipeline.serving.sampling import Sampler
+from pipeline.serving.answer import Answer, Ending, Item, deliver
+from pipeline.serving.engine import EngineFailed, Guide, Load, QueueFull, Sampling, Token
+from pipeline.serving.guidance import Guides
+from pipeline.serving.sampling import Sampler, score
+from pipeline.serving.step_model import AdaptedModel, StepModel
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 PROMPT_TOKENS_PER_STEP = 512
+FEATURES = frozenset({"logprobs", "prompt_logprobs", "logit_bias", "penalties"})
 
 
-class StepModel(Protocol):
-    """A model with a cache of `slots` rows; see adapters.onnxruntime_session.DecoderSession."""
+class _Change:
+    """Something to be done to the model between two steps.
 
-    slots: int
-    max_seq_len: int
+    Args:
+        unused: an adapter whose last answer it has to wait for.
+    """
 
-    def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]": ...
-
-    def decode(self, ids: Sequence[int], lengths: Sequence[int]) -> "NDArray[np.float32]": ...
-
-    def move(self, source: int, target: int, length: int) -> None: ...
-
-
-class _End:
-    """The last item of an answer's queue."""
-
-
-_Ending = EngineFailed | _End
-_Item = int | _Ending
-
-
-class Answer:
-    """One request in the engine, and the stream of its tokens (engine.TokenStream)."""
-
-    def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        self.prompt = list(prompt)
-        self.sampling = sampling
-        self.sampler = Sampler(sampling)
-        self.cached = 0  # tokens of prompt and answer that the model's cache holds
-        self.last = -1  # the newest token, which the cache does not hold yet
-        self.count = 0
-        self.cancelled = False
-        self.prompt_logprobs: list[Token] | None = None
-        self.started: float | None = None  # time.perf_counter() when it left the queue
-        self.loop = asyncio.get_running_loop()
-        self.items: asyncio.Queue[_Item] = asyncio.Queue()
-        self._ending: _Ending | None = None
-
-    def __aiter__(self) -> "Answer":
-        return self
-
-    async def __anext__(self) -> list[Token]:
-        tokens: list[Token] = []
-        while self._ending is None and not (tokens and self.items.empty()):
-            item = await self.items.get()
-            if isinstance(item, int):
-                tokens.append(Token(item))
-            else:
-                self._ending = item
-        if tokens:
-            return tokens
-        if isinstance(self._ending, EngineFailed):
-            raise self._ending
-        raise StopAsyncIteration
-
-    def cancel(self) -> None:
-        self.cancelled = True
+    def __init__(self, work: Callable[[], None], unused: str | None = None) -> None:
+        self.work, self.unused = work, unused
+        self.done: Future[None] = Future()
 
 
 class BatchingEngine:
-    """An engine (engine.Engine) around a model that is stepped.
+    """An engine (engine.Engine) around a model that is stepped; with adapters, if the model has.
 
     Args:
         max_input_len: tokens of a prompt at most.
         max_queue: requests that may wait for a slot.
+        guides: for answers that must match something.
     """
 
-    def __init__(self, model: StepModel, *, max_input_len: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        model: StepModel | AdaptedModel,
+        *,
+        max_input_len: int,
+        max_queue: int,
+        guides: Guides | None = None,
+    ) -> None:
         self.max_input_len = max_input_len
         self.max_seq_len = model.max_seq_len
-        self.features: frozenset[str] = frozenset()
-        self._model = model
+        self._has_adapters = hasattr(model, "use_adapter")
+        more = {"guide": guides is not None, "adapters": self._has_adapters}
+        self.features = FEATURES | {name for name, has in more.items() if has}
+        self._model: Any = model  # an AdaptedModel, if _has_adapters
+        self._guides = guides
         self._max_queue = max_queue
+        self._adapters: list[str] = []
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="guides")
+        self._compiling: set[Answer] = set()  # they wait for their guide
         self._waiting: deque[Answer] = deque()
         self._joining: Answer | None = None
         self._active: list[Answer] = []
+        self._changes: list[_Change] = []
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -108,7 +82,8 @@ class BatchingEngine:
 
         Raises:
             QueueFull: as many requests wait as may. EngineFailed: the engine is closed.
-            ValueError: prompt and answer do not fit into max_seq_len.
+            ValueError: prompt and answer do not fit into max_seq_len, or the engine lacks what is
+                asked for.
         """
         if not 0 < len(prompt) <= self.max_seq_len - sampling.max_tokens or sampling.max_tokens < 1:
             raise ValueError(f"{len(prompt)} + {sampling.max_tokens} tokens do not fit")
@@ -116,13 +91,35 @@ class BatchingEngine:
         with self._changed:
             if self._closing:
                 raise EngineFailed("the server is shutting down")
-            if len(self._waiting) >= self._max_queue:
+            if sampling.adapter and sampling.adapter not in self._adapters:
+                raise ValueError(f"there is no adapter {sampling.adapter!r}")
+            if len(self._waiting) + len(self._compiling) >= self._max_queue:
                 self._waiting = deque(a for a in self._waiting if not a.cancelled)
-            if len(self._waiting) >= self._max_queue:
+            if len(self._waiting) + len(self._compiling) >= self._max_queue:
                 raise QueueFull
-            self._waiting.append(answer)
-            self._changed.notify()
+            if sampling.guide:
+                if self._guides is None:
+                    raise ValueError("this engine cannot guide answers")
+                self._compiling.add(answer)
+                self._compiler.submit(self._begin_guided, answer, self._guides, sampling.guide)
+            else:
+                self._waiting.append(answer)
+                self._changed.notify()
         return answer
+
+    def adapters(self) -> list[str]:
+        return list(self._adapters)
+
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        """See engine.AdapterEngine.add_adapter; answers in progress wait meanwhile."""
+        await self._change(_Change(lambda: self._model.add_adapter(name, folder)))
+        self._adapters.append(name)
+
+    async def remove_adapter(self, name: str) -> None:
+        """See engine.AdapterEngine.remove_adapter; returns when its last answer has ended."""
+        with self._changed:
+            self._adapters.remove(name)
+        await self._change(_Change(lambda: self._model.remove_adapter(name), unused=name))
 
     def down(self) -> str | None:
         return None
@@ -131,24 +128,52 @@ class BatchingEngine:
         active, joining = list(self._active), self._joining  # the engine's thread changes both
         busy = [*active, joining] if joining else active
         room = self._model.slots * self._model.max_seq_len
-        return Load(len(busy), len(self._waiting), sum(a.cached for a in busy) / room)
+        waiting = len(self._waiting) + len(self._compiling)
+        return Load(len(busy), waiting, sum(a.cached for a in busy) / room)
 
     def close(self) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        self._compiler.shutdown()
         self._thread.join()
+
+    async def _change(self, change: _Change) -> None:
+        with self._changed:
+            if self._closing:
+                raise EngineFailed("the server is shutting down")
+            self._changes.append(change)
+            self._changed.notify()
+        await wrap_future(change.done)
+
+    def _begin_guided(self, answer: Answer, guides: Guides, guide: Guide) -> None:
+        """In a thread of its own: have a guide ready, then let the answer wait for a slot."""
+        error: Ending | None = None
+        try:
+            answer.sampler = Sampler(answer.sampling, answer.prompt, guides.begin(guide))
+        except ValueError as refused:
+            error = refused
+        except Exception as failed:
+            error = EngineFailed(f"the answer's guide: {type(failed).__name__}: {failed}")
+        with self._changed:
+            self._compiling.remove(answer)
+            if self._closing:
+                error = EngineFailed("the server is shutting down")
+            if error is None:
+                self._waiting.append(answer)
+            self._changed.notify()
+        if error:
+            deliver([(answer, error)])
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._closing or self._waiting or self._joining or self._active
-                )
+                self._changed.wait_for(lambda: self._closing or self._has_work())
                 if self._closing:
                     break
             try:
                 self._drop_cancelled()
+                self._make_changes()
                 self._read_prompts()
                 self._add_tokens()
             except Exception as error:
@@ -158,6 +183,8 @@ class BatchingEngine:
             self._active += self._waiting
             self._waiting.clear()
         self._fail("the server is shutting down")
+        for change in self._changes:
+            change.done.set_exception(EngineFailed("the server is shutting down"))
 
     def _drop_cancelled(self) -> None:
         if self._joining and self._joining.cancelled:
@@ -166,19 +193,45 @@ class BatchingEngine:
             if self._active[row].cancelled:
                 self._free(row)
 
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._joining or self._active or self._due())
+
+    def _due(self) -> list[_Change]:
+        """Changes that no answer stands in the way of; self._changed is held."""
+        joining = [self._joining] if self._joining else []
+        busy = [*self._active, *joining, *self._waiting, *self._compiling]
+        used = {answer.sampling.adapter for answer in busy}
+        return [c for c in self._changes if c.unused is None or c.unused not in used]
+
+    def _make_changes(self) -> None:
+        with self._changed:
+            due = self._due() if self._changes else []
+            self._changes = [change for change in self._changes if change not in due]
+        for change in due:
+            try:
+                change.work()
+                change.done.set_result(None)
+            except Exception as error:  # it is for whoever asked
+                change.done.set_exception(error)
+
     def _read_prompts(self) -> None:
         budget, outgoing = PROMPT_TOKENS_PER_STEP, []
         while budget > 0 and (answer := self._next_to_join()):
+            row = len(self._active)
+            if self._has_adapters and answer.cached == 0:
+                self._model.use_adapter(row, answer.sampling.adapter)
             part = answer.prompt[answer.cached : answer.cached + budget]
-            logits = self._model.prefill(len(self._active), part, answer.cached)
+            logits = self._model.prefill(row, part, answer.cached)
             answer.cached += len(part)
             budget -= len(part)
+            if answer.sampling.prompt_logprobs:
+                _score_prompt(answer, logits)
             if answer.cached == len(answer.prompt):
                 self._joining = None
-                outgoing.append((answer, self._choose(answer, logits[-1])))
-                if not self._ended(answer):
+                outgoing += self._choose(answer, logits[-1])
+                if not answer.ended:
                     self._active.append(answer)
-        self._send(outgoing)
+        deliver(outgoing)
 
     def _next_to_join(self) -> Answer | None:
         """The request whose prompt is to be read, if there is one and a row for it."""
@@ -197,23 +250,25 @@ class BatchingEngine:
             return
         lengths = [answer.cached + 1 for answer in self._active]
         logits = self._model.decode([answer.last for answer in self._active], lengths)
-        outgoing = []
+        outgoing: list[tuple[Answer, Item]] = []
         for row, answer in enumerate(self._active):
             answer.cached += 1
-            outgoing.append((answer, self._choose(answer, logits[row])))
+            outgoing += self._choose(answer, logits[row])
         for row in reversed(range(len(self._active))):
-            if self._ended(self._active[row]):
+            if self._active[row].ended:
                 self._free(row)
-        self._send(outgoing)
+        deliver(outgoing)
 
-    def _choose(self, answer: Answer, logits: "NDArray[np.float32]") -> int:
-        answer.last = answer.sampler.choose(logits)
+    def _choose(self, answer: Answer, logits: "NDArray[np.float32]") -> list[tuple[Answer, Item]]:
+        """What the answer's reader gets: its next token, and its end if that is the last."""
+        try:
+            token = answer.sampler.choose(logits)
+        except ValueError as error:  # this answer's alone
+            answer.error = error
+            return [(answer, error)]
+        answer.last = token.id
         answer.count += 1
-        return answer.last
-
-    def _ended(self, answer: Answer) -> bool:
-        full = answer.count == answer.sampling.max_tokens
-        return full or answer.last in answer.sampling.stop_ids
+        return [(answer, token), *([(answer, StopAsyncIteration())] if answer.ended else [])]
 
     def _free(self, row: int) -> None:
         """Give up a row; the last sequence moves there, so that rows in use stay the first ones."""
@@ -225,31 +280,16 @@ class BatchingEngine:
         if self._joining and self._joining.cached:
             self._model.move(end + 1, end, self._joining.cached)
 
-    def _send(self, outgoing: Sequence[tuple[Answer, int]]) -> None:
-        """Hand tokens to the event loops that wait for them: one call for each loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Answer, _Item]]] = {}
-        for answer, token in outgoing:
-            items = by_loop.setdefault(answer.loop, [])
-            items.append((answer, token))
-            if self._ended(answer):
-                items.append((answer, _End()))
-        for loop, items in by_loop.items():
-            _deliver(loop, items)
-
     def _fail(self, message: str) -> None:
         lost = [*self._active, *([self._joining] if self._joining else [])]
         self._active, self._joining = [], None
-        for answer in lost:
-            _deliver(answer.loop, [(answer, EngineFailed(message))])
+        deliver([(answer, EngineFailed(message)) for answer in lost])
 
 
-def _deliver(loop: asyncio.AbstractEventLoop, items: Sequence[tuple[Answer, _Item]]) -> None:
-    def put() -> None:
-        for answer, item in items:
-            answer.items.put_nowait(item)
-
-    try:
-        loop.call_soon_threadsafe(put)
-    except RuntimeError:  # the loop is closed: nobody reads any more
-        for answer, _ in items:
-            answer.cancel()
+def _score_prompt(answer: Answer, logits: "NDArray[np.float32]") -> None:
+    """Add log-probabilities of the prompt's tokens behind which the logits stand."""
+    if answer.prompt_logprobs is None:
+        answer.prompt_logprobs = [Token(answer.prompt[0])]
+    end = answer.cached
+    ids = answer.prompt[end - len(logits) + 1 : end + 1]  # the last part's last logits score none
+    answer.prompt_logprobs += score(logits[: len(ids)], ids, answer.sampling.logprobs or 0)

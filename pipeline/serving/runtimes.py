@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pipeline.chat import Chat
 from pipeline.hardware import inspect_machine
 from pipeline.serving.batching import BatchingEngine
 from pipeline.serving.description import Description
 from pipeline.serving.engine import Engine
+from pipeline.serving.guidance import Guides
 
 
 def open_runtime(folder: Path, description: Description, *, max_queue: int) -> Engine:
@@ -20,7 +22,12 @@ def _open_onnxruntime(folder: Path, description: Description, max_queue: int) ->
     threads = max(1, int(inspect_machine().cores))
     slots, length = description.max_batch_size, description.max_seq_len
     model = DecoderSession(folder, slots, length, threads=threads)
-    return BatchingEngine(model, max_input_len=description.max_input_len, max_queue=max_queue)
+    return BatchingEngine(
+        model,
+        max_input_len=description.max_input_len,
+        max_queue=max_queue,
+        guides=Guides(Chat.load(folder)),
+    )
 
 
 def _open_vllm(folder: Path, description: Description, max_queue: int) -> Engine:

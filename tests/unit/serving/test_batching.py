@@ -1,16 +1,23 @@
 """Continuous batching: every answer is the one it would be alone, whoever joins and leaves."""
 
 import asyncio
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.chat import Chat
 from pipeline.serving import batching
 from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.engine import EngineFailed, QueueFull, Sampling
+from pipeline.serving.engine import EngineFailed, Guide, QueueFull, Sampling
+from pipeline.serving.guidance import Guides
+from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.models import ListModel, mix
 
 
@@ -224,3 +231,155 @@ def test_what_cannot_fit_is_refused(engine: BatchingEngine, prompt: list[int], l
             engine.generate(prompt, greedy(limit))
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("part", [2, 512])
+def test_log_probabilities_of_prompt_and_answer(
+    engine: BatchingEngine, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr(batching, "PROMPT_TOKENS_PER_STEP", part)
+    prompt = [5, mix([5]), 7, 8, mix([5, mix([5]), 7, 8])]
+    likely, unlikely = (value - math.log(math.exp(10) + 399) for value in (10, 0))
+
+    async def run() -> None:
+        how = dataclasses.replace(greedy(2), logprobs=1, prompt_logprobs=True)
+        stream = engine.generate(prompt, how)
+        tokens = [token for tokens in [t async for t in stream] for token in tokens]
+        scored = stream.prompt_logprobs
+        assert scored is not None
+        assert [token.id for token in scored] == prompt
+        assert scored[0].logprob is None
+        expected = [likely, unlikely, unlikely, likely]
+        assert [token.logprob for token in scored[1:]] == pytest.approx(expected)
+        assert [token.top[0][0] for token in scored[1:]] == [
+            mix(prompt[: i + 1]) for i in range(len(prompt) - 1)
+        ]
+        assert [token.id for token in tokens] == alone(prompt, how)
+        assert [token.logprob for token in tokens] == pytest.approx([likely] * 2)
+
+    asyncio.run(run())
+
+
+def test_guided_answers_beside_others(tmp_path: Path) -> None:
+    chat = Chat.load(make_model_folder(tmp_path, "demo"))
+    model = ListModel(mix)
+    engine = BatchingEngine(model, max_input_len=60, max_queue=9, guides=Guides(chat))
+
+    async def run() -> None:
+        guided = dataclasses.replace(
+            greedy(20, chat.stop_ids), guide=Guide("regex", "It costs 18|No")
+        )
+        bad = dataclasses.replace(guided, guide=Guide("regex", "("))
+        answers = await asyncio.gather(
+            read(engine, [3, 4], guided),
+            read(engine, [9], greedy(20)),
+            read(engine, [3, 4], bad),
+            return_exceptions=True,
+        )
+        assert isinstance(answers[0], list)
+        assert chat.decode(answers[0]) in ("It costs 18", "No")
+        assert answers[1] == alone([9], greedy(20))
+        assert isinstance(answers[2], ValueError)
+        assert engine.load()[:2] == (0, 0)
+
+    try:
+        assert "guide" in engine.features
+        asyncio.run(run())
+    finally:
+        engine.close()
+
+
+def test_without_a_tokenizer_there_are_no_guides(engine: BatchingEngine) -> None:
+    assert "guide" not in engine.features
+
+    async def run() -> None:
+        with pytest.raises(ValueError, match="cannot guide"):
+            engine.generate([1], dataclasses.replace(greedy(1), guide=Guide("json_object", "")))
+
+    asyncio.run(run())
+
+
+class AdaptedModel(ListModel):
+    """Its adapters are numbers, which are added to what would follow."""
+
+    def __init__(self) -> None:
+        super().__init__(mix)
+        self.loaded: dict[str | None, int] = {None: 0}
+        self._of_rows: list[str | None] = [None] * self.slots
+
+    def use_adapter(self, row: int, name: str | None) -> None:
+        self._of_rows[row] = name
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        if not folder.name.isdigit():
+            raise ValueError("not of this model's shape")
+        self.loaded[name] = int(folder.name)
+
+    def remove_adapter(self, name: str) -> None:
+        del self.loaded[name]
+
+    def prefill(self, row: int, ids: Sequence[int], start: int) -> np.ndarray:
+        return np.roll(super().prefill(row, ids, start), self.loaded[self._of_rows[row]], axis=1)
+
+    def decode(self, ids: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
+        shifts = [self.loaded[name] for name in self._of_rows]
+        rows = zip(super().decode(ids, lengths), shifts, strict=False)
+        return np.stack([np.roll(logits, shift) for logits, shift in rows])
+
+    def move(self, source: int, target: int, length: int) -> None:
+        super().move(source, target, length)
+        self._of_rows[target] = self._of_rows[source]
+
+
+def adapted(prompt: Sequence[int], count: int, shift: int) -> list[int]:
+    tokens: list[int] = []
+    while len(tokens) < count:
+        tokens.append((mix([*prompt, *tokens]) + shift) % 400)
+    return tokens
+
+
+def test_answers_with_adapters_in_one_batch() -> None:
+    engine = BatchingEngine(AdaptedModel(), max_input_len=60, max_queue=30)
+    names: list[tuple[str | None, int]] = [("one", 1), (None, 0), ("two", 2)]
+
+    async def run() -> None:
+        await engine.add_adapter("one", Path("1"))
+        await engine.add_adapter("two", Path("2"))
+        assert engine.adapters() == ["one", "two"]
+        asked = [
+            read(engine, [i], dataclasses.replace(greedy(3 + i), adapter=names[i % 3][0]))
+            for i in range(12)
+        ]
+        answers = await asyncio.gather(*asked)
+        assert answers == [adapted([i], 3 + i, names[i % 3][1]) for i in range(12)]
+        with pytest.raises(ValueError, match="shape"):
+            await engine.add_adapter("three", Path("x"))
+        assert engine.adapters() == ["one", "two"]
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    engine.close()
+
+
+def test_an_adapter_goes_when_its_last_answer_has_ended() -> None:
+    model = AdaptedModel()
+    engine = BatchingEngine(model, max_input_len=60, max_queue=30)
+
+    async def run() -> None:
+        await engine.add_adapter("one", Path("1"))
+        model.gated = True
+        how = dataclasses.replace(greedy(5), adapter="one")
+        answering = asyncio.create_task(read(engine, [7], how))
+        await asyncio.sleep(0)
+        wait_for(lambda: engine.load().running == 1)
+        leaving = asyncio.create_task(engine.remove_adapter("one"))
+        await asyncio.sleep(0.05)
+        assert "one" in model.loaded
+        with pytest.raises(ValueError, match="no adapter 'one'"):
+            engine.generate([7], how)
+        model.gate.release(100)
+        assert await answering == adapted([7], 5, 1)
+        await leaving
+        assert "one" not in model.loaded
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    engine.close()

@@ -1,12 +1,14 @@
 """Tokens are chosen as temperature, top_k, top_p and seed say."""
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.serving.engine import EngineFailed, Sampling
-from pipeline.serving.sampling import Sampler
+from pipeline.serving.sampling import LEAST, Sampler, score
 
 # Chances of 0.5, 0.25, 0.15 and 0.1 at temperature 1.
 CHANCES = np.array([0.15, 0.5, 0.1, 0.25])
@@ -16,7 +18,13 @@ DRAWS = 4000
 
 def draw(**how: float) -> Counter[int]:
     sampler = Sampler(Sampling(max_tokens=1, seed=5, **how))  # type: ignore[arg-type]
-    return Counter(sampler.choose(LOGITS) for _ in range(DRAWS))
+    return Counter(sampler.choose(LOGITS).id for _ in range(DRAWS))
+
+
+def greedy(count: int, prompt: Sequence[int] = (), **how: Any) -> list[int]:
+    """The tokens that follow one another if the model always gives the same logits."""
+    sampler = Sampler(Sampling(max_tokens=count, temperature=0, **how), prompt)
+    return [sampler.choose(LOGITS).id for _ in range(count)]
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
@@ -46,9 +54,59 @@ def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: set[int]) -> N
     assert set(draw(top_p=top_p)) == kept
 
 
+@pytest.mark.parametrize(("min_p", "kept"), [(0.9, {1}), (0.4, {1, 3}), (0.29, {0, 1, 3})])
+def test_min_p_keeps_what_is_so_likely_beside_the_likeliest(min_p: float, kept: set[int]) -> None:
+    assert set(draw(min_p=min_p)) == kept
+
+
+def test_a_bias_is_added_to_a_tokens_logit() -> None:
+    assert greedy(1, logit_bias={2: 100}) == [2]
+    assert greedy(1, logit_bias={1: -100}) == [3]
+    assert draw(logit_bias={1: -100.0})[1] == 0  # type: ignore[arg-type]
+
+
+def test_frequency_lowers_a_token_each_time_and_presence_once() -> None:
+    # ln(0.5 / 0.25) is 0.69, ln(0.5 / 0.15) is 1.2: what the second and third lie below the first.
+    assert greedy(5, frequency_penalty=0.5) == [1, 1, 3, 1, 3]
+    assert greedy(5, presence_penalty=0.5) == [1, 1, 1, 1, 1]
+    assert greedy(5, presence_penalty=0.8) == [1, 3, 1, 1, 1]
+
+
+def test_repetition_penalty_counts_the_prompt_too() -> None:
+    # Logits are 1.1, 2.3, 0.7 and 1.6: above zero they are divided.
+    assert greedy(2, repetition_penalty=2) == [1, 3]
+    assert greedy(3, prompt=[1, 3], repetition_penalty=2) == [1, 1, 1]
+    assert greedy(2, prompt=[1], repetition_penalty=2) == [3, 1]
+    below = Sampler(Sampling(max_tokens=1, temperature=0, repetition_penalty=2), [1])
+    assert below.choose(LOGITS - 4).id == 3
+
+
+def test_penalties_do_not_count_the_prompt() -> None:
+    assert greedy(1, prompt=[1] * 9, frequency_penalty=2, presence_penalty=2) == [1]
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    how = Sampling(max_tokens=1, seed=5, temperature=0.3, logprobs=2, logit_bias={2: 100})
+    token = Sampler(how).choose(LOGITS)
+    assert token.id == 2
+    assert token.logprob == pytest.approx(np.log(0.1), abs=1e-5)
+    assert [i for i, _ in token.top] == [1, 3]
+    assert [value for _, value in token.top] == pytest.approx(np.log([0.5, 0.25]), abs=1e-5)
+
+
+def test_scores_of_a_prompts_tokens() -> None:
+    logits = np.stack([LOGITS, LOGITS[::-1], np.array([0, -np.inf, 0, 0], np.float32)])
+    scored = score(logits, [0, 0, 1], 1)
+    chances = [np.log(0.15), np.log(0.25), LEAST]
+    assert [token.logprob for token in scored] == pytest.approx(chances, abs=1e-5)
+    assert [token.top[0][0] for token in scored] == [1, 2, 0]
+    assert score(logits, [0, 0, 1], 0)[0].top == ()
+    assert len(score(logits, [0, 0, 1], 99)[0].top) == 4
+
+
 def test_the_same_seed_draws_the_same() -> None:
     samplers = [Sampler(Sampling(max_tokens=9, seed=seed)) for seed in (1, 1, 2)]
-    first, again, other = ([s.choose(LOGITS) for _ in range(50)] for s in samplers)
+    first, again, other = ([s.choose(LOGITS).id for _ in range(50)] for s in samplers)
     assert first == again
     assert first != other
 
