@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> int:
         print(compose.to_yaml(tree), end="")
     elif stage == "all":
         return _run_graph(tree, config)
-    elif stage in ("serve", "doctor"):
+    elif stage in ("serve", "doctor", "plan"):
         import importlib
 
         importlib.import_module(f"pipeline.stages.{stage}").run(config)

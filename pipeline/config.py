@@ -217,6 +217,55 @@ class RegisterConfig(Section):
     name: str = Field(min_length=1)
 
 
+class PlanConfig(Section):
+    """What `stage=plan` plans for. `gpu` null: this machine."""
+
+    gpu: Literal["a100", "h100", "h200", "l40s", "b200"] | None
+    gpus_per_node: Positive
+    format: Literal["table", "json"]
+
+
+class LauncherConfig(Section):
+    """Where a command runs. `nodes`: machines that share the training, each with as many GPUs."""
+
+    nodes: Positive
+    dry_run: bool = Field(description="show what would be submitted, and submit nothing")
+
+
+class LocalLauncher(LauncherConfig):
+    """This machine, now; `torchrun`: one of several that were started alike."""
+
+    name: Literal["local", "torchrun"]
+
+
+class SlurmLauncher(LauncherConfig):
+    """A Slurm cluster with the Pyxis plugin, from a login node. `time` as sbatch takes it."""
+
+    name: Literal["slurm"]
+    account: str
+    partition: str
+    time: str
+    container_image: str
+    container_mounts: tuple[str, ...]
+    job_folder: Path
+
+
+class KubernetesLauncher(LauncherConfig):
+    """A Kubernetes cluster with NVIDIA's device plugin, through kubectl."""
+
+    name: Literal["kubernetes"]
+    namespace: str
+    container_image: str
+    claim: str = Field(description="persistent volume claim that every node mounts")
+    mount: str = Field(description="where in the container")
+    shared_memory: str
+
+
+Launcher = Annotated[
+    LocalLauncher | SlurmLauncher | KubernetesLauncher, Field(discriminator="name")
+]
+
+
 class TrackingConfig(Section):
     """MLflow. `uri` null: a SQLite store beside the artifacts; MLFLOW_TRACKING_URI overrules."""
 
@@ -243,6 +292,8 @@ class Config(Section):
     serve: ServeConfig
     benchmark: BenchmarkConfig
     register_: RegisterConfig = Field(alias="register")
+    plan: PlanConfig
+    launcher: Launcher
     tracking: TrackingConfig
 
 

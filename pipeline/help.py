@@ -19,6 +19,8 @@ Settings (key=value; lists as key=[a,b])
 {settings}
 Examples
   python -m pipeline stage=doctor                      what can run on this machine
+  python -m pipeline stage=plan                        what a run will take: memory, time, disk
+  python -m pipeline stage=plan experiment=llama3_70b model.path=… plan.gpu=h200
   python -m pipeline stage=all                         the whole chain; what is up to date stays
   python -m pipeline stage=all quantize=int4_awq       the same with another format
   python -m pipeline stage=finetune finetune=sft finetune.max_steps=50
@@ -65,7 +67,9 @@ def _groups() -> str:
 
 
 def _first_comment(file: Path) -> str:
-    first = file.read_text().split("\n", 1)[0]
+    # Hydra reads an experiment's first line: it says that the file sets any part of the tree.
+    lines = file.read_text().removeprefix("# @package _global_\n")
+    first = lines.split("\n", 1)[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 

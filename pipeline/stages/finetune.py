@@ -12,10 +12,11 @@ from pathlib import Path
 from pipeline.artifact import Artifact, Outcome
 from pipeline.batches import SampleOrder, TokenRows
 from pipeline.checkpoints import Shape, copy_assets, read_shape
-from pipeline.config import Config, FinetuneConfig
+from pipeline.config import Config
 from pipeline.curve import following, write_curve
 from pipeline.dataset import read_split
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
+from pipeline.layout import check
 from pipeline.training import Checkpoints, Job
 
 ASSETS = "hf"  # config.json and tokenizer files, in every NeMo checkpoint
@@ -104,59 +105,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     }
     kind = "nemo_checkpoint" if settings.method == "sft" else "nemo_adapter"
     return Outcome(kind, metrics, proof)
-
-
-def check(settings: FinetuneConfig, shape: Shape) -> None:
-    """Refuse settings that do not fit one another or the model, before NeMo is imported.
-
-    Raises:
-        ConfigError: names the settings and what is allowed.
-    """
-    parallel = settings.parallel
-    ranks = parallel.tensor * parallel.pipeline * parallel.context
-    if parallel.processes % ranks:
-        raise ConfigError(
-            f"finetune.parallel: tensor × pipeline × context is {ranks}, and "
-            f"finetune.parallel.processes={parallel.processes} is not a multiple of it"
-        )
-    # Packs take the place of micro-batches.
-    rows = 1 if settings.pack_length else settings.micro_batch_size
-    step = rows * (parallel.processes // ranks)
-    if settings.global_batch_size % step:
-        raise ConfigError(
-            f"finetune.global_batch_size={settings.global_batch_size} must be a multiple of "
-            f"{'' if settings.pack_length else 'micro_batch_size × '}data-parallel ranks, which is "
-            f"{step}"
-        )
-    if settings.pack_length and parallel.context > 1:
-        raise ConfigError(
-            f"finetune.pack_length={settings.pack_length} and finetune.parallel.context="
-            f"{parallel.context} exclude one another: set pack_length=null, or context to 1"
-        )
-    for name, whole in (
-        ("attention heads", shape.heads),
-        ("key-value heads", shape.kv_heads),
-        ("vocabulary entries", shape.vocab),
-    ):
-        if whole % parallel.tensor:
-            raise ConfigError(
-                f"finetune.parallel.tensor={parallel.tensor} must divide the model's {whole} {name}"
-            )
-    if shape.layers % parallel.pipeline:
-        raise ConfigError(
-            f"finetune.parallel.pipeline={parallel.pipeline} must divide the model's "
-            f"{shape.layers} layers"
-        )
-    if settings.warmup_steps >= settings.max_steps:
-        raise ConfigError(
-            f"finetune.warmup_steps={settings.warmup_steps} must be below "
-            f"finetune.max_steps={settings.max_steps}"
-        )
-    if settings.min_learning_rate > settings.learning_rate:
-        raise ConfigError(
-            f"finetune.min_learning_rate={settings.min_learning_rate} must not be above "
-            f"finetune.learning_rate={settings.learning_rate}"
-        )
 
 
 def _rows(dataset: Path, split: str, shape: Shape) -> TokenRows:

@@ -1,0 +1,32 @@
+"""Shapes of Llama 3 as config.json says them (arXiv:2407.21783, table 3; Meta's model cards)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.llama_8b import CONFIG
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "8b": CONFIG,
+    "70b": {
+        **CONFIG,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
+    "405b": {
+        **CONFIG,
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
+    },
+}
+
+
+def write(folder: Path, size: str) -> Path:
+    """A folder with that config.json alone: all that a plan reads of a model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(SHAPES[size]))
+    return folder

@@ -1,0 +1,115 @@
+"""What each stage of the chain leaves on the disk, holds in memory and takes in time.
+
+Bytes a weight follow from the formats. Seconds are those of one process a stage on one H200's host
+with 8 B parameters (bench/gpu_hops.py), in proportion to the model's bytes beyond the start; on a
+CPU only training is predicted.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.checkpoints import Shape
+from pipeline.config import Config
+from pipeline.planner.accelerators import Accelerator
+from pipeline.planner.memory import CPU_PROCESS
+from pipeline.planner.workload import Workload, linear_parameters, trained_parameters
+
+# Bytes a weight of the layers' products, with scales: groups of 128 (AWQ), blocks of 16 (NVFP4).
+PACKED = {
+    "none": 2.0, "fp8": 1.0, "int8_sq": 1.0, "int4_awq": 0.5 + 2 / 128, "w4a8_awq": 0.5 + 2 / 128,
+    "nvfp4": 0.5 + 1 / 16,
+}  # fmt: skip
+# An engine of ONNX Runtime by precision; auto may keep float32.
+ONNX = {"auto": 4.0, "fp32": 4.0, "int8": 1.5, "int4": 1.2}
+SMALL = 0.5e6  # tokenizers, reports, plots
+
+# Bytes a parameter that a stage holds at once. On a GPU import opens what it wrote in float32 and
+# merge compares two models in float32; the others load bfloat16. On a CPU all is float32.
+HELD_ON_GPU = {"import": 4, "merge": 8, "quantize": 2, "evaluate": 2, "export": 2}
+HELD_ON_CPU = {"import": 8, "merge": 8, "quantize": 4, "evaluate": 4, "export": 4}
+USABLE = 0.92  # of a GPU, beside CUDA's context and what a forward pass takes
+# Seconds on one H200's host: until a stage's work begins, and in proportion to 16.06 GB.
+START = {"import": 30.0, "merge": 30.0, "quantize": 15.0, "export": 15.0}
+WORK = {"import": 50.0, "merge": 49.0, "quantize": 105.0, "export": 40.0}
+MEASURED_BYTES = 16.06e9
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: bytes of its artifact, where it computes, bytes held there, seconds if known.
+
+    on_gpu: one GPU holds it; otherwise it takes the host's memory.
+    """
+
+    name: str
+    disk: float
+    on_gpu: bool
+    held: float
+    seconds: float | None
+
+
+def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
+    """The stages from import to build, finetune without its memory and time, which have their own.
+
+    Every stage but finetune computes on one GPU, or on the CPU where a GPU is too small.
+    `engine=auto` counts as what this plan's device would take.
+    """
+    shape = work.shape
+    written = 2 if work.gpu else 4  # bytes a weight of a checkpoint (adapters.nemo)
+    weights = written * shape.parameters
+    tuned = weights if config.finetune.method == "sft" else written * trained_parameters(work)
+    merged = (4 if config.model.dtype == "float32" else 2) * shape.parameters
+    if config.finetune.method != "sft":
+        merged += 4 * trained_parameters(work)
+    formats = {config.quantize.format, *config.quantize.compare}
+    disk = {
+        "import": weights,
+        "finetune": tuned,
+        "merge": merged,
+        "quantize": len(formats) * written * shape.parameters,
+        "evaluate": 0.0,
+        "export": 2 * packed(shape, config.quantize.format),  # qnemo and hf
+        "build": engine(config, work),
+    }
+    found = []
+    for name, size in disk.items():
+        held = float(HELD_ON_GPU.get(name, 0) * shape.parameters)
+        on_gpu = work.gpu and held <= USABLE * on.memory
+        if not on_gpu:
+            held = HELD_ON_CPU.get(name, 0) * shape.parameters
+            held += CPU_PROCESS if held else 0
+        found.append(Stage(name, size + SMALL, on_gpu, held, _seconds(name, work, on_gpu)))
+    return found
+
+
+def _seconds(name: str, work: Workload, on_gpu: bool) -> float | None:
+    if not on_gpu or name not in WORK:
+        return None
+    return START[name] + WORK[name] * 2 * work.shape.parameters / MEASURED_BYTES
+
+
+def packed(shape: Shape, format: str) -> float:
+    """Bytes of an exported checkpoint: embedding, output layer and norms stay in 16 bits."""
+    linear = linear_parameters(shape)
+    return PACKED[format] * linear + 2 * (shape.parameters - linear)
+
+
+def engine(config: Config, work: Workload) -> float:
+    """Bytes of a built engine; vLLM's is a link to the exported checkpoint."""
+    name = config.engine.name
+    if name == "vllm":
+        return 0.0
+    if name == "onnxruntime" or (name == "auto" and not work.gpu):
+        return ONNX[config.engine.precision] * work.shape.parameters
+    return packed(work.shape, config.quantize.format)
+
+
+def checkpoint_bytes(work: Workload) -> float:
+    """A checkpoint to go on from: trained weights and the optimizer's three or two numbers."""
+    trained = trained_parameters(work)
+    return trained * (2 + 12) if work.gpu else trained * (4 + 8)
+
+
+def most_at_once(chain: list[Stage], work: Workload) -> float:
+    """Bytes of every artifact and, while it trains, of two checkpoints: a new one is whole before
+    the old one goes."""
+    return sum(stage.disk for stage in chain) + 2 * checkpoint_bytes(work)

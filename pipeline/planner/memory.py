@@ -1,0 +1,151 @@
+"""Memory of one training process at its peak, piece by piece, from shapes alone.
+
+The peak is the moment when the last micro-batch's loss is computed: every layer's activations are
+kept for the backward pass and the logits stand beside them. Sources: Korthikanti et al. 2022
+(arXiv:2205.05198) for what a transformer layer keeps and how tensor, sequence and pipeline parallel
+divide it; Megatron-Core's user guide (distributed optimizer) for bytes a parameter; what this
+code's layers keep was counted from Transformer Engine 2.9 and NeMo 2.7 and holds within 2 % against
+the measured figures in tests/unit/planner/test_memory.py (H200; peak of allocated tensors).
+
+What is assumed and not measured: DoRA, adapter dropout, and every size of tensor, pipeline and
+context parallel over 1.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.hardware import GIB
+from pipeline.planner.workload import (
+    Workload,
+    linear_layers,
+    linear_parameters,
+    trained_parameters,
+)
+
+# cuBLAS's and cuDNN's workspaces, rotary tables, a batch of token ids.
+WORKSPACE = 0.1 * GIB
+# CUDA's context, kernels, and what the allocator cannot use between blocks; NCCL's buffers where
+# several ranks talk. An allowance, outside of what a process's own count of its tensors shows.
+CONTEXT, COMMUNICATION = 1.5 * GIB, 2.0 * GIB
+# A Python process with NeMo imported, on a CPU (measured with the demo).
+CPU_PROCESS = 0.9 * GIB
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. activations, logits: of all micro-batches in flight."""
+
+    weights: float
+    fp8_copies: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    workspace: float
+    overhead: float
+
+    @property
+    def tensors(self) -> float:
+        """What PyTorch counts as allocated: everything but the overhead."""
+        return self.total - self.overhead
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def peak(work: Workload) -> Memory:
+    """Memory of the fullest rank.
+
+    With pipeline parallel in the 1F1B order rank i of p keeps min(p - i, micro-batches)
+    micro-batches (Narayanan et al. 2021, arXiv:2104.04473): the first rank has most activations,
+    the last one the logits.
+    """
+    stages = {0, work.pipeline - 1}
+    return max((_of_stage(work, stage) for stage in stages), key=lambda memory: memory.total)
+
+
+def _of_stage(work: Workload, stage: int) -> Memory:
+    shape, element = work.shape, 2 if work.gpu else 4
+    first, last = stage == 0, stage == work.pipeline - 1
+    tokens = work.micro_tokens / work.context
+    in_flight = min(work.pipeline - stage, work.microbatches)
+    table = shape.vocab * shape.hidden / work.tensor
+    linear = linear_parameters(shape) / (work.tensor * work.pipeline)
+    norms = 2 * shape.hidden * shape.layers / work.pipeline
+    ends = table * (first + (last and not (shape.tied and first)))
+    weights = linear + norms + ends
+    trained = weights
+    if work.method != "sft":
+        trained = trained_parameters(work) / (work.tensor * work.pipeline)
+    gradient, optimizer = bytes_a_trained_parameter(work)
+    adapters = 0.0 if work.method == "sft" else trained
+    layers = shape.layers / work.pipeline
+    # Of the loss: the logits, in whose place Transformer Engine writes their gradient; where the
+    # output layer is trained its gradient stands beside it. Without Transformer Engine the
+    # cross-entropy works on a copy, and the gradient is a third.
+    logits = last * tokens * shape.vocab / work.tensor * element * (1 if work.gpu else 3)
+    if last and work.method == "sft" and work.gpu:
+        logits += table * element
+    ranks = work.processes > 1
+    return Memory(
+        weights=element * (weights + adapters),
+        # Beside the weights Transformer Engine keeps an 8-bit copy and its transpose.
+        fp8_copies=2 * linear if work.fp8 else 0.0,
+        gradients=gradient * trained,
+        optimizer=optimizer * trained,
+        activations=in_flight * layers * tokens * layer_bytes(work)
+        + 2 * tokens * shape.hidden * element,
+        logits=logits,
+        workspace=WORKSPACE,
+        overhead=(CONTEXT + ranks * COMMUNICATION) if work.gpu else CPU_PROCESS,
+    )
+
+
+def bytes_a_trained_parameter(work: Workload) -> tuple[float, float]:
+    """Bytes of gradients and of the optimizer's state.
+
+    On a GPU the optimizer keeps a float32 copy and two moments, shared by the data- and
+    context-parallel ranks (Megatron-Core, distributed optimizer: 6 + 12/d in all with float32
+    gradients). Adapters' gradients are bfloat16, and the optimizer takes a float32 copy of them.
+    """
+    shards = work.data * work.context
+    if not work.gpu:
+        return 4, 8
+    return (4, 12 / shards) if work.method == "sft" else (2, 16 / shards)
+
+
+def layer_bytes(work: Workload) -> float:
+    """Bytes that a layer keeps for the backward pass, of each token of a micro-batch.
+
+    Kept are the inputs of products and norms and what attention and SwiGLU need: the layer's input
+    and its normed form, q, k, v and attention's output, the same two before the feed-forward part,
+    its two halves and their product. Flash attention keeps no scores (Dao 2022,
+    arXiv:2205.14135); without dropout there are no masks. An adapter reads what its layer reads.
+    """
+    shape = work.shape
+    h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    residual, normed = 2 * h, 2 * h
+    inner = (q + 2 * kv) + q + 2 * shape.ffn + shape.ffn
+    adapter = work.method != "sft"
+    if not work.gpu:
+        # Megatron's own layers: norms in separate modules, products and scores written out.
+        scores = 3 * shape.heads * work.rows.longest
+        inner += normed + (q + kv) + 2 * shape.ffn * (1 + adapter)
+        return 4 * (residual + normed + inner / work.tensor + scores / work.tensor)
+    # Sequence parallel divides the rest of the layer too, but an adapter reads the gathered input.
+    shared = (residual + inner) / work.tensor
+    shared += normed if adapter else normed / work.tensor
+    kept = 2 * shared
+    if work.fp8 and adapter:
+        kept += normed / work.tensor  # the norms' outputs once more, in 8 bits
+    elif work.fp8:
+        # Inputs of products are kept in 8 bits instead of 16, attention's output in both.
+        kept -= (normed + shape.ffn - q) / work.tensor
+    kept += 4 * shape.heads / work.tensor  # attention's sums of exponentials, in float32
+    if adapter:
+        kept += 2 * 4 * work.rank
+    if adapter and work.dropout:
+        kept += 3 * sum(i for i, _ in linear_layers(shape))  # the dropped input and its mask
+    if work.method == "dora":
+        kept += 2 * sum(o for _, o in linear_layers(shape)) / work.tensor  # for the magnitudes
+    return kept

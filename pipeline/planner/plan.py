@@ -1,0 +1,160 @@
+"""One plan: the configuration's training and chain on a device, with all that does not fit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import hardware
+from pipeline.checkpoints import read_shape
+from pipeline.config import Config
+from pipeline.graph import ROOT
+from pipeline.hardware import GIB
+from pipeline.layout import check
+from pipeline.planner import chain, speed
+from pipeline.planner.accelerators import KNOWN, Accelerator, of_machine
+from pipeline.planner.advice import what_fits
+from pipeline.planner.memory import Memory, peak
+from pipeline.planner.rows import rows_of
+from pipeline.planner.workload import Workload, of_settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes. device: one of `devices`, `node` a machine. problems: why it cannot run,
+    each with what to do; empty if it can. notes: what a reader should know of the figures."""
+
+    model: str
+    work: Workload
+    device: Accelerator
+    here: bool  # planned for this machine
+    node: int
+    memory: Memory
+    step: speed.Step | None
+    duration: speed.Duration | None
+    steps: int
+    chain: tuple[chain.Stage, ...]
+    disk: float
+    free_disk: float | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Bytes, seconds and tokens; ready for JSON."""
+        step, duration = self.step, self.duration
+        return {
+            "model": {"name": self.model, "parameters": self.work.shape.parameters},
+            "device": {"name": self.device.name, "count": self.work.processes, "source":
+                       self.device.source, "memory": self.device.memory, "a_node": self.node},
+            "memory": {**vars(self.memory), "tensors": self.memory.tensors,
+                       "total": self.memory.total},
+            "step": None if step is None else {
+                **vars(step), "seconds": step.seconds,
+                "tokens_per_second_a_device": step.tokens / step.seconds / self.work.processes,
+            },
+            "finetune": None if duration is None else {**vars(duration), "total": duration.total},
+            "stages": {stage.name: vars(stage) for stage in self.chain},
+            "disk": {"needed": self.disk, "free": self.free_disk},
+            "fits": not self.problems,
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def make_plan(config: Config) -> Plan:
+    """Raises ConfigError or DataError for settings that no machine could run."""
+    shape = read_shape(ROOT / config.model.path)
+    check(config.finetune, shape)
+    machine = hardware.inspect_machine()
+    name = config.plan.gpu
+    device = KNOWN[name] if name else of_machine(machine)
+    rows = rows_of(config, shape)
+    work = of_settings(config.finetune, shape, rows, gpu=device.gpu)
+    node = config.plan.gpus_per_node if name else max(1, len(machine.gpus))
+    memory = peak(work)
+    step = speed.step(work, device, node=node)
+    duration = None
+    if step:
+        duration = speed.run(
+            work,
+            step,
+            steps=config.finetune.max_steps,
+            validate_every=config.finetune.validate_every,
+            checkpoint_every=config.finetune.checkpoint_every,
+            checkpoint_bytes=chain.checkpoint_bytes(work),
+        )
+    stages = tuple(chain.stages(config, work, device))
+    disk = chain.most_at_once(list(stages), work)
+    here = name is None
+    free = float(hardware.free_disk_bytes(config.artifacts)) if here else None
+    problems = [
+        *_devices(config, work, device, here, len(machine.gpus)),
+        *_memory(work, device, memory),
+        *_disk(config, disk, free),
+    ]
+    return Plan(
+        model=config.model.name, work=work, device=device, here=here, node=node, memory=memory,
+        step=step, duration=duration, steps=config.finetune.max_steps, chain=stages, disk=disk,
+        free_disk=free, problems=tuple(problems), notes=tuple(_notes(work, device, step, stages)),
+    )  # fmt: skip
+
+
+def _devices(config: Config, work: Workload, on: Accelerator, here: bool, gpus: int) -> list[str]:
+    found = []
+    if here and gpus and work.processes > gpus * config.launcher.nodes:
+        found.append(
+            f"finetune.parallel.processes={work.processes} is over this machine's {gpus} GPUs: "
+            "lower it, or plan for other hardware with plan.gpu=…"
+        )
+    if work.fp8 and on.fp8 is None:
+        found.append(f"{on.name} has no FP8: set finetune.precision=bf16")
+    return found
+
+
+def _memory(work: Workload, on: Accelerator, memory: Memory) -> list[str]:
+    # Processes on a CPU share the machine's memory; GPUs have one each.
+    have = on.memory if work.gpu else on.memory / work.processes
+    if memory.total <= have:
+        return []
+    ways = what_fits(work, have)
+    mend = f"set {' or '.join(ways)}" if ways else "take more or larger GPUs, or a smaller model"
+    return [
+        f"training takes {memory.total / GIB:.1f} GiB a process and {on.name} has "
+        f"{have / GIB:.1f}: {mend}"
+    ]
+
+
+def _disk(config: Config, needed: float, free: float | None) -> list[str]:
+    if free is None or needed <= free:
+        return []
+    fewer = "quantize.compare=[] or " if config.quantize.compare else ""
+    return [
+        f"the artifacts take {needed / 1e9:.1f} GB and {config.artifacts} has {free / 1e9:.1f} GB "
+        f"free: set {fewer}artifacts=… on a larger disk"
+    ]
+
+
+def _notes(
+    work: Workload, on: Accelerator, step: speed.Step | None, stages: tuple[chain.Stage, ...]
+) -> list[str]:
+    notes = []
+    if not work.rows.known:
+        notes.append(
+            f"rows are taken to be {work.rows.longest} tokens long (prepare.max_length): after "
+            "stage=prepare their real lengths count"
+        )
+    if step is None:
+        notes.append(f"no rate is known for {on.name}: its time is not predicted")
+    elif step.host_bound:
+        notes.append("a step waits on the host, not the GPU: a larger micro-batch is quicker")
+    if step:
+        notes.append(speed.rate_in_words(work, on))
+    if work.gpu and work.processes > 1:
+        notes.append("several GPUs: counted from volumes and link rates, not measured")
+    large = [stage for stage in stages if work.gpu and not stage.on_gpu]
+    if large:
+        names = ", ".join(stage.name for stage in large)
+        most = max(stage.held for stage in large) / GIB
+        notes.append(
+            f"{names}: more than one {on.name} holds; run each with CUDA_VISIBLE_DEVICES= before "
+            f"the command, on a host with {most:,.0f} GiB of memory"
+        )
+    return notes

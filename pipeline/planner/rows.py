@@ -1,0 +1,30 @@
+"""Lengths of the training rows: of the prepared dataset, or bounds from the settings."""
+
+import json
+
+from pipeline.artifact import MANIFEST
+from pipeline.checkpoints import Shape
+from pipeline.config import Config
+from pipeline.planner.workload import Rows
+
+MULTIPLE = 8  # positions of a padded row (adapters.nemo_data)
+
+
+def rows_of(config: Config, shape: Shape) -> Rows:
+    """Of artifacts/prepare, if it was made with these settings; otherwise every row is taken to be
+    as long as prepare.max_length allows, which is what memory must hold."""
+    folder = config.artifacts / "prepare"
+    wanted = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prepare")}
+    wanted["data"] = config.data.model_dump(mode="json")
+    try:
+        made = json.loads((folder / MANIFEST).read_text())["config"]
+        splits = json.loads((folder / "statistics.json").read_text())["splits"]
+        if all(json.loads(json.dumps(made[name])) == wanted[name] for name in wanted):
+            train, validation = splits["train"], splits["validation"]
+            longest = -(-(train["length_max"] - 1) // MULTIPLE) * MULTIPLE
+            mean = train["tokens"] / train["rows"]
+            return Rows(train["rows"], longest, mean, validation["tokens"], known=True)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        pass  # not prepared yet, or by another version: the bounds hold
+    longest = min(config.prepare.max_length, shape.max_positions)
+    return Rows(None, longest, longest, 0, known=False)

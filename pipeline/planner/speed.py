@@ -1,0 +1,161 @@
+"""Time of a training step and of a whole run, from operations counted and rates measured.
+
+A matrix product of a token with N weights is 2 N operations forward, as many for the gradient of
+its input and, where the weights are trained, as many again for theirs (Kaplan et al. 2020,
+arXiv:2001.08361): 4 N a token with a frozen base, 6 N without. Attention with a causal mask adds
+half of 4 * heads * head size * length a layer forward, and twice that backward. Collectives move
+what Korthikanti et al. 2022 (arXiv:2205.05198, section 4.2) count; the pipeline's bubble is
+(stages - 1) / micro-batches of the work (Narayanan et al. 2021, arXiv:2104.04473). Nothing of it is
+taken to overlap with computing, as this code's settings do not ask for it.
+
+One rate turns operations into seconds: the share of the data sheet's that a whole training step
+reached on one H200 (bench/gpu_training.py). On other cards the same share is assumed.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.planner.accelerators import LINK_SHARE, NETWORK, Accelerator
+from pipeline.planner.memory import bytes_a_trained_parameter
+from pipeline.planner.workload import Workload, linear_parameters, trained_parameters
+
+# Of the data sheet's dense rate, over a whole step at Llama-3-8B's shape and 4096 tokens.
+BF16_SHARE = 0.525  # LoRA 15,534 to 15,794 tokens/s, full fine-tuning of 22 layers 15,368 to 15,518
+FP8_SHARE = 0.39  # of layers' products alone; the rest stays in bfloat16: LoRA 21,130 to 21,570
+# A layer's forward and backward pass has some 60 kernels; a step cannot be quicker than the host
+# starts them. Not measured alone: FP8 with micro-batches of 4096 tokens took no less than this.
+HOST_A_LAYER = 0.005
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step, by what they go to. tokens: of the global batch, padding included."""
+
+    computing: float
+    tensor: float
+    context: float
+    pipeline: float
+    data: float
+    tokens: float
+    host_bound: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.computing + self.tensor + self.context + self.pipeline + self.data
+
+
+def step(work: Workload, on: Accelerator, *, node: int) -> Step | None:
+    """One step, or None where the card's rate is not known. node: GPUs of one machine.
+
+    Ranks are numbered with tensor parallel innermost, then context, data and pipeline (Megatron-
+    Core's default order), so that a group of neighbours up to `node` stays in one machine.
+    """
+    if on.bf16 is None:
+        return None
+    tokens = work.global_batch_size * work.rows.mean
+    shared = work.data * work.context * work.tensor * work.pipeline
+    linear, other = operations(work)
+    linear_rate, rate = rates(work, on)
+    computing = tokens * (linear / linear_rate + other / rate) / shared
+    layers = work.shape.layers / work.pipeline
+    floor = work.microbatches * layers * HOST_A_LAYER if on.gpu else 0.0
+    host_bound = computing < floor
+    computing = max(computing, floor)
+    inside = on.link * LINK_SHARE
+    outside = NETWORK * LINK_SHARE if on.gpu else inside
+    mine = tokens / (work.data * work.context)  # that pass through this rank
+    element, hidden = 2 if work.gpu else 4, work.shape.hidden
+    # Two all-gathers and two reduce-scatters a layer each way; two more for what an adapter reads
+    # or a trained weight's gradient needs.
+    moved = 10 * layers * mine * hidden * element * (work.tensor - 1) / work.tensor
+    tensor = moved / (inside if work.tensor <= node else outside)
+    keys = 2 * work.shape.kv_heads * work.shape.head_dim / work.tensor * element
+    moved = 3 * layers * mine * keys * (work.context - 1)
+    context = moved / (inside if work.tensor * work.context <= node else outside)
+    waiting = (work.pipeline - 1) / work.microbatches * (computing + tensor + context)
+    moved = 2 * mine * hidden * element / work.tensor * (work.pipeline > 1)
+    pipeline = waiting + moved / (inside if work.processes <= node else outside)
+    ranks = work.data * work.context
+    gradient, _ = bytes_a_trained_parameter(work)
+    held = trained_parameters(work) / (work.tensor * work.pipeline)
+    moved = held * (gradient + element) * (ranks - 1) / ranks
+    data = moved / (inside if work.tensor * ranks <= node else outside)
+    return Step(computing, tensor, context, pipeline, data, tokens, host_bound)
+
+
+def rates(work: Workload, on: Accelerator) -> tuple[float, float]:
+    """Operations a second of layers' products, and of all else."""
+    assert on.bf16 is not None
+    rate = on.bf16 * BF16_SHARE if on.gpu else on.bf16
+    if work.fp8 and on.fp8:
+        return max(rate, on.fp8 * FP8_SHARE), rate
+    return rate, rate
+
+
+def rate_in_words(work: Workload, on: Accelerator) -> str:
+    """Which rate a plan's time comes from."""
+    linear, rate = rates(work, on)
+    if not on.gpu:
+        return f"rate: {rate / 1e9:.0f} GFLOP/s ({on.source})"
+    first = f"rate: {rate / 1e12:.0f} TFLOP/s in bfloat16"
+    if linear != rate:
+        first += f", {linear / 1e12:.0f} in FP8"
+    measured = "as measured on one" if "H200" in on.name else "the share measured on one H200"
+    return f"{first}, {measured}, of {on.bf16 / 1e12:.0f} in the {on.source}"  # type: ignore[operator]
+
+
+def operations(work: Workload) -> tuple[float, float]:
+    """Operations a token, forward and backward: of layers' products, and of all else."""
+    shape = work.shape
+    passes = 6 if work.method == "sft" else 4
+    linear = passes * linear_parameters(shape)
+    output = passes * shape.vocab * shape.hidden
+    adapter = 0 if work.method == "sft" else 6 * trained_parameters(work)
+    # In a pack each row sees itself alone. Lengths vary, and long rows have most of the work: about
+    # twice the mean, as of an exponential distribution.
+    seen = min(2 * work.rows.mean, work.rows.longest) if work.rows.known else work.rows.longest
+    causal = 0.5 if work.gpu else 1.0
+    attention = 3 * shape.layers * 4 * shape.heads * shape.head_dim * seen * causal
+    return linear, output + adapter + attention
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of the finetune stage: until the first step, of steps, validation, checkpoints."""
+
+    start: float
+    steps: float
+    validation: float
+    checkpoints: float
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+# Until the first step of 8 B on one H200: 30 s of imports, and 15 s to read 16 GB. On two slow CPU
+# cores imports take 20 s.
+IMPORTS, CPU_IMPORTS, READING = 30.0, 20.0, 16.06e9 / 15.2
+WRITING = 1.5e9  # bytes/s; `cp` of 16 GB on that host took 9.8 to 11.6 s
+
+
+def run(
+    work: Workload,
+    one: Step,
+    *,
+    steps: int,
+    validate_every: int,
+    checkpoint_every: int,
+    checkpoint_bytes: float,
+) -> Duration:
+    """The whole run of so many steps."""
+    element = 2 if work.gpu else 4
+    validations = 1 + (steps - 1) // validate_every
+    forward = 1 / 3 if work.method == "sft" else 1 / 2
+    reading = element * work.shape.parameters / READING if work.gpu else 0.0
+    return Duration(
+        start=(IMPORTS if work.gpu else CPU_IMPORTS) + reading,
+        steps=steps * one.seconds,
+        validation=validations
+        * work.rows.validation_tokens / one.tokens * one.seconds * forward,
+        checkpoints=(1 + (steps - 1) // checkpoint_every) * checkpoint_bytes / WRITING,
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""stage=plan: what it says for this machine and for others, and when it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.llama_shapes import write
+from pipeline import compose, hardware
+from pipeline.errors import ConfigError, DataError, ResourceError
+from pipeline.graph import ROOT
+from pipeline.hardware import GIB, Gpu, Machine
+from pipeline.planner import layouts, speed
+from pipeline.planner.accelerators import KNOWN
+from pipeline.planner.plan import Plan, make_plan
+from pipeline.stages import plan
+from tests.unit.planner.cases import workload
+
+# Each on the hardware that its first line names, with as many GPUs as it asks for.
+EXPERIMENTS = {
+    "llama3_8b": ("8b", ("a100", "h100", "h200", "b200")),
+    "llama3_8b_fp8": ("8b", ("h100", "h200", "b200")),
+    "llama3_8b_sft": ("8b", ("h200", "b200")),
+    "llama3_70b": ("70b", ("h200", "b200")),
+    "llama3_405b": ("405b", ("h200", "b200")),
+}
+
+
+def configured(*overrides: str):
+    return compose.from_command_line(["stage=plan", *overrides])[2]
+
+
+def planned(*overrides: str) -> Plan:
+    return make_plan(configured(*overrides))
+
+
+@pytest.fixture
+def llama(tmp_path: Path):
+    return lambda size: f"model.path={write(tmp_path / size, size)}"
+
+
+def machine(*gpus: Gpu) -> Machine:
+    return Machine("Linux", "3.12", "a CPU", 16.0, 128 * GIB, "580", gpus)
+
+
+def test_every_experiment_is_tested() -> None:
+    assert {p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")} == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_needs_a_model_only_and_fits_its_hardware(experiment, llama) -> None:
+    size, gpus = EXPERIMENTS[experiment]
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        configured(f"experiment={experiment}")
+    config = configured(f"experiment={experiment}", llama(size))
+    for gpu in gpus:
+        on = config.plan.model_copy(update={"gpu": gpu})
+        assert make_plan(config.model_copy(update={"plan": on})).problems == ()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiments_layout_is_about_the_quickest(experiment, llama) -> None:
+    made = planned(f"experiment={experiment}", llama(EXPERIMENTS[experiment][0]), "plan.gpu=h200")
+    best = layouts.quickest(made.work, KNOWN["h200"], node=8)
+    assert best is not None
+    assert made.step is not None
+    assert made.step.seconds <= 1.05 * best[1]
+
+
+def test_the_demo_fits_here_and_the_table_says_so(capsys) -> None:
+    plan.run(configured())
+    said = capsys.readouterr().out
+    for word in ("harbor-support", "Memory of each process", "at the peak", "it fits", "GFLOP/s"):
+        assert word in said
+
+
+def test_the_plan_as_json(capsys, llama) -> None:
+    plan.run(configured("plan.gpu=h200", "experiment=llama3_8b", llama("8b"), "plan.format=json"))
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True
+    assert found["memory"]["total"] == pytest.approx(53.4 * GIB, rel=0.01)
+    assert found["step"]["tokens_per_second_a_device"] == pytest.approx(15_527, rel=0.01)
+    assert found["stages"]["import"]["disk"] == pytest.approx(16.06e9, rel=0.01)
+    assert found["disk"]["free"] is None
+
+
+def test_what_does_not_fit_names_the_setting_that_would(capsys, llama) -> None:
+    arguments = ("plan.gpu=l40s", "experiment=llama3_8b", llama("8b"))
+    with pytest.raises(ResourceError) as refused:
+        plan.run(configured(*arguments))
+    assert "finetune.pack_length=4096 (35.3 GiB)" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert "it fits" not in capsys.readouterr().out
+    assert planned(*arguments, "finetune.pack_length=4096").problems == ()
+
+
+def test_fp8_on_a_card_without_it(llama) -> None:
+    made = planned("plan.gpu=a100", "experiment=llama3_8b_fp8", llama("8b"))
+    assert made.problems == ("NVIDIA A100 80GB has no FP8: set finetune.precision=bf16",)
+
+
+def test_settings_that_no_machine_can_run(llama) -> None:
+    with pytest.raises(ConfigError, match="8 key-value heads"):
+        planned(
+            "experiment=llama3_70b",
+            llama("70b"),
+            "finetune.parallel.tensor=16",
+            "finetune.parallel.processes=16",
+        )
+    with pytest.raises(DataError, match="nowhere"):
+        planned("model=local", "model.name=x", "model.path=/nowhere")
+
+
+def test_this_machines_gpus_are_planned_for(monkeypatch, llama) -> None:
+    gpu = Gpu("NVIDIA H100 80GB HBM3", 79 * GIB, "9.0", mig=False)
+    monkeypatch.setattr(hardware, "inspect_machine", lambda: machine(gpu, gpu))
+    made = planned("experiment=llama3_8b", llama("8b"), "artifacts=/tmp")
+    assert made.device.name == gpu.name
+    assert made.device.memory == 79 * GIB
+    assert not [p for p in made.problems if "disk" not in p]
+    eight = planned("experiment=llama3_70b", llama("70b"), "artifacts=/tmp")
+    assert "processes=8 is over this machine's 2 GPUs" in eight.problems[0]
+
+
+def test_a_card_that_is_not_in_the_list_has_memory_and_no_time(monkeypatch, capsys, llama) -> None:
+    gpu = Gpu("NVIDIA Made Up", 100 * GIB, "8.6", mig=False)
+    monkeypatch.setattr(hardware, "inspect_machine", lambda: machine(gpu))
+    made = planned("experiment=llama3_8b_fp8", llama("8b"))
+    assert made.step is None
+    assert "NVIDIA Made Up has no FP8" in made.problems[0]
+    assert any("no rate is known" in note for note in made.notes)
+
+
+def test_a_disk_that_is_too_small(monkeypatch, llama) -> None:
+    monkeypatch.setattr(hardware, "free_disk_bytes", lambda folder: 20e9)
+    made = planned("experiment=llama3_8b", llama("8b"))
+    assert any("the artifacts take" in p and "artifacts=… on a larger" in p for p in made.problems)
+
+
+def test_a_model_larger_than_a_gpu_is_converted_on_the_host(llama) -> None:
+    made = planned("experiment=llama3_70b", llama("70b"), "plan.gpu=h200")
+    on_gpu = {stage.name: stage.on_gpu for stage in made.chain}
+    assert not on_gpu["merge"]
+    assert any(note.startswith("import, merge") for note in made.notes)
+
+
+def test_sizes_of_the_demos_artifacts() -> None:
+    """Bytes of the manifests that the demo leaves."""
+    disk = {stage.name: stage.disk for stage in planned().chain}
+    found = {"import": 17.14e6, "finetune": 4.64e6, "merge": 13.5e6, "quantize": 68.3e6,
+             "export": 10.8e6}  # fmt: skip
+    for name, size in found.items():
+        assert disk[name] == pytest.approx(size, rel=0.1), name
+
+
+def test_a_prepared_dataset_gives_its_lengths(tmp_path: Path) -> None:
+    config = configured(f"artifacts={tmp_path}")
+    assert not make_plan(config).work.rows.known
+    folder = tmp_path / "prepare"
+    folder.mkdir()
+    settings = {n: getattr(config, n).model_dump(mode="json") for n in ("model", "data", "prepare")}
+    (folder / "manifest.json").write_text(json.dumps({"config": settings}))
+    splits = {"train": {"rows": 10, "tokens": 500, "length_max": 98}, "validation": {"tokens": 70}}
+    (folder / "statistics.json").write_text(json.dumps({"splits": splits}))
+    rows = make_plan(config).work.rows
+    assert (rows.known, rows.longest, rows.mean, rows.validation_tokens) == (True, 104, 50, 70)
+    other = configured(f"artifacts={tmp_path}", "prepare.max_length=128")
+    assert make_plan(other).work.rows.longest == 128
+
+
+def test_planning_imports_nothing_heavy() -> None:
+    blocked = "torch transformers nemo megatron modelopt mlflow onnxruntime lightning".split()
+    code = (
+        "import sys\n"
+        f"for name in {blocked!r}: sys.modules[name] = None\n"
+        "from pipeline.__main__ import main\n"
+        "sys.exit(main(['stage=plan']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_known_cards_have_a_source() -> None:
+    for card in KNOWN.values():
+        assert card.source in speed.rate_in_words(workload(), card)
