@@ -1,27 +1,121 @@
-# syntax=docker/dockerfile:1
-# One file, base images as arguments.
+# The pipeline and its server in containers: docs/containers.md.
 #   docker build --target cpu -t pipeline:cpu .
-#   docker run --rm -p 127.0.0.1:8000:8000 -v $PWD/artifacts:/app/artifacts pipeline:cpu stage=serve serve.host=0.0.0.0
-#   docker build --target train --build-arg TRAIN_IMAGE=nvcr.io/nvidia/nemo:25.11 -t pipeline:train .
-ARG BASE_IMAGE=python:3.12-slim-bookworm
-ARG TRAIN_IMAGE=nvcr.io/nvidia/nemo:25.11
+# NVIDIA's images have no name here that could be pulled: give those that you have access to, as
+#   docker build --target train --build-arg TRAIN_IMAGE=<NVIDIA's NeMo image>:25.11 -t pipeline:train .
+# Python 3.11: the lock's wheel of torch's CPU build is of that version.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+ARG TRAIN_IMAGE=set-the-build-argument-train-image
+ARG VLLM_IMAGE=vllm/vllm-openai:v0.24.0
+ARG TRTLLM_IMAGE=set-the-build-argument-trtllm-image
 
-FROM ${BASE_IMAGE} AS cpu
-RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ git make && rm -rf /var/lib/apt/lists/*
-WORKDIR /app
+# The locked environment, in a stage of its own: its compilers stay out of the image.
+FROM ${BASE_IMAGE} AS environment
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc g++ git make python3-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/pipeline
 COPY requirements*.lock Makefile ./
 COPY tools/setup.sh tools/
-RUN make setup TORCH=cpu && useradd --create-home pipeline && chown pipeline /app
-COPY --chown=pipeline . .
-USER pipeline
-ENV PATH=/app/.venv/bin:$PATH
-ENTRYPOINT ["python", "-m", "pipeline"]
+# torch's CPU wheel comes from an index that pip is told of, or from a folder.
+ARG TORCH=cpu
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+RUN make setup
+# What only tests and developers need.
+COPY pyproject.toml ./
+RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev'])" \
+    | xargs .venv/bin/uv pip uninstall --python .venv/bin/python
+
+FROM ${BASE_IMAGE} AS cpu
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline" \
+      org.opencontainers.image.description="From conversations to a served model; by default its OpenAI server" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# git for DVC.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends git \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=environment /opt/pipeline/.venv /opt/pipeline/.venv
+WORKDIR /app
+COPY . .
+# A named volume takes over the owner of the folder that it is mounted on.
+RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts /var/lib/mlflow
+ENV PATH=/opt/pipeline/.venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    USER=pipeline \
+    HF_HUB_OFFLINE=1
+USER 1000:1000
+VOLUME ["/model", "/opt/nim/.cache"]
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python3", "deploy/healthcheck.py"]
+ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
+
+# NVIDIA's images bring NeMo, vLLM or TensorRT-LLM as NVIDIA built them; only what our code needs
+# beyond them is added, from the hashed lock.
+FROM ${TRAIN_IMAGE} AS train
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline-train" \
+      org.opencontainers.image.description="The pipeline's stages on NVIDIA's NeMo image" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+USER root
+WORKDIR /app
+COPY . .
+RUN python3 -m tools.complete chain && install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts
+ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1
+USER 1000:1000
+VOLUME ["/model", "/opt/nim/.cache"]
+ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
 CMD ["stage=doctor"]
 
-# NVIDIA's image has NeMo, Megatron-Core, ModelOpt and Transformer Engine; only the light packages are added.
-FROM ${TRAIN_IMAGE} AS train
+FROM ${VLLM_IMAGE} AS serve-vllm
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline-serve-vllm" \
+      org.opencontainers.image.description="The pipeline's OpenAI server on vLLM" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+USER root
 WORKDIR /app
-RUN pip install --no-cache-dir hydra-core==1.3.2 dvc==3.67.1 mlflow==3.2.0 rapidfuzz prometheus-client
 COPY . .
-ENTRYPOINT ["python", "-m", "pipeline"]
-CMD ["stage=doctor"]
+RUN python3 -m tools.complete server && install -d -o 1000 -g 1000 /opt/nim/.cache /model
+ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1 \
+    VLLM_NO_USAGE_STATS=1 NIM_MODEL_PROFILE=vllm
+USER 1000:1000
+VOLUME ["/model", "/opt/nim/.cache"]
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
+    CMD ["python3", "deploy/healthcheck.py"]
+ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
+
+FROM ${TRTLLM_IMAGE} AS serve-trtllm
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline-serve-trtllm" \
+      org.opencontainers.image.description="The pipeline's OpenAI server on TensorRT-LLM" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+USER root
+WORKDIR /app
+COPY . .
+RUN python3 -m tools.complete server && install -d -o 1000 -g 1000 /opt/nim/.cache /model
+ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1 \
+    NIM_MODEL_PROFILE=tensorrt_llm
+USER 1000:1000
+VOLUME ["/model", "/opt/nim/.cache"]
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
+    CMD ["python3", "deploy/healthcheck.py"]
+ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]

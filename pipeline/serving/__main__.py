@@ -22,7 +22,7 @@ from pipeline.serving.server import serve
 SETTINGS = "serve.key=value, over conf/config.yaml's; engine.key=value opens an HF folder as it is"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code as pipeline.errors draws it."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.serving", description=__doc__)
     parser.add_argument(
@@ -33,7 +33,7 @@ def main() -> int:
         "--fd", type=int, help="a listening socket of the parent, instead of a port"
     )
     parser.add_argument("settings", nargs="*", help=SETTINGS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         settings, engine = read_settings(given.settings)
         if given.fd is not None:

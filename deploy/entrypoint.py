@@ -1,0 +1,43 @@
+"""What a container runs: the server, set by NIM's variables, or with arguments a stage.
+
+docker run … IMAGE                  the server (docs/containers.md lists the variables)
+docker run … IMAGE stage=doctor     python -m pipeline stage=doctor
+"""
+
+import logging
+import os
+import signal
+import sys
+import types
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code, as pipeline.errors draws it."""
+    # The first process of a container gets no signal that it has no handler for. A server that
+    # still starts ends at once; one that runs has its own handler, and finishes its answers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler if arguments else _end)
+    if arguments:
+        from pipeline.__main__ import main as run_stage
+
+        return run_stage(arguments)
+    from pipeline.errors import ConfigError
+    from pipeline.serving.nim import translate
+
+    try:
+        launch = translate(os.environ)
+    except ConfigError as error:
+        print(f"pipeline: ConfigError: {error}", file=sys.stderr)
+        return error.exit_code
+    os.environ.update(launch.environment)  # before any library reads it
+    logging.disable(launch.log_level - 1)
+    from pipeline.serving.__main__ import main as serve
+
+    return serve(launch.command())
+
+
+def _end(number: int, frame: types.FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,315 @@
+"""NVIDIA NIM's environment variables as arguments of `python -m pipeline.serving`.
+
+So a container of ours is configured as users of NIM know it (`docker run -e NIM_…`). A variable
+that has no meaning here is refused and not passed over: who sets it counts on what it does.
+https://docs.nvidia.com/nim/large-language-models/1.12.0/configuration.html
+https://docs.nvidia.com/nim/large-language-models/2.0.12/reference/environment-variables.html
+"""
+
+import difflib
+import json
+import logging
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.serving.description import FILE, Description
+
+MODEL = "/model"
+CACHE = "/opt/nim/.cache"
+PORT = 8000
+
+# As Kubernetes tells a container of a Service whose name begins with nim; none of NIM's.
+_SERVICE_LINK = re.compile(r"NIM_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
+# The first part of a profile's name in NIM, and ours.
+_RUNTIMES = {"tensorrt_llm": "trtllm", "vllm": "vllm", "onnxruntime": "onnxruntime"}
+# Where libraries keep what they compile or load, below the cache's folder.
+_CACHES = {
+    "XDG_CACHE_HOME": "",
+    "HF_HOME": "huggingface",
+    "VLLM_CACHE_ROOT": "vllm",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "CUDA_CACHE_PATH": "cuda",
+}
+_TLS = "the server speaks plain HTTP: end TLS in the proxy before it"
+_DOWNLOAD = "nothing is downloaded at start: mount the model's folder"
+_LORA = "adapters are not served from a folder: merge them into the model with stage=merge"
+# NIM's variables without a counterpart, and what to do instead.
+REFUSED: Mapping[str, str] = {
+    "NIM_REPOSITORY_OVERRIDE": _DOWNLOAD,
+    "NIM_MANIFEST_PATH": _DOWNLOAD,
+    "NIM_MANIFEST_ALLOW_UNSAFE": _DOWNLOAD,
+    "NIM_SSL_KEY_PATH": _TLS,
+    "NIM_SSL_CERTS_PATH": _TLS,
+    "NIM_SSL_CA_CERTS_PATH": _TLS,
+    "NIM_PEFT_SOURCE": _LORA,
+    "NIM_PEFT_REFRESH_INTERVAL": _LORA,
+    "NIM_MAX_LORA_RANK": _LORA,
+    "NIM_MAX_GPU_LORAS": _LORA,
+    "NIM_MAX_CPU_LORAS": _LORA,
+    "NIM_HEALTH_PORT": "health is asked on the server's own port, NIM_SERVER_PORT",
+    "NIM_NUM_COMPUTE_NODES": "one container serves on the GPUs of one host",
+    "NIM_OTEL_METRICS_EXPORTER": "metrics are for Prometheus to scrape, at /metrics",
+    "NIM_GUIDED_DECODING_BACKEND": "guided decoding has one backend, llguidance",
+    "NIM_CHAT_TEMPLATE": "requests are rendered by the model's own template, as in training",
+}
+
+
+@dataclass
+class Launch:
+    """What the variables come to.
+
+    model, name: the folder that is served, and the name that clients call it by.
+    settings: serve.key=value. engine: of the engine section, for an HF folder served as it is.
+    arguments: engine.arguments, as vLLM names them.
+    environment: of libraries. log_level: the least that is logged, as logging counts.
+    """
+
+    model: str | None = None
+    name: str | None = None
+    port: int = PORT
+    runtime: str | None = None
+    settings: list[str] = field(default_factory=list)
+    engine: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    log_level: int = logging.INFO
+
+    def command(self) -> list[str]:
+        """Arguments of `python -m pipeline.serving`."""
+        folder = Path(self.model or MODEL)
+        engine = dict(self.engine)
+        if self.runtime and not (folder / FILE).is_file():
+            engine["name"] = self.runtime
+        if self.arguments:
+            engine["arguments"] = self.arguments
+        return [
+            f"--engine={folder}",
+            f"--model={self.name or folder.name}",
+            "serve.host=0.0.0.0",
+            f"serve.port={self.port}",
+            *self.settings,
+            *(f"engine.{key}={json.dumps(value)}" for key, value in engine.items()),
+        ]
+
+
+def translate(environment: Mapping[str, str]) -> Launch:
+    """What the environment's NIM_… variables come to; an empty one is as good as none.
+
+    Raises:
+        ConfigError: names every variable that is unknown, has no meaning here or a wrong value.
+    """
+    given = {
+        name: value.strip()
+        for name, value in sorted(environment.items())
+        if name.startswith("NIM_") and value.strip() and not _is_service_link(name, value)
+    }
+    launch, problems = Launch(), []
+    for name, value in given.items():
+        if name in REFUSED:
+            problems.append(f"{name} has no meaning here: {REFUSED[name]}")
+        elif name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, n=1)
+            hint = f"did you mean {near[0]}?" if near else "docs/containers.md lists those it knows"
+            problems.append(f"{name} is no variable that this server knows: {hint}")
+        else:
+            try:
+                VARIABLES[name](launch, value)
+            except ValueError as error:
+                problems.append(f"{name}={value}: {error}")
+    problems += _contradictions(launch, given)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    if "NIM_CACHE_PATH" not in given:
+        _caches(launch, CACHE if os.access(CACHE, os.W_OK) else "/tmp")
+    return launch
+
+
+def _contradictions(launch: Launch, given: Mapping[str, str]) -> list[str]:
+    folders = {name: given[name] for name in _OF_THE_MODEL if name in given}
+    if len(set(folders.values())) > 1:
+        return [f"{' and '.join(folders)} name different folders: give one of them"]
+    folder = Path(launch.model or MODEL)
+    if not (folder / FILE).is_file():
+        return []
+    fixed = [n for n in given if n in _OF_THE_ENGINE]
+    problems = [f"{n} cannot be changed: {folder} is an engine built for its value" for n in fixed]
+    built = Description.read(folder).runtime
+    if launch.runtime not in (None, built):
+        problems.append(
+            f"NIM_MODEL_PROFILE={given['NIM_MODEL_PROFILE']}: {folder} is an engine of {built}: "
+            "serve it with that image, or mount the model's HF folder"
+        )
+    return problems
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return bool(_SERVICE_LINK.fullmatch(name)) or (
+        name.endswith("_PORT") and value.startswith(("tcp://", "udp://"))
+    )
+
+
+def _model(launch: Launch, value: str) -> None:
+    if "://" in value:
+        raise ValueError(_DOWNLOAD + " and name it here")
+    if not Path(value).is_dir():
+        raise ValueError("no such folder in the container: mount it (docker run -v FOLDER:…)")
+    launch.model = value
+
+
+def _served_name(launch: Launch, value: str) -> None:
+    if "," in value:
+        raise ValueError("a model is served by one name")
+    launch.name = value
+
+
+def _custom_name(launch: Launch, value: str) -> None:
+    launch.name = value  # NIM_SERVED_MODEL_NAME, if it is given too, comes later and wins
+
+
+def _port(launch: Launch, value: str) -> None:
+    launch.port = _number(value, 1024, 65535)
+
+
+def _profile(launch: Launch, value: str) -> None:
+    if value not in _RUNTIMES:
+        raise ValueError(f"choose from {', '.join(_RUNTIMES)}")
+    launch.runtime = _RUNTIMES[value]
+
+
+def _length(launch: Launch, value: str) -> None:
+    length = _number(value, 2, 2**31)
+    # A prompt may take all of it but the answer's first token.
+    launch.engine |= {"max_seq_len": length, "max_input_len": length - 1}
+
+
+def _log_level(launch: Launch, value: str) -> None:
+    # There are no lines below info.
+    names = dict.fromkeys(("DEFAULT", "TRACE", "DEBUG", "INFO"), logging.INFO)
+    names |= {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
+    if value.upper() not in names:
+        raise ValueError(f"choose from {', '.join(names)}")
+    launch.log_level = names[value.upper()]
+
+
+def _log_requests(launch: Launch, value: str) -> None:
+    launch.settings.append(f"serve.log_content={str(not _flag(value)).lower()}")
+
+
+def _caches(launch: Launch, value: str) -> None:
+    if not os.access(value, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"user {os.getuid()} cannot write there: mount a volume that it owns, or start the "
+            "container with --user"
+        )
+    launch.environment |= {name: str(Path(value, sub)) for name, sub in _CACHES.items()}
+
+
+def _passthrough(launch: Launch, value: str) -> None:
+    for setting in shlex.split(value):
+        if not re.match(r"(serve|engine)\.\w+=", setting):
+            raise ValueError(f"{setting} is neither serve.key=value nor engine.key=value")
+        if setting.startswith(("serve.port=", "serve.host=")):
+            raise ValueError("the port is NIM_SERVER_PORT, and where it shows is docker's -p")
+        launch.settings.append(setting)
+
+
+def _otel(launch: Launch, value: str) -> None:
+    launch.environment["OTEL_SDK_DISABLED"] = str(not _flag(value)).lower()
+
+
+def _always(wanted: bool, otherwise: str) -> Callable[[Launch, str], None]:
+    """Of a flag that can have one value here."""
+
+    def check(launch: Launch, value: str) -> None:
+        if _flag(value) != wanted:
+            raise ValueError(otherwise)
+
+    return check
+
+
+def _one_of(allowed: tuple[str, ...], otherwise: str) -> Callable[[Launch, str], None]:
+    def check(launch: Launch, value: str) -> None:
+        if value.lower() not in allowed:
+            raise ValueError(otherwise)
+
+    return check
+
+
+def _argument(name: str, read: Callable[[str], Any]) -> Callable[[Launch, str], None]:
+    """Of an argument of the engine's own."""
+
+    def put(launch: Launch, value: str) -> None:
+        launch.arguments[name] = read(value)
+
+    return put
+
+
+def _variable(name: str) -> Callable[[Launch, str], None]:
+    """Of an OpenTelemetry variable."""
+
+    def put(launch: Launch, value: str) -> None:
+        launch.environment[name] = value
+
+    return put
+
+
+def _flag(value: str) -> bool:
+    if value.lower() not in ("0", "1", "true", "false"):
+        raise ValueError("give 1 or 0")
+    return value.lower() in ("1", "true")
+
+
+def _number(value: str, least: int = 1, most: int = 2**31) -> int:
+    if not value.isdecimal() or not least <= int(value) <= most:
+        raise ValueError(f"give a whole number from {least} to {most}")
+    return int(value)
+
+
+def _share(value: str) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = 0
+    if not 0 < share <= 1:
+        raise ValueError("give a share above 0, at most 1")
+    return share
+
+
+_OF_THE_MODEL = ("NIM_MODEL_PATH", "NIM_MODEL_NAME", "NIM_FT_MODEL")
+_OF_THE_ENGINE: Mapping[str, Callable[[Launch, str], None]] = {
+    "NIM_MAX_MODEL_LEN": _length,
+    "NIM_TENSOR_PARALLEL_SIZE": _argument("tensor_parallel_size", _number),
+    "NIM_PIPELINE_PARALLEL_SIZE": _argument("pipeline_parallel_size", _number),
+    "NIM_KVCACHE_PERCENT": _argument("gpu_memory_utilization", _share),
+    "NIM_ENABLE_KV_CACHE_REUSE": _argument("enable_prefix_caching", _flag),
+    "NIM_DISABLE_CUDA_GRAPH": _argument("enforce_eager", _flag),
+}
+VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
+    **dict.fromkeys(_OF_THE_MODEL, _model),
+    "NIM_CUSTOM_MODEL_NAME": _custom_name,
+    "NIM_SERVED_MODEL_NAME": _served_name,
+    "NIM_MODEL_PROFILE": _profile,
+    **_OF_THE_ENGINE,
+    "NIM_SERVER_PORT": _port,
+    "NIM_HTTP_API_PORT": _port,
+    "NIM_CACHE_PATH": _caches,
+    "NIM_LOG_LEVEL": _log_level,
+    "NIM_JSONL_LOGGING": _always(True, "the log is JSON lines and nothing else"),
+    "NIM_DISABLE_LOG_REQUESTS": _log_requests,
+    "NIM_ENABLE_OTEL": _otel,
+    "NIM_OTEL_EXPORTER_OTLP_ENDPOINT": _variable("OTEL_EXPORTER_OTLP_ENDPOINT"),
+    "NIM_OTEL_SERVICE_NAME": _variable("OTEL_SERVICE_NAME"),
+    "NIM_OTEL_TRACES_EXPORTER": _one_of(("otlp",), "traces go over OTLP"),
+    "NIM_SSL_MODE": _one_of(("disabled",), _TLS),
+    "NIM_TRUST_REMOTE_CODE": _always(False, "code that a checkpoint brings is never run"),
+    "NIM_FORCE_TRUST_REMOTE_CODE": _always(False, "code that a checkpoint brings is never run"),
+    "NIM_DISABLE_MODEL_DOWNLOAD": _always(True, _DOWNLOAD),
+    "NIM_PASSTHROUGH_ARGS": _passthrough,
+}

@@ -1,0 +1,188 @@
+"""NIM's variables come to our settings, or are refused by name."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.graph import ROOT
+from pipeline.serving import nim
+from pipeline.serving.__main__ import read_settings
+from pipeline.serving.description import Description
+
+# What NVIDIA's operator for Kubernetes sets on every NIM.
+OF_THE_OPERATOR = {
+    "NIM_SERVER_PORT": "9000",
+    "NIM_HTTP_API_PORT": "9000",
+    "NIM_JSONL_LOGGING": "1",
+    "NIM_LOG_LEVEL": "info",
+    "NGC_API_KEY": "secret",
+}
+
+
+@pytest.fixture
+def hf(tmp_path: Path) -> Path:
+    folder = tmp_path / "support-8b"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    Description("onnxruntime", "1", "int8", {}, "hash", 4, 64, 96).write(folder)
+    return folder
+
+
+def settings_of(command: list[str]) -> list[str]:
+    return [argument for argument in command if not argument.startswith("--")]
+
+
+def test_without_variables_the_mounted_model_is_served_to_the_network() -> None:
+    command = nim.translate({"PATH": "/bin", "NIM_SERVED_MODEL_NAME": ""}).command()
+    assert command == ["--engine=/model", "--model=model", "serve.host=0.0.0.0", "serve.port=8000"]
+
+
+def test_what_nvidias_operator_sets_is_taken(tmp_path: Path) -> None:
+    launch = nim.translate({**OF_THE_OPERATOR, "NIM_CACHE_PATH": str(tmp_path)})
+    settings, engine = read_settings(settings_of(launch.command()))
+    assert (settings.port, settings.host, engine) == (9000, "0.0.0.0", None)
+    assert launch.environment["HF_HOME"] == f"{tmp_path}/huggingface"
+
+
+def test_an_hf_folder_is_served_as_the_variables_say(hf: Path) -> None:
+    launch = nim.translate(
+        {
+            "NIM_MODEL_NAME": str(hf),
+            "NIM_MODEL_PROFILE": "vllm",
+            "NIM_MAX_MODEL_LEN": "8192",
+            "NIM_TENSOR_PARALLEL_SIZE": "2",
+            "NIM_KVCACHE_PERCENT": "0.8",
+            "NIM_ENABLE_KV_CACHE_REUSE": "1",
+            "NIM_DISABLE_LOG_REQUESTS": "0",
+            "NIM_PASSTHROUGH_ARGS": "serve.max_queue=32 'serve.record=/records of today'",
+        }
+    )
+    command = launch.command()
+    assert command[:2] == [f"--engine={hf}", "--model=support-8b"]
+    settings, engine = read_settings(settings_of(command))
+    assert (settings.max_queue, settings.record) == (32, Path("/records of today"))
+    assert settings.log_content
+    assert engine
+    assert (engine.name, engine.max_seq_len, engine.max_input_len) == ("vllm", 8192, 8191)
+    assert engine.arguments == {
+        "tensor_parallel_size": 2,
+        "gpu_memory_utilization": 0.8,
+        "enable_prefix_caching": True,
+    }
+
+
+def test_an_engine_is_opened_as_it_was_built(built: Path) -> None:
+    command = nim.translate(
+        {"NIM_FT_MODEL": str(built), "NIM_MODEL_PROFILE": "onnxruntime"}
+    ).command()
+    assert read_settings(settings_of(command))[1] is None
+    with pytest.raises(ConfigError, match=r"NIM_MAX_MODEL_LEN cannot be changed.*built for"):
+        nim.translate({"NIM_MODEL_PATH": str(built), "NIM_MAX_MODEL_LEN": "4096"})
+    with pytest.raises(ConfigError, match=r"NIM_MODEL_PROFILE=vllm.*an engine of onnxruntime"):
+        nim.translate({"NIM_MODEL_PATH": str(built), "NIM_MODEL_PROFILE": "vllm"})
+
+
+def test_the_served_name_comes_before_the_custom_one() -> None:
+    both = {"NIM_SERVED_MODEL_NAME": "served", "NIM_CUSTOM_MODEL_NAME": "custom"}
+    assert nim.translate(both).name == "served"
+    assert nim.translate({"NIM_CUSTOM_MODEL_NAME": "custom"}).name == "custom"
+
+
+def test_traces_go_where_nim_sends_them() -> None:
+    environment = nim.translate(
+        {
+            "NIM_ENABLE_OTEL": "1",
+            "NIM_OTEL_SERVICE_NAME": "bank",
+            "NIM_OTEL_TRACES_EXPORTER": "otlp",
+            "NIM_OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+        }
+    ).environment
+    assert environment["OTEL_SDK_DISABLED"] == "false"
+    assert environment["OTEL_SERVICE_NAME"] == "bank"
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("DEFAULT", logging.INFO), ("debug", logging.INFO), ("WARNING", logging.WARNING)],
+)
+def test_log_levels(name: str, least: int) -> None:
+    assert nim.translate({"NIM_LOG_LEVEL": name}).log_level == least
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("NIM_SERVER_PORT", "80", "from 1024 to 65535"),
+        ("NIM_SERVER_PORT", "http", "whole number"),
+        ("NIM_MAX_MODEL_LEN", "1e6", "whole number"),
+        ("NIM_KVCACHE_PERCENT", "80", "above 0, at most 1"),
+        ("NIM_KVCACHE_PERCENT", "nan", "above 0, at most 1"),
+        ("NIM_MODEL_NAME", "hf://meta-llama/Llama-3.1-8B-Instruct", "nothing is downloaded"),
+        ("NIM_MODEL_PATH", "/nowhere", "no such folder"),
+        ("NIM_SERVED_MODEL_NAME", "a,b", "one name"),
+        ("NIM_MODEL_PROFILE", "sglang", "choose from tensorrt_llm, vllm, onnxruntime"),
+        ("NIM_JSONL_LOGGING", "0", "JSON lines"),
+        ("NIM_JSONL_LOGGING", "yes", "1 or 0"),
+        ("NIM_LOG_LEVEL", "LOUD", "choose from"),
+        ("NIM_CACHE_PATH", "/nowhere", "cannot write"),
+        ("NIM_SSL_MODE", "TLS", "proxy"),
+        ("NIM_TRUST_REMOTE_CODE", "1", "never run"),
+        ("NIM_OTEL_TRACES_EXPORTER", "console", "OTLP"),
+        ("NIM_PASSTHROUGH_ARGS", "--tensor-parallel-size 4", "neither serve.key=value"),
+        ("NIM_PASSTHROUGH_ARGS", "serve.port=80", "NIM_SERVER_PORT"),
+        ("NIM_PEFT_SOURCE", "/adapters", "merge"),
+        ("NIM_SERVED_MODEL_NAMES", "bank", "did you mean NIM_SERVED_MODEL_NAME?"),
+        ("NIM_FUSION", "1", "docs/containers.md"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(name: str, value: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=name) as refusal:
+        nim.translate({name: value})
+    assert why in str(refusal.value)
+
+
+def test_every_problem_is_told_at_once(hf: Path) -> None:
+    given = {"NIM_SERVER_PORT": "0", "NIM_LOG_LEVEL": "x", "NIM_FT_MODEL": str(hf)}
+    with pytest.raises(ConfigError) as refusal:
+        nim.translate({**given, "NIM_MODEL_PATH": str(hf.parent)})
+    for name in ("NIM_SERVER_PORT", "NIM_LOG_LEVEL", "NIM_MODEL_PATH and NIM_FT_MODEL"):
+        assert name in str(refusal.value)
+
+
+def test_what_kubernetes_tells_of_a_service_named_nim_is_none_of_nims() -> None:
+    link = {
+        "NIM_LLM_SERVICE_HOST": "10.0.0.1",
+        "NIM_LLM_SERVICE_PORT_OPENAI": "8000",
+        "NIM_LLM_PORT": "tcp://10.0.0.1:8000",
+        "NIM_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert nim.translate(link).port == nim.PORT
+
+
+def test_without_a_volume_caches_are_kept_for_as_long_as_the_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "access", lambda place, mode: str(place) != nim.CACHE)
+    assert nim.translate({}).environment["VLLM_CACHE_ROOT"] == "/tmp/vllm"
+
+
+def test_the_documentation_lists_every_variable() -> None:
+    page = (ROOT / "docs/containers.md").read_text()
+    assert [name for name in [*nim.VARIABLES, *nim.REFUSED] if f"`{name}`" not in page] == []
+
+
+def test_values_are_written_as_the_server_reads_them() -> None:
+    launch = nim.Launch(engine={"name": "vllm"}, arguments={"enforce_eager": False})
+    (written,) = (a for a in launch.command() if a.startswith("engine.arguments="))
+    assert json.loads(written.partition("=")[2]) == {"enforce_eager": False}
