@@ -23,6 +23,8 @@ POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "last",
 }
+# Their positions are counted from behind the padding token's number (transformers, modeling_*.py).
+AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
 BATCH_TOKENS = 16_384  # of one forward pass, padding included
 
 
@@ -60,6 +62,14 @@ def read_pooling(folder: Path) -> Pooling:
             f"one of {', '.join(POOLINGS)} can be served"
         )
     return Pooling(POOLINGS[asked[0]], normalized="Normalize" in kinds)
+
+
+def embeds(folder: Path) -> bool:
+    """Whether a folder's model makes embeddings: it is no decoder, or the files say how to pool."""
+    if (folder / MODULES).is_file():
+        return True
+    names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    return not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
 class HfEmbedder:
@@ -161,6 +171,8 @@ class HfEmbedder:
 def _longest(folder: Path, config: Any) -> int:
     """Tokens of a text at most: the model's positions, or fewer where the folder says so."""
     positions = int(config.max_position_embeddings)
+    if config.model_type in AFTER_PADDING:
+        positions -= config.pad_token_id + 1
     if (folder / LIMITS).is_file():
         said = json.loads((folder / LIMITS).read_text()).get("max_seq_length")
         return min(positions, said or positions)

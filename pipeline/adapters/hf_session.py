@@ -1,11 +1,9 @@
 """PyTorch with transformers: runs an HF model token by token, many sequences at once.
 
 The same stepping as onnxruntime_session.py, so that serving/batching.py drives both. The KV cache
-is ours: a buffer with a row a sequence, each of its own length. LoRA adapters in the PEFT library's
-form are models of their own: each row names the one that it is answered with.
+is ours: a buffer with a row a sequence, each of its own length.
 """
 
-import json
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MODELOPT_STATE = "modelopt_state.pth"
-ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-NO_ADAPTER = "__base__"  # PEFT's name for the model without one
-PREFIX = "base_model.model."  # PEFT's, before the names of modules
 
 
 def runtime_version() -> str:
@@ -45,7 +39,6 @@ class HfSession:
 
         self.slots, self.max_seq_len = slots, max_seq_len
         self._torch = torch
-        self._quantized = (folder / MODELOPT_STATE).is_file()
         try:
             self._model = _load(folder)
             self._cache = _RowCache(self._model, slots, max_seq_len)
@@ -58,8 +51,6 @@ class HfSession:
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} cannot be served by transformers: {error}") from error
         self.vocab_size: int = self._model.config.vocab_size
-        self._adapters: list[str] = []
-        self._rows = [NO_ADAPTER] * slots  # the adapter of each row
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
         """Read `ids` as tokens start … of a row's sequence.
@@ -84,44 +75,9 @@ class HfSession:
         return self._run(list(range(len(ids))), [[i] for i in ids], positions, max(lengths))[:, 0]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a sequence of `length` tokens, and its adapter, to another row."""
-        self._rows[target] = self._rows[source]
+        """Copy a sequence of `length` tokens to another row."""
         for buffer in (*self._cache.keys, *self._cache.values):
             buffer[target, :, :length] = buffer[source, :, :length]
-
-    def use_adapter(self, row: int, name: str | None) -> None:
-        """Answer a row's next sequence with an adapter; None: with the model itself."""
-        self._rows[row] = name or NO_ADAPTER
-
-    def adapters(self) -> list[str]:
-        return list(self._adapters)
-
-    def add_adapter(self, name: str, folder: Path) -> None:
-        """Load a LoRA adapter in the PEFT library's form.
-
-        Raises:
-            ValueError: it is not one, or not of this model's shape.
-        """
-        if self._quantized:
-            raise ValueError("a fake-quantized model takes no adapters: serve the merged one")
-        check_adapter(self._model, folder)
-        from peft import PeftModel
-
-        if isinstance(self._model, PeftModel):
-            self._model.load_adapter(folder, adapter_name=name, local_files_only=True)
-        else:
-            self._model = PeftModel.from_pretrained(
-                self._model, folder, adapter_name=name, local_files_only=True
-            ).eval()
-        self._adapters.append(name)
-
-    def remove_adapter(self, name: str) -> None:
-        """Let go of an adapter that no row in use names."""
-        self._adapters.remove(name)
-        if self._adapters:
-            self._model.delete_adapter(name)
-        else:  # PEFT runs no model that has had adapters and has none
-            self._model = self._model.unload()
 
     def _run(
         self, rows: Sequence[int], ids: list[list[int]], positions: "torch.Tensor", longest: int
@@ -131,7 +87,6 @@ class HfSession:
         # Each token sees those of its own row up to itself.
         mask = torch.arange(longest, device=device) <= positions[:, :, None]
         self._cache.aim(rows, positions, longest)
-        chosen = {"adapter_names": [self._rows[row] for row in rows]} if self._adapters else {}
         with torch.inference_mode():
             output = self._model(
                 input_ids=torch.tensor(ids, device=device),
@@ -139,9 +94,13 @@ class HfSession:
                 attention_mask=mask[:, None],
                 past_key_values=self._cache,
                 use_cache=True,
-                **chosen,
+                **self._options(rows),
             )
             return output.logits.float().cpu().numpy()
+
+    def _options(self, rows: Sequence[int]) -> dict[str, Any]:
+        """More arguments of a pass over these rows."""
+        return {}
 
 
 class _RowCache:
@@ -192,45 +151,9 @@ class _RowCache:
         return self._longest
 
 
-def check_adapter(model: Any, folder: Path) -> None:
-    """Refuse what is no LoRA adapter of a model's shape, before anything of it is loaded.
-
-    Raises:
-        ValueError: names what is wrong.
-    """
-    from safetensors import safe_open
-
-    try:
-        settings = json.loads((folder / ADAPTER_CONFIG).read_text())
-        with safe_open(folder / ADAPTER, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # of files, of JSON, of safetensors: they share no base
-        raise ValueError(f"{folder} is no adapter in the PEFT library's form: {error}") from error
-    if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
-        raise ValueError(
-            f"{folder} is not plain LoRA, and only that can be switched from row to row: merge it "
-            "with `python -m pipeline stage=merge` and serve the merged model"
-        )
-    linear = {name: tuple(m.weight.shape) for name, m in model.named_modules() if _is_linear(m)}
-    for name, shape in shapes.items():
-        module, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
-        # A model that has adapters already keeps the linear layer below the wrapped module.
-        wanted = linear.get(module) or linear.get(f"{PREFIX}{module}.base_layer")
-        if wanted is None:
-            raise ValueError(f"{folder} adapts {module or name}, which the model does not have")
-        expected = wanted[1] if part.startswith("A") else wanted[0]
-        found = shape[1] if part.startswith("A") else shape[0]
-        if found != expected:
-            raise ValueError(
-                f"{folder} was made for another model: {module} has {expected} "
-                f"{'inputs' if part.startswith('A') else 'outputs'}, and the adapter {found}"
-            )
-
-
-def _is_linear(module: Any) -> bool:
-    import torch
-
-    return isinstance(module, torch.nn.Linear)
+def is_quantized(folder: Path) -> bool:
+    """Whether it is one of ModelOpt's folders, which rounds as the quantized model would."""
+    return (folder / MODELOPT_STATE).is_file()
 
 
 def _load(folder: Path) -> Any:
@@ -238,7 +161,7 @@ def _load(folder: Path) -> Any:
     from pipeline.adapters import hf, modelopt
 
     dtype = modelopt.compute_dtype(folder)
-    if (folder / MODELOPT_STATE).is_file():
+    if is_quantized(folder):
         import torch
 
         model = modelopt.load(folder).to(getattr(torch, dtype))

@@ -103,7 +103,7 @@ class VllmEngine:
         return stream
 
     def load(self) -> Load:
-        return Load(self._seen.running, self._seen.waiting)
+        return Load(self._seen.running, self._seen.waiting, self._seen.cache_use)
 
     def down(self) -> str | None:
         """Why no answer can come now; None if one can."""
@@ -199,9 +199,10 @@ class _Stream:
 
 
 class _Seen:
-    """What vLLM's scheduler last said of itself: sequences that run and wait."""
+    """What vLLM's scheduler last said of itself: sequences that run and wait, cache in use."""
 
     running = waiting = 0
+    cache_use = 0.0
 
     def logger(self, config: Any, index: int = 0) -> Any:
         """A logger of vLLM's metrics that keeps them here."""
@@ -218,6 +219,7 @@ class _Seen:
                 if scheduler_stats is not None:
                     seen.running = scheduler_stats.num_running_reqs
                     seen.waiting = scheduler_stats.num_waiting_reqs
+                    seen.cache_use = scheduler_stats.kv_cache_usage
 
         return Logger(config, index)
 

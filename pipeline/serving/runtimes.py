@@ -30,6 +30,25 @@ def _open_onnxruntime(folder: Path, description: Description, max_queue: int) ->
     )
 
 
+def _open_hf(folder: Path, description: Description, max_queue: int) -> Engine:
+    import torch
+
+    from pipeline.adapters.hf_adapters import AdaptedHfSession
+    from pipeline.adapters.hf_embedder import HfEmbedder, embeds
+    from pipeline.adapters.hf_session import HfSession, is_quantized
+
+    torch.set_num_threads(max(1, int(inspect_machine().cores)))
+    if embeds(folder):
+        return HfEmbedder(folder, max_queue=max_queue)
+    session = HfSession if is_quantized(folder) else AdaptedHfSession
+    return BatchingEngine(
+        session(folder, description.max_batch_size, description.max_seq_len),
+        max_input_len=description.max_input_len,
+        max_queue=max_queue,
+        guides=Guides(Chat.load(folder)),
+    )
+
+
 def _open_vllm(folder: Path, description: Description, max_queue: int) -> Engine:
     from pipeline.adapters.vllm_engine import VllmEngine
 
@@ -43,6 +62,7 @@ def _open_vllm(folder: Path, description: Description, max_queue: int) -> Engine
 
 OPENERS: Mapping[str, Callable[[Path, Description, int], Engine]] = {
     "onnxruntime": _open_onnxruntime,
+    "hf": _open_hf,
     "vllm": _open_vllm,
 }
 # They run their models in a process of their own already, or on another machine.

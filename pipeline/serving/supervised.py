@@ -7,25 +7,22 @@ and ready again when the new process has given an answer.
 
 import asyncio
 import itertools
-import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import errors
 from pipeline.console import get_console
 from pipeline.errors import PipelineError
-from pipeline.graph import ROOT
 from pipeline.serving.description import Description
-from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling, Token
-from pipeline.serving.engine_process import OF_ALL, arguments
-from pipeline.serving.frames import Unpacker, pack, receive
+from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling
+from pipeline.serving.engine_process import OF_ALL
+from pipeline.serving.link import Link
+from pipeline.serving.stream import PushedStream
 
-READ_BYTES = 1 << 18
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.1, 30.0
 STEADY_SECONDS = 60.0  # a process that lived so long did not die of its start
+ENDS = ("end", "refused", "failed")
 
 
 class SupervisedEngine:
@@ -41,15 +38,19 @@ class SupervisedEngine:
 
     def __init__(self, folder: Path, description: Description, *, max_queue: int) -> None:
         self._folder, self._description, self._max_queue = folder, description, max_queue
-        self._open: dict[int, _Stream | asyncio.Future[Any]] = {}
+        self._open: dict[int, PushedStream | asyncio.Future[Any]] = {}
         self._ids = itertools.count()
         self._adapters: dict[str, Path] = {}
         self._down: str | None = None
         self._closing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._wait = FIRST_WAIT_SECONDS
-        facts = self._start()
+        self._start()
+        try:
+            facts = self._link.wait_until_open()
+        except PipelineError:
+            self._link.close()
+            raise
         self.max_input_len: int = facts["max_input_len"]
         self.max_seq_len: int = facts["max_seq_len"]
         self.features: frozenset[str] = facts["features"]
@@ -58,9 +59,9 @@ class SupervisedEngine:
     @property
     def pid(self) -> int:
         """Of the engine's process."""
-        return self._process.pid
+        return self._link.pid
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling) -> "_Stream":
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
         """See engine.Engine.generate.
 
         Raises:
@@ -76,6 +77,8 @@ class SupervisedEngine:
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         self._require_up()
+        if len(self._open) > self._max_queue:
+            raise QueueFull
         return await self._ask("embed", [list(prompt) for prompt in prompts])
 
     def adapters(self) -> list[str]:
@@ -110,114 +113,47 @@ class SupervisedEngine:
         self._lose("the server is shutting down")
         if self._reviving:
             self._reviving.cancel()
-        if self._loop and not self._loop.is_closed():
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-        self._socket.close()
-        self._process.kill()
-        self._process.wait()
+        self._link.close()
 
     def _require_up(self) -> None:
         if self._down:
             raise EngineFailed(self._down)
 
-    def _start(self) -> dict[str, Any]:
-        """Start the process and wait until it has opened the engine; what it says of it."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                arguments(self._folder, self._description, theirs.fileno()),
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+    def _start(self) -> None:
+        self._link = Link(self._folder, self._description, self._take, self._died)
         self._started = time.monotonic()
-        try:
-            word, facts, text = receive(ours)
-        except (EOFError, OSError):
-            ours.close()
-            code = self._process.wait()
-            raise PipelineError(
-                f"the process of the {self._description.runtime} engine ended while it opened "
-                f"{self._folder} (exit code {code}; -9 is the kernel's, for want of memory)"
-            ) from None
-        if word == "failed":
-            ours.close()
-            self._process.wait()
-            raise getattr(errors, facts)(text)
-        ours.setblocking(False)
-        self._socket, self._unpacker, self._unsent = ours, Unpacker(), bytearray()
-        self._loop = None
-        return facts
 
-    def _begin(self, prompt: Sequence[int], sampling: Sampling) -> "_Stream":
+    def _begin(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
         request = next(self._ids)
-        stream = self._open[request] = _Stream(self, request)
-        self._send((request, "generate", list(prompt), sampling))
+        stream = self._open[request] = PushedStream(lambda: self._cancel(request))
+        self._link.send((request, "generate", list(prompt), sampling))
         return stream
+
+    def _cancel(self, request: int) -> None:
+        if self._open.pop(request, None):
+            self._link.send((request, "cancel"))
 
     async def _ask(self, what: str, *values: Any) -> Any:
         """Have the process do something, and wait for what comes of it."""
         request = next(self._ids)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._open[request] = future
-        self._send((request, what, *values))
+        self._link.send((request, what, *values))
         return await future
 
-    def cancel(self, request: int) -> None:
-        if self._open.pop(request, None):
-            self._send((request, "cancel"))
+    def _take(self, events: Sequence[tuple[int, str, Any]]) -> None:
+        """What the process says; of a request that was cancelled, it may still say something."""
+        for request, what, value in events:
+            if request == OF_ALL:
+                self._cache_use = value
+            elif target := self._open.get(request):
+                if what in ENDS:
+                    del self._open[request]
+                _tell(target, what, value)
 
-    def _send(self, message: Any) -> None:
-        if self._loop is None:  # the first to ask is in the loop that will read
-            self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._socket, self._read)
-        waits = bool(self._unsent)
-        self._unsent += pack(message)
-        if not waits:
-            self._write()
-
-    def _write(self) -> None:
-        assert self._loop
-        try:
-            del self._unsent[: self._socket.send(self._unsent)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            return  # the reader sees the end, too
-        if self._unsent:
-            self._loop.add_writer(self._socket, self._write)
-        else:
-            self._loop.remove_writer(self._socket)
-
-    def _read(self) -> None:
-        try:
-            data = self._socket.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._died()
-            return
-        for events in self._unpacker.feed(data):
-            for request, what, value in events:
-                if request == OF_ALL:
-                    self._cache_use = value
-                elif target := self._open.get(request):
-                    if what in ("end", "refused", "failed"):
-                        del self._open[request]
-                    _tell(target, what, value)
-
-    def _died(self) -> None:
-        assert self._loop
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
-        code = self._process.wait()
+    def _died(self, code: int) -> None:
         self._lose(f"the engine's process ended (exit code {code}) and is being started again")
-        if not self._closing:
-            self._reviving = self._loop.create_task(self._revive())
+        self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     def _lose(self, reason: str) -> None:
         self._down = reason
@@ -235,14 +171,16 @@ class SupervisedEngine:
         while True:
             await asyncio.sleep(self._wait)
             self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
+            self._start()
             try:
-                await asyncio.to_thread(self._start)
+                await asyncio.to_thread(self._link.wait_until_open)
                 await self._prove()
             except (PipelineError, EngineFailed, ValueError) as error:
+                if self._closing or self._reviving is not asyncio.current_task():
+                    return  # it died while it was proven: another task is at it
+                self._link.close()
                 self._down = f"the engine's process could not be started again: {error}"
                 get_console().print(f"[red]not ready[/]: {self._down}")
-                if self._reviving is not asyncio.current_task():
-                    return  # it died while it was proven: another task is at it
                 continue
             break
         self._down = None
@@ -250,8 +188,12 @@ class SupervisedEngine:
 
     async def _prove(self) -> None:
         """A real answer of the new process, which has its adapters again."""
-        for name, folder in self._adapters.items():
-            await self._ask("add_adapter", name, str(folder))
+        for name, folder in list(self._adapters.items()):
+            try:
+                await self._ask("add_adapter", name, str(folder))
+            except ValueError as error:  # its folder has gone meanwhile: the others can go on
+                del self._adapters[name]
+                get_console().print(f"[red]without the adapter {name}[/]: {error}")
         if "embeddings" in self.features:
             await self._ask("embed", [[0]])
             return
@@ -259,56 +201,23 @@ class SupervisedEngine:
             pass
 
 
-class _Stream:
-    """The tokens of one answer (engine.TokenStream)."""
-
-    def __init__(self, engine: SupervisedEngine, request: int) -> None:
-        self.prompt_logprobs: list[Token] | None = None
-        self.started: float | None = None
-        self._engine, self._request = engine, request
-        self._tokens: list[Token] = []
-        self._ending: Exception | None = None
-        self._news = asyncio.Event()
-
-    def __aiter__(self) -> "_Stream":
-        return self
-
-    async def __anext__(self) -> list[Token]:
-        if not self._tokens and self._ending is None:
-            await self._news.wait()
-        self._news.clear()
-        if self._tokens:
-            tokens, self._tokens = self._tokens, []
-            return tokens
-        raise self._ending or StopAsyncIteration
-
-    def cancel(self) -> None:
-        self._engine.cancel(self._request)
-        self.take("end", None)
-
-    def take(self, what: str, value: Any) -> None:
-        """What the process said of it."""
+def _tell(target: PushedStream | asyncio.Future[Any], what: str, value: Any) -> None:
+    """Hand on what the process said of a request."""
+    if isinstance(target, PushedStream):
         if what == "begun":
-            self.prompt_logprobs, self.started = value
-            return
-        if what == "tokens":
-            self._tokens += value
-        elif self._ending is None:
-            self._ending = _ending(what, value)
-        self._news.set()
+            target.prompt_logprobs, target.started = value
+        elif what == "tokens":
+            target.put(value)
+        else:
+            target.end(_error(what, value))
+    elif not target.done():
+        if error := _error(what, value):
+            target.set_exception(error)
+        else:
+            target.set_result(value)
 
 
-def _ending(what: str, value: Any) -> Exception:
+def _error(what: str, value: Any) -> Exception | None:
     if what == "failed":
         return EngineFailed(value)
-    return ValueError(value) if what == "refused" else StopAsyncIteration()
-
-
-def _tell(target: "_Stream | asyncio.Future[Any]", what: str, value: Any) -> None:
-    if isinstance(target, _Stream):
-        target.take(what, value)
-    elif not target.done():
-        if what == "end":
-            target.set_result(value)
-        else:
-            target.set_exception(_ending(what, value))
+    return ValueError(value) if what == "refused" else None

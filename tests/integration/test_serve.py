@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 from openai import OpenAI
 from safetensors.numpy import save_file
@@ -339,6 +340,58 @@ def test_clients_that_hang_up_lose_no_slot(server: RunningServer) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert ask(client, QUESTIONS[0])
+
+
+def test_an_engine_process_killed_under_load_costs_its_answers_and_not_the_server(
+    server: RunningServer,
+) -> None:
+    ready = f"{server.url}/health/ready"
+    with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        before = [ask(client, question) for question in QUESTIONS]
+        (process,) = psutil.Process(server.pid).children()
+        begun = threading.Barrier(9)
+
+        def begin(stream: bool) -> Exception | None:
+            begun.wait(60)
+            try:
+                answer = client.chat.completions.create(
+                    model="bank",
+                    messages=[{"role": "user", "content": QUESTIONS[0]}],
+                    max_tokens=300,
+                    extra_body={"temperature": 2},
+                    stream=stream,
+                )
+                for _ in answer if stream else ():
+                    pass
+            except openai.APIError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(8) as pool:
+            errors = [pool.submit(begin, stream=i % 2 == 0) for i in range(8)]
+            begun.wait(60)
+            while " 8.0" not in _metric(client, "num_requests_running"):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            while httpx.get(ready).status_code == 200:
+                time.sleep(0.001)
+            begin_down = time.monotonic()
+            assert "is being started again" in httpx.get(ready).text
+            found = [error.result() for error in errors]
+        for error in found:
+            assert isinstance(error, openai.APIError)
+            assert "exit code -9" in error.message
+            assert error.body["type"] == "server_error"  # type: ignore[index]
+        assert {getattr(error, "status_code", None) for error in found} == {None, 500}
+        while httpx.get(ready).status_code != 200:
+            assert time.monotonic() < begin_down + 60
+            time.sleep(0.05)
+        assert [ask(client, question) for question in QUESTIONS] == before
+
+
+def _metric(client: OpenAI, name: str) -> str:
+    text = client.get("/metrics", cast_to=httpx.Response).text
+    return next(line for line in text.splitlines() if line.startswith(name))
 
 
 def test_a_port_in_use_is_refused_at_once(engine: Artifact, folder: Path) -> None:

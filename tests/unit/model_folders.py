@@ -201,3 +201,39 @@ def add_weights(folder: Path, max_positions: int = 512) -> Path:
     tensors = {name: np.zeros(shape, np.float32) for name, shape in read_shape(folder).tensors()}
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def add_random_weights(folder: Path, *, seed: int = 1, **changes: object) -> Path:
+    """Make a folder with tokenizer files a decoder of random weights whose answers differ.
+
+    changes: fields of config.json.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from pipeline.checkpoints import read_shape
+
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "vocab_size": Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size(),
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 4,
+        **changes,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    random = np.random.default_rng(seed)
+    tensors = {
+        name: random.normal(1 if "norm" in name else 0, 0.2, shape).astype(np.float32)
+        for name, shape in read_shape(folder).tensors()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

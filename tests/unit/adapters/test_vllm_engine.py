@@ -5,8 +5,10 @@ StructuredOutputsParams, Logprob and RequestOutput in 0.24.
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,3 +168,14 @@ def test_a_dead_core_is_a_failed_engine_and_a_bad_wish_is_not(
         assert engine.forgotten == 1
 
     asyncio.run(run())
+
+
+def test_what_the_scheduler_says_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    loggers = SimpleNamespace(StatLoggerBase=object)
+    monkeypatch.setitem(sys.modules, "vllm.v1.metrics.loggers", loggers)
+    seen = vllm_engine._Seen()
+    logger = seen.logger(None)
+    said = SimpleNamespace(num_running_reqs=3, num_waiting_reqs=2, kv_cache_usage=0.25)
+    logger.record(said, None, engine_idx=0)
+    logger.record(None, None)  # a step without the scheduler says nothing new
+    assert (seen.running, seen.waiting, seen.cache_use) == (3, 2, 0.25)

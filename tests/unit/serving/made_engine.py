@@ -1,0 +1,62 @@
+"""An engine process around a model without weights, which dies where its folder says so.
+
+Started by tests in place of pipeline.serving.engine_process, with the same arguments. Its model
+answers with the sequence's `mix`; an adapter adds its number to each of the prompt's tokens.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.serving import engine_process, runtimes
+from pipeline.serving.answer import Answer
+from pipeline.serving.batching import BatchingEngine
+from pipeline.serving.description import Description
+from pipeline.serving.engine import Sampling
+from tests.unit.serving.models import ListModel, mix
+
+SLOTS, MAX_SEQ_LEN = 4, 2000
+
+
+class MadeEngine(BatchingEngine):
+    """Answers by `mix`; its adapters are files that hold a number."""
+
+    def __init__(self, folder: Path, max_queue: int) -> None:
+        model = ListModel(mix, slots=SLOTS, max_seq_len=MAX_SEQ_LEN)
+        super().__init__(model, max_input_len=1000, max_queue=max_queue)
+        self.features = frozenset({"adapters"})
+        self._folder, self._numbers = folder, dict[str, int]()
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Answer:
+        if sampling.adapter:
+            prompt = [token + self._numbers[sampling.adapter] for token in prompt]
+            sampling = replace(sampling, adapter=None)
+        return super().generate(prompt, sampling)
+
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        try:
+            self._numbers[name] = int((folder / "number").read_text())
+        except OSError as error:
+            raise ValueError(f"{folder} is no adapter") from error
+
+    async def remove_adapter(self, name: str) -> None:
+        del self._numbers[name]
+
+    def down(self) -> str | None:
+        return "told so" if (self._folder / "down").exists() else None
+
+
+def open_made(folder: Path, description: Description, max_queue: int) -> Any:
+    if (folder / "dies").exists():
+        os._exit(3)
+    if (folder / "refused").exists():
+        raise DataError("the folder is refused")
+    return MadeEngine(folder, max_queue)
+
+
+if __name__ == "__main__":
+    runtimes.OPENERS = {"made": open_made}
+    engine_process.main()
