@@ -19,11 +19,12 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.adapters.absent import absent
 from pipeline.checkpoints import WEIGHTS_INDEX, link_weights
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError
 
@@ -254,7 +255,7 @@ def modelopt() -> Any:
     # transformers looks only once for what is installed.
     fresh = "transformers" not in sys.modules
     unused = _UNUSED_BY_MODELOPT + (_UNUSED_BY_TRANSFORMERS if fresh else ())
-    with _without(unused), warnings.catch_warnings():
+    with absent(*unused), warnings.catch_warnings():
         # It asks for an older transformers than NeMo does; what we use of it is proven at each run.
         warnings.filterwarnings("ignore", "transformers version", UserWarning)
         import modelopt.torch.export
@@ -271,18 +272,6 @@ def modelopt() -> Any:
             "install the locked versions (requirements.lock)"
         )
     return modelopt.torch
-
-
-@contextmanager
-def _without(packages: Sequence[str]) -> Iterator[None]:
-    """Within it packages that are not imported yet appear not to be installed."""
-    absent: Mapping[str, Any] = {name: None for name in packages if name not in sys.modules}
-    sys.modules.update(absent)  # None makes `import` raise ModuleNotFoundError (Python reference)
-    try:
-        yield
-    finally:
-        for name in absent:
-            del sys.modules[name]
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters import nemo_weights
+from pipeline.adapters.absent import absent
 from pipeline.adapters.hf import WeightReader
 from pipeline.adapters.megatron_cpu import Patch, cpu_megatron, replaced
 from pipeline.checkpoints import Shape, copy_assets, read_shape
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from nemo.lightning import Trainer
 
 EXTRA_STATE = "._extra_state"
+# Optional packages that NeMo and its libraries (Transformer Engine: jax) import where they are: a
+# tenth of the modules, and nothing in them is used here.
+_UNUSED = ("jax", "modelopt", "sklearn", "wandb")
 ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
 
 
@@ -81,7 +85,7 @@ def nemo_session() -> Iterator[None]:
 def _import_quietly() -> None:
     """Import NeMo. It and its libraries tell every step at INFO; a stage tells what matters."""
     collecting = gc.isenabled()
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"), absent(*_UNUSED):
         std_logging.disable(std_logging.WARNING)
         gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
         try:
@@ -113,6 +117,11 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def has_transformer_engine() -> bool:
+    """Whether the layers are Transformer Engine's on this machine, not Megatron's own."""
+    return on_gpu() and find_spec("transformer_engine") is not None
+
+
 def checkpoint_dtype() -> str:
     """Precision of the checkpoints that are written on this machine."""
     return "bfloat16" if on_gpu() else "float32"
@@ -121,7 +130,7 @@ def checkpoint_dtype() -> str:
 def model_options() -> dict[str, Any]:
     """Fields of a Megatron model's configuration that this machine decides."""
     precision = _precision(checkpoint_dtype())
-    if on_gpu() and find_spec("transformer_engine"):
+    if has_transformer_engine():
         # Reads the logits in their own precision and leaves the gradient in their place, where
         # Megatron's makes copies in float32.
         return {**precision, "cross_entropy_fusion_impl": "te"}

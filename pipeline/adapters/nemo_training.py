@@ -18,7 +18,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -33,8 +32,8 @@ from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from nemo.lightning.resume import AdapterPath
 
-from pipeline.adapters.fast_lora import fast_lora
-from pipeline.adapters.nemo import model_for, on_gpu
+from pipeline.adapters.fast_training import fast_training
+from pipeline.adapters.nemo import has_transformer_engine, model_for, on_gpu
 from pipeline.adapters.nemo_data import Data
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.training import Checkpoints, Job, Point, Trained
@@ -71,6 +70,8 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         seq_length=job.max_length,
         # The mean over the tokens of the global batch, not the mean of micro-batches' means.
         calculate_per_token_loss=True,
+        # NeMo asks for Apex, of which only the output layer's part is needed (fast_training).
+        gradient_accumulation_fusion=job.method == "sft" and has_transformer_engine(),
     )
     checkpoints = Checkpoints(job.scratch, job.identity)
     recorder = _Recorder(job, checkpoints, report)
@@ -86,26 +87,19 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     elif job.weights is not None:
         trainer.strategy.restore_config = RestoreConfig(path=str(job.weights))
     try:
-        with fast_lora(), _readable_failures(job):
+        with fast_training(), _readable_failures(job):
             trainer.fit(model, Data(job))
     finally:
         destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes
     return recorder.result()
 
 
-def _shards_optimizer() -> bool:
-    """Whether ranks share the optimizer's state: a checkpoint of it needs a fused Adam.
-
-    torch's Adam, which Megatron falls back to, counts steps in a tensor of no dimension, and the
-    distributed optimizer of megatron-core 0.15.3 cannot save that.
-    """
-    return on_gpu() and find_spec("transformer_engine") is not None
-
-
 def _trainer(job: Job) -> nl.Trainer:
     gpu = on_gpu()
     ddp = DistributedDataParallelConfig(
-        use_distributed_optimizer=_shards_optimizer(),
+        # Whether ranks share the optimizer's state. Without it Megatron takes torch's Adam, which
+        # counts steps in a tensor of no dimension, and the shared state cannot hold that.
+        use_distributed_optimizer=has_transformer_engine(),
         # An adapter's gradients are small sums; a whole model's are accumulated in float32.
         grad_reduce_in_fp32=not gpu or job.method == "sft",
         check_for_nan_in_grad=False,  # the loss is checked, without waiting for the GPU
@@ -181,7 +175,7 @@ def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
         clip_grad=job.clip_grad,
         bf16=on_gpu(),
         fp16=False,
-        use_distributed_optimizer=_shards_optimizer(),
+        use_distributed_optimizer=has_transformer_engine(),
     )
     schedule = nl.lr_scheduler.CosineAnnealingScheduler(
         max_steps=job.steps,

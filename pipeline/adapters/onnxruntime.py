@@ -8,11 +8,11 @@ import contextlib
 import io
 import json
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.adapters.absent import absent
 from pipeline.adapters.onnxruntime_session import GENAI_CONFIG, GRAPH, DecoderSession
 from pipeline.errors import DataError
 
@@ -32,7 +32,9 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
     Raises:
         DataError: the builder does not know the architecture or cannot read the weights.
     """
-    with _quiet() as said, _without_sklearn():
+    # transformers takes it for assisted generation only; that, pandas and scipy with it, is half of
+    # the seconds that the builder takes to import.
+    with _quiet() as said, absent("sklearn"):
         from onnxruntime_genai.models.builder import create_model
 
         # fp32 first for int8: the builder itself quantizes to int4 only.
@@ -95,22 +97,6 @@ def _quantize_to_int8(source: Path, out: Path) -> None:
     (out / f"{GRAPH}.data").unlink(missing_ok=True)
     quantizer.model.save_model_to_file(str(out / GRAPH), True)
     (out / GENAI_CONFIG).write_bytes((source / GENAI_CONFIG).read_bytes())
-
-
-@contextlib.contextmanager
-def _without_sklearn() -> Iterator[None]:
-    """Have transformers import without scikit-learn, which it takes for assisted generation only.
-
-    That, pandas and scipy with it, is half of the seconds that the builder takes to import.
-    """
-    hide = "sklearn" not in sys.modules
-    if hide:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if hide:
-            del sys.modules["sklearn"]
 
 
 @contextlib.contextmanager

@@ -182,10 +182,10 @@ def frozen_output_gradient() -> tuple[torch.Tensor, list[str]]:
 
 def test_a_frozen_layer_multiplies_its_gradient_in_one_product() -> None:
     with nemo.nemo_session():
-        from pipeline.adapters.fast_lora import fast_lora
+        from pipeline.adapters.fast_training import fast_training
 
         slow, slow_operators = frozen_output_gradient()
-        with fast_lora():
+        with fast_training():
             flat, operators = frozen_output_gradient()
         _, operators_after = frozen_output_gradient()
     assert torch.allclose(flat, slow, atol=1e-6)
@@ -202,9 +202,9 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
     with nemo.nemo_session():
         from nemo.collections.llm import peft
 
-        from pipeline.adapters.fast_lora import fast_lora
+        from pipeline.adapters.fast_training import fast_training
 
-        for block in (nullcontext(), fast_lora()):
+        for block in (nullcontext(), fast_training()):
             model = nemo.model_for(base / "hf")
             model.trainer = nemo.connect(model)
             nemo.load_weights(model.trainer, base)

@@ -1,37 +1,47 @@
-"""LoRA's arithmetic on a frozen base, with fewer passes over memory. The results are the same.
+"""Training steps with fewer passes over memory. The results are the same.
 
-    with fast_lora():
+    options = {"gradient_accumulation_fusion": True} if has_transformer_engine() else {}
+    with fast_training():
         trainer.fit(model, data)
 
-Large models spend a third of a LoRA step moving activations, not multiplying. What is replaced, in
-Megatron-Core 0.15 and NeMo 2.7, is listed in `fast_lora` with its reason. Figures before and after
-are in docs/benchmarks.md.
+Large models spend a third of a step moving activations and gradients, not multiplying. What is
+replaced, in Megatron-Core 0.15 and NeMo 2.7, is listed in `fast_training` with its reason. Figures
+before and after are in docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import layers
+from megatron.core.transformer import mlp
 from nemo.collections.llm.peft.lora import LoRALinear
 
-from pipeline.adapters.megatron_cpu import replaced
+from pipeline.adapters.megatron_cpu import Patch, replaced
+from pipeline.adapters.nemo import has_transformer_engine
 
 
-def fast_lora() -> AbstractContextManager[None]:
+def fast_training() -> AbstractContextManager[None]:
     """Replace what is slow while the block runs."""
-    frozen = layers.LinearWithFrozenWeight
-    return replaced(
-        [
-            # A gradient of [sequence, 1, vocabulary] would be multiplied vector by vector.
-            (frozen, "backward", staticmethod(_flat_backward(frozen.backward))),
-            # The adapter's product is added to the layer's in place, not scaled, kept and added.
-            (LoRALinear, "forward", _forward(LoRALinear.forward)),
+    frozen, linear = layers.LinearWithFrozenWeight, layers.ColumnParallelLinear
+    patches: list[Patch] = [
+        # A gradient of [sequence, 1, vocabulary] would be multiplied vector by vector.
+        (frozen, "backward", staticmethod(_flat_backward(frozen.backward))),
+        # The adapter's product is added to the layer's in place, not scaled, kept and added.
+        (LoRALinear, "forward", _forward(LoRALinear.forward)),
+    ]
+    if has_transformer_engine():
+        patches += [
+            # Lets all other layers add weight gradients to the float32 sums as they multiply.
+            (linear, "__init__", _apart_from_fusion(linear.__init__)),
+            # The kernel that torch.compile makes of it reaches half of the memory's speed.
+            (mlp, "bias_swiglu_impl", _swiglu(mlp.bias_swiglu_impl)),
         ]
-    )
+    return replaced(patches)
 
 
 def _flat_backward(original: Any) -> Any:
@@ -63,6 +73,46 @@ def _forward(original: Any) -> Any:
         return _AddLowRank.apply(output, normed, a, b, scale), bias
 
     return forward
+
+
+def _apart_from_fusion(original: Any) -> Any:
+    """The output layer without gradient_accumulation_fusion: its is a kernel of Apex alone."""
+
+    def __init__(self: Any, *args: Any, config: Any, **kwargs: Any) -> None:
+        config = copy.copy(config)
+        config.gradient_accumulation_fusion = False
+        original(self, *args, config=config, **kwargs)
+
+    return __init__
+
+
+def _swiglu(original: Any) -> Any:
+    """Megatron's silu(gate) * up by Transformer Engine's kernels, where there is no bias."""
+
+    def bias_swiglu(x: torch.Tensor, bias: torch.Tensor | None, *options: Any) -> torch.Tensor:
+        if bias is not None or any(options):
+            return original(x, bias, *options)
+        return _SwiGLU.apply(x)
+
+    return bias_swiglu
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(x[..., :n]) * x[..., n:] of [..., 2 n]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        import transformer_engine_torch
+
+        ctx.save_for_backward(x)
+        return transformer_engine_torch.swiglu(x, None)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        import transformer_engine_torch
+
+        (x,) = ctx.saved_tensors
+        return transformer_engine_torch.dswiglu(grads[0].contiguous(), x, None)
 
 
 class _AddLowRank(torch.autograd.Function):
