@@ -4,6 +4,9 @@
 
 The same shape, sequence and global batch; weights and optimizer as their users have them: bfloat16,
 scaled-dot-product attention, fused AdamW. A case is METHOD-bN[-lN]: N rows a micro-batch, N layers.
+METHOD is lora, sft (weights, gradients and AdamW all in bfloat16) or mixed (a full fine-tune with
+float32 weights under autocast, as transformers' Trainer has it with bf16=True: the precision that
+ours has).
 """
 
 import argparse
@@ -21,7 +24,7 @@ import torch
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
 STEPS, WARM_UP = 8, 2
-CASE = re.compile(r"(lora|sft)-b(\d+)(?:-l(\d+))?$")
+CASE = re.compile(r"(lora|sft|mixed)-b(\d+)(?:-l(\d+))?$")
 
 
 def run(case: str) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def run(case: str) -> dict[str, Any]:
         attn_implementation="sdpa",
     )
     torch.cuda.reset_peak_memory_stats()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(torch.float32 if method == "mixed" else torch.bfloat16)
     with torch.device("cuda"):
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
@@ -61,7 +64,8 @@ def run(case: str) -> dict[str, Any]:
         begin = time.perf_counter()
         for _ in range(GLOBAL_BATCH // rows):
             ids = torch.randint(0, VOCABULARY, (rows, SEQUENCE), device="cuda")
-            loss = compiled(input_ids=ids, labels=ids).loss / (GLOBAL_BATCH // rows)
+            with torch.autocast("cuda", torch.bfloat16, enabled=method == "mixed"):
+                loss = compiled(input_ids=ids, labels=ids).loss / (GLOBAL_BATCH // rows)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
