@@ -1,9 +1,11 @@
-# make demo      set up, run the whole chain on the bundled data and model, show what came out
-# make test      set up, run every test that needs no GPU
-# make test-gpu  the tests that need GPUs: one for most, two and four for the layouts
-# make check     lint, format, types
-# make watch     write into dvc.yaml which code each stage depends on
-# make lock      resolve pyproject.toml into the hashed lock files
+# make demo          set up, run the whole chain on the bundled data and model, show what came out
+# make test          set up, run every test that needs neither a GPU nor a browser
+# make test-gpu      the tests that need GPUs: one for most, two and four for the layouts
+# make test-browser  the chat page in a headless Chromium: Debian's (apt-get install chromium),
+#                    Chrome, or Playwright's own (.venv/bin/playwright install chromium)
+# make check         lint, format, types
+# make watch         write into dvc.yaml which code each stage depends on
+# make lock          resolve pyproject.toml into the hashed lock files
 #
 # TORCH=cpu or TORCH=cuda chooses torch's build; by default CUDA where a GPU is, else the CPU wheel if
 # one of pip's indexes or folders (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) has it.
@@ -15,7 +17,7 @@ TORCH ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
 
-.PHONY: setup demo test test-gpu check watch lock
+.PHONY: setup demo test test-gpu test-browser check watch lock
 
 setup: .venv/.installed
 
@@ -27,6 +29,9 @@ test: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest tests/gpu tests/integration/test_finetune.py tests/integration/test_conversion.py
+
+test-browser: setup
+	$(BIN)/python -m pytest tests/browser
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,14 +1,15 @@
-"""Pictures for the README, from real artifacts: docs/images/summary.svg and the MLflow UI as PNG.
+"""Pictures for the documents, from real artifacts: summary.svg, the MLflow UI and the chat page.
 
     python tools/screenshots.py [artifacts] [docs/images]     # needs chromium in PATH
 
-The UI is opened on the store that the run left, on a free port, and closed again.
+The UI is opened on the store that the run left, the page on the engine that it built, each on a
+free port, and closed again.
 """
 
-import base64
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -19,27 +20,74 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from playwright.sync_api import Browser, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-WIDTH = 110  # characters of the summary
-WINDOW = (1360, 1100)
-LOADING_SECONDS = 8
+
+from pipeline.serving.process import running_server  # noqa: E402
+
+SUMMARY_WIDTH = 110  # characters
+WINDOW: ViewportSize = {"width": 1360, "height": 1100}
+DESKTOP: ViewportSize = {"width": 1100, "height": 760}
+PHONE: ViewportSize = {"width": 390, "height": 760}
+LOADING_SECONDS = 8  # of an MLflow page, which does not say when it is done
 CLOSE_DIALOGS = "document.querySelector('[role=dialog] button')?.click()"
+QUESTIONS = (
+    "What interest rates do personal loans have?",
+    "Where is the form to apply for a personal loan?",
+)
 
 
 def main(artifacts: Path, images: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     picture_of_summary(artifacts, images / "summary.svg")
+    with sync_playwright() as playwright:
+        # Chromium's sandbox does not start for root, who works in containers.
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+            args=["--no-sandbox"],
+        )
+        pictures_of_mlflow(browser, artifacts, images)
+        pictures_of_chat(browser, artifacts, images)
+        browser.close()
+
+
+def pictures_of_mlflow(browser: Browser, artifacts: Path, images: Path) -> None:
     store = artifacts.absolute() / "mlflow" / "mlflow.db"
+    page = browser.new_page(viewport=WINDOW)
     with mlflow_ui(store) as address:
-        browser = Browser()
-        try:
-            for name, page in pages(store).items():
-                browser.screenshot(address + page, images / f"{name}.png")
-        finally:
-            browser.close()
+        for name, path in pages(store).items():
+            page.goto("about:blank")
+            page.goto(address + path)
+            page.wait_for_timeout(1000 * LOADING_SECONDS)
+            page.evaluate(CLOSE_DIALOGS)
+            page.wait_for_timeout(1000)
+            page.screenshot(path=images / f"{name}.png")
+            print(images / f"{name}.png")
+    page.close()
+
+
+def pictures_of_chat(browser: Browser, artifacts: Path, images: Path) -> None:
+    """A conversation with the engine that the run built: a desktop, and a phone in the dark."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        with running_server(artifacts / "build", model="bank", log=log) as server:
+            for name, viewport in (("chat", DESKTOP), ("chat-dark-phone", PHONE)):
+                page = browser.new_page(
+                    viewport=viewport,
+                    color_scheme="dark" if "dark" in name else "light",
+                    device_scale_factor=2,
+                )
+                page.goto(server.url.removesuffix("v1"))
+                for count, question in enumerate(QUESTIONS, 1):
+                    page.locator("#text").fill(question)
+                    page.locator("#send").click()
+                    page.locator(".answer[aria-busy=false]").nth(count - 1).wait_for()
+                page.screenshot(path=images / f"{name}.png")
+                print(images / f"{name}.png")
+                page.close()
 
 
 def picture_of_summary(artifacts: Path, picture: Path) -> None:
@@ -50,7 +98,7 @@ def picture_of_summary(artifacts: Path, picture: Path) -> None:
 
     from pipeline.summary import SUMMARY, show_summary
 
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
+    console = Console(record=True, width=SUMMARY_WIDTH, file=io.StringIO(), highlight=False)
     show_summary(json.loads((artifacts / SUMMARY).read_text()), artifacts, console)
     console.save_svg(str(picture), title="make demo")
     print(picture)
@@ -105,69 +153,8 @@ def mlflow_ui(store: Path) -> Iterator[str]:
                 time.sleep(0.5)
         yield address
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)  # its workers too, which it would leave
         server.wait()
-
-
-class Browser:
-    """Headless Chromium, driven over its debugging pipe (file descriptors 3 and 4)."""
-
-    def __init__(self) -> None:
-        chromium = shutil.which("chromium") or shutil.which("google-chrome")
-        if not chromium:
-            sys.exit("chromium is not in PATH: install it, or open the MLflow UI by hand")
-        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-        flags += "--disable-background-networking --disable-component-update --disable-sync"
-        self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        command = [chromium, *flags.split(), "--hide-scrollbars", "--remote-debugging-pipe"]
-        command += [f"--user-data-dir={self.profile.name}", "about:blank"]
-        theirs_in, self.out = os.pipe()
-        self.into, theirs_out = os.pipe()
-        self.process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "chromium", *command],
-            pass_fds=[theirs_in, theirs_out],
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.rest, self.count, self.session = b"", 0, ""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = attached["sessionId"]
-        width, height = WINDOW
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width, height=height, deviceScaleFactor=1, mobile=False,
-        )  # fmt: skip
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self.count += 1
-        message = {"id": self.count, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
-        os.write(self.out, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self.rest:
-                self.rest += os.read(self.into, 1 << 20)
-            line, _, self.rest = self.rest.partition(b"\0")
-            answer = json.loads(line)
-            if answer.get("id") == self.count:
-                return answer["result"]
-
-    def screenshot(self, address: str, picture: Path) -> None:
-        self.call("Page.navigate", url="about:blank")
-        self.call("Page.navigate", url=address)
-        time.sleep(LOADING_SECONDS)
-        self.call("Runtime.evaluate", expression=CLOSE_DIALOGS)
-        time.sleep(1)
-        shot = self.call("Page.captureScreenshot", format="png")["data"]
-        picture.write_bytes(base64.b64decode(shot))
-        print(picture)
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait()
-        self.profile.cleanup()
 
 
 if __name__ == "__main__":

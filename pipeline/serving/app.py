@@ -17,6 +17,7 @@ from pipeline.serving.door import too_many
 from pipeline.serving.engine import Engine, EngineFailed, QueueFull
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.operations import NO_OPERATIONS, Operations
+from pipeline.serving.page import page
 from pipeline.serving.protocol import ChatRequest, CompletionRequest
 from pipeline.serving.rates import RateLimited
 from pipeline.serving.service import Refusal, Service
@@ -84,6 +85,12 @@ def create_app(
     async def ready() -> Response:
         reason = engine.down() if service.ready else service.not_ready
         return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
+
+    chat_page = page(records=operations.recorder is not None)
+
+    @app.get("/", include_in_schema=False)
+    async def show_page() -> Response:
+        return chat_page
 
     @app.get("/metrics")
     @app.get("/v1/metrics")
