@@ -1,20 +1,23 @@
 """The weights that an exported folder stands for: unpacked, scaled, re-joined, in HF's names.
 
-    compare(qnemo_weights(folder, shape), source)
-    compare(unified_weights(folder, source, shape), source)
+    with QnemoWeights(folder, shape) as ours, WeightReader(source) as theirs:
+        compare({"qnemo": ours}, theirs, shape)
 
 Written from the formats' descriptions and not with ModelOpt, so that comparing the result with the
 source proves the files. Every linear weight is given as it acts on the layer's input: times the
-scale vector of AWQ or SmoothQuant. Knows nothing of configuration.
+scale vector of AWQ or SmoothQuant. Tensors are read one by one, on the GPU if there is one. Knows
+nothing of configuration.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.checkpoints import (
     EMBEDDING,
@@ -24,162 +27,267 @@ from pipeline.checkpoints import (
     tensor_shapes,
     weight_files,
 )
+from pipeline.layouts import BY_ALGORITHM, Layout
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.adapters.hf import WeightReader
 
+# The sixteen values of FP4 E2M1 by their bits: sign, two of exponent, one of mantissa (OCP
+# Microscaling Formats 1.0, section 5.3.3).
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
 _NORMS = {
     "input_layernorm": "input_layernorm",
     "post_attention_layernorm": "post_layernorm",
 }
-# qnemo name → HF name, and the dimension on which ranks share it. TensorRT-LLM's fc is HF's gate.
+# HF name → qnemo name, and the dimension on which ranks share it. TensorRT-LLM's fc is HF's gate.
 _LINEARS = {
-    "attention.dense": ("self_attn.o_proj", 1),
-    "mlp.fc": ("mlp.gate_proj", 0),
-    "mlp.gate": ("mlp.up_proj", 0),
-    "mlp.proj": ("mlp.down_proj", 1),
+    "self_attn.o_proj": ("attention.dense", 1),
+    "mlp.gate_proj": ("mlp.fc", 0),
+    "mlp.up_proj": ("mlp.gate", 0),
+    "mlp.down_proj": ("mlp.proj", 1),
 }
+_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Linear layers whose input is a norm's output: name → norm.
 _AFTER = {
-    **dict.fromkeys([f"self_attn.{letter}_proj" for letter in "qkv"], "input_layernorm"),
+    **dict.fromkeys(_FUSED, "input_layernorm"),
     **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
 }
+_BLOCK = 2**22  # elements that are compared at once, in float64
+_READERS = 4  # tensors on their way to a GPU at once: one thread does not keep it busy
 
 
-def qnemo_weights(folder: Path, shape: Shape) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight of the source model (HF name, float32), from all ranks of a qnemo folder."""
-    import torch
-    from safetensors import safe_open
+class Weights(Protocol):
+    """What a folder stands for, by HF's names."""
 
-    config = json.loads((folder / "config.json").read_text())
-    tp, pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
-    q, kv = (n * shape.head_dim // tp for n in (shape.heads, shape.kv_heads))
-    with ExitStack() as stack:
-        ranks = [
-            stack.enter_context(safe_open(folder / f"rank{r}.safetensors", framework="pt"))
-            for r in range(tp * pp)
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """A weight; None if it stands for nothing of its own."""
+
+
+class QnemoWeights:
+    """Of all ranks of a qnemo folder."""
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        self._folder, self._shape = folder, shape
+        self._layout = BY_ALGORITHM.get(config["quantization"]["quant_algo"])
+        self._tp, self._pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
+        q, kv = (n * shape.head_dim // self._tp for n in (shape.heads, shape.kv_heads))
+        # Each rank holds its share of the queries, then of the keys, then of the values.
+        self._rows = dict(
+            zip(_FUSED, (slice(0, q), slice(q, q + kv), slice(q + kv, q + 2 * kv)), strict=True)
+        )
+        self._stack = ExitStack()
+
+    def __enter__(self) -> QnemoWeights:
+        from safetensors import safe_open
+
+        self._ranks = [
+            self._stack.enter_context(
+                safe_open(self._folder / f"rank{rank}.safetensors", framework="pt")
+            )
+            for rank in range(self._tp * self._pp)
         ]
-        first, last = ranks[:tp], ranks[-tp:]
+        return self
 
-        def joined(files: list[Any], name: str) -> torch.Tensor:
-            return torch.cat([file.get_tensor(name).float() for file in files])
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
 
-        def unfused(name: str, ranks: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-            """Each rank holds its share of the queries, then of the keys, then of the values."""
-            shares = [part.split([q, kv, kv]) for part in ranks]
-            for place, letter in enumerate("qkv"):
-                yield name.format(letter), torch.cat([share[place] for share in shares])
+    def tensor(self, name: str) -> torch.Tensor:
+        import torch
 
-        yield EMBEDDING, joined(first, "transformer.vocab_embedding.weight")[: shape.vocab]
-        yield FINAL_NORM, last[0].get_tensor("transformer.ln_f.weight").float()
-        if not shape.tied:
-            yield LM_HEAD, joined(last, "lm_head.weight")[: shape.vocab]
-        for number in range(shape.layers):
-            stage, local = divmod(number, shape.layers // pp)
-            files = ranks[stage * tp : (stage + 1) * tp]
-            theirs, ours = f"transformer.layers.{local}.", f"model.layers.{number}."
-            for norm, name in _NORMS.items():
-                yield ours + norm + ".weight", files[0].get_tensor(f"{theirs}{name}.weight").float()
-            for name, (hf_name, dimension) in _LINEARS.items():
-                parts = [_qnemo_linear(file, theirs + name) for file in files]
-                yield f"{ours}{hf_name}.weight", torch.cat(parts, dim=dimension)
-            fused = [_qnemo_linear(file, theirs + "attention.qkv") for file in files]
-            yield from unfused(f"{ours}self_attn.{{}}_proj.weight", fused)
-            if shape.qkv_bias:
-                bias = [file.get_tensor(theirs + "attention.qkv.bias").float() for file in files]
-                yield from unfused(f"{ours}self_attn.{{}}_proj.bias", bias)
+        if name in (EMBEDDING, LM_HEAD):
+            first = name == EMBEDDING
+            files = self._ranks[: self._tp] if first else self._ranks[-self._tp :]
+            theirs = "transformer.vocab_embedding.weight" if first else name
+            return torch.cat([_on_device(f.get_tensor(theirs)) for f in files])[: self._shape.vocab]
+        if name == FINAL_NORM:
+            return _on_device(self._ranks[-1].get_tensor("transformer.ln_f.weight"))
+        number, part, kind = _layer_name(name)
+        stage, local = divmod(number, self._shape.layers // self._pp)
+        files = self._ranks[stage * self._tp : (stage + 1) * self._tp]
+        layer = f"transformer.layers.{local}."
+        if part in _NORMS:
+            return _on_device(files[0].get_tensor(f"{layer}{_NORMS[part]}.weight"))
+        if part in _FUSED:
+            module, dimension, rows = "attention.qkv", 0, self._rows[part]
+        else:
+            (module, dimension), rows = _LINEARS[part], slice(None)
+        if kind == "bias":
+            whole = [file.get_tensor(f"{layer}{module}.bias") for file in files]
+            return _on_device(torch.cat([bias[rows] for bias in whole]))
+        return torch.cat([self._linear(f, layer + module, rows) for f in files], dim=dimension)
+
+    def _linear(self, file: Any, module: str, rows: slice) -> torch.Tensor:
+        """Rows of a rank's part of a linear weight, [rows, in]."""
+        if self._layout is None or f"{module}.weights_scaling_factor" not in file.keys():  # noqa: SIM118
+            return _on_device(file.get_tensor(f"{module}.weight")[rows])
+
+        def optional(wanted: bool, name: str) -> torch.Tensor | None:
+            return _on_device(file.get_tensor(f"{module}.{name}")) if wanted else None
+
+        scale = _on_device(file.get_tensor(f"{module}.weights_scaling_factor"))
+        stored = file.get_tensor(f"{module}.weight")
+        halved = self._layout.packed == "rows" and rows.stop is not None
+        return dequantize(
+            self._layout,
+            _on_device(stored[slice(rows.start // 2, rows.stop // 2) if halved else rows]),
+            scale if scale.numel() == 1 else scale[rows],
+            optional(self._layout.second_scale, "weights_scaling_factor_2"),
+            optional(self._layout.prescaled, "prequant_scaling_factor"),
+        )
 
 
-def unified_weights(
-    folder: Path, source: WeightReader, shape: Shape
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight of the source model (HF name, float32), from a unified HF folder.
+class UnifiedWeights:
+    """Of a unified HF folder.
 
     AWQ's input scale lies in the norm in front of a layer: the source's norm is undone from the
-    layers behind, and such a norm, which then stands for nothing of its own, is left out.
+    layers behind, and such a norm then stands for nothing of its own.
+    """
+
+    def __init__(self, folder: Path, source: WeightReader) -> None:
+        from pipeline.adapters.hf import WeightReader
+
+        quant_file = folder / "hf_quant_config.json"
+        algorithm = (
+            json.loads(quant_file.read_text())["quantization"]["quant_algo"]
+            if quant_file.is_file()
+            else None
+        )
+        self._layout = BY_ALGORITHM.get(algorithm)
+        self._in_norms = bool(self._layout and self._layout.group and self._layout.prescaled)
+        self._names = {name for file in weight_files(folder) for name in tensor_shapes(file)}
+        self._source, self._written = source, WeightReader(folder)
+
+    def __enter__(self) -> UnifiedWeights:
+        self._written.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._written.__exit__(*exception)
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        module = name.rpartition(".")[0]
+        if name in (EMBEDDING, FINAL_NORM, LM_HEAD):
+            return self._read(name)
+        number, part, kind = _layer_name(name)
+        layer = f"model.layers.{number}."
+        if self._in_norms and part in _NORMS:
+            behind = (f"{layer}{linear}.weight_scale" for linear, n in _AFTER.items() if n == part)
+            return None if any(scale in self._names for scale in behind) else self._read(name)
+        scale = self._optional(f"{module}.weight_scale")
+        if self._layout is None or kind == "bias" or scale is None:
+            return self._read(name)
+        weight = dequantize(
+            self._layout,
+            self._read(name),
+            scale,
+            self._optional(f"{module}.weight_scale_2"),
+            self._optional(f"{module}.pre_quant_scale"),
+        )
+        if self._in_norms and part in _AFTER:
+            weight *= self._scale_in(f"{layer}{_AFTER[part]}.weight")
+        return weight
+
+    def _read(self, name: str) -> torch.Tensor:
+        return _on_device(self._written.tensor(name))
+
+    def _optional(self, name: str) -> torch.Tensor | None:
+        return self._read(name) if name in self._names else None
+
+    def _scale_in(self, norm: str) -> torch.Tensor:
+        """What a norm multiplies beyond the source's, [hidden]."""
+        import torch
+
+        theirs, ours = self._read(norm).float(), _on_device(self._source.tensor(norm)).float()
+        return torch.where(ours == 0, 1.0, theirs / ours)
+
+
+def dequantize(
+    layout: Layout,
+    stored: torch.Tensor,
+    scale: torch.Tensor,
+    second: torch.Tensor | None,
+    prescale: torch.Tensor | None,
+) -> torch.Tensor:
+    """weight[o, i] = value[o, i] * scale * prescale[i], [out, in] float32.
+
+    stored: of two neighbours that share a byte the first, of even number, is in the low half.
+    scale: one number, one a row [out], or one a group [out, in / group]. Where it is FP8, it has a
+        scale itself, `second`; where not, `second` tells how the weights were rounded once more.
     """
     import torch
 
-    from pipeline.adapters.hf import WeightReader
-
-    names = {name for file in weight_files(folder) for name in tensor_shapes(file)}
-    with WeightReader(folder) as written:
-
-        def optional(name: str) -> torch.Tensor | None:
-            return written.tensor(name).float() if name in names else None
-
-        def scale_in_norm(norm: str) -> torch.Tensor:
-            """What the norm multiplies beyond the source's, [hidden]."""
-            theirs, ours = (r.tensor(norm).float() for r in (written, source))
-            return torch.where(ours == 0, 1.0, theirs / ours)
-
-        for name, _ in shape.tensors():
-            module, _, kind = name.rpartition(".")
-            number, _, part = module.partition(".layers.")[2].partition(".")
-            behind = [linear for linear, norm in _AFTER.items() if norm == part]
-            layer = f"model.layers.{number}."
-            if any(written.tensor(f"{layer}{p}.weight").dtype == torch.uint8 for p in behind):
-                continue
-            if kind == "bias" or f"{module}.weight_scale" not in names:
-                yield name, written.tensor(name).float()
-                continue
-            weight = _dequantize(
-                written.tensor(name),
-                optional(f"{module}.weight_scale"),
-                optional(f"{module}.pre_quant_scale"),
-            )
-            if weight_norm := _AFTER.get(part):
-                weight *= scale_in_norm(f"{layer}{weight_norm}.weight")
-            yield name, weight
+    if layout.packed == "columns":
+        byte = torch.arange(256, device=stored.device)
+        value = torch.tensor(_E2M1, device=stored.device)
+        pairs = value[torch.stack([byte & 15, byte >> 4], dim=1)]  # byte → two values
+        weight = torch.nn.functional.embedding(stored.int(), pairs).flatten(1)
+    elif layout.packed == "rows":
+        packed = stored.view(torch.uint8).to(torch.int16)
+        halves = torch.stack([packed & 15, packed >> 4], dim=1)  # [out / 2, 2, in]
+        weight = ((halves ^ 8) - 8).flatten(0, 1).float()  # two's complement of four bits
+    else:
+        weight = stored.float()
+    scale = scale.float()
+    if layout.scale_type == "F8_E4M3" and second is not None:
+        scale = scale * second
+    if layout.group:
+        weight.unflatten(1, (-1, layout.group)).mul_(scale.unsqueeze(-1))
+    else:
+        weight *= scale.reshape(-1, 1)  # a single number spreads over all rows
+    return weight if prescale is None else weight.mul_(prescale.float())
 
 
 def compare(
-    weights: Iterator[tuple[str, torch.Tensor]], source: WeightReader
-) -> dict[str, dict[str, float]]:
-    """Cosine with the source's tensor, and |difference| / |source|, of each weight by its name."""
-    table = {}
-    for name, weight in weights:
-        theirs, ours = source.tensor(name).double().flatten(), weight.double().flatten()
-        size = theirs.norm()
-        # A tensor of zeros, as a bias can be, has no direction: only its being copied counts.
-        exact = bool((ours == theirs).all())
-        table[name] = {
-            "cosine": 1.0 if exact else float(ours @ theirs / (ours.norm() * size)),
-            "error": 0.0 if exact else float((ours - theirs).norm() / size),
-        }
-    return table
-
-
-def _qnemo_linear(file: Any, module: str) -> torch.Tensor:
-    """A rank's part of a linear weight, [out, in] float32."""
-    names = set(file.keys())
-    scale, prescale = (
-        file.get_tensor(f"{module}.{name}").float() if f"{module}.{name}" in names else None
-        for name in ("weights_scaling_factor", "prequant_scaling_factor")
-    )
-    return _dequantize(file.get_tensor(f"{module}.weight"), scale, prescale)
-
-
-def _dequantize(
-    stored: torch.Tensor, scale: torch.Tensor | None, prescale: torch.Tensor | None
-) -> torch.Tensor:
-    """weight[o, i] = value[o, i] * scale * prescale[i], float32.
-
-    scale: one number, one a row [out], or one a group [out, in / group], for which two rows of
-        four-bit values share a byte, the even row in its low half.
-    """
+    forms: Mapping[str, Weights], source: WeightReader, shape: Shape
+) -> dict[str, dict[str, dict[str, float]]]:
+    """For each form and each weight that it stands for: `difference` from the source's."""
     import torch
 
-    if scale is None:
-        return stored.float()
-    if scale.dim() < 2:
-        # A vector is one scale a row; a single number spreads over all.
-        weight = stored.float() * scale.reshape(-1, 1)
-    else:
-        packed = stored.view(torch.uint8).to(torch.int16)
-        halves = torch.stack([packed & 15, packed >> 4], dim=1)  # [out / 2, 2, in]
-        values = ((halves ^ 8) - 8).flatten(0, 1).float()  # two's complement of four bits
-        weight = values * scale.repeat_interleave(values.shape[1] // scale.shape[1], dim=1)
-    return weight if prescale is None else weight * prescale
+    def row(name: str) -> dict[str, dict[str, float]]:
+        theirs = _on_device(source.tensor(name))
+        found = {form: weights.tensor(name) for form, weights in forms.items()}
+        return {form: difference(ours, theirs) for form, ours in found.items() if ours is not None}
+
+    names = [name for name, _ in shape.tensors()]
+    tables: dict[str, dict[str, dict[str, float]]] = {form: {} for form in forms}
+    with ThreadPoolExecutor(_READERS if torch.cuda.is_available() else 1) as pool:
+        for name, figures in zip(names, pool.map(row, names), strict=True):
+            for form, figure in figures.items():
+                tables[form][name] = figure
+    return tables
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, float]:
+    """Cosine of two tensors, and |ours - theirs| / |theirs|."""
+    import torch
+
+    sums = torch.zeros(4, dtype=torch.float64, device=theirs.device)
+    blocks = (tensor.flatten().split(_BLOCK) for tensor in (ours, theirs))
+    for a, b in zip(*blocks, strict=True):
+        x, y = a.double(), b.double()
+        sums += torch.stack([x @ y, x @ x, y @ y, (x - y).square_().sum()])
+    dot, ours_square, theirs_square, square = sums.tolist()
+    # A tensor of zeros, as a bias can be, has no direction: only its being copied counts.
+    if square == 0:
+        return {"cosine": 1.0, "error": 0.0}
+    if not (ours_square and theirs_square):
+        return {"cosine": 0.0, "error": math.inf}
+    sizes = math.sqrt(ours_square) * math.sqrt(theirs_square)
+    return {"cosine": dot / sizes, "error": math.sqrt(square / theirs_square)}
+
+
+def _on_device(tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return tensor.cuda() if torch.cuda.is_available() else tensor
+
+
+def _layer_name(name: str) -> tuple[int, str, str]:
+    """model.layers.<number>.<part>.<kind>, of a tensor in a layer."""
+    number, _, rest = name.removeprefix("model.layers.").partition(".")
+    part, _, kind = rest.rpartition(".")
+    return int(number), part, kind

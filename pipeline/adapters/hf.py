@@ -187,10 +187,13 @@ def write_adapter(
     save_file(copies, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str) -> None:
+def write_weights(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str | None
+) -> None:
     """Write model.safetensors, or shards of 1.5 GB and their index, a few of them at a time.
 
     tensors: those on a GPU are fetched shard by shard, so that the host never holds the model.
+    dtype: what all are written in; None writes each in its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[Path, list[str]]] = []
@@ -198,7 +201,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, 
     total = 0
 
     with ThreadPoolExecutor(_WRITERS) as pool:
-        for shard, size in _shards(tensors, bytes_of(dtype)):
+        for shard, size in _shards(tensors, dtype):
             if len(writing) == _WRITERS:
                 writing.popleft().result()
             file = folder / f"shard-{len(parts):05d}.tmp"
@@ -221,13 +224,13 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, 
 
 
 def _shards(
-    tensors: Iterable[tuple[str, torch.Tensor]], element_bytes: int
+    tensors: Iterable[tuple[str, torch.Tensor]], dtype: str | None
 ) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
     """Tensors by name, and their bytes, as full as a shard may be."""
     shard: dict[str, torch.Tensor] = {}
     held = 0
     for name, tensor in tensors:
-        size = tensor.numel() * element_bytes
+        size = tensor.numel() * (bytes_of(dtype) if dtype else tensor.element_size())
         if shard and held + size > _SHARD_BYTES:
             yield shard, held
             shard, held = {}, 0
@@ -236,13 +239,14 @@ def _shards(
     yield shard, held
 
 
-def _write_shard(file: Path, shard: dict[str, torch.Tensor], dtype: str) -> None:
+def _write_shard(file: Path, shard: dict[str, torch.Tensor], dtype: str | None) -> None:
     import torch
     from safetensors.torch import save_file
 
     written = {}
     for name, tensor in shard.items():
-        copy = tensor.detach().to("cpu", getattr(torch, dtype)).contiguous()
+        wanted = getattr(torch, dtype) if dtype else tensor.dtype
+        copy = tensor.detach().to("cpu", wanted).contiguous()
         # A copy, as safetensors refuses tensors that share memory.
         written[name] = copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
     shard.clear()

@@ -11,14 +11,17 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters import modelopt
 from pipeline.checkpoints import TOKENIZER_FILES, read_shape
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import torch
 
 # What stays float32 in a unified checkpoint; every other plain tensor is in the source's type.
 _SCALES = ("weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale")
@@ -63,40 +66,41 @@ def write_unified_hf(quantized: Path, source: Path, out: Path) -> None:
     """Write ModelOpt's unified HF checkpoint; arguments and errors as for `write_qnemo`."""
     import torch
 
+    from pipeline.adapters import hf
+
     exporter = modelopt.modelopt().export
     model = modelopt.load(quantized)
+    own = modelopt.own_dtype(source)
+
+    def save(folder: Path, *, state_dict: Mapping[str, torch.Tensor], **_: Any) -> None:
+        """In place of transformers' writer: shards side by side, plain tensors in their type."""
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        wanted = getattr(torch, own)
+        typed = ((name, _typed(name, tensor, wanted)) for name, tensor in state_dict.items())
+        hf.write_weights(folder, typed, dtype=None)
+
+    model.save_pretrained = save
     with _refusals(f"unified HF from {quantized}"), torch.no_grad():
         # In the type that it was calibrated in, so that weights are rounded once.
         exporter.export_hf_checkpoint(model, model.dtype, out)
-    for file in sorted(out.glob("*.safetensors")):
-        _store_as(file, getattr(torch, modelopt.own_dtype(source)))
-    _mend_config(out, modelopt.own_dtype(source))
+    _mend_config(out, own)
     _copy_text_files(source, out)
 
 
-def _half_type(source: Path) -> Any:
+def _half_type(source: Path) -> torch.dtype:
     """The 16-bit type that TensorRT-LLM computes in: the source's if it has one."""
     import torch
 
-    own = getattr(torch, modelopt.own_dtype(source))
+    own: torch.dtype = getattr(torch, modelopt.own_dtype(source))
     return own if own.itemsize == 2 else torch.bfloat16
 
 
-def _store_as(file: Path, dtype: Any) -> None:
-    """Rewrite a safetensors file with its plain tensors in another type."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    plain = (torch.float32, torch.bfloat16, torch.float16)
-    tensors = {
-        name: tensor.to(dtype)
-        if tensor.dtype in plain and not name.endswith(_SCALES)
-        else tensor.float()
-        if name.endswith(_SCALES)
-        else tensor
-        for name, tensor in load_file(file).items()
-    }
-    save_file(tensors, file, metadata={"format": "pt"})
+def _typed(name: str, tensor: torch.Tensor, plain: torch.dtype) -> torch.Tensor:
+    """A tensor of a unified checkpoint in the type that it is stored in."""
+    if not tensor.is_floating_point() or tensor.element_size() == 1:
+        return tensor  # packed weights, and scales in FP8
+    return tensor.float() if name.endswith(_SCALES) else tensor.to(plain)
 
 
 def _mend_config(out: Path, dtype: str) -> None:
@@ -129,7 +133,7 @@ def _refusals(what: str) -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), _packing_anywhere():
             warnings.simplefilter("ignore")
             yield
     except (AssertionError, NotImplementedError, AttributeError, KeyError, ValueError) as error:
@@ -140,3 +144,20 @@ def _refusals(what: str) -> Iterator[None]:
         ) from error
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _packing_anywhere() -> Iterator[None]:
+    """Within it ModelOpt packs NVFP4 without a GPU too, as it does every other format.
+
+    It asks the GPU first whether it has FP4 instructions, for a kernel of TensorRT-LLM's that
+    exporting never uses, and to ask is an error where there is no GPU.
+    """
+    from modelopt.torch.quantization.qtensor import nvfp4_tensor
+
+    ask = nvfp4_tensor.fp4_compatible
+    nvfp4_tensor.fp4_compatible = lambda: False
+    try:
+        yield
+    finally:
+        nvfp4_tensor.fp4_compatible = ask

@@ -18,7 +18,9 @@ from pipeline.checkpoints import Shape, read_shape
 from pipeline.config import Config, QuantizationFormat
 from pipeline.console import get_console
 from pipeline.errors import ArtifactError, ConfigError, ProofFailed
-from pipeline.exported import GROUP, check_config, check_qnemo, check_unified_hf
+from pipeline.layouts import group_of
+from pipeline.qnemo import check_config, check_qnemo
+from pipeline.unified_hf import check_unified_hf
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ LINEAR: Mapping[QuantizationFormat, Bounds] = {
     "int8_sq": Bounds(cosine=0.995, error=0.1),
     "int4_awq": Bounds(cosine=0.955, error=0.3),
     "w4a8_awq": Bounds(cosine=0.955, error=0.3),
+    "nvfp4": Bounds(cosine=0.98, error=0.2),
 }
 
 
@@ -100,11 +103,6 @@ def check_splits(
     Raises:
         ConfigError: names the setting and the size that does not divide.
     """
-    if format == "nvfp4":
-        raise ConfigError(
-            "quantize.format=nvfp4 cannot be exported here: the layout of its files is not checked "
-            "yet; choose fp8, or int4_awq for four-bit weights"
-        )
     if format.endswith("awq") and shape.vocab % 64:
         raise ConfigError(
             f"quantize.format={format}: ModelOpt would fill the vocabulary of {shape.vocab} up to "
@@ -125,10 +123,11 @@ def check_splits(
     split = {"attention output": shape.heads * shape.head_dim, "FFN": shape.ffn}
     for what, size in split.items():
         columns = size // tensor_parallel
-        if format.endswith("awq") and columns % GROUP:
+        if columns % group_of(format):
             raise ConfigError(
                 f"export.tensor_parallel={tensor_parallel} leaves {columns} columns of the {what} "
-                f"to a rank, and {format} needs a multiple of {GROUP}: lower it or choose fp8"
+                f"to a rank, and {format} needs a multiple of {group_of(format)}: lower it or "
+                "choose fp8"
             )
 
 
@@ -147,11 +146,12 @@ def _compare(
     from pipeline.adapters import dequantize
     from pipeline.adapters.hf import WeightReader
 
-    with WeightReader(source) as weights:
-        return {
-            "qnemo": dequantize.compare(dequantize.qnemo_weights(qnemo, shape), weights),
-            "hf": dequantize.compare(dequantize.unified_weights(unified, weights, shape), weights),
-        }
+    with (
+        WeightReader(source) as weights,
+        dequantize.QnemoWeights(qnemo, shape) as of_qnemo,
+        dequantize.UnifiedWeights(unified, weights) as of_unified,
+    ):
+        return dequantize.compare({"qnemo": of_qnemo, "hf": of_unified}, weights, shape)
 
 
 def _prove(

@@ -17,7 +17,7 @@ from pipeline.config import Config, QuantizationFormat
 from pipeline.console import get_console, progress
 from pipeline.dataset import Row, read_split
 from pipeline.errors import ConfigError, DataError, ProofFailed
-from pipeline.exported import GROUP
+from pipeline.layouts import group_of
 from pipeline.rendering import shared_chat
 
 if TYPE_CHECKING:
@@ -127,9 +127,10 @@ def calibration_batches(
 def _check_fits(name: QuantizationFormat, shape: Shape) -> None:
     sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "heads": shape.heads * shape.head_dim}
     for what, size in sizes.items():
-        if name.endswith("awq") and size % GROUP:
+        group = group_of(name)
+        if size % group:
             raise ConfigError(
-                f"quantize.format={name} shares a scale among {GROUP} weights, and this model's "
+                f"quantize.format={name} shares a scale among {group} weights, and this model's "
                 f"{what} size {size} is no multiple of it: choose fp8 or int8_sq"
             )
 

@@ -32,6 +32,16 @@ def test_the_precision_is_the_one_asked_for(tmp_path: Path) -> None:
     assert torch.equal(stored["c"], WEIGHTS["c"].bfloat16())
 
 
+def test_tensors_are_written_in_their_own_types_where_none_is_given(tmp_path: Path) -> None:
+    mixed = {"scale": torch.ones(2), "packed": torch.arange(3, dtype=torch.uint8)}
+    write_weights(tmp_path, mixed.items(), dtype=None)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in stored.items()} == {
+        "scale": torch.float32,
+        "packed": torch.uint8,
+    }
+
+
 def test_views_of_one_tensor_are_written_apart(tmp_path: Path) -> None:
     whole = torch.arange(8, dtype=torch.float32)
     write_weights(tmp_path, [("x", whole[:4]), ("y", whole[4:]), ("z", whole)], dtype="float32")

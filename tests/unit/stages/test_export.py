@@ -15,17 +15,18 @@ from tests.unit.stages.test_quantize import LLAMA
         ("fp8", 8, 1, "tensor_parallel=8 does not divide the model's 4 key-value heads"),
         ("fp8", 1, 3, "pipeline_parallel=3 does not divide the model's 4 layers"),
         ("int4_awq", 4, 1, "leaves 64 columns of the attention output to a rank"),
-        ("nvfp4", 1, 1, "nvfp4 cannot be exported"),
+        ("nvfp4", 4, 1, "leaves 24 columns of the FFN to a rank, and nvfp4 needs a multiple of 16"),
     ],
 )
 def test_impossible_splits_are_refused(
     format: QuantizationFormat, tensor: int, pipeline: int, reason: str
 ) -> None:
+    shape = replace(LLAMA, ffn=96) if format == "nvfp4" else LLAMA
     with pytest.raises(ConfigError, match=reason):
-        check_splits(LLAMA, format, tensor, pipeline)
+        check_splits(shape, format, tensor, pipeline)
 
 
-@pytest.mark.parametrize("format", ["none", "fp8", "int8_sq"])
+@pytest.mark.parametrize("format", ["none", "fp8", "int8_sq", "nvfp4"])
 def test_possible_splits_pass(format: QuantizationFormat) -> None:
     check_splits(LLAMA, format, 4, 4)
 
@@ -63,4 +64,5 @@ def test_the_proof_names_the_worst() -> None:
 
 
 def test_bounds_widen_with_fewer_bits() -> None:
-    assert LINEAR["none"].error < LINEAR["fp8"].error < LINEAR["int4_awq"].error
+    assert LINEAR["none"].error < LINEAR["fp8"].error < LINEAR["nvfp4"].error
+    assert LINEAR["nvfp4"].error < LINEAR["int4_awq"].error

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.checkpoints import Shape
 from pipeline.compose import compose
-from pipeline.config import load
+from pipeline.config import QuantizationFormat, load
 from pipeline.dataset import Row
 from pipeline.errors import ConfigError, DataError
 from pipeline.stages.quantize import _check_fits, calibration_batches
@@ -80,12 +80,22 @@ def test_an_empty_training_split_is_refused() -> None:
         calibration_batches([], count=1, batch_size=1, max_length=8, seed=0)
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": 192}, {"ffn": 700}, {"heads": 3, "head_dim": 32}])
-def test_awq_needs_whole_groups(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("format", "wrong"),
+    [
+        ("int4_awq", {"hidden": 192}),
+        ("int4_awq", {"ffn": 700}),
+        ("int4_awq", {"heads": 3, "head_dim": 32}),
+        ("nvfp4", {"ffn": 700}),
+    ],
+)
+def test_formats_with_groups_need_whole_ones(
+    format: QuantizationFormat, wrong: dict[str, int]
+) -> None:
     with pytest.raises(ConfigError, match="multiple of it: choose fp8"):
-        _check_fits("int4_awq", replace(LLAMA, **wrong))
+        _check_fits(format, replace(LLAMA, **wrong))
     _check_fits("fp8", replace(LLAMA, **wrong))
-    _check_fits("int4_awq", LLAMA)
+    _check_fits(format, LLAMA)
 
 
 @pytest.mark.parametrize(
