@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,93 +16,18 @@ from pipeline.adapters import hf
 from pipeline.artifact import Artifact, Outcome
 from pipeline.chat import Chat
 from pipeline.checkpoints import weight_files
-from pipeline.compose import compose
-from pipeline.config import Config, load
-from pipeline.dataset import Row, read_split, write_split
+from pipeline.dataset import Row, read_split
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError, ProofFailed
 from pipeline.stages import evaluate, export, quantize
+from tests.integration.quantization_case import artifact_of, configure, make_inputs
 from tests.made_artifacts import make_artifact
-from tests.unit.model_folders import make_model_folder
 
 FORMATS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "none")
 
 
-def configure(*overrides: str) -> Config:
-    small = ["quantize.calibration.rows=16", "quantize.calibration.batch_size=8"]
-    return load(compose([*small, "evaluate.max_new_tokens=8", *overrides]))
-
-
-def conversation(number: int) -> list[dict[str, str]]:
-    words = random.Random(number).choices(
-        ["wire", "account", "card", "loan", "open", "fee", "limit", "branch"], k=5
-    )
-    return [
-        {"role": "user", "content": f"How {' '.join(words[:3])}?"},
-        {"role": "assistant", "content": f"Call {' '.join(words[3:])} {number}."},
-    ]
-
-
-def row(chat: Chat, number: int) -> Row:
-    messages: Any = conversation(number)
-    rendered = chat.render(messages)
-    return Row(
-        messages,
-        rendered.ids,
-        rendered.mask,
-        f"made.jsonl:{number}",
-        chat.prompt(messages[:-1]),
-        messages[-1]["content"],
-    )
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """A Llama of two layers, and a dataset rendered with its template."""
-    from pipeline.adapters import modelopt
-
-    modelopt.modelopt()  # before transformers, as the stages do
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("artifacts")
-    model = make_model_folder(folder / "model", "demo")
-    torch.manual_seed(0)
-    vocabulary = 64 * -(-Chat.load(model).vocab_size // 64)
-    config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=vocabulary,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=4,
-    )
-    llama = LlamaForCausalLM(config)
-    for name, weight in llama.named_parameters():
-        if "norm" in name:  # norms of ones would hide what is folded into them
-            torch.nn.init.uniform_(weight, 0.5, 1.5)
-    llama.to(torch.bfloat16).save_pretrained(model)
-    chat = Chat.load(model)
-    dataset = folder / "dataset"
-    chat.save(dataset / "tokenizer")
-    for name, numbers in (("train", range(24)), ("validation", range(24, 30))):
-        write_split(dataset, name, [row(chat, number) for number in numbers])
-    write_split(dataset, "test", [row(chat, number) for number in range(30, 42)])
-
-    def artifact(stage: str, kind: str, place: Path) -> Artifact:
-        files = {
-            str(file.relative_to(place)): file.read_bytes()
-            for file in place.rglob("*")
-            if file.is_file()
-        }
-        return make_artifact(folder / "made", stage, kind, files=files)
-
-    return {
-        "prepare": artifact("prepare", "dataset", dataset),
-        "merge": artifact("merge", "hf_checkpoint", model),
-    }
+    return make_inputs(tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +37,7 @@ def quantized(
     out = tmp_path_factory.mktemp("quantized")
     config = configure(f"quantize.compare=[{','.join(FORMATS[1:])}]")
     outcome = quantize.run(config, inputs, out)
-    files = {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
-    place = tmp_path_factory.mktemp("made")
-    return outcome, make_artifact(place, "quantize", outcome.kind, files=files)
+    return outcome, artifact_of(out, tmp_path_factory.mktemp("made"), "quantize", outcome.kind)
 
 
 def test_every_format_opens_again_with_the_same_outputs(
@@ -157,9 +79,8 @@ def calibrated(
         hf.load_model(source, dtype="float32"), "nvfp4", batches, kv_cache="none", exclude=()
     )
     out = tmp_path_factory.mktemp("nvfp4")
-    modelopt.save(model, out, source)
-    files = {f"nvfp4/{file.name}": file.read_bytes() for file in out.iterdir()}
-    nvfp4 = make_artifact(out / "made", "quantize", "quantized", files=files)
+    modelopt.save(model, out / "nvfp4", source)
+    nvfp4 = artifact_of(out, tmp_path_factory.mktemp("made"), "quantize", "quantized")
     return {**dict.fromkeys(FORMATS, quantized[1]), "nvfp4": nvfp4}
 
 
@@ -196,12 +117,7 @@ def test_a_quantized_cache_is_exported_only_when_asked_for(
     for stage in ("quantize", "export"):
         (tmp_path / stage).mkdir()
     outcome = quantize.run(config, inputs, tmp_path / "quantize")
-    files = {
-        str(f.relative_to(tmp_path / "quantize")): f.read_bytes()
-        for f in (tmp_path / "quantize").rglob("*")
-        if f.is_file()
-    }
-    made = make_artifact(tmp_path / "made", "quantize", outcome.kind, files=files)
+    made = artifact_of(tmp_path / "quantize", tmp_path / "made", "quantize", outcome.kind)
     export.run(config, {**inputs, "quantize": made}, tmp_path / "export")
     qnemo = json.loads((tmp_path / "export" / "qnemo" / "config.json").read_text())
     assert qnemo["quantization"]["kv_cache_quant_algo"] == "FP8"

@@ -1,0 +1,92 @@
+"""A small random Llama and a dataset rendered with its template, to quantize and export."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.artifact import Artifact
+from pipeline.chat import Chat
+from pipeline.compose import compose
+from pipeline.config import Config, load
+from pipeline.dataset import Row, write_split
+from tests.made_artifacts import make_artifact
+from tests.unit.model_folders import make_model_folder
+
+
+def configure(*overrides: str) -> Config:
+    small = ["quantize.calibration.rows=16", "quantize.calibration.batch_size=8"]
+    return load(compose([*small, "evaluate.max_new_tokens=8", *overrides]))
+
+
+def conversation(number: int) -> list[dict[str, str]]:
+    words = random.Random(number).choices(
+        ["wire", "account", "card", "loan", "open", "fee", "limit", "branch"], k=5
+    )
+    return [
+        {"role": "user", "content": f"How {' '.join(words[:3])}?"},
+        {"role": "assistant", "content": f"Call {' '.join(words[3:])} {number}."},
+    ]
+
+
+def row(chat: Chat, number: int) -> Row:
+    messages: Any = conversation(number)
+    rendered = chat.render(messages)
+    return Row(
+        messages,
+        rendered.ids,
+        rendered.mask,
+        f"made.jsonl:{number}",
+        chat.prompt(messages[:-1]),
+        messages[-1]["content"],
+    )
+
+
+def make_inputs(folder: Path) -> dict[str, Artifact]:
+    """A Llama of two layers, and a dataset rendered with its template."""
+    from pipeline.adapters import modelopt
+
+    modelopt.modelopt()  # before transformers, as the stages do
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = make_model_folder(folder / "model", "demo")
+    torch.manual_seed(0)
+    vocabulary = 64 * -(-Chat.load(model).vocab_size // 64)
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=4,
+    )
+    llama = LlamaForCausalLM(config)
+    for name, weight in llama.named_parameters():
+        if "norm" in name:  # norms of ones would hide what is folded into them
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    llama.to(torch.bfloat16).save_pretrained(model)
+    chat = Chat.load(model)
+    dataset = folder / "dataset"
+    chat.save(dataset / "tokenizer")
+    for name, numbers in (("train", range(24)), ("validation", range(24, 30))):
+        write_split(dataset, name, [row(chat, number) for number in numbers])
+    write_split(dataset, "test", [row(chat, number) for number in range(30, 42)])
+    return {
+        "prepare": artifact_of(dataset, folder / "made", "prepare", "dataset"),
+        "merge": artifact_of(model, folder / "made", "merge", "hf_checkpoint"),
+    }
+
+
+def artifact_of(content: Path, place: Path, stage: str, kind: str) -> Artifact:
+    """place/stage, with a copy of the files in a folder."""
+    files = {
+        str(file.relative_to(content)): file.read_bytes()
+        for file in content.rglob("*")
+        if file.is_file()
+    }
+    return make_artifact(place, stage, kind, files=files)
