@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -113,33 +114,49 @@ class Chat:
                 )
         return Rendered(ids, mask)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """Token ids of a conversation up to where the assistant's next turn begins.
+
+        Args:
+            tools: OpenAI's descriptions of those that may be called.
 
         Raises:
             DataError: as for `render`.
         """
-        text = self.text(messages, generation_prompt=True)
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        text = self.text(messages, generation_prompt=True, tools=tools)
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        except TypeError:  # as the library has it
+            raise Unusable("bad Unicode", "the conversation holds half a surrogate pair") from None
 
     def decode(self, ids: Sequence[int], *, control_tokens: bool = False) -> str:
         """Text of token ids, without control tokens unless they are asked for."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not control_tokens))
 
-    def text(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """What the template makes of a conversation, before tokenization.
 
         Raises:
             DataError: the template refuses it, or the text holds one of the model's control tokens,
                 with which a user could write turns in another's name.
         """
-        for i, message in enumerate(messages):
-            if found := self._control.search(message["content"]):
-                raise Unusable(
-                    "control token in text",
-                    f"messages[{i}] holds {found.group()!r}, which the model reads as structure",
-                )
-        return self.template.expand(messages, generation_prompt=generation_prompt)
+        given = {f"messages[{i}]": message for i, message in enumerate(messages)}
+        for place, part in {**given, "tools": tools}.items():
+            for text in _texts_in(part):
+                if found := self._control.search(text):
+                    raise Unusable(
+                        "control token in text",
+                        f"{place} holds {found.group()!r}, which the model reads as structure",
+                    )
+        return self.template.expand(messages, generation_prompt=generation_prompt, tools=tools)
 
     @cached_property
     def stop_ids(self) -> list[int]:
@@ -250,3 +267,16 @@ class Chat:
             "the chat template does not show every assistant turn as it was given (some drop the "
             "reasoning of earlier turns): split it so that each row ends with the turn to train on",
         )
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value of JSON, names of fields among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield name
+            yield from _texts_in(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _texts_in(inner)

@@ -55,8 +55,14 @@ class ChatTemplate:
         """Whether it can print today's date, so that the same conversation differs tomorrow."""
         return "strftime_now" in self.source
 
-    def expand(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-        """The conversation as text.
+    def expand(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The conversation as text. `tools`: OpenAI's descriptions of those that may be called.
 
         Raises:
             Unusable: the template refuses it, or passes the limits of size or time.
@@ -66,7 +72,7 @@ class ChatTemplate:
         try:
             for chunk in self._template.generate(
                 messages=[dict(m) for m in messages],
-                tools=None,
+                tools=tools,
                 documents=None,
                 add_generation_prompt=generation_prompt,
                 **self._special_tokens,

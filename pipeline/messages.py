@@ -34,7 +34,7 @@ def parse_messages(value: object, *, answered: bool) -> list[Message]:
     """
     if not isinstance(value, list) or not value:
         raise Unusable("no messages", "messages must be a list of at least one turn")
-    turns = [_parse_turn(turn, f"messages[{i}]") for i, turn in enumerate(value)]
+    turns = [parse_turn(turn, f"messages[{i}]") for i, turn in enumerate(value)]
     spoken = turns[1:] if turns[0]["role"] == "system" else turns
     for i, turn in enumerate(spoken):
         expected = "assistant" if i % 2 else "user"
@@ -50,7 +50,12 @@ def parse_messages(value: object, *, answered: bool) -> list[Message]:
     return turns
 
 
-def _parse_turn(turn: object, place: str) -> Message:
+def parse_turn(turn: object, place: str) -> Message:
+    """One turn of text.
+
+    Raises:
+        Unusable: why it is none; `place` says where it is.
+    """
     if not isinstance(turn, dict):
         raise Unusable("bad message", f"{place} is not an object with role and content")
     role, content = turn.get("role"), turn.get("content")
@@ -58,6 +63,22 @@ def _parse_turn(turn: object, place: str) -> Message:
         role = "system"
     if role not in ROLES:
         raise Unusable("unknown role", f"{place} has role {role!r}; allowed: {', '.join(ROLES)}")
+    content = text_of(content, place)
+    if not content or not content.strip():
+        raise Unusable(f"empty {role} turn", f"{place} has no text")
+    weight = turn.get("weight", 1)
+    if weight not in (0, 1):
+        raise Unusable("bad message", f"{place} has weight {weight!r}; allowed: 0 and 1")
+    turned = {"role": role, "content": content}
+    return turned if weight else {**turned, "weight": 0}
+
+
+def text_of(content: object, place: str) -> str | None:
+    """A turn's content, given as text or as a list of text parts; None if there is none.
+
+    Raises:
+        Unusable: it is something else.
+    """
     if isinstance(content, list):
         parts = [
             p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None
@@ -68,15 +89,9 @@ def _parse_turn(turn: object, place: str) -> Message:
         content = "".join(str(part) for part in parts)
     if content is not None and not isinstance(content, str):
         raise Unusable("not text", f"{place} has content that is not text")
-    if not content or not content.strip():
-        raise Unusable(f"empty {role} turn", f"{place} has no text")
-    if not _is_unicode(content):
+    if content is not None and not _is_unicode(content):
         raise Unusable("bad Unicode", f"{place} holds half a surrogate pair")
-    weight = turn.get("weight", 1)
-    if weight not in (0, 1):
-        raise Unusable("bad message", f"{place} has weight {weight!r}; allowed: 0 and 1")
-    turned = {"role": role, "content": content}
-    return turned if weight else {**turned, "weight": 0}
+    return content
 
 
 def _is_unicode(text: str) -> bool:

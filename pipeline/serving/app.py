@@ -7,73 +7,111 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from tokenizers import Tokenizer
 
 from pipeline.chat import Chat
-from pipeline.serving import calls, protocol
+from pipeline.serving import protocol
 from pipeline.serving.calls import InFlight
 from pipeline.serving.door import too_many
+from pipeline.serving.embedding import Embedder
 from pipeline.serving.engine import Engine, EngineFailed, QueueFull
 from pipeline.serving.metrics import Metrics
+from pipeline.serving.models import Models
 from pipeline.serving.operations import NO_OPERATIONS, Operations
 from pipeline.serving.page import page
-from pipeline.serving.protocol import ChatRequest, CompletionRequest
+from pipeline.serving.protocol import (
+    AdapterRequest,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Refusal,
+    invalid,
+)
 from pipeline.serving.rates import RateLimited
-from pipeline.serving.service import Refusal, Service
+from pipeline.serving.readiness import Readiness
+from pipeline.serving.responses import Json
+from pipeline.serving.service import Service
+from pipeline.serving.settings import Settings
 
 RETRY_AFTER_SECONDS = 1
 
 
 def create_app(
     engine: Engine,
-    chat: Chat,
+    chat: Chat | Tokenizer,
     *,
     model: str,
     slots: int,
+    runtime: str = "custom",
     defaults: Mapping[str, float] | None = None,
     operations: Operations = NO_OPERATIONS,
 ) -> FastAPI:
     """The server's application.
 
     Args:
+        chat: for an engine that embeds the tokenizer, with the special tokens of its texts.
         model: the name that clients call it by. slots: answers that can be in progress at once.
-        defaults: temperature, top_p and top_k for requests that do not say (else OpenAI's: 1, 1,
-            all).
+        runtime: the engine's name, for messages.
+        defaults: temperature, top_p … for requests that do not say (else OpenAI's: 1, 1 …).
         operations: keys, limits, logs, records and traces.
     """
     metrics = Metrics(model, engine.load, slots)
-    service = Service(engine, chat, metrics, model, dict(defaults or {}))
+    answers, tokenizer = (chat, None) if isinstance(chat, Chat) else (None, chat)
+    models = Models(engine, model, runtime, answers)
+    readiness = Readiness(engine, answers)
+    embedder = Embedder(engine, tokenizer, models, metrics)
+    service = None
+    if answers:
+        settings = Settings(engine, answers, runtime, defaults or {})
+        service = Service(engine, answers, metrics, models, settings)
+
+    def answering(name: str) -> Service:
+        if service is None:
+            models.find(name)
+            raise invalid("model", f"the model {name!r} makes embeddings: ask /v1/embeddings")
+        return service
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(service.warm_up())
+        warming = asyncio.create_task(readiness.warm_up())
         yield
-        service.ready = False
+        readiness.end()
         warming.cancel()
         engine.close()
         await asyncio.to_thread(operations.close)
 
     app = FastAPI(title="pipeline", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.service, app.state.in_flight = service, InFlight()
+    app.state.readiness, app.state.in_flight = readiness, InFlight()
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await service.answer_chat(body, request)
+        return await answering(body.model).answer_chat(body, request)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await service.answer_text(body, request)
+        return await answering(body.model).answer_text(body, request)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest) -> dict[str, Any]:
+        return await embedder.answer(body)
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        may_use = calls.current().may_use
-        return {"object": "list", "data": [c for c in [service.card] if may_use(c["id"])]}
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": models.cards()}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
-        service.require_model(name)
-        return service.card
+        return models.card(name)
+
+    @app.post("/v1/load_lora_adapter")
+    async def load_adapter(body: AdapterRequest) -> str:
+        return await models.load_adapter(body)
+
+    @app.post("/v1/unload_lora_adapter")
+    async def unload_adapter(body: AdapterRequest) -> str:
+        return await models.unload_adapter(body)
 
     @app.get("/health/live")
     @app.get("/v1/health/live")
@@ -83,8 +121,8 @@ def create_app(
     @app.get("/health/ready")
     @app.get("/v1/health/ready")
     async def ready() -> Response:
-        reason = engine.down() if service.ready else service.not_ready
-        return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
+        reason = readiness.why_not()
+        return Json({"status": reason or "ready"}, 503 if reason else 200)
 
     chat_page = page(records=operations.recorder is not None)
 
@@ -99,22 +137,22 @@ def create_app(
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:
-        return JSONResponse(error.body, error.status)
+        return Json(error.body, error.status)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return JSONResponse(protocol.explain(list(error.errors())), 400)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        return Json(protocol.explain(list(error.errors())), 400)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         text = f"{error.detail}: {request.method} {request.url.path}"
-        return JSONResponse(protocol.error_body(text), error.status_code, dict(error.headers or {}))
+        return Json(protocol.error_body(text), error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, error: QueueFull) -> Response:
         text = "the server has as many waiting requests as it may hold: try again shortly"
         body = protocol.error_body(text, "rate_limit_error", code="rate_limit_exceeded")
-        return JSONResponse(body, 429, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+        return Json(body, 429, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
     @app.exception_handler(RateLimited)
     async def limited(request: Request, error: RateLimited) -> Response:
@@ -122,7 +160,7 @@ def create_app(
 
     @app.exception_handler(EngineFailed)
     async def failed(request: Request, error: EngineFailed) -> Response:
-        return JSONResponse(protocol.error_body(str(error), "server_error"), 500)
+        return Json(protocol.error_body(str(error), "server_error"), 500)
 
     operations.add_to(app, metrics.failed)
     return app

@@ -6,21 +6,26 @@ Knows nothing of HTTP.
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
-from pipeline.chat import Chat
 from pipeline.serving import calls
-from pipeline.serving.engine import Engine, QueueFull, Sampling
+from pipeline.serving.engine import Engine, Sampling, Token
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.text import TextStream
 
 
 class Piece(NamedTuple):
-    """Text that came for a choice; its last piece has the reason why it ended."""
+    """What came for a choice; its last piece has the reason why it ended.
+
+    text: may lag behind the tokens, whose end can be half a character or half a stop string.
+    tokens: where log-probabilities are asked for, the one that ends the answer among them; with
+        prompt_logprobs the prompt's come first.
+    """
 
     choice: int
     text: str
+    tokens: list[Token]
     reason: str | None
 
 
@@ -36,23 +41,27 @@ class Generation:
     """Answers to one or several prompts, `n` of each; begins at once.
 
     Args:
-        stops: strings that end an answer.
+        model: the name it was asked by.
+        decode: text of token ids. stops: strings that end an answer.
 
     Raises:
         QueueFull: the engine has no room; nothing was begun.
+        EngineFailed: it is down.
     """
 
     def __init__(
         self,
         engine: Engine,
-        chat: Chat,
         metrics: Metrics,
+        model: str,
         prompts: Sequence[Sequence[int]],
         n: int,
         sampling: Sampling,
+        decode: Callable[[Sequence[int]], str],
         stops: Sequence[str],
     ) -> None:
-        self._chat, self._metrics, self._stops = chat, metrics, stops
+        self._metrics, self._decode, self._stops = metrics, decode, stops
+        self._keeps_tokens = sampling.logprobs is not None
         self._begin = time.perf_counter()
         self._reasons: dict[int, str] = {}
         self._choices: list[_Choice] = []
@@ -63,7 +72,7 @@ class Generation:
                 how = dataclasses.replace(how, seed=how.seed + index % n)
             try:
                 self._choices.append(_Choice(index, engine, prompts[index // n], how))
-            except QueueFull:
+            except Exception:
                 for choice in self._choices:
                     choice.stream.cancel()
                 raise
@@ -71,7 +80,7 @@ class Generation:
         for prompt in prompts:
             metrics.request_prompt_tokens.observe(len(prompt))
         self._call = calls.current()
-        self._call.model, self._call.prompt_tokens = metrics.model, self.prompt_tokens
+        self._call.model, self._call.prompt_tokens = model, self.prompt_tokens
         self._call.asked = self._begin - self._call.begun
 
     @property
@@ -85,18 +94,26 @@ class Generation:
                 choice.stream.cancel()
                 self._end(choice, "abort")
 
-    async def collect(self) -> list[tuple[str, str]]:
-        """Text and finish reason of every choice."""
+    async def collect(self) -> list[Piece]:
+        """Each choice in one piece.
+
+        Raises:
+            EngineFailed, ValueError: as pieces.
+        """
         texts: list[list[str]] = [[] for _ in self._choices]
+        tokens: list[list[Token]] = [[] for _ in self._choices]
         async for piece in self.pieces():
             texts[piece.choice].append(piece.text)
-        return [("".join(parts), self._reasons[i]) for i, parts in enumerate(texts)]
+            tokens[piece.choice] += piece.tokens
+        return [
+            Piece(i, "".join(parts), tokens[i], self._reasons[i]) for i, parts in enumerate(texts)
+        ]
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Pieces of all choices, as they come.
 
         Raises:
-            EngineFailed: the engine broke down.
+            EngineFailed: the engine broke down. ValueError: it cannot do what was asked.
         """
         if len(self._choices) == 1:
             async for piece in self._follow(self._choices[0]):
@@ -125,17 +142,21 @@ class Generation:
                 task.cancel()
 
     async def _follow(self, choice: _Choice) -> AsyncIterator[Piece]:
-        text = TextStream(self._chat.decode, self._stops)
-        reason, first = "length", self._begin
+        text = TextStream(self._decode, self._stops)
+        reason, first, newest = "length", self._begin, self._begin
         async for tokens in choice.stream:
             newest = time.perf_counter()
+            kept: list[Token] = []
             if choice.tokens == 0:
                 self._metrics.first_token.observe(newest - self._begin)
                 first = newest
                 self._note_first(choice)
+                kept += choice.stream.prompt_logprobs or []
             shown = ""
             for token in tokens:
                 choice.tokens += 1
+                if self._keeps_tokens:
+                    kept.append(token)
                 if token.id in choice.stop_ids:
                     reason = "stop"
                     break
@@ -144,8 +165,8 @@ class Generation:
                     reason = "stop"
                     choice.stream.cancel()
                     break
-            if shown:
-                yield Piece(choice.index, shown, None)
+            if shown or kept:
+                yield Piece(choice.index, shown, kept, None)
             if reason == "stop":
                 break
         rest = text.finish()
@@ -156,7 +177,7 @@ class Generation:
         if choice.tokens > 1:
             self._metrics.per_token.observe((newest - first) / (choice.tokens - 1))
         self._end(choice, reason)
-        yield Piece(choice.index, rest, reason)
+        yield Piece(choice.index, rest, [], reason)
 
     def _note_first(self, choice: _Choice) -> None:
         """Note when a choice left the queue, if its engine says so, and had its first token."""

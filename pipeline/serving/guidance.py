@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"[ \t\n]{0,20}"}
 
 
+def tokens_of(chat: Chat) -> "LLTokenizer":
+    """A model's tokens as llguidance knows them; takes about a second for a large vocabulary."""
+    import llguidance
+
+    return llguidance.LLTokenizer(chat.tokenizer.to_str(), eos_token=chat.stop_ids)
+
+
 class Guides:
     """Guides for the answers of one model."""
 
@@ -28,12 +35,8 @@ class Guides:
         self._chat = chat
 
     @cached_property
-    def tokenizer(self) -> "LLTokenizer":
-        """Takes about a second for a large vocabulary."""
-        import llguidance
-
-        text, size = self._chat.tokenizer.to_str(), self._chat.vocab_size
-        return llguidance.LLTokenizer(text, n_vocab=size, eos_token=self._chat.stop_ids)
+    def _tokens(self) -> "LLTokenizer":
+        return tokens_of(self._chat)
 
     def begin(self, guide: Guide) -> "Matching":
         """What follows one answer; a large schema takes a second.
@@ -43,10 +46,10 @@ class Guides:
         """
         import llguidance
 
-        matcher = llguidance.LLMatcher(self.tokenizer, grammar_of(guide), log_level=0)
+        matcher = llguidance.LLMatcher(self._tokens, grammar_of(guide), log_level=0)
         if matcher.is_error():
             raise ValueError(_reason(matcher))
-        return Matching(matcher, self.tokenizer.vocab_size)
+        return Matching(matcher, self._tokens.vocab_size)
 
 
 class Matching:
@@ -99,4 +102,4 @@ def grammar_of(guide: Guide) -> str:
 
 
 def _reason(matcher: "LLMatcher") -> str:
-    return f"the answer cannot be guided: {matcher.get_error().splitlines()[0]}"
+    return f"the answer cannot be guided: {' '.join(matcher.get_error().split())[:300]}"

@@ -49,6 +49,7 @@ def serve(
         served.chat,
         model=model,
         slots=served.description.max_batch_size,
+        runtime=served.description.runtime,
         defaults=_sampling_defaults(folder),
         operations=operations,
     )
@@ -79,7 +80,7 @@ def _sampling_defaults(folder: Path) -> dict[str, float]:
     """What the model's own generation_config.json says, as vLLM takes it."""
     file = folder / "generation_config.json"
     given = json.loads(file.read_text()) if file.is_file() else {}
-    names = ("temperature", "top_p", "top_k")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     return {name: given[name] for name in names if given.get(name) is not None}
 
 
@@ -104,7 +105,7 @@ class _Server(uvicorn.Server):
         if state.in_flight.draining and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
         state.in_flight.draining = True
-        state.service.ready, state.service.not_ready = False, "shutting down"
+        state.readiness.end()
 
     async def on_tick(self, counter: int) -> bool:
         in_flight = self.config.app.state.in_flight  # type: ignore[union-attr]

@@ -8,206 +8,220 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from pipeline.chat import Chat
-from pipeline.console import get_console
 from pipeline.errors import DataError
-from pipeline.messages import parse_messages
-from pipeline.serving import calls, protocol
-from pipeline.serving.engine import Engine, EngineFailed, QueueFull, Sampling
-from pipeline.serving.generation import Generation
+from pipeline.serving import calls, responses, tools
+from pipeline.serving.conversation import parse_conversation
+from pipeline.serving.engine import Engine, EngineFailed, Sampling
+from pipeline.serving.forms import ChatForm, Form, TextForm
+from pipeline.serving.generation import Generation, Piece
+from pipeline.serving.logprobs import TokenTexts
 from pipeline.serving.metrics import Metrics
-from pipeline.serving.protocol import ChatRequest, CompletionRequest, Kind
+from pipeline.serving.models import Models
+from pipeline.serving.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    ToolName,
+    error_body,
+    invalid,
+)
+from pipeline.serving.settings import Settings
 
-RETRY_SECONDS = 1.0  # between attempts at a warm-up answer
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
-
-
-class Refusal(Exception):
-    """An answer in OpenAI's error shape."""
-
-    def __init__(self, status: int, message: str, **fields: Any) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = protocol.error_body(message, **fields)
+GREETING = ({"role": "user", "content": "Hello"},)
 
 
 class Service:
-    """What the endpoints do."""
+    """What the endpoints that answer do."""
 
     def __init__(
-        self,
-        engine: Engine,
-        chat: Chat,
-        metrics: Metrics,
-        model: str,
-        defaults: dict[str, float],
+        self, engine: Engine, chat: Chat, metrics: Metrics, models: Models, settings: Settings
     ) -> None:
-        self.engine, self.chat, self.metrics, self.model = engine, chat, metrics, model
-        self.defaults = defaults
-        self.card = protocol.model_card(model, int(time.time()), engine.max_seq_len)
-        self.ready = False
-        self.not_ready = "warming up"
-        first = chat.prompt([{"role": "user", "content": "Hello"}])[:1]
+        self._engine, self._chat, self._metrics = engine, chat, metrics
+        self._models, self._settings = models, settings
+        self._texts = TokenTexts(chat)
+        self._takes_tools = tools.takes_tools(chat)
+        self._style = tools.style_of(chat)
+        self._marked = self._style is not None and tools.has_control_tokens(chat, self._style)
+        first = chat.prompt(GREETING)[:1]
         bos = chat.special_tokens.get("bos_token")
         self._begin = first if bos and first == [chat.tokenizer.token_to_id(bos)] else []
 
-    async def warm_up(self) -> None:
-        """Be ready once a real answer came out of the engine."""
-        prompt = self.chat.prompt([{"role": "user", "content": "Hello"}])
-        try:
-            async for _ in self.engine.generate(prompt, Sampling(max_tokens=2, temperature=0)):
-                pass
-            self.ready = True
-        except QueueFull:  # clients came first: no probe should send more
-            await asyncio.sleep(RETRY_SECONDS)
-            await self.warm_up()
-        except (EngineFailed, ValueError) as error:
-            self.not_ready = f"the warm-up answer failed: {error}"
-            get_console().print(f"[red]not ready[/]: {self.not_ready}")
-
     async def answer_chat(self, body: ChatRequest, request: Request) -> Response:
-        self.require_model(body.model)
+        adapter = self._models.find(body.model)
+        field, guide = self._settings.guide(body)
+        offered = self._offered(body)
         try:
-            prompt = self.chat.prompt(parse_messages(body.messages, answered=False))
+            prompt = self._chat.prompt(parse_conversation(body.messages), offered)
         except DataError as error:
-            raise Refusal(400, str(error), param="messages", code="invalid_value") from error
-        return await self._answer("chat", body, [prompt], body.limit, [""], request)
+            raise invalid("messages", str(error)) from error
+        choice = body.tool_choice
+        if self._style and offered and (choice == "required" or isinstance(choice, ToolName)):
+            if field:
+                raise invalid(field, "a forced call of a tool leaves no room for another form")
+            self._settings.require("tool_choice", "guide")
+            field, guide = "tool_choice", tools.guide_for(self._chat, self._style, offered)
+        sampling = self._settings.sampling(body, body.limit, [len(prompt)], guide, adapter)
+        form = ChatForm(
+            body.n or 1,
+            self._style if offered else None,
+            one_call=body.parallel_tool_calls is False,
+            named=isinstance(choice, ToolName),
+            texts=await self._texts.ready() if body.logprobs else None,
+            stop_ids=sampling.stop_ids,
+        )
+        shows_control = (
+            offered and self._style and tools.has_control_tokens(self._chat, self._style)
+        )
+        decode = partial(self._chat.decode, control_tokens=bool(shows_control))
+        return await self._answer(form, body, [prompt], sampling, decode, field, request)
 
     async def answer_text(self, body: CompletionRequest, request: Request) -> Response:
-        self.require_model(body.model)
+        adapter = self._models.find(body.model)
+        field, guide = self._settings.guide(body)
         prompts = [self._ids(prompt) for prompt in body.prompts]
+        lengths = [len(prompt) for prompt in prompts]
+        limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        sampling = self._settings.sampling(body, limit, lengths, guide, adapter)
+        n = body.n or 1
         echoes = [""] * len(prompts)
         if body.echo:
-            echoes = [p if isinstance(p, str) else self.chat.decode(p) for p in body.prompts]
-        limit = body.max_tokens or COMPLETION_TOKENS
-        return await self._answer("text", body, prompts, limit, echoes, request)
+            echoes = [p if isinstance(p, str) else self._chat.decode(p) for p in body.prompts]
+        form = TextForm(
+            [echo for echo in echoes for _ in range(n)],
+            None if limit else [length for length in lengths for _ in range(n)],
+            await self._texts.ready() if body.logprobs is not None else None,
+        )
+        decode = self._chat.decode
+        return await self._answer(form, body, prompts, sampling, decode, field, request)
 
-    def require_model(self, name: str) -> None:
-        if name != self.model or not calls.current().may_use(name):
-            raise Refusal(
-                404,
-                f"The model '{name}' does not exist: this server has '{self.model}'",
-                param="model",
-                code="model_not_found",
+    def _offered(self, body: ChatRequest) -> list[dict[str, Any]] | None:
+        """The tools that the model may call, as its template takes them.
+
+        Raises:
+            Refusal: it cannot be told of them, or the one to be called is not among them.
+        """
+        choice = body.tool_choice
+        if not body.tools:
+            if choice in (None, "none", "auto"):
+                return None
+            raise invalid("tool_choice", "needs tools to choose from")
+        if choice == "none":
+            return None
+        if not (self._takes_tools and self._style):
+            text = (
+                "writes calls in a form that this server does not read"
+                if self._takes_tools
+                else "takes no tools, so the model was not trained to call any"
             )
+            raise invalid(
+                "tools", f"the chat template of {body.model!r} {text}", "unsupported_parameter"
+            )
+        offered = [tool.model_dump(exclude_none=True) for tool in body.tools]
+        if isinstance(choice, ToolName):
+            named = [t for t in offered if t["function"]["name"] == choice.function.name]
+            if not named:
+                raise invalid("tool_choice", f"{choice.function.name!r} is not among tools")
+            return named
+        return offered
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         """Tokens of a completion's prompt; text begins as the model's conversations do."""
         if isinstance(prompt, str):
-            ids = self.chat.tokenizer.encode(prompt, add_special_tokens=False).ids
+            try:
+                ids = self._chat.tokenizer.encode(prompt, add_special_tokens=False).ids
+            except TypeError:  # as the library has it
+                raise invalid("prompt", "the prompt holds half a surrogate pair") from None
             return ids if ids[:1] == self._begin else self._begin + ids
-        highest = self.chat.vocab_size - 1
+        highest = self._chat.vocab_size - 1
         if min(prompt) < 0 or max(prompt) > highest:
-            raise Refusal(
-                400, f"token ids go from 0 to {highest}", param="prompt", code="invalid_value"
-            )
+            raise invalid("prompt", f"token ids go from 0 to {highest}")
         return prompt
-
-    def _sampling(
-        self, body: ChatRequest | CompletionRequest, limit: int | None, longest: int
-    ) -> Sampling:
-        """
-        Raises:
-            Refusal: prompt and answer do not fit; the message gives both numbers.
-        """
-        most, read = self.engine.max_seq_len, self.engine.max_input_len
-        asked = limit or 1
-        if longest + asked > most or longest > read or longest == 0:
-            if longest == 0:
-                text = "the prompt is empty"
-            elif longest > read:
-                text = (
-                    f"This model reads prompts of at most {read} tokens. However, your prompt has "
-                    f"{longest} tokens. Please shorten it."
-                )
-            else:
-                text = (
-                    f"This model's maximum context length is {most} tokens. However, you requested "
-                    f"{longest + asked} tokens ({longest} in the prompt, {asked} in the "
-                    "completion). Please reduce the length of the prompt or completion."
-                )
-            param = "prompt" if isinstance(body, CompletionRequest) else "messages"
-            raise Refusal(400, text, param=param, code="context_length_exceeded")
-
-        def chosen(name: str, otherwise: float) -> float:
-            value = getattr(body, name)
-            return self.defaults.get(name, otherwise) if value is None else value
-
-        return Sampling(
-            max_tokens=limit or most - longest,
-            temperature=chosen("temperature", 1.0),
-            top_p=chosen("top_p", 1.0),
-            top_k=max(0, int(chosen("top_k", 0))),
-            seed=None if body.seed is None else body.seed % 2**63,
-            stop_ids=frozenset(self.chat.stop_ids),
-        )
 
     async def _answer(
         self,
-        kind: Kind,
+        form: Form,
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[list[int]],
-        limit: int | None,
-        echoes: Sequence[str],
+        sampling: Sampling,
+        decode: Callable[[Sequence[int]], str],
+        guide_field: str | None,
         request: Request,
     ) -> Response:
-        sampling = self._sampling(body, limit, max(map(len, prompts)))
-        n = body.n or 1
         await calls.current().admit(sum(map(len, prompts)))
-        run = Generation(self.engine, self.chat, self.metrics, prompts, n, sampling, body.stops)
-        prefix = "chatcmpl" if kind == "chat" else "cmpl"
         head = {
-            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "id": f"{'chatcmpl' if form.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": self.model,
+            "model": body.model,
         }
-        echoed = [echo for echo in echoes for _ in range(n)]
-        if body.stream:
-            events = self._events(kind, head, run, echoed, body.wants_usage)
-            return _EventStream(events, run.cancel)
         try:
-            choices = await _unless_client_leaves(request, run.collect())
+            run = Generation(
+                *(self._engine, self._metrics, body.model, prompts, body.n or 1, sampling),
+                *(decode, body.stops),
+            )
+        except ValueError as error:
+            raise invalid(guide_field or "model", str(error)) from error
+        streaming = False
+        try:
+            if body.stream:
+                # The headers wait for the first token: what fails before has a status of its own.
+                pieces = run.pieces()
+                first = await _unless_client_leaves(request, anext(pieces))
+                if first is None:
+                    return Response(status_code=calls.CLIENT_LEFT)
+                streaming = True
+                events = self._events(form, head, run, first, pieces, body.wants_usage)
+                return _EventStream(events, run.cancel)
+            whole = await _unless_client_leaves(request, run.collect())
+        except ValueError as error:
+            raise invalid(guide_field or "body", str(error)) from error
         finally:
-            run.cancel()
-        if choices is None:
+            if not streaming:
+                run.cancel()
+        if whole is None:
             return Response(status_code=calls.CLIENT_LEFT)
-        texts = [(echo + text, end) for echo, (text, end) in zip(echoed, choices, strict=True)]
-        counts = protocol.usage(run.prompt_tokens, run.completion_tokens)
-        return JSONResponse(protocol.response(kind, head, texts, counts))
+        choices = [form.whole(piece) for piece in whole]
+        counts = responses.usage(run.prompt_tokens, run.completion_tokens)
+        return responses.Json(responses.response(form.kind, head, choices, counts))
 
     async def _events(
-        self, kind: Kind, head: dict[str, Any], run: Generation, echoed: list[str], usage: bool
+        self,
+        form: Form,
+        head: dict[str, Any],
+        run: Generation,
+        first: Piece,
+        rest: AsyncIterator[Piece],
+        usage: bool,
     ) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
         nothing = {"usage": None} if usage else {}
 
-        def event(index: int, text: str | None, reason: str | None) -> bytes:
-            return _event({**protocol.chunk(kind, head, index, text, reason), **nothing})
+        def events(choices: list[dict[str, Any]]) -> bytes:
+            return b"".join(
+                _event({**responses.chunk(form.kind, head, [choice]), **nothing})
+                for choice in choices
+            )
 
-        for index, echo in enumerate(echoed):
-            if kind == "chat" or echo:
-                yield event(index, None if kind == "chat" else echo, None)
+        yield events([*form.begin(), *form.go_on(first)])
         try:
-            async for piece in run.pieces():
-                if piece.text and piece.reason and kind == "chat":
-                    yield event(piece.choice, piece.text, None)
-                    yield event(piece.choice, "", piece.reason)
-                else:
-                    yield event(*piece)
-        except EngineFailed as error:
-            self.metrics.failed(500)
+            async for piece in rest:
+                if choices := form.go_on(piece):
+                    yield events(choices)
+        except (EngineFailed, ValueError) as error:
+            self._metrics.failed(500)
             calls.current().error = str(error)
-            yield _event(protocol.error_body(str(error), "server_error"))
+            yield _event(error_body(str(error), "server_error"))
             return
         if usage:
-            counts = protocol.usage(run.prompt_tokens, run.completion_tokens)
-            yield _event(protocol.usage_chunk(kind, head, counts))
+            counts = responses.usage(run.prompt_tokens, run.completion_tokens)
+            yield _event({**responses.chunk(form.kind, head, []), "usage": counts})
         yield b"data: [DONE]\n\n"
 
 
@@ -240,7 +254,7 @@ async def _unless_client_leaves(request: Request, work: Any) -> Any:
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        return None if leaving.done() else working.result()
     finally:
         working.cancel()
         leaving.cancel()

@@ -209,8 +209,8 @@ def test_content_in_parts_and_fields_that_ask_for_nothing_are_fine(post: Post) -
         ({"foo": 1}, 400, "unknown_parameter", "Unrecognized request argument supplied: foo"),
         ({"messages": []}, 400, "invalid_value", "at least one turn"),
         ({"messages": "Hi"}, 400, "invalid_value", "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_value", "unknown role"),
-        ({"messages": HELLO * 2}, 400, "invalid_value", "roles out of order"),
+        ({"messages": [{"role": "clerk", "content": "x"}]}, 400, "invalid_value", "unknown role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_value", "tool_call_id"),
         ({"messages": [{"role": "user", "content": "<|end|>"}]}, 400, "invalid_value", "<|end|>"),
         ({"temperature": 3}, 400, "invalid_value", "less than or equal to 2"),
         ({"temperature": "hot"}, 400, "invalid_value", "temperature"),
@@ -218,12 +218,21 @@ def test_content_in_parts_and_fields_that_ask_for_nothing_are_fine(post: Post) -
         ({"n": 0}, 400, "invalid_value", "'n'"),
         ({"max_tokens": 0}, 400, "invalid_value", "max_tokens"),
         ({"stop": list("abcde")}, 400, "invalid_value", "at most 4"),
-        ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter", "does not support tools"),
-        ({"logprobs": True}, 400, "unsupported_parameter", "logprobs"),
-        (
-            {"response_format": {"type": "json_object"}},
-            *(400, "unsupported_parameter", "response_format"),
-        ),
+        ({"max_tokens": "9"}, 400, "invalid_value", "valid integer"),
+        ({"ignore_eos": "yes"}, 400, "invalid_value", "valid boolean"),
+        ({"tools": [{"type": "function"}]}, 400, "invalid_value", "0.function"),
+        ({"tool_choice": "required"}, 400, "invalid_value", "needs tools"),
+        ({"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "support functions"),
+        ({"reasoning_effort": "high"}, 400, "unsupported_parameter", "reasoning_effort"),
+        ({"top_logprobs": 3}, 400, "invalid_value", "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "less than or equal to 20"),
+        ({"logit_bias": {"a": 1}}, 400, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"9999": 1}}, 400, "invalid_value", "token ids go from 0 to"),
+        ({"logit_bias": {"1": 101}}, 400, "invalid_value", "less than or equal to 100"),
+        ({"frequency_penalty": 2.1}, 400, "invalid_value", "less than or equal to 2"),
+        ({"response_format": {"type": "xml"}}, 400, "invalid_value", "response_format"),
+        ({"response_format": {"type": "json_schema"}}, 400, "invalid_value", "json_schema"),
+        ({"nvext": {"guided_xml": ""}}, 400, "unknown_parameter", "nvext.guided_xml"),
         ({"max_tokens": 95}, 400, "context_length_exceeded", "length is 96 tokens. However, you"),
         (
             {"messages": [{"role": "user", "content": "fee " * 60}]},
@@ -240,7 +249,7 @@ def test_bad_requests_are_refused_in_openais_shape(
         assert (response.status_code, error["code"]) == (status, code)
         assert words in error["message"]
         assert error["type"] == "invalid_request_error"
-        assert error["param"] in {*body, "messages"}
+        assert error["param"].split(".")[0] in {*body, "messages"}
 
 
 @pytest.mark.parametrize(
@@ -279,9 +288,10 @@ def test_models_are_listed_and_named(app: Any) -> None:
 
 
 def test_an_unknown_path_is_refused_in_openais_shape(app: Any) -> None:
-    response = get(app, "/v1/embeddings")
-    assert response.status_code == 404
-    assert "GET /v1/embeddings" in response.json()["error"]["message"]
+    for path, status in (("/v1/audio/speech", 404), ("/v1/completions", 405)):
+        response = get(app, path)
+        assert response.status_code == status
+        assert f"GET {path}" in response.json()["error"]["message"]
 
 
 def test_ready_only_after_an_answer(app: Any, model: ListModel) -> None:

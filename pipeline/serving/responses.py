@@ -1,0 +1,66 @@
+"""OpenAI's responses as plain dicts.
+
+The openai package's own types take seconds to import; the tests hold these against them.
+"""
+
+import json
+from typing import Any, Literal
+
+from starlette.responses import JSONResponse
+
+Kind = Literal["chat", "text"]
+_OBJECTS = {"chat": "chat.completion", "text": "text_completion"}
+_CHUNKS = {"chat": "chat.completion.chunk", "text": "text_completion"}
+
+
+class Json(JSONResponse):
+    """In ASCII: errors quote clients and answers quote models, and what they say can hold half a
+    surrogate pair, for which UTF-8 has no bytes.
+    """
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def model_card(
+    model: str, created: int, max_seq_len: int, *, parent: str | None = None
+) -> dict[str, Any]:
+    """`parent`: the model that an adapter belongs to."""
+    return {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "pipeline",
+        "parent": parent,
+        "max_model_len": max_seq_len,
+    }
+
+
+def response(
+    kind: Kind, head: dict[str, Any], choices: list[dict[str, Any]], counts: dict[str, int]
+) -> dict[str, Any]:
+    """A whole answer. `head`: id, created, model."""
+    return {**head, "object": _OBJECTS[kind], "choices": choices, "usage": counts}
+
+
+def chunk(kind: Kind, head: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """A piece of a streamed answer."""
+    return {**head, "object": _CHUNKS[kind], "choices": choices}
+
+
+def embeddings(model: str, vectors: list[Any], tokens: int) -> dict[str, Any]:
+    """`vectors`: lists of numbers, or base64 texts of float32 ones."""
+    data = [
+        {"object": "embedding", "index": index, "embedding": vector}
+        for index, vector in enumerate(vectors)
+    ]
+    counts = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": model, "usage": counts}
