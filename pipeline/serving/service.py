@@ -168,22 +168,23 @@ class Service:
             )
         except ValueError as error:
             raise invalid(guide_field or "model", str(error)) from error
-        streaming = False
+        streams = False
         try:
             if body.stream:
-                # The headers wait for the first token: what fails before has a status of its own.
                 pieces = run.pieces()
-                first = await _unless_client_leaves(request, anext(pieces))
-                if first is None:
-                    return Response(status_code=calls.CLIENT_LEFT)
-                streaming = True
-                events = self._events(form, head, run, first, pieces, body.wants_usage)
+                early = []
+                if sampling.guide:  # may be refused only now, which has a status of its own
+                    early = [await _unless_client_leaves(request, anext(pieces))]
+                    if early == [None]:
+                        return Response(status_code=calls.CLIENT_LEFT)
+                streams = True
+                events = self._events(form, head, run, early, pieces, body.wants_usage)
                 return _EventStream(events, run.cancel)
             whole = await _unless_client_leaves(request, run.collect())
         except ValueError as error:
             raise invalid(guide_field or "body", str(error)) from error
         finally:
-            if not streaming:
+            if not streams:
                 run.cancel()
         if whole is None:
             return Response(status_code=calls.CLIENT_LEFT)
@@ -196,11 +197,11 @@ class Service:
         form: Form,
         head: dict[str, Any],
         run: Generation,
-        first: Piece,
+        early: Sequence[Piece],
         rest: AsyncIterator[Piece],
         usage: bool,
     ) -> AsyncIterator[bytes]:
-        """The answer as server-sent events."""
+        """The answer as server-sent events: its `early` pieces, then the `rest`."""
         nothing = {"usage": None} if usage else {}
 
         def events(choices: list[dict[str, Any]]) -> bytes:
@@ -209,8 +210,11 @@ class Service:
                 for choice in choices
             )
 
-        yield events([*form.begin(), *form.go_on(first)])
+        if begun := form.begin():
+            yield events(begun)
         try:
+            for piece in early:
+                yield events(form.go_on(piece))
             async for piece in rest:
                 if choices := form.go_on(piece):
                     yield events(choices)
