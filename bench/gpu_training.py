@@ -145,7 +145,7 @@ def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
     job = job_of(case, folder)
     reports = REPORTS
     if job.processes > 1:  # which report as the stage does
-        every, reports = nemo_training.GPU_REPORT_EVERY, 3
+        every, reports = nemo_training.GPU_REPORT_EVERY, 2
     try:
         if job.processes > 1:
             launch.train_in_processes(job, report)

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import layers
-from megatron.core.transformer import mlp
 from nemo.collections.llm.peft.lora import LoRALinear
 
 from pipeline.adapters.megatron_cpu import Patch, replaced
@@ -35,12 +34,8 @@ def fast_training() -> AbstractContextManager[None]:
         (LoRALinear, "forward", _forward(LoRALinear.forward)),
     ]
     if has_transformer_engine():
-        patches += [
-            # Lets all other layers add weight gradients to the float32 sums as they multiply.
-            (linear, "__init__", _apart_from_fusion(linear.__init__)),
-            # The kernel that torch.compile makes of it reaches half of the memory's speed.
-            (mlp, "bias_swiglu_impl", _swiglu(mlp.bias_swiglu_impl)),
-        ]
+        # Lets all other layers add weight gradients to the float32 sums as they multiply.
+        patches.append((linear, "__init__", _apart_from_fusion(linear.__init__)))
     return replaced(patches)
 
 
@@ -84,35 +79,6 @@ def _apart_from_fusion(original: Any) -> Any:
         original(self, *args, config=config, **kwargs)
 
     return __init__
-
-
-def _swiglu(original: Any) -> Any:
-    """Megatron's silu(gate) * up by Transformer Engine's kernels, where there is no bias."""
-
-    def bias_swiglu(x: torch.Tensor, bias: torch.Tensor | None, *options: Any) -> torch.Tensor:
-        if bias is not None or any(options):
-            return original(x, bias, *options)
-        return _SwiGLU.apply(x)
-
-    return bias_swiglu
-
-
-class _SwiGLU(torch.autograd.Function):
-    """silu(x[..., :n]) * x[..., n:] of [..., 2 n]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        import transformer_engine_torch
-
-        ctx.save_for_backward(x)
-        return transformer_engine_torch.swiglu(x, None)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        import transformer_engine_torch
-
-        (x,) = ctx.saved_tensors
-        return transformer_engine_torch.dswiglu(grads[0].contiguous(), x, None)
 
 
 class _AddLowRank(torch.autograd.Function):

@@ -51,6 +51,7 @@ EXTRA_STATE = "._extra_state"
 # Optional packages that NeMo and its libraries (Transformer Engine: jax) import where they are: a
 # tenth of the modules, and nothing in them is used here.
 _UNUSED = ("jax", "modelopt", "sklearn", "wandb")
+_FOR_GPUS = ("transformer_engine", "transformer_engine_torch")  # refuses to work without one
 ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
 
 
@@ -85,7 +86,7 @@ def nemo_session() -> Iterator[None]:
 def _import_quietly() -> None:
     """Import NeMo. It and its libraries tell every step at INFO; a stage tells what matters."""
     collecting = gc.isenabled()
-    with warnings.catch_warnings(action="ignore"), absent(*_UNUSED):
+    with warnings.catch_warnings(action="ignore"), absent(*_UNUSED, *(() if on_gpu() else _FOR_GPUS)):
         std_logging.disable(std_logging.WARNING)
         gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
         try:
