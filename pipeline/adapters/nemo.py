@@ -86,7 +86,7 @@ def nemo_session() -> Iterator[None]:
 def _import_quietly() -> None:
     """Import NeMo. It and its libraries tell every step at INFO; a stage tells what matters."""
     collecting = gc.isenabled()
-    with warnings.catch_warnings(action="ignore"), absent(*_UNUSED, *(() if on_gpu() else _FOR_GPUS)):
+    with warnings.catch_warnings(action="ignore"), absent(*_unused()):
         std_logging.disable(std_logging.WARNING)
         gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
         try:
@@ -100,6 +100,10 @@ def _import_quietly() -> None:
     for name in ("lightning", "pytorch_lightning", "megatron", "torch.distributed"):
         for logger in (name, f"{name}.pytorch", f"{name}.fabric"):
             std_logging.getLogger(logger).setLevel(std_logging.ERROR)
+
+
+def _unused() -> tuple[str, ...]:
+    return _UNUSED if on_gpu() else (*_UNUSED, *_FOR_GPUS)
 
 
 def _end_process_groups() -> None:
