@@ -32,7 +32,7 @@ SUMMARY_WIDTH = 110  # characters
 WINDOW: ViewportSize = {"width": 1360, "height": 1100}
 DESKTOP: ViewportSize = {"width": 1100, "height": 760}
 PHONE: ViewportSize = {"width": 390, "height": 760}
-LOADING_SECONDS = 8  # of an MLflow page, which does not say when it is done
+DRAWING_SECONDS = 8  # of an MLflow page, when it has loaded
 CLOSE_DIALOGS = "document.querySelector('[role=dialog] button')?.click()"
 QUESTIONS = (
     "What interest rates do personal loans have?",
@@ -60,10 +60,9 @@ def pictures_of_mlflow(browser: Browser, artifacts: Path, images: Path) -> None:
     with mlflow_ui(store) as address:
         for name, path in pages(store).items():
             page.goto("about:blank")
-            page.goto(address + path)
-            page.wait_for_timeout(1000 * LOADING_SECONDS)
+            page.goto(address + path, wait_until="networkidle")
             page.evaluate(CLOSE_DIALOGS)
-            page.wait_for_timeout(1000)
+            page.wait_for_timeout(1000 * DRAWING_SECONDS)
             page.screenshot(path=images / f"{name}.png")
             print(images / f"{name}.png")
     page.close()
