@@ -160,7 +160,11 @@ def create_app(
 
     @app.exception_handler(EngineFailed)
     async def failed(request: Request, error: EngineFailed) -> Response:
-        return Json(protocol.error_body(str(error), "server_error"), 500)
+        text = str(error)
+        if not engine.down():
+            return Json(protocol.error_body(text, "server_error"), 500)
+        body = protocol.error_body(text, "server_error", code="engine_down")
+        return Json(body, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
     operations.add_to(app, metrics.failed)
     return app

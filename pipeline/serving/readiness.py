@@ -29,21 +29,29 @@ class Readiness:
         return self._engine.down() if self.ready else self.reason
 
     async def warm_up(self) -> None:
-        try:
-            if self._chat is None:
-                await self._engine.embed([[0]])
-            else:
-                prompt = self._chat.prompt([{"role": "user", "content": "Hello"}])
-                sampling = Sampling(max_tokens=2, temperature=0)
-                async for _ in self._engine.generate(prompt, sampling):
-                    pass
-            self.ready = True
-        except QueueFull:  # clients came first: no probe should send more
+        """Ask until there is an answer, or a failure that lasts."""
+        while True:
+            try:
+                await self._ask()
+                self.ready = True
+                return
+            except QueueFull:  # clients came first: no probe should send more
+                pass
+            except (EngineFailed, ValueError) as error:
+                down = self._engine.down()
+                self.reason = down or f"the warm-up answer failed: {error}"
+                get_console().print(f"[red]not ready[/]: {self.reason}")
+                if down is None:
+                    return
             await asyncio.sleep(RETRY_SECONDS)
-            await self.warm_up()
-        except (EngineFailed, ValueError) as error:
-            self.reason = f"the warm-up answer failed: {error}"
-            get_console().print(f"[red]not ready[/]: {self.reason}")
+
+    async def _ask(self) -> None:
+        if self._chat is None:
+            await self._engine.embed([[0]])
+            return
+        prompt = self._chat.prompt([{"role": "user", "content": "Hello"}])
+        async for _ in self._engine.generate(prompt, Sampling(max_tokens=2, temperature=0)):
+            pass
 
     def end(self) -> None:
         self.ready, self.reason = False, "shutting down"

@@ -380,7 +380,7 @@ def test_an_engine_process_killed_under_load_costs_its_answers_and_not_the_serve
             assert isinstance(error, openai.APIError)
             assert "exit code -9" in error.message
             assert error.body["type"] == "server_error"  # type: ignore[index]
-        assert {getattr(error, "status_code", None) for error in found} == {None, 500}
+        assert {getattr(error, "status_code", None) for error in found} == {None, 503}
         while httpx.get(ready).status_code != 200:
             assert time.monotonic() < deadline + 30
             time.sleep(0.05)

@@ -1,0 +1,1 @@
+"""What the server withstands; `python -m bench.serving_load --help`."""
