@@ -7,7 +7,10 @@ after the first one ended, the others (--wait).
 
 from __future__ import annotations
 
+import io
+import secrets
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -51,7 +54,8 @@ def submit(work: Work, launcher: SlurmLauncher) -> str:
 
     base = str(launcher.job_folder)
     try:
-        with _experiment(work, launcher, base, time.strftime("%Y%m%d-%H%M%S")) as made:
+        number = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        with _experiment(work, launcher, base, number) as made:
             made.run(detach=True)
             (job,) = made.jobs
     except UnexpectedExit as error:
@@ -59,6 +63,16 @@ def submit(work: Work, launcher: SlurmLauncher) -> str:
         raise PipelineError(f"sbatch refused the job: {said}; correct launcher.…") from error
     # slurm_tunnel://nemo_run/<job>/master/0
     return str(job.handle).split("/")[3]
+
+
+@contextmanager
+def _no_input() -> Iterator[None]:
+    """NeMo-Run's helper programs would be given, and take, what this process has to read."""
+    given, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = given
 
 
 @contextmanager
@@ -84,15 +98,18 @@ def _experiment(work: Work, launcher: SlurmLauncher, base: str, number: str) -> 
     script = nemo_run.Script(
         inline=f"cd {PROJECT}\nexport PET_NODE_RANK=$SLURM_NODEID\nexec {work.shell()}\n"
     )
-    with nemo_run.Experiment(
-        work.name,
-        executor=executor,
-        id=f"{work.name}_{number}",
-        base_dir=base,
-        log_level="ERROR",
-        clean_mode=True,
-        enable_goodbye_message=False,
-        skip_status_at_exit=True,
-    ) as made:
+    with (
+        _no_input(),
+        nemo_run.Experiment(
+            work.name,
+            executor=executor,
+            id=f"{work.name}_{number}",
+            base_dir=base,
+            log_level="ERROR",
+            clean_mode=True,
+            enable_goodbye_message=False,
+            skip_status_at_exit=True,
+        ) as made,
+    ):
         made.add(script, name=TASK)
         yield made

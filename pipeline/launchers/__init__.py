@@ -113,7 +113,8 @@ def _here(work: Work, config: Config) -> str:
     """What local and torchrun would run."""
     parallel = config.finetune.parallel
     sizes = f"tensor {parallel.tensor}, pipeline {parallel.pipeline}, context {parallel.context}"
-    lines = [f"# {work.gpus} processes on each machine; of all: {sizes}, data the rest"]
+    each = "one process" if work.gpus == 1 else f"{work.gpus} processes"
+    lines = [f"# {each} on each machine; of all: {sizes}, data the rest"]
     if work.nodes == 1:
         return "\n".join([*lines, work.shell(), ""])
     for rank in range(work.nodes):

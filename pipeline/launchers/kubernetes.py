@@ -1,9 +1,9 @@
 """Kubernetes: an indexed Job of one pod a machine, and the service by which they find the first.
 
-Written here and not through NeMo-Run, whose executors for Kubernetes (0.7) need more than a cluster:
-KubeRay's operator (and a Ray cluster in place of torchrun), SkyPilot, DGX Cloud or Lepton. A plain
-Job does what Slurm's script does: each pod runs the command once with torchrun's variables, the pod
-of index 0 leads, the Job fails as soon as one pod does and succeeds with the first.
+Written here and not through NeMo-Run, whose executors for Kubernetes (0.7) need more than a
+cluster: KubeRay's operator (and a Ray cluster in place of torchrun), SkyPilot, DGX Cloud or Lepton.
+A plain Job does what Slurm's script does: each pod runs the command once with torchrun's variables,
+the pod of index 0 leads, the Job fails as soon as one pod does and succeeds with the first.
 """
 
 import re
