@@ -3,9 +3,9 @@
 #
 #   deploy/serve.sh /models/support-2
 #
-# Starts the idle one of the two servers with it, waits until it is ready, turns the proxy over to
-# it and stops the other, which finishes its answers first. One that does not become ready is
-# stopped, and nothing has changed. The first call starts everything else of compose.yaml, too.
+# Starts the idle one of the two servers with it, waits until it is ready, and stops the other,
+# which finishes its answers first; the proxy asks whichever is ready. One that does not become
+# ready is stopped, and nothing has changed. The first call starts all of compose.yaml.
 #
 # COMPOSE (docker compose) and ENGINE (docker) name the commands, READY_SECONDS (600) how long a
 # model may take to load, SERVICES what runs beside the servers.
@@ -46,20 +46,11 @@ until $engine exec "pipeline-server-$next" python3 deploy/healthcheck.py > /dev/
     sleep 1
 done
 
-# The proxy reads the file anew; requests in progress stay with the server that has them.
-mkdir -p proxy/live
-echo "upstream server { server server-$next:8000; keepalive 64; }" > proxy/live/upstream.conf
 $compose up -d proxy ${SERVICES-mlflow prometheus grafana}
-left=10
-until $engine exec pipeline-proxy nginx -c /etc/pipeline/nginx.conf -s reload; do
-    left=$((left - 1))
-    [ $left -gt 0 ] || exit 1
-    sleep 1
-done
 set_variable LIVE "$next"
 set_variable COMPOSE_PROFILES "$next"
 if [ -n "$live" ]; then
-    sleep 2 # until the proxy's former workers take no more requests
+    sleep 2 # the proxy asks for health twice a second
     echo "serve: stopping server-$live when its answers are finished"
     $compose stop "server-$live"
 fi

@@ -203,6 +203,7 @@ class ServeConfig(Section):
     request_timeout: Seconds
     stalled_timeout: Seconds
     keep_alive_timeout: Positive
+    drain_delay: float = Field(ge=0)
     log_content: bool
     record: Path | None
 

@@ -23,6 +23,7 @@ from pipeline.serving.description import FILE, Description
 MODEL = "/model"
 CACHE = "/opt/nim/.cache"
 PORT = 8000
+DRAIN_SECONDS = 3  # until the balancer before the container has asked for its health again
 
 # As Kubernetes tells a container of a Service whose name begins with nim; none of NIM's.
 _SERVICE_LINK = re.compile(r"NIM_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
@@ -94,6 +95,7 @@ class Launch:
             f"--model={self.name or folder.name}",
             "serve.host=0.0.0.0",
             f"serve.port={self.port}",
+            f"serve.drain_delay={DRAIN_SECONDS}",
             *self.settings,
             *(f"engine.{key}={json.dumps(value)}" for key, value in engine.items()),
         ]

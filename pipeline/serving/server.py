@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +70,8 @@ def serve(
             access_log=False,
             server_header=False,
             lifespan="on",
-        )
+        ),
+        settings.drain_delay,
     )
     with json_logs():
         server.run(sockets=[listening])
@@ -87,9 +89,15 @@ def _sampling_defaults(folder: Path) -> dict[str, float]:
 class _Server(uvicorn.Server):
     """Drains: the first signal makes it not ready, and it ends when no answer is in progress.
 
-    Until then it goes on listening, so that a load balancer hears 503 and not a closed port.
+    Until then it goes on listening, so that a load balancer hears 503 and not a closed port. New
+    requests are taken for `delay` seconds more: those that the balancer sends before it has asked.
     uvicorn would end the process by the signal that stopped it; to be stopped is no failure here.
     """
+
+    def __init__(self, config: WireConfig, delay: float) -> None:
+        super().__init__(config)
+        self._delay = delay
+        self._stopped: float | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -101,12 +109,18 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
-        state = self.config.app.state  # type: ignore[union-attr]
-        if state.in_flight.draining and sig == signal.SIGINT:
+        if self._stopped is not None and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
-        state.in_flight.draining = True
-        state.readiness.end()
+        self._stopped = self._stopped or time.monotonic()
+        self.config.app.state.readiness.end()  # type: ignore[union-attr]
+        self._drained()
 
     async def on_tick(self, counter: int) -> bool:
+        return self._drained() or await super().on_tick(counter)
+
+    def _drained(self) -> bool:
+        """Whether a stopped server has nothing left to do; from `delay` on it takes nothing new."""
         in_flight = self.config.app.state.in_flight  # type: ignore[union-attr]
-        return await super().on_tick(counter) or (in_flight.draining and not in_flight.count)
+        if self._stopped is not None and time.monotonic() - self._stopped >= self._delay:
+            in_flight.draining = True
+        return in_flight.draining and not in_flight.count

@@ -1,0 +1,186 @@
+"""Run an image for real: what a test of the Dockerfile alone cannot tell.
+
+    python -m tools.try_container pipeline:cpu artifacts/build --out bench/results/container.json
+
+Needs docker, or podman by ENGINE=podman. Every claim that fails ends it with exit code 1.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.serving.load import run_load
+
+ENGINE = os.environ.get("ENGINE", "docker")
+LOCKED_DOWN = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges".split()
+NAME = "pipeline-trial"
+PORT = 18000
+STARTS = 5
+STREAMS = 16
+READY_SECONDS = 600
+
+
+def engine(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ENGINE, *arguments], capture_output=True, text=True, check=False)
+
+
+def claim(holds: bool, what: str) -> None:
+    """Say what was found, and end where it is not what it should be."""
+    print(f"{'ok ' if holds else 'NOT'} {what}", file=sys.stderr)
+    if not holds:
+        sys.exit(1)
+
+
+@contextmanager
+def container(image: str, model: Path, *options: str) -> Iterator[float]:
+    """A server that has just been started, as monotonic time; gone when the block ends."""
+    engine("rm", "-f", NAME)
+    begin = time.monotonic()
+    mounts = ["-v", f"{model.resolve()}:/model:ro", "-p", f"127.0.0.1:{PORT}:8000"]
+    name = ["--name", NAME, "-e", "NIM_SERVED_MODEL_NAME=model"]
+    started = engine("run", "-d", *name, *LOCKED_DOWN, *mounts, *options, image)
+    if started.returncode:
+        sys.exit(f"{ENGINE} run: {started.stderr}")
+    try:
+        yield begin
+    finally:
+        engine("rm", "-f", NAME)
+
+
+def seconds_to_ready(begin: float) -> float:
+    while time.monotonic() - begin < READY_SECONDS:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health/ready", timeout=5):
+                return time.monotonic() - begin
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.05)
+    sys.exit(f"not ready in {READY_SECONDS} s: {engine('logs', NAME).stderr}")
+
+
+def ask(content: str, max_tokens: int) -> dict[str, Any]:
+    return {
+        "model": "model",
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": max_tokens,
+        "temperature": 1.5,  # long answers: likely tokens would end them
+    }
+
+
+def try_starts(image: str, model: Path) -> list[float]:
+    """Seconds from `run` to a ready server, once for each start."""
+    found = []
+    for _ in range(STARTS):
+        with container(image, model) as begin:
+            found.append(round(seconds_to_ready(begin), 2))
+    return found
+
+
+def try_confinement(image: str, model: Path) -> None:
+    with container(image, model) as begin:
+        seconds_to_ready(begin)
+        claim(engine("exec", NAME, "id", "-u").stdout.strip() == "1000", "runs as user 1000")
+        for place, may in (("/app/x", False), ("/model/x", False), ("/tmp/x", True)):
+            wrote = engine("exec", NAME, "touch", place).returncode == 0
+            claim(wrote == may, f"{'can' if may else 'cannot'} write to {place}")
+        (answer,) = run_load(f"http://127.0.0.1:{PORT}/v1", [ask("Hello", 16)], 1).answers
+        claim(answer.tokens > 0, f"answers: {answer.text!r}")
+        health = engine("exec", NAME, "python3", "deploy/healthcheck.py")
+        claim(health.returncode == 0, "is healthy")
+
+
+def try_stop_under_load(image: str, model: Path) -> float:
+    """Stop it while it streams; every answer comes whole. Seconds that the stop took."""
+    with container(image, model) as begin:
+        seconds_to_ready(begin)
+        failures: list[str] = []
+        answered: list[int] = []
+
+        def load() -> None:
+            bodies = [ask(f"Question {n}", 250) for n in range(STREAMS)]
+            try:
+                level = run_load(f"http://127.0.0.1:{PORT}/v1", bodies, STREAMS)
+                answered.extend(answer.tokens for answer in level.answers)
+            except PipelineError as error:
+                failures.append(str(error))
+
+        clients = threading.Thread(target=load)
+        clients.start()
+        while not _running():
+            time.sleep(0.02)
+        running, begin = _running(), time.monotonic()
+        engine("stop", "-t", "60", NAME)
+        seconds = time.monotonic() - begin
+        clients.join()
+        claim(not failures, f"cuts no answer when it stops {failures}")
+        claim(len(answered) == STREAMS and running > 0, f"had {running} answers in progress")
+        code = engine("inspect", "-f", "{{.State.ExitCode}}", NAME).stdout.strip()
+        claim(code == "0", f"ends with exit code {code}")
+        return round(seconds, 2)
+
+
+def _running() -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    (value,) = (line.split()[-1] for line in lines if line.startswith("num_requests_running{"))
+    return int(float(value))
+
+
+def try_stop_at_start(image: str, model: Path) -> None:
+    with container(image, model):
+        time.sleep(0.3)  # Python runs, the model is not open
+        begin = time.monotonic()
+        engine("stop", "-t", "30", NAME)
+        code = engine("inspect", "-f", "{{.State.ExitCode}}", NAME).stdout.strip()
+        quick = time.monotonic() - begin < 15
+        claim(code == "0" and quick, f"stopped while it starts: at once, exit code {code}")
+
+
+def try_refusal(image: str) -> None:
+    refused = engine("run", "--rm", *LOCKED_DOWN, "-e", "NIM_SERVER_PORT=80", image)
+    last = refused.stderr.strip().splitlines()[-1]
+    claim(refused.returncode == 2 and "NIM_SERVER_PORT=80" in last, f"refuses: {last}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.try_container", description=__doc__)
+    parser.add_argument("image")
+    parser.add_argument("model", type=Path, help="folder that stage=build made")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    given = parser.parse_args()
+    facts = json.loads(engine("image", "inspect", given.image).stdout)[0]
+    version = engine("--version").stdout.strip()
+    try_refusal(given.image)
+    try_confinement(given.image, given.model)
+    try_stop_at_start(given.image, given.model)
+    stop = try_stop_under_load(given.image, given.model)
+    starts = try_starts(given.image, given.model)
+    found = {
+        "command": f"python -m tools.try_container {given.image} {given.model}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "revision": facts["Config"]["Labels"]["org.opencontainers.image.revision"],
+        "hardware": {"cpu": platform.machine(), "cores": os.cpu_count(), "engine": version},
+        "image_bytes": facts["Size"],
+        "layers": len(facts["RootFS"]["Layers"]),
+        "seconds_to_ready": {"median": statistics.median(starts), "runs": starts},
+        "stop_under_load": {"streams": STREAMS, "cut": 0, "seconds": stop, "exit_code": 0},
+    }
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
