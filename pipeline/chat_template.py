@@ -21,6 +21,7 @@ from pipeline.messages import Message, Unusable
 MAX_BYTES = 2**20
 MAX_CHARACTERS = 2**24  # of a rendered conversation
 MAX_SECONDS = 10.0
+MAX_EXPONENT = 64
 
 
 class ChatTemplate:
@@ -88,6 +89,20 @@ class ChatTemplate:
         return "".join(chunks)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Multiplies and raises only what stays small: `'x' * 10**10` would fill memory at once."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        for sized, count in ((left, right), (right, left)):
+            if hasattr(sized, "__len__") and len(sized) * count > MAX_CHARACTERS:
+                raise jinja2.TemplateError("it repeats a text without end")
+        if operator == "**" and abs(left) > 1 and right > MAX_EXPONENT:
+            raise jinja2.TemplateError("it raises a number without end")
+        return super().call_binop(context, operator, left, right)
+
+
 class _Generation(Extension):
     """The `{% generation %}` block of newer templates, which marks what the assistant writes."""
 
@@ -100,14 +115,14 @@ class _Generation(Extension):
         ).set_lineno(line)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment() -> _Sandbox:
     def tojson(value: object, **options: Any) -> str:
         return json.dumps(value, **{"ensure_ascii": False, **options})
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = tojson

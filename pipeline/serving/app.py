@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from tokenizers import Tokenizer
 
@@ -106,12 +106,12 @@ def create_app(
         return models.card(name)
 
     @app.post("/v1/load_lora_adapter")
-    async def load_adapter(body: AdapterRequest) -> str:
-        return await models.load_adapter(body)
+    async def load_adapter(body: AdapterRequest) -> Response:
+        return PlainTextResponse(await models.load_adapter(body))
 
     @app.post("/v1/unload_lora_adapter")
-    async def unload_adapter(body: AdapterRequest) -> str:
-        return await models.unload_adapter(body)
+    async def unload_adapter(body: AdapterRequest) -> Response:
+        return PlainTextResponse(await models.unload_adapter(body))
 
     @app.get("/health/live")
     @app.get("/v1/health/live")

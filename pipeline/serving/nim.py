@@ -40,7 +40,7 @@ _CACHES = {
 }
 _TLS = "the server speaks plain HTTP: end TLS in the proxy before it"
 _DOWNLOAD = "nothing is downloaded at start: mount the model's folder"
-_LORA = "adapters are not served from a folder: merge them into the model with stage=merge"
+_LORA = "load adapters while the server runs, with POST /v1/load_lora_adapter (docs/api.md)"
 # NIM's variables without a counterpart, and what to do instead.
 REFUSED: Mapping[str, str] = {
     "NIM_REPOSITORY_OVERRIDE": _DOWNLOAD,

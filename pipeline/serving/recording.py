@@ -123,8 +123,10 @@ class Recorder:
 def _lines(exchange: Exchange) -> Iterator[str]:
     """A line for each answer that ended by itself and that `prepare` would take."""
     asked = exchange.asked()
+    if asked.get("tools") or not isinstance(asked.get("messages"), list):
+        return  # rows for training name no tools
     for answer in exchange.answers():
-        if answer.finish_reason != "stop" or not isinstance(asked.get("messages"), list):
+        if answer.finish_reason != "stop":
             continue
         turns = [*asked["messages"], {"role": "assistant", "content": answer.text}]
         try:

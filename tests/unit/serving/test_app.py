@@ -413,3 +413,35 @@ def test_a_client_that_leaves_frees_its_slot(
     assert 'request_success_total{model_name="bank"} 0.0' in get(app, "/metrics").text
     aborted = 'request_finish_total{finished_reason="abort",model_name="bank"} 1.0'
     assert aborted in get(app, "/metrics").text
+
+
+def test_a_model_that_answers_makes_no_embeddings(app: Any, post: Post) -> None:
+    response = post("/v1/embeddings", input="Hello")
+    assert response.status_code == 400
+    assert "makes no embeddings" in response.json()["error"]["message"]
+
+
+HALF = "\ud83d"  # of a pair that stands for an emoji
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/chat/completions", {"model": HALF}, 404),
+        ("/v1/chat/completions", {HALF: 1}, 400),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": HALF}]}, 400),
+        ("/v1/chat/completions", {"messages": [{"role": HALF, "content": "x"}]}, 400),
+        ("/v1/chat/completions", {"stop": HALF, "user": HALF}, 200),
+        ("/v1/completions", {"prompt": HALF}, 400),
+        ("/v1/completions", {"prompt": ["x", HALF]}, 400),
+        ("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": HALF}, 400),
+    ],
+)
+def test_halves_of_surrogate_pairs_break_nothing(
+    post: Post, path: str, body: dict[str, Any], status: int
+) -> None:
+    response = post(path, raw={"json": {"model": "bank", "messages": HELLO, **body}})
+    if path == "/v1/completions":
+        response = post(path, **body)
+    assert response.status_code == status
+    response.json()

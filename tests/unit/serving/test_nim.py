@@ -146,7 +146,7 @@ def test_log_levels(name: str, least: int) -> None:
         ("NIM_OTEL_TRACES_EXPORTER", "console", "OTLP"),
         ("NIM_PASSTHROUGH_ARGS", "--tensor-parallel-size 4", "neither serve.key=value"),
         ("NIM_PASSTHROUGH_ARGS", "serve.port=80", "NIM_SERVER_PORT"),
-        ("NIM_PEFT_SOURCE", "/adapters", "merge"),
+        ("NIM_PEFT_SOURCE", "/adapters", "load_lora_adapter"),
         ("NIM_SERVED_MODEL_NAMES", "bank", "did you mean NIM_SERVED_MODEL_NAME?"),
         ("NIM_FUSION", "1", "docs/containers.md"),
     ],

@@ -206,3 +206,12 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"serve\.record=.*give another folder"):
         Recorder(tmp_path / "file" / "records")
+
+
+def test_an_answer_to_a_request_with_tools_is_not_recorded(recorder: Recorder) -> None:
+    choice = {"index": 0, "message": {"content": ANSWER}, "finish_reason": "stop"}
+    response = json.dumps({"choices": [choice]}).encode()
+    for tools in ([{"type": "function", "function": {"name": "pay"}}], []):
+        request = json.dumps({"messages": HELLO, "tools": tools}).encode()
+        recorder.record(Exchange("r", request, response))
+    assert len(recorded(recorder)) == 1
