@@ -307,12 +307,13 @@ def load(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors(include_url=False)]
+        lines = [explain(e) for e in error.errors(include_url=False)]
         raise ConfigError("; ".join(lines)) from None
 
 
-def _explain(error: Mapping[str, Any]) -> str:
-    field = ".".join(str(part) for part in error["loc"])
+def explain(error: Mapping[str, Any], section: str = "") -> str:
+    """What is wrong with a field of a section, or of the whole configuration, in a line."""
+    field = ".".join(str(part) for part in (section, *error["loc"]) if part != "")
     if error["type"] == "extra_forbidden":
         return f"{field} is not a setting: see `python -m pipeline --help`"
     if error["type"] == "missing":

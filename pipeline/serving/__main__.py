@@ -1,7 +1,11 @@
 """Serve a model's folder without the rest of the pipeline, as a container or the benchmark does.
 
-python -m pipeline.serving --engine artifacts/build --model bank serve.port=8001
-python -m pipeline.serving --engine /models/llama --model llama engine.name=vllm
+    python -m pipeline.serving --engine artifacts/build --model bank serve.port=8001
+    python -m pipeline.serving --engine /models/llama --model llama engine.name=vllm
+
+Settings are those of `python -m pipeline --help`: serve.key=value, and engine.key=value to open an
+HF folder as it is. With SERVE_API_KEY in the environment, or serve.keys_file, clients need a key.
+Ctrl-C or SIGTERM ends it when every answer in progress is finished.
 """
 
 import argparse
@@ -12,19 +16,21 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.config import EngineConfig, ServeConfig
+from pipeline.config import EngineConfig, ServeConfig, explain
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.graph import ROOT
-from pipeline.serving.address import base_url, listen, warn_if_open
+from pipeline.serving.address import listen, warn_if_open
 from pipeline.serving.open import describe
 from pipeline.serving.server import serve
-
-SETTINGS = "serve.key=value, over conf/config.yaml's; engine.key=value opens an HF folder as it is"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code as pipeline.errors draws it."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.serving", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--engine", type=Path, required=True, help="folder that stage=build made, or an HF folder"
     )
@@ -32,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fd", type=int, help="a listening socket of the parent, instead of a port"
     )
-    parser.add_argument("settings", nargs="*", help=SETTINGS)
+    parser.add_argument("settings", nargs="*", metavar="section.key=value")
     given = parser.parse_args(arguments)
     try:
         settings, engine = read_settings(given.settings)
@@ -41,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             listening = listen(settings.host, settings.port)
         warn_if_open(listening, settings.keys_file)
-        print(f"serving {given.model} on {base_url(listening)}", file=sys.stderr)
         serve(
             given.engine,
             listening,
@@ -83,9 +88,8 @@ def read_settings(overrides: Sequence[str]) -> tuple[ServeConfig, EngineConfig |
         section = "engine"
         engine = EngineConfig.model_validate(trees[section]) if section in given else None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{section}.{where}={first['input']!r}: {first['msg']}") from None
+        lines = [explain(e, section) for e in error.errors(include_url=False)]
+        raise ConfigError("; ".join(lines)) from None
     return settings, engine
 
 

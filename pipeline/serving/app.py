@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from tokenizers import Tokenizer
 
 from pipeline.chat import Chat
-from pipeline.serving import protocol
+from pipeline.serving import calls, protocol
 from pipeline.serving.calls import InFlight
 from pipeline.serving.door import too_many
 from pipeline.serving.embedding import Embedder
@@ -137,11 +137,11 @@ def create_app(
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:
-        return Json(error.body, error.status)
+        return _noted(error.body, error.status)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        return Json(protocol.explain(list(error.errors())), 400)
+        return _noted(protocol.explain(list(error.errors())), 400)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
@@ -152,7 +152,7 @@ def create_app(
     async def full(request: Request, error: QueueFull) -> Response:
         text = "the server has as many waiting requests as it may hold: try again shortly"
         body = protocol.error_body(text, "rate_limit_error", code="rate_limit_exceeded")
-        return Json(body, 429, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+        return _noted(body, 429, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
     @app.exception_handler(RateLimited)
     async def limited(request: Request, error: RateLimited) -> Response:
@@ -160,7 +160,7 @@ def create_app(
 
     @app.exception_handler(EngineFailed)
     async def failed(request: Request, error: EngineFailed) -> Response:
-        text = str(error)
+        text = calls.current().error = str(error)
         if not engine.down():
             return Json(protocol.error_body(text, "server_error"), 500)
         body = protocol.error_body(text, "server_error", code="engine_down")
@@ -168,3 +168,10 @@ def create_app(
 
     operations.add_to(app, metrics.failed)
     return app
+
+
+def _noted(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Json:
+    """A refusal, and in the log its code and field; its message may quote what the client sent."""
+    error = body["error"]
+    calls.current().error = " ".join(filter(None, (error["code"], error["param"]))) or None
+    return Json(body, status, headers)

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import sys
@@ -26,9 +27,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.console import get_console
 from pipeline.errors import ConfigError
 from pipeline.serving.address import API_KEY
+
+log = logging.getLogger("pipeline.serving")
 
 PREFIX = "sk-"
 KEY_BYTES = 32
@@ -104,7 +106,7 @@ class Keyring:
         try:
             self._keys = self._fixed + read_keys(self._file)
         except ConfigError as error:
-            get_console().print(f"[yellow]keys stay as they were[/]: {error}")
+            log.warning("keys stay as they were: %s", error)
 
 
 def _version(file: Path) -> tuple[int, int, int] | None:

@@ -1,6 +1,6 @@
-"""The server's log: one JSON object a line on standard error, written by a thread of its own.
+"""The server's log on standard error: JSON lines for collectors, and plain ones for a terminal.
 
-A terminal or a collector that takes no more lines then delays no answer.
+Written by a thread of its own: a terminal or a collector that takes no more delays no answer.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
@@ -32,6 +32,35 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class TextFormatter(logging.Formatter):
+    """What a person wants to see of it: `08:15:02 200 POST /v1/chat/completions 0.31 s …`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        given = {name: v for name, v in vars(record).items() if name not in _STANDARD}
+        line = datetime.fromtimestamp(record.created).strftime("%H:%M:%S ")
+        if record.getMessage() == "request":
+            line += _request(given)
+        else:
+            level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+            line += level + record.getMessage()
+        line += "".join(f" {name}={value}" for name, value in given.items())
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _request(given: dict[str, Any]) -> str:
+    """The beginning of a request's line; what stands there is taken out of `given`."""
+    head = f"{given.pop('status', '-')} {given.pop('method')} {given.pop('path')}"
+    parts = [f"{head} {given.pop('seconds'):.2f} s"]
+    if (first := given.pop("first_token_seconds", None)) is not None:
+        parts.append(f"first token {first:.3f} s")
+    if "prompt_tokens" in given:
+        tokens = f"{given.pop('prompt_tokens')} + {given.pop('completion_tokens')} tokens"
+        parts.append(f"{tokens} ({', '.join(given.pop('finish_reasons')) or 'none ended'})")
+    for name in ("client", "model", "queued_seconds"):
+        given.pop(name, None)
+    return ", ".join(parts)
+
+
 class _Unchanged(logging.handlers.QueueHandler):
     """Hands records over as they are; the original would format them, and drop the exception."""
 
@@ -40,15 +69,15 @@ class _Unchanged(logging.handlers.QueueHandler):
 
 
 @contextmanager
-def json_logs(stream: TextIO | None = None) -> Iterator[None]:
-    """Requests, and other libraries' warnings, as JSON lines for as long as the block runs.
+def server_log(stream: TextIO | None = None) -> Iterator[None]:
+    """Requests, and other libraries' warnings, for as long as the block runs.
 
     Args:
-        stream: standard error if None.
+        stream: standard error if None; JSON unless it is a terminal.
     """
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     target = logging.StreamHandler(stream or sys.stderr)
-    target.setFormatter(JsonFormatter())
+    target.setFormatter(TextFormatter() if target.stream.isatty() else JsonFormatter())
     listener = logging.handlers.QueueListener(records, target)
     handler, root, ours = _Unchanged(records), logging.getLogger(), logging.getLogger("pipeline")
     before = ours.level

@@ -98,5 +98,5 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def _last_words(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = [s for s in log.read_text(errors="replace").splitlines() if '"level": "info"' not in s]
     return " | ".join(lines[-3:]) or "it said nothing"

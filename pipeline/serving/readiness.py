@@ -1,11 +1,13 @@
 """Whether the server can answer: only once a real answer came out of the engine."""
 
 import asyncio
+import logging
 from typing import Any
 
 from pipeline.chat import Chat
-from pipeline.console import get_console
 from pipeline.serving.engine import EngineFailed, QueueFull, Sampling
+
+log = logging.getLogger("pipeline.serving")
 
 RETRY_SECONDS = 1.0  # between attempts at a warm-up answer
 
@@ -40,7 +42,7 @@ class Readiness:
             except (EngineFailed, ValueError) as error:
                 down = self._engine.down()
                 self.reason = down or f"the warm-up answer failed: {error}"
-                get_console().print(f"[red]not ready[/]: {self.reason}")
+                log.error("not ready: %s", self.reason)
                 if down is None:
                     return
             await asyncio.sleep(RETRY_SECONDS)

@@ -1,24 +1,30 @@
 """An engine's folder on a socket by uvicorn, until a signal; answers in progress are finished."""
 
 import json
+import logging
 import signal
 import socket
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from pipeline.artifact import open_artifact
 from pipeline.config import ServeConfig
+from pipeline.errors import ArtifactError
+from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
-from pipeline.serving.description import Description
-from pipeline.serving.logs import json_logs
+from pipeline.serving.description import FILE, Description
+from pipeline.serving.logs import server_log
 from pipeline.serving.open import open_engine
 from pipeline.serving.operations import Operations
 from pipeline.serving.wire import WireBounds, WireConfig
+
+log = logging.getLogger("pipeline.serving")
 
 
 def serve(
@@ -28,11 +34,13 @@ def serve(
     model: str,
     settings: ServeConfig,
     description: Description | None = None,
+    announce: Callable[[], None] = lambda: None,
 ) -> bool:
     """Serve an engine on a socket until SIGINT or SIGTERM; answers in progress are finished.
 
     Args:
         description: of an HF folder to serve as it is; None for an engine of `stage=build`.
+        announce: called when the server is ready.
 
     Returns:
         Whether they were: a second SIGINT does not wait for them.
@@ -41,8 +49,31 @@ def serve(
         ArtifactError: the engine is not whole, or not for this machine.
         ConfigError: a file that a setting names cannot be used.
     """
+    begin = time.monotonic()
+    with server_log():
+        log.info("loading", extra={"model": model, "folder": str(folder)})
+        server = _server(folder, model, settings, description)
+
+        def ready() -> None:
+            facts = {"url": base_url(listening), "seconds": round(time.monotonic() - begin, 1)}
+            log.info("ready", extra={"model": model, **facts})
+            announce()
+
+        server.announce = ready
+        server.run(sockets=[listening])
+    return not server.force_exit
+
+
+def _server(
+    folder: Path, model: str, settings: ServeConfig, description: Description | None
+) -> "_Server":
     operations = Operations.configured(settings)
     if description is None:
+        if folder.is_dir() and not (folder / FILE).is_file():
+            raise ArtifactError(
+                f"{folder} holds no engine: make one with `python -m pipeline stage=build`, or "
+                "name a runtime to serve an HF folder as it is, such as engine.name=hf"
+            )
         open_artifact(folder, stage="build").require("engine")
     served = open_engine(folder, max_queue=settings.max_queue, description=description)
     app = create_app(
@@ -54,7 +85,7 @@ def serve(
         defaults=_sampling_defaults(folder),
         operations=operations,
     )
-    server = _Server(
+    return _Server(
         WireConfig(
             app,
             WireBounds(
@@ -73,9 +104,6 @@ def serve(
         ),
         settings.drain_delay,
     )
-    with json_logs():
-        server.run(sockets=[listening])
-    return not server.force_exit
 
 
 def _sampling_defaults(folder: Path) -> dict[str, float]:
@@ -96,8 +124,13 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: WireConfig, delay: float) -> None:
         super().__init__(config)
+        self.announce: Callable[[], None] | None = None
         self._delay = delay
         self._stopped: float | None = None
+
+    @property
+    def _state(self) -> Any:
+        return self.config.app.state  # type: ignore[union-attr]
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -111,16 +144,20 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
         if self._stopped is not None and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
+        log.info("shutting down", extra={"answers_in_progress": self._state.in_flight.count})
         self._stopped = self._stopped or time.monotonic()
-        self.config.app.state.readiness.end()  # type: ignore[union-attr]
+        self._state.readiness.end()
         self._drained()
 
     async def on_tick(self, counter: int) -> bool:
+        if self.announce and self._state.readiness.ready:
+            self.announce()
+            self.announce = None
         return self._drained() or await super().on_tick(counter)
 
     def _drained(self) -> bool:
         """Whether a stopped server has nothing left to do; from `delay` on it takes nothing new."""
-        in_flight = self.config.app.state.in_flight  # type: ignore[union-attr]
+        in_flight = self._state.in_flight
         if self._stopped is not None and time.monotonic() - self._stopped >= self._delay:
             in_flight.draining = True
         return in_flight.draining and not in_flight.count

@@ -7,18 +7,20 @@ and ready again when the new process has given an answer.
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.console import get_console
 from pipeline.errors import PipelineError
 from pipeline.serving.description import Description
 from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling
 from pipeline.serving.engine_process import OF_ALL
 from pipeline.serving.link import Link
 from pipeline.serving.stream import PushedStream
+
+log = logging.getLogger("pipeline.serving")
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.1, 30.0
 STEADY_SECONDS = 60.0  # a process that lived so long did not die of its start
@@ -165,7 +167,7 @@ class SupervisedEngine:
 
     async def _revive(self) -> None:
         """Start processes until one gives an answer, at growing intervals if they die young."""
-        get_console().print(f"[red]not ready[/]: {self._down}")
+        log.error("not ready: %s", self._down)
         if time.monotonic() - self._started > STEADY_SECONDS:
             self._wait = FIRST_WAIT_SECONDS
         while True:
@@ -180,11 +182,11 @@ class SupervisedEngine:
                     return  # it died while it was proven: another task is at it
                 self._link.close()
                 self._down = f"the engine's process could not be started again: {error}"
-                get_console().print(f"[red]not ready[/]: {self._down}")
+                log.error("not ready: %s", self._down)
                 continue
             break
         self._down = None
-        get_console().print("[green]ready[/]: the engine's process was started again")
+        log.info("ready: the engine's process was started again")
 
     async def _prove(self) -> None:
         """A real answer of the new process, which has its adapters again."""
@@ -193,7 +195,7 @@ class SupervisedEngine:
                 await self._ask("add_adapter", name, str(folder))
             except ValueError as error:  # its folder has gone meanwhile: the others can go on
                 del self._adapters[name]
-                get_console().print(f"[red]without the adapter {name}[/]: {error}")
+                log.error("without the adapter %s: %s", name, error)
         if "embeddings" in self.features:
             await self._ask("embed", [[0]])
             return

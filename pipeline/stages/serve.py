@@ -21,10 +21,21 @@ def run(config: Config) -> None:
 
     url = address.base_url(listening)
     address.warn_if_open(listening, config.serve.keys_file)
-    console.print(f"[bold]serving {model}[/] on {url} (Ctrl-C ends it)\n")
     with_key = bool(config.serve.keys_file or os.environ.get(address.API_KEY))
-    console.print(address.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
-    finished = serve(config.artifacts / "build", listening, model=model, settings=config.serve)
+
+    def announce() -> None:
+        page = url.removesuffix("v1")
+        console.print(f"\n[bold]serving {model}[/]; a chat page is at {page} (Ctrl-C ends it)\n")
+        console.print(address.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
+        console.print()
+
+    finished = serve(
+        config.artifacts / "build",
+        listening,
+        model=model,
+        settings=config.serve,
+        announce=announce,
+    )
     console.print(
         "stopped: every answer in progress was finished"
         if finished

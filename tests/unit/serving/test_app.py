@@ -311,6 +311,19 @@ def test_ready_only_after_an_answer(app: Any, model: ListModel) -> None:
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+def test_the_log_says_why_a_request_was_refused_and_not_what_it_said(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline.serving")
+    post(model="secret plans")
+    post(temperature="secret plans")
+    assert [vars(r)["error"] for r in caplog.records if r.message == "request"] == [
+        "model_not_found model",
+        "invalid_value temperature",
+    ]
+    assert "secret" not in str([vars(record) for record in caplog.records])
+
+
 def test_a_model_that_fails_is_never_ready(app: Any, model: ListModel) -> None:
     model.error = RuntimeError("no such kernel")
 

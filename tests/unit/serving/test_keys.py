@@ -92,7 +92,10 @@ def test_every_key_is_compared_in_full_whatever_was_given(
 
 
 def test_a_changed_file_is_read_again_and_a_broken_one_is_not(
-    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(keys, "REFRESH_SECONDS", 0)
     first = make(capsys, "anna", "--file", str(file))
@@ -101,7 +104,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not(
     assert ring.find(second.encode())
     file.write_text("{")
     assert ring.find(second.encode())
-    assert "keys stay as they were" in capsys.readouterr().err
+    assert "keys stay as they were" in caplog.text
     file.write_text("\n")
     assert ring.find(first.encode()) is None
     assert ring.asks

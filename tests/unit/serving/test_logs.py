@@ -4,12 +4,12 @@ import logging
 from datetime import datetime
 from typing import Any
 
-from pipeline.serving.logs import json_logs
+from pipeline.serving.logs import server_log
 
 
 def logged(*, write: Any) -> list[dict[str, Any]]:
     stream = io.StringIO()
-    with json_logs(stream):
+    with server_log(stream):
         write()
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
@@ -46,7 +46,50 @@ def test_other_libraries_are_heard_when_they_warn_only() -> None:
 
 def test_nothing_is_logged_afterwards() -> None:
     stream = io.StringIO()
-    with json_logs(stream):
+    with server_log(stream):
         pass
     logging.getLogger("pipeline.serving").warning("later")
     assert stream.getvalue() == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_lines_for_people() -> None:
+    stream, log = Terminal(), logging.getLogger("pipeline.serving")
+    answer = {
+        "request_id": "req-1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "seconds": 0.3123,
+        "client": "127.0.0.1",
+        "key": "anna",
+        "model": "bank",
+        "prompt_tokens": 27,
+        "completion_tokens": 32,
+        "queued_seconds": 0.0,
+        "first_token_seconds": 0.0412,
+        "finish_reasons": ["stop"],
+    }
+    refusal = {"request_id": "req-2", "method": "GET", "path": "/x", "status": 404, "seconds": 0.0}
+    with server_log(stream):
+        log.info("request", extra=answer)
+        log.info("request", extra=refusal)
+        log.warning("low on %s", "disk")
+        try:
+            raise RuntimeError("broken")
+        except RuntimeError:
+            log.exception("unforeseen failure", extra={"request_id": "req-3"})
+    lines = [line.partition(" ") for line in stream.getvalue().splitlines()]
+    assert all(datetime.strptime(time, "%H:%M:%S") for time, _, _ in lines[:4])
+    assert [rest for _, _, rest in lines[:4]] == [
+        "200 POST /v1/chat/completions 0.31 s, first token 0.041 s, 27 + 32 tokens (stop) "
+        "request_id=req-1 key=anna",
+        "404 GET /x 0.00 s request_id=req-2",
+        "warning: low on disk",
+        "error: unforeseen failure request_id=req-3",
+    ]
+    assert stream.getvalue().endswith("RuntimeError: broken\n")

@@ -159,8 +159,9 @@ def test_a_process_that_cannot_open_the_engine_is_told_of_at_start(
 
 
 def test_it_is_tried_again_until_it_opens_and_an_adapter_that_is_gone_is_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "pipeline.serving")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "number").write_text("3")
@@ -179,10 +180,9 @@ def test_it_is_tried_again_until_it_opens_and_an_adapter_that_is_gone_is_left_ou
             assert await read(engine, [1], greedy(2)) == alone([1], 2)
 
     run(scenario)
-    said = capsys.readouterr().err
-    assert "not ready" in said
-    assert "without the adapter three" in said
-    assert "ready: the engine's process was started again" in said
+    assert "not ready" in caplog.text
+    assert "without the adapter three" in caplog.text
+    assert "ready: the engine's process was started again" in caplog.text
 
 
 def test_adapters_that_do_not_fit_are_refused_and_removed_ones_are_gone(tmp_path: Path) -> None:
