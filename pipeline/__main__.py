@@ -53,11 +53,13 @@ def _run(arguments: list[str]) -> int:
 
         print(help_text())
         return 0
-    from pipeline import compose
+    from pipeline import compose, launchers
 
     stage, tree, config = compose.from_command_line(arguments)
     if stage == "config":
         print(compose.to_yaml(tree), end="")
+    elif launchers.is_elsewhere(stage, config):
+        launchers.submit(stage, arguments, config)
     elif stage == "all":
         return _run_graph(tree, config)
     elif stage in ("serve", "doctor", "plan"):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 GIB = 2**30
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # there is no GPU to ask for without one
@@ -172,14 +172,14 @@ def _nvidia() -> tuple[str | None, list[Gpu]]:
     except nvml.NVMLError:
         return None, []
     try:
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        driver = text_of(nvml.nvmlSystemGetDriverVersion())
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         by_uuid = {
-            _text(nvml.nvmlDeviceGetUUID(handle)): _ask_nvml(nvml, handle) for handle in handles
+            text_of(nvml.nvmlDeviceGetUUID(handle)): _ask_nvml(nvml, handle) for handle in handles
         }
     finally:
         nvml.nvmlShutdown()
-    return driver, _visible(by_uuid)
+    return driver, visible(by_uuid)
 
 
 def _ask_nvml(nvml: Any, handle: Any) -> Gpu:
@@ -189,7 +189,7 @@ def _ask_nvml(nvml: Any, handle: Any) -> Gpu:
     except nvml.NVMLError:  # a card without MIG
         mig = False
     memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    return Gpu(_text(nvml.nvmlDeviceGetName(handle)), memory, f"{major}.{minor}", mig)
+    return Gpu(text_of(nvml.nvmlDeviceGetName(handle)), memory, f"{major}.{minor}", mig)
 
 
 def _ask_nvidia_smi() -> tuple[str | None, list[Gpu]]:
@@ -209,11 +209,20 @@ def _ask_nvidia_smi() -> tuple[str | None, list[Gpu]]:
         )
         for uuid, name, memory, capability, mig, _ in rows
     }
-    return (rows[0][5] if rows else None), _visible(by_uuid)
+    return (rows[0][5] if rows else None), visible(by_uuid)
 
 
-def _visible(gpus: Mapping[str, Gpu]) -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES names by number or UUID, up to the first that does not exist.
+class _Splittable(Protocol):
+    @property
+    def mig(self) -> bool: ...
+
+
+Device = TypeVar("Device", bound=_Splittable)
+
+
+def visible(gpus: Mapping[str, Device]) -> list[Device]:
+    """Of GPUs by UUID those that CUDA would show: all, or what CUDA_VISIBLE_DEVICES names by number
+    or UUID, up to the first that does not exist.
 
     A MIG instance counts as a GPU that is split: which one, its name does not tell.
     """
@@ -231,10 +240,10 @@ def _visible(gpus: Mapping[str, Gpu]) -> list[Gpu]:
     return found
 
 
-def _names(part: str, uuid: str, gpu: Gpu) -> bool:
+def _names(part: str, uuid: str, gpu: _Splittable) -> bool:
     return gpu.mig if part.startswith("MIG-") else uuid.startswith(part)
 
 
-def _text(value: bytes | str) -> str:
+def text_of(value: bytes | str) -> str:
     """Older versions of the library give bytes."""
     return value.decode() if isinstance(value, bytes) else value

@@ -5,8 +5,10 @@ from pipeline.config import FinetuneConfig
 from pipeline.errors import ConfigError
 
 
-def check(settings: FinetuneConfig, shape: Shape) -> None:
+def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
     """Refuse settings that do not fit one another or the model, before NeMo is imported.
+
+    nodes: machines that share the training.
 
     Raises:
         ConfigError: names the settings and what is allowed.
@@ -17,6 +19,11 @@ def check(settings: FinetuneConfig, shape: Shape) -> None:
         raise ConfigError(
             f"finetune.parallel: tensor × pipeline × context is {ranks}, and "
             f"finetune.parallel.processes={parallel.processes} is not a multiple of it"
+        )
+    if parallel.processes % nodes:
+        raise ConfigError(
+            f"finetune.parallel.processes={parallel.processes} must be a multiple of "
+            f"launcher.nodes={nodes}: each machine has as many"
         )
     # Packs take the place of micro-batches.
     rows = 1 if settings.pack_length else settings.micro_batch_size

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-LAYOUT = ("processes", "tensor", "pipeline", "context")
+# How a step is shared out, over processes and over time: what it computes is the same.
+LAYOUT = ("processes", "nodes", "tensor", "pipeline", "context", "micro_batch_size", "pack_length")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Job:
     checkpoints for going on are kept. out: where the result goes. section: the configuration's
     section, to name a setting in a message. Batch sizes are in rows, max_length in tokens.
     pack_length: tokens of rows put end to end, in place of micro-batches; 0 pads rows instead.
-    precision: of the matrix products on a GPU; on a CPU all is float32.
+    precision: of the matrix products on a GPU; on a CPU all is float32. processes: of all `nodes`,
+    which are machines. made_from: digest of the rows and of the weights to start from.
     """
 
     section: str
@@ -52,17 +54,20 @@ class Job:
     alpha: int = 0
     dropout: float = 0.0
     processes: int = 1
+    nodes: int = 1
     tensor: int = 1
     pipeline: int = 1
     context: int = 1
     pack_length: int = 0
     precision: Literal["bf16", "fp8"] = "bf16"
+    made_from: str = ""
 
     @property
     def identity(self) -> str:
         """What a checkpoint must have been made with for this job to go on from it.
 
-        Not how many processes share the model: they compute the same, and a checkpoint is whole.
+        Not how many processes share a step nor the size of its micro-batches: they compute the
+        same, and a checkpoint is whole. So a run that lacked memory goes on with smaller ones.
         """
         settings = {
             name: value
@@ -138,6 +143,20 @@ class Checkpoints:
         """The curve up to the newest checkpoint."""
         newest = self.newest()
         return [Point(**p) for p in self._progress(newest)["curve"]] if newest else []
+
+    def adopt(self, others: Iterable[Path]) -> None:
+        """Take over the newest checkpoint of this very job that lies in another's folder.
+
+        A run that was begun with other micro-batches or another layout left it there.
+        """
+        if self.newest():
+            return
+        found = [Checkpoints(other, self._identity).newest() for other in others]
+        newest = max((path for path in found if path), key=lambda path: path.name, default=None)
+        if newest:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True)
+            os.replace(newest, self._folder / newest.name)
 
     @contextmanager
     def writing(self, step: int, curve: list[Point], *, main: bool) -> Iterator[Path]:

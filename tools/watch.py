@@ -1,7 +1,8 @@
 """Write into dvc.yaml which of the project's files make each stage's artifact: `make watch`.
 
 A stage depends on its own file and on all that it imports of the project, directly or through
-others, except on the foundation: a change there is one of the pipeline, not of one result.
+others, except on the foundation: a change there is one of the pipeline, not of one result. The
+checks of `preflight` refuse a run, and never change what one makes.
 """
 
 import ast
@@ -9,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOUNDATION = (
-    "__init__ artifact config console errors graph hardware runner spool summary tracking".split()
-)
+    "__init__ artifact config console errors graph hardware preflight runner spool summary tracking"
+).split()
 
 
 def code_of_stage(stage: str) -> list[str]:

@@ -84,6 +84,7 @@ def write_unified_hf(quantized: Path, source: Path, out: Path) -> None:
     with _refusals(f"unified HF from {quantized}"), torch.no_grad():
         # In the type that it was calibrated in, so that weights are rounded once.
         exporter.export_hf_checkpoint(model, model.dtype, out)
+    del model.save_pretrained  # it holds the model, and memory may not hold another
     _mend_config(out, own)
     _copy_text_files(source, out)
 

@@ -35,7 +35,9 @@ from nemo.lightning.resume import AdapterPath
 from pipeline.adapters.fast_training import fast_training
 from pipeline.adapters.nemo import has_transformer_engine, model_for, on_gpu
 from pipeline.adapters.nemo_data import Data
+from pipeline.batches import TokenRows
 from pipeline.errors import PipelineError, ResourceError
+from pipeline.preflight import out_of_memory
 from pipeline.training import Checkpoints, Job, Point, Trained
 
 if TYPE_CHECKING:
@@ -131,8 +133,8 @@ def _trainer(job: Job) -> nl.Trainer:
     strategy.log_train_loss = False  # the recorder keeps it, without Lightning's bookkeeping
     trainer = nl.Trainer(
         accelerator="gpu" if gpu else "cpu",
-        devices=job.processes,
-        num_nodes=1,
+        devices=job.processes // job.nodes,
+        num_nodes=job.nodes,
         max_steps=job.steps,
         strategy=strategy,
         plugins=precision,
@@ -346,5 +348,6 @@ def _readable_failures(job: Job) -> Iterator[None]:
 
 
 def _out_of_memory(job: Job) -> ResourceError:
-    hint = f"{job.section}.micro_batch_size (now {job.micro_batch_size})"
-    return ResourceError(f"memory ran out while training: lower {hint}, then run again")
+    longest = int(TokenRows.load(job.train_rows).lengths.max()) - 1
+    memory = torch.cuda.get_device_properties().total_memory if on_gpu() else None
+    return out_of_memory(job, longest, memory=memory)

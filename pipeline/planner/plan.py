@@ -62,7 +62,7 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Raises ConfigError or DataError for settings that no machine could run."""
     shape = read_shape(ROOT / config.model.path)
-    check(config.finetune, shape)
+    check(config.finetune, shape, nodes=config.launcher.nodes)
     machine = hardware.inspect_machine()
     name = config.plan.gpu
     device = KNOWN[name] if name else of_machine(machine)

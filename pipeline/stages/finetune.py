@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.artifact import Artifact, Outcome
+from pipeline.artifact import SCRATCH, Artifact, Outcome, sha256_of_json
 from pipeline.batches import SampleOrder, TokenRows
 from pipeline.checkpoints import Shape, copy_assets, read_shape
 from pipeline.config import Config
@@ -17,6 +17,7 @@ from pipeline.curve import following, write_curve
 from pipeline.dataset import read_split
 from pipeline.errors import DataError
 from pipeline.layout import check
+from pipeline.preflight import check_machine
 from pipeline.training import Checkpoints, Job
 
 ASSETS = "hf"  # config.json and tokenizer files, in every NeMo checkpoint
@@ -28,14 +29,15 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     Raises:
         ConfigError: settings that do not fit one another or the model.
         DataError: no row to train on, or one longer than the model's positions.
-        PipelineError: the loss is not finite. ResourceError: memory ran out.
+        PipelineError: the loss is not finite, or a process died. ResourceError: memory ran out or
+            will. MissingRuntime: FP8 on a GPU without it. Busy: others hold the GPU's memory.
     """
     settings = config.finetune
     base = inputs["import"].require("nemo_checkpoint").path
     dataset = inputs["prepare"].require("dataset").path
     shape = read_shape(base / ASSETS)
-    check(settings, shape)
-    scratch = out / ".scratch"
+    check(settings, shape, nodes=config.launcher.nodes)
+    scratch = out / SCRATCH
     for leftover in ("weights", "context"):
         shutil.rmtree(out / leftover, ignore_errors=True)
     train = _rows(dataset, "train", shape)
@@ -75,11 +77,16 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         context=settings.parallel.context,
         pack_length=settings.pack_length or 0,
         precision=settings.precision,
+        nodes=config.launcher.nodes,
+        made_from=sha256_of_json([train.sha256, inputs["import"].manifest.digest]),
     )
+    check_machine(job, shape, longest=int(train.lengths.max()) - 1)
 
     from pipeline.adapters.launch import train_in_processes
 
-    done = len(Checkpoints(job.scratch, job.identity).curve())
+    checkpoints = Checkpoints(job.scratch, job.identity)
+    checkpoints.adopt(out.parent.glob(f"{out.name.partition('-')[0]}-*/{SCRATCH}/checkpoints"))
+    done = len(checkpoints.curve())
     with following(job.steps, done) as report:
         trained = train_in_processes(job, report)
     curve = trained.curve

@@ -17,7 +17,7 @@ from pipeline import compose
 from pipeline.adapters import launch, nemo
 from pipeline.artifact import Outcome
 from pipeline.batches import TokenRows
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, ResourceError
 from pipeline.stages import finetune, pretrain
 from pipeline.training import Checkpoints, Job, Point, Trained
 from tests.integration.training_case import (
@@ -146,6 +146,28 @@ def test_full_training_goes_on_to_the_same_losses(base: Path, tmp_path: Path) ->
     again = train(halved)
     assert again.resumed_from == 3
     assert losses(again) == losses(whole)
+
+
+def test_out_of_memory_it_goes_on_with_smaller_micro_batches(base: Path, tmp_path: Path) -> None:
+    whole = train(make_job(base, tmp_path / "whole", method="sft", steps=8))
+
+    def fail(point: Point) -> None:
+        if point.step == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    job = make_job(base, tmp_path / "large", method="sft", steps=8)
+    with pytest.raises(ResourceError) as refused:
+        launch.train_in_processes(job, fail)
+    said = str(refused.value)
+    assert "set finetune.micro_batch_size=2 (" in said
+    assert said.endswith("run again, which goes on from the checkpoint of step 3, which is kept")
+    smaller = make_job(base, tmp_path / "small", method="sft", steps=8, micro_batch_size=2)
+    Checkpoints(smaller.scratch, smaller.identity).adopt([job.scratch])
+    again = train(smaller)
+    assert again.resumed_from == 3
+    assert np.allclose(
+        [p.loss for p in again.curve], [p.loss for p in whole.curve], rtol=1e-4, atol=0
+    )
 
 
 def test_a_loss_that_is_no_number_names_the_step(base: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,27 @@ def test_both_exports_hold_the_source_weights(
     assert (claimed is None) == (name == "none")
     chat = Chat.load(tmp_path / "qnemo")
     assert chat.sha256 == Chat.load(inputs["merge"].path).sha256
+
+
+def test_one_model_is_held_at_a_time_and_none_while_weights_are_compared(
+    inputs: dict[str, Artifact],
+    calibrated: dict[str, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipeline.adapters import modelopt
+
+    load, opened = modelopt.load, []
+
+    def load_alone(folder: Path) -> Any:
+        assert not any(model() for model in opened)
+        model = load(folder)
+        opened.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(modelopt, "load", load_alone)
+    export.run(configure(), {**inputs, "quantize": calibrated["fp8"]}, tmp_path)
+    assert [model() for model in opened] == [None, None]
 
 
 def test_a_quantized_cache_is_exported_only_when_asked_for(

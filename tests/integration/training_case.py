@@ -65,7 +65,7 @@ def inputs(base: Path, folder: Path) -> dict[str, Artifact]:
     write_split(folder, "validation", make_rows(11, seed=1))
 
     def artifact(path: Path, kind: str) -> Artifact:
-        manifest: Any = SimpleNamespace(kind=kind, stage="made")
+        manifest: Any = SimpleNamespace(kind=kind, stage="made", digest="made")
         return Artifact(path, manifest)
 
     return {"import": artifact(base, "nemo_checkpoint"), "prepare": artifact(folder, "dataset")}

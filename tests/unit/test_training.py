@@ -68,3 +68,19 @@ def test_what_a_checkpoint_depends_on() -> None:
     assert make_job(out=Path("elsewhere")).identity == make_job().identity
     assert make_job(learning_rate=2e-3).identity != make_job().identity
     assert make_job(seed=2).identity != make_job().identity
+    assert make_job(made_from="other rows").identity != make_job().identity
+    # The same sums in other portions.
+    shared = make_job(micro_batch_size=2, processes=8, nodes=2, tensor=2, pack_length=128)
+    assert shared.identity == make_job().identity
+
+
+def test_a_checkpoint_is_taken_over_from_a_run_in_other_portions(tmp_path: Path) -> None:
+    for name, identity, step in (("a", "job", 2), ("b", "job", 3), ("c", "other", 4)):
+        write(Checkpoints(tmp_path / name, identity), step)
+    mine = Checkpoints(tmp_path / "mine", "job")
+    mine.adopt([tmp_path / name for name in "abc"] + [tmp_path / "nowhere"])
+    assert mine.newest() == tmp_path / "mine/step-000000003"
+    assert mine.curve() == CURVE[:3]
+    assert Checkpoints(tmp_path / "b", "job").newest() is None
+    mine.adopt([tmp_path / "a"])  # one of its own is there
+    assert mine.curve() == CURVE[:3]

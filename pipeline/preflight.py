@@ -1,0 +1,103 @@
+"""Before training starts: does this machine have what the run takes? And after: why it did not.
+
+Refusals name what, where and the setting that would fit; sizes are the planner's. None of it
+changes what a run computes.
+"""
+
+from pipeline import hardware
+from pipeline.checkpoints import Shape, read_shape
+from pipeline.errors import Busy, ConfigError, MissingRuntime, ResourceError
+from pipeline.gpu_use import GpuUse, gpu_use
+from pipeline.hardware import GIB, Machine
+from pipeline.planner.accelerators import has_fp8
+from pipeline.planner.advice import what_fits
+from pipeline.planner.memory import peak
+from pipeline.planner.workload import Workload, of_job
+from pipeline.training import Checkpoints, Job
+
+# The arithmetic is within a tenth of what was measured: a run that is refused could not have run.
+CERTAIN = 1.1
+
+
+def check_machine(job: Job, shape: Shape, *, longest: int) -> None:
+    """Refuse a job that this machine's GPUs cannot run. Without a GPU nothing is refused.
+
+    longest: tokens of the longest training row.
+
+    Raises:
+        ConfigError: more processes than GPUs. MissingRuntime: FP8 on a GPU without it.
+        ResourceError: more memory than a GPU has. Busy: others hold memory that the job needs.
+    """
+    machine = hardware.inspect_machine()
+    if not machine.gpus:
+        return
+    _check_gpus(job, machine)
+    work = of_job(job, shape, longest=longest, gpu=True)
+    smallest = min(machine.gpus, key=lambda gpu: gpu.memory_bytes)
+    need = peak(work).total
+    if smallest.memory_bytes and need > CERTAIN * smallest.memory_bytes:
+        raise ResourceError(
+            f"training takes about {need / GIB:.0f} GiB of each GPU and {smallest.name} has "
+            f"{smallest.memory_bytes / GIB:.0f}: {_mend(work, smallest.memory_bytes)}"
+        )
+    for use in gpu_use()[: job.processes // job.nodes]:
+        _check_free(use, need)
+
+
+def _check_gpus(job: Job, machine: Machine) -> None:
+    here = job.processes // job.nodes
+    if here > len(machine.gpus):
+        tensor = f" (tensor={job.tensor})" if job.tensor > len(machine.gpus) else ""
+        raise ConfigError(
+            f"{job.section}.parallel.processes={job.processes}{tensor} needs {here} GPUs a machine "
+            f"and this one has {len(machine.gpus)}: lower it to {len(machine.gpus) * job.nodes}, "
+            "spread it with launcher.nodes=…, or make more visible with CUDA_VISIBLE_DEVICES"
+        )
+    for gpu in machine.gpus[:here]:
+        if job.precision == "fp8" and not has_fp8(gpu):
+            raise MissingRuntime(
+                f"{job.section}.precision=fp8: {gpu.name} (compute capability "
+                f"{gpu.compute_capability}) has no FP8, which 8.9 and later have: set "
+                f"{job.section}.precision=bf16"
+            )
+
+
+def _check_free(use: GpuUse, need: float) -> None:
+    """Refuse a GPU of which others hold so much that the job surely does not fit beside them."""
+    if not use.holders or need <= CERTAIN * use.free:
+        return
+    others = "; ".join(map(str, use.holders[:3]))
+    raise Busy(
+        f"GPU {use.index} ({use.name}) has {use.free / GIB:.1f} of {use.total / GIB:.1f} GiB free "
+        f"and training takes about {need / GIB:.1f}: {others}. Wait for it, end it, or choose "
+        "other GPUs with CUDA_VISIBLE_DEVICES"
+    )
+
+
+def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceError:
+    """What to tell when memory ran out in a rank. memory: bytes of its GPU; None on a CPU."""
+    if job.section != "finetune":  # which alone has more settings than this one
+        return ResourceError(
+            f"memory ran out while training: lower {job.section}.micro_batch_size (now "
+            f"{job.micro_batch_size}), then run again"
+        )
+    work = of_job(job, read_shape(job.hf), longest=longest, gpu=memory is not None)
+    where = "the machine's memory" if memory is None else f"a GPU's {memory / GIB:.0f} GiB"
+    # Where the planner thought that it would fit, only a smaller run can be the answer.
+    less = peak(work).total - 1
+    have = less if memory is None else min(memory, less)
+    kept = len(Checkpoints(job.scratch, job.identity).curve())
+    going_on = (
+        f"goes on from the checkpoint of step {kept}, which is kept" if kept else "begins anew"
+    )
+    return ResourceError(
+        f"{where} ran out while training on rows of up to {longest} tokens: {_mend(work, have)} "
+        f"and run again, which {going_on}"
+    )
+
+
+def _mend(work: Workload, memory: float) -> str:
+    ways = what_fits(work, memory)
+    if ways:
+        return f"set {' or '.join(ways)}"
+    return "take more or larger GPUs, a smaller model, or shorter rows (prepare.max_length)"

@@ -1,0 +1,93 @@
+"""Ranks on one machine and on several: one that dies takes all with it, and the message says which.
+
+The ranks sum over gloo and need no NeMo: what is tested is what starts and watches them.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.adapters import launch
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.training import Checkpoints, Job, Point
+
+WORKER = "tests.integration.rank"
+
+
+def make_job(folder: Path, **changes: Any) -> Job:
+    fields: dict[str, Any] = {
+        "section": "finetune", "method": "lora", "hf": folder, "weights": None,
+        "train_rows": folder, "validation_rows": None, "scratch": folder / "scratch",
+        "out": folder, "seed": 0, "steps": 3, "max_length": 8, "global_batch_size": 2,
+        "micro_batch_size": 1, "learning_rate": 1e-3, "min_learning_rate": 0.0, "warmup_steps": 0,
+        "weight_decay": 0.0, "clip_grad": 1.0, "validate_every": 9, "checkpoint_every": 9,
+        "processes": 2,
+    }  # fmt: skip
+    return Job(**fields | changes)
+
+
+def test_a_rank_that_is_killed_stops_all_and_is_named(tmp_path: Path) -> None:
+    job = make_job(tmp_path, steps=2000)
+    point = Point(5, 1.0, 0.0, 0.0, 0.0)
+    with Checkpoints(job.scratch, job.identity).writing(5, [point] * 5, main=True):
+        pass
+    killed: list[tuple[int, float]] = []
+
+    def kill(point: Point) -> None:
+        if point.step == 3:
+            killed.append((int(point.loss), time.monotonic()))
+            os.kill(int(point.loss), signal.SIGKILL)
+
+    with pytest.raises(PipelineError) as caught:
+        launch.train_in_processes(job, kill, worker=WORKER)
+    ((process, since),) = killed
+    assert time.monotonic() - since < 60
+    said = str(caught.value)
+    assert f"rank 1 of 2 (process {process}) was killed by SIGKILL" in said
+    assert "all others were stopped" in said
+    assert "the checkpoint of step 5 is kept" in said
+    assert "\n" not in said
+
+
+def test_two_machines_train_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are this one: the first leads with the job, the second only knows where the first is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("PET_MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("PET_MASTER_PORT", str(port))
+    joined: list[BaseException | None] = []
+
+    def second() -> None:
+        try:
+            launch.join(nodes=2, processes=2, worker=WORKER)
+            joined.append(None)
+        except BaseException as error:
+            joined.append(error)
+
+    monkeypatch.setenv("PET_NODE_RANK", "1")
+    thread = threading.Thread(target=second)
+    thread.start()
+    time.sleep(1)  # its process has the variables by now
+    monkeypatch.setenv("PET_NODE_RANK", "0")
+    points: list[Point] = []
+    job = make_job(tmp_path, nodes=2)
+    trained = launch.train_in_processes(job, points.append, worker=WORKER)
+    thread.join(60)
+    assert joined == [None]
+    assert trained.trainable_parameters == 2  # the ranks that took part
+    assert [p.step for p in points] == [1, 2, 3]
+
+
+def test_several_machines_need_to_know_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PET_NODE_RANK", raising=False)
+    with pytest.raises(ConfigError, match=r"launcher\.nodes=2: run the same command on each"):
+        launch.train_in_processes(make_job(tmp_path, nodes=2), lambda point: None, worker=WORKER)

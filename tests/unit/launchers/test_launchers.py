@@ -1,0 +1,131 @@
+"""What each launcher shows and hands over, and what it refuses."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import launchers
+from pipeline.errors import ConfigError, MissingRuntime, PipelineError
+from tests.unit.launchers.cases import EXPECTED, KUBERNETES, TRAINING, configured, write_program
+
+DRY = "launcher.dry_run=true"
+
+
+def shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    config = configured(arguments)
+    assert launchers.is_elsewhere(arguments[0].removeprefix("stage="), config)
+    launchers.submit(arguments[0].removeprefix("stage="), arguments, config)
+    return capsys.readouterr().out
+
+
+def test_by_default_a_stage_runs_here() -> None:
+    for stage in ("prepare", "finetune", "all", "serve"):
+        assert not launchers.is_elsewhere(stage, configured([f"stage={stage}"]))
+    # What looks at this machine stays on it.
+    for stage in launchers.HERE:
+        assert not launchers.is_elsewhere(stage, configured([f"stage={stage}", *KUBERNETES]))
+
+
+def test_kubernetes_manifest_of_several_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown([*TRAINING, *KUBERNETES, DRY], capsys)
+    assert said == (EXPECTED / "kubernetes.yaml").read_text()
+
+
+def test_kubernetes_manifest_of_one_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(["stage=import", *TRAINING[1:], *KUBERNETES, DRY], capsys)
+    (job,) = yaml.safe_load_all(said)
+    assert job["spec"]["completions"] == 1
+    assert "successPolicy" not in job["spec"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"][-2:] == ["launcher=local", "launcher.nodes=1"]
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+    # The command that the pod runs is whole: it composes again.
+    again = configured(container["command"][3:])
+    assert again.launcher.name == "local"
+    assert again.data.train == ("my chats.jsonl",)
+
+
+def test_kubernetes_needs_artifacts_on_the_shared_volume() -> None:
+    arguments = ["stage=import", *KUBERNETES, DRY]
+    with pytest.raises(ConfigError, match="artifacts=/shared/artifacts"):
+        launchers.submit("import", arguments, configured(arguments))
+
+
+def test_kubectl_gets_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TRAINING, *KUBERNETES]
+    config = configured(arguments)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingRuntime, match="kubectl, which is not on the PATH"):
+        launchers.submit("finetune", arguments, config)
+    write_program(tmp_path, "kubectl", f"/bin/cat > {tmp_path}/got\necho job.batch/x created")
+    launchers.submit("finetune", arguments, config)
+    assert (tmp_path / "got").read_text() == (EXPECTED / "kubernetes.yaml").read_text()
+    assert "job.batch/x created on 8 machines, 8 GPUs each" in capsys.readouterr().err
+    write_program(tmp_path, "kubectl", "echo quota exceeded >&2; exit 1")
+    with pytest.raises(PipelineError, match="kubectl refused the job: quota exceeded"):
+        launchers.submit("finetune", arguments, config)
+
+
+def test_torchrun_shows_a_command_for_each_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*TRAINING, "launcher=torchrun", "launcher.nodes=8", DRY]
+    lines = shown(arguments, capsys).splitlines()
+    assert lines[0].startswith("# 8 processes on each machine; of all: tensor 8, pipeline 2")
+    assert len(lines) == 9
+    assert lines[8].startswith("PET_NODE_RANK=7 PET_MASTER_ADDR=<the first machine>")
+    assert lines[8].endswith("'data.train=[my chats.jsonl]' launcher=torchrun launcher.nodes=8")
+
+
+def test_local_shows_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(["stage=finetune", "finetune.parallel.processes=2", DRY], capsys)
+    assert "# 2 processes on each machine" in said
+    assert said.endswith("stage=finetune finetune.parallel.processes=2 launcher=local "
+                         "launcher.nodes=1\n")  # fmt: skip
+
+
+def test_torchrun_knows_the_number_of_machines_from_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["stage=finetune", "launcher=torchrun", "finetune.parallel.processes=2"]
+    monkeypatch.setenv("PET_NNODES", "2")
+    assert configured(arguments).launcher.nodes == 2
+    monkeypatch.setenv("PET_NODE_RANK", "0")
+    assert not launchers.is_elsewhere("finetune", configured(arguments))
+    monkeypatch.setenv("PET_NODE_RANK", "1")  # it joins the first instead of running the stage
+    assert launchers.is_elsewhere("finetune", configured(arguments))
+    assert not launchers.is_elsewhere("prepare", configured(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stage=all", *TRAINING[1:], *KUBERNETES], "submit each stage by itself"),
+        ([*TRAINING, *KUBERNETES, "launcher.nodes=5"], "processes=64 must be a multiple of"),
+    ],
+)
+def test_what_no_launcher_runs(arguments: list[str], said: str) -> None:
+    stage = arguments[0].removeprefix("stage=")
+    with pytest.raises(ConfigError, match=said):
+        launchers.submit(stage, arguments, configured(arguments))
+
+
+def test_dvc_is_told_to_submit_the_whole_graph(tmp_path: Path) -> None:
+    arguments = ["stage=prepare", *KUBERNETES]
+    config = configured(arguments)
+    with pytest.raises(ConfigError, match="stage=all launcher=kubernetes"):
+        launchers.submit("prepare", ["--params", "params.yaml", "stage=prepare"], config)
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "kubernetes"])
+def test_a_cluster_must_be_named(launcher: str) -> None:
+    with pytest.raises(ConfigError, match=r"launcher\.\w+ is not set: give launcher\."):
+        configured(["stage=finetune", f"launcher={launcher}"])
+
+
+def test_an_unknown_launcher_is_refused() -> None:
+    assert "PET_NODE_RANK" not in os.environ
+    with pytest.raises(ConfigError, match="did you mean slurm"):
+        configured(["stage=finetune", "launcher=slurn"])
