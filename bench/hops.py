@@ -184,7 +184,8 @@ def export_hop(work: Path) -> dict[str, Any]:
 def qnemo_hop(work: Path) -> dict[str, Any]:
     """For two ranks and for four: written, held against every rule, compared with the source."""
     from pipeline.adapters import modelopt_export
-    from pipeline.adapters.dequantize import QnemoWeights, compare
+    from pipeline.adapters.dequantize import compare
+    from pipeline.adapters.exported_weights import QnemoWeights
     from pipeline.adapters.hf import WeightReader
     from pipeline.checkpoints import read_shape
     from pipeline.qnemo import check_config, check_qnemo

@@ -143,15 +143,16 @@ def _require_rules(form: str, problems: Sequence[str]) -> None:
 def _compare(
     source: Path, shape: Shape, qnemo: Path, unified: Path
 ) -> dict[str, dict[str, dict[str, float]]]:
-    from pipeline.adapters import dequantize
+    from pipeline.adapters.dequantize import compare
+    from pipeline.adapters.exported_weights import QnemoWeights, UnifiedWeights
     from pipeline.adapters.hf import WeightReader
 
     with (
         WeightReader(source) as weights,
-        dequantize.QnemoWeights(qnemo, shape) as of_qnemo,
-        dequantize.UnifiedWeights(unified, weights) as of_unified,
+        QnemoWeights(qnemo, shape) as of_qnemo,
+        UnifiedWeights(unified, weights) as of_unified,
     ):
-        return dequantize.compare({"qnemo": of_qnemo, "hf": of_unified}, weights, shape)
+        return compare({"qnemo": of_qnemo, "hf": of_unified}, weights, shape)
 
 
 def _prove(

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.adapters import modelopt
-from pipeline.adapters.dequantize import UnifiedWeights, difference
+from pipeline.adapters.dequantize import difference
+from pipeline.adapters.exported_weights import UnifiedWeights
 from pipeline.adapters.hf import WeightReader
 from pipeline.artifact import Artifact, Outcome
 from pipeline.stages import export, quantize
