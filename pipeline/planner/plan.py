@@ -16,6 +16,8 @@ from pipeline.planner.memory import Memory, peak
 from pipeline.planner.rows import rows_of
 from pipeline.planner.workload import Workload, of_settings
 
+TIGHT = 0.1  # of memory: how near the prediction has come to what was measured, and then some
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -90,10 +92,11 @@ def make_plan(config: Config) -> Plan:
         *_memory(work, device, memory),
         *_disk(config, disk, free),
     ]
+    notes = _notes(work, device, memory, step, stages)
     return Plan(
         model=config.model.name, work=work, device=device, here=here, node=node, memory=memory,
         step=step, duration=duration, steps=config.finetune.max_steps, chain=stages, disk=disk,
-        free_disk=free, problems=tuple(problems), notes=tuple(_notes(work, device, step, stages)),
+        free_disk=free, problems=tuple(problems), notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -133,9 +136,16 @@ def _disk(config: Config, needed: float, free: float | None) -> list[str]:
 
 
 def _notes(
-    work: Workload, on: Accelerator, step: speed.Step | None, stages: tuple[chain.Stage, ...]
+    work: Workload,
+    on: Accelerator,
+    memory: Memory,
+    step: speed.Step | None,
+    stages: tuple[chain.Stage, ...],
 ) -> list[str]:
     notes = []
+    have = on.memory if work.gpu else on.memory / work.processes
+    if 1 - TIGHT < memory.total / have <= 1:
+        notes.append("memory fits by less than the arithmetic is sure of: try some steps first")
     if not work.rows.known:
         notes.append(
             f"rows are taken to be {work.rows.longest} tokens long (prepare.max_length): after "

@@ -43,6 +43,16 @@ class Step:
         return self.computing + self.tensor + self.context + self.pipeline + self.data
 
 
+@dataclass(frozen=True)
+class Volumes:
+    """Bytes that one rank sends to others in a step."""
+
+    tensor: float
+    context: float
+    pipeline: float
+    data: float
+
+
 def step(work: Workload, on: Accelerator, *, node: int) -> Step | None:
     """One step, or None where the card's rate is not known. node: GPUs of one machine.
 
@@ -60,26 +70,46 @@ def step(work: Workload, on: Accelerator, *, node: int) -> Step | None:
     floor = work.microbatches * layers * HOST_A_LAYER if on.gpu else 0.0
     host_bound = computing < floor
     computing = max(computing, floor)
-    inside = on.link * LINK_SHARE
-    outside = NETWORK * LINK_SHARE if on.gpu else inside
-    mine = tokens / (work.data * work.context)  # that pass through this rank
-    element, hidden = 2 if work.gpu else 4, work.shape.hidden
-    # Two all-gathers and two reduce-scatters a layer each way; two more for what an adapter reads
-    # or a trained weight's gradient needs.
-    moved = 10 * layers * mine * hidden * element * (work.tensor - 1) / work.tensor
-    tensor = moved / (inside if work.tensor <= node else outside)
-    keys = 2 * work.shape.kv_heads * work.shape.head_dim / work.tensor * element
-    moved = 3 * layers * mine * keys * (work.context - 1)
-    context = moved / (inside if work.tensor * work.context <= node else outside)
-    waiting = (work.pipeline - 1) / work.microbatches * (computing + tensor + context)
-    moved = 2 * mine * hidden * element / work.tensor * (work.pipeline > 1)
-    pipeline = waiting + moved / (inside if work.processes <= node else outside)
+    moved = volumes(work)
+    places = {  # ranks that a group spans, one machine's or not
+        "tensor": work.tensor,
+        "context": work.tensor * work.context,
+        "pipeline": work.processes,
+        "data": work.tensor * work.context * work.data,
+    }
+    outside = NETWORK if on.gpu else on.link
+    taken = {
+        name: getattr(moved, name) / ((on.link if span <= node else outside) * LINK_SHARE)
+        for name, span in places.items()
+    }
+    idle = (work.pipeline - 1) / work.microbatches
+    taken["pipeline"] += idle * (computing + taken["tensor"] + taken["context"])
+    return Step(computing=computing, tokens=tokens, host_bound=host_bound, **taken)
+
+
+def volumes(work: Workload) -> Volumes:
+    """What a rank sends in a step, by the group that it sends to.
+
+    Tensor parallel: two all-gathers and two reduce-scatters of a layer's input each way, and two
+    more for what an adapter reads or a trained weight's gradient needs. Context parallel: keys and
+    values go round forward, and with their gradients backward. Pipeline: a layer's output and its
+    gradient. Data parallel: gradients are summed and, optimizer states being shared, the new
+    weights gathered.
+    """
+    shape, element = work.shape, 2 if work.gpu else 4
+    layers = shape.layers / work.pipeline
+    tokens = work.global_batch_size * work.rows.mean / (work.data * work.context)
+    hidden = tokens * shape.hidden * element
+    keys = tokens * 2 * shape.kv_heads * shape.head_dim * element / work.tensor
     ranks = work.data * work.context
     gradient, _ = bytes_a_trained_parameter(work)
     held = trained_parameters(work) / (work.tensor * work.pipeline)
-    moved = held * (gradient + element) * (ranks - 1) / ranks
-    data = moved / (inside if work.tensor * ranks <= node else outside)
-    return Step(computing, tensor, context, pipeline, data, tokens, host_bound)
+    return Volumes(
+        tensor=10 * layers * hidden * (work.tensor - 1) / work.tensor,
+        context=3 * layers * keys * (work.context - 1),
+        pipeline=2 * hidden / work.tensor * (work.pipeline > 1),
+        data=held * (gradient + element) * (ranks - 1) / ranks,
+    )
 
 
 def rates(work: Workload, on: Accelerator) -> tuple[float, float]:

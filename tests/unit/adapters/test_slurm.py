@@ -1,6 +1,7 @@
 """The batch script that NeMo-Run writes, and what reaches sbatch, for which a program stands in."""
 
 import gc
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,15 @@ from tests.unit.launchers.cases import EXPECTED, SLURM, TRAINING, configured, wr
 
 
 @pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    """NeMo-Run leaves pipes open, of which Python warns when it finds them."""
+def _tidy() -> Iterator[None]:
+    """NeMo-Run sets up the root logger, and leaves pipes open of which Python warns later."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
     yield
     with warnings.catch_warnings(action="ignore"):
-        gc.collect()
+        gc.collect()  # its experiment's end, which takes a handler away, too
+    root.setLevel(level)
+    root.handlers = handlers
 
 
 def test_the_script_shown_is_the_expected_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -185,3 +185,10 @@ def test_planning_imports_nothing_heavy() -> None:
 def test_known_cards_have_a_source() -> None:
     for card in KNOWN.values():
         assert card.source in speed.rate_in_words(workload(), card)
+
+
+def test_a_run_that_nearly_fills_a_gpu_is_noted(llama) -> None:
+    arguments = ("experiment=llama3_8b", llama("8b"), "plan.gpu=h200", "finetune.pack_length=26624")
+    made = planned(*arguments)
+    assert made.problems == ()
+    assert any("less than the arithmetic is sure of" in note for note in made.notes)
