@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def absent(*packages: str) -> Iterator[None]:
-    """Within it packages that are not imported yet appear not to be installed."""
-    hidden = [name for name in packages if name not in sys.modules]
+    """Within it packages appear not to be installed, those that are imported already as well."""
+    loaded = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in packages}
+    hidden = {*packages, *loaded}
     # None makes `import` raise ModuleNotFoundError (The Python Language Reference, 5.3.1).
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -16,3 +17,4 @@ def absent(*packages: str) -> Iterator[None]:
     finally:
         for name in hidden:
             del sys.modules[name]
+        sys.modules.update(loaded)

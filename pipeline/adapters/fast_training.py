@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.language_module import language_module
 from megatron.core.tensor_parallel import layers
 from nemo.collections.llm.peft.lora import LoRALinear
 
@@ -34,8 +35,16 @@ def fast_training() -> AbstractContextManager[None]:
         (LoRALinear, "forward", _forward(LoRALinear.forward)),
     ]
     if has_transformer_engine():
-        # Lets all other layers add weight gradients to the float32 sums as they multiply.
-        patches.append((linear, "__init__", _apart_from_fusion(linear.__init__)))
+        patches += [
+            # Lets all other layers add weight gradients to the float32 sums as they multiply.
+            (linear, "__init__", _apart_from_fusion(linear.__init__)),
+            # Its loss is right and its gradient is of other tokens; see there.
+            (
+                language_module,
+                "te_parallel_cross_entropy",
+                contiguous_gradient(language_module.te_parallel_cross_entropy),
+            ),
+        ]
     return replaced(patches)
 
 
@@ -79,6 +88,30 @@ def _apart_from_fusion(original: Any) -> Any:
         original(self, *args, config=config, **kwargs)
 
     return __init__
+
+
+def contiguous_gradient(loss_of: Any) -> Any:
+    """The function, with a gradient laid out in memory as Transformer Engine reads it.
+
+    The backward pass of its fused cross-entropy (2.9, triton/cross_entropy.py) takes the tokens'
+    gradients one after another from memory, whatever their strides. Megatron's come transposed, so
+    that with more than one row in a micro-batch each token would be weighed with another's mask.
+    """
+
+    def run(*arguments: Any) -> torch.Tensor:
+        return _ContiguousGradient.apply(loss_of(*arguments))
+
+    return run
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0].contiguous()
 
 
 class _AddLowRank(torch.autograd.Function):

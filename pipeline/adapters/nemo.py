@@ -59,6 +59,7 @@ ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoi
 def nemo_session() -> Iterator[None]:
     """NeMo, imported and quiet, on this machine's GPU or CPU; its process groups end with it."""
     _import_quietly()
+    import numpy
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from nemo.lightning.megatron_parallel import MegatronParallel
 
@@ -75,6 +76,8 @@ def nemo_session() -> Iterator[None]:
         # Only Transformer Engine's layers have this state (of FP8 training). Without it a
         # checkpoint holds the same, and can be opened, with them and with Megatron's own layers.
         (MegatronParallel, "_module_sharded_state_dict", weights_of),
+        # Ranks that share the writing of a checkpoint call it by the name that NumPy 2 dropped.
+        (numpy, "product", numpy.prod),
     ]
     with warnings.catch_warnings(action="ignore"), replaced(patches), cpu_megatron():
         try:

@@ -32,6 +32,7 @@ from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from nemo.lightning.resume import AdapterPath
 
+from pipeline.adapters.adapter_start import adapter_start
 from pipeline.adapters.fast_training import fast_training
 from pipeline.adapters.nemo import has_transformer_engine, model_for, on_gpu
 from pipeline.adapters.nemo_data import Data
@@ -89,7 +90,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     elif job.weights is not None:
         trainer.strategy.restore_config = RestoreConfig(path=str(job.weights))
     try:
-        with fast_training(), _readable_failures(job):
+        with fast_training(), adapter_start(job.seed), _readable_failures(job):
             trainer.fit(model, Data(job))
     finally:
         destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes

@@ -108,6 +108,30 @@ def logits_on_cpu(base: Path, job: Job) -> torch.Tensor:
     return torch.load(file, weights_only=True)
 
 
+def test_the_fused_loss_weighs_each_token_with_its_own_mask() -> None:
+    """Transformer Engine beside torch: rows of unlike masks, called as Megatron does."""
+    import megatron.core.models.common.language_module.language_module as module
+
+    from pipeline.adapters.fast_training import contiguous_gradient
+
+    logits = torch.randn(6, 3, 64, device="cuda")  # [sequence, batch, vocabulary]
+    labels = torch.randint(0, 64, (3, 6), device="cuda")
+    mask = (torch.rand(3, 6, device="cuda") > 0.5).float()
+    gradients = []
+    for fused in (contiguous_gradient(module.te_parallel_cross_entropy), None):
+        ours = logits.clone().requires_grad_()
+        if fused:
+            tokens = labels.t().contiguous()
+            tokens = torch.as_strided(tokens, tokens.size(), (tokens.size()[1], 1))
+            losses = fused(ours * 1, tokens, None, False).transpose(0, 1).contiguous()
+        else:
+            flat = ours.transpose(0, 1).flatten(0, 1)
+            losses = torch.nn.functional.cross_entropy(flat, labels.flatten(), reduction="none")
+        (losses.reshape(-1) * mask.reshape(-1)).sum().backward()
+        gradients.append(ours.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_fp8_follows_bf16(base: Path, one: dict[str, Trained], tmp_path: Path) -> None:
     for method in ("lora", "sft"):
         (tmp_path / method).mkdir()

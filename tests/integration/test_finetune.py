@@ -7,6 +7,7 @@ import json
 import random
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,6 +243,61 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
     assert len(found[0]) == 1 + 2 * 4 * 2  # two matrices on four layers, twice
     for ours, nemos in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, nemos, rtol=1e-4, atol=1e-4 * float(nemos.abs().max()))
+
+
+def test_the_gradient_of_a_fused_loss_is_contiguous_as_its_kernel_needs() -> None:
+    """As Megatron takes it: [sequence, batch] from the loss, [batch, sequence] to the mask."""
+    with nemo.nemo_session():
+        from pipeline.adapters.fast_training import contiguous_gradient
+
+    probe = _Strides()
+    for wrap in (lambda function: function, contiguous_gradient):
+        logits = torch.randn(5, 3, requires_grad=True)
+        wrap(probe)(logits).transpose(0, 1).contiguous().square().sum().backward()
+    assert probe.contiguous == [False, True]
+
+
+class _Strides:
+    """The identity, noting whether its gradient lies in memory as [rows, columns]."""
+
+    def __init__(self) -> None:
+        self.contiguous: list[bool] = []
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        seen = self.contiguous
+
+        class Identity(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+                return x.view_as(x)
+
+            @staticmethod
+            def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+                seen.append(grad.is_contiguous())
+                return grad
+
+        return Identity.apply(x)
+
+
+def test_an_adapter_starts_from_the_seed_and_its_layer_alone(base: Path) -> None:
+    found = []
+    with nemo.nemo_session():
+        from nemo.collections.llm import peft
+
+        from pipeline.adapters.adapter_start import adapter_start
+
+        for seed, drawn_before in ((0, 0), (0, 5), (1, 0)):
+            model = nemo.model_for(base / "hf")
+            model.trainer = nemo.connect(model)
+            torch.rand(drawn_before)
+            with adapter_start(seed):
+                peft.LoRA(dim=4, alpha=8, dropout=0.0)(model)
+            weights = {n: p for n, p in model.module.named_parameters() if "linear_in" in n}
+            found.append([w.detach().clone() for w in weights.values()])
+    first, again, other = found
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
+    assert not torch.equal(first[0], first[len(first) // 2])  # the same layer, one further up
 
 
 @pytest.mark.parametrize("method", ["lora", "sft"])
