@@ -62,7 +62,7 @@ def _run(arguments: list[str]) -> int:
         launchers.submit(stage, arguments, config)
     elif stage == "all":
         return _run_graph(tree, config)
-    elif stage in ("serve", "doctor", "plan"):
+    elif stage in ("serve", "profiles", "doctor", "plan"):
         import importlib
 
         importlib.import_module(f"pipeline.stages.{stage}").run(config)

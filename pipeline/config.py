@@ -180,11 +180,13 @@ class ExportConfig(Section):
 class EngineConfig(Section):
     """The runtime and what it is built for."""
 
-    name: Literal["auto", "onnxruntime", "trtllm", "vllm"]
+    name: Literal["auto", "onnxruntime", "hf", "trtllm", "vllm", "remote"]
+    profile: str | None = Field(description="one that stage=profiles shows; null: the best")
     precision: Literal["auto", "fp32", "int8", "int4"]
     max_batch_size: Positive
     max_input_len: Positive
     max_seq_len: Positive
+    lora_rank: int = Field(ge=0, description="of adapters to be added while it serves; 0: none")
     arguments: Mapping[str, Any] = Field(description="more of the runtime's own, as it names them")
 
 
@@ -216,6 +218,12 @@ class BenchmarkConfig(Section):
 
 class RegisterConfig(Section):
     name: str = Field(min_length=1)
+
+
+class ProfilesConfig(Section):
+    """What `stage=profiles` prints."""
+
+    format: Literal["table", "json"]
 
 
 class PlanConfig(Section):
@@ -293,6 +301,7 @@ class Config(Section):
     serve: ServeConfig
     benchmark: BenchmarkConfig
     register_: RegisterConfig = Field(alias="register")
+    profiles: ProfilesConfig
     plan: PlanConfig
     launcher: Launcher
     tracking: TrackingConfig

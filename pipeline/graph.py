@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 # Not in the graph: they make no link of the chain. `all` is the graph itself.
-OUTSIDE = ("pretrain", "serve", "doctor", "plan")
+OUTSIDE = ("pretrain", "serve", "profiles", "doctor", "plan")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ Examples
   python -m pipeline stage=all                         the whole chain; what is up to date stays
   python -m pipeline stage=all quantize=int4_awq       the same with another format
   python -m pipeline stage=finetune finetune=sft finetune.max_steps=50
+  python -m pipeline stage=profiles                    how it could be served here, and how not
+  python -m pipeline stage=build engine.profile=hf-fp32-tp1-pp1
   python -m pipeline stage=serve serve.port=8001
   dvc repro                                            the graph, as params.yaml says
   dvc exp run -S quantize=int4_awq                     the graph as a DVC experiment

@@ -45,6 +45,30 @@ def missing() -> str | None:
     return None
 
 
+def llm_version() -> str | None:
+    """The installed TensorRT-LLM, whose LLM API is all that serving an HF folder needs."""
+    try:
+        return metadata.version("tensorrt_llm")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def missing_llm() -> str | None:
+    """Why its PyTorch backend cannot serve HF folders here; None if it can."""
+    found = llm_version()
+    if found is None:
+        return "TensorRT-LLM is not installed"
+    if not re.match(r"[1-9]", found):
+        return f"TensorRT-LLM {found} is installed, and HF folders are served from 1.0 on"
+    return None
+
+
+def not_loaded(precision: str) -> str | None:
+    """Why its PyTorch backend does not load a format; None if it does."""
+    loaded = ("bf16", "fp16", "fp8", "nvfp4")
+    return None if precision in loaded else f"TensorRT-LLM's PyTorch backend: no {precision}"
+
+
 def build_command(checkpoint: Path, out: Path, engine: EngineConfig) -> list[str]:
     """The arguments of `trtllm-build` for a qnemo checkpoint.
 
@@ -68,6 +92,18 @@ def build_command(checkpoint: Path, out: Path, engine: EngineConfig) -> list[str
         "workers": config["mapping"]["world_size"],
     }
     return [COMMAND, *(text for k, v in arguments.items() for text in (f"--{k}", str(v)))]
+
+
+def llm_arguments(engine: EngineConfig, tensor_parallel: int, *, built: bool) -> dict[str, Any]:
+    """Arguments of the LLM class; an engine that is built has most of them already."""
+    arguments: dict[str, Any] = {"max_batch_size": engine.max_batch_size}
+    if not built:
+        arguments |= {
+            "max_input_len": engine.max_input_len,
+            "max_seq_len": engine.max_seq_len,
+            "tensor_parallel_size": tensor_parallel,
+        }
+    return {**arguments, **engine.arguments}
 
 
 def container_command(checkpoint: Path, out: Path, engine: EngineConfig) -> str:

@@ -12,6 +12,8 @@ from pipeline.errors import ConfigError, DataError, MissingRuntime
 # load (docs/features/quantization/modelopt).
 QUANTIZATION = {None: None, "FP8": "modelopt", "NVFP4": "modelopt_fp4"}
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
+
 
 def version() -> str | None:
     try:
@@ -29,6 +31,12 @@ def unloadable(checkpoint: Path) -> str | None:
     """Why vLLM cannot load a unified HF checkpoint, by its format; None if it can."""
     algorithm, _ = quantization_of(checkpoint)
     return None if algorithm in QUANTIZATION else f"vLLM does not load {algorithm}"
+
+
+def not_loaded(precision: str) -> str | None:
+    """The same by the name that the format has here."""
+    loaded = ("bf16", "fp16", "fp32", "fp8", "nvfp4")
+    return None if precision in loaded else f"vLLM does not load {precision}"
 
 
 def refusal(reason: str) -> MissingRuntime:
@@ -59,15 +67,24 @@ def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dic
         "kv_cache_dtype": "fp8" if kv_cache == "FP8" else "auto",
         "trust_remote_code": False,
     }
+    if engine.lora_rank:
+        arguments |= {"enable_lora": True, "max_lora_rank": _allowed_rank(engine.lora_rank)}
     if QUANTIZATION[algorithm]:
         arguments["quantization"] = QUANTIZATION[algorithm]
-    return arguments
+    return {**arguments, **engine.arguments}
 
 
-def serve_command(folder: str, arguments: dict[str, Any]) -> str:
-    """`vllm serve` with these arguments."""
-    flags = [f"--{k.replace('_', '-')} {v}" for k, v in arguments.items() if v is not False]
-    return " ".join(["vllm serve", folder, *flags])
+def _allowed_rank(rank: int) -> int:
+    """The least of vLLM's ranks that holds it.
+
+    Raises:
+        ConfigError: it is over the highest.
+    """
+    if rank > LORA_RANKS[-1]:
+        raise ConfigError(
+            f"engine.lora_rank={rank} is over vLLM's {LORA_RANKS[-1]}: merge the adapter instead"
+        )
+    return next(allowed for allowed in LORA_RANKS if allowed >= rank)
 
 
 def quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:

@@ -4,10 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ArtifactError
 from pipeline.hardware import inspect_machine
+
+if TYPE_CHECKING:
+    from pipeline.chat import Chat
+    from pipeline.config import EngineConfig
+    from pipeline.profiles import Profile
 
 FILE = "engine.json"
 
@@ -20,6 +25,8 @@ class Description:
     hardware: what it is bound to, as the runtime's adapter names it.
     rendering: Chat.sha256 of the model that it was built from.
     settings: further arguments that the runtime's adapter left for itself.
+    tensor_parallel: GPUs that share the model. lora_rank: of adapters that it has room for.
+    memory_bytes: what it takes of each device, full; 0 if that is not known.
     """
 
     runtime: str
@@ -31,6 +38,9 @@ class Description:
     max_input_len: int
     max_seq_len: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    tensor_parallel: int = 1
+    lora_rank: int = 0
+    memory_bytes: int = 0
 
     def write(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=1, sort_keys=True)
@@ -70,6 +80,31 @@ class Description:
                 f"{folder} was built for {_words(self.hardware)}, and this is {_words(hardware)}: "
                 f"{rebuild(folder)}"
             )
+
+
+def describe_profile(
+    profile: "Profile",
+    engine: "EngineConfig",
+    chat: "Chat",
+    version: str,
+    hardware: Mapping[str, str],
+    settings: Mapping[str, Any] | None = None,
+) -> Description:
+    """What is served by a profile, with the lengths that the configuration asks for."""
+    return Description(
+        runtime=profile.runtime,
+        version=version,
+        precision=profile.precision,
+        hardware=hardware,
+        rendering=chat.sha256,
+        max_batch_size=engine.max_batch_size,
+        max_input_len=engine.max_input_len,
+        max_seq_len=engine.max_seq_len,
+        settings=settings or {},
+        tensor_parallel=profile.tensor_parallel,
+        lora_rank=profile.lora_rank,
+        memory_bytes=int(profile.fit.needed) if profile.fit else 0,
+    )
 
 
 def gpu_here() -> dict[str, str]:

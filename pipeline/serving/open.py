@@ -1,16 +1,21 @@
 """From a model's folder to a running engine, or to the reason why it cannot run here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.adapters import onnxruntime_session, trtllm, vllm
+from pipeline.adapters import remote, vllm
+from pipeline.adapters.hf_embedder import embeds
 from pipeline.chat import Chat
 from pipeline.config import EngineConfig
-from pipeline.errors import ArtifactError, ConfigError
-from pipeline.serving.description import Description, gpu_here, rebuild
+from pipeline.console import get_console
+from pipeline.errors import ArtifactError, ConfigError, MissingRuntime, ResourceError
+from pipeline.hardware import inspect_machine
+from pipeline.profiles import RUNTIMES, choose, explain, find_profiles
+from pipeline.serving import runtimes
+from pipeline.serving.checkpoint import hf_checkpoint
+from pipeline.serving.description import Description, describe_profile, rebuild
 from pipeline.serving.engine import Engine
-from pipeline.serving.runtimes import OF_THEIR_OWN, OPENERS, open_runtime
+from pipeline.serving.memory import gib, read_decoder
 from pipeline.serving.supervised import SupervisedEngine
 
 
@@ -23,31 +28,56 @@ class Served:
     description: Description
 
 
-def describe(folder: Path, engine: EngineConfig, *, tensor_parallel: int = 1) -> Description:
-    """What serving an HF folder as it is means, without a build: `engine.name` runs it.
+def describe(folder: Path, engine: EngineConfig) -> Description:
+    """What serving an HF folder as it is means, without a build.
 
     Raises:
-        ConfigError: the runtime opens no HF folder, or not this one's format.
-        MissingRuntime: it is not on this machine.
+        ConfigError: no runtime that `engine.name` allows opens HF folders of this format.
+        MissingRuntime: it is not on this machine. ResourceError: too little memory.
+        DataError: the folder is no HF model's.
     """
-    if engine.name != "vllm":
-        raise ConfigError(
-            f"engine={engine.name} cannot open {folder} as it is: choose engine=vllm, or build "
-            "an engine first with `python -m pipeline stage=build`"
+    if engine.name == "remote":
+        return remote.describe(engine, Chat.load(folder))
+    if embeds(folder):
+        return _describe_embedder(folder, engine)
+    # ONNX Runtime serves only what stage=build made.
+    profiles = [
+        profile
+        for profile in find_profiles(
+            read_decoder(folder),
+            [hf_checkpoint(folder)],
+            engine,
+            inspect_machine(),
+            lora_rank=engine.lora_rank,
+            measured={},
         )
-    arguments = vllm.profile(folder, engine, tensor_parallel)
-    if reason := vllm.missing():
-        raise vllm.refusal(reason)
+        if profile.runtime != "onnxruntime"
+    ]
+    try:
+        chosen = choose(profiles, engine)
+    except MissingRuntime as error:
+        raise vllm.refusal(str(error)) if engine.name == "vllm" else error from None
+    for line in explain(profiles, chosen, engine):
+        get_console().print(f"engine={engine.name}: {line}")
+    version, hardware = runtimes.here(chosen.runtime)
+    settings = runtimes.settings(chosen, folder, engine)
+    return describe_profile(chosen, engine, Chat.load(folder), version or "", hardware, settings)
+
+
+def _describe_embedder(folder: Path, engine: EngineConfig) -> Description:
+    """Of an embedding model, which PyTorch alone serves here."""
+    if engine.name not in ("auto", "hf"):
+        raise ConfigError(f"{folder} makes embeddings: serve it with engine=hf")
+    version, hardware = runtimes.here("hf")
     return Description(
-        runtime=engine.name,
-        version=vllm.version() or "",
-        precision=vllm.quantization_of(folder)[0] or "none",
-        hardware=gpu_here(),
+        runtime="hf",
+        version=version or "",
+        precision="fp32",
+        hardware=hardware,
         rendering=Chat.load(folder).sha256,
-        max_batch_size=engine.max_batch_size,
+        max_batch_size=1,
         max_input_len=engine.max_input_len,
         max_seq_len=engine.max_seq_len,
-        settings={"arguments": {**arguments, **engine.arguments}},
     )
 
 
@@ -56,7 +86,7 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
 
     Raises:
         ArtifactError: it is not whole, or was made for another runtime, hardware or rendering.
-        ConfigError: its runtime serves by its own command, which the message gives.
+        ResourceError: it takes more memory than is here; the message gives both.
     """
     description = description or Description.read(folder)
     chat = Chat.load(folder)
@@ -65,23 +95,27 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
             f"the tokenizer or chat template in {folder} is not the one that the engine was built "
             f"with, so prompts would differ from those in training: {rebuild(folder)}"
         )
-    description.require(folder, *_here(description.runtime))
-    if description.runtime not in OPENERS:
-        command = description.settings["serve_with"].format(folder=folder)
-        raise ConfigError(
-            f"{folder} is an engine of {description.runtime}, which serves by its own command: "
-            f"`{command}`; or build with engine=onnxruntime"
-        )
+    description.require(folder, *runtimes.here(description.runtime))
+    _require_memory(folder, description)
     engine: Engine
-    if description.runtime in OF_THEIR_OWN:
-        engine = open_runtime(folder, description, max_queue=max_queue)
+    if description.runtime in runtimes.OF_THEIR_OWN:
+        engine = runtimes.open_runtime(folder, description, max_queue=max_queue)
     else:
         engine = SupervisedEngine(folder, description, max_queue=max_queue)
     return Served(engine, chat, description)
 
 
-def _here(runtime: str) -> tuple[str | None, Mapping[str, str]]:
-    """The version of a runtime on this machine, None without it, and what it would run on."""
-    if runtime == "onnxruntime":
-        return onnxruntime_session.runtime_version(), onnxruntime_session.hardware()
-    return {"trtllm": trtllm, "vllm": vllm}[runtime].version(), gpu_here()
+def _require_memory(folder: Path, description: Description) -> None:
+    """Refuse at once what would end in the kernel's killing the engine later."""
+    machine = inspect_machine()
+    on_gpu = description.runtime in RUNTIMES and description.precision != "fp32"
+    here = min((gpu.memory_bytes for gpu in machine.gpus), default=0) if on_gpu else 0
+    here = here or machine.memory_bytes
+    if here and description.memory_bytes > here:
+        raise ResourceError(
+            f"{folder} takes {gib(description.memory_bytes)} with {description.max_batch_size} "
+            f"answers of {description.max_seq_len} tokens at once, and here are {gib(here)}: "
+            f"{gib(description.memory_bytes - here)} too little; lower engine.max_batch_size or "
+            "engine.max_seq_len (`python -m pipeline stage=profiles` shows what fits) and build "
+            "again"
+        )

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from pipeline.adapters import onnxruntime_session, remote, trtllm, vllm
 from pipeline.chat import Chat
-from pipeline.hardware import inspect_machine
+from pipeline.config import EngineConfig
+from pipeline.hardware import inspect_machine, installed_version
+from pipeline.profiles import Profile
 from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.description import Description
+from pipeline.serving.description import Description, gpu_here
 from pipeline.serving.engine import Engine
 from pipeline.serving.guidance import Guides
 
@@ -60,10 +64,54 @@ def _open_vllm(folder: Path, description: Description, max_queue: int) -> Engine
     )
 
 
+def _open_trtllm(folder: Path, description: Description, max_queue: int) -> Engine:
+    from pipeline.adapters.trtllm_engine import TrtllmEngine
+
+    return TrtllmEngine(
+        folder,
+        description.settings["backend"],
+        description.settings["arguments"],
+        max_input_len=description.max_input_len,
+        max_seq_len=description.max_seq_len,
+        max_queue=max_queue,
+        lora_rank=description.lora_rank,
+    )
+
+
+def _open_remote(folder: Path, description: Description, max_queue: int) -> Engine:
+    from pipeline.adapters.remote_engine import RemoteEngine
+
+    return RemoteEngine(Chat.load(folder), description, max_queue=max_queue)
+
+
 OPENERS: Mapping[str, Callable[[Path, Description, int], Engine]] = {
     "onnxruntime": _open_onnxruntime,
     "hf": _open_hf,
+    "trtllm": _open_trtllm,
     "vllm": _open_vllm,
+    "remote": _open_remote,
 }
 # They run their models in a process of their own already, or on another machine.
-OF_THEIR_OWN = ("vllm",)
+OF_THEIR_OWN = ("vllm", "remote")
+
+
+def here(runtime: str) -> tuple[str | None, Mapping[str, str]]:
+    """The version of a runtime on this machine, None without it, and what an engine is bound to."""
+    if runtime == "onnxruntime":
+        return onnxruntime_session.runtime_version(), onnxruntime_session.hardware()
+    if runtime == "hf":
+        return installed_version("transformers"), {}
+    if runtime == "remote":
+        return remote.VERSION, {}
+    return (vllm.version() if runtime == "vllm" else trtllm.llm_version()), gpu_here()
+
+
+def settings(profile: Profile, checkpoint: Path, engine: EngineConfig) -> dict[str, Any]:
+    """How a profile's runtime is to load an HF folder (Description.settings)."""
+    tensor_parallel = profile.tensor_parallel
+    if profile.runtime == "vllm":
+        return {"arguments": vllm.profile(checkpoint, engine, tensor_parallel)}
+    if profile.runtime == "trtllm":
+        arguments = trtllm.llm_arguments(engine, tensor_parallel, built=False)
+        return {"backend": "pytorch", "arguments": arguments}
+    return {}

@@ -1,22 +1,28 @@
 """Build the engine for this machine: hf_checkpoint or exported checkpoint → engine.
 
-onnxruntime takes the merged model, trtllm the qnemo checkpoint, vllm the unified HF checkpoint.
+What is built is a profile (pipeline/profiles.py): onnxruntime from the merged model, trtllm from
+the qnemo checkpoint; vllm, hf and newer trtllm load HF folders as they are.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pipeline.artifact import SCRATCH, Artifact, Outcome
+from pipeline.artifact import MANIFEST, SCRATCH, Artifact, Outcome
 from pipeline.chat import FILES, Chat
 from pipeline.checkpoints import clear
 from pipeline.config import Config, EngineConfig
 from pipeline.console import get_console
-from pipeline.errors import ConfigError, ProofFailed
-from pipeline.serving.description import Description, gpu_here
+from pipeline.errors import ConfigError, MissingRuntime, ProofFailed
+from pipeline.hardware import inspect_machine
+from pipeline.profiles import Profile, choose, explain, find_profiles
+from pipeline.serving import runtimes
+from pipeline.serving.checkpoint import exported_checkpoints, hf_checkpoint
+from pipeline.serving.description import describe_profile, gpu_here
+from pipeline.serving.memory import read_decoder
 
 PROOF_TOKENS = 24
 PROOF_QUESTIONS = (
@@ -39,19 +45,25 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     Raises:
         MissingRuntime: the runtime is not on this machine; says where it is and what to type.
+        ResourceError: there is too little memory; says by how much and what would fit.
         ProofFailed: the engine does not answer as PyTorch does.
     """
     engine = config.engine
     merged = inputs["merge"].require("hf_checkpoint").path
     _check_lengths(engine, merged)
     exported = inputs["export"].require("exported").path
-    name = engine.name if engine.name != "auto" else _choose(exported / "hf")
     clear(out)
-    if name == "trtllm":
-        return _build_trtllm(engine, exported / "qnemo", out)
-    if name == "vllm":
-        return _build_vllm(engine, exported, out)
-    return _build_onnxruntime(engine, merged, out)
+    if engine.name == "remote":
+        return _take_remote(engine, merged, out)
+    profile = _choose(config, merged, exported)
+    get_console().print(f"building [bold]{profile.name}[/]")
+    if profile.runtime == "onnxruntime":
+        return _build_onnxruntime(engine, profile, merged, out)
+    if profile.form == "qnemo":
+        return _build_trtllm(engine, profile, exported / "qnemo", out)
+    return _take_checkpoint(
+        engine, profile, merged if profile.form == "hf" else exported / "hf", out
+    )
 
 
 def _check_lengths(engine: EngineConfig, model: Path) -> None:
@@ -68,26 +80,37 @@ def _check_lengths(engine: EngineConfig, model: Path) -> None:
         )
 
 
-def _choose(checkpoint: Path) -> str:
-    """The fastest runtime that can run here, said with why the others cannot."""
+def _choose(config: Config, merged: Path, exported: Path) -> Profile:
+    """The profile to build, said with why the better ones cannot run here."""
     from pipeline.adapters import trtllm, vllm
+    from pipeline.measured import measured_here
 
-    console, has_gpu = get_console(), bool(gpu_here())
-    reasons = {"trtllm": trtllm.missing(), "vllm": vllm.missing() or vllm.unloadable(checkpoint)}
-    for name, reason in reasons.items():
-        reason = reason if has_gpu else "this machine has no NVIDIA GPU"
-        if reason is None:
-            console.print(f"engine=auto takes [bold]{name}[/]: it is installed, with a GPU")
-            return name
-        console.print(f"engine=auto: not {name}: {reason}")
-    console.print("engine=auto takes [bold]onnxruntime[/]: it runs on any processor")
-    return "onnxruntime"
+    engine, machine = config.engine, inspect_machine()
+    model = read_decoder(merged)
+    profiles = find_profiles(
+        model,
+        [hf_checkpoint(merged), *exported_checkpoints(exported)],
+        engine,
+        machine,
+        lora_rank=engine.lora_rank,
+        measured=measured_here(config.artifacts, model, machine),
+    )
+    try:
+        chosen = choose(profiles, engine)
+    except MissingRuntime as error:
+        if engine.name == "trtllm":
+            raise trtllm.refusal(str(error), exported / "qnemo", engine) from None
+        raise vllm.refusal(str(error)) if engine.name == "vllm" else error from None
+    for line in explain(profiles, chosen, engine):
+        get_console().print(f"engine={engine.name}: {line}")
+    return chosen
 
 
-def _build_onnxruntime(engine: EngineConfig, model: Path, out: Path) -> Outcome:
+def _build_onnxruntime(engine: EngineConfig, profile: Profile, model: Path, out: Path) -> Outcome:
     from pipeline.adapters import onnxruntime_session as runtime
 
-    tries = AUTO if engine.precision == "auto" else ((engine.precision, 0.0),)
+    free = engine.precision == "auto" and not engine.profile
+    tries = AUTO if free and profile.precision == AUTO[0][0] else ((profile.precision, 0.0),)
     for precision, least_agreement in tries:
         chat, proof = _build_and_compare(engine, model, out, precision)
         if proof["token_agreement"] >= least_agreement:
@@ -105,7 +128,8 @@ def _build_onnxruntime(engine: EngineConfig, model: Path, out: Path) -> Outcome:
             "engine.precision=fp32" + (", or report this model" if precision == "fp32" else "")
         )
     version, hardware = runtime.runtime_version(), runtime.hardware()
-    _description(engine, "onnxruntime", version, hardware, precision, chat).write(out)
+    described = describe_profile(profile, engine, chat, version, hardware)
+    replace(described, precision=precision).write(out)
     metrics = {**proof, "engine_mib": _mib(out)}
     return Outcome(
         "engine", metrics, {"against": "PyTorch, float32", "precision": precision, **proof}
@@ -136,7 +160,7 @@ def _build_and_compare(
     return chat, proof
 
 
-def _build_trtllm(engine: EngineConfig, checkpoint: Path, out: Path) -> Outcome:
+def _build_trtllm(engine: EngineConfig, profile: Profile, checkpoint: Path, out: Path) -> Outcome:
     from pipeline.adapters import trtllm
 
     def show(line: str) -> None:
@@ -144,33 +168,36 @@ def _build_trtllm(engine: EngineConfig, checkpoint: Path, out: Path) -> Outcome:
 
     made = trtllm.build(checkpoint, out, engine, show)
     chat = _take_tokenizer(checkpoint, out)
-    settings = {
-        "serve_with": f"trtllm-serve {{folder}}/{trtllm.ENGINES} --backend tensorrt "
-        "--tokenizer {folder}",
-        "built_with": made["command"],
-    }
-    version, precision = made["version"], made["precision"]
-    _description(engine, "trtllm", version, gpu_here(), precision, chat, settings).write(out)
+    arguments = trtllm.llm_arguments(engine, profile.tensor_parallel, built=True)
+    settings = {"backend": "tensorrt", "arguments": arguments, "built_with": made["command"]}
+    version = made["version"]
+    describe_profile(profile, engine, chat, version, gpu_here(), settings).write(out)
     return Outcome("engine", {"engine_mib": _mib(out)}, made)
 
 
-def _build_vllm(engine: EngineConfig, exported: Path, out: Path) -> Outcome:
-    from pipeline.adapters import vllm
-
-    checkpoint = exported / "hf"
-    mapping = json.loads((exported / "qnemo" / "config.json").read_text())["mapping"]
-    profile = vllm.profile(checkpoint, engine, mapping["tp_size"])
-    if reason := vllm.missing():
-        raise vllm.refusal(reason)
-    for file in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+def _take_checkpoint(
+    engine: EngineConfig, profile: Profile, checkpoint: Path, out: Path
+) -> Outcome:
+    """An HF folder that its runtime loads as it is, with how it is to do that."""
+    settings = runtimes.settings(profile, checkpoint, engine)
+    for file in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST):
         target = out / file.relative_to(checkpoint)
         target.parent.mkdir(parents=True, exist_ok=True)
         _link_or_copy(file, target)
-    settings = {"serve_with": vllm.serve_command("{folder}", profile), "arguments": profile}
-    version, precision = vllm.version() or "", vllm.quantization_of(checkpoint)[0] or "none"
-    chat = Chat.load(out)
-    _description(engine, "vllm", version, gpu_here(), precision, chat, settings).write(out)
-    return Outcome("engine", {"engine_mib": _mib(out)}, {"arguments": profile})
+    version, hardware = runtimes.here(profile.runtime)
+    described = describe_profile(profile, engine, Chat.load(out), version or "", hardware, settings)
+    described.write(out)
+    return Outcome("engine", {"engine_mib": _mib(out)}, settings)
+
+
+def _take_remote(engine: EngineConfig, model: Path, out: Path) -> Outcome:
+    """The tokenizer and template that requests to another server are rendered with."""
+    from pipeline.adapters import remote
+
+    chat = _take_tokenizer(model, out)
+    described = remote.describe(engine, chat)
+    described.write(out)
+    return Outcome("engine", {"engine_mib": _mib(out)}, dict(described.settings))
 
 
 def _take_tokenizer(model: Path, out: Path) -> Chat:
@@ -180,28 +207,6 @@ def _take_tokenizer(model: Path, out: Path) -> Chat:
         (out / name).unlink(missing_ok=True)
     chat.save(out)
     return chat
-
-
-def _description(
-    engine: EngineConfig,
-    runtime: str,
-    version: str,
-    hardware: Mapping[str, str],
-    precision: str,
-    chat: Chat,
-    settings: Mapping[str, Any] | None = None,
-) -> Description:
-    return Description(
-        runtime=runtime,
-        version=version,
-        precision=precision,
-        hardware=hardware,
-        rendering=chat.sha256,
-        max_batch_size=engine.max_batch_size,
-        max_input_len=engine.max_input_len,
-        max_seq_len=engine.max_seq_len,
-        settings=settings or {},
-    )
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

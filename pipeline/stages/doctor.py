@@ -55,11 +55,14 @@ NEEDS = (
     Need("evaluate", _MODELOPT),
     Need("export", _MODELOPT),
     Need("build", ("onnxruntime-genai", "onnx"), "engine=onnxruntime"),
+    Need("build", ("torch", "transformers"), "engine=hf"),
+    Need("build", ("httpx",), "engine=remote"),
     Need("build", ("tensorrt_llm",), "engine=trtllm", gpu=True, mend=TRTLLM),
     Need("build", ("vllm",), "engine=vllm", gpu=True, mend=VLLM),
     Need("benchmark", ("fastapi", "uvicorn", "httpx")),
     Need("register", ("mlflow",)),
     Need("serve", ("fastapi", "uvicorn", "prometheus-client")),
+    Need("profiles", ("tokenizers",)),
     Need("pretrain", _NEMO),
 )
 

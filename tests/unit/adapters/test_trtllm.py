@@ -36,10 +36,12 @@ ALGORITHMS = {
 }
 ENGINE = EngineConfig(
     name="trtllm",
+    profile=None,
     precision="auto",
     max_batch_size=8,
     max_input_len=1000,
     max_seq_len=1200,
+    lora_rank=0,
     arguments={},
 )
 

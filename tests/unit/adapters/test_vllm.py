@@ -11,10 +11,12 @@ from pipeline.errors import ConfigError, MissingRuntime
 
 ENGINE = EngineConfig(
     name="vllm",
+    profile=None,
     precision="auto",
     max_batch_size=8,
     max_input_len=1000,
     max_seq_len=1200,
+    lora_rank=0,
     arguments={},
 )
 
@@ -42,9 +44,18 @@ def test_formats_that_it_loads(
     assert arguments["kv_cache_dtype"] == cache
     sizes = ("max_model_len", "max_num_seqs", "tensor_parallel_size")
     assert [arguments[name] for name in sizes] == [1200, 8, 2]
-    command = vllm.serve_command("artifacts/build", arguments)
-    assert command.startswith("vllm serve artifacts/build --max-model-len 1200 --max-num-seqs 8")
-    assert "trust" not in command
+    assert arguments["trust_remote_code"] is False
+
+
+def test_adapters_and_arguments_of_ones_own(tmp_path: Path) -> None:
+    assert "enable_lora" not in vllm.profile(checkpoint(tmp_path, None), ENGINE, 1)
+    own = {"gpu_memory_utilization": 0.8, "max_num_seqs": 3}
+    engine = ENGINE.model_copy(update={"lora_rank": 20, "arguments": own})
+    arguments = vllm.profile(checkpoint(tmp_path, "FP8"), engine, 1)
+    assert (arguments["enable_lora"], arguments["max_lora_rank"]) == (True, 32)
+    assert {name: arguments[name] for name in own} == own
+    with pytest.raises(ConfigError, match=r"lora_rank=600 is over vLLM's 512"):
+        vllm.profile(tmp_path, ENGINE.model_copy(update={"lora_rank": 600}), 1)
 
 
 def test_an_unquantized_checkpoint_has_no_quantization_file(tmp_path: Path) -> None:

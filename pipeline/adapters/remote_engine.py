@@ -1,0 +1,270 @@
+"""Another server of OpenAI's API (NIM, trtllm-serve, vllm serve, our own) as an engine of ours.
+
+Prompts go there as token ids, to /completions. What comes back is text; vLLM and what is built on
+it also give token ids if asked. From a server that does not, the text is tokenized again, piece by
+piece: it is the same text, but token counts can differ a little from that server's own, and there
+are no log-probabilities. A tokenizer that does not give its text back piece by piece is refused.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from pipeline.adapters.remote import API_KEY
+from pipeline.chat import Chat
+from pipeline.console import get_console
+from pipeline.errors import ArtifactError, MissingRuntime
+from pipeline.serving.description import Description
+from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling, Token
+from pipeline.serving.stream import PushedStream
+
+CONNECT_SECONDS, READ_SECONDS = 10, 600
+PROBE_SECONDS = 1.0  # between looks at whether a server that was gone is back
+PIECES = ("a", " b", "c", " d\n", "é", "  e")  # text that has to come back as it went
+
+
+class RemoteEngine:
+    """An engine (engine.Engine) on another machine.
+
+    Args:
+        chat: the tokenizer of the model there. description: settings say where it is.
+        max_queue: requests that may be on the way beyond description.max_batch_size.
+
+    Raises:
+        MissingRuntime: the server does not answer, refuses the key or has no such model.
+        ArtifactError: it gives no token ids, and the tokenizer cannot do without.
+    """
+
+    features = frozenset({"penalties", "logit_bias"})
+
+    def __init__(self, chat: Chat, description: Description, *, max_queue: int) -> None:
+        self._chat = chat
+        self._url, self._model = description.settings["base_url"], description.settings["model"]
+        self._slots = description.max_batch_size
+        self._most = self._slots + max_queue
+        self._streams: dict[PushedStream, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._client: httpx.AsyncClient | None = None
+        self._down: str | None = None
+        longest = self._find_model()
+        self.max_seq_len = min(longest or description.max_seq_len, description.max_seq_len)
+        self.max_input_len = min(description.max_input_len, self.max_seq_len - 1)
+        self._extended, self._gives_ids = self._try_out()
+        if not self._gives_ids and not _is_piecewise(chat):
+            raise ArtifactError(
+                f"{self._url} sends no token ids, and the tokenizer in {chat.folder} does not give "
+                "text back piece by piece: use a server with return_token_ids (vLLM 0.10.2 or "
+                "newer), or serve the model here"
+            )
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
+        """See engine.Engine.generate."""
+        if self._down:
+            raise EngineFailed(self._down)
+        if len(self._streams) >= self._most:
+            raise QueueFull
+        body = request_body(self._model, prompt, sampling, extended=self._extended)
+        stream = PushedStream(lambda: self._leave(stream))
+        work = self._follow(body, stream, min(sampling.stop_ids, default=None))
+        self._streams[stream] = self._start(work)
+        return stream
+
+    def load(self) -> Load:
+        running = min(self._slots, len(self._streams))
+        return Load(running, len(self._streams) - running)
+
+    def down(self) -> str | None:
+        return self._down
+
+    def close(self) -> None:
+        self._down = "the server is shutting down"
+        for stream in self._streams:
+            stream.end(EngineFailed(self._down))
+        for task in self._tasks:
+            task.cancel()
+
+    def _find_model(self) -> int | None:
+        """The longest sequence that the server has the model for; None if it does not say."""
+        try:
+            answer = httpx.get(f"{self._url}/models", headers=_headers(), timeout=CONNECT_SECONDS)
+        except httpx.HTTPError as error:
+            raise MissingRuntime(
+                f"engine=remote: {self._url} does not answer ({error}): start it, or set "
+                "engine.arguments.base_url"
+            ) from error
+        if answer.status_code != 200:
+            raise MissingRuntime(
+                f"engine=remote: {self._url}/models answers {answer.status_code}: "
+                f"{_message(answer.text)}; its key is read from {API_KEY}"
+            )
+        cards = {card["id"]: card for card in answer.json()["data"]}
+        if self._model not in cards:
+            raise MissingRuntime(
+                f"engine=remote: {self._url} has no model {self._model}: set "
+                f"engine.arguments.model to one of {', '.join(cards)}"
+            )
+        return cards[self._model].get("max_model_len")
+
+    def _try_out(self) -> tuple[bool, bool]:
+        """Whether the server takes vLLM's fields, and whether it gives token ids then."""
+        prompt = self._chat.prompt([{"role": "user", "content": "Hello"}])
+        how = Sampling(1, temperature=0, stop_ids=frozenset(self._chat.stop_ids))
+        for extended in (True, False):
+            body = {**request_body(self._model, prompt, how, extended=extended), "stream": False}
+            answer = httpx.post(
+                f"{self._url}/completions", json=body, headers=_headers(), timeout=READ_SECONDS
+            )
+            if answer.status_code == 200:
+                return extended, bool(answer.json()["choices"][0].get("token_ids"))
+        raise MissingRuntime(
+            f"engine=remote: {self._url}/completions answers {answer.status_code}: "
+            f"{_message(answer.text)}"
+        )
+
+    def _leave(self, stream: PushedStream) -> None:
+        if task := self._streams.pop(stream, None):
+            task.cancel()
+
+    def _start(self, work: Any) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _follow(self, body: Any, stream: PushedStream, stop_id: int | None) -> None:
+        """Hand on an answer as it comes; to be cancelled closes the connection, which ends it."""
+        client = self._client = self._client or httpx.AsyncClient(
+            headers=_headers(),
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=self._most),
+        )
+        try:
+            url = f"{self._url}/completions"
+            async with client.stream("POST", url, json=body) as answer:
+                if answer.status_code != 200:
+                    raise _refusal(answer.status_code, (await answer.aread()).decode())
+                async for line in answer.aiter_lines():
+                    self._take(line, stream, stop_id)
+            stream.end(EngineFailed(f"{self._url} ended an answer in its middle"))
+        except (EngineFailed, ValueError) as error:
+            stream.end(error)
+        except httpx.HTTPError as error:
+            self._lose(f"{self._url} does not answer: {type(error).__name__} {error}")
+            stream.end(EngineFailed(self._down or ""))
+        finally:
+            self._streams.pop(stream, None)
+
+    def _take(self, line: str, stream: PushedStream, stop_id: int | None) -> None:
+        """One line of server-sent events."""
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise EngineFailed(f"{self._url}: {_message(data)}")
+        for choice in event["choices"]:
+            tokens = [Token(token) for token in self._ids(choice)]
+            if choice.get("finish_reason") == "stop" and stop_id is not None:
+                # The text does not hold the token that ended it, whichever that was.
+                tokens = [*(t for t in tokens if t.id not in self._chat.stop_ids), Token(stop_id)]
+            if tokens:
+                stream.put(tokens)
+            if choice.get("finish_reason"):
+                stream.end()
+
+    def _ids(self, choice: Any) -> list[int]:
+        if self._gives_ids:
+            return choice.get("token_ids") or []
+        return _encode(self._chat, choice["text"])
+
+    def _lose(self, reason: str) -> None:
+        if self._down is None:
+            self._down = reason
+            get_console().print(f"[red]not ready[/]: {reason}")
+            self._start(self._wait_for_it())
+
+    async def _wait_for_it(self) -> None:
+        """Be up again when the server answers."""
+        assert self._client
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            try:
+                answer = await self._client.get(f"{self._url}/models")
+            except httpx.HTTPError:
+                continue
+            if answer.status_code == 200:
+                self._down = None
+                get_console().print(f"[green]ready[/]: {self._url} answers again")
+                return
+
+
+def request_body(
+    model: str, prompt: Sequence[int], sampling: Sampling, *, extended: bool
+) -> dict[str, Any]:
+    """A request to /completions. extended: with vLLM's fields, which NIM knows, too.
+
+    Raises:
+        ValueError: the server does not know what is asked for.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": list(prompt),
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "stream": True,
+    }
+    more = {
+        "seed": sampling.seed,
+        "frequency_penalty": sampling.frequency_penalty or None,
+        "presence_penalty": sampling.presence_penalty or None,
+        "logit_bias": {str(i): bias for i, bias in sampling.logit_bias.items()} or None,
+    }
+    body |= {name: value for name, value in more.items() if value is not None}
+    extensions: dict[str, Any] = {
+        "top_k": sampling.top_k or None,
+        "min_p": sampling.min_p or None,
+        "repetition_penalty": sampling.repetition_penalty
+        if sampling.repetition_penalty != 1
+        else None,
+    }
+    wanted = {name: value for name, value in extensions.items() if value is not None}
+    if not extended:
+        if wanted:
+            raise ValueError(f"{next(iter(wanted))}: the server behind this one does not know it")
+        return body
+    return body | wanted | {"stop_token_ids": sorted(sampling.stop_ids), "return_token_ids": True}
+
+
+def _is_piecewise(chat: Chat) -> bool:
+    """Whether text that is tokenized piece by piece is the same text again."""
+    ids = [i for piece in PIECES for i in _encode(chat, piece)]
+    return chat.decode(ids) == "".join(PIECES)
+
+
+def _encode(chat: Chat, text: str) -> list[int]:
+    return list(chat.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get(API_KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _refusal(status: int, text: str) -> Exception:
+    if status in (400, 404, 413, 422):
+        return ValueError(_message(text))
+    return EngineFailed(f"the server behind this one answers {status}: {_message(text)}")
+
+
+def _message(text: str) -> str:
+    """What a server says of an error, as OpenAI's API has it."""
+    try:
+        error = json.loads(text)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        return text[:200]

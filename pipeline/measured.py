@@ -1,0 +1,70 @@
+"""What earlier benchmarks on this machine measured, by the name of the profile."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.artifact import MANIFEST, Manifest
+from pipeline.errors import ArtifactError, DataError
+from pipeline.hardware import Machine
+from pipeline.profiles import profile_name
+from pipeline.serving.description import Description
+from pipeline.serving.memory import Decoder, read_decoder
+
+RATE = "output_tokens_per_second/"  # of the benchmark's metrics: one for each load
+
+
+def measured_here(artifacts: Path, model: Decoder, machine: Machine) -> dict[str, float]:
+    """Tokens a second at the best load, of every profile of a model of these sizes.
+
+    Benchmarks of other hardware, of other sizes, and of engines that are gone do not count.
+    """
+    merged = dict(_manifests(artifacts, "merge"))
+    built = dict(_manifests(artifacts, "build"))
+    sizes = {manifest.digest: _sizes(folder) for folder, manifest in merged.items()}
+    engines = {manifest.digest: (folder, manifest) for folder, manifest in built.items()}
+    found: dict[str, float] = {}
+    for _, manifest in _manifests(artifacts, "benchmark"):
+        folder, engine = engines.get(manifest.inputs.get("build", ""), (None, None))
+        if folder is None or engine is None or not _same(manifest, machine):
+            continue
+        if sizes.get(engine.inputs.get("merge", "")) != model:
+            continue
+        rate = max((v for k, v in manifest.metrics.items() if k.startswith(RATE)), default=0.0)
+        try:
+            name = name_of(Description.read(folder))
+        except ArtifactError:
+            continue
+        found[name] = max(rate, found.get(name, 0.0))
+    return found
+
+
+def name_of(engine: Description) -> str:
+    """The name of a built engine's profile."""
+    return profile_name(
+        engine.runtime, engine.precision, engine.tensor_parallel, lora=engine.lora_rank > 0
+    )
+
+
+def _manifests(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
+    """Of a stage's artifact and of its variants, those that can be read."""
+    for folder in (artifacts / stage, *sorted((artifacts / ".variants").glob(f"{stage}-*"))):
+        try:
+            yield folder, Manifest(**json.loads((folder / MANIFEST).read_text()))
+        except (OSError, ValueError, TypeError):
+            continue
+
+
+def _sizes(merged: Path) -> Decoder | None:
+    try:
+        return read_decoder(merged)
+    except DataError:
+        return None
+
+
+def _same(manifest: Manifest, machine: Machine) -> bool:
+    """Whether it was made on hardware like this."""
+    there: Mapping[str, object] = manifest.environment.get("hardware", {})
+    gpus = [gpu["name"] for gpu in there.get("gpus", ())]  # type: ignore[attr-defined]
+    here = (machine.cpu, machine.cores, [gpu.name for gpu in machine.gpus])
+    return (there.get("cpu"), there.get("cores"), gpus) == here

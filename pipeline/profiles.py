@@ -1,0 +1,273 @@
+"""Profiles: the ways in which a model could be served, which of them can run here, and the best.
+
+A profile is a runtime, a precision and a number of GPUs, named as NVIDIA NIM names its own:
+`<runtime>-<precision>-tp<GPUs>-pp1[-feat_lora]`. They are sorted in NIM's documented order; see
+docs/engines.md. Imports none of the runtimes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.adapters import trtllm, vllm
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError, MissingRuntime, PipelineError, ResourceError
+from pipeline.hardware import Machine, installed_version
+from pipeline.serving import memory
+from pipeline.serving.checkpoint import Checkpoint
+from pipeline.serving.memory import Decoder, Fit, gib
+
+# NIM's order, best first. Its runtimes are the first two; precisions of the same kind stand
+# together. On a CPU int8 is weight-only and comes before float32, because stage=build takes it only
+# where it gives the answers of float32.
+RUNTIMES = ("trtllm", "vllm", "hf")
+CPU_RUNTIMES = ("onnxruntime", "hf")
+PRECISIONS = ("fp8", "int8_sq", "fp16", "bf16", "fp32", "nvfp4", "int4_awq", "w4a8_awq")
+CPU_PRECISIONS = ("int8", "fp32", "int4")
+# The least compute capability: of a runtime, and of a precision that it then computes in.
+LEAST_CAPABILITY = {"trtllm": (8, 0), "vllm": (7, 5), "hf": (7, 0), "fp8": (8, 9), "nvfp4": (10, 0)}
+GROUP_SIZES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A way to serve. reason: why it cannot run here; low_memory: that it is only for memory.
+
+    tokens_per_second: measured on this machine by stage=benchmark, None if it was not.
+    """
+
+    runtime: str
+    precision: str
+    tensor_parallel: int
+    lora_rank: int
+    gpu: bool
+    form: str
+    fit: Fit | None = None
+    reason: str | None = None
+    low_memory: bool = False
+    error: type[PipelineError] = MissingRuntime
+    tokens_per_second: float | None = None
+
+    @property
+    def name(self) -> str:
+        return profile_name(
+            self.runtime, self.precision, self.tensor_parallel, lora=self.lora_rank > 0
+        )
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """Best first: GPU, measured (fastest first), runtime, precision, most GPUs."""
+        runtimes = RUNTIMES if self.gpu else CPU_RUNTIMES
+        precisions = PRECISIONS if self.gpu else CPU_PRECISIONS
+        return (
+            not self.gpu,
+            -(self.tokens_per_second or 0),
+            runtimes.index(self.runtime),
+            precisions.index(self.precision),
+            -self.tensor_parallel,
+        )
+
+
+def profile_name(runtime: str, precision: str, tensor_parallel: int, *, lora: bool) -> str:
+    return f"{runtime}-{precision}-tp{tensor_parallel}-pp1" + "-feat_lora" * lora
+
+
+def find_profiles(
+    model: Decoder,
+    checkpoints: Sequence[Checkpoint],
+    engine: EngineConfig,
+    machine: Machine,
+    *,
+    lora_rank: int,
+    measured: Mapping[str, float],
+) -> list[Profile]:
+    """Every profile of a model, best first, each with why it cannot run here or what it takes.
+
+    Args:
+        lora_rank: of the adapters that the profiles with LoRA make room for.
+        measured: tokens a second by the names of profiles, on this machine.
+    """
+    found = []
+    for profile in _candidates(checkpoints, model, machine, lora_rank):
+        cache = next(c.fp8_cache for c in checkpoints if c.form == profile.form)
+        judged = _judge(profile, model, engine, machine, fp8_cache=cache)
+        found.append(replace(judged, tokens_per_second=measured.get(profile.name)))
+    return sorted(found, key=lambda profile: profile.order)
+
+
+def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
+    """The profile that is asked for by name, or else the first that can run here.
+
+    Raises:
+        ConfigError: there is none of that name. MissingRuntime: none can run here; or the one that
+            was asked for cannot. ResourceError: for want of memory; says what would fit.
+    """
+    if engine.profile:
+        named = [p for p in profiles if p.name == engine.profile]
+        if not named:
+            known = ", ".join(profile.name for profile in profiles)
+            raise ConfigError(f"engine.profile={engine.profile} is none of this model: {known}")
+        allowed = named
+    else:
+        lora = engine.lora_rank > 0
+        allowed = [p for p in profiles if (p.lora_rank > 0) == lora]
+        allowed = [p for p in allowed if engine.name in ("auto", p.runtime)]
+        allowed = [p for p in allowed if not _other_precision(p, engine)]
+    for profile in allowed:
+        if profile.reason is None:
+            return profile
+    # The nearest to running: what lacks memory alone.
+    refused = min(allowed, key=lambda p: not p.low_memory, default=None)
+    if refused is None:
+        raise ConfigError(
+            f"engine={engine.name} has no profile for this model"
+            + (" with LoRA adapters (engine.lora_rank)" if engine.lora_rank else "")
+            + ": `python -m pipeline stage=profiles` shows those that there are"
+        )
+    raise refused.error(f"{refused.name} cannot run here: {refused.reason}")
+
+
+def _other_precision(profile: Profile, engine: EngineConfig) -> bool:
+    """engine.precision is of ONNX Runtime's engines; the others take the checkpoint's."""
+    return profile.runtime == "onnxruntime" and engine.precision not in ("auto", profile.precision)
+
+
+def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) -> list[str]:
+    """Which profile was chosen and why, and why not those that come before it."""
+    running = sum(profile.reason is None for profile in profiles)
+    lines = [f"{running} of {len(profiles)} profiles can run here"]
+    for profile in profiles:
+        if profile == chosen:
+            break
+        if profile.reason and (profile.lora_rank > 0) == (chosen.lora_rank > 0):
+            lines.append(f"not {profile.name}: {profile.reason}")
+    why = "the first of NVIDIA NIM's order that can run here"
+    if engine.profile:
+        why = "engine.profile names it"
+    elif chosen.tokens_per_second:
+        why = f"the fastest measured here, {chosen.tokens_per_second:,.0f} tokens/s"
+    return [*lines, f"takes [bold]{chosen.name}[/]: {why}"]
+
+
+def _candidates(
+    checkpoints: Sequence[Checkpoint], model: Decoder, machine: Machine, lora_rank: int
+) -> Iterator[Profile]:
+    """What could be served at all, were every runtime and GPU here."""
+    groups = [n for n in GROUP_SIZES if n <= max(1, len(machine.gpus)) and model.heads % n == 0]
+    # Where TensorRT-LLM still builds engines they come first; a newer one loads HF folders alone.
+    builds = trtllm.missing() is None or trtllm.llm_version() is None
+    built = set()
+    for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.form != "qnemo"):
+        form, precision = checkpoint.form, checkpoint.precision
+        if form == "qnemo":
+            profile = Profile("trtllm", precision, checkpoint.tensor_parallel or 1, 0, True, form)
+            if builds or trtllm.not_loaded(precision):
+                built.add(profile.name)
+                yield profile
+            continue
+        for rank in (0, lora_rank) if lora_rank else (0,):
+            if form in ("hf", "unified"):
+                for tensor_parallel in groups:
+                    for runtime in ("vllm", "trtllm"):
+                        profile = Profile(runtime, precision, tensor_parallel, rank, True, form)
+                        # TensorRT-LLM takes adapters on models that are not quantized.
+                        takes = runtime == "vllm" or not rank or form == "hf"
+                        if takes and profile.name not in built:
+                            yield profile
+            if form == "hf" or (form == "modelopt" and not rank):
+                yield Profile("hf", precision, 1, rank, True, form)
+                yield Profile("hf", "fp32", 1, rank, False, form)
+        if form == "hf":
+            for rounded in CPU_PRECISIONS:
+                yield Profile("onnxruntime", rounded, 1, 0, False, form)
+
+
+def _judge(
+    profile: Profile, model: Decoder, engine: EngineConfig, machine: Machine, *, fp8_cache: bool
+) -> Profile:
+    """A profile with what it takes, or why it cannot run here."""
+    reason = (_lacks_gpu(profile, machine) if profile.gpu else None) or _missing(profile)
+    if profile.runtime == "hf" and not profile.gpu and machine.gpus and _torch_has_cuda():
+        reason = "PyTorch takes the GPU that is here"
+    takes = memory.footprint(
+        model,
+        profile.runtime,
+        profile.precision,
+        gpu=profile.gpu,
+        slots=engine.max_batch_size,
+        cache_bytes=(1 if fp8_cache else 2) if profile.gpu else 4,
+        tensor_parallel=profile.tensor_parallel,
+        lora_rank=profile.lora_rank,
+    )
+    if reason and not machine.gpus and profile.gpu:
+        return replace(profile, reason=reason)
+    capacity = float(machine.memory_bytes)
+    if profile.gpu:
+        # The smallest of a group holds as much as the others.
+        group = sorted((gpu.memory_bytes for gpu in machine.gpus), reverse=True)
+        smallest = group[min(len(group), profile.tensor_parallel) - 1]
+        share = engine.arguments.get("gpu_memory_utilization", memory.GPU_SHARE[profile.runtime])
+        capacity = smallest * share
+    length = engine.max_seq_len
+    found = memory.fit(model, profile.runtime, takes, capacity, engine.max_batch_size, length)
+    if reason:
+        return replace(profile, fit=found, reason=reason)
+    if found.lacking:
+        lack = _too_little(profile, found, engine)
+        return replace(profile, fit=found, reason=lack, low_memory=True, error=ResourceError)
+    return replace(profile, fit=found)
+
+
+def _too_little(profile: Profile, found: Fit, engine: EngineConfig) -> str:
+    """By how much memory is short, and which setting fits."""
+    where = "a GPU gives it" if profile.gpu else "this machine has"
+    text = (
+        f"it takes {gib(found.needed)} and {where} {gib(found.capacity)}: "
+        f"{gib(found.lacking)} too little; "
+    )
+    if profile.runtime not in memory.PAGED and found.most:
+        return text + f"engine.max_batch_size={found.most} fits"
+    if found.longest > 1:
+        shorter = f"engine.max_seq_len={found.longest}"
+        if engine.max_input_len >= found.longest:
+            shorter += f" with engine.max_input_len={found.longest - 1}"
+        return text + f"{shorter} fits"
+    return text + (
+        "the weights alone do not fit: choose a smaller format (quantize=fp8, quantize=int4_awq)"
+        + (" or more GPUs (export.tensor_parallel)" if profile.gpu else "")
+    )
+
+
+def _missing(profile: Profile) -> str | None:
+    """Why a runtime is not here, or does not take the format."""
+    if profile.runtime == "vllm":
+        return vllm.missing() or vllm.not_loaded(profile.precision)
+    if profile.runtime == "trtllm":
+        if profile.form == "qnemo":
+            return trtllm.missing()
+        return trtllm.missing_llm() or trtllm.not_loaded(profile.precision)
+    package = {"hf": "transformers", "onnxruntime": "onnxruntime-genai"}[profile.runtime]
+    if not installed_version(package):
+        return f"{package} is not installed"
+    if profile.gpu and not _torch_has_cuda():
+        return "PyTorch is installed without CUDA"
+    return None
+
+
+def _torch_has_cuda() -> bool:
+    return not (installed_version("torch") or "+cpu").endswith("+cpu")
+
+
+def _lacks_gpu(profile: Profile, machine: Machine) -> str | None:
+    if not machine.gpus:
+        return "this machine has no NVIDIA GPU"
+    if len(machine.gpus) < profile.tensor_parallel:
+        return f"it is for {profile.tensor_parallel} GPUs, and here are {len(machine.gpus)}"
+    here = min(tuple(map(int, gpu.compute_capability.split("."))) for gpu in machine.gpus)
+    for what in (profile.runtime, profile.precision):
+        least = LEAST_CAPABILITY.get(what, (0, 0))
+        if here < least:
+            return (
+                f"{what} needs compute capability {least[0]}.{least[1]}, and this GPU has "
+                f"{here[0]}.{here[1]}"
+            )
+    return None
