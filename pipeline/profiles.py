@@ -138,7 +138,8 @@ def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) 
     for profile in profiles:
         if profile == chosen:
             break
-        if profile.reason and (profile.lora_rank > 0) == (chosen.lora_rank > 0):
+        asked = engine.name in ("auto", profile.runtime)
+        if profile.reason and asked and (profile.lora_rank > 0) == (chosen.lora_rank > 0):
             lines.append(f"not {profile.name}: {profile.reason}")
     why = "the first of NVIDIA NIM's order that can run here"
     if engine.profile:
@@ -174,8 +175,12 @@ def _candidates(
                         if takes and profile.name not in built:
                             yield profile
             if form == "hf" or (form == "modelopt" and not rank):
-                yield Profile("hf", precision, 1, rank, True, form)
-                yield Profile("hf", "fp32", 1, rank, False, form)
+                # In float32 alike on both: where PyTorch has a GPU it takes that.
+                on_gpu = bool(machine.gpus) and _torch_has_cuda()
+                if on_gpu or precision != "fp32":
+                    yield Profile("hf", precision, 1, rank, True, form)
+                if not on_gpu:
+                    yield Profile("hf", "fp32", 1, rank, False, form)
         if form == "hf":
             for rounded in CPU_PRECISIONS:
                 yield Profile("onnxruntime", rounded, 1, 0, False, form)
@@ -186,8 +191,6 @@ def _judge(
 ) -> Profile:
     """A profile with what it takes, or why it cannot run here."""
     reason = (_lacks_gpu(profile, machine) if profile.gpu else None) or _missing(profile)
-    if profile.runtime == "hf" and not profile.gpu and machine.gpus and _torch_has_cuda():
-        reason = "PyTorch takes the GPU that is here"
     takes = memory.footprint(
         model,
         profile.runtime,

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from pipeline.errors import DataError
 from pipeline.serving.engine import EngineFailed, Load, QueueFull
 
+TOKENIZER = "tokenizer.json"
 MODULES = "modules.json"
 LIMITS = "sentence_bert_config.json"
 # Ways of pooling that sentence-transformers knows, by the name of their switch.
@@ -65,11 +68,37 @@ def read_pooling(folder: Path) -> Pooling:
 
 
 def embeds(folder: Path) -> bool:
-    """Whether a folder's model makes embeddings: it is no decoder, or the files say how to pool."""
+    """Whether a folder's model makes embeddings: it is no decoder, or the files say how to pool.
+
+    Raises:
+        DataError: there is no config.json.
+    """
     if (folder / MODULES).is_file():
         return True
-    names = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    return not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    file = folder / "config.json"
+    try:
+        names = json.loads(file.read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{file} cannot be read ({error}): give an HF model's folder") from error
+    return bool(names) and not any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer with the special tokens that it adds to texts; neither cuts nor pads.
+
+    Raises:
+        DataError: there is none, or it is broken.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(
+            f"{folder / TOKENIZER} cannot be read ({error}): make it there with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 class HfEmbedder:

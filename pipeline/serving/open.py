@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from pipeline.adapters import remote, vllm
-from pipeline.adapters.hf_embedder import embeds
+from pipeline.adapters.hf_embedder import TOKENIZER, embeds, read_tokenizer
+from pipeline.artifact import sha256_of_file
 from pipeline.chat import Chat
 from pipeline.config import EngineConfig
 from pipeline.console import get_console
@@ -21,10 +24,10 @@ from pipeline.serving.supervised import SupervisedEngine
 
 @dataclass(frozen=True)
 class Served:
-    """An engine with the chat that renders for it."""
+    """An engine with the chat that renders for it, or the tokenizer of an embedding model."""
 
     engine: Engine
-    chat: Chat
+    chat: Chat | Tokenizer
     description: Description
 
 
@@ -58,7 +61,7 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
     except MissingRuntime as error:
         raise vllm.refusal(str(error)) if engine.name == "vllm" else error from None
     for line in explain(profiles, chosen, engine):
-        get_console().print(f"engine={engine.name}: {line}")
+        get_console().print(f"engine={engine.name}: {line}", soft_wrap=True)
     version, hardware = runtimes.here(chosen.runtime)
     settings = runtimes.settings(chosen, folder, engine)
     return describe_profile(chosen, engine, Chat.load(folder), version or "", hardware, settings)
@@ -67,14 +70,15 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
 def _describe_embedder(folder: Path, engine: EngineConfig) -> Description:
     """Of an embedding model, which PyTorch alone serves here."""
     if engine.name not in ("auto", "hf"):
-        raise ConfigError(f"{folder} makes embeddings: serve it with engine=hf")
+        raise ConfigError(f"{folder} makes embeddings: serve it with engine.name=hf")
+    read_tokenizer(folder)
     version, hardware = runtimes.here("hf")
     return Description(
         runtime="hf",
         version=version or "",
         precision="fp32",
         hardware=hardware,
-        rendering=Chat.load(folder).sha256,
+        rendering=sha256_of_file(folder / TOKENIZER),
         max_batch_size=1,
         max_input_len=engine.max_input_len,
         max_seq_len=engine.max_seq_len,
@@ -89,8 +93,8 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
         ResourceError: it takes more memory than is here; the message gives both.
     """
     description = description or Description.read(folder)
-    chat = Chat.load(folder)
-    if chat.sha256 != description.rendering:
+    chat, rendering = _load_texts(folder, description)
+    if rendering != description.rendering:
         raise ArtifactError(
             f"the tokenizer or chat template in {folder} is not the one that the engine was built "
             f"with, so prompts would differ from those in training: {rebuild(folder)}"
@@ -103,6 +107,14 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
     else:
         engine = SupervisedEngine(folder, description, max_queue=max_queue)
     return Served(engine, chat, description)
+
+
+def _load_texts(folder: Path, description: Description) -> tuple[Chat | Tokenizer, str]:
+    """What makes token ids of requests, and its hash."""
+    if description.runtime == "hf" and embeds(folder):
+        return read_tokenizer(folder), sha256_of_file(folder / TOKENIZER)
+    chat = Chat.load(folder)
+    return chat, chat.sha256
 
 
 def _require_memory(folder: Path, description: Description) -> None:

@@ -102,7 +102,7 @@ def _choose(config: Config, merged: Path, exported: Path) -> Profile:
             raise trtllm.refusal(str(error), exported / "qnemo", engine) from None
         raise vllm.refusal(str(error)) if engine.name == "vllm" else error from None
     for line in explain(profiles, chosen, engine):
-        get_console().print(f"engine={engine.name}: {line}")
+        get_console().print(f"engine={engine.name}: {line}", soft_wrap=True)
     return chosen
 
 

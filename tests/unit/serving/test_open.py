@@ -9,8 +9,7 @@ import pytest
 
 from pipeline.adapters import onnxruntime_session
 from pipeline.chat import Chat
-from pipeline.errors import ArtifactError, ConfigError
-from pipeline.serving import open as opening
+from pipeline.errors import ArtifactError, ResourceError
 from pipeline.serving.description import Description
 from pipeline.serving.open import open_engine
 from tests.unit.model_folders import make_model_folder
@@ -61,14 +60,13 @@ def test_an_engine_for_another_place_is_refused_with_the_command_to_rebuild(
     assert f"`rm -r {folder} && python -m pipeline stage=build`" in str(refused.value)
 
 
-def test_an_engine_of_another_runtime_is_answered_with_its_command(
-    folder: Path, made: Description, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_does_not_fit_here_is_refused_with_both_sizes(
+    folder: Path, made: Description
 ) -> None:
-    monkeypatch.setattr(opening.trtllm, "version", lambda: "1.2.1")
-    settings = {"serve_with": "trtllm-serve {folder}/engine --tokenizer {folder}"}
-    replace(made, runtime="trtllm", version="1.2.1", hardware={}, settings=settings).write(folder)
-    with pytest.raises(ConfigError, match=f"`trtllm-serve {folder}/engine --tokenizer {folder}`"):
+    replace(made, memory_bytes=2**50).write(folder)
+    with pytest.raises(ResourceError, match=r"takes 1048576\.0 GiB .* lower engine") as refused:
         open_engine(folder, max_queue=1)
+    assert "2 answers of 16 tokens" in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"runtime": "onnxruntime"}'])

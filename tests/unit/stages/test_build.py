@@ -12,7 +12,13 @@ from pipeline.artifact import Artifact
 from pipeline.chat import Chat
 from pipeline.compose import compose
 from pipeline.config import Config, load
-from pipeline.errors import ArtifactError, ConfigError, MissingRuntime, ProofFailed
+from pipeline.errors import (
+    ArtifactError,
+    ConfigError,
+    MissingRuntime,
+    ProofFailed,
+    ResourceError,
+)
 from pipeline.hardware import Gpu, Machine
 from pipeline.serving import description as descriptions
 from pipeline.serving.description import Description
@@ -71,7 +77,8 @@ def with_engine(config: Config, **settings: Any) -> Config:
 
 def have_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine("Linux", "3.12", "cpu", 2, 2**34, "580", (GPU,))
-    monkeypatch.setattr(descriptions, "inspect_machine", lambda: machine)
+    for module in (descriptions, build):
+        monkeypatch.setattr(module, "inspect_machine", lambda: machine)
 
 
 class Measured:
@@ -161,13 +168,14 @@ def test_a_runtime_that_is_absent_is_refused_with_what_to_do(
 @pytest.mark.parametrize(
     ("installed", "gpu", "taken"),
     [
-        (("trtllm", "vllm"), True, "trtllm"),
-        (("vllm",), True, "vllm"),
-        ((), True, "onnxruntime"),
-        (("trtllm", "vllm"), False, "onnxruntime"),
+        (("trtllm", "vllm"), True, "trtllm-fp8-tp1-pp1"),
+        (("vllm",), True, "vllm-fp8-tp1-pp1"),
+        ((), True, "onnxruntime-int8-tp1-pp1"),
+        (("trtllm", "vllm"), False, "onnxruntime-int8-tp1-pp1"),
     ],
 )
-def test_auto_takes_the_fastest_that_can_run_and_says_why_not_the_others(
+def test_auto_takes_the_first_profile_that_can_run_and_says_why_not_those_before(
+    config: Config,
     inputs: dict[str, Artifact],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -180,14 +188,64 @@ def test_auto_takes_the_fastest_that_can_run_and_says_why_not_the_others(
         monkeypatch.setattr(adapter, "missing", lambda reason=reason: reason)
     if gpu:
         have_gpu(monkeypatch)
-    assert build._choose(inputs["export"].path / "hf") == taken
+    chosen = build._choose(config, inputs["merge"].path, inputs["export"].path)
+    assert chosen.name == taken
     said = " ".join(capsys.readouterr().err.split())
     assert f"takes {taken}" in said
     for name in ("trtllm", "vllm"):
-        if name not in installed and gpu and (taken, name) != ("trtllm", "vllm"):
-            assert f"not {name}: no {name} here" in said
+        if name not in installed and gpu and (taken[:6], name) != ("trtllm", "vllm"):
+            assert f"not {name}-fp8-tp1-pp1: no {name} here" in said
         if not gpu:
-            assert f"not {name}: this machine has no NVIDIA GPU" in said
+            assert f"not {name}-fp8-tp1-pp1: this machine has no NVIDIA GPU" in said
+
+
+def test_pytorch_gets_the_merged_model_with_its_profile(
+    config: Config, inputs: dict[str, Artifact], out: Path
+) -> None:
+    build.run(with_engine(config, name="hf", lora_rank=8), inputs, out)
+    described = Description.read(out)
+    assert (described.runtime, described.precision, described.lora_rank) == ("hf", "fp32", 8)
+    assert described.memory_bytes > 0
+    merged = inputs["merge"].path
+    assert (out / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+    assert not (out / "manifest.json").exists()
+
+
+def test_a_profile_that_is_named_wins(
+    config: Config, inputs: dict[str, Artifact], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Measured({"fp32": 1.0})
+    monkeypatch.setattr(build, "_build_and_compare", measured)
+    build.run(with_engine(config, profile="onnxruntime-fp32-tp1-pp1"), inputs, out)
+    assert measured.asked == ["fp32"]
+    with pytest.raises(ConfigError, match=r"engine\.profile=vllm-x is none of this model"):
+        build.run(with_engine(config, profile="vllm-x"), inputs, out)
+
+
+def test_too_little_memory_is_refused_with_what_fits(
+    config: Config, inputs: dict[str, Artifact], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Machine("Linux", "3.12", "cpu", 2, 2**28, None, ())
+    monkeypatch.setattr(build, "inspect_machine", lambda: small)
+    with pytest.raises(ResourceError, match=r"too little; engine\.max_batch_size=\d+ fits"):
+        build.run(with_engine(config, name="onnxruntime", max_batch_size=4000), inputs, out)
+
+
+def test_another_server_is_written_down_with_the_tokenizer(
+    config: Config, inputs: dict[str, Artifact], out: Path
+) -> None:
+    place = {"base_url": "http://10.0.0.5:8000/v1/", "model": "bank"}
+    build.run(with_engine(config, name="remote", arguments=place), inputs, out)
+    described = Description.read(out)
+    assert described.runtime == "remote"
+    assert described.settings == {"base_url": "http://10.0.0.5:8000/v1", "model": "bank"}
+    assert Chat.load(out).sha256 == described.rendering
+    for arguments, words in (
+        ({}, "needs engine.arguments.base_url"),
+        ({**place, "key": "secret"}, "REMOTE_API_KEY"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            build.run(with_engine(config, name="remote", arguments=arguments), inputs, out)
 
 
 def test_vllm_gets_the_checkpoint_and_its_arguments(
@@ -197,7 +255,7 @@ def test_vllm_gets_the_checkpoint_and_its_arguments(
     monkeypatch.setattr(vllm, "version", lambda: "0.14.1")
     build.run(with_engine(config, name="vllm"), inputs, out)
     described = Description.read(out)
-    assert (described.version, described.precision) == ("0.14.1", "FP8")
+    assert (described.version, described.precision) == ("0.14.1", "fp8")
     assert described.hardware == {"gpu": "NVIDIA H200", "compute_capability": "9.0"}
     assert described.settings["arguments"]["quantization"] == "modelopt"
     assert (out / "model.safetensors").read_bytes() == b"weights"
@@ -214,12 +272,14 @@ def test_trtllm_runs_its_builder_on_the_qnemo_checkpoint(
         return {"version": "1.2.1", "precision": "FP8", "command": command}
 
     have_gpu(monkeypatch)
+    monkeypatch.setattr(trtllm, "missing", lambda: None)
     monkeypatch.setattr(trtllm, "build", fake)
     outcome = build.run(with_engine(config, name="trtllm"), inputs, out)
     assert str(inputs["export"].path / "qnemo") in outcome.proof["command"]
     described = Description.read(out)
     assert (described.runtime, described.version) == ("trtllm", "1.2.1")
-    assert "--backend tensorrt" in described.settings["serve_with"]
+    assert described.settings["backend"] == "tensorrt"
+    assert described.settings["arguments"] == {"max_batch_size": 16}
     assert Chat.load(out).sha256 == described.rendering
 
 
