@@ -88,8 +88,8 @@ def find_profiles(
     """
     found = []
     for profile in _candidates(checkpoints, model, machine, lora_rank):
-        cache = next(c.fp8_cache for c in checkpoints if c.form == profile.form)
-        judged = _judge(profile, model, engine, machine, fp8_cache=cache)
+        checkpoint = next(c for c in checkpoints if c.form == profile.form)
+        judged = _judge(profile, checkpoint, model, engine, machine)
         found.append(replace(judged, tokens_per_second=measured.get(profile.name)))
     return sorted(found, key=lambda profile: profile.order)
 
@@ -187,7 +187,11 @@ def _candidates(
 
 
 def _judge(
-    profile: Profile, model: Decoder, engine: EngineConfig, machine: Machine, *, fp8_cache: bool
+    profile: Profile,
+    checkpoint: Checkpoint,
+    model: Decoder,
+    engine: EngineConfig,
+    machine: Machine,
 ) -> Profile:
     """A profile with what it takes, or why it cannot run here."""
     reason = (_lacks_gpu(profile, machine) if profile.gpu else None) or _missing(profile)
@@ -197,9 +201,10 @@ def _judge(
         profile.precision,
         gpu=profile.gpu,
         slots=engine.max_batch_size,
-        cache_bytes=(1 if fp8_cache else 2) if profile.gpu else 4,
+        cache_bytes=(1 if checkpoint.fp8_cache else 2) if profile.gpu else 4,
         tensor_parallel=profile.tensor_parallel,
         lora_rank=profile.lora_rank,
+        stored=checkpoint.stored if profile.gpu else 0,  # on a CPU they become float32
     )
     if reason and not machine.gpus and profile.gpu:
         return replace(profile, reason=reason)

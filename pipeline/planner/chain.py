@@ -94,9 +94,9 @@ def packed(shape: Shape, format: str) -> float:
 
 
 def engine(config: Config, work: Workload) -> float:
-    """Bytes of a built engine; vLLM's is a link to the exported checkpoint."""
+    """Bytes of a built engine; vLLM's and PyTorch's are links to checkpoints."""
     name = config.engine.name
-    if name == "vllm":
+    if name in ("vllm", "hf", "remote"):
         return 0.0
     if name == "onnxruntime" or (name == "auto" and not work.gpu):
         return ONNX[config.engine.precision] * work.shape.parameters

@@ -28,12 +28,14 @@ class Checkpoint:
     form: hf; modelopt, which is HF with ModelOpt's fake quantization; unified, ModelOpt's quantized
         HF; qnemo, TensorRT-LLM's, for so many GPUs as tensor_parallel says.
     precision: of the weights. fp8_cache: keys and values are kept in 8 bits.
+    stored: bytes of the weights; 0 if they are not there yet.
     """
 
     form: Literal["hf", "modelopt", "unified", "qnemo"]
     precision: str
     fp8_cache: bool = False
     tensor_parallel: int = 1
+    stored: int = 0
 
 
 def hf_checkpoint(folder: Path) -> Checkpoint:
@@ -43,8 +45,10 @@ def hf_checkpoint(folder: Path) -> Checkpoint:
         DataError: it has no config.json, or is quantized in a way that is not known here.
     """
     algorithm, cache = vllm.quantization_of(folder)
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if algorithm is not None:
-        return Checkpoint("unified", _precision(folder, algorithm), fp8_cache=cache == "FP8")
+        precision = _precision(folder, algorithm)
+        return Checkpoint("unified", precision, fp8_cache=cache == "FP8", stored=stored)
     try:
         config = json.loads((folder / "config.json").read_text())
         dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
@@ -53,7 +57,7 @@ def hf_checkpoint(folder: Path) -> Checkpoint:
             f"{folder / 'config.json'} cannot be read ({error}): give an HF model's folder"
         ) from error
     form: Literal["hf", "modelopt"] = "modelopt" if (folder / MODELOPT_STATE).is_file() else "hf"
-    return Checkpoint(form, DTYPES.get(dtype, "fp32"))
+    return Checkpoint(form, DTYPES.get(dtype, "fp32"), stored=stored)
 
 
 def exported_checkpoints(exported: Path) -> list[Checkpoint]:

@@ -81,6 +81,7 @@ def read_decoder(folder: Path) -> Decoder:
     file = folder / "config.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text())
+        config = config.get("text_config") or config  # of a model that sees pictures, too
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         return Decoder(
             layers=int(config["num_hidden_layers"]),
@@ -127,17 +128,19 @@ def footprint(
     cache_bytes: float,
     tensor_parallel: int = 1,
     lora_rank: int = 0,
+    stored: int = 0,
 ) -> Footprint:
     """What serving takes on each device.
 
     Args:
         precision: of the products, as in PRODUCT_BYTES. cache_bytes: of a key or value.
         slots: sequences at once. lora_rank: of one adapter on every product; 0 for none.
+        stored: bytes of the weights where they are loaded as they are; 0: worked out from sizes.
     """
     full = PRODUCT_BYTES[precision] if precision in ("fp32", "fp16", "bf16") else 2 if gpu else 4
     output = PRODUCT_BYTES[precision] if precision in ROUNDS_OUTPUT else full
     tables = model.table * (full if model.tied else full + output)
-    weights = model.products * PRODUCT_BYTES[precision] + tables
+    weights = stored or model.products * PRODUCT_BYTES[precision] + tables
     weights += full * model.adapter(lora_rank)
     tokens = STEP_TOKENS[runtime]
     activations = tokens * (2 * model.hidden + 3 * model.ffn / tensor_parallel) * full
