@@ -34,6 +34,7 @@ from pipeline.stages import benchmark, build
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import make_model_folder
 
+QNEMO = {"dtype": "bfloat16", "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1}}
 QUESTIONS = [
     f"What does it cost to {what}?" for what in ("wire", "lend", "save", "pay", "ask", "go")
 ]
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def inputs(folder: Path) -> dict[str, Artifact]:
-    """A random Llama, large enough that its answers differ, and an export that nothing reads."""
+    """A random Llama, large enough that its answers differ, and an export without weights."""
     model = make_model_folder(folder / "merge", "demo")
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -74,7 +75,9 @@ def inputs(folder: Path) -> dict[str, Artifact]:
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     return {
         "merge": make_artifact(folder, "merge", "hf_checkpoint"),
-        "export": make_artifact(folder, "export", "exported", files={"hf/config.json": "{}"}),
+        "export": make_artifact(
+            folder, "export", "exported", files={"qnemo/config.json": json.dumps(QNEMO)}
+        ),
     }
 
 
