@@ -63,7 +63,6 @@ NEEDS = (
     Need("register", ("mlflow",)),
     Need("serve", ("fastapi", "uvicorn", "prometheus-client")),
     Need("profiles", ("tokenizers",)),
-    Need("plan", ("pyarrow",)),
     Need("pretrain", _NEMO),
 )
 
