@@ -146,6 +146,8 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         text = f"{error.detail}: {request.method} {request.url.path}"
+        if error.status_code == 400:  # FastAPI's, for a body that its parser gave up on
+            text = "the body cannot be read: send JSON in UTF-8, not nested thousands deep"
         return Json(protocol.error_body(text), error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(QueueFull)

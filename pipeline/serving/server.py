@@ -97,7 +97,7 @@ def _server(
             timeout_keep_alive=settings.keep_alive_timeout,
             ws="none",
             log_config=None,
-            log_level="warning",
+            log_level="error",  # it warns of what clients send
             access_log=False,
             server_header=False,
             lifespan="on",

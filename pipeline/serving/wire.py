@@ -1,7 +1,9 @@
 """uvicorn's connections, bounded: how many, how long a request's headers may take, how large.
 
-What uvicorn leaves open: a connection that sends nothing, or its headers a byte at a time, or never
-ends them, is kept for ever, and memory with it. Bodies are bounded above (bounds.py).
+What uvicorn leaves open: a connection is kept for ever, and memory with it, that sends nothing, or
+its headers a byte at a time, or never ends them; that goes on with a body whose request is answered
+already; that ends a body in trailers without end; or that sends empty lines between requests.
+Bodies themselves are bounded above (bounds.py).
 """
 
 import asyncio
@@ -20,7 +22,8 @@ from pipeline.serving import protocol
 @dataclass(frozen=True)
 class WireBounds:
     """header_bytes, header_seconds: of a request's headers, from the connection's or the last
-    answer's end. stalled_seconds: until a client that takes none of its answer is cut off."""
+    answer's end. stalled_seconds: until a client that takes none of its answer is cut off.
+    What frames a body in chunks may have as many bytes as the body and header_bytes."""
 
     connections: int
     header_bytes: int
@@ -42,7 +45,10 @@ class BoundedProtocol(HttpToolsProtocol):
     config: WireConfig
     _timer: asyncio.TimerHandle | None = None
     _in_headers = False
+    _in_body = False
     _header_bytes = 0
+    _body_bytes = 0  # of the body itself
+    _sent_bytes = 0  # of all that came in its place
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -58,15 +64,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
+        was_in_body = self._in_body
         super().data_received(data)
-        if not self._in_headers or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        # Still in the headers after all of it: all of it is headers.
-        self._header_bytes += len(data)
-        if self._header_bytes > self.config.bounds.header_bytes:
-            limit = self.config.bounds.header_bytes
-            text = f"the headers have more than the {limit} bytes that are allowed"
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        limit = self.config.bounds.header_bytes
+        if self._in_headers:  # still, after all of it: all of it is headers
+            self._header_bytes += len(data)
+            if self._header_bytes > limit:
+                text = f"the headers have more than the {limit} bytes that are allowed"
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        elif was_in_body and self._in_body:
+            self._sent_bytes += len(data)
+            if self._sent_bytes > 2 * self._body_bytes + limit:
+                self._refuse(HTTPStatus.BAD_REQUEST, "the body has more frame than content")
+        elif self._answered and not self._timer:  # uvicorn waits no more for the next request
+            self._start_timer()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -75,9 +88,28 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_timer()
 
     def on_headers_complete(self) -> None:
-        self._in_headers = False
+        self._in_headers, self._in_body = False, True
+        self._body_bytes = self._sent_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and self._answered and not self.transport.is_closing():
+            self._start_timer()
+
+    @property
+    def _answered(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(HTTPStatus.BAD_REQUEST, "this is not HTTP as the server speaks it")
@@ -87,6 +119,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _start_timer(self) -> None:
+        self._stop_timer()
         self._timer = self.loop.call_later(self.config.bounds.header_seconds, self._too_slow)
 
     def _stop_timer(self) -> None:
@@ -95,7 +128,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _too_slow(self) -> None:
-        if not self._in_headers:  # opened in advance, as browsers do, and not used
+        if not self._in_headers:  # such as one opened in advance, as browsers do, and not used
             self._timer = None
             self.transport.close()
             return

@@ -256,7 +256,8 @@ def test_bad_requests_are_refused_in_openais_shape(
     ("raw", "words"),
     [
         ({"content": b"{", "headers": {"content-type": "application/json"}}, "not valid JSON"),
-        ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, "JSON"),
+        ({"content": b'{"a":"\xff"}', "headers": {"content-type": "application/json"}}, "UTF-8"),
+        ({"content": b"[" * 10**5, "headers": {"content-type": "application/json"}}, "nested"),
         ({"content": b"[1]", "headers": {"content-type": "application/json"}}, "JSON object"),
         ({"content": b""}, "JSON object"),
         ({"content": b"{}", "headers": {"content-type": "text/plain"}}, "JSON object"),

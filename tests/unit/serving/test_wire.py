@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -25,6 +26,14 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
                 await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
         finally:
             left.set()
+        return
+    if scope["path"] == "/wait":
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        await Response(str(size))(scope, receive, send)
         return
     await Response("hello")(scope, receive, send)
 
@@ -128,6 +137,46 @@ def test_headers_without_end_are_answered_before_the_close(connect: Any) -> None
     answer = read_all(sock)
     assert answer.startswith(b"HTTP/1.1 431")
     assert b"4096 bytes" in answer
+
+
+@pytest.mark.parametrize("extra", [b"x", b"\r\n"])
+def test_what_comes_behind_an_answer_does_not_keep_the_connection(
+    connect: Any, extra: bytes
+) -> None:
+    sock = connect()
+    body = b"content-length: 1000\r\n" if extra == b"x" else b""
+    sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n" + body + b"\r\n")
+    assert sock.recv(65536).endswith(b"hello")
+    begin = time.monotonic()
+    with suppress(ConnectionError):
+        while time.monotonic() < begin + 10:
+            time.sleep(SLOW / 10)
+            sock.sendall(extra)
+    assert time.monotonic() - begin < 4 * SLOW
+
+
+@pytest.mark.parametrize(
+    "endless", [b"0\r\n" + b"a: b\r\n" * 2000, b"0\r\na: " + b"b" * 12000, b"1;" + b"x" * 12000]
+)
+def test_frames_without_end_are_400(connect: Any, endless: bytes) -> None:
+    sock = connect()
+    head = b"POST /wait HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    sock.sendall(head + b"5\r\nhello\r\n")
+    time.sleep(SLOW / 4)
+    sock.sendall(endless[:6000])
+    time.sleep(SLOW / 4)
+    sock.sendall(endless[6000:])
+    assert read_all(sock).startswith(b"HTTP/1.1 400")
+
+
+def test_a_body_in_small_chunks_is_taken(connect: Any) -> None:
+    sock = connect()
+    sock.sendall(b"POST /wait HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    for _ in range(20):
+        sock.sendall(b"40\r\n" + b"x" * 64 + b"\r\n")
+        time.sleep(0.001)
+    sock.sendall(b"0\r\n\r\n")
+    assert sock.recv(65536).endswith(b"1280")
 
 
 def test_what_is_not_http_is_400(connect: Any) -> None:
