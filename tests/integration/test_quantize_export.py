@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.adapters import hf
 from pipeline.artifact import Artifact, Outcome
@@ -179,33 +180,48 @@ def test_answers_of_a_quantized_model_do_not_depend_on_the_batch(
         assert [a.ids for a in again] == [a.ids for a in whole]
 
 
-def scale_a_weight(folder: Path) -> None:
-    """Double one scale: the direction stays, the size does not."""
-    from safetensors.torch import load_file, save_file
-
+def change_a_tensor(
+    folder: Path, endings: tuple[str, ...], change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Of the first that ends so."""
     file = next(iter(sorted(folder.glob("*.safetensors"))))
     tensors = load_file(file)
-    name = next(n for n in tensors if n.endswith(("weights_scaling_factor", "weight_scale")))
-    tensors[name] = tensors[name] * 2
-    save_file(tensors, file)
+    name = next(name for name in tensors if name.endswith(endings))
+    tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
-def forget_the_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
+SCALES = ("weights_scaling_factor", "weight_scale")
+DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    # The direction stays, the size does not.
+    "a scale twice as large": ("fp8", lambda f: change_a_tensor(f, SCALES, lambda t: t * 2)),
+    "no tokenizer": ("fp8", lambda f: (f / "tokenizer.json").unlink()),
+    "halves of bytes exchanged": (
+        "nvfp4",
+        lambda f: change_a_tensor(f, ("proj.weight",), lambda t: t >> 4 | t << 4),
+    ),
+    "scales of the next block": (
+        "nvfp4",
+        lambda f: change_a_tensor(
+            f, SCALES, lambda t: t.view(torch.uint8).roll(1, dims=1).view(t.dtype)
+        ),
+    ),
+}
 
 
-@pytest.mark.parametrize("damage", [scale_a_weight, forget_the_tokenizer])
+@pytest.mark.parametrize("case", DAMAGES)
 @pytest.mark.parametrize("writer", ["write_qnemo", "write_unified_hf"])
 def test_a_wrong_export_is_found(
     inputs: dict[str, Artifact],
-    quantized: tuple[Outcome, Artifact],
+    calibrated: dict[str, Artifact],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     writer: str,
-    damage: Callable[[Path], None],
+    case: str,
 ) -> None:
     from pipeline.adapters import modelopt_export
 
+    format, damage = DAMAGES[case]
     write = getattr(modelopt_export, writer)
 
     def write_wrongly(quantized: Path, source: Path, out: Path, **ranks: int) -> None:
@@ -214,7 +230,9 @@ def test_a_wrong_export_is_found(
 
     monkeypatch.setattr(modelopt_export, writer, write_wrongly)
     with pytest.raises(ProofFailed):
-        export.run(configure(), {**inputs, "quantize": quantized[1]}, tmp_path)
+        export.run(
+            configure(f"quantize={format}"), {**inputs, "quantize": calibrated[format]}, tmp_path
+        )
 
 
 def test_weights_that_calibration_keeps_are_not_written_again(
