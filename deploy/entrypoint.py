@@ -10,6 +10,8 @@ import signal
 import sys
 import types
 
+LIST_PROFILES = "stage=profiles model=local model.name=model model.path=/model".split()
+
 
 def main(arguments: list[str]) -> int:
     """The exit code, as pipeline.errors draws it."""
@@ -19,7 +21,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         from pipeline.__main__ import main as run_stage
 
-        return run_stage(arguments)
+        return run_stage(LIST_PROFILES if arguments == ["list-model-profiles"] else arguments)
     from pipeline.errors import ConfigError
     from pipeline.serving.nim import translate
 

@@ -24,16 +24,21 @@ LOCK = ROOT / "requirements.lock"
 # `packaging` first: it reads what the others need.
 SERVER = (
     "packaging pydantic pyyaml rich numpy jinja2 tokenizers psutil fastapi uvicorn uvloop "
-    "httptools aiohttp llguidance limits prometheus-client opentelemetry-sdk "
+    "httptools httpx aiohttp llguidance limits prometheus-client opentelemetry-sdk "
     "opentelemetry-exporter-otlp-proto-http opentelemetry-instrumentation-asgi"
 ).split()
 CHAIN = [*SERVER, *"hydra-core dvc mlflow pyarrow matplotlib rapidfuzz safetensors peft".split()]
 
 
 def read_lock(text: str) -> dict[str, str]:
-    """The lock's entries, with their hashes, by the package's normal name."""
-    entries = [entry.strip() for entry in re.split(r"\n(?=\S)", text) if entry.strip()]
-    return {normal(re.split(r"[=\s\[]", entry)[0]): entry for entry in entries}
+    """The lock's entries, with their hashes, by the package's normal name.
+
+    A package has two where it has a version for each Python: their markers tell pip which is meant.
+    """
+    entries: dict[str, list[str]] = {}
+    for entry in filter(None, map(str.strip, re.split(r"\n(?=\S)", text))):
+        entries.setdefault(normal(re.split(r"[=\s\[]", entry)[0]), []).append(entry)
+    return {name: "\n".join(found) for name, found in entries.items()}
 
 
 def complete(

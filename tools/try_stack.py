@@ -104,6 +104,7 @@ def try_upgrade(model: Path) -> dict[str, Any]:
     load.finish()
     claim(state(live) == "exited 0", f"{live} drained: {state(live)}")
     claim(state(idle).startswith("running"), f"{idle} has taken over")
+    claim(str(model.resolve()) in engine("inspect", f"pipeline-{idle}").stdout, f"with {model}")
     lost = {end: n for end, n in load.ended.items() if end != "whole"}
     claim(not lost, f"{load.ended['whole']} requests by {CLIENTS} clients, lost: {lost or 'none'}")
     return {

@@ -27,8 +27,18 @@ DRAIN_SECONDS = 3  # until the balancer before the container has asked for its h
 
 # As Kubernetes tells a container of a Service whose name begins with nim; none of NIM's.
 _SERVICE_LINK = re.compile(r"NIM_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
-# The first part of a profile's name in NIM, and ours.
-_RUNTIMES = {"tensorrt_llm": "trtllm", "vllm": "vllm", "onnxruntime": "onnxruntime"}
+# The first part of a profile's name, in NIM and in stage=profiles, and ours.
+_RUNTIMES = {"tensorrt_llm": "trtllm"} | {n: n for n in ("trtllm", "vllm", "hf", "onnxruntime")}
+_WORDS = ", ".join(_RUNTIMES)
+# TensorRT-LLM's own for vLLM's arguments.
+_OF_TRTLLM: Mapping[str, Callable[[Any], tuple[str, Any]]] = {
+    "gpu_memory_utilization": lambda share: (
+        "kv_cache_config",
+        {"free_gpu_memory_fraction": share},
+    ),
+    "enable_prefix_caching": lambda on: ("kv_cache_config", {"enable_block_reuse": on}),
+    "enforce_eager": lambda on: ("cuda_graph_config", None if on else {}),
+}
 # Where libraries keep what they compile or load, below the cache's folder.
 _CACHES = {
     "XDG_CACHE_HOME": "",
@@ -51,7 +61,6 @@ REFUSED: Mapping[str, str] = {
     "NIM_SSL_CA_CERTS_PATH": _TLS,
     "NIM_PEFT_SOURCE": _LORA,
     "NIM_PEFT_REFRESH_INTERVAL": _LORA,
-    "NIM_MAX_LORA_RANK": _LORA,
     "NIM_MAX_GPU_LORAS": _LORA,
     "NIM_MAX_CPU_LORAS": _LORA,
     "NIM_HEALTH_PORT": "health is asked on the server's own port, NIM_SERVER_PORT",
@@ -67,7 +76,8 @@ class Launch:
     """What the variables come to.
 
     model, name: the folder that is served, and the name that clients call it by.
-    settings: serve.key=value. engine: of the engine section, for an HF folder served as it is.
+    runtime: of the profile. settings: section.key=value.
+    engine: of the engine section, for an HF folder served as it is.
     arguments: engine.arguments, as vLLM names them.
     environment: of libraries. log_level: the least that is logged, as logging counts.
     """
@@ -85,11 +95,9 @@ class Launch:
     def command(self) -> list[str]:
         """Arguments of `python -m pipeline.serving`."""
         folder = Path(self.model or MODEL)
-        engine = dict(self.engine)
-        if self.runtime and not (folder / FILE).is_file():
-            engine["name"] = self.runtime
+        engine = {} if _is_built(folder) else {"name": self.runtime or "auto", **self.engine}
         if self.arguments:
-            engine["arguments"] = self.arguments
+            engine["arguments"] = self._arguments_of_the_runtime()
         return [
             f"--engine={folder}",
             f"--model={self.name or folder.name}",
@@ -99,6 +107,15 @@ class Launch:
             *self.settings,
             *(f"engine.{key}={json.dumps(value)}" for key, value in engine.items()),
         ]
+
+    def _arguments_of_the_runtime(self) -> dict[str, Any]:
+        if self.runtime != "trtllm":
+            return self.arguments
+        named: dict[str, Any] = {}
+        for name, value in self.arguments.items():
+            key, value = _OF_TRTLLM[name](value) if name in _OF_TRTLLM else (name, value)
+            named[key] = {**named.get(key, {}), **value} if isinstance(value, dict) else value
+        return named
 
 
 def translate(environment: Mapping[str, str]) -> Launch:
@@ -138,8 +155,13 @@ def _contradictions(launch: Launch, given: Mapping[str, str]) -> list[str]:
     if len(set(folders.values())) > 1:
         return [f"{' and '.join(folders)} name different folders: give one of them"]
     folder = Path(launch.model or MODEL)
-    if not (folder / FILE).is_file():
-        return []
+    if not _is_built(folder):
+        useless = [] if launch.runtime in ("vllm", "trtllm") else [*_OF_THE_GPU]
+        return [
+            f"{name} is of vLLM and TensorRT-LLM: choose one with NIM_MODEL_PROFILE"
+            for name in given
+            if name in useless
+        ]
     fixed = [n for n in given if n in _OF_THE_ENGINE]
     problems = [f"{n} cannot be changed: {folder} is an engine built for its value" for n in fixed]
     built = Description.read(folder).runtime
@@ -149,6 +171,11 @@ def _contradictions(launch: Launch, given: Mapping[str, str]) -> list[str]:
             "serve it with that image, or mount the model's HF folder"
         )
     return problems
+
+
+def _is_built(folder: Path) -> bool:
+    """Whether stage=build made it, which says itself what runs it."""
+    return (folder / FILE).is_file()
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -180,15 +207,22 @@ def _port(launch: Launch, value: str) -> None:
 
 
 def _profile(launch: Launch, value: str) -> None:
-    if value not in _RUNTIMES:
-        raise ValueError(f"choose from {', '.join(_RUNTIMES)}")
-    launch.runtime = _RUNTIMES[value]
+    runtime, dash, rest = value.partition("-")
+    if runtime not in _RUNTIMES:
+        raise ValueError(f"choose a profile that list-model-profiles shows, or {_WORDS}")
+    launch.runtime = _RUNTIMES[runtime]
+    if dash:
+        launch.engine["profile"] = f"{launch.runtime}-{rest}"
 
 
 def _length(launch: Launch, value: str) -> None:
     length = _number(value, 2, 2**31)
     # A prompt may take all of it but the answer's first token.
     launch.engine |= {"max_seq_len": length, "max_input_len": length - 1}
+
+
+def _lora_rank(launch: Launch, value: str) -> None:
+    launch.engine["lora_rank"] = _number(value)
 
 
 def _log_level(launch: Launch, value: str) -> None:
@@ -285,13 +319,17 @@ def _share(value: str) -> float:
 
 
 _OF_THE_MODEL = ("NIM_MODEL_PATH", "NIM_MODEL_NAME", "NIM_FT_MODEL")
-_OF_THE_ENGINE: Mapping[str, Callable[[Launch, str], None]] = {
-    "NIM_MAX_MODEL_LEN": _length,
+_OF_THE_GPU: Mapping[str, Callable[[Launch, str], None]] = {
     "NIM_TENSOR_PARALLEL_SIZE": _argument("tensor_parallel_size", _number),
     "NIM_PIPELINE_PARALLEL_SIZE": _argument("pipeline_parallel_size", _number),
     "NIM_KVCACHE_PERCENT": _argument("gpu_memory_utilization", _share),
     "NIM_ENABLE_KV_CACHE_REUSE": _argument("enable_prefix_caching", _flag),
     "NIM_DISABLE_CUDA_GRAPH": _argument("enforce_eager", _flag),
+}
+_OF_THE_ENGINE: Mapping[str, Callable[[Launch, str], None]] = {
+    "NIM_MAX_MODEL_LEN": _length,
+    "NIM_MAX_LORA_RANK": _lora_rank,
+    **_OF_THE_GPU,
 }
 VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
     **dict.fromkeys(_OF_THE_MODEL, _model),

@@ -56,6 +56,13 @@ def test_a_package_that_does_not_appear_ends_it() -> None:
         complete(["a"], {"a": "a==1"}, lambda name: None, lambda entries: None)
 
 
+def test_a_package_with_a_version_for_each_python_keeps_both() -> None:
+    older = "a==1 ; python_version < '3.12' \\\n    --hash=sha256:0"
+    newer = "a==2 ; python_version >= '3.12' \\\n    --hash=sha256:1"
+    lock = read_lock(f"{older}\n{newer}\nB.c==3 \\\n    --hash=sha256:2\n")
+    assert lock == {"a": f"{older}\n{newer}", "b-c": "B.c==3 \\\n    --hash=sha256:2"}
+
+
 def test_needs_are_those_of_this_python_without_extras() -> None:
     assert needs("no-such-package") is None
     uvicorn = needs("uvicorn")

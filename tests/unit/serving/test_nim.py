@@ -1,6 +1,5 @@
 """NIM's variables come to our settings, or are refused by name."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -54,8 +53,8 @@ def test_without_variables_the_mounted_model_is_served_to_the_network() -> None:
 
 def test_what_nvidias_operator_sets_is_taken(tmp_path: Path) -> None:
     launch = nim.translate({**OF_THE_OPERATOR, "NIM_CACHE_PATH": str(tmp_path)})
-    settings, engine = read_settings(settings_of(launch.command()))
-    assert (settings.port, settings.host, engine) == (9000, "0.0.0.0", None)
+    settings, _ = read_settings(settings_of(launch.command()))
+    assert (settings.port, settings.host) == (9000, "0.0.0.0")
     assert launch.environment["HF_HOME"] == f"{tmp_path}/huggingface"
 
 
@@ -68,6 +67,7 @@ def test_an_hf_folder_is_served_as_the_variables_say(hf: Path) -> None:
             "NIM_TENSOR_PARALLEL_SIZE": "2",
             "NIM_KVCACHE_PERCENT": "0.8",
             "NIM_ENABLE_KV_CACHE_REUSE": "1",
+            "NIM_MAX_LORA_RANK": "16",
             "NIM_DISABLE_LOG_REQUESTS": "0",
             "NIM_PASSTHROUGH_ARGS": "serve.drain_delay=9 'serve.record=/records of today'",
         }
@@ -79,11 +79,51 @@ def test_an_hf_folder_is_served_as_the_variables_say(hf: Path) -> None:
     assert settings.log_content
     assert engine
     assert (engine.name, engine.max_seq_len, engine.max_input_len) == ("vllm", 8192, 8191)
+    assert (engine.lora_rank, engine.profile) == (16, None)
     assert engine.arguments == {
         "tensor_parallel_size": 2,
         "gpu_memory_utilization": 0.8,
         "enable_prefix_caching": True,
     }
+
+
+def test_an_hf_folder_is_served_by_the_best_profile_if_none_is_named(hf: Path) -> None:
+    engine = read_settings(settings_of(nim.translate({"NIM_MODEL_PATH": str(hf)}).command()))[1]
+    assert engine
+    assert (engine.name, engine.profile) == ("auto", None)
+
+
+def test_profiles_are_named_as_nim_or_we_name_them(hf: Path) -> None:
+    for given in ("tensorrt_llm-fp8-tp2-pp1", "trtllm-fp8-tp2-pp1"):
+        launch = nim.translate({"NIM_MODEL_PATH": str(hf), "NIM_MODEL_PROFILE": given})
+        engine = read_settings(settings_of(launch.command()))[1]
+        assert engine
+        assert (engine.name, engine.profile) == ("trtllm", "trtllm-fp8-tp2-pp1")
+
+
+def test_tensorrt_llm_has_names_of_its_own(hf: Path) -> None:
+    launch = nim.translate(
+        {
+            "NIM_MODEL_PATH": str(hf),
+            "NIM_MODEL_PROFILE": "tensorrt_llm",
+            "NIM_TENSOR_PARALLEL_SIZE": "2",
+            "NIM_KVCACHE_PERCENT": "0.8",
+            "NIM_ENABLE_KV_CACHE_REUSE": "0",
+            "NIM_DISABLE_CUDA_GRAPH": "1",
+        }
+    )
+    engine = read_settings(settings_of(launch.command()))[1]
+    assert engine
+    assert engine.arguments == {
+        "tensor_parallel_size": 2,
+        "kv_cache_config": {"free_gpu_memory_fraction": 0.8, "enable_block_reuse": False},
+        "cuda_graph_config": None,
+    }
+
+
+def test_what_is_of_gpus_is_refused_where_nothing_would_heed_it(hf: Path) -> None:
+    with pytest.raises(ConfigError, match=r"NIM_KVCACHE_PERCENT is of vLLM and TensorRT-LLM"):
+        nim.translate({"NIM_MODEL_PATH": str(hf), "NIM_KVCACHE_PERCENT": "0.5"})
 
 
 def test_an_engine_is_opened_as_it_was_built(built: Path) -> None:
@@ -136,7 +176,7 @@ def test_log_levels(name: str, least: int) -> None:
         ("NIM_MODEL_NAME", "hf://meta-llama/Llama-3.1-8B-Instruct", "nothing is downloaded"),
         ("NIM_MODEL_PATH", "/nowhere", "no such folder"),
         ("NIM_SERVED_MODEL_NAME", "a,b", "one name"),
-        ("NIM_MODEL_PROFILE", "sglang", "choose from tensorrt_llm, vllm, onnxruntime"),
+        ("NIM_MODEL_PROFILE", "sglang", "or tensorrt_llm, trtllm, vllm, hf, onnxruntime"),
         ("NIM_JSONL_LOGGING", "0", "JSON lines"),
         ("NIM_JSONL_LOGGING", "yes", "1 or 0"),
         ("NIM_LOG_LEVEL", "LOUD", "choose from"),
@@ -185,9 +225,3 @@ def test_without_a_volume_caches_are_kept_for_as_long_as_the_container(
 def test_the_documentation_lists_every_variable() -> None:
     page = (ROOT / "docs/containers.md").read_text()
     assert [name for name in [*nim.VARIABLES, *nim.REFUSED] if f"`{name}`" not in page] == []
-
-
-def test_values_are_written_as_the_server_reads_them() -> None:
-    launch = nim.Launch(engine={"name": "vllm"}, arguments={"enforce_eager": False})
-    (written,) = (a for a in launch.command() if a.startswith("engine.arguments="))
-    assert json.loads(written.partition("=")[2]) == {"enforce_eager": False}
