@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from pipeline.serving.guidance import Matching
 
+GREEDY = 1e-5  # temperatures below take the likeliest token, as in vLLM
 LEAST = -9999.0  # stands for minus infinity, which JSON has no word for, as in OpenAI's API
 
 
@@ -34,7 +35,8 @@ class Sampler:
         self._sampling = sampling
         self._prompt = prompt
         self._matching = matching
-        self._random = np.random.default_rng(sampling.seed) if sampling.temperature > 0 else None
+        draws = sampling.temperature > GREEDY
+        self._random = np.random.default_rng(sampling.seed) if draws else None
         self._penalizes = bool(sampling.frequency_penalty or sampling.presence_penalty)
         self._penalizes |= sampling.repetition_penalty != 1
         self._alters = bool(self._penalizes or sampling.logit_bias or matching)
