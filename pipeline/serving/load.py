@@ -65,7 +65,7 @@ async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurre
 
         async def work() -> None:
             for index, body in left:
-                answers[index] = await _ask(session, f"{base_url}/chat/completions", body)
+                answers[index] = await ask(session, f"{base_url}/chat/completions", body)
 
         begin = time.perf_counter()
         try:
@@ -79,7 +79,15 @@ async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurre
     return Level(concurrency, seconds, [answers[i] for i in range(len(bodies))])
 
 
-async def _ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
+async def ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
+    """One chat completion, streamed and timed.
+
+    Args:
+        session: aiohttp's. url: of /chat/completions.
+
+    Raises:
+        PipelineError: the server refused or cut it.
+    """
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
     begin = time.perf_counter()
     first = last = 0.0
