@@ -122,7 +122,7 @@ def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
 
     from pipeline.adapters import launch, nemo_training
     from pipeline.adapters.megatron_cpu import replaced
-    from pipeline.adapters.nemo import nemo_session
+    from pipeline.adapters.nemo_session import nemo_session
 
     points: list[Point] = []
     every = REPORT_EVERY

@@ -106,7 +106,7 @@ def import_hop(work: Path) -> dict[str, Any]:
 def finetune_hop(work: Path) -> dict[str, Any]:
     """Process start to the first step, from the imported checkpoint."""
     from pipeline.adapters import nemo_training
-    from pipeline.adapters.nemo import nemo_session
+    from pipeline.adapters.nemo_session import nemo_session
     from pipeline.batches import TokenRows
     from pipeline.dataset import read_split
     from pipeline.training import Job
@@ -132,7 +132,7 @@ def finetune_hop(work: Path) -> dict[str, Any]:
 
 
 def merge_hop(work: Path) -> dict[str, Any]:
-    from pipeline.adapters import hf, nemo
+    from pipeline.adapters import hf, nemo, nemo_adapters
     from pipeline.stages import merge
 
     inputs = {
@@ -141,7 +141,7 @@ def merge_hop(work: Path) -> dict[str, Any]:
     }
     (work / "merged").mkdir()
     found: dict[str, float] = {}
-    places = [(nemo, n) for n in ("open_checkpoint", "fold_adapter")]
+    places = [(nemo, "open_checkpoint"), (nemo_adapters, "fold_adapter")]
     with timed(found, *places, (hf, "write_weights"), (hf, "load_model"), (hf, "model_of")):
         outcome = merge.run(configuration(work), inputs, work / "merged")
     converting = sum(found[n] for n in ("open_checkpoint", "fold_adapter", "write_weights"))

@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel import layers
 from nemo.collections.llm.peft.lora import LoRALinear
 
 from pipeline.adapters.megatron_cpu import Patch, replaced
-from pipeline.adapters.nemo import has_transformer_engine
+from pipeline.adapters.nemo_session import has_transformer_engine
 
 
 def fast_training() -> AbstractContextManager[None]:

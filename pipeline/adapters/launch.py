@@ -125,7 +125,7 @@ def _going_on(job: Job) -> str:
 
 
 def _train_here(job: Job, report: Callable[[Point], None]) -> Trained:
-    from pipeline.adapters.nemo import nemo_session
+    from pipeline.adapters.nemo_session import nemo_session
 
     with nemo_session():
         from pipeline.adapters.nemo_training import train

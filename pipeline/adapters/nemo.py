@@ -1,16 +1,13 @@
 """Models of NeMo 2.0 on Megatron-Core: made from HF folders, saved, opened, and read back.
 
-    with nemo_session():                           # once a process, around everything below
+    with nemo_session():                           # of the module of that name
         model_for(hf_folder, seq_length=512)       # a NeMo LlamaModel, Qwen2Model or MistralModel
         tokenizer_for(folder)                      # NeMo's tokenizer object; runs no model code
         import_hf(hf_folder, out)                  # HF folder -> out/weights out/context out/hf
         model = open_checkpoint(folder)            # back from disk, ready to compute
         model = open_checkpoint(base, adapter=a)   # with the LoRA or DoRA of a nemo_adapter on it
         logits(model, ids)                         # [tokens, vocabulary], float32, on the CPU
-        fold_adapter(model)                        # the adapter becomes part of the weights
         hf_tensors(model, shape)                   # the weights by HF name
-        adapter_layers(model)                      # the adapter's matrices by layer
-        peft_tensors(shape, layers)                # the same by the PEFT library's names
         trainer = connect(model)                   # a model of model_for, made real here
         load_weights(trainer, folder)              # weights from a checkpoint into it
         save_checkpoint(trainer, out)              # out/weights and out/context
@@ -24,21 +21,13 @@ float32 on the CPU and bfloat16 on a GPU. Knows nothing of training, stages or a
 
 from __future__ import annotations
 
-import gc
-import logging as std_logging
-import queue
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters import nemo_weights
-from pipeline.adapters.absent import absent
 from pipeline.adapters.hf import WeightReader
-from pipeline.adapters.megatron_cpu import Patch, cpu_megatron, replaced
+from pipeline.adapters.nemo_session import EXTRA_STATE, has_transformer_engine, on_gpu
 from pipeline.checkpoints import Shape, copy_assets, read_shape
 
 if TYPE_CHECKING:
@@ -47,87 +36,7 @@ if TYPE_CHECKING:
     from nemo.collections.llm.peft import DoRA, LoRA
     from nemo.lightning import Trainer
 
-EXTRA_STATE = "._extra_state"
-# Optional packages that NeMo and its libraries (Transformer Engine: jax) import where they are: a
-# tenth of the modules, and nothing in them is used here.
-_UNUSED = ("jax", "modelopt", "sklearn", "wandb")
-_FOR_GPUS = ("transformer_engine", "transformer_engine_torch")  # refuses to work without one
 ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
-
-
-@contextmanager
-def nemo_session() -> Iterator[None]:
-    """NeMo, imported and quiet, on this machine's GPU or CPU; its process groups end with it."""
-    _import_quietly()
-    import numpy
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from nemo.lightning.megatron_parallel import MegatronParallel
-
-    results: queue.Queue[Any] = queue.Queue()
-    state_of = MegatronParallel._module_sharded_state_dict
-
-    def weights_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {n: t for n, t in state_of(*args, **kwargs).items() if not n.endswith(EXTRA_STATE)}
-
-    patches: list[Patch] = [
-        # The writer of checkpoints returns its results through this queue. Megatron makes one in a
-        # process of its own, seconds to start; here every save is synchronous, in this process.
-        (filesystem_async, "_results_queue", results),
-        # Only Transformer Engine's layers have this state (of FP8 training). Without it a
-        # checkpoint holds the same, and can be opened, with them and with Megatron's own layers.
-        (MegatronParallel, "_module_sharded_state_dict", weights_of),
-        # Ranks that share the writing of a checkpoint call it by the name that NumPy 2 dropped.
-        (numpy, "product", numpy.prod),
-    ]
-    with warnings.catch_warnings(action="ignore"), replaced(patches), cpu_megatron():
-        try:
-            yield
-        finally:
-            _end_process_groups()
-
-
-def _import_quietly() -> None:
-    """Import NeMo. It and its libraries tell every step at INFO; a stage tells what matters."""
-    collecting = gc.isenabled()
-    with warnings.catch_warnings(action="ignore"), absent(*_unused()):
-        std_logging.disable(std_logging.WARNING)
-        gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
-        try:
-            import nemo.collections.llm  # noqa: F401
-            from nemo.utils import logging
-        finally:
-            std_logging.disable(std_logging.NOTSET)
-            if collecting:
-                gc.enable()
-    logging.setLevel(logging.ERROR)
-    for name in ("lightning", "pytorch_lightning", "megatron", "torch.distributed"):
-        for logger in (name, f"{name}.pytorch", f"{name}.fabric"):
-            std_logging.getLogger(logger).setLevel(std_logging.ERROR)
-
-
-def _unused() -> tuple[str, ...]:
-    return _UNUSED if on_gpu() else (*_UNUSED, *_FOR_GPUS)
-
-
-def _end_process_groups() -> None:
-    import torch
-    from megatron.core import parallel_state
-
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def has_transformer_engine() -> bool:
-    """Whether the layers are Transformer Engine's on this machine, not Megatron's own."""
-    return on_gpu() and find_spec("transformer_engine") is not None
 
 
 def checkpoint_dtype() -> str:
@@ -356,103 +265,3 @@ def logits(model: GPTModel, ids: Sequence[int]) -> torch.Tensor:
 def hf_tensors(model: GPTModel, shape: Shape) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's weights under their HF names, one after another."""
     return nemo_weights.unfused(shape, _parameters(model))
-
-
-@dataclass(frozen=True)
-class AdapterLayer:
-    """The adapter of one linear layer, and the layer's own weights.
-
-    weight: [outputs, inputs], bias: [outputs] or None; a: [rank, inputs], b: [outputs, rank].
-    The update of the weight is scale * b @ a.
-    magnitude: DoRA's row norms [outputs]; None for LoRA.
-    """
-
-    layer: int
-    name: str  # as in nemo_weights.LINEAR_LAYERS
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    a: torch.Tensor
-    b: torch.Tensor
-    scale: float
-    magnitude: torch.Tensor | None
-
-    def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias of the plain linear layer that computes the same.
-
-        DoRA: magnitude * (W + scale B A) / |W + scale B A|, by rows (arXiv:2402.09353, equation
-        5). NeMo multiplies the layer's whole output so, and with it the bias.
-        """
-        import torch
-
-        weight = self.weight + self.scale * (self.b @ self.a)
-        if self.magnitude is None:
-            return weight, self.bias
-        stretch = self.magnitude / torch.linalg.vector_norm(weight, dim=1)
-        return stretch[:, None] * weight, None if self.bias is None else stretch * self.bias
-
-
-def adapter_layers(model: GPTModel) -> list[AdapterLayer]:
-    """The adapters on a model, in the order of its layers."""
-    return [_adapter_layer(name, module) for name, module in _adapted(model)]
-
-
-def fold_adapter(model: GPTModel) -> None:
-    """Make the adapters part of the weights; the model is then one without adapters."""
-    for name, module in _adapted(model):
-        linear = module.to_wrap
-        weight, bias = _adapter_layer(name, module).folded()
-        linear.weight.data.copy_(weight)
-        if bias is not None:
-            linear.bias.data.copy_(bias)
-        # Asked of Transformer Engine's layers for the adapter's sake; plain layers must not.
-        for flag in ("return_layernorm_output", "return_layernorm_output_gathered"):
-            if hasattr(linear, flag):
-                setattr(linear, flag, False)
-        parent, _, child = name.rpartition(".")
-        setattr(model.module.get_submodule(parent), child, linear)
-
-
-def peft_tensors(shape: Shape, layers: Sequence[AdapterLayer]) -> dict[str, torch.Tensor]:
-    """The adapters in the HF PEFT library's form, tensors by name.
-
-    The one A of a fused layer goes to each of its parts, with the part's rows of B. A bias that
-    DoRA stretches (see AdapterLayer.folded) goes along, as PEFT leaves the bias as it is.
-    """
-    tensors = {}
-    for adapter in layers:
-        rule = nemo_weights.linear_rule(adapter.layer, adapter.name)
-        bias = adapter.folded()[1] if adapter.magnitude is not None else None
-        named = {"lora_B.weight": adapter.b, "lora_magnitude_vector": adapter.magnitude}
-        named["base_layer.bias"] = bias
-        for module in rule.hf:
-            tensors[f"base_model.model.{module}.lora_A.weight"] = adapter.a
-        for name, tensor in named.items():
-            if tensor is not None:
-                for module, part in zip(rule.hf, rule.split(shape, tensor), strict=True):
-                    tensors[f"base_model.model.{module}.{name}"] = part
-    return tensors
-
-
-def _adapted(model: GPTModel) -> list[tuple[str, Any]]:
-    """Names and modules of the layers with an adapter."""
-    from nemo.lightning.pytorch.callbacks.peft import AdapterWrapper
-
-    return [(n, m) for n, m in model.module.named_modules() if isinstance(m, AdapterWrapper)]
-
-
-def _adapter_layer(name: str, module: Any) -> AdapterLayer:
-    _, _, layer, linear = name.split(".", 3)  # decoder.layers.<i>.<linear>
-    adapter, wrapped = module.adapter, module.to_wrap
-    bias = getattr(wrapped, "bias", None)
-    magnitude = getattr(adapter, "weight_magnitude", None)
-    return AdapterLayer(
-        layer=int(layer),
-        name=linear,
-        weight=wrapped.weight.detach(),
-        # Transformer Engine's layers without a bias have an empty one.
-        bias=bias.detach() if bias is not None and bias.numel() else None,
-        a=adapter.linear_in.weight.detach(),
-        b=adapter.linear_out.weight.detach(),
-        scale=adapter.alpha / adapter.dim,
-        magnitude=None if magnitude is None else magnitude.detach(),
-    )

@@ -34,8 +34,9 @@ from nemo.lightning.resume import AdapterPath
 
 from pipeline.adapters.adapter_start import adapter_start
 from pipeline.adapters.fast_training import fast_training
-from pipeline.adapters.nemo import has_transformer_engine, model_for, on_gpu
+from pipeline.adapters.nemo import model_for
 from pipeline.adapters.nemo_data import Data
+from pipeline.adapters.nemo_session import has_transformer_engine, on_gpu
 from pipeline.batches import TokenRows
 from pipeline.errors import PipelineError, ResourceError
 from pipeline.preflight import out_of_memory

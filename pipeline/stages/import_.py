@@ -28,12 +28,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     from pipeline.adapters import hf, nemo
     from pipeline.adapters.logit_proof import ProofChain
+    from pipeline.adapters.nemo_session import nemo_session, on_gpu
 
-    with nemo.nemo_session():
+    with nemo_session():
         nemo.import_hf(source, out)
         # The checkpoint has the machine's precision: the source is rounded alike.
         source_model = hf.load_model(source, dtype=nemo.checkpoint_dtype()).float()
-        chain = ProofChain(shape, gpu=nemo.on_gpu(), reference=partial(hf.logits, source_model))
+        chain = ProofChain(shape, gpu=on_gpu(), reference=partial(hf.logits, source_model))
         del source_model
         model = nemo.open_checkpoint(out)
         imported = chain.require("nemo_reopened", partial(nemo.logits, model))

@@ -17,7 +17,7 @@ from pipeline.checkpoints import Shape, clear, copy_assets, read_json, read_shap
 from pipeline.config import Config
 
 if TYPE_CHECKING:
-    from pipeline.adapters.nemo import AdapterLayer
+    from pipeline.adapters.nemo_adapters import AdapterLayer
 
 # Smallest cosine of the written model's logits with the unrounded one's. Rounding to bfloat16
 # changes a weight by at most one part in 256; below this the files hold something else.
@@ -36,24 +36,25 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     has_adapter = tuned.kind == "nemo_adapter"
     clear(out)
 
-    from pipeline.adapters import hf, nemo
+    from pipeline.adapters import hf, nemo, nemo_adapters
     from pipeline.adapters.logit_proof import ProofChain
+    from pipeline.adapters.nemo_session import nemo_session, on_gpu
 
     assets = (base if has_adapter else tuned.path) / nemo.ASSETS
     shape = read_shape(assets)
-    with nemo.nemo_session():
+    with nemo_session():
         if has_adapter:
             model = nemo.open_checkpoint(base, adapter=tuned.path)
         else:
             model = nemo.open_checkpoint(tuned.path)
-        chain = ProofChain(shape, gpu=nemo.on_gpu(), reference=partial(nemo.logits, model))
+        chain = ProofChain(shape, gpu=on_gpu(), reference=partial(nemo.logits, model))
         if has_adapter:
-            _write_adapter(config, shape, nemo.adapter_layers(model), out / "adapter")
+            _write_adapter(config, shape, nemo_adapters.adapter_layers(model), out / "adapter")
             hf_base = hf.model_of(assets, nemo.hf_tensors(model, shape))
             hf_base = hf.with_adapter(hf_base, out / "adapter")
             chain.require("hf_base_with_peft_adapter", partial(hf.logits, hf_base))
             del hf_base
-            nemo.fold_adapter(model)
+            nemo_adapters.fold_adapter(model)
             chain.require("nemo_folded", partial(nemo.logits, model))
         merged = hf.model_of(assets, nemo.hf_tensors(model, shape))
         chain.require("hf_folded", partial(hf.logits, merged))
@@ -73,12 +74,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 def _write_adapter(
     config: Config, shape: Shape, layers: "list[AdapterLayer]", folder: Path
 ) -> None:
-    from pipeline.adapters import hf, nemo
+    from pipeline.adapters import hf, nemo_adapters
 
     rank = layers[0].a.shape[0]
     hf.write_adapter(
         folder,
-        nemo.peft_tensors(shape, layers),
+        nemo_adapters.peft_tensors(shape, layers),
         base=config.model.path.as_posix(),
         rank=rank,
         alpha=layers[0].scale * rank,

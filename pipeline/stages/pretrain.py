@@ -52,11 +52,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     from pipeline.adapters import nemo, nemo_training
     from pipeline.adapters.hf import write_weights
+    from pipeline.adapters.nemo_session import nemo_session
     from pipeline.checkpoints import read_shape
 
     job = _job(config, hf, rows, scratch / "checkpoints", out)
     done = len(Checkpoints(job.scratch, job.identity).curve())
-    with nemo.nemo_session():
+    with nemo_session():
         with following(job.steps, done) as report:
             trained = nemo_training.train(job, report)
         model = nemo.open_checkpoint(out)

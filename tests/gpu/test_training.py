@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pipeline.adapters import launch, nemo
+from pipeline.adapters.nemo_session import nemo_session
 from pipeline.training import Job, Trained
 from tests.integration.training_case import make_job, start_worker
 
@@ -87,7 +88,7 @@ def test_a_gpu_follows_a_cpu_and_each_opens_what_the_other_wrote(
 
 
 def logits_here(base: Path, job: Job) -> torch.Tensor:
-    with nemo.nemo_session():
+    with nemo_session():
         if job.method == "sft":
             model = nemo.open_checkpoint(job.out)
         else:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.adapters import hf, nemo
+from pipeline.adapters import hf, nemo, nemo_adapters
+from pipeline.adapters.nemo_session import nemo_session
 from pipeline.artifact import Outcome
 from pipeline.checkpoints import copy_assets, read_shape
 from pipeline.errors import ProofFailed
@@ -97,7 +98,7 @@ def test_an_imported_model_computes_what_its_source_does(
     shape = read_shape(folders[name])
     assert outcome.metrics["parameters"] == shape.parameters
     # Out again, every weight is the one that went in.
-    with nemo.nemo_session(), hf.WeightReader(folders[name]) as source:
+    with nemo_session(), hf.WeightReader(folders[name]) as source:
         model = nemo.open_checkpoint(out)
         written = dict(nemo.hf_tensors(model, shape))
         assert written.keys() == dict(shape.tensors()).keys()
@@ -112,7 +113,7 @@ def test_nemo_itself_reads_the_checkpoint(
     from nemo.lightning import io
 
     out, _ = imported("qwen2, tied")
-    with nemo.nemo_session():
+    with nemo_session():
         model = io.load_context(out, subpath="model")
         assert isinstance(model, Qwen2Model)
         assert isinstance(model.config, Qwen2Config)
@@ -159,7 +160,7 @@ def tune(base: Path, out: Path, method: str, targets: list[str]) -> Path:
     """A checkpoint such as finetune leaves, with random changes in place of training."""
     from nemo.collections.llm import peft
 
-    with nemo.nemo_session():
+    with nemo_session():
         model = nemo.model_for(base / nemo.ASSETS)
         if method == "sft":
             trainer = nemo.connect(model)
@@ -295,19 +296,19 @@ def test_a_merge_that_loses_something_is_refused(
     given = inputs(base, tuned, "lora")
     with monkeypatch.context() as patch:  # folded without its scale
         patch.setattr(
-            nemo.AdapterLayer, "folded", lambda self: (self.weight + self.b @ self.a, None)
+            nemo_adapters.AdapterLayer, "folded", lambda self: (self.weight + self.b @ self.a, None)
         )
         with pytest.raises(ProofFailed, match="nemo_folded does not compute"):
             merge.run(config(folders["llama"]), given, out)
     with monkeypatch.context() as patch:  # one matrix of the PEFT adapter is lost
-        whole = nemo.peft_tensors
+        whole = nemo_adapters.peft_tensors
 
         def partial(*args: Any) -> dict[str, torch.Tensor]:
             tensors = whole(*args)
             name = "base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight"
             return tensors | {name: torch.zeros_like(tensors[name])}
 
-        patch.setattr(nemo, "peft_tensors", partial)
+        patch.setattr(nemo_adapters, "peft_tensors", partial)
         with pytest.raises(ProofFailed, match="hf_base_with_peft_adapter does not compute"):
             merge.run(config(folders["llama"]), given, out)
     with monkeypatch.context() as patch:  # the written files hold another model

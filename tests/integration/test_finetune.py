@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import compose
 from pipeline.adapters import launch, nemo
+from pipeline.adapters.nemo_session import nemo_session
 from pipeline.artifact import Outcome
 from pipeline.batches import TokenRows
 from pipeline.errors import PipelineError, ResourceError
@@ -78,7 +79,7 @@ def test_each_method_learns_and_its_checkpoint_computes_the_reported_loss(
 
     # The loss again, from the files, row by row and without padding.
     total, count = 0.0, 0
-    with nemo.nemo_session():
+    with nemo_session():
         if method == "sft":
             model = nemo.open_checkpoint(out)
         else:
@@ -204,7 +205,7 @@ def frozen_output_gradient() -> tuple[torch.Tensor, list[str]]:
 
 
 def test_a_frozen_layer_multiplies_its_gradient_in_one_product() -> None:
-    with nemo.nemo_session():
+    with nemo_session():
         from pipeline.adapters.fast_training import fast_training
 
         slow, slow_operators = frozen_output_gradient()
@@ -222,7 +223,7 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
     """Outputs and every gradient, of all layers, with adapters that are not zero."""
     ids = torch.arange(10, 30)[None]
     found = []
-    with nemo.nemo_session():
+    with nemo_session():
         from nemo.collections.llm import peft
 
         from pipeline.adapters.fast_training import fast_training
@@ -247,7 +248,7 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
 
 def test_the_gradient_of_a_fused_loss_is_contiguous_as_its_kernel_needs() -> None:
     """As Megatron takes it: [sequence, batch] from the loss, [batch, sequence] to the mask."""
-    with nemo.nemo_session():
+    with nemo_session():
         from pipeline.adapters.fast_training import contiguous_gradient
 
     probe = _Strides()
@@ -281,7 +282,7 @@ class _Strides:
 
 def test_an_adapter_starts_from_the_seed_and_its_layer_alone(base: Path) -> None:
     found = []
-    with nemo.nemo_session():
+    with nemo_session():
         from nemo.collections.llm import peft
 
         from pipeline.adapters.adapter_start import adapter_start
@@ -318,7 +319,7 @@ def test_rows_of_a_pack_do_not_see_one_another(base: Path) -> None:
     first = TokenRows.of([(range(10, 20), [1] * 10), (range(20, 32), [1] * 12)])
     other = TokenRows.of([(range(40, 50), [1] * 10), (range(20, 32), [1] * 12)])
     found = []
-    with nemo.nemo_session():
+    with nemo_session():
         from nemo.collections.llm.gpt.model.base import gpt_forward_step
 
         from pipeline.adapters.nemo_data import packed_tensors

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.adapters import launch, nemo
+from pipeline.adapters.nemo_session import nemo_session
 from pipeline.checkpoints import copy_assets
 from pipeline.training import Job, Trained
 from tests.integration.training_case import make_base, make_job, make_rows
@@ -33,7 +34,7 @@ def test_two_ranks_give_the_losses_of_one(method: str, tmp_path: Path) -> None:
 
     copy_assets(job.hf, job.out / "hf")
     # One process reads what two have written.
-    with nemo.nemo_session():
+    with nemo_session():
         if method == "sft":
             model = nemo.open_checkpoint(job.out)
         else:

@@ -37,7 +37,8 @@ def make_base(folder: Path, *, kv_heads: int = 2) -> Path:
     import torch
     import transformers
 
-    from pipeline.adapters.nemo import import_hf, nemo_session
+    from pipeline.adapters.nemo import import_hf
+    from pipeline.adapters.nemo_session import nemo_session
 
     source = make_model_folder(folder / "source", "demo")
     vocab = len(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"])

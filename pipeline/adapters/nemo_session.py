@@ -1,0 +1,115 @@
+"""NeMo and Megatron-Core in this process: imported, quiet, and fit for a CPU.
+
+with nemo_session():      # once a process, around all that uses them
+    ...
+"""
+
+from __future__ import annotations
+
+import gc
+import logging as std_logging
+import queue
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from pipeline.adapters.absent import absent
+from pipeline.adapters.megatron_cpu import Patch, cpu_megatron, replaced
+
+EXTRA_STATE = "._extra_state"
+# Optional packages that NeMo and its libraries (Transformer Engine: jax) import where they are: a
+# tenth of the modules, and nothing in them is used here.
+_UNUSED = ("jax", "modelopt", "sklearn", "wandb")
+_FOR_GPUS = ("transformer_engine", "transformer_engine_torch")  # refuses to work without one
+
+
+@contextmanager
+def nemo_session() -> Iterator[None]:
+    """NeMo, imported and quiet, on this machine's GPU or CPU; its process groups end with it."""
+    _import_quietly()
+    import numpy
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from nemo.lightning.megatron_parallel import MegatronParallel
+
+    results: queue.Queue[Any] = queue.Queue()
+    state_of = MegatronParallel._module_sharded_state_dict
+
+    def weights_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {n: t for n, t in state_of(*args, **kwargs).items() if not n.endswith(EXTRA_STATE)}
+
+    patches: list[Patch] = [
+        # The writer of checkpoints returns its results through this queue. Megatron makes one in a
+        # process of its own, seconds to start; here every save is synchronous, in this process.
+        (filesystem_async, "_results_queue", results),
+        # Only Transformer Engine's layers have this state (of FP8 training). Without it a
+        # checkpoint holds the same, and can be opened, with them and with Megatron's own layers.
+        (MegatronParallel, "_module_sharded_state_dict", weights_of),
+        # Ranks that share the writing of a checkpoint call it by the name that NumPy 2 dropped.
+        (numpy, "product", numpy.prod),
+    ]
+    with warnings.catch_warnings(action="ignore"), replaced(patches), cpu_megatron():
+        try:
+            yield
+        finally:
+            _end_process_groups()
+
+
+def _import_quietly() -> None:
+    """Import NeMo. It and its libraries tell every step at INFO; a stage tells what matters."""
+    collecting = gc.isenabled()
+    with warnings.catch_warnings(action="ignore"), absent(*_unused()), _nothing_compiled():
+        std_logging.disable(std_logging.WARNING)
+        gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
+        try:
+            import nemo.collections.llm  # noqa: F401
+            from nemo.utils import logging
+        finally:
+            std_logging.disable(std_logging.NOTSET)
+            if collecting:
+                gc.enable()
+    logging.setLevel(logging.ERROR)
+    for name in ("lightning", "pytorch_lightning", "megatron", "torch.distributed"):
+        for logger in (name, f"{name}.pytorch", f"{name}.fabric"):
+            std_logging.getLogger(logger).setLevel(std_logging.ERROR)
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Megatron-Core compiles an allocator for inference when it is imported: ten seconds on a GPU.
+
+    It goes without where the compiler fails (core/inference/unified_memory.py).
+    """
+    from torch.utils import cpp_extension
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("nothing is compiled while libraries are imported")
+
+    with replaced([(cpp_extension, "load_inline", refuse)]):
+        yield
+
+
+def _unused() -> tuple[str, ...]:
+    return _UNUSED if on_gpu() else (*_UNUSED, *_FOR_GPUS)
+
+
+def _end_process_groups() -> None:
+    import torch
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def has_transformer_engine() -> bool:
+    """Whether the layers are Transformer Engine's on this machine, not Megatron's own."""
+    return on_gpu() and find_spec("transformer_engine") is not None
