@@ -44,6 +44,11 @@ def check_machine(job: Job, shape: Shape, *, longest: int) -> None:
         _check_free(use, need)
 
 
+def planned_memory(job: Job, shape: Shape, *, longest: int) -> float:
+    """Bytes of tensors that the planner expects at the peak of a job on a GPU."""
+    return peak(of_job(job, shape, longest=longest, gpu=True)).tensors
+
+
 def _check_gpus(job: Job, machine: Machine) -> None:
     here = job.processes // job.nodes
     if here > len(machine.gpus):

@@ -104,13 +104,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run. seconds, save_seconds: of this process, without what it resumed from."""
+    """What came of a run. seconds, save_seconds: of this process, without what it resumed from.
+
+    gpu_memory: bytes of tensors at the peak, of the fullest rank; 0 on a CPU.
+    """
 
     curve: list[Point]
     seconds: float
     save_seconds: float
     trainable_parameters: int
     resumed_from: int
+    gpu_memory: int = 0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

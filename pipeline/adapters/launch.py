@@ -56,7 +56,7 @@ def train_in_processes(
             elif "died" in event:
                 died = event["died"]
             else:
-                failure = getattr(errors, event["error"])(event["message"])
+                failure = failure or _failure(event)
         process.wait()
     if failure:
         raise failure
@@ -74,13 +74,17 @@ def join(*, nodes: int, processes: int, worker: str = _WORKER) -> None:
     Raises:
         PipelineError: they failed, here or there.
     """
-    died = None
+    died, failure = None, None
     with _ranks(nodes, processes, worker) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(MARK):
-                died = json.loads(line.removeprefix(MARK)).get("died", died)
+                event = json.loads(line.removeprefix(MARK))
+                died = event.get("died", died)
+                failure = failure or (_failure(event) if "error" in event else None)
         process.wait()
+    if failure:
+        raise failure
     if process.returncode:
         raise PipelineError(
             f"{died or 'the training processes of this machine ended'}; the log of the machine of "
@@ -116,6 +120,12 @@ def _ranks(
         except BaseException:
             process.terminate()  # the agent then ends its processes
             raise
+
+
+def _failure(event: dict[str, str]) -> PipelineError:
+    """What a rank told of its failure, as it was raised there."""
+    kind: type[PipelineError] = getattr(errors, event["error"])
+    return kind(event["message"])
 
 
 def _going_on(job: Job) -> str:

@@ -204,7 +204,7 @@ class _Recorder(pl.Callback):
         self._tokens = 0
         self._every = GPU_REPORT_EVERY if on_gpu() else 1
         self._began = self._marked = time.perf_counter()
-        self._trainable = 0
+        self._trainable = self._gpu_memory = 0
         self._saving = 0.0
 
     def log(self, name: str, value: Any, **options: Any) -> None:
@@ -249,6 +249,7 @@ class _Recorder(pl.Callback):
         """Save the weights, while the process groups still are there."""
         self._seconds = time.perf_counter() - self._began
         self._trainable = _count_trainable(trainer)
+        self._gpu_memory = _peak_memory(trainer) if on_gpu() else 0
         begin = time.perf_counter()
         trainer.save_checkpoint(self._job.out, weights_only=True)
         if trainer.is_global_zero:
@@ -313,6 +314,7 @@ class _Recorder(pl.Callback):
             save_seconds=self._saving,
             trainable_parameters=self._trainable,
             resumed_from=self.first_step,
+            gpu_memory=self._gpu_memory,
         )
 
 
@@ -330,6 +332,14 @@ def _count_trainable(trainer: pl.Trainer) -> int:
     if trainer.world_size > 1:
         torch.distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())
     return int(total)
+
+
+def _peak_memory(trainer: pl.Trainer) -> int:
+    """Bytes of tensors at the peak, of the fullest rank."""
+    most = torch.tensor(torch.cuda.max_memory_allocated(), device=trainer.strategy.root_device)
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 @contextmanager

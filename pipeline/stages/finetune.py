@@ -16,8 +16,9 @@ from pipeline.config import Config
 from pipeline.curve import following, write_curve
 from pipeline.dataset import read_split
 from pipeline.errors import DataError
+from pipeline.hardware import GIB
 from pipeline.layout import check
-from pipeline.preflight import check_machine
+from pipeline.preflight import check_machine, planned_memory
 from pipeline.training import Checkpoints, Job
 
 ASSETS = "hf"  # config.json and tokenizer files, in every NeMo checkpoint
@@ -80,7 +81,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         nodes=config.launcher.nodes,
         made_from=sha256_of_json([train.sha256, inputs["import"].manifest.digest]),
     )
-    check_machine(job, shape, longest=int(train.lengths.max()) - 1)
+    longest = int(train.lengths.max()) - 1
+    check_machine(job, shape, longest=longest)
 
     from pipeline.adapters.launch import train_in_processes
 
@@ -103,6 +105,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         "training_seconds": seconds,
         "save_seconds": trained.save_seconds,
     }
+    if trained.gpu_memory:  # beside what the planner said that it would be
+        metrics["gpu_memory_gib"] = trained.gpu_memory / GIB
+        metrics["planned_gpu_memory_gib"] = planned_memory(job, shape, longest=longest) / GIB
     if (loss := curve[-1].validation_loss) is not None:
         metrics["validation_loss"] = loss
     proof = {

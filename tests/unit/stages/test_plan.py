@@ -192,3 +192,12 @@ def test_a_run_that_nearly_fills_a_gpu_is_noted(llama) -> None:
     made = planned(*arguments)
     assert made.problems == ()
     assert any("less than the arithmetic is sure of" in note for note in made.notes)
+
+
+def test_a_quicker_layout_is_named(llama) -> None:
+    slow = planned("experiment=llama3_70b", llama("70b"), "plan.gpu=h200",
+                   "finetune.parallel.tensor=8")  # fmt: skip
+    (note,) = [note for note in slow.notes if "less time a step" in note]
+    assert note.startswith("finetune.parallel.tensor=2 finetune.parallel.pipeline=1 ")
+    good = planned("experiment=llama3_70b", llama("70b"), "plan.gpu=h200")
+    assert not any("less time a step" in note for note in good.notes)

@@ -1,0 +1,63 @@
+"""The planner's memory against what a GPU then shows: within a tenth, at layers of Llama-3-8B."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu_training import SEQUENCE, VOCABULARY, make_rows, model_folder
+from pipeline.adapters import launch
+from pipeline.checkpoints import read_shape
+from pipeline.preflight import planned_memory
+from pipeline.training import Job
+
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Three steps of two rows, a row a micro-batch, on random weights."""
+    folder = tmp_path_factory.mktemp("memory")
+    return Job(
+        section="finetune", method="lora", hf=model_folder(folder / "hf", LAYERS), weights=None,
+        train_rows=make_rows([SEQUENCE + 1] * 8, folder / "rows"), validation_rows=None,
+        scratch=folder / "scratch", out=folder / "out", seed=0, steps=3, max_length=SEQUENCE,
+        global_batch_size=4, micro_batch_size=1, learning_rate=1e-4, min_learning_rate=1e-5,
+        warmup_steps=1, weight_decay=0.0, clip_grad=1.0, validate_every=100, checkpoint_every=100,
+        rank=16, alpha=32,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "sizes"),
+    [
+        ("lora", "bf16", {}),
+        ("lora", "bf16", {"micro_batch_size": 2}),
+        ("lora", "fp8", {}),
+        ("sft", "bf16", {}),
+        ("sft", "fp8", {}),
+        ("dora", "bf16", {}),
+        ("lora", "bf16", {"processes": 2, "tensor": 2}),
+        ("sft", "bf16", {"processes": 2, "tensor": 2}),
+        ("sft", "bf16", {"processes": 2}),
+        ("lora", "bf16", {"processes": 2, "pipeline": 2}),
+        ("lora", "bf16", {"processes": 2, "context": 2}),
+    ],
+)
+def test_memory_is_within_a_tenth_of_the_plan(
+    job: Job, tmp_path: Path, method: str, precision: str, sizes: dict[str, int]
+) -> None:
+    if torch.cuda.device_count() < sizes.get("processes", 1):
+        pytest.skip(f"this machine has {torch.cuda.device_count()} GPU")
+    torch.cuda.reset_peak_memory_stats()
+    this = replace(
+        job, method=method, precision=precision, scratch=tmp_path / "scratch", out=tmp_path / "out",
+        **sizes,
+    )  # type: ignore[arg-type]  # fmt: skip
+    trained = launch.train_in_processes(this, lambda point: None)
+    shape = read_shape(job.hf)
+    assert shape.vocab == VOCABULARY
+    assert trained.gpu_memory == pytest.approx(
+        planned_memory(this, shape, longest=SEQUENCE), rel=0.1
+    )
