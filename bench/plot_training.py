@@ -1,6 +1,6 @@
 """Draws docs/images/training.svg from the results of gpu_training.py and gpu_training_peer.py.
 
-    python bench/plot_training.py
+python bench/plot_training.py
 """
 
 import json
@@ -32,7 +32,9 @@ def main() -> None:
     plt.rcParams["svg.hashsalt"] = "training"  # the same picture from the same figures
     found = [(label, case(file, name), colour) for label, file, name, colour in BARS]
     labels, colours = [b[0] for b in found], [b[2] for b in found]
-    figure, (speed, memory) = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True, width_ratios=(2, 1))
+    figure, (speed, memory) = plt.subplots(
+        1, 2, figsize=(11, 3.6), sharey=True, width_ratios=(2, 1)
+    )
     for axis, key, title in (
         (speed, "tokens_per_second_a_gpu", "tokens/s on one H200"),
         (memory, "peak_memory_gib", "GiB of 139"),

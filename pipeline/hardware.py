@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -99,6 +99,12 @@ def installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those that are installed."""
+    found = {name: installed_version(name) for name in packages}
+    return {name: version for name, version in found.items() if version}
 
 
 def find_conflicts() -> dict[str, str]:

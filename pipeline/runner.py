@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +219,10 @@ def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Man
         proof=dict(outcome.proof),
         failure=outcome.failure,
         code=_git_state(),
-        environment={"packages": _versions(), "hardware": hardware.describe()},
+        environment={
+            "packages": hardware.installed_versions(PACKAGES),
+            "hardware": hardware.describe(),
+        },
         seconds=round(seconds, 3),
         peak_memory_bytes=max(used) * 1024,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -240,16 +242,6 @@ def _content(path: Path, folder: Path) -> str:
     return artifacts.sha256_of_json(
         {p.relative_to(path).as_posix(): artifacts.sha256_with_index(p, index) for p in files}
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _git_state() -> dict[str, Any]:

@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         ],
         "final_loss": curve[-1].loss,
         "hardware": hardware.describe(),
-        "packages": _versions(),
+        "packages": hardware.installed_versions(PACKAGES),
         "generator_sha256": sha256_of_file(settings.generator),
         "sha256": {f.name: sha256_of_file(f) for f in sorted(hf.iterdir())},
     }
@@ -183,13 +182,3 @@ def _job(config: Config, hf: Path, rows: Path, scratch: Path, out: Path) -> Job:
         validate_every=settings.steps,
         checkpoint_every=settings.checkpoint_every,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
