@@ -24,6 +24,11 @@ from pipeline.serving.stream import PushedStream
 
 CONNECT_SECONDS, READ_SECONDS = 10, 600
 PROBE_SECONDS = 1.0  # between looks at whether a server that was gone is back
+# Fields beyond OpenAI's that servers know or refuse together, with values that change nothing.
+KNOWN_TOGETHER: tuple[dict[str, Any], ...] = (
+    {"return_token_ids": True, "stop_token_ids": []},
+    {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+)
 PIECES = ("a", " b", "c", " d\n", "é", "  e")  # text that has to come back as it went
 
 
@@ -53,7 +58,7 @@ class RemoteEngine:
         longest = self._find_model()
         self.max_seq_len = min(longest or description.max_seq_len, description.max_seq_len)
         self.max_input_len = min(description.max_input_len, self.max_seq_len - 1)
-        self._extended, self._gives_ids = self._try_out()
+        self._known, self._gives_ids = self._try_out()
         if not self._gives_ids and not _is_piecewise(chat):
             raise ArtifactError(
                 f"{self._url} sends no token ids, and the tokenizer in {chat.folder} does not give "
@@ -67,7 +72,7 @@ class RemoteEngine:
             raise EngineFailed(self._down)
         if len(self._streams) >= self._most:
             raise QueueFull
-        body = request_body(self._model, prompt, sampling, extended=self._extended)
+        body = request_body(self._model, prompt, sampling, self._known)
         stream = PushedStream(lambda: self._leave(stream))
         work = self._follow(body, stream, min(sampling.stop_ids, default=None))
         self._streams[stream] = self._start(work)
@@ -86,6 +91,8 @@ class RemoteEngine:
             stream.end(EngineFailed(self._down))
         for task in self._tasks:
             task.cancel()
+        if self._client:  # made in the event loop in which this is called, too
+            self._start(self._client.aclose())
 
     def _find_model(self) -> int | None:
         """The longest sequence that the server has the model for; None if it does not say."""
@@ -109,21 +116,28 @@ class RemoteEngine:
             )
         return cards[self._model].get("max_model_len")
 
-    def _try_out(self) -> tuple[bool, bool]:
-        """Whether the server takes vLLM's fields, and whether it gives token ids then."""
+    def _try_out(self) -> tuple[frozenset[str], bool]:
+        """Which fields beyond OpenAI's the server takes, and whether it gives token ids."""
         prompt = self._chat.prompt([{"role": "user", "content": "Hello"}])
-        how = Sampling(1, temperature=0, stop_ids=frozenset(self._chat.stop_ids))
-        for extended in (True, False):
-            body = {**request_body(self._model, prompt, how, extended=extended), "stream": False}
+        plain = request_body(self._model, prompt, Sampling(1, temperature=0), frozenset())
+        known: set[str] = set()
+        gives_ids = False
+        for fields in ({}, *KNOWN_TOGETHER):
             answer = httpx.post(
-                f"{self._url}/completions", json=body, headers=_headers(), timeout=READ_SECONDS
+                f"{self._url}/completions",
+                json={**plain, **fields, "stream": False},
+                headers=_headers(),
+                timeout=READ_SECONDS,
             )
             if answer.status_code == 200:
-                return extended, bool(answer.json()["choices"][0].get("token_ids"))
-        raise MissingRuntime(
-            f"engine=remote: {self._url}/completions answers {answer.status_code}: "
-            f"{_message(answer.text)}"
-        )
+                known |= fields.keys()
+                gives_ids |= bool(answer.json()["choices"][0].get("token_ids"))
+            elif not fields:
+                raise MissingRuntime(
+                    f"engine=remote: {self._url}/completions answers {answer.status_code}: "
+                    f"{_message(answer.text)}"
+                )
+        return frozenset(known), gives_ids
 
     def _leave(self, stream: PushedStream) -> None:
         if task := self._streams.pop(stream, None):
@@ -203,12 +217,12 @@ class RemoteEngine:
 
 
 def request_body(
-    model: str, prompt: Sequence[int], sampling: Sampling, *, extended: bool
+    model: str, prompt: Sequence[int], sampling: Sampling, known: frozenset[str]
 ) -> dict[str, Any]:
-    """A request to /completions. extended: with vLLM's fields, which NIM knows, too.
+    """A request to /completions. known: fields beyond OpenAI's that the server takes.
 
     Raises:
-        ValueError: the server does not know what is asked for.
+        ValueError: it does not take what is asked for.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -218,26 +232,24 @@ def request_body(
         "top_p": sampling.top_p,
         "stream": True,
     }
-    more = {
-        "seed": sampling.seed,
-        "frequency_penalty": sampling.frequency_penalty or None,
-        "presence_penalty": sampling.presence_penalty or None,
-        "logit_bias": {str(i): bias for i, bias in sampling.logit_bias.items()} or None,
+    if "stop_token_ids" in known:
+        body |= {"stop_token_ids": sorted(sampling.stop_ids), "return_token_ids": True}
+    wishes: dict[str, tuple[Any, Any]] = {
+        "seed": (sampling.seed, None),
+        "frequency_penalty": (sampling.frequency_penalty, 0),
+        "presence_penalty": (sampling.presence_penalty, 0),
+        "logit_bias": ({str(i): bias for i, bias in sampling.logit_bias.items()}, {}),
+        "top_k": (sampling.top_k, 0),
+        "min_p": (sampling.min_p, 0),
+        "repetition_penalty": (sampling.repetition_penalty, 1),
     }
-    body |= {name: value for name, value in more.items() if value is not None}
-    extensions: dict[str, Any] = {
-        "top_k": sampling.top_k or None,
-        "min_p": sampling.min_p or None,
-        "repetition_penalty": sampling.repetition_penalty
-        if sampling.repetition_penalty != 1
-        else None,
-    }
-    wanted = {name: value for name, value in extensions.items() if value is not None}
-    if not extended:
-        if wanted:
-            raise ValueError(f"{next(iter(wanted))}: the server behind this one does not know it")
-        return body
-    return body | wanted | {"stop_token_ids": sorted(sampling.stop_ids), "return_token_ids": True}
+    for name, (value, neutral) in wishes.items():
+        if value == neutral:
+            continue
+        if name in KNOWN_TOGETHER[1] and name not in known:
+            raise ValueError(f"{name}: the server behind this one does not know it")
+        body[name] = value
+    return body
 
 
 def _is_piecewise(chat: Chat) -> bool:
