@@ -34,8 +34,10 @@ class PushedStream:
         raise self._ending or StopAsyncIteration
 
     def put(self, tokens: Sequence[Token]) -> None:
-        self._tokens += tokens
-        self._news.set()
+        """Tokens that have come; those of an answer that was given up go nowhere."""
+        if self._ending is None:
+            self._tokens += tokens
+            self._news.set()
 
     def end(self, error: Exception | None = None) -> None:
         """No token comes after those that were put; raise `error` behind them, if there is one."""
