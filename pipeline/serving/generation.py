@@ -69,7 +69,7 @@ class Generation:
         for index in range(len(prompts) * n):
             how = sampling
             if how.seed is not None:  # else n answers to one prompt would be one answer n times
-                how = dataclasses.replace(how, seed=how.seed + index % n)
+                how = dataclasses.replace(how, seed=(how.seed + index % n) % 2**63)
             try:
                 self._choices.append(_Choice(index, engine, prompts[index // n], how))
             except Exception:

@@ -178,7 +178,7 @@ class Service:
                     if early == [None]:
                         return Response(status_code=calls.CLIENT_LEFT)
                 streams = True
-                events = self._events(form, head, run, early, pieces, body.wants_usage)
+                events = self._events(form, head, run, early, pieces, body)
                 return _EventStream(events, run.cancel)
             whole = await _unless_client_leaves(request, run.collect())
         except ValueError as error:
@@ -189,8 +189,7 @@ class Service:
         if whole is None:
             return Response(status_code=calls.CLIENT_LEFT)
         choices = [form.whole(piece) for piece in whole]
-        counts = responses.usage(run.prompt_tokens, run.completion_tokens)
-        return responses.Json(responses.response(form.kind, head, choices, counts))
+        return responses.Json(responses.response(form.kind, head, choices, _usage(body, run)))
 
     async def _events(
         self,
@@ -199,10 +198,10 @@ class Service:
         run: Generation,
         early: Sequence[Piece],
         rest: AsyncIterator[Piece],
-        usage: bool,
+        body: ChatRequest | CompletionRequest,
     ) -> AsyncIterator[bytes]:
         """The answer as server-sent events: its `early` pieces, then the `rest`."""
-        nothing = {"usage": None} if usage else {}
+        nothing = {"usage": None} if body.wants_usage else {}
 
         def events(choices: list[dict[str, Any]]) -> bytes:
             return b"".join(
@@ -223,10 +222,14 @@ class Service:
             calls.current().error = str(error)
             yield _event(error_body(str(error), "server_error"))
             return
-        if usage:
-            counts = responses.usage(run.prompt_tokens, run.completion_tokens)
-            yield _event({**responses.chunk(form.kind, head, []), "usage": counts})
+        if body.wants_usage:
+            yield _event({**responses.chunk(form.kind, head, []), "usage": _usage(body, run)})
         yield b"data: [DONE]\n\n"
+
+
+def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, int]:
+    """Without the token that an engine gives where only the prompt is to be shown."""
+    return responses.usage(run.prompt_tokens, 0 if body.max_tokens == 0 else run.completion_tokens)
 
 
 def _event(body: Mapping[str, Any]) -> bytes:

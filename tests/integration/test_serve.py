@@ -205,6 +205,53 @@ def test_refusals_are_the_clients_own_exceptions(client: OpenAI) -> None:
         client.chat.completions.create(model="bank", messages=hello, max_tokens=999)  # type: ignore[arg-type]
 
 
+def test_an_answer_keeps_to_a_schema(client: OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"fee": {"type": "integer", "maximum": 99}, "unit": {"enum": ["USD", "EUR"]}},
+        "required": ["fee", "unit"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="bank",
+        messages=[{"role": "user", "content": QUESTIONS[0]}],
+        temperature=2,
+        seed=1,
+        response_format={"type": "json_schema", "json_schema": {"name": "fee", "schema": schema}},
+    )
+    value = json.loads(answer.choices[0].message.content or "")
+    assert set(value) == {"fee", "unit"}
+    assert value["fee"] <= 99
+    with pytest.raises(openai.BadRequestError, match="cannot be guided"):
+        client.chat.completions.create(
+            model="bank",
+            messages=[{"role": "user", "content": QUESTIONS[0]}],
+            stream=True,
+            extra_body={"guided_regex": "("},
+        )
+
+
+def test_tokens_are_as_likely_when_read_as_when_generated(client: OpenAI, engine: Artifact) -> None:
+    ids = Chat.load(engine.path).prompt([{"role": "user", "content": QUESTIONS[0]}])
+
+    def tops(prompt: list[int], **how: object) -> list[dict[str, float]]:
+        answer = client.completions.create(
+            model="bank",
+            prompt=prompt,
+            temperature=0,
+            logprobs=5,
+            **how,  # type: ignore[call-overload]
+        )
+        return answer.choices[0].logprobs.top_logprobs
+
+    read = tops(ids, max_tokens=0, echo=True)
+    assert read[0] is None
+    for place in (1, len(ids) // 2, len(ids) - 1):
+        (generated,) = tops(ids[:place], max_tokens=1)
+        shared = {text: read[place][text] for text in generated}
+        assert shared == pytest.approx(generated, abs=1e-3)
+
+
 def test_the_benchmark_measures_the_served_engine(
     config: Config, folder: Path, engine: Artifact, client: OpenAI, tmp_path: Path
 ) -> None:

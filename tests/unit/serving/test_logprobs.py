@@ -105,6 +105,8 @@ def test_only_the_prompts(app: Any, chat: Chat, stream: bool) -> None:
     how = {"prompt": prompts, "max_tokens": 0, "echo": True, "logprobs": 0, "stream": stream}
     bodies = post(app, "completions", **how)
     choices = [c for body in (bodies if stream else [bodies]) for c in body["choices"]]
+    if not stream:
+        assert bodies["usage"]["completion_tokens"] == 0
     for index, prompt in enumerate(prompts):
         mine = [choice for choice in choices if choice["index"] == index]
         assert "".join(choice["text"] for choice in mine) == chat.decode(prompt)

@@ -92,6 +92,19 @@ def test_settings_reach_the_engine(app: Any, engine: Spied, chat: Chat) -> None:
     )
 
 
+def test_choices_differ_by_their_seeds_which_stay_in_range(app: Any, engine: Spied) -> None:
+    asked = []
+    generate = engine.generate
+
+    def note(prompt: Any, sampling: Sampling) -> Any:
+        asked.append(sampling.seed)
+        return generate(prompt, sampling)
+
+    engine.generate = note  # type: ignore[method-assign]
+    assert post(app, seed=-1, n=3, max_tokens=1).status_code == 200
+    assert asked == [2**63 - 1, 0, 1]
+
+
 def test_fields_of_nim_are_taken_at_the_top_or_from_nvext(app: Any, engine: Spied) -> None:
     fields = {"top_k": 3, "min_p": 0.2, "repetition_penalty": 1.2, "ignore_eos": True}
     post(app, max_tokens=5, **fields)
