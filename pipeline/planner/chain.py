@@ -1,8 +1,8 @@
 """What each stage of the chain leaves on the disk, holds in memory and takes in time.
 
 Bytes a weight follow from the formats. Seconds are those of one process a stage on one H200's host
-with 8 B parameters (bench/gpu_hops.py), in proportion to the model's bytes beyond the start; on a
-CPU only training is predicted.
+with 8 B parameters (bench/results/gpu_hops.json), in proportion to the model's bytes beyond the
+start; on a CPU only training is predicted.
 """
 
 from dataclasses import dataclass

@@ -15,10 +15,10 @@ def step(**changes):
 
 
 @pytest.mark.parametrize("case", MEASURED)
-def test_tokens_a_second_are_within_five_percent_of_the_measured_ones(case: str) -> None:
+def test_tokens_a_second_are_within_a_tenth_of_the_measured_ones(case: str) -> None:
     changes, _, measured = MEASURED[case]
     one = step(**changes)
-    assert one.tokens / one.seconds == pytest.approx(measured, rel=0.05)
+    assert one.tokens / one.seconds == pytest.approx(measured, rel=0.1)
 
 
 def test_llama_8b_has_the_operations_of_the_literature() -> None:
