@@ -2,6 +2,8 @@
 #   docker build --target cpu -t pipeline:cpu .
 # NVIDIA's images have no name here that could be pulled: give those that you have access to, as
 #   docker build --target train --build-arg TRAIN_IMAGE=<NVIDIA's NeMo image>:25.11 -t pipeline:train .
+# hadolint global ignore=DL3008
+# (Debian's mirrors keep the newest version of a package alone, so none is named.)
 # Python 3.11: the lock's wheel of torch's CPU build is of that version.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG TRAIN_IMAGE=set-the-build-argument-train-image
@@ -23,8 +25,8 @@ ARG PIP_FIND_LINKS
 RUN make setup
 # What only tests and developers need.
 COPY pyproject.toml ./
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev'])" \
-    | xargs .venv/bin/uv pip uninstall --python .venv/bin/python
+RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev'], sep='\n')" > dev.txt \
+    && .venv/bin/uv pip uninstall --python .venv/bin/python -r dev.txt
 
 FROM ${BASE_IMAGE} AS cpu
 ARG VERSION=0.1.0
@@ -56,6 +58,30 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
     CMD ["python3", "deploy/healthcheck.py"]
 ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
 
+# The server alone, for engines that stage=build made for CPUs: without the training stack.
+FROM ${BASE_IMAGE} AS serve-cpu
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline-serve-cpu" \
+      org.opencontainers.image.description="The pipeline's OpenAI server on ONNX Runtime" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+WORKDIR /app
+COPY requirements.lock ./
+COPY tools tools
+RUN python3 -m venv /opt/pipeline/.venv && /opt/pipeline/.venv/bin/python -m tools.complete server-cpu
+COPY . .
+RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model
+ENV PATH=/opt/pipeline/.venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1
+USER 1000:1000
+VOLUME ["/model", "/opt/nim/.cache"]
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python3", "deploy/healthcheck.py"]
+ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
+
 # NVIDIA's images bring NeMo, vLLM or TensorRT-LLM as NVIDIA built them; only what our code needs
 # beyond them is added, from the hashed lock.
 FROM ${TRAIN_IMAGE} AS train
@@ -66,7 +92,7 @@ LABEL org.opencontainers.image.title="pipeline-train" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-USER root
+USER 0
 WORKDIR /app
 COPY . .
 RUN python3 -m tools.complete chain && install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts
@@ -84,7 +110,7 @@ LABEL org.opencontainers.image.title="pipeline-serve-vllm" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-USER root
+USER 0
 WORKDIR /app
 COPY . .
 RUN python3 -m tools.complete server && install -d -o 1000 -g 1000 /opt/nim/.cache /model
@@ -106,7 +132,7 @@ LABEL org.opencontainers.image.title="pipeline-serve-trtllm" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-USER root
+USER 0
 WORKDIR /app
 COPY . .
 RUN python3 -m tools.complete server && install -d -o 1000 -g 1000 /opt/nim/.cache /model

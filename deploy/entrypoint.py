@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         launch = translate(os.environ)
+        command = launch.command()
     except ConfigError as error:
         print(f"pipeline: ConfigError: {error}", file=sys.stderr)
         return error.exit_code
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     logging.disable(launch.log_level - 1)
     from pipeline.serving.__main__ import main as serve
 
-    return serve(launch.command())
+    return serve(command)
 
 
 def _end(number: int, frame: types.FrameType | None) -> None:

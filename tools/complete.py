@@ -1,6 +1,7 @@
 """Add to a vendor's image the packages that our code needs and the image lacks.
 
     python -m tools.complete server        what serves
+    python -m tools.complete server-cpu    and ONNX Runtime
     python -m tools.complete chain         what the stages need, too
 
 What the image has stays as its vendor built it, whatever its version; what it lacks comes from the
@@ -113,7 +114,7 @@ def install(entries: list[str]) -> None:
 
 
 def main() -> None:
-    which = {"server": SERVER, "chain": CHAIN}
+    which = {"server": SERVER, "server-cpu": [*SERVER, "onnxruntime"], "chain": CHAIN}
     if len(sys.argv) != 2 or sys.argv[1] not in which:
         sys.exit(f"usage: python -m tools.complete {'|'.join(which)}")
     added = complete(which[sys.argv[1]], read_lock(LOCK.read_text()), needs, install)

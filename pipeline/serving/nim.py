@@ -7,38 +7,25 @@ https://docs.nvidia.com/nim/large-language-models/2.0.12/reference/environment-v
 """
 
 import difflib
-import json
 import logging
 import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.serving.description import FILE, Description
+from pipeline.serving.description import Description
+from pipeline.serving.launch import MODEL, Launch, is_built
 
-MODEL = "/model"
 CACHE = "/opt/nim/.cache"
-PORT = 8000
-DRAIN_SECONDS = 3  # until the balancer before the container has asked for its health again
 
 # As Kubernetes tells a container of a Service whose name begins with nim; none of NIM's.
 _SERVICE_LINK = re.compile(r"NIM_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
 # The first part of a profile's name, in NIM and in stage=profiles, and ours.
 _RUNTIMES = {"tensorrt_llm": "trtllm"} | {n: n for n in ("trtllm", "vllm", "hf", "onnxruntime")}
 _WORDS = ", ".join(_RUNTIMES)
-# TensorRT-LLM's own for vLLM's arguments.
-_OF_TRTLLM: Mapping[str, Callable[[Any], tuple[str, Any]]] = {
-    "gpu_memory_utilization": lambda share: (
-        "kv_cache_config",
-        {"free_gpu_memory_fraction": share},
-    ),
-    "enable_prefix_caching": lambda on: ("kv_cache_config", {"enable_block_reuse": on}),
-    "enforce_eager": lambda on: ("cuda_graph_config", None if on else {}),
-}
 # Where libraries keep what they compile or load, below the cache's folder.
 _CACHES = {
     "XDG_CACHE_HOME": "",
@@ -69,53 +56,6 @@ REFUSED: Mapping[str, str] = {
     "NIM_GUIDED_DECODING_BACKEND": "guided decoding has one backend, llguidance",
     "NIM_CHAT_TEMPLATE": "requests are rendered by the model's own template, as in training",
 }
-
-
-@dataclass
-class Launch:
-    """What the variables come to.
-
-    model, name: the folder that is served, and the name that clients call it by.
-    runtime: of the profile. settings: section.key=value.
-    engine: of the engine section, for an HF folder served as it is.
-    arguments: engine.arguments, as vLLM names them.
-    environment: of libraries. log_level: the least that is logged, as logging counts.
-    """
-
-    model: str | None = None
-    name: str | None = None
-    port: int = PORT
-    runtime: str | None = None
-    settings: list[str] = field(default_factory=list)
-    engine: dict[str, Any] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
-    log_level: int = logging.INFO
-
-    def command(self) -> list[str]:
-        """Arguments of `python -m pipeline.serving`."""
-        folder = Path(self.model or MODEL)
-        engine = {} if _is_built(folder) else {"name": self.runtime or "auto", **self.engine}
-        if self.arguments:
-            engine["arguments"] = self._arguments_of_the_runtime()
-        return [
-            f"--engine={folder}",
-            f"--model={self.name or folder.name}",
-            "serve.host=0.0.0.0",
-            f"serve.port={self.port}",
-            f"serve.drain_delay={DRAIN_SECONDS}",
-            *self.settings,
-            *(f"engine.{key}={json.dumps(value)}" for key, value in engine.items()),
-        ]
-
-    def _arguments_of_the_runtime(self) -> dict[str, Any]:
-        if self.runtime != "trtllm":
-            return self.arguments
-        named: dict[str, Any] = {}
-        for name, value in self.arguments.items():
-            key, value = _OF_TRTLLM[name](value) if name in _OF_TRTLLM else (name, value)
-            named[key] = {**named.get(key, {}), **value} if isinstance(value, dict) else value
-        return named
 
 
 def translate(environment: Mapping[str, str]) -> Launch:
@@ -155,7 +95,7 @@ def _contradictions(launch: Launch, given: Mapping[str, str]) -> list[str]:
     if len(set(folders.values())) > 1:
         return [f"{' and '.join(folders)} name different folders: give one of them"]
     folder = Path(launch.model or MODEL)
-    if not _is_built(folder):
+    if not is_built(folder):
         useless = [] if launch.runtime in ("vllm", "trtllm") else [*_OF_THE_GPU]
         return [
             f"{name} is of vLLM and TensorRT-LLM: choose one with NIM_MODEL_PROFILE"
@@ -171,11 +111,6 @@ def _contradictions(launch: Launch, given: Mapping[str, str]) -> list[str]:
             "serve it with that image, or mount the model's HF folder"
         )
     return problems
-
-
-def _is_built(folder: Path) -> bool:
-    """Whether stage=build made it, which says itself what runs it."""
-    return (folder / FILE).is_file()
 
 
 def _is_service_link(name: str, value: str) -> bool:

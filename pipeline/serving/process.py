@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +39,11 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(
-    engine: Path, *, model: str, log: Path, settings: Sequence[str] = ()
-) -> Iterator[RunningServer]:
+def running_server(engine: Path, *, model: str, log: Path) -> Iterator[RunningServer]:
     """Serve an engine's folder on a free loopback port; gone when the block ends, however it does.
 
     Args:
         log: file for what the server says.
-        settings: of `python -m pipeline.serving`, as serve.key=value.
 
     Raises:
         PipelineError: it did not become ready; the message ends with its own last words.
@@ -56,7 +53,7 @@ def running_server(
         url = base_url(listening)
         fd = str(listening.fileno())
         command = [sys.executable, "-m", "pipeline.serving", "--fd", fd]
-        command += ["--engine", str(engine.resolve()), "--model", model, *settings]
+        command += ["--engine", str(engine.resolve()), "--model", model]
         process = subprocess.Popen(
             command,
             cwd=ROOT,

@@ -9,11 +9,14 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
 from pipeline.serving.calls import QUIET, Call
+
+if TYPE_CHECKING:
+    pass
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 SERVICE = "pipeline-serving"

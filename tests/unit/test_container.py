@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.graph import ROOT
-from pipeline.serving import nim
+from pipeline.serving import launch, nim
 
-SERVERS = ("cpu", "serve-vllm", "serve-trtllm")
+SERVERS = ("cpu", "serve-cpu", "serve-vllm", "serve-trtllm")
 TARGETS = (*SERVERS, "train")
 
 
@@ -66,9 +66,9 @@ def test_it_runs_as_no_ones_user_and_without_a_shell_in_between(target: str) -> 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_writes_nowhere_but_to_volumes_and_tmp(target: str) -> None:
-    assert set(json.loads(last(target, "VOLUME"))) == {nim.MODEL, nim.CACHE}
+    assert set(json.loads(last(target, "VOLUME"))) == {launch.MODEL, nim.CACHE}
     (owned,) = [r for n, r in stages()[target] if n == "RUN" and "install -d -o 1000" in r]
-    for folder in (nim.MODEL, nim.CACHE):
+    for folder in (launch.MODEL, nim.CACHE):
         assert folder in owned, "a named volume takes over the owner of the image's folder"
     settings = dict(pair.split("=", 1) for pair in last(target, "ENV").split())
     assert settings["HOME"] == "/tmp"
@@ -78,7 +78,7 @@ def test_it_writes_nowhere_but_to_volumes_and_tmp(target: str) -> None:
 def test_it_asks_for_health_without_further_programs_and_drains(target: str) -> None:
     assert last(target, "HEALTHCHECK").endswith('CMD ["python3", "deploy/healthcheck.py"]')
     assert last(target, "STOPSIGNAL") == "SIGTERM"
-    assert last(target, "EXPOSE") == str(nim.PORT)
+    assert last(target, "EXPOSE") == str(launch.PORT)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -167,19 +167,23 @@ def test_a_wrong_variable_ends_it_with_its_name() -> None:
 
 
 def test_variables_reach_the_server(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     process = start(NIM_MODEL_PATH=str(tmp_path), NIM_PASSTHROUGH_ARGS="serve.max_queue=0")
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "serve.max_queue=0" in said
 
 
-def test_a_stop_while_it_starts_is_no_failure() -> None:
+def test_a_stop_while_it_starts_is_no_failure(tmp_path: Path) -> None:
     """The first process of a container is sent no signal that it has no handler for."""
     server = "import os, signal, sys, types; m = types.ModuleType('server');"
     server += "m.main = lambda command: os.kill(os.getpid(), signal.SIGTERM);"
     server += "sys.modules['pipeline.serving.__main__'] = m;"
     code = server + "from deploy.entrypoint import main; main([]); os._exit(1)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+    (tmp_path / "config.json").write_text("{}")
+    given = {"NIM_MODEL_PATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=given, timeout=60, check=False)
     assert done.returncode == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.graph import ROOT
-from pipeline.serving import nim
+from pipeline.serving import launch, nim
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -25,7 +25,7 @@ def test_the_two_servers_differ_in_name_and_model_alone() -> None:
         assert server.pop("container_name") == f"pipeline-server-{letter}"
         assert server.pop("profiles") == [letter]
         model, *others = server.pop("volumes")
-        assert model == f"${{MODEL_{letter.upper()}:-../artifacts/build}}:{nim.MODEL}:ro"
+        assert model == f"${{MODEL_{letter.upper()}:-../artifacts/build}}:{launch.MODEL}:ro"
         assert others == [f"cache:{nim.CACHE}"]
     assert a == b
 
@@ -45,10 +45,10 @@ def test_servers_are_locked_down_and_may_drain() -> None:
 def test_the_proxy_asks_either_server_while_it_is_ready() -> None:
     lines = (DEPLOY / "proxy/haproxy.cfg").read_text().splitlines()
     servers = {line.split()[-1] for line in lines if line.split()[:1] == ["server"]}
-    assert servers == {f"{name}:{nim.PORT}" for name in SERVICES if name.startswith("server-")}
+    assert servers == {f"{name}:{launch.PORT}" for name in SERVICES if name.startswith("server-")}
     assert "    option httpchk GET /health/ready" in lines
     (every,) = re.findall(r"inter (\d+)ms fall 1", "\n".join(lines))
-    assert 2 * int(every) < 1000 * nim.DRAIN_SECONDS, "or requests would be sent in vain"
+    assert 2 * int(every) < 1000 * launch.DRAIN_SECONDS, "or requests would be sent in vain"
 
 
 def test_only_this_host_reaches_the_ports() -> None:
@@ -79,7 +79,7 @@ def test_prometheus_finds_every_server_by_the_name_they_share() -> None:
     (job,) = config["scrape_configs"]
     (found,) = job["dns_sd_configs"]
     assert found["names"] == SERVICES["server-a"]["networks"]["default"]["aliases"]
-    assert found["port"] == nim.PORT
+    assert found["port"] == launch.PORT
     assert job["job_name"] == "server", "the alerts and the dashboard ask for it"
 
 

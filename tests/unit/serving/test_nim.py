@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.graph import ROOT
-from pipeline.serving import nim
+from pipeline.serving import launch, nim
 from pipeline.serving.__main__ import read_settings
 from pipeline.serving.description import Description
 
@@ -26,6 +26,7 @@ OF_THE_OPERATOR = {
 def hf(tmp_path: Path) -> Path:
     folder = tmp_path / "support-8b"
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
     return folder
 
 
@@ -41,25 +42,34 @@ def settings_of(command: list[str]) -> list[str]:
     return [argument for argument in command if not argument.startswith("--")]
 
 
-def test_without_variables_the_mounted_model_is_served_to_the_network() -> None:
+def test_without_variables_the_mounted_model_is_served_to_the_network(
+    hf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "MODEL", str(hf))
     command = nim.translate({"PATH": "/bin", "NIM_SERVED_MODEL_NAME": ""}).command()
     assert command[:4] == [
-        "--engine=/model",
-        "--model=model",
+        f"--engine={hf}",
+        "--model=support-8b",
         "serve.host=0.0.0.0",
         "serve.port=8000",
     ]
 
 
-def test_what_nvidias_operator_sets_is_taken(tmp_path: Path) -> None:
-    launch = nim.translate({**OF_THE_OPERATOR, "NIM_CACHE_PATH": str(tmp_path)})
-    settings, _ = read_settings(settings_of(launch.command()))
+def test_without_a_model_it_says_what_to_mount(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no model: mount .* -v FOLDER:/model:ro"):
+        nim.translate({"NIM_MODEL_PATH": str(tmp_path)}).command()
+
+
+def test_what_nvidias_operator_sets_is_taken(hf: Path, tmp_path: Path) -> None:
+    given = {**OF_THE_OPERATOR, "NIM_MODEL_NAME": str(hf), "NIM_CACHE_PATH": str(tmp_path)}
+    started = nim.translate(given)
+    settings, _ = read_settings(settings_of(started.command()))
     assert (settings.port, settings.host) == (9000, "0.0.0.0")
-    assert launch.environment["HF_HOME"] == f"{tmp_path}/huggingface"
+    assert started.environment["HF_HOME"] == f"{tmp_path}/huggingface"
 
 
 def test_an_hf_folder_is_served_as_the_variables_say(hf: Path) -> None:
-    launch = nim.translate(
+    started = nim.translate(
         {
             "NIM_MODEL_NAME": str(hf),
             "NIM_MODEL_PROFILE": "vllm",
@@ -69,17 +79,18 @@ def test_an_hf_folder_is_served_as_the_variables_say(hf: Path) -> None:
             "NIM_ENABLE_KV_CACHE_REUSE": "1",
             "NIM_MAX_LORA_RANK": "16",
             "NIM_DISABLE_LOG_REQUESTS": "0",
-            "NIM_PASSTHROUGH_ARGS": "serve.drain_delay=9 'serve.record=/records of today'",
+            "NIM_PASSTHROUGH_ARGS": "engine.max_batch_size=4 serve.drain_delay=9 "
+            "'serve.record=/records of today'",
         }
     )
-    command = launch.command()
+    command = started.command()
     assert command[:2] == [f"--engine={hf}", "--model=support-8b"]
     settings, engine = read_settings(settings_of(command))
     assert (settings.drain_delay, settings.record) == (9, Path("/records of today"))
     assert settings.log_content
     assert engine
     assert (engine.name, engine.max_seq_len, engine.max_input_len) == ("vllm", 8192, 8191)
-    assert (engine.lora_rank, engine.profile) == (16, None)
+    assert (engine.lora_rank, engine.profile, engine.max_batch_size) == (16, None, 4)
     assert engine.arguments == {
         "tensor_parallel_size": 2,
         "gpu_memory_utilization": 0.8,
@@ -95,14 +106,14 @@ def test_an_hf_folder_is_served_by_the_best_profile_if_none_is_named(hf: Path) -
 
 def test_profiles_are_named_as_nim_or_we_name_them(hf: Path) -> None:
     for given in ("tensorrt_llm-fp8-tp2-pp1", "trtllm-fp8-tp2-pp1"):
-        launch = nim.translate({"NIM_MODEL_PATH": str(hf), "NIM_MODEL_PROFILE": given})
-        engine = read_settings(settings_of(launch.command()))[1]
+        started = nim.translate({"NIM_MODEL_PATH": str(hf), "NIM_MODEL_PROFILE": given})
+        engine = read_settings(settings_of(started.command()))[1]
         assert engine
         assert (engine.name, engine.profile) == ("trtllm", "trtllm-fp8-tp2-pp1")
 
 
 def test_tensorrt_llm_has_names_of_its_own(hf: Path) -> None:
-    launch = nim.translate(
+    started = nim.translate(
         {
             "NIM_MODEL_PATH": str(hf),
             "NIM_MODEL_PROFILE": "tensorrt_llm",
@@ -112,7 +123,7 @@ def test_tensorrt_llm_has_names_of_its_own(hf: Path) -> None:
             "NIM_DISABLE_CUDA_GRAPH": "1",
         }
     )
-    engine = read_settings(settings_of(launch.command()))[1]
+    engine = read_settings(settings_of(started.command()))[1]
     assert engine
     assert engine.arguments == {
         "tensor_parallel_size": 2,
@@ -212,7 +223,7 @@ def test_what_kubernetes_tells_of_a_service_named_nim_is_none_of_nims() -> None:
         "NIM_LLM_PORT": "tcp://10.0.0.1:8000",
         "NIM_PORT_8000_TCP_ADDR": "10.0.0.1",
     }
-    assert nim.translate(link).port == nim.PORT
+    assert nim.translate(link).port == launch.PORT
 
 
 def test_without_a_volume_caches_are_kept_for_as_long_as_the_container(
