@@ -1,4 +1,4 @@
-"""Measure the engine behind its HTTP endpoint: build + prepare → benchmark.
+"""Engine → report: latency and throughput through its HTTP endpoint, and right answers.
 
 Test questions go to a server process at several loads. The answers are compared with the expected
 ones: what is served is the model that was evaluated.

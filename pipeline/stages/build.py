@@ -1,4 +1,4 @@
-"""Build the engine for this machine: hf_checkpoint or exported checkpoint → engine.
+"""Checkpoint → engine for this machine: TensorRT-LLM, vLLM, PyTorch or ONNX Runtime.
 
 What is built is a profile (pipeline/profiles.py): onnxruntime from the merged model, trtllm from
 the qnemo checkpoint; vllm, hf and newer trtllm load HF folders as they are.

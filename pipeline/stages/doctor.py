@@ -1,4 +1,4 @@
-"""doctor: what this machine has, which stages can run here, and what to install for the rest.
+"""What this machine has, which stages can run here, and what to install for the rest.
 
 Imports nothing that could be broken, so that it answers where nothing else does.
 """

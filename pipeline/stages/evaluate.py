@@ -1,4 +1,4 @@
-"""dataset, hf_checkpoint and quantized → report: how well base, tuned and quantized models answer.
+"""Dataset and models → report: how well base, tuned and quantized answer; the gate.
 
 Every model answers the questions of the test split greedily, and is charged the loss of the
 expected answers. Figures carry 95 % intervals; a format is compared with the tuned model question

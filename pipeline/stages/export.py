@@ -1,4 +1,4 @@
-"""hf_checkpoint and quantized → exported: packed weights, as runtimes open them.
+"""Quantized → qnemo (TensorRT-LLM checkpoint) and unified HF, read back and compared.
 
     qnemo/   a TensorRT-LLM checkpoint for tensor x pipeline parallel ranks, and a tokenizer
     hf/      ModelOpt's unified HF checkpoint (vLLM, SGLang, TensorRT-LLM's PyTorch backend)

@@ -1,4 +1,4 @@
-"""finetune: nemo_checkpoint + dataset → nemo_adapter (lora, dora) or nemo_checkpoint (sft).
+"""NeMo checkpoint and dataset → adapter (lora, dora) or whole model (sft), on Megatron-Core.
 
 Trains with NeMo on Megatron-Core, on the assistant's tokens alone. Killed at any step and started
 again, it goes on from the newest checkpoint in `.scratch/` and ends at the same weights. With

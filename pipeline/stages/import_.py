@@ -1,4 +1,4 @@
-"""import: HF folder → nemo_checkpoint, proven by its logits.
+"""HF folder → NeMo 2.0 checkpoint, proven by its logits.
 
 The folder is checked before anything heavy is imported. The proof opens what was written, as a
 later stage will, and compares its logits with those that transformers computes from the source.

@@ -1,4 +1,4 @@
-"""merge: import + finetune → hf_checkpoint, and the adapter in HF PEFT form.
+"""Base and adapter → HF checkpoint, and the adapter in PEFT's form, proven by their logits.
 
 A LoRA or DoRA is folded into the base; a fully fine-tuned model is written as it is. Either way
 the proof is a chain of logits on fixed prompts, in float32: NeMo as trained = HF base with the

@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: memory, time, disk; what does not fit and what would.
+"""What a run will take, before it starts: memory, time, disk; what would make it fit.
 
 Outside the graph: it reads settings and the model's config.json, makes nothing, and ends with an
 error if the run could not be done. Needs no GPU; plans for this machine or, with plan.gpu, another.

@@ -1,4 +1,4 @@
-"""prepare: raw files → dataset, rendered with the model's own chat template.
+"""Conversations and texts → dataset: checked, cleaned and rendered with the model's template.
 
 Every row is kept or written to rejected.jsonl with its reason; the counts add up. The same files,
 settings and seed give the same bytes.

@@ -1,4 +1,4 @@
-"""pretrain: generated text → nemo_checkpoint, with the HF model in hf/ and where it came from.
+"""Generated text → a small model made from nothing, with a record of where it came from.
 
 Makes the small base model of the demo from nothing: a tokenizer, token rows, a Llama trained with
 NeMo, and its export. The hf/ folder can be used as `model.path` as it is.

@@ -1,4 +1,4 @@
-"""How the model could be served on this machine, and how not: profiles, as NVIDIA NIM lists them.
+"""How the model could be served on this machine, and how not, as NVIDIA NIM lists it.
 
 Outside the graph: it reads the merged model and the export, or what they will be, and makes
 nothing. The same list decides what `engine=auto` takes.

@@ -1,4 +1,4 @@
-"""hf_checkpoint and dataset → quantized: the tuned model in low precision, calibrated on its data.
+"""HF checkpoint and dataset → low precision with ModelOpt, calibrated on the dataset.
 
 Every format asked for is calibrated on the same training rows and saved so that it opens again with
 the same outputs, which is proven. Packing the weights for a runtime is export's.

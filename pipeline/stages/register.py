@@ -1,4 +1,4 @@
-"""Registers the tuned model: writes what the registry shall hold, and a card that says what it is.
+"""Reports → a version in the MLflow registry, with a model card; champion past the gate.
 
 The request is complete and content-addressed, so that the tracker carries it out (a version with
 signature, figures and aliases) whenever the registry can be reached: pipeline/tracking.py. Which

@@ -1,4 +1,4 @@
-"""Serve the built engine as an OpenAI endpoint; runs until it is stopped, outside of the graph."""
+"""The built engine as an OpenAI endpoint, until it is stopped."""
 
 import os
 
