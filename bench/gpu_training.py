@@ -120,7 +120,7 @@ def job_of(case: str, folder: Path) -> Job:
 def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
     import torch
 
-    from pipeline.adapters import launch, nemo_training
+    from pipeline.adapters import launch, nemo_recorder, nemo_training
     from pipeline.adapters.megatron_cpu import replaced
     from pipeline.adapters.nemo_session import nemo_session
 
@@ -145,12 +145,12 @@ def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
     job = job_of(case, folder)
     reports = REPORTS
     if job.processes > 1:  # which report as the stage does
-        every, reports = nemo_training.GPU_REPORT_EVERY, 2
+        every, reports = nemo_recorder.GPU_REPORT_EVERY, 2
     try:
         if job.processes > 1:
             launch.train_in_processes(job, report)
         else:
-            with nemo_session(), replaced([(nemo_training, "GPU_REPORT_EVERY", every)]):
+            with nemo_session(), replaced([(nemo_recorder, "GPU_REPORT_EVERY", every)]):
                 nemo_training.train(job, report)
     except Enough:
         pass

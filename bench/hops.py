@@ -105,7 +105,7 @@ def import_hop(work: Path) -> dict[str, Any]:
 
 def finetune_hop(work: Path) -> dict[str, Any]:
     """Process start to the first step, from the imported checkpoint."""
-    from pipeline.adapters import nemo_training
+    from pipeline.adapters import nemo_recorder, nemo_training
     from pipeline.adapters.nemo_session import nemo_session
     from pipeline.batches import TokenRows
     from pipeline.dataset import read_split
@@ -123,7 +123,7 @@ def finetune_hop(work: Path) -> dict[str, Any]:
     )  # fmt: skip
     steps: list[float] = []
     started = psutil.Process().create_time()
-    nemo_training.GPU_REPORT_EVERY = 1
+    nemo_recorder.GPU_REPORT_EVERY = 1
     with nemo_session():
         imported = time.time() - started
         nemo_training.train(job, lambda point: steps.append(time.time() - started))

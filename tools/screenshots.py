@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, ViewportSize, sync_playwright
+import httpx
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -51,6 +52,7 @@ def main(artifacts: Path, images: Path) -> None:
         )
         pictures_of_mlflow(browser, artifacts, images)
         pictures_of_chat(browser, artifacts, images)
+        picture_of_comparison(browser, artifacts, images)
         browser.close()
 
 
@@ -81,12 +83,39 @@ def pictures_of_chat(browser: Browser, artifacts: Path, images: Path) -> None:
                 )
                 page.goto(server.url.removesuffix("v1"))
                 for count, question in enumerate(QUESTIONS, 1):
-                    page.locator("#text").fill(question)
-                    page.locator("#send").click()
-                    page.locator(".answer[aria-busy=false]").nth(count - 1).wait_for()
+                    ask(page, question, count)
                 page.screenshot(path=images / f"{name}.png")
                 print(images / f"{name}.png")
                 page.close()
+
+
+def picture_of_comparison(browser: Browser, artifacts: Path, images: Path) -> None:
+    """The base model beside the adapter that the run trained."""
+    settings = ["engine.name=hf", "engine.lora_rank=64"]
+    adapter = {"lora_name": "tuned", "lora_path": str(artifacts.absolute() / "merge/adapter")}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        base = ROOT / "data/base_model"
+        with running_server(base, model="base", log=log, settings=settings) as server:
+            httpx.post(f"{server.url}/load_lora_adapter", json=adapter, timeout=60)
+            page = browser.new_page(viewport=DESKTOP, device_scale_factor=2)
+            page.goto(server.url.removesuffix("v1"))
+            page.locator("#open").click()
+            page.locator("#model").select_option("tuned")
+            page.locator("#compare").select_option("base")
+            page.locator("#done").click()
+            for count, question in enumerate(QUESTIONS, 1):
+                ask(page, question, 2 * count)
+            page.screenshot(path=images / "chat-beside.png")
+            print(images / "chat-beside.png")
+            page.close()
+
+
+def ask(page: Page, question: str, answers: int) -> None:
+    """Ask, and wait until there are so many whole answers."""
+    page.locator("#text").fill(question)
+    page.locator("#send").click()
+    page.locator(".answer[aria-busy=false]").nth(answers - 1).wait_for()
 
 
 def picture_of_summary(artifacts: Path, picture: Path) -> None:

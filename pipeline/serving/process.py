@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,14 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(engine: Path, *, model: str, log: Path) -> Iterator[RunningServer]:
+def running_server(
+    engine: Path, *, model: str, log: Path, settings: Sequence[str] = ()
+) -> Iterator[RunningServer]:
     """Serve an engine's folder on a free loopback port; gone when the block ends, however it does.
 
     Args:
         log: file for what the server says.
+        settings: of `python -m pipeline.serving`, as serve.key=value.
 
     Raises:
         PipelineError: it did not become ready; the message ends with its own last words.
@@ -53,7 +56,7 @@ def running_server(engine: Path, *, model: str, log: Path) -> Iterator[RunningSe
         url = base_url(listening)
         fd = str(listening.fileno())
         command = [sys.executable, "-m", "pipeline.serving", "--fd", fd]
-        command += ["--engine", str(engine.resolve()), "--model", model]
+        command += ["--engine", str(engine.resolve()), "--model", model, *settings]
         process = subprocess.Popen(
             command,
             cwd=ROOT,

@@ -9,14 +9,11 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.types import ASGIApp
 
 from pipeline.serving.calls import QUIET, Call
-
-if TYPE_CHECKING:
-    pass
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 SERVICE = "pipeline-serving"

@@ -25,7 +25,10 @@ def run(config: Config) -> None:
 
     def announce() -> None:
         page = url.removesuffix("v1")
-        console.print(f"\n[bold]serving {model}[/]; a chat page is at {page} (Ctrl-C ends it)\n")
+        line = f"\n[bold]serving {model}[/]; a chat page is at {page} (Ctrl-C ends it)\n"
+        console.print(line, soft_wrap=True)
+        if with_key:
+            console.print(f"with a key in {address.API_KEY}:")
         console.print(address.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
         console.print()
 

@@ -15,7 +15,7 @@ from pipeline.chat import Chat
 from tests.unit.model_folders import make_model_folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its event loop would run on under other tests
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:

@@ -26,6 +26,7 @@ def test_an_answer_streams_in_and_is_measured(chat: Chat, open_page: Any) -> Non
         expect(page.locator(".answer .text")).to_contain_text("It")
         expect(page.locator(".answer")).to_have_attribute("aria-busy", "true")
         expect(page.locator("#stop")).to_be_visible()
+        page.wait_for_timeout(100)  # a shorter answer has no speed
         site.model.gate.release(1000)
         wait_for_answers(page)
         expect(page.locator(".answer .text")).to_have_text(ANSWER)
