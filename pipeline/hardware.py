@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -45,12 +45,24 @@ CONFLICTS = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """An NVIDIA GPU. mig: split into instances, of which a process sees one at a time."""
+    """An NVIDIA GPU, or with `mig` an instance of one that is split (Multi-Instance GPU)."""
 
     name: str
     memory_bytes: int
     compute_capability: str  # such as 9.0
     mig: bool
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A GPU as the driver has it. instances: of one that is split, by UUID; None: not known."""
+
+    gpu: Gpu
+    instances: Mapping[str, Gpu] | None
+
+    @property
+    def mig(self) -> bool:
+        return self.gpu.mig
 
 
 @dataclass(frozen=True)
@@ -185,17 +197,46 @@ def _nvidia() -> tuple[str | None, list[Gpu]]:
         }
     finally:
         nvml.nvmlShutdown()
-    return driver, visible(by_uuid)
+    return driver, _shown(visible(by_uuid), list(by_uuid.values()))
 
 
-def _ask_nvml(nvml: Any, handle: Any) -> Gpu:
+def _ask_nvml(nvml: Any, handle: Any) -> _Card:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     try:
         mig = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
     except nvml.NVMLError:  # a card without MIG
         mig = False
-    memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    return Gpu(text_of(nvml.nvmlDeviceGetName(handle)), memory, f"{major}.{minor}", mig)
+
+    def gpu(device: Any) -> Gpu:
+        memory = int(nvml.nvmlDeviceGetMemoryInfo(device).total)
+        return Gpu(text_of(nvml.nvmlDeviceGetName(device)), memory, f"{major}.{minor}", mig)
+
+    # An old package of that name knows nothing of instances.
+    if not mig or not hasattr(nvml, "nvmlDeviceGetMigDeviceHandleByIndex"):
+        return _Card(gpu(handle), None)
+    instances = {}
+    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+        except nvml.NVMLError:  # no instance in this place
+            continue
+        instances[text_of(nvml.nvmlDeviceGetUUID(instance))] = gpu(instance)
+    return _Card(gpu(handle), instances)
+
+
+def _shown(cards: Sequence[_Card], every: Sequence[_Card]) -> list[Gpu]:
+    """What CUDA shows of these cards, of `every` one that there is: whole GPUs, or else one
+    instance of a split one, the first or the one that is named by its UUID (NVIDIA's MIG user
+    guide, device enumeration)."""
+    if all(card.instances is None for card in every):
+        return [card.gpu for card in cards]
+    if whole := [card.gpu for card in cards if not card.mig]:
+        return whole
+    instances = {u: gpu for card in every for u, gpu in (card.instances or {}).items()}
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if first.startswith("MIG-"):
+        return [gpu for uuid, gpu in instances.items() if uuid.startswith(first)][:1]
+    return [gpu for card in cards for gpu in (card.instances or {}).values()][:1]
 
 
 def _ask_nvidia_smi() -> tuple[str | None, list[Gpu]]:

@@ -24,7 +24,7 @@ class NVMLError(Exception):
 
 
 def fake_nvml(gpus: dict[str, Gpu], *, text: Callable[[str], Any] = str) -> SimpleNamespace:
-    """The functions of pynvml that are used, over these GPUs by UUID."""
+    """The functions of an old pynvml that are used, over these GPUs by UUID."""
     uuids = list(gpus)
 
     def mig_mode(uuid: str) -> tuple[int, int]:
@@ -48,6 +48,24 @@ def fake_nvml(gpus: dict[str, Gpu], *, text: Callable[[str], Any] = str) -> Simp
         ),
         nvmlDeviceGetMigMode=mig_mode,
     )
+
+
+def with_instances(
+    nvml: SimpleNamespace, gpus: dict[str, Gpu], instances: dict[str, dict[str, Gpu]]
+) -> SimpleNamespace:
+    """The same with nvidia-ml-py's functions for split GPUs; each has seven places."""
+
+    def instance(uuid: str, place: int) -> str:
+        if place >= len(instances[uuid]):
+            raise NVMLError
+        return list(instances[uuid])[place]
+
+    every = gpus | {name: gpu for own in instances.values() for name, gpu in own.items()}
+    nvml.nvmlDeviceGetMaxMigDeviceCount = lambda uuid: 7
+    nvml.nvmlDeviceGetMigDeviceHandleByIndex = instance
+    nvml.nvmlDeviceGetName = lambda uuid: every[uuid].name
+    nvml.nvmlDeviceGetMemoryInfo = lambda uuid: SimpleNamespace(total=every[uuid].memory_bytes)
+    return nvml
 
 
 @pytest.fixture
@@ -86,6 +104,39 @@ def test_gpus_that_cuda_would_show(
     driver.setitem(sys.modules, "pynvml", fake_nvml({"GPU-aa": H200, "GPU-bb": A100}))
     driver.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert hardware.inspect_machine().gpus == gpus
+
+
+SMALL = Gpu("NVIDIA A100 MIG 1g.5gb", 5 * GIB, "8.0", mig=True)
+LARGE = Gpu("NVIDIA A100 MIG 3g.20gb", 20 * GIB, "8.0", mig=True)
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        (None, (H200,)),  # whole GPUs, where there are some
+        ("GPU-bb", (LARGE,)),
+        ("1", (LARGE,)),
+        ("MIG-small", (SMALL,)),
+        ("MIG-small,MIG-large", (SMALL,)),  # a process sees one instance
+        ("MIG-other", ()),
+        ("GPU-cc", ()),  # split, and no instance was made
+    ],
+)
+def test_a_split_gpu_is_the_instance_that_cuda_would_show(
+    driver: pytest.MonkeyPatch, visible: str | None, gpus: tuple[Gpu, ...]
+) -> None:
+    cards = {"GPU-aa": H200, "GPU-bb": A100, "GPU-cc": A100}
+    instances = {"GPU-bb": {"MIG-large": LARGE, "MIG-small": SMALL}, "GPU-cc": {}}
+    driver.setitem(sys.modules, "pynvml", with_instances(fake_nvml(cards), cards, instances))
+    if visible is not None:
+        driver.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert hardware.inspect_machine().gpus == gpus
+
+
+def test_a_machine_of_split_gpus_alone_has_one_instance(driver: pytest.MonkeyPatch) -> None:
+    cards, instances = {"GPU-bb": A100}, {"GPU-bb": {"MIG-large": LARGE, "MIG-small": SMALL}}
+    driver.setitem(sys.modules, "pynvml", with_instances(fake_nvml(cards), cards, instances))
+    assert hardware.inspect_machine().gpus == (LARGE,)
 
 
 def test_gpus_from_nvidia_smi(driver: pytest.MonkeyPatch, tmp_path: Path) -> None:
