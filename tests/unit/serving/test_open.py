@@ -9,10 +9,20 @@ import pytest
 
 from pipeline.adapters import onnxruntime_session
 from pipeline.chat import Chat
-from pipeline.errors import ArtifactError, ResourceError
+from pipeline.compose import compose
+from pipeline.config import EngineConfig
+from pipeline.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    MissingRuntime,
+    ResourceError,
+)
+from pipeline.hardware import GIB, Machine
+from pipeline.serving import open as opening
 from pipeline.serving.description import Description
-from pipeline.serving.open import open_engine
-from tests.unit.model_folders import make_model_folder
+from pipeline.serving.open import describe, open_engine
+from tests.unit.model_folders import add_weights, make_model_folder
 
 
 @pytest.fixture
@@ -67,6 +77,48 @@ def test_an_engine_that_does_not_fit_here_is_refused_with_both_sizes(
     with pytest.raises(ResourceError, match=r"takes 1048576\.0 GiB .* lower engine") as refused:
         open_engine(folder, max_queue=1)
     assert "2 answers of 16 tokens" in str(refused.value)
+
+
+@pytest.fixture
+def settings() -> EngineConfig:
+    return EngineConfig.model_validate(compose([])["engine"])
+
+
+def test_an_hf_folder_is_described_as_the_first_profile_that_opens_it(
+    tmp_path: Path, settings: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = Machine("Linux", "3.12", "a processor", 2.0, 8 * GIB, None, ())
+    monkeypatch.setattr(opening, "inspect_machine", lambda: bare)
+    folder = add_weights(make_model_folder(tmp_path / "model", "demo"))
+    described = describe(folder, settings)
+    assert (described.runtime, described.precision) == ("hf", "fp32")
+    assert described.rendering == Chat.load(folder).sha256
+    assert (described.max_seq_len, described.hardware) == (384, {})
+    assert 0 < described.memory_bytes < 8 * GIB
+    asked = settings.model_copy(update={"lora_rank": 8})
+    assert describe(folder, asked).lora_rank == 8
+    refused = (
+        ({"name": "onnxruntime"}, ConfigError, "engine=onnxruntime has no profile"),
+        ({"name": "vllm"}, MissingRuntime, "pip install vllm"),
+        ({"max_batch_size": 10**6}, ResourceError, r"engine\.max_batch_size=\d+ fits"),
+    )
+    for changes, error, words in refused:
+        with pytest.raises(error, match=words):
+            describe(folder, settings.model_copy(update=changes))
+
+
+def test_an_embedding_model_is_described_by_its_tokenizer(
+    tmp_path: Path, settings: EngineConfig
+) -> None:
+    folder = make_model_folder(tmp_path / "model", "demo")
+    (folder / "config.json").write_text('{"architectures": ["BertModel"]}')
+    described = describe(folder, settings)
+    assert described.runtime == "hf"
+    with pytest.raises(ConfigError, match=r"makes embeddings: serve it with engine\.name=hf"):
+        describe(folder, settings.model_copy(update={"name": "vllm"}))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"tokenizer\.json cannot be read"):
+        describe(folder, settings)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"runtime": "onnxruntime"}'])
