@@ -20,26 +20,24 @@ CERTAIN = 1.1
 
 
 def check_machine(job: Job, shape: Shape, *, longest: int) -> None:
-    """Refuse a job that this machine's GPUs cannot run. Without a GPU nothing is refused.
+    """Refuse a job that this machine cannot run.
 
     longest: tokens of the longest training row.
 
     Raises:
         ConfigError: more processes than GPUs. MissingRuntime: FP8 on a GPU without it.
-        ResourceError: more memory than a GPU has. Busy: others hold memory that the job needs.
+        ResourceError: more memory than there is. Busy: others hold memory that the job needs.
     """
     machine = hardware.inspect_machine()
+    work = of_job(job, shape, longest=longest, gpu=bool(machine.gpus))
+    need = peak(work).total
     if not machine.gpus:
+        here = job.processes // job.nodes
+        _check_size(work, need, machine.memory_bytes / here, "each process", "this machine")
         return
     _check_gpus(job, machine)
-    work = of_job(job, shape, longest=longest, gpu=True)
     smallest = min(machine.gpus, key=lambda gpu: gpu.memory_bytes)
-    need = peak(work).total
-    if smallest.memory_bytes and need > CERTAIN * smallest.memory_bytes:
-        raise ResourceError(
-            f"training takes about {need / GIB:.0f} GiB of each GPU and {smallest.name} has "
-            f"{smallest.memory_bytes / GIB:.0f}: {_mend(work, smallest.memory_bytes)}"
-        )
+    _check_size(work, need, smallest.memory_bytes, "each GPU", smallest.name)
     for use in gpu_use()[: job.processes // job.nodes]:
         _check_free(use, need)
 
@@ -65,6 +63,15 @@ def _check_gpus(job: Job, machine: Machine) -> None:
                 f"{gpu.compute_capability}) has no FP8, which 8.9 and later have: set "
                 f"{job.section}.precision=bf16"
             )
+
+
+def _check_size(work: Workload, need: float, have: float, each: str, where: str) -> None:
+    """have: 0 where the system does not say."""
+    if have and need > CERTAIN * have:
+        raise ResourceError(
+            f"training takes about {need / GIB:.1f} GiB of {each} and {where} has "
+            f"{have / GIB:.1f}: {_mend(work, have)}"
+        )
 
 
 def _check_free(use: GpuUse, need: float) -> None:

@@ -46,8 +46,12 @@ def options(nodes: int, processes: int) -> list[str]:
 
 
 def run(nodes: int, processes: int, command: list[str]) -> int:
-    """Run until every rank here has ended; 0, or 1 if one failed, which is reported."""
+    """Run until every rank here has ended; 0, or 1 if one failed, which is reported.
+
+    128 and the signal's number if this process is told to end; so are the ranks.
+    """
     from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
@@ -56,6 +60,8 @@ def run(nodes: int, processes: int, command: list[str]) -> int:
     config, program, arguments = torchrun.config_from_args(parsed)
     try:
         elastic_launch(config, program)(*arguments)
+    except SignalException as error:  # Ctrl-C, or the stage that waits for this one is ending
+        return 128 + error.sigval
     except ChildFailedError as error:
         rank, failure = _first(error.failures)
         emit({"died": in_words(rank, nodes * processes, failure)})

@@ -6,7 +6,8 @@ The ranks sum over gloo and need no NeMo: what is tested is what starts and watc
 import os
 import signal
 import socket
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -62,25 +63,17 @@ def test_two_machines_train_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         port = free.getsockname()[1]
     monkeypatch.setenv("PET_MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("PET_MASTER_PORT", str(port))
-    joined: list[BaseException | None] = []
-
-    def second() -> None:
-        try:
-            launch.join(nodes=2, processes=2, worker=WORKER)
-            joined.append(None)
-        except BaseException as error:
-            joined.append(error)
-
-    monkeypatch.setenv("PET_NODE_RANK", "1")
-    thread = threading.Thread(target=second)
-    thread.start()
-    time.sleep(1)  # its process has the variables by now
     monkeypatch.setenv("PET_NODE_RANK", "0")
-    points: list[Point] = []
-    job = make_job(tmp_path, nodes=2)
-    trained = launch.train_in_processes(job, points.append, worker=WORKER)
-    thread.join(60)
-    assert joined == [None]
+    join = (
+        f"from pipeline.adapters.launch import join; join(nodes=2, processes=2, worker={WORKER!r})"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", join], env={**os.environ, "PET_NODE_RANK": "1"}
+    ) as second:
+        points: list[Point] = []
+        job = make_job(tmp_path, nodes=2)
+        trained = launch.train_in_processes(job, points.append, worker=WORKER)
+        assert second.wait(300) == 0
     assert trained.trainable_parameters == 2  # the ranks that took part
     assert [p.step for p in points] == [1, 2, 3]
 

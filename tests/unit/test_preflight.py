@@ -35,7 +35,7 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Set the machine's GPUs, and who uses them."""
 
     def set_machine(*gpus: Gpu, use: list[GpuUse] | None = None) -> None:
-        machine = Machine("Linux", "3.12", "a CPU", 16.0, 128 * GIB, "580", gpus)
+        machine = Machine("Linux", "3.12", "a CPU", 16.0, 64 * GIB, "580", gpus)
         monkeypatch.setattr(hardware, "inspect_machine", lambda: machine)
         monkeypatch.setattr(preflight, "gpu_use", lambda: use or [])
 
@@ -54,8 +54,8 @@ def refusal(kind: type[Exception], code: int, *, longest: int = 4096, **changes:
 def test_a_job_that_fits_is_let_through(with_gpus: Any) -> None:
     with_gpus(H200)
     preflight.check_machine(job(micro_batch_size=4), shape_of("8b"), longest=4096)
-    with_gpus()  # without a GPU nothing is refused
-    preflight.check_machine(job(processes=64, precision="fp8"), shape_of("405b"), longest=4096)
+    with_gpus()  # a CPU computes in float32
+    preflight.check_machine(job(precision="fp8"), shape_of("8b"), longest=512)
 
 
 def test_more_processes_than_gpus(with_gpus: Any) -> None:
@@ -76,8 +76,14 @@ def test_fp8_on_a_card_without_it(with_gpus: Any) -> None:
 def test_more_memory_than_a_gpu_has(with_gpus: Any) -> None:
     with_gpus(A100)
     said = refusal(ResourceError, 9, micro_batch_size=8)
-    assert "training takes about 162 GiB of each GPU and NVIDIA A100-SXM4-80GB has 80" in said
+    assert "takes about 161.8 GiB of each GPU and NVIDIA A100-SXM4-80GB has 80.0: set" in said
     assert "set finetune.micro_batch_size=2 (53.4 GiB)" in said
+
+
+def test_more_memory_than_a_machine_without_gpus_has(with_gpus: Any) -> None:
+    with_gpus()
+    said = refusal(ResourceError, 9, longest=256, processes=2, tensor=2, micro_batch_size=8)
+    assert "GiB of each process and this machine has 32.0: set finetune.micro_batch_size=" in said
 
 
 def test_a_gpu_in_use_by_others(with_gpus: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipeline import launchers
+from pipeline.adapters import launch
 from pipeline.errors import ConfigError, MissingRuntime, PipelineError
 from tests.unit.launchers.cases import EXPECTED, KUBERNETES, TRAINING, configured, write_program
 
@@ -97,6 +98,15 @@ def test_torchrun_knows_the_number_of_machines_from_its_variable(
     monkeypatch.setenv("PET_NODE_RANK", "1")  # it joins the first instead of running the stage
     assert launchers.is_elsewhere("finetune", configured(arguments))
     assert not launchers.is_elsewhere("prepare", configured(arguments))
+
+
+def test_a_machine_that_follows_joins_with_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[dict[str, int]] = []
+    monkeypatch.setattr(launch, "join", lambda **sizes: joined.append(sizes))
+    monkeypatch.setenv("PET_NODE_RANK", "3")
+    arguments = [*TRAINING, "launcher=torchrun", "launcher.nodes=8"]
+    launchers.submit("finetune", arguments, configured(arguments))
+    assert joined == [{"nodes": 8, "processes": 64}]
 
 
 @pytest.mark.parametrize(

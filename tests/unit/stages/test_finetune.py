@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from pipeline import compose
+from pipeline.adapters import launch
 from pipeline.artifact import Artifact
 from pipeline.checkpoints import Shape
 from pipeline.config import Config
 from pipeline.dataset import Row, write_split
 from pipeline.errors import ConfigError, DataError
 from pipeline.stages import finetune
+from pipeline.training import Checkpoints, Job, Point
 from tests.unit.model_folders import make_model_folder
 
 SHAPE = Shape(
@@ -83,7 +85,7 @@ def inputs(tmp_path: Path, rows: list[Row]) -> dict[str, Artifact]:
     write_split(dataset, "validation", [])
 
     def artifact(path: Path, kind: str) -> Artifact:
-        manifest: Any = SimpleNamespace(kind=kind, stage="x")
+        manifest: Any = SimpleNamespace(kind=kind, stage="x", digest="made")
         return Artifact(path, manifest)
 
     return {"import": artifact(base, "nemo_checkpoint"), "prepare": artifact(dataset, "dataset")}
@@ -101,3 +103,28 @@ def test_a_row_longer_than_the_model_is_refused(tmp_path: Path) -> None:
     row = Row([], [1] * 5000, [1] * 5000, "data/train.jsonl:7")
     with pytest.raises(DataError, match=r"data/train.jsonl:7 has 5000 tokens"):
         finetune.run(config(), inputs(tmp_path, [row]), tmp_path / "out")
+
+
+def test_a_checkpoint_of_other_micro_batches_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after running out of memory: other settings have another work folder."""
+    jobs: list[Job] = []
+
+    def stop(job: Job, report: Any) -> Any:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "train_in_processes", stop)
+    given = inputs(tmp_path, [Row([], [1] * 9, [1] * 9, "data/train.jsonl:1")])
+    large, small = tmp_path / "finetune-aaaa", tmp_path / "finetune-bbbb"
+    for out, size in ((large, 32), (small, 8)):
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(config(f"finetune.micro_batch_size={size}"), given, out)
+        checkpoints = Checkpoints(jobs[-1].scratch, jobs[-1].identity)
+        if out == large:
+            points = [Point(step, 1.0, 0.0, 0.0, 0.0) for step in range(1, 4)]
+            with checkpoints.writing(3, points, main=True):
+                pass
+        assert len(checkpoints.curve()) == 3
+    assert jobs[0].micro_batch_size != jobs[1].micro_batch_size
