@@ -4,7 +4,6 @@ Knows the protocol and the engine; routes, keys and error handlers are app.py's.
 """
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from pipeline.chat import Chat
@@ -233,7 +233,7 @@ def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, 
 
 
 def _event(body: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + to_json(body) + b"\n\n"
 
 
 class _EventStream(StreamingResponse):

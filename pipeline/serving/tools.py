@@ -187,7 +187,7 @@ class CallReader:
     def _call(self, found: Any) -> Call:
         arguments = found[self._key]
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        return Call(new_id(), str(found["name"]), text)
+        return Call(new_id(), _encodable(str(found["name"])), _encodable(text))
 
     def _take(self, count: int) -> str:
         taken, self._text = self._text[:count], self._text[count:]
@@ -201,6 +201,11 @@ def new_id() -> str:
 def has_control_tokens(chat: Chat, style: Style) -> bool:
     """Whether a call's marks are tokens that are left out of an answer's text."""
     return chat.decode(_encode(chat, style.opening)).strip() != style.opening.strip()
+
+
+def _encodable(text: str) -> str:
+    """With ? for halves of surrogate pairs, which escapes in JSON can stand for."""
+    return text.encode(errors="replace").decode()
 
 
 def _is_call(value: Any) -> bool:

@@ -239,6 +239,7 @@ ONE = ("weather", {"town": "Rome"})
         (BARE, 'So {"name": "f", "parameters": {}}', 'So {"name": "f", "parameters": {}}', []),
         (LISTED, f"[TOOL_CALLS] [{ROME}, {ROME}]", "", [ONE, ONE]),
         (LISTED, "[TOOL_CALL]", "[TOOL_CALL]", []),
+        (BARE, '{"name": "\\ud800", "parameters": "\\"\\ud800\\""}', "", [("?", "?")]),
     ],
 )  # fmt: skip
 @given(sizes=st.lists(st.integers(1, 12), max_size=12))
