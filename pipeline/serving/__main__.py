@@ -46,14 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listening = socket.socket(fileno=given.fd)
         else:
             listening = listen(settings.host, settings.port)
-        warn_if_open(listening, settings.keys_file)
-        serve(
-            given.engine,
-            listening,
-            model=given.model,
-            settings=settings,
-            description=describe(given.engine, engine) if engine else None,
-        )
+        with listening:
+            warn_if_open(listening, settings.keys_file)
+            serve(
+                given.engine,
+                listening,
+                model=given.model,
+                settings=settings,
+                description=describe(given.engine, engine) if engine else None,
+            )
     except PipelineError as error:
         print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -32,13 +32,14 @@ def run(config: Config) -> None:
         console.print(address.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
         console.print()
 
-    finished = serve(
-        config.artifacts / "build",
-        listening,
-        model=model,
-        settings=config.serve,
-        announce=announce,
-    )
+    with listening:
+        finished = serve(
+            config.artifacts / "build",
+            listening,
+            model=model,
+            settings=config.serve,
+            announce=announce,
+        )
     console.print(
         "stopped: every answer in progress was finished"
         if finished

@@ -357,6 +357,7 @@ def test_a_signal_ends_the_server_well_and_cuts_no_answer(
         assert "every answer in progress was finished" in said
         assert f"curl http://127.0.0.1:{port}/v1/chat/completions" in said
         lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+        assert [line["message"] for line in lines[:2]] == ["loading", "ready"]
         answered = [line for line in lines if line.get("finish_reasons") in (["stop"], ["length"])]
         assert len({line["request_id"] for line in answered}) >= streams
     finally:

@@ -1,0 +1,55 @@
+"""`python -m pipeline.serving`: what it says when it cannot serve, and its exit code."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from pipeline.serving.__main__ import main
+from tests.unit.model_folders import make_model_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An HF folder, which is no engine."""
+    return make_model_folder(tmp_path / "model", "demo")
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "words"),
+    [
+        (["serve.prot=1"], 2, "serve.prot is not a setting: see `python -m pipeline --help`"),
+        (["serve.port=high", "serve.max_queue=0"], 2, "serve.port='high': Input should be a valid"),
+        (["serve.port=high", "serve.max_queue=0"], 2, "serve.max_queue=0: Input should be greater"),
+        (["port=1"], 2, "'port=1' is neither serve.key=value nor engine.key=value"),
+        (["serve.port=0", "serve.keys_file=none.jsonl"], 2, "pipeline.serving.keys new NAME"),
+        (["serve.port=0"], 4, "holds no engine: make one with `python -m pipeline stage=build`"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], settings: list[str], code: int, words: str
+) -> None:
+    assert main(["--engine", str(folder), "--model", "bank", *settings]) == code
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("pipeline: ")
+    assert words in last
+
+
+def test_a_port_in_use_is_found_before_anything_is_loaded(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = ["--engine", str(folder), "--model", "bank", f"serve.port={port}"]
+        assert main(arguments) == 8
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"port {port} of 127.0.0.1 is in use" in line
+
+
+def test_the_log_is_json_from_its_first_line(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["--engine", str(folder), "--model", "bank", "serve.port=0"])
+    first = json.loads(capfd.readouterr().err.splitlines()[0])
+    assert (first["message"], first["model"]) == ("loading", "bank")
