@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.checkpoints import Shape
+from pipeline.checkpoints import EMBEDDING, LM_HEAD, Shape
 from pipeline.layouts import Layout
 
 if TYPE_CHECKING:
@@ -81,12 +81,15 @@ def compare(
     """For each form and each weight that it stands for: `difference` from the source's."""
     import torch
 
+    names = {name: name for name, _ in shape.tensors()}  # ours → the source's
+    if shape.tied:
+        names[LM_HEAD] = EMBEDDING  # which a form may hold apart
+
     def row(name: str) -> dict[str, dict[str, float]]:
-        theirs = on_device(source.tensor(name))
+        theirs = on_device(source.tensor(names[name]))
         found = {form: weights.tensor(name) for form, weights in forms.items()}
         return {form: difference(ours, theirs) for form, ours in found.items() if ours is not None}
 
-    names = [name for name, _ in shape.tensors()]
     tables: dict[str, dict[str, dict[str, float]]] = {form: {} for form in forms}
     with ThreadPoolExecutor(_READERS if torch.cuda.is_available() else 1) as pool:
         for name, figures in zip(names, pool.map(row, names), strict=True):

@@ -78,9 +78,11 @@ class QnemoWeights:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> torch.Tensor | None:
         import torch
 
+        if name == LM_HEAD and name not in self._ranks[-1].keys():  # noqa: SIM118
+            return None  # it is the embedding
         if name in (EMBEDDING, LM_HEAD):
             first = name == EMBEDDING
             files = self._ranks[: self._tp] if first else self._ranks[-self._tp :]
@@ -153,7 +155,9 @@ class UnifiedWeights:
 
     def tensor(self, name: str) -> torch.Tensor | None:
         module = name.rpartition(".")[0]
-        if name in (EMBEDDING, FINAL_NORM, LM_HEAD):
+        if name == LM_HEAD:
+            return self._optional(name)
+        if name in (EMBEDDING, FINAL_NORM):
             return self._read(name)
         number, part, kind = _layer_name(name)
         layer = f"model.layers.{number}."

@@ -39,7 +39,8 @@ _CONFIGS = {
     "w4a8_awq": "W4A8_AWQ_BETA_CFG",
     "nvfp4": "NVFP4_DEFAULT_CFG",
 }
-_WEIGHT_BITS = {"fp8": 8, "int8_sq": 8, "int4_awq": 4, "w4a8_awq": 4, "nvfp4": 4}
+# NVFP4's scales are no part of the calibrated state: eight bits for sixteen weights.
+_WEIGHT_BITS = {"fp8": 8, "int8_sq": 8, "int4_awq": 4, "w4a8_awq": 4, "nvfp4": 4.5}
 # Formats whose calibration finds largest values alone; the others scale the weights, too.
 WEIGHTS_KEPT = ("fp8", "nvfp4")
 _QUANTIZERS = "quantizers.safetensors"
@@ -202,7 +203,7 @@ def packed_bytes(model: Any, format: str, *, plain_bytes: int) -> int:
     """
     total = sum(p.numel() for p in model.parameters()) * plain_bytes
     for module in _quantized_modules(model):
-        saved = module.weight.numel() * (8 * plain_bytes - _WEIGHT_BITS[format]) // 8
+        saved = int(module.weight.numel() * (8 * plain_bytes - _WEIGHT_BITS[format]) / 8)
         state = [*module.weight_quantizer.buffers(), *module.input_quantizer.buffers()]
         total += sum(buffer.numel() * 4 for buffer in state) - saved
     return total

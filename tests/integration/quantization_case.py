@@ -43,17 +43,17 @@ def row(chat: Chat, number: int) -> Row:
     )
 
 
-def make_inputs(folder: Path) -> dict[str, Artifact]:
-    """A Llama of two layers, and a dataset rendered with its template."""
+def make_model(folder: Path, family: str = "Llama", **settings: Any) -> Path:
+    """A random model of two layers; family: the beginning of transformers' class names."""
     from pipeline.adapters import modelopt
 
     modelopt.modelopt()  # before transformers, as the stages do
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
-    model = make_model_folder(folder / "model", "demo")
+    make_model_folder(folder, "demo")
     torch.manual_seed(0)
-    vocabulary = 64 * -(-Chat.load(model).vocab_size // 64)
-    config = LlamaConfig(
+    vocabulary = 64 * -(-Chat.load(folder).vocab_size // 64)
+    config = getattr(transformers, f"{family}Config")(
         hidden_size=256,
         intermediate_size=256,
         num_hidden_layers=2,
@@ -61,15 +61,23 @@ def make_inputs(folder: Path) -> dict[str, Artifact]:
         num_key_value_heads=2,
         vocab_size=vocabulary,
         max_position_embeddings=128,
-        tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=4,
+        **{"tie_word_embeddings": False, **settings},
     )
-    llama = LlamaForCausalLM(config)
-    for name, weight in llama.named_parameters():
-        if "norm" in name:  # norms of ones would hide what is folded into them
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    for name, weight in model.named_parameters():
+        if "norm" in name or name.endswith(
+            "bias"
+        ):  # ones and zeros would hide what is done to them
             torch.nn.init.uniform_(weight, 0.5, 1.5)
-    llama.to(torch.bfloat16).save_pretrained(model)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def make_inputs(folder: Path) -> dict[str, Artifact]:
+    """A Llama, and a dataset rendered with its template."""
+    model = make_model(folder / "model")
     chat = Chat.load(model)
     dataset = folder / "dataset"
     chat.save(dataset / "tokenizer")

@@ -21,7 +21,7 @@ from pipeline.checkpoints import weight_files
 from pipeline.dataset import Row, read_split
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError, ProofFailed
 from pipeline.stages import evaluate, export, quantize
-from tests.integration.quantization_case import artifact_of, configure, make_inputs
+from tests.integration.quantization_case import artifact_of, configure, make_inputs, make_model
 from tests.made_artifacts import make_artifact
 
 FORMATS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "none")
@@ -110,6 +110,26 @@ def test_both_exports_hold_the_source_weights(
     assert (claimed is None) == (name == "none")
     chat = Chat.load(tmp_path / "qnemo")
     assert chat.sha256 == Chat.load(inputs["merge"].path).sha256
+
+
+def test_biases_and_a_tied_output_layer_are_exported(tmp_path: Path) -> None:
+    from pipeline.adapters import modelopt
+
+    source = make_model(tmp_path / "qwen2", "Qwen2", tie_word_embeddings=True)
+    model = modelopt.quantize(
+        hf.load_model(source, dtype="float32"), "fp8", [[[5, 6, 7]]], kv_cache="none", exclude=()
+    )
+    modelopt.save(model, tmp_path / "quantized" / "fp8", source)
+    made = {
+        "merge": artifact_of(source, tmp_path / "made", "merge", "hf_checkpoint"),
+        "quantize": artifact_of(tmp_path / "quantized", tmp_path / "made", "quantize", "quantized"),
+    }
+    config = configure("export.tensor_parallel=2", "export.pipeline_parallel=2")
+    outcome = export.run(config, made, tmp_path / "exported")
+    for form in ("qnemo", "hf"):
+        errors = {n: f["error"] for n, f in outcome.proof[form]["by_tensor"].items()}
+        assert len([name for name in errors if name.endswith(".bias")]) == 6
+        assert all(error == 0 for name, error in errors.items() if "_proj.weight" not in name)
 
 
 def test_one_model_is_held_at_a_time_and_none_while_weights_are_compared(

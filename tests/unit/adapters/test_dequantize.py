@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from pipeline.adapters import dequantize as dequantize_module
 from pipeline.adapters.dequantize import compare, dequantize, difference
 from pipeline.adapters.hf import WeightReader
+from pipeline.checkpoints import EMBEDDING, LM_HEAD, Shape
 from pipeline.layouts import LAYOUTS
 from tests.unit.stages.test_quantize import LLAMA
 
@@ -141,11 +142,16 @@ def test_small_differences_in_large_tensors_are_seen() -> None:
     assert difference(ours, theirs)["error"] == pytest.approx(2**-11.5)
 
 
-def test_every_form_is_compared_with_every_weight(tmp_path: Path) -> None:
-    shape = replace(LLAMA, layers=1)
+def made_source(folder: Path, shape: Shape) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     source = {name: torch.randn(size, generator=draw) for name, size in shape.tensors()}
-    save_file(source, tmp_path / "model.safetensors")
+    save_file(source, folder / "model.safetensors")
+    return source
+
+
+def test_every_form_is_compared_with_every_weight(tmp_path: Path) -> None:
+    shape = replace(LLAMA, layers=1)
+    source = made_source(tmp_path, shape)
 
     class Made:
         """The source's weights times a factor, but for its norms."""
@@ -162,3 +168,22 @@ def test_every_form_is_compared_with_every_weight(tmp_path: Path) -> None:
     assert list(tables["same"]) == list(tables["double"]) == names
     assert {figures["error"] for figures in tables["same"].values()} == {0.0}
     assert all(f["error"] == pytest.approx(1.0) for f in tables["double"].values())
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_tied_output_layer_written_apart_must_be_the_embedding(
+    tmp_path: Path, apart: bool
+) -> None:
+    shape = replace(LLAMA, layers=1, tied=True)
+    source = made_source(tmp_path, shape)
+
+    class Written:
+        def tensor(self, name: str) -> torch.Tensor | None:
+            if name == LM_HEAD:
+                return source[EMBEDDING] * 2 if apart else None
+            return source[name]
+
+    with WeightReader(tmp_path) as reader:
+        table = compare({"qnemo": Written()}, reader, shape)["qnemo"]
+    wrong = {name: figures["error"] for name, figures in table.items() if figures["error"]}
+    assert wrong == ({LM_HEAD: pytest.approx(1.0)} if apart else {})

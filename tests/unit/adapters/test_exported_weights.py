@@ -72,4 +72,6 @@ def test_ranks_are_joined_to_the_source(tmp_path: Path, tp: int, pp: int) -> Non
     write_qnemo(tmp_path, source, tp, pp)
     with QnemoWeights(tmp_path, QWEN) as weights:
         for name, tensor in source.items():
-            assert torch.equal(weights.tensor(name), tensor), name
+            found = weights.tensor(name)
+            assert found is not None
+            assert torch.equal(found, tensor), name
