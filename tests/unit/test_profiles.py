@@ -243,7 +243,7 @@ def test_too_little_memory_names_the_setting_that_fits(
     assert choose(found(fewer, replace(CPU, memory_bytes=16 * GIB), bf16), fewer)
 
     tiny = machine(Gpu("T4", 4 * GIB, "9.0", mig=False))
-    with pytest.raises(ResourceError, match="weights alone do not fit: choose a smaller format"):
+    with pytest.raises(ResourceError, match="weights and a step alone do not fit: choose"):
         choose(found(asked, tiny, bf16), asked)
 
 
