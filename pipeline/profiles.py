@@ -240,8 +240,8 @@ def _too_little(profile: Profile, found: Fit, engine: EngineConfig) -> str:
             shorter += f" with engine.max_input_len={found.longest - 1}"
         return text + f"{shorter} fits"
     return text + (
-        "weights and a step alone do not fit: choose a smaller format (quantize=fp8, quantize=int4_awq)"
-        + (" or more GPUs (export.tensor_parallel)" if profile.gpu else "")
+        "weights and a step alone do not fit: choose a smaller format (quantize=fp8, "
+        "quantize=int4_awq)" + (" or more GPUs (export.tensor_parallel)" if profile.gpu else "")
     )
 
 
