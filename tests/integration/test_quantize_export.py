@@ -1,5 +1,6 @@
 """Quantize, export and evaluate on a small random Llama, with the real ModelOpt."""
 
+import asyncio
 import json
 import os
 import pickle
@@ -14,12 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.adapters import hf
+from pipeline.adapters import hf, modelopt
+from pipeline.adapters.hf_session import HfSession, is_quantized
 from pipeline.artifact import Artifact, Outcome
 from pipeline.chat import Chat
 from pipeline.checkpoints import weight_files
 from pipeline.dataset import Row, read_split
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError, ProofFailed
+from pipeline.serving.batching import BatchingEngine
+from pipeline.serving.engine import Sampling
 from pipeline.stages import evaluate, export, quantize
 from tests.integration.quantization_case import artifact_of, configure, make_inputs, make_model
 from tests.made_artifacts import make_artifact
@@ -40,6 +44,32 @@ def quantized(
     config = configure(f"quantize.compare=[{','.join(FORMATS[1:])}]")
     outcome = quantize.run(config, inputs, out)
     return outcome, artifact_of(out, tmp_path_factory.mktemp("made"), "quantize", outcome.kind)
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4_awq"])
+def test_a_quantized_folder_is_served_with_the_tokens_of_generate(
+    quantized: tuple[Outcome, Artifact], name: str
+) -> None:
+    folder = quantized[1].path / name
+    chat = Chat.load(folder)
+    prompts = [chat.prompt([{"role": "user", "content": text}]) for text in ("Hello", "Bye now")]
+
+    async def read(engine: BatchingEngine, prompt: list[int]) -> list[int]:
+        how = Sampling(12, temperature=0, stop_ids=frozenset(chat.stop_ids))
+        return [token.id async for tokens in engine.generate(prompt, how) for token in tokens]
+
+    async def scenario() -> list[list[int]]:
+        session = HfSession(folder, slots=2, max_seq_len=64)
+        engine = BatchingEngine(session, max_input_len=48, max_queue=2)
+        try:
+            return await asyncio.gather(*(read(engine, prompt) for prompt in prompts))
+        finally:
+            engine.close()
+
+    assert is_quantized(folder)
+    model = modelopt.load(folder).float()
+    expected = [hf.greedy(model, p, max_new_tokens=12, stop_ids=chat.stop_ids) for p in prompts]
+    assert asyncio.run(scenario()) == expected
 
 
 def test_every_format_opens_again_with_the_same_outputs(
