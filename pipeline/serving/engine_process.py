@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from pipeline.errors import PipelineError
 from pipeline.serving.description import Description
 from pipeline.serving.engine import Engine, EngineFailed, TokenStream
@@ -52,7 +54,7 @@ def main() -> None:
         "cache_use": engine.load().cache_use,
     }
     connection.sendall(pack(("ready", facts, os.getpid())))
-    asyncio.run(_Worker(engine, connection).run())
+    uvloop.run(_Worker(engine, connection).run())
     os._exit(0)  # the engine's thread may be in the middle of a step
 
 

@@ -109,16 +109,15 @@ class Generation:
             Piece(i, "".join(parts), tokens[i], self._reasons[i]) for i, parts in enumerate(texts)
         ]
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    def pieces(self) -> AsyncIterator[Piece]:
         """Pieces of all choices, as they come.
 
-        Raises:
+        Iterating raises:
             EngineFailed: the engine broke down. ValueError: it cannot do what was asked.
         """
-        if len(self._choices) == 1:
-            async for piece in self._follow(self._choices[0]):
-                yield piece
-            return
+        return self._follow(self._choices[0]) if len(self._choices) == 1 else self._all()
+
+    async def _all(self) -> AsyncIterator[Piece]:
         ready: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
         async def pump(choice: _Choice) -> None:
