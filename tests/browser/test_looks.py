@@ -57,6 +57,22 @@ def test_nothing_is_cut_off_at_any_width(chat: Chat, open_page: Any, width: int)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [390, 700])
+def test_why_the_server_is_not_ready_fits_into_the_header(
+    chat: Chat, open_page: Any, width: int
+) -> None:
+    site, reason = Site(chat), "the engine's process ended and is being started again, " * 3
+    site.engine.down = lambda: reason.strip()  # type: ignore[method-assign]
+    with served(site.app) as url:
+        page = open_page(url, width=width)
+        expect(page.locator("#state")).to_have_text(reason.strip())
+        expect(page.locator("#state")).to_have_attribute("title", reason.strip())
+        expect(page.locator("#about")).to_contain_text(f"not ready: {reason.strip()}")
+        box = page.locator("#open").bounding_box()
+        assert box["x"] + box["width"] <= width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_legible_in_light_and_dark(chat: Chat, open_page: Any, scheme: str) -> None:
     site = Site(chat)
