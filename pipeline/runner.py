@@ -187,18 +187,28 @@ def _room(scratch: Path) -> Iterator[None]:
     """Turn the system's words for a full disk and full memory into ours; unfinished work stays."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, PipelineError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except PipelineError:
+        raise
+    except Exception as error:
+        # torch, which is not imported here, has its own for a GPU's memory.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise ResourceError(
+                "memory ran out: lower the stage's batch size, or run on a larger machine"
+            ) from error
+        if not _is_full_disk(error):
             raise
         free = shutil.disk_usage(scratch.parent).free / 2**20
         raise ResourceError(
             f"the disk of {scratch} is full ({free:.0f} MiB free): free some and run the same "
             "command again; finished work is kept"
         ) from error
-    except MemoryError as error:
-        raise ResourceError(
-            "memory ran out: lower the stage's batch size, or run on a larger machine"
-        ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors has an error of its own around the system's words.
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Manifest:

@@ -7,6 +7,8 @@ import sys
 import textwrap
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from pipeline import compose, runner, tracking
 from pipeline.artifact import Outcome
@@ -128,15 +130,43 @@ def test_gate_failure_keeps_the_artifact_and_fails_each_time(chain):
     assert (chain.folder / "first/manifest.json").is_file()
 
 
-def test_full_disk_says_what_to_do_and_keeps_the_work(chain):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+    ],
+)
+def test_full_disk_says_what_to_do_and_keeps_the_work(chain, error):
     def full(config, inputs, out):
         (out / "part").write_text("half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     chain.stages["first"] = full
     with pytest.raises(ResourceError, match=r"is full .* run the same command again"):
         chain("first")
     assert list((chain.folder / ".work").glob("first-*/part"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_ran_out_says_what_to_do(chain, error):
+    def hungry(config, inputs, out):
+        raise error
+
+    chain.stages["first"] = hungry
+    with pytest.raises(ResourceError, match="memory ran out: lower the stage's batch size"):
+        chain("first")
+
+
+def test_other_errors_are_left_as_they_are(chain):
+    def broken(config, inputs, out):
+        raise RuntimeError("a fault of ours")
+
+    chain.stages["first"] = broken
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        chain("first")
 
 
 def test_two_runs_in_one_folder(chain):
