@@ -18,13 +18,16 @@ PACKED = {
     "none": 2.0, "fp8": 1.0, "int8_sq": 1.0, "int4_awq": 0.5 + 2 / 128, "w4a8_awq": 0.5 + 2 / 128,
     "nvfp4": 0.5 + 1 / 16,
 }  # fmt: skip
+# Formats whose weights are the merged model's, linked and not written again (stages.quantize).
+LINKED = ("none", "fp8", "nvfp4")
 # An engine of ONNX Runtime by precision; auto may keep float32.
 ONNX = {"auto": 4.0, "fp32": 4.0, "int8": 1.5, "int4": 1.2}
 SMALL = 0.5e6  # tokenizers, reports, plots
 
-# Bytes a parameter that a stage holds at once. On a GPU import opens what it wrote in float32 and
-# merge compares two models in float32; the others load bfloat16. On a CPU all is float32.
-HELD_ON_GPU = {"import": 4, "merge": 8, "quantize": 2, "evaluate": 2, "export": 2}
+# Bytes a parameter that a stage holds at once, at most. On a GPU import opens what it wrote in
+# float32, maybe before Python has given back the model that it wrote, and merge compares two models
+# in float32; the others load bfloat16. On a CPU all is float32.
+HELD_ON_GPU = {"import": 6, "merge": 8, "quantize": 2, "evaluate": 2, "export": 2}
 HELD_ON_CPU = {"import": 8, "merge": 8, "quantize": 4, "evaluate": 4, "export": 4}
 USABLE = 0.92  # of a GPU, beside CUDA's context and what a forward pass takes
 # Seconds on one H200's host: until a stage's work begins, and in proportion to 16.06 GB.
@@ -60,7 +63,7 @@ def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
     merged = (4 if config.model.dtype == "float32" else 2) * shape.parameters
     if config.finetune.method != "sft":
         merged += 4 * trained_parameters(work)
-    formats = {config.quantize.format, *config.quantize.compare}
+    formats = {config.quantize.format, *config.quantize.compare} - set(LINKED)
     disk = {
         "import": weights,
         "finetune": tuned,

@@ -178,7 +178,7 @@ def _notes(
         names = ", ".join(stage.name for stage in large)
         most = max(stage.held for stage in large) / GIB
         notes.append(
-            f"{names}: more than one {on.name} holds; run each with CUDA_VISIBLE_DEVICES= before "
+            f"{names} do not fit one {on.name}: run each with CUDA_VISIBLE_DEVICES= before "
             f"the command, on a host with {most:,.0f} GiB of memory"
         )
     return notes

@@ -129,11 +129,13 @@ def rate_in_words(work: Workload, on: Accelerator) -> str:
     linear, rate = rates(work, on)
     if not on.gpu:
         return f"rate: {rate / 1e9:.0f} GFLOP/s ({on.source})"
+    assert on.bf16 is not None
     first = f"rate: {rate / 1e12:.0f} TFLOP/s in bfloat16"
     if linear != rate:
         first += f", {linear / 1e12:.0f} in FP8"
-    measured = "as measured on one" if "H200" in on.name else "the share measured on one H200"
-    return f"{first}, {measured}, of {on.bf16 / 1e12:.0f} in the {on.source}"  # type: ignore[operator]
+    here = "H200" in on.name
+    origin = "as one H200 reached" if here else "the share of the peak that one H200 reached"
+    return f"{first}, {origin}; peak {on.bf16 / 1e12:.0f} ({on.source})"
 
 
 def operations(work: Workload) -> tuple[float, float]:

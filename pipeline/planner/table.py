@@ -115,7 +115,7 @@ def _time(plan: Plan) -> list[Table]:
         ("pipeline's bubble", step.pipeline),
         ("gradients' exchange", step.data),
     ):
-        if seconds > 0:
+        if seconds >= 0.005 * step.seconds:
             table.add_row(f"  of it {name}", spell(seconds), f"{seconds / step.seconds:.0%}")
     table.add_row("until the first step", spell(duration.start), "imports, reading the weights")
     table.add_row(f"{plan.steps:,} steps", spell(duration.steps), "")

@@ -72,10 +72,10 @@ def test_an_unknown_card_has_no_time() -> None:
 
 def test_the_rate_says_where_it_comes_from() -> None:
     fp8 = workload(precision="fp8")
-    assert "as measured on one" in speed.rate_in_words(workload(), H200)
+    assert "as one H200 reached" in speed.rate_in_words(workload(), H200)
     assert "772 in FP8" in speed.rate_in_words(fp8, H200)
     other = speed.rate_in_words(fp8, KNOWN["b200"])
-    assert "the share measured on one H200" in other
+    assert "the share of the peak that one H200 reached" in other
     assert "HGX B200 data sheet" in other
 
 
