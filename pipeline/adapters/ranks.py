@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 MARK = "pipeline-event "  # what begins a line of ours among what libraries print
-NODE_RANK, MASTER = "PET_NODE_RANK", "PET_MASTER_ADDR"
+NODE_RANK, MASTER, MASTER_PORT = "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"
 PORT = 29500  # torchrun's own, of the first machine
 JOIN_SECONDS = 1800  # that machines wait for one another: one may be reading 100 GB of rows
 

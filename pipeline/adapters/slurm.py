@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
 from pipeline.config import SlurmLauncher
 from pipeline.errors import MissingRuntime, PipelineError
-from pipeline.launchers import PORT, Work
+from pipeline.launchers import Work
 
 PROJECT = "/app"  # in the container of the Dockerfile
 TASK = "run"
@@ -91,12 +92,12 @@ def _experiment(work: Work, launcher: SlurmLauncher, base: str, number: str) -> 
         container_image=launcher.container_image,
         container_mounts=list(launcher.container_mounts),
         job_name_prefix=f"{work.name}.",
-        env_vars={"PET_MASTER_ADDR": "$head_node_ip", "PET_MASTER_PORT": str(PORT)},
+        env_vars={MASTER: "$head_node_ip", MASTER_PORT: str(PORT)},
         tunnel=nemo_run.LocalTunnel(job_dir=str(launcher.job_folder / "experiments")),
         packager=nemo_run.Packager(),  # the container has the code
     )
     script = nemo_run.Script(
-        inline=f"cd {PROJECT}\nexport PET_NODE_RANK=$SLURM_NODEID\nexec {work.shell()}\n"
+        inline=f"cd {PROJECT}\nexport {NODE_RANK}=$SLURM_NODEID\nexec {work.shell()}\n"
     )
     with (
         _no_input(),

@@ -11,12 +11,12 @@ import os
 import shlex
 from dataclasses import dataclass
 
+from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
 from pipeline.config import Config, KubernetesLauncher, SlurmLauncher
 from pipeline.console import get_console
 from pipeline.errors import ConfigError
 
 HERE = ("config", "doctor", "plan", "serve")  # stages that every launcher leaves on this machine
-PORT = 29500  # on which the ranks of several machines meet; torchrun's own
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _follows(stage: str, config: Config) -> bool:
     """Whether this machine is one of several and another leads them."""
     launcher = config.launcher
     several = launcher.name == "torchrun" and launcher.nodes > 1 and stage == "finetune"
-    return several and int(os.environ.get("PET_NODE_RANK", 0)) > 0
+    return several and int(os.environ.get(NODE_RANK, 0)) > 0
 
 
 def _here(work: Work, config: Config) -> str:
@@ -119,7 +119,7 @@ def _here(work: Work, config: Config) -> str:
         return "\n".join([*lines, work.shell(), ""])
     for rank in range(work.nodes):
         at = "$(hostname)" if rank == 0 else "<the first machine>"
-        variables = f"PET_NODE_RANK={rank} PET_MASTER_ADDR={at} PET_MASTER_PORT={PORT}"
+        variables = f"{NODE_RANK}={rank} {MASTER}={at} {MASTER_PORT}={PORT}"
         lines.append(f"{variables} {work.shell()}")
     return "\n".join([*lines, ""])
 

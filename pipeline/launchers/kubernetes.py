@@ -12,9 +12,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
 from pipeline.config import KubernetesLauncher
 from pipeline.errors import ConfigError, MissingRuntime, PipelineError
-from pipeline.launchers import PORT, Work
+from pipeline.launchers import Work
 
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
@@ -98,9 +99,9 @@ def _pod(name: str, work: Work, launcher: KubernetesLauncher) -> dict[str, Any]:
     variables: list[dict[str, Any]] = []
     if work.nodes > 1:
         variables = [
-            {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": INDEX}}},
-            {"name": "PET_MASTER_ADDR", "value": f"{name}-0.{name}"},
-            {"name": "PET_MASTER_PORT", "value": str(PORT)},
+            {"name": NODE_RANK, "valueFrom": {"fieldRef": {"fieldPath": INDEX}}},
+            {"name": MASTER, "value": f"{name}-0.{name}"},
+            {"name": MASTER_PORT, "value": str(PORT)},
         ]
     container: dict[str, Any] = {
         "name": "pipeline",
