@@ -26,6 +26,7 @@ from pipeline.serving.protocol import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    ErrorResponse,
     Refusal,
     invalid,
 )
@@ -82,7 +83,13 @@ def create_app(
         engine.close()
         await asyncio.to_thread(operations.close)
 
-    app = FastAPI(title="pipeline", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="pipeline",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
+    )
     app.state.readiness, app.state.in_flight = readiness, InFlight()
 
     @app.post("/v1/chat/completions")

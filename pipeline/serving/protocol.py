@@ -232,6 +232,19 @@ class AdapterRequest(BaseModel):
     lora_path: str | None = None
 
 
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """What every refusal and failure looks like; see error_body."""
+
+    error: ErrorDetail
+
+
 def error_body(
     message: str,
     kind: str = "invalid_request_error",

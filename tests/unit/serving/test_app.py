@@ -435,6 +435,15 @@ def test_a_model_that_answers_makes_no_embeddings(app: Any, post: Post) -> None:
     assert "makes no embeddings" in response.json()["error"]["message"]
 
 
+def test_the_description_tells_of_openais_errors_alone(app: Any) -> None:
+    description = get(app, "/openapi.json").json()
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            assert set(operation["responses"]) == {"200", "4XX", "5XX"}, path
+            schema = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
+
+
 HALF = "\ud83d"  # of a pair that stands for an emoji
 
 
