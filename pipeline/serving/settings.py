@@ -55,7 +55,7 @@ class Settings:
             Refusal: the engine lacks something, or prompt and answer do not fit.
         """
         self._require_features(body)
-        longest, limit = max(lengths), limit and max(limit, 1)
+        longest, limit = max(lengths), None if limit is None else max(limit, 1)
         self._require_room(body, limit or 1, longest)
         if body.get("ignore_eos") and guide:
             raise invalid("ignore_eos", "an answer in a given form ends where the form does")
@@ -64,6 +64,7 @@ class Settings:
             value = body.get(name)
             return self._defaults.get(name, otherwise) if value is None else value
 
+        penalizes = "penalties" in self._engine.features
         return Sampling(
             max_tokens=limit or self._engine.max_seq_len - longest,
             temperature=chosen("temperature", 1.0),
@@ -74,7 +75,7 @@ class Settings:
             stop_ids=frozenset(() if body.get("ignore_eos") else self._chat.stop_ids),
             frequency_penalty=body.frequency_penalty or 0.0,
             presence_penalty=body.presence_penalty or 0.0,
-            repetition_penalty=chosen("repetition_penalty", 1.0),
+            repetition_penalty=chosen("repetition_penalty", 1.0) if penalizes else 1.0,
             logit_bias=self._biases(body),
             logprobs=body.tops,
             prompt_logprobs=body.tops is not None and bool(body.get("echo")),

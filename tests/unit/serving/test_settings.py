@@ -116,6 +116,20 @@ def test_fields_of_nim_are_taken_at_the_top_or_from_nvext(app: Any, engine: Spie
     assert engine.asked.top_k == 4
 
 
+def test_only_a_prompt_takes_no_answer(app: Any, engine: Spied) -> None:
+    assert post(app, "/v1/completions", prompt="Cost?", max_tokens=0, echo=True).status_code == 200
+    assert engine.asked.max_tokens == 1
+
+
+def test_a_models_own_penalty_is_for_engines_that_have_it(chat: Chat, engine: Spied) -> None:
+    defaults = {"repetition_penalty": 1.3}
+    app = create_app(engine, chat, model="bank", slots=4, defaults=defaults)
+    for features, penalty in ((engine.features, 1.3), (frozenset(), 1.0)):
+        engine.features = features
+        assert post(app, max_tokens=1).status_code == 200
+        assert engine.asked.repetition_penalty == penalty
+
+
 def test_ignored_ends_let_an_answer_go_on(app: Any) -> None:
     choice = post(app, ignore_eos=True, max_tokens=40).json()["choices"][0]
     assert choice["finish_reason"] == "length"
