@@ -43,8 +43,10 @@ RUN apt-get update \
 COPY --from=environment /opt/pipeline/.venv /opt/pipeline/.venv
 WORKDIR /app
 COPY . .
-# A named volume takes over the owner of the folder that it is mounted on.
-RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts /var/lib/mlflow
+# A named volume takes over the owner of the folder that it is mounted on. Compiled now: a read-only
+# container would compile at every start.
+RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts /var/lib/mlflow \
+    && python3 -m compileall -q pipeline deploy
 ENV PATH=/opt/pipeline/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
@@ -72,7 +74,7 @@ COPY requirements.lock ./
 COPY tools tools
 RUN python3 -m venv /opt/pipeline/.venv && /opt/pipeline/.venv/bin/python -m tools.complete server-cpu
 COPY . .
-RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model
+RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model && python3 -m compileall -q pipeline deploy
 ENV PATH=/opt/pipeline/.venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1
 USER 1000:1000
 VOLUME ["/model", "/opt/nim/.cache"]
@@ -95,7 +97,9 @@ LABEL org.opencontainers.image.title="pipeline-train" \
 USER 0
 WORKDIR /app
 COPY . .
-RUN python3 -m tools.complete chain && install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts
+RUN python3 -m tools.complete chain \
+    && install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts \
+    && python3 -m compileall -q pipeline deploy
 ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1
 USER 1000:1000
 VOLUME ["/model", "/opt/nim/.cache"]
@@ -113,7 +117,9 @@ LABEL org.opencontainers.image.title="pipeline-serve-vllm" \
 USER 0
 WORKDIR /app
 COPY . .
-RUN python3 -m tools.complete server && install -d -o 1000 -g 1000 /opt/nim/.cache /model
+RUN python3 -m tools.complete server \
+    && install -d -o 1000 -g 1000 /opt/nim/.cache /model \
+    && python3 -m compileall -q pipeline deploy
 ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 NIM_MODEL_PROFILE=vllm
 USER 1000:1000
@@ -135,7 +141,9 @@ LABEL org.opencontainers.image.title="pipeline-serve-trtllm" \
 USER 0
 WORKDIR /app
 COPY . .
-RUN python3 -m tools.complete server && install -d -o 1000 -g 1000 /opt/nim/.cache /model
+RUN python3 -m tools.complete server \
+    && install -d -o 1000 -g 1000 /opt/nim/.cache /model \
+    && python3 -m compileall -q pipeline deploy
 ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1 \
     NIM_MODEL_PROFILE=tensorrt_llm
 USER 1000:1000

@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 # `packaging` first: it reads what the others need.
 SERVER = (
-    "packaging pydantic pyyaml rich numpy jinja2 tokenizers psutil fastapi uvicorn uvloop "
-    "httptools httpx aiohttp llguidance limits prometheus-client opentelemetry-sdk "
+    "packaging pydantic pyyaml hydra-core rich numpy jinja2 tokenizers psutil fastapi uvicorn "
+    "uvloop httptools httpx aiohttp llguidance limits prometheus-client opentelemetry-sdk "
     "opentelemetry-exporter-otlp-proto-http opentelemetry-instrumentation-asgi"
 ).split()
-CHAIN = [*SERVER, *"hydra-core dvc mlflow pyarrow matplotlib rapidfuzz safetensors peft".split()]
+CHAIN = [*SERVER, *"dvc mlflow pyarrow matplotlib rapidfuzz safetensors peft".split()]
 
 
 def read_lock(text: str) -> dict[str, str]:

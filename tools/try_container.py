@@ -1,6 +1,7 @@
-"""Run an image for real: what a test of the Dockerfile alone cannot tell.
+"""Run images for real: what a test of the Dockerfile alone cannot tell.
 
-    python -m tools.try_container pipeline:cpu artifacts/build --out bench/results/container.json
+    python -m tools.try_container pipeline:cpu pipeline:serve-cpu \\
+        --model artifacts/build --out bench/results/container.json
 
 Needs docker, or podman by ENGINE=podman. Every claim that fails ends it with exit code 1.
 """
@@ -155,28 +156,37 @@ def try_refusal(image: str) -> None:
     claim(refused.returncode == 2 and "NIM_SERVER_PORT=80" in last, f"refuses: {last}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.try_container", description=__doc__)
-    parser.add_argument("image")
-    parser.add_argument("model", type=Path, help="folder that stage=build made")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
-    given = parser.parse_args()
-    facts = json.loads(engine("image", "inspect", given.image).stdout)[0]
-    version = engine("--version").stdout.strip()
-    try_refusal(given.image)
-    try_confinement(given.image, given.model)
-    try_stop_at_start(given.image, given.model)
-    stop = try_stop_under_load(given.image, given.model)
-    starts = try_starts(given.image, given.model)
-    found = {
-        "command": f"python -m tools.try_container {given.image} {given.model}",
-        "date": datetime.now(UTC).date().isoformat(),
+def try_image(image: str, model: Path) -> dict[str, Any]:
+    print(f"== {image}", file=sys.stderr)
+    facts = json.loads(engine("image", "inspect", image).stdout)[0]
+    try_refusal(image)
+    try_confinement(image, model)
+    try_stop_at_start(image, model)
+    stop = try_stop_under_load(image, model)
+    starts = try_starts(image, model)
+    return {
+        "image": image.rpartition("/")[2],
         "revision": facts["Config"]["Labels"]["org.opencontainers.image.revision"],
-        "hardware": {"cpu": platform.machine(), "cores": os.cpu_count(), "engine": version},
-        "image_bytes": facts["Size"],
+        "bytes": facts["Size"],
         "layers": len(facts["RootFS"]["Layers"]),
         "seconds_to_ready": {"median": statistics.median(starts), "runs": starts},
         "stop_under_load": {"streams": STREAMS, "cut": 0, "seconds": stop, "exit_code": 0},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.try_container", description=__doc__)
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--model", type=Path, required=True, help="folder that stage=build made")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    given = parser.parse_args()
+    found = {
+        "command": "python -m tools.try_container IMAGE ... --model artifacts/build",
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": {"cpu": platform.machine(), "cores": os.cpu_count()},
+        "engine": engine("--version").stdout.strip(),
+        "load_average": round(os.getloadavg()[1], 1),
+        "images": [try_image(image, given.model) for image in given.images],
     }
     given.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -170,7 +170,7 @@ def main() -> None:
     with urllib.request.urlopen(MLFLOW, timeout=30) as answer:
         claim(answer.status == 200, "MLflow answers")
     found = {
-        "command": f"python -m tools.try_stack {given.model} {given.other}",
+        "command": "python -m tools.try_stack MODEL OTHER",
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": {"cpu": platform.machine(), "cores": os.cpu_count()},
         "engine": engine("--version").stdout.strip(),

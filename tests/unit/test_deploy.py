@@ -30,6 +30,14 @@ def test_the_two_servers_differ_in_name_and_model_alone() -> None:
     assert a == b
 
 
+def test_gpus_are_given_to_the_servers_alone() -> None:
+    added = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
+    assert set(added) == {"server-a", "server-b"}
+    assert set(added) <= set(SERVICES)
+    assert added["server-a"] == added["server-b"]
+    assert not set(added["server-a"]) & set(SERVICES["server-a"]), "it only adds"
+
+
 def test_servers_are_set_by_variables_that_they_know() -> None:
     names = set(SERVICES["server-a"]["environment"])
     assert names <= {*nim.VARIABLES, "SERVE_API_KEY"}
