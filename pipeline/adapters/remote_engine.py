@@ -22,6 +22,7 @@ from pipeline.serving.description import Description
 from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling, Token
 from pipeline.serving.stream import PushedStream
 
+BEHIND = "the server behind this one"  # to clients: its address is in the log alone
 CONNECT_SECONDS, READ_SECONDS = 10, 600
 PROBE_SECONDS = 1.0  # between looks at whether a server that was gone is back
 # Fields beyond OpenAI's that servers know or refuse together, with values that change nothing.
@@ -163,11 +164,11 @@ class RemoteEngine:
                     raise _refusal(answer.status_code, (await answer.aread()).decode())
                 async for line in answer.aiter_lines():
                     self._take(line, stream, stop_id)
-            stream.end(EngineFailed(f"{self._url} ended an answer in its middle"))
+            stream.end(EngineFailed(f"{BEHIND} ended an answer in its middle"))
         except (EngineFailed, ValueError) as error:
             stream.end(error)
         except httpx.HTTPError as error:
-            self._lose(f"{self._url} does not answer: {type(error).__name__} {error}")
+            self._lose(error)
             stream.end(EngineFailed(self._down or ""))
         finally:
             self._streams.pop(stream, None)
@@ -179,7 +180,7 @@ class RemoteEngine:
             return
         event = json.loads(data)
         if "error" in event:
-            raise EngineFailed(f"{self._url}: {_message(data)}")
+            raise EngineFailed(f"{BEHIND}: {_message(data)}")
         for choice in event["choices"]:
             tokens = [Token(token) for token in self._ids(choice)]
             if choice.get("finish_reason") == "stop" and stop_id is not None:
@@ -195,10 +196,11 @@ class RemoteEngine:
             return choice.get("token_ids") or []
         return _encode(self._chat, choice["text"])
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, error: Exception) -> None:
         if self._down is None:
-            self._down = reason
-            get_console().print(f"[red]not ready[/]: {reason}")
+            self._down = f"{BEHIND} does not answer"
+            cause = f"{type(error).__name__} {error}"
+            get_console().print(f"[red]not ready[/]: {self._url} does not answer: {cause}")
             self._start(self._wait_for_it())
 
     async def _wait_for_it(self) -> None:
@@ -247,7 +249,7 @@ def request_body(
         if value == neutral:
             continue
         if name in KNOWN_TOGETHER[1] and name not in known:
-            raise ValueError(f"{name}: the server behind this one does not know it")
+            raise ValueError(f"{name}: {BEHIND} does not know it")
         body[name] = value
     return body
 
@@ -270,7 +272,7 @@ def _headers() -> dict[str, str]:
 def _refusal(status: int, text: str) -> Exception:
     if status in (400, 404, 413, 422):
         return ValueError(_message(text))
-    return EngineFailed(f"the server behind this one answers {status}: {_message(text)}")
+    return EngineFailed(f"{BEHIND} answers {status}: {_message(text)}")
 
 
 def _message(text: str) -> str:

@@ -35,7 +35,8 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
     """What serving an HF folder as it is means, without a build.
 
     Raises:
-        ConfigError: no runtime that `engine.name` allows opens HF folders of this format.
+        ConfigError: no runtime that `engine.name` allows opens HF folders of this format; or more
+            tokens are asked for than the model has positions.
         MissingRuntime: it is not on this machine. ResourceError: too little memory.
         DataError: the folder is no HF model's.
     """
@@ -43,11 +44,17 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
         return remote.describe(engine, Chat.load(folder))
     if embeds(folder):
         return _describe_embedder(folder, engine)
+    model = read_decoder(folder)
+    if engine.max_seq_len > model.positions:
+        raise ConfigError(
+            f"engine.max_seq_len={engine.max_seq_len} is over the {model.positions} positions of "
+            f"{folder}: set it to {model.positions} at most"
+        )
     # ONNX Runtime serves only what stage=build made.
     profiles = [
         profile
         for profile in find_profiles(
-            read_decoder(folder),
+            model,
             [hf_checkpoint(folder)],
             engine,
             inspect_machine(),

@@ -100,6 +100,7 @@ def test_an_hf_folder_is_described_as_the_first_profile_that_opens_it(
     refused = (
         ({"name": "onnxruntime"}, ConfigError, "engine=onnxruntime has no profile"),
         ({"name": "vllm"}, MissingRuntime, "pip install vllm"),
+        ({"max_seq_len": 513}, ConfigError, "over the 512 positions"),
         ({"max_batch_size": 10**6}, ResourceError, r"engine\.max_batch_size=\d+ fits"),
     )
     for changes, error, words in refused:
