@@ -26,6 +26,7 @@ CPU_PRECISIONS = ("int8", "fp32", "int4")
 # The least compute capability: of a runtime, and of a precision that it then computes in.
 LEAST_CAPABILITY = {"trtllm": (8, 0), "vllm": (7, 5), "hf": (7, 0), "fp8": (8, 9), "nvfp4": (10, 0)}
 GROUP_SIZES = (1, 2, 4, 8)
+LORA = "-feat_lora"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Profile:
 
 
 def profile_name(runtime: str, precision: str, tensor_parallel: int, *, lora: bool) -> str:
-    return f"{runtime}-{precision}-tp{tensor_parallel}-pp1" + "-feat_lora" * lora
+    return f"{runtime}-{precision}-tp{tensor_parallel}-pp1" + LORA * lora
 
 
 def find_profiles(
@@ -87,7 +88,10 @@ def find_profiles(
         measured: tokens a second by the names of profiles, on this machine.
     """
     found = []
-    for profile in _candidates(checkpoints, model, machine, lora_rank):
+    asked = engine.arguments.get("tensor_parallel_size")
+    most = max(1, len(machine.gpus))
+    groups = [n for n in GROUP_SIZES if n <= most and model.heads % n == 0]
+    for profile in _candidates(checkpoints, [int(asked)] if asked else groups, machine, lora_rank):
         checkpoint = next(c for c in checkpoints if c.form == profile.form)
         judged = _judge(profile, checkpoint, model, engine, machine)
         found.append(replace(judged, tokens_per_second=measured.get(profile.name)))
@@ -102,6 +106,10 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
             was asked for cannot. ResourceError: for want of memory; says what would fit.
     """
     if engine.profile:
+        if engine.profile.endswith(LORA) and not engine.lora_rank:
+            raise ConfigError(
+                f"engine.profile={engine.profile} needs engine.lora_rank=<of the adapters>, too"
+            )
         named = [p for p in profiles if p.name == engine.profile]
         if not named:
             known = ", ".join(profile.name for profile in profiles)
@@ -150,10 +158,12 @@ def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) 
 
 
 def _candidates(
-    checkpoints: Sequence[Checkpoint], model: Decoder, machine: Machine, lora_rank: int
+    checkpoints: Sequence[Checkpoint], groups: Sequence[int], machine: Machine, lora_rank: int
 ) -> Iterator[Profile]:
-    """What could be served at all, were every runtime and GPU here."""
-    groups = [n for n in GROUP_SIZES if n <= max(1, len(machine.gpus)) and model.heads % n == 0]
+    """What could be served at all, were every runtime and GPU here.
+
+    groups: numbers of GPUs that a model may be spread over.
+    """
     # Where TensorRT-LLM still builds engines they come first; a newer one loads HF folders alone.
     builds = trtllm.missing() is None or trtllm.llm_version() is None
     built = set()

@@ -191,6 +191,15 @@ def test_checkpoints_for_more_gpus_than_there_are(installed: Any, engine: Engine
     assert running(found(engine, machine(*[H200] * 4), wide)) == ["trtllm-fp8-tp4-pp1"]
 
 
+def test_as_many_gpus_as_are_asked_for(installed: Any, engine: EngineConfig) -> None:
+    asked = engine.model_copy(update={"name": "vllm", "arguments": {"tensor_parallel_size": 2}})
+    four = machine(*[H200] * 4)
+    assert choose(found(asked, four), asked).name == "vllm-fp8-tp2-pp1"
+    assert choose(found(engine, four), asked).tensor_parallel == 4
+    with pytest.raises(MissingRuntime, match="it is for 2 GPUs, and here are 1"):
+        choose(found(asked, machine(H200)), asked)
+
+
 def test_lora_is_a_hard_filter_where_it_is_asked_for(installed: Any, engine: EngineConfig) -> None:
     asked = engine.model_copy(update={"lora_rank": 16})
     profiles = found(asked, machine(H200))
@@ -257,6 +266,8 @@ def test_a_profile_that_is_named_wins_or_says_why_it_cannot(
     assert explain(profiles, chosen, named)[-1].endswith("engine.profile names it")
     with pytest.raises(ConfigError, match="none of this model: trtllm-fp8"):
         choose(profiles, engine.model_copy(update={"profile": "vllm-int3-tp1-pp1"}))
+    with pytest.raises(ConfigError, match=r"feat_lora needs engine\.lora_rank="):
+        choose(profiles, engine.model_copy(update={"profile": "vllm-bf16-tp1-pp1-feat_lora"}))
     installed("vllm")
     with pytest.raises(MissingRuntime, match="hf-bf16-tp1-pp1 cannot run here: transformers is"):
         choose(found(engine, machine(H200)), named)
