@@ -41,7 +41,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
 @contextmanager
 def running(app: ASGIApp, port: int = 0) -> Iterator[str]:
     """The app on a port of this machine; its /v1."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", log_config=None))
     with listen("127.0.0.1", port) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
