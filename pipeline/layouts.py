@@ -19,6 +19,8 @@ Tensor = tuple[str, tuple[int, ...]]  # safetensors type, shape
 Header = Mapping[str, Tensor]
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+# Layers that runtimes join into one, by HF's names.
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # torch's name → safetensors'
 
 

@@ -6,6 +6,7 @@ From ModelOpt 0.37 (torch/export/unified_export_hf.py) and from what vLLM makes 
 (model_executor/layers/quantization/modelopt.py); TensorRT-LLM's PyTorch backend reads the same.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline.config import QuantizationFormat
 from pipeline.layouts import (
+    JOINED,
     TOKENIZER,
     TYPES,
     Json,
@@ -25,8 +27,7 @@ from pipeline.layouts import (
     read_header,
 )
 
-# Layers that runtimes join into one, with one second scale.
-_JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_SCALES = (".weight_scale", ".weight_scale_2", ".input_scale")
 
 
 def check_unified_hf(folder: Path, format: QuantizationFormat) -> list[str]:
@@ -75,23 +76,24 @@ def _check_claim(claimed: Json, quantization: Json) -> list[str]:
 
 
 def _check_joined(folder: Path) -> list[str]:
-    """Layers that runtimes join must agree on the second scale.
+    """Layers that runtimes join must agree on the scales that are one number.
 
-    vLLM takes the largest and does not round the weights again (ModelOptNvFp4LinearMethod).
+    vLLM takes the largest: of NVFP4 it leaves the weights as they were rounded with another
+    (ModelOptNvFp4LinearMethod), of FP8 it rounds them a second time (requantize_with_max_scale).
     """
     scales: dict[str, float] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="np") as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                if name.endswith(".weight_scale_2"):
-                    scales[name.removesuffix(".weight_scale_2")] = float(tensors.get_tensor(name))
+                if name.endswith(_SCALES) and not tensors.get_slice(name).get_shape():
+                    scales[name] = float(tensors.get_tensor(name))
     problems = []
-    for block in sorted({module.rpartition(".")[0] for module in scales}):
-        for layers in _JOINED:
-            values = {scales[m] for m in (f"{block}.{layer}" for layer in layers) if m in scales}
-            if len(values) > 1:
+    for block in sorted({name.rsplit(".", 2)[0] for name in scales}):
+        for layers, scale in itertools.product(JOINED, _SCALES):
+            names = [f"{block}.{layer}{scale}" for layer in layers]
+            if len({scales[name] for name in names if name in scales}) > 1:
                 problems.append(
-                    f"{block}: weight_scale_2 of {', '.join(layers)} differ, and runtimes join them"
+                    f"{block}: {scale[1:]} of {', '.join(layers)} differ, and runtimes join them"
                 )
     return problems
 

@@ -2,7 +2,8 @@
 
 Each call opens the quantized folder anew, as ModelOpt's exporters alter the model. What ModelOpt
 0.37 leaves out is put right here: AWQ's group size in config.json, the claim to be quantized on an
-unquantized model, weights in the source's type, tokenizer files.
+unquantized model, one scale for FP8 layers that runtimes join, weights in the source's type,
+tokenizer files.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.adapters import modelopt
 from pipeline.checkpoints import TOKENIZER_FILES, read_shape
 from pipeline.errors import PipelineError
+from pipeline.layouts import JOINED
 
 if TYPE_CHECKING:
     import torch
@@ -82,11 +84,26 @@ def write_unified_hf(quantized: Path, source: Path, out: Path) -> None:
 
     model.save_pretrained = save
     with _refusals(f"unified HF from {quantized}"), torch.no_grad():
+        _join_scales(model)
         # In the type that it was calibrated in, so that weights are rounded once.
         exporter.export_hf_checkpoint(model, model.dtype, out)
     del model.save_pretrained  # it holds the model, and memory may not hold another
     _mend_config(out, own)
     _copy_text_files(source, out)
+
+
+def _join_scales(model: Any) -> None:
+    """Give FP8 layers that runtimes join the largest of their scales, so that none rounds again.
+
+    ModelOpt does so for qnemo, and for the unified folder in every other format.
+    """
+    tools = modelopt.modelopt().export.quant_utils
+    if tools.get_quantization_format(model) != "fp8":
+        return
+    for module in model.modules():
+        for names in JOINED:
+            if all(hasattr(module, name) for name in names):
+                tools.preprocess_linear_fusion([getattr(module, name) for name in names])
 
 
 def _half_type(source: Path) -> torch.dtype:

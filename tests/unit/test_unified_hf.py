@@ -69,18 +69,23 @@ def test_an_unquantized_folder_must_not_claim_to_be_quantized(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("layer", "joined"), [("mlp.up_proj", "gate_proj, up_proj"), ("self_attn.k_proj", "q_proj")]
+    ("format", "scale"),
+    [("nvfp4", "weight_scale_2"), ("fp8", "weight_scale"), ("fp8", "input_scale")],
 )
-def test_layers_that_runtimes_join_share_their_second_scale(
-    tmp_path: Path, layer: str, joined: str
+@pytest.mark.parametrize(
+    ("layer", "joined"),
+    [("mlp.up_proj", "gate_proj, up_proj"), ("self_attn.k_proj", "q_proj, k_proj, v_proj")],
+)
+def test_layers_that_runtimes_join_share_their_scales(
+    tmp_path: Path, format: QuantizationFormat, scale: str, layer: str, joined: str
 ) -> None:
-    folder = make_unified(tmp_path / "hf", "nvfp4")
+    folder = make_unified(tmp_path / "hf", format)
     tensors = load_file(folder / "model.safetensors")
-    tensors[f"model.layers.2.{layer}.weight_scale_2"] += 1
+    tensors[f"model.layers.2.{layer}.{scale}"] += 1
     save_file(tensors, folder / "model.safetensors")
-    problems = check_unified_hf(folder, "nvfp4")
-    assert len(problems) == 1
-    assert f"model.layers.2.{layer.partition('.')[0]}: weight_scale_2 of {joined}" in problems[0]
+    block = f"model.layers.2.{layer.partition('.')[0]}"
+    expected = f"{block}: {scale} of {joined} differ, and runtimes join them"
+    assert check_unified_hf(folder, format) == [expected]
 
 
 def test_layers_that_stand_alone_have_scales_of_their_own(tmp_path: Path) -> None:
