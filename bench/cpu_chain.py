@@ -31,6 +31,7 @@ QUICK = {
     "dvc repro, nothing to do": ["dvc", "repro"],
     "--help": ["python", "-m", "pipeline", "--help"],
     "stage=doctor": ["python", "-m", "pipeline", "stage=doctor"],
+    "stage=plan": ["python", "-m", "pipeline", "stage=plan"],
     "refused stage": ["python", "-m", "pipeline", "stage=nothing"],
     "refused option": ["python", "-m", "pipeline", "stage=all", "quantize=int5"],
     "refused range": ["python", "-m", "pipeline", "stage=all", "seed=-1"],

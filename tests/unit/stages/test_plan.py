@@ -9,6 +9,7 @@ import pytest
 
 from bench.llama_shapes import write
 from pipeline import compose, hardware
+from pipeline.__main__ import main
 from pipeline.errors import ConfigError, DataError, ResourceError
 from pipeline.graph import ROOT
 from pipeline.hardware import GIB, Gpu, Machine
@@ -94,6 +95,15 @@ def test_what_does_not_fit_names_the_setting_that_would(capsys, llama) -> None:
     assert "\n" not in str(refused.value)
     assert "it fits" not in capsys.readouterr().out
     assert planned(*arguments, "finetune.pack_length=4096").problems == ()
+
+
+def test_a_run_that_does_not_fit_ends_with_its_exit_code(capsys, llama) -> None:
+    arguments = ["stage=plan", "plan.gpu=l40s", "experiment=llama3_8b", llama("8b")]
+    assert main(arguments) == 9
+    said = capsys.readouterr()
+    assert "Memory of each GPU" in said.out  # the plan is shown all the same
+    assert said.err.startswith("pipeline: ResourceError: training takes ")
+    assert said.err.count("\n") == 1
 
 
 def test_fp8_on_a_card_without_it(llama) -> None:
