@@ -208,6 +208,7 @@ class ServeConfig(Section):
     drain_delay: float = Field(ge=0)
     log_content: bool
     record: Path | None
+    adapters: Path | None
 
 
 class BenchmarkConfig(Section):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -47,6 +48,7 @@ def create_app(
     slots: int,
     runtime: str = "custom",
     defaults: Mapping[str, float] | None = None,
+    adapters: Path | None = None,
     operations: Operations = NO_OPERATIONS,
 ) -> FastAPI:
     """The server's application.
@@ -56,6 +58,7 @@ def create_app(
         model: the name that clients call it by. slots: answers that can be in progress at once.
         runtime: the engine's name, for messages.
         defaults: temperature, top_p … for requests that do not say (else OpenAI's: 1, 1 …).
+        adapters: folder of LoRA adapters to be served from the start, by their own folders' names.
         operations: keys, limits, logs, records and traces.
     """
     metrics = Metrics(model, engine.load, slots)
@@ -74,9 +77,18 @@ def create_app(
             raise invalid("model", f"the model {name!r} makes embeddings: ask /v1/embeddings")
         return service
 
+    async def begin() -> None:
+        try:
+            if adapters:
+                await models.load_folder(adapters)
+        except (ValueError, OSError, EngineFailed) as error:
+            readiness.fail(f"serve.adapters={adapters} cannot be served: {error}")
+        else:
+            await readiness.warm_up()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(readiness.warm_up())
+        warming = asyncio.create_task(begin())
         yield
         readiness.end()
         warming.cancel()

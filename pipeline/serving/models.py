@@ -63,17 +63,30 @@ class Models:
         self._require_administration()
         if not body.lora_path:
             raise invalid("lora_path", "Missing required parameter: 'lora_path'")
-        folder = Path(body.lora_path)
         async with self._changing:
             if body.lora_name in (self._model, *self._adapters()):
                 raise invalid("lora_name", f"the name {body.lora_name!r} is taken: unload it first")
             try:
-                await asyncio.to_thread(self._check, folder)
-                await self._engine.add_adapter(body.lora_name, folder)
+                await self._load(body.lora_name, Path(body.lora_path))
             except (ValueError, OSError) as error:
                 raise invalid("lora_path", str(error)) from error
-            self._created[body.lora_name] = int(time.time())
         return f"Success: LoRA adapter '{body.lora_name}' added successfully."
+
+    async def load_folder(self, folder: Path) -> None:
+        """Load the adapters in a folder, each by the name of its own.
+
+        Raises:
+            ValueError: one of them is no adapter of this model, or has its name.
+        """
+        for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if place.name == self._model:
+                raise ValueError(f"{place} has the model's own name: rename it")
+            await self._load(place.name, place)
+
+    async def _load(self, name: str, folder: Path) -> None:
+        await asyncio.to_thread(self._check, folder)
+        await self._engine.add_adapter(name, folder)
+        self._created[name] = int(time.time())
 
     async def unload_adapter(self, body: AdapterRequest) -> str:
         """Returns when the last answer with it has ended.

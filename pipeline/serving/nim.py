@@ -37,7 +37,8 @@ _CACHES = {
 }
 _TLS = "the server speaks plain HTTP: end TLS in the proxy before it"
 _DOWNLOAD = "nothing is downloaded at start: mount the model's folder"
-_LORA = "load adapters while the server runs, with POST /v1/load_lora_adapter (docs/api.md)"
+_LORA = "adapters join a running server by POST /v1/load_lora_adapter (docs/api.md)"
+_LORA_SLOTS = "how many adapters fit follows from their size: leave it out"
 # NIM's variables without a counterpart, and what to do instead.
 REFUSED: Mapping[str, str] = {
     "NIM_REPOSITORY_OVERRIDE": _DOWNLOAD,
@@ -46,10 +47,9 @@ REFUSED: Mapping[str, str] = {
     "NIM_SSL_KEY_PATH": _TLS,
     "NIM_SSL_CERTS_PATH": _TLS,
     "NIM_SSL_CA_CERTS_PATH": _TLS,
-    "NIM_PEFT_SOURCE": _LORA,
     "NIM_PEFT_REFRESH_INTERVAL": _LORA,
-    "NIM_MAX_GPU_LORAS": _LORA,
-    "NIM_MAX_CPU_LORAS": _LORA,
+    "NIM_MAX_GPU_LORAS": _LORA_SLOTS,
+    "NIM_MAX_CPU_LORAS": _LORA_SLOTS,
     "NIM_HEALTH_PORT": "health is asked on the server's own port, NIM_SERVER_PORT",
     "NIM_NUM_COMPUTE_NODES": "one container serves on the GPUs of one host",
     "NIM_OTEL_METRICS_EXPORTER": "metrics are for Prometheus to scrape, at /metrics",
@@ -158,6 +158,12 @@ def _length(launch: Launch, value: str) -> None:
 
 def _lora_rank(launch: Launch, value: str) -> None:
     launch.engine["lora_rank"] = _number(value)
+
+
+def _adapters(launch: Launch, value: str) -> None:
+    if not Path(value).is_dir():
+        raise ValueError("no such folder in the container: mount it (docker run -v FOLDER:…)")
+    launch.settings.append(f"serve.adapters={value}")
 
 
 def _log_level(launch: Launch, value: str) -> None:
@@ -272,6 +278,7 @@ VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
     "NIM_SERVED_MODEL_NAME": _served_name,
     "NIM_MODEL_PROFILE": _profile,
     **_OF_THE_ENGINE,
+    "NIM_PEFT_SOURCE": _adapters,
     "NIM_SERVER_PORT": _port,
     "NIM_HTTP_API_PORT": _port,
     "NIM_CACHE_PATH": _caches,

@@ -55,5 +55,10 @@ class Readiness:
         async for _ in self._engine.generate(prompt, Sampling(max_tokens=2, temperature=0)):
             pass
 
+    def fail(self, reason: str) -> None:
+        """It can never answer."""
+        self.reason = reason
+        log.error("not ready: %s", reason)
+
     def end(self) -> None:
         self.ready, self.reason = False, "shutting down"

@@ -15,7 +15,7 @@ import uvicorn
 
 from pipeline.artifact import open_artifact
 from pipeline.config import ServeConfig
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
 from pipeline.serving.description import FILE, Description
@@ -75,7 +75,16 @@ def _server(
                 "name a runtime to serve an HF folder as it is, such as engine.name=hf"
             )
         open_artifact(folder, stage="build").require("engine")
+    if settings.adapters and not settings.adapters.is_dir():
+        raise ConfigError(f"serve.adapters={settings.adapters} is no folder: name one, or null")
     served = open_engine(folder, max_queue=settings.max_queue, description=description)
+    if settings.adapters and "adapters" not in served.engine.features:
+        served.engine.close()
+        raise ConfigError(
+            f"serve.adapters={settings.adapters}: the {served.description.runtime} engine takes no "
+            "adapters as it is: serve the model's HF folder with engine.name=hf, or with vllm or "
+            "trtllm and engine.lora_rank"
+        )
     app = create_app(
         served.engine,
         served.chat,
@@ -83,6 +92,7 @@ def _server(
         slots=served.description.max_batch_size,
         runtime=served.description.runtime,
         defaults=_sampling_defaults(folder),
+        adapters=settings.adapters,
         operations=operations,
     )
     return _Server(

@@ -453,6 +453,17 @@ def test_a_port_in_use_is_refused_at_once(engine: Artifact, folder: Path) -> Non
     assert "serve.port=0" in said
 
 
+def test_adapters_for_an_engine_that_takes_none_are_refused(
+    engine: Artifact, tmp_path: Path
+) -> None:
+    for adapters, words in ((tmp_path / "none", "is no folder"), (tmp_path, "engine.name=hf")):
+        command = [sys.executable, "-m", "pipeline.serving", "--model", "bank"]
+        command += ["--engine", str(engine.path), "serve.port=0", f"serve.adapters={adapters}"]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 2
+        assert words in ended.stderr
+
+
 def test_an_engine_of_another_version_is_refused(engine: Artifact, tmp_path: Path) -> None:
     files = {p.name: p.read_bytes() for p in engine.path.iterdir() if p.name != "manifest.json"}
     make_artifact(tmp_path, "build", "engine", files=files)

@@ -82,6 +82,23 @@ class Server:
             self.engine.close()
 
 
+def start(server: Server) -> Any:
+    """The names of the models once it is ready, or why it is not."""
+
+    async def run() -> Any:
+        transport = httpx.ASGITransport(server.app)
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+            server.app.router.lifespan_context(server.app),
+        ):
+            while "warming" in (status := (await client.get("/health/ready")).json()["status"]):
+                await asyncio.sleep(0.01)
+            models = (await client.get("/v1/models")).json()["data"]
+            return [model["id"] for model in models] if status == "ready" else status
+
+    return asyncio.run(asyncio.wait_for(run(), 20))
+
+
 def ask(model: str) -> tuple[str, str, Any]:
     return "POST", "/v1/chat/completions", {"model": model, "messages": HELLO}
 
@@ -114,6 +131,14 @@ def test_an_adapter_is_a_model_until_it_is_unloaded(chat: Chat, adapter: Path) -
     assert card.json()["id"] == "tuned"
     assert unloaded.status_code == 200
     assert [m["id"] for m in left.json()["data"]] == ["bank"]
+
+
+def test_a_folder_of_adapters_is_served_from_the_start(chat: Chat, adapter: Path) -> None:
+    assert start(Server(Adapted(chat), chat, adapters=adapter.parent)) == ["bank", "adapter"]
+    (adapter.parent / "broken").mkdir()
+    reason = start(Server(Adapted(chat), chat, adapters=adapter.parent))
+    assert "serve.adapters=" in reason
+    assert "broken is no adapter" in reason
 
 
 def test_what_is_no_adapter_is_refused(chat: Chat, adapter: Path, tmp_path: Path) -> None:
