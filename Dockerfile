@@ -29,13 +29,6 @@ RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb')
     && .venv/bin/uv pip uninstall --python .venv/bin/python -r dev.txt
 
 FROM ${BASE_IMAGE} AS cpu
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="pipeline" \
-      org.opencontainers.image.description="From conversations to a served model; by default its OpenAI server" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 # git for DVC.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git \
@@ -47,11 +40,15 @@ COPY . .
 # container would compile at every start.
 RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts /var/lib/mlflow \
     && python3 -m compileall -q pipeline deploy
-ENV PATH=/opt/pipeline/.venv/bin:$PATH \
-    PYTHONUNBUFFERED=1 \
-    HOME=/tmp \
-    USER=pipeline \
-    HF_HUB_OFFLINE=1
+ENV PATH=/opt/pipeline/.venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1
+# Last, for a revision changes no layer.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline" \
+      org.opencontainers.image.description="From conversations to a served model; by default its OpenAI server" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 USER 1000:1000
 VOLUME ["/model", "/opt/nim/.cache"]
 EXPOSE 8000
@@ -62,13 +59,6 @@ ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
 
 # The server alone, for engines that stage=build made for CPUs: without the training stack.
 FROM ${BASE_IMAGE} AS serve-cpu
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="pipeline-serve-cpu" \
-      org.opencontainers.image.description="The pipeline's OpenAI server on ONNX Runtime" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 WORKDIR /app
 COPY requirements.lock ./
 COPY tools tools
@@ -76,6 +66,13 @@ RUN python3 -m venv /opt/pipeline/.venv && /opt/pipeline/.venv/bin/python -m too
 COPY . .
 RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model && python3 -m compileall -q pipeline deploy
 ENV PATH=/opt/pipeline/.venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline-serve-cpu" \
+      org.opencontainers.image.description="The pipeline's OpenAI server on ONNX Runtime" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 USER 1000:1000
 VOLUME ["/model", "/opt/nim/.cache"]
 EXPOSE 8000
@@ -87,13 +84,6 @@ ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
 # NVIDIA's images bring NeMo, vLLM or TensorRT-LLM as NVIDIA built them; only what our code needs
 # beyond them is added, from the hashed lock.
 FROM ${TRAIN_IMAGE} AS train
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="pipeline-train" \
-      org.opencontainers.image.description="The pipeline's stages on NVIDIA's NeMo image" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 USER 0
 WORKDIR /app
 COPY . .
@@ -101,19 +91,19 @@ RUN python3 -m tools.complete chain \
     && install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts \
     && python3 -m compileall -q pipeline deploy
 ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline-train" \
+      org.opencontainers.image.description="The pipeline's stages on NVIDIA's NeMo image" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 USER 1000:1000
 VOLUME ["/model", "/opt/nim/.cache"]
 ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
 CMD ["stage=doctor"]
 
 FROM ${VLLM_IMAGE} AS serve-vllm
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="pipeline-serve-vllm" \
-      org.opencontainers.image.description="The pipeline's OpenAI server on vLLM" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 USER 0
 WORKDIR /app
 COPY . .
@@ -122,6 +112,13 @@ RUN python3 -m tools.complete server \
     && python3 -m compileall -q pipeline deploy
 ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 NIM_MODEL_PROFILE=vllm
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline-serve-vllm" \
+      org.opencontainers.image.description="The pipeline's OpenAI server on vLLM" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 USER 1000:1000
 VOLUME ["/model", "/opt/nim/.cache"]
 EXPOSE 8000
@@ -131,13 +128,6 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
 ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
 
 FROM ${TRTLLM_IMAGE} AS serve-trtllm
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="pipeline-serve-trtllm" \
-      org.opencontainers.image.description="The pipeline's OpenAI server on TensorRT-LLM" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 USER 0
 WORKDIR /app
 COPY . .
@@ -146,6 +136,13 @@ RUN python3 -m tools.complete server \
     && python3 -m compileall -q pipeline deploy
 ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1 \
     NIM_MODEL_PROFILE=tensorrt_llm
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pipeline-serve-trtllm" \
+      org.opencontainers.image.description="The pipeline's OpenAI server on TensorRT-LLM" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 USER 1000:1000
 VOLUME ["/model", "/opt/nim/.cache"]
 EXPOSE 8000

@@ -86,6 +86,8 @@ def test_it_says_what_it_is(target: str) -> None:
     labels = last(target, "LABEL")
     for name in ("title", "description", "licenses", "version", "revision"):
         assert f"org.opencontainers.image.{name}=" in labels
+    names = [name for name, _ in stages()[target]]
+    assert "RUN" not in names[names.index("ARG") :], "another revision would build it all again"
     project = (ROOT / "pyproject.toml").read_text()
     version = re.search(r'^version = "(.+)"', project, re.M)
     assert version
