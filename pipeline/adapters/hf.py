@@ -246,7 +246,8 @@ def _write_shard(file: Path, shard: dict[str, torch.Tensor], dtype: str | None) 
     written = {}
     for name, tensor in shard.items():
         wanted = getattr(torch, dtype) if dtype else tensor.dtype
-        copy = tensor.detach().to("cpu", wanted).contiguous()
+        # Rounded before it is fetched: torch fetches first where asked for both at once.
+        copy = tensor.detach().to(wanted).cpu().contiguous()
         # A copy, as safetensors refuses tensors that share memory.
         written[name] = copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
     shard.clear()

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from pipeline.adapters.absent import absent
+from pipeline.adapters.checkpoint_reading import in_threads
 from pipeline.adapters.megatron_cpu import Patch, cpu_megatron, replaced
 
 EXTRA_STATE = "._extra_state"
@@ -32,6 +33,7 @@ def nemo_session() -> Iterator[None]:
     import numpy
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from nemo.lightning.megatron_parallel import MegatronParallel
+    from torch.distributed.checkpoint import FileSystemReader
 
     results: queue.Queue[Any] = queue.Queue()
     state_of = MegatronParallel._module_sharded_state_dict
@@ -46,6 +48,7 @@ def nemo_session() -> Iterator[None]:
         # Only Transformer Engine's layers have this state (of FP8 training). Without it a
         # checkpoint holds the same, and can be opened, with them and with Megatron's own layers.
         (MegatronParallel, "_module_sharded_state_dict", weights_of),
+        (FileSystemReader, "read_data", in_threads(FileSystemReader.read_data)),
         # Ranks that share the writing of a checkpoint call it by the name that NumPy 2 dropped.
         (numpy, "product", numpy.prod),
     ]

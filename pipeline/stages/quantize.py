@@ -63,7 +63,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     probes = _probes(read_split(dataset.path, "validation"))
     modelopt.modelopt()
     dtype = modelopt.compute_dtype(source)
-    reference = modelopt.logits_at(hf.load_model(source, dtype=dtype), probes)
+    # Handed on to the first format, so that it is read once where there is one.
+    loaded = [hf.load_model(source, dtype=dtype)]
+    reference = modelopt.logits_at(loaded[0], probes)
     proof: dict[str, Any] = {}
     with progress() as bar:
         task = bar.add_task("quantize", total=len(formats))
@@ -72,12 +74,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             folder = out / name
             shutil.rmtree(folder, ignore_errors=True)
             if name == "none":
+                loaded.clear()
                 _copy(source, folder)
                 proof[name] = _prove_copy(folder, dtype, probes, reference)
             else:
                 proof[name] = _save_and_prove(
                     modelopt.quantize(
-                        hf.load_model(source, dtype=dtype),
+                        loaded.pop() if loaded else hf.load_model(source, dtype=dtype),
                         name,
                         batches,
                         kv_cache=settings.kv_cache,

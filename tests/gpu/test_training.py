@@ -111,9 +111,10 @@ def logits_on_cpu(base: Path, job: Job) -> torch.Tensor:
 
 def test_the_fused_loss_weighs_each_token_with_its_own_mask() -> None:
     """Transformer Engine beside torch: rows of unlike masks, called as Megatron does."""
-    import megatron.core.models.common.language_module.language_module as module
+    with nemo_session():  # for its quiet imports
+        import megatron.core.models.common.language_module.language_module as module
 
-    from pipeline.adapters.fast_training import contiguous_gradient
+        from pipeline.adapters.fast_training import contiguous_gradient
 
     logits = torch.randn(6, 3, 64, device="cuda")  # [sequence, batch, vocabulary]
     labels = torch.randint(0, 64, (3, 6), device="cuda")

@@ -54,10 +54,10 @@ def running(app: ASGIApp, port: int = 0) -> Iterator[str]:
 
 @contextmanager
 def our_server(chat: Chat, *, slow: bool = False) -> Iterator[tuple[str, BatchingEngine]]:
-    """Says ANSWER; a slow one goes on for seconds."""
+    """Says ANSWER; a slow one goes on for as long as a test may take."""
 
     def drawl(sequence: Sequence[int]) -> int:
-        time.sleep(0.005)
+        time.sleep(0.03)
         return 300
 
     follow = drawl if slow else say(chat, ANSWER)
