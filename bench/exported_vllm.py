@@ -43,15 +43,21 @@ def main() -> int:
     comparing.add_argument("output", type=Path)
     comparing.add_argument("--checkpoint", type=Path, default=ROOT / "artifacts" / "export" / "hf")
     comparing.add_argument("--requests", type=int, default=600)
-    speed = commands.add_parser("speed", help="one measurement, in a process of its own")
+    tokens = commands.add_parser("tokens", help="one measurement, in a process of its own")
+    tokens.add_argument("checkpoint", type=Path)
+    tokens.add_argument("reference", type=Path)
+    speed = commands.add_parser("speed", help="another one")
     speed.add_argument("folder", type=Path)
-    speed.add_argument("--requests", type=int, required=True)
+    speed.add_argument("requests", type=int)
     given = parser.parse_args()
     if given.command == "reference":
         given.output.write_text(json.dumps(make_reference(given.artifacts, given.questions)))
         return 0
+    if given.command == "tokens":
+        print(json.dumps(compare_tokens(given.checkpoint, json.loads(given.reference.read_text()))))
+        return 0
     if given.command == "speed":
-        print(json.dumps({"tokens_per_second": measure_speed(given.folder, given.requests)}))
+        print(json.dumps(measure_speed(given.folder, given.requests)))
         return 0
     result = compare(given)
     given.output.parent.mkdir(parents=True, exist_ok=True)
@@ -79,21 +85,21 @@ def make_reference(artifacts: Path, questions: int) -> list[dict[str, list[int]]
     return found
 
 
+def measured(*arguments: Any) -> Any:
+    """What this script prints with these arguments: vLLM keeps a GPU until its process ends."""
+    command = [sys.executable, "-m", "bench.exported_vllm", *map(str, arguments)]
+    answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
 def compare(given: argparse.Namespace) -> dict[str, Any]:
-    tokens = compare_tokens(given.checkpoint, json.loads(given.reference.read_text()))
+    tokens = measured("tokens", given.checkpoint, given.reference.resolve())
+    print(json.dumps(tokens), file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         speeds = {}
         for name in ("bf16", "fp8"):
             folder = write_shape(Path(scratch, name), fp8=name == "fp8")
-            command = ["-m", "bench.exported_vllm", "speed", str(folder)]
-            answer = subprocess.run(
-                [sys.executable, *command, "--requests", str(given.requests)],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            speeds[name] = json.loads(answer.stdout.splitlines()[-1])["tokens_per_second"]
+            speeds[name] = measured("speed", folder, given.requests)
     speedup = speeds["fp8"] / speeds["bf16"]
     return {
         "command": " ".join(["python -m bench.exported_vllm", *sys.argv[1:]]),
