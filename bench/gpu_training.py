@@ -131,6 +131,7 @@ def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
 
     def report(point: Point) -> None:
         points.append(point)
+        print(f"{time.monotonic() - begin:6.1f} s: step {point.step}", file=sys.stderr, flush=True)
         if profiler and len(points) == 2 * REPORT_EVERY:
             profiler.start()
         if profiler and len(points) == 3 * REPORT_EVERY:

@@ -27,6 +27,7 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from nemo.lightning.resume import AdapterPath
 
+from pipeline.adapters.adapter_gradients import whole_gradients
 from pipeline.adapters.adapter_start import adapter_start
 from pipeline.adapters.fast_training import fast_training
 from pipeline.adapters.nemo import model_for
@@ -85,7 +86,12 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     elif job.weights is not None:
         trainer.strategy.restore_config = RestoreConfig(path=str(job.weights))
     try:
-        with fast_training(), adapter_start(job.seed), _readable_failures(job):
+        with (
+            fast_training(),
+            adapter_start(job.seed),
+            whole_gradients(),
+            _readable_failures(job),
+        ):
             trainer.fit(model, Data(job))
     finally:
         destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes

@@ -7,6 +7,7 @@ import json
 import random
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -278,6 +279,18 @@ class _Strides:
                 return grad
 
         return Identity.apply(x)
+
+
+def test_an_adapter_gathers_tokens_itself_where_their_gradient_would_be_lost() -> None:
+    with nemo_session():
+        from pipeline.adapters.adapter_gradients import gathering
+
+    given = gathering(lambda layer: (False, 8, 16, True, True))
+    with_norm = SimpleNamespace(return_layernorm_output_gathered=True)
+    assert given(with_norm) == (False, 8, 16, False, True)
+    assert not with_norm.return_layernorm_output_gathered
+    for other in (SimpleNamespace(), SimpleNamespace(return_layernorm_output_gathered=False)):
+        assert given(other) == (False, 8, 16, True, True)
 
 
 def test_an_adapter_starts_from_the_seed_and_its_layer_alone(base: Path) -> None:
