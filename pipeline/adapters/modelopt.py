@@ -45,8 +45,6 @@ _WEIGHT_BITS = {"fp8": 8, "int8_sq": 8, "int4_awq": 4, "w4a8_awq": 4, "nvfp4": 4
 WEIGHTS_KEPT = ("fp8", "nvfp4")
 _QUANTIZERS = "quantizers.safetensors"
 _STATE = "modelopt_state.pth"  # ModelOpt's name
-_FP8_MAX = 448.0
-_LEAST_AMAX = 1e-30  # of inputs that are all zero
 
 # Optional packages that ModelOpt, and transformers, import when they find them, which takes half of
 # the time to import both, and of which nothing here uses a thing.
@@ -273,26 +271,12 @@ def modelopt() -> Any:
         )
     from modelopt.torch.quantization import tensor_quant
 
+    from pipeline.adapters.fp8 import round_to_fp8
+
     # Its CUDA kernel would be compiled on each machine, for longer than 8 B take to calibrate.
     tensor_quant.get_cuda_ext_fp8 = lambda raise_if_failed=False: None
     tensor_quant.fp8_eager = round_to_fp8
     return modelopt.torch
-
-
-def round_to_fp8(x: torch.Tensor, amax: torch.Tensor | None = None) -> torch.Tensor:
-    """`x` rounded to FP8 E4M3 and back, in its own type; the same on a CPU as on a GPU.
-
-    amax: what is scaled to the format's largest value, 448; more saturates, as NVIDIA's GPUs have
-        it (CUDA Math API, __NV_SATFINITE). None scales nothing.
-    """
-    import torch
-
-    fp8 = torch.float8_e4m3fn
-    if amax is None:
-        return x.clamp(-_FP8_MAX, _FP8_MAX).to(fp8).to(x.dtype)
-    scale = _FP8_MAX / amax.float().clamp(min=_LEAST_AMAX)
-    scaled = (x.float() * scale).clamp_(-_FP8_MAX, _FP8_MAX).to(fp8)
-    return (scaled.float() * (1 / scale)).to(x.dtype)
 
 
 @contextmanager

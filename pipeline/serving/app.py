@@ -132,11 +132,14 @@ def create_app(
     async def unload_adapter(body: AdapterRequest) -> Response:
         return PlainTextResponse(await models.unload_adapter(body))
 
+    # Load balancers ask by HEAD, too.
+    @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live")
     @app.get("/v1/health/live")
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
+    @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready")
     @app.get("/v1/health/ready")
     async def ready() -> Response:

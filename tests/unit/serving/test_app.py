@@ -302,6 +302,8 @@ def test_ready_only_after_an_answer(app: Any, model: ListModel) -> None:
         async with client_of(app) as client:
             assert (await client.get("/health/ready")).status_code == 503
             assert (await client.get("/health/live")).status_code == 200
+            assert (await client.head("/health/ready")).status_code == 503
+            assert (await client.head("/health/live")).status_code == 200
             async with app.router.lifespan_context(app):
                 model.gate.release(100)
                 while (await client.get("/v1/health/ready")).status_code == 503:

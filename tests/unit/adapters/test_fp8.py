@@ -1,10 +1,8 @@
-"""What is ours in the simulation of formats; the rest is in tests/integration/test_quantize.py."""
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.adapters.modelopt import round_to_fp8
+from pipeline.adapters.fp8 import round_to_fp8
 
 
 def test_values_go_to_the_nearest_of_e4m3() -> None:
