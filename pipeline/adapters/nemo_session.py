@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging as std_logging
 import queue
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ _FOR_GPUS = ("transformer_engine", "transformer_engine_torch")  # refuses to wor
 def nemo_session() -> Iterator[None]:
     """NeMo, imported and quiet, on this machine's GPU or CPU; its process groups end with it."""
     _import_quietly()
+    _complete_modelopt()
     import numpy
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from nemo.lightning.megatron_parallel import MegatronParallel
@@ -76,6 +78,16 @@ def _import_quietly() -> None:
     for name in ("lightning", "pytorch_lightning", "megatron", "torch.distributed"):
         for logger in (name, f"{name}.pytorch", f"{name}.fabric"):
             std_logging.getLogger(logger).setLevel(std_logging.ERROR)
+
+
+def _complete_modelopt() -> None:
+    """Give ModelOpt its part for Megatron's checkpoints, which NeMo calls, if this process imported
+    it without (`adapters.modelopt`)."""
+    if plugins := sys.modules.get("modelopt.torch.opt.plugins"):
+        from modelopt.torch.opt.plugins import mcore_dist_checkpointing as part
+
+        for name in ("restore_sharded_modelopt_state", "save_sharded_modelopt_state"):
+            setattr(plugins, name, getattr(part, name))
 
 
 @contextmanager
