@@ -187,7 +187,7 @@ def qnemo_hop(work: Path) -> dict[str, Any]:
     from pipeline.adapters.dequantize import compare
     from pipeline.adapters.exported_weights import QnemoWeights
     from pipeline.adapters.hf import WeightReader
-    from pipeline.checkpoints import read_shape
+    from pipeline.model_shape import read_shape
     from pipeline.qnemo import check_config, check_qnemo
 
     source, folder = work / "merged", work / "qnemo"

@@ -79,7 +79,7 @@ def _run_graph(tree: dict[str, Any], config: Any) -> int:
     import tempfile
     import time
 
-    from pipeline import compose, summary, tracking
+    from pipeline import compose, summary, summary_view, tracking
     from pipeline.graph import ROOT, read_graph
 
     if config.artifacts.resolve() != ROOT / "artifacts":
@@ -102,8 +102,9 @@ def _run_graph(tree: dict[str, Any], config: Any) -> int:
     tracking.track_reused(config.artifacts, config.tracking, stages)
     if code == 0:
         found = summary.write_summary(config.artifacts, config, since=since)
-        summary.show_summary(found, config.artifacts)
-    summary.show_delivery(tracking.wait_until_sent(config.artifacts, config.tracking, timeout=60))
+        summary_view.show_summary(found, config.artifacts)
+    delivery = tracking.wait_until_sent(config.artifacts, config.tracking, timeout=60)
+    summary_view.show_delivery(delivery)
     return code
 
 

@@ -9,18 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.checkpoints import (
-    CONFIGS,
-    LM_HEAD,
-    Json,
-    Shape,
-    check_no_code,
-    read_json,
-    read_shape,
-    tensor_shapes,
-    weight_files,
-)
+from pipeline.checkpoint_files import CONFIGS, read_json, tensor_shapes, weight_files
 from pipeline.errors import DataError
+from pipeline.model_shape import LM_HEAD, Json, Shape, check_no_code, read_shape
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 

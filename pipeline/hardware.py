@@ -84,7 +84,7 @@ def inspect_machine() -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         cpu=_cpu_name(),
-        cores=_cores(),
+        cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         driver=driver,
         gpus=tuple(gpus),
@@ -138,7 +138,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> float:
+def usable_cores() -> float:
     """Cores that this process may use; a container's quota can be a fraction."""
     cores = float(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

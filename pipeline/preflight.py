@@ -5,10 +5,10 @@ changes what a run computes.
 """
 
 from pipeline import hardware
-from pipeline.checkpoints import Shape, read_shape
 from pipeline.errors import Busy, ConfigError, MissingRuntime, ResourceError
 from pipeline.gpu_use import GpuUse, gpu_use
 from pipeline.hardware import GIB, Machine
+from pipeline.model_shape import Shape, read_shape
 from pipeline.planner.accelerators import has_fp8
 from pipeline.planner.advice import what_fits
 from pipeline.planner.memory import peak

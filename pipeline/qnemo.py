@@ -14,9 +14,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pipeline.checkpoints import Shape
 from pipeline.config import QuantizationFormat
-from pipeline.layouts import (
+from pipeline.model_shape import Shape
+from pipeline.weight_formats import (
     TOKENIZER,
     TYPES,
     Json,

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pipeline.config import QuantizationFormat
-from pipeline.layouts import (
+from pipeline.weight_formats import (
     JOINED,
     TOKENIZER,
     TYPES,

@@ -124,7 +124,8 @@ def picture_of_summary(artifacts: Path, picture: Path) -> None:
 
     from rich.console import Console
 
-    from pipeline.summary import SUMMARY, show_summary
+    from pipeline.summary import SUMMARY
+    from pipeline.summary_view import show_summary
 
     console = Console(record=True, width=SUMMARY_WIDTH, file=io.StringIO(), highlight=False)
     show_summary(json.loads((artifacts / SUMMARY).read_text()), artifacts, console)

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.checkpoints import EMBEDDING, LM_HEAD, Shape
-from pipeline.layouts import Layout
+from pipeline.model_shape import EMBEDDING, LM_HEAD, Shape
+from pipeline.weight_formats import Layout
 
 if TYPE_CHECKING:
     import torch

@@ -15,15 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters.dequantize import dequantize, on_device
-from pipeline.checkpoints import (
-    EMBEDDING,
-    FINAL_NORM,
-    LM_HEAD,
-    Shape,
-    tensor_shapes,
-    weight_files,
-)
-from pipeline.layouts import BY_ALGORITHM
+from pipeline.checkpoint_files import tensor_shapes, weight_files
+from pipeline.model_shape import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
+from pipeline.weight_formats import BY_ALGORITHM
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import WEIGHTS, WEIGHTS_INDEX, tensor_shapes, weight_files
+from pipeline.checkpoint_files import WEIGHTS, WEIGHTS_INDEX, tensor_shapes, weight_files
 
 if TYPE_CHECKING:
     import torch

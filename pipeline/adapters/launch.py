@@ -22,6 +22,7 @@ from datetime import timedelta
 from pipeline import errors
 from pipeline.adapters.ranks import JOIN_SECONDS, MARK, MASTER, NODE_RANK, emit
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.hardware import usable_cores
 from pipeline.training import Checkpoints, Job, Point, Trained
 
 _WORKER = "pipeline.adapters.launch"
@@ -105,7 +106,7 @@ def _ranks(
         )
     here = processes // nodes
     command = [sys.executable, "-m", "pipeline.adapters.ranks", str(nodes), str(here), worker]
-    threads = max(1, (os.cpu_count() or 1) // here)
+    threads = max(1, int(usable_cores()) // here)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     libc = CDLL(None)
     with subprocess.Popen(

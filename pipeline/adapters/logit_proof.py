@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import Shape
 from pipeline.errors import ProofFailed
+from pipeline.model_shape import Shape
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from pipeline.summary import natural
+from pipeline.summary_view import natural
 
 STAGE = "mlflow.pipeline.stage"  # tag
 ACCURACY = "exact_match/"

@@ -8,23 +8,31 @@ the spool says of them.
 
 import json
 import math
-import re
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.adapters import mlflow_notes, mlflow_registry
+from pipeline.adapters.mlflow_entities import (
+    PARAM_LENGTH,
+    allowed_name,
+    artifact_tags,
+    batches,
+    commit_tags,
+    dataset_input,
+    source_tags,
+)
 from pipeline.artifact import open_artifact
 from pipeline.errors import ArtifactError
 from pipeline.spool import Destination, Group, Owner, mask, read_events
@@ -33,12 +41,9 @@ from pipeline.spool import Destination, Group, Owner, mask, read_events
 SENT, RUN, STAGE = "mlflow.pipeline.sent", "mlflow.pipeline.run", "mlflow.pipeline.stage"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 CONTEXTS = {"finetune": "training", "quantize": "calibration", "evaluate": "evaluation"}
-# MLflow's limits: entries of a batch; characters of a parameter and a name; and of a digest shown.
-# In batches of over 100 metrics its SQL store fails on points that it has already.
-METRICS, PARAMS = 100, 100
-PARAM_LENGTH, NAME_LENGTH, DIGEST_LENGTH = 6000, 250, 12
+# In batches of over 100 metrics MLflow's SQL store fails on points that it has already.
+METRICS, PARAMS = 100, 100  # of a batch
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
-T = TypeVar("T")
 
 
 @dataclass
@@ -132,7 +137,7 @@ class Sender:
                 RUN: file.stem,
                 PARENT: parent,
                 STAGE: start["stage"],
-                **_source_tags(group.user, start["command"]),
+                **source_tags(group.user, start["command"]),
             }
             run_id = self._create(experiment, start["stage"], start["time"], tags)
             sent = 0
@@ -146,21 +151,22 @@ class Sender:
         for run_id in (sending.run_id, sending.parent_id):
             known = self.client.get_run(run_id).data.params  # a second value is refused
             params = [
-                Param(_name(key), value[:PARAM_LENGTH])
+                Param(allowed_name(key), value[:PARAM_LENGTH])
                 for key, value in start["params"].items()
-                if _name(key) not in known
+                if allowed_name(key) not in known
             ]
-            for batch in _batches(params, PARAMS):
+            for batch in batches(params, PARAMS):
                 self.client.log_batch(run_id, params=batch)
         datasets, tags = [], []
         for name, source in start["inputs"].items():
             tags.append(RunTag(f"input.{name}", f"{source['digest'][:12]} {source['path']}"))
             if source["kind"] == "dataset":
-                datasets.append(_dataset(name, source, CONTEXTS.get(start["stage"], "reading")))
+                context = CONTEXTS.get(start["stage"], "reading")
+                datasets.append(dataset_input(name, source, context))
         for path, digest in start["files"].items():
             if path == start["params"].get("data.folder"):
                 source = {"digest": digest, "path": path, "figures": {}}
-                datasets.append(_dataset(Path(path).name, source, "raw data"))
+                datasets.append(dataset_input(Path(path).name, source, "raw data"))
         self.client.log_batch(sending.run_id, tags=tags)
         self.client.log_inputs(sending.run_id, datasets)
         self.client.log_inputs(sending.parent_id, datasets)
@@ -172,10 +178,10 @@ class Sender:
         for event in events:
             for name, (value, step) in event.get("metrics", {}).items():
                 if math.isfinite(value):
-                    points.append(Metric(_name(name), value, event["time"], step))
+                    points.append(Metric(allowed_name(name), value, event["time"], step))
                 else:
                     broken.append(f"{name} is {value} at step {step}")
-        for batch in _batches(points, METRICS):
+        for batch in batches(points, METRICS):
             self.client.log_batch(sending.run_id, metrics=batch)
         if broken:
             self.client.set_tag(sending.run_id, "not_finite", broken[0])
@@ -186,10 +192,10 @@ class Sender:
         shown = mlflow_notes.figures_of(stage, figures, reused=end.get("reused", False))
         self.client.log_batch(
             parent,
-            metrics=[Metric(_name(name), value, end["time"], 0) for name, value in shown],
-            tags=[RunTag(k, v) for k, v in _commit_tags(end).items()],
+            metrics=[Metric(allowed_name(name), value, end["time"], 0) for name, value in shown],
+            tags=[RunTag(k, v) for k, v in commit_tags(end).items()],
         )
-        tags = {**_artifact_tags(end), **_commit_tags(end), NOTE: mlflow_notes.of_stage(stage, end)}
+        tags = {**artifact_tags(end), **commit_tags(end), NOTE: mlflow_notes.of_stage(stage, end)}
         self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
         files = file.with_suffix(".files")
         if files.is_dir():
@@ -247,7 +253,7 @@ class Sender:
                 known.experiment_id
                 if known
                 else self.client.create_experiment(
-                    name, artifact_location=(root / _name(name)).as_uri() if root else None
+                    name, artifact_location=(root / allowed_name(name)).as_uri() if root else None
                 )
             )
         return self.experiments[name]
@@ -256,7 +262,7 @@ class Sender:
         if group.id not in self.parents:
             experiment = self._experiment(group.experiment)
             found = self._search(experiment, RUN, group.id)
-            tags = {RUN: group.id, **_source_tags(group.user, "python -m pipeline")}
+            tags = {RUN: group.id, **source_tags(group.user, "python -m pipeline")}
             self.parents[group.id] = (
                 found[0].info.run_id
                 if found
@@ -270,46 +276,6 @@ class Sender:
 
     def _search(self, experiment: str, tag: str, value: str) -> list[Run]:
         return self.client.search_runs([experiment], f"tags.`{tag}` = '{value}'")
-
-
-def _dataset(name: str, source: Mapping[str, Any], context: str) -> DatasetInput:
-    dataset = Dataset(
-        name=name,
-        digest=source["digest"][:DIGEST_LENGTH],
-        source_type="local",
-        source=json.dumps({"uri": source["path"]}),
-        profile=json.dumps(source["figures"]),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-
-
-def _source_tags(user: str, command: str) -> dict[str, str]:
-    kind = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
-    return {"mlflow.user": user, **kind}
-
-
-def _commit_tags(end: Mapping[str, Any]) -> dict[str, str]:
-    code = end.get("code") or {}
-    tags = {"mlflow.source.git.commit": code["commit"]} if "commit" in code else {}
-    return tags | ({"code.changed": "true"} if code.get("changed") else {})
-
-
-def _artifact_tags(end: Mapping[str, Any]) -> dict[str, str]:
-    tags = {"reused": "true"} if end.get("reused") else {}
-    if end.get("path"):
-        tags |= {"artifact.kind": end["kind"], "artifact.path": end["path"]}
-        tags |= {"artifact.digest": end["digest"], "artifact.mib": f"{end['bytes'] / 2**20:.2f}"}
-    return tags
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]
-
-
-def _name(text: str) -> str:
-    """A name as MLflow allows it."""
-    return re.sub(r"[^\w\-./ :]", "_", text)[:NAME_LENGTH]
 
 
 def _now() -> int:

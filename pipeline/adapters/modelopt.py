@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters.absent import absent
-from pipeline.checkpoints import WEIGHTS_INDEX, link_weights
+from pipeline.checkpoint_files import WEIGHTS_INDEX, link_weights
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters import modelopt
-from pipeline.checkpoints import TOKENIZER_FILES, read_shape
+from pipeline.checkpoint_files import TOKENIZER_FILES
 from pipeline.errors import PipelineError
-from pipeline.layouts import JOINED
+from pipeline.model_shape import read_shape
+from pipeline.weight_formats import JOINED
 
 if TYPE_CHECKING:
     import torch

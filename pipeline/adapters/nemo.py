@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.adapters import nemo_weights
 from pipeline.adapters.hf import WeightReader
 from pipeline.adapters.nemo_session import EXTRA_STATE, has_transformer_engine, on_gpu
-from pipeline.checkpoints import Shape, copy_assets, read_shape
+from pipeline.checkpoint_files import copy_assets
+from pipeline.model_shape import Shape, read_shape
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters import nemo_weights
-from pipeline.checkpoints import Shape
+from pipeline.model_shape import Shape
 
 if TYPE_CHECKING:
     import torch

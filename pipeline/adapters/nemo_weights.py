@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.checkpoints import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
+from pipeline.model_shape import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
 
 if TYPE_CHECKING:
     import torch

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import hardware
-from pipeline.checkpoints import read_shape
 from pipeline.config import Config
+from pipeline.finetune_checks import check
 from pipeline.graph import ROOT
 from pipeline.hardware import GIB
-from pipeline.layout import check
+from pipeline.model_shape import read_shape
 from pipeline.planner import chain, speed
 from pipeline.planner.accelerators import KNOWN, Accelerator, of_machine
 from pipeline.planner.advice import what_fits

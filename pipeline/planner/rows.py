@@ -3,8 +3,8 @@
 import json
 
 from pipeline.artifact import MANIFEST
-from pipeline.checkpoints import Shape
 from pipeline.config import Config
+from pipeline.model_shape import Shape
 from pipeline.planner.workload import Rows
 
 MULTIPLE = 8  # positions of a padded row (adapters.nemo_data)

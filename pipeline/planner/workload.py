@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.checkpoints import Shape
 from pipeline.config import FinetuneConfig
+from pipeline.model_shape import Shape
 from pipeline.training import Job
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.artifact import MANIFEST, SCRATCH, Artifact, Outcome
 from pipeline.chat import FILES, Chat
-from pipeline.checkpoints import clear
+from pipeline.checkpoint_files import clear
 from pipeline.config import Config, EngineConfig
 from pipeline.console import get_console
 from pipeline.errors import ConfigError, MissingRuntime, ProofFailed

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import Artifact, Outcome
-from pipeline.checkpoints import Shape, read_shape
 from pipeline.config import Config, QuantizationFormat
 from pipeline.console import get_console, progress
 from pipeline.errors import ArtifactError, ConfigError, ProofFailed
-from pipeline.layouts import group_of
+from pipeline.model_shape import Shape, read_shape
 from pipeline.qnemo import check_config, check_qnemo
 from pipeline.unified_hf import check_unified_hf
+from pipeline.weight_formats import group_of
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from pipeline.artifact import SCRATCH, Artifact, Outcome, sha256_of_json
 from pipeline.batches import SampleOrder, TokenRows
-from pipeline.checkpoints import Shape, copy_assets, read_shape
+from pipeline.checkpoint_files import copy_assets
 from pipeline.config import Config
 from pipeline.curve import following, write_curve
 from pipeline.dataset import read_split
 from pipeline.errors import DataError
+from pipeline.finetune_checks import check
 from pipeline.hardware import GIB
-from pipeline.layout import check
+from pipeline.model_shape import Shape, read_shape
 from pipeline.preflight import check_machine, planned_memory
 from pipeline.training import Checkpoints, Job
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.artifact import Artifact, Outcome
 from pipeline.checkpoint_checks import check_folder
-from pipeline.checkpoints import clear
+from pipeline.checkpoint_files import clear
 from pipeline.config import Config
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifact import Artifact, Outcome
-from pipeline.checkpoints import Shape, clear, copy_assets, read_json, read_shape
+from pipeline.checkpoint_files import clear, copy_assets, read_json
 from pipeline.config import Config
+from pipeline.model_shape import Shape, read_shape
 
 if TYPE_CHECKING:
     from pipeline.adapters.nemo_adapters import AdapterLayer

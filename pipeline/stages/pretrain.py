@@ -52,7 +52,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     from pipeline.adapters import nemo, nemo_training
     from pipeline.adapters.hf import write_weights
     from pipeline.adapters.nemo_session import nemo_session
-    from pipeline.checkpoints import read_shape
+    from pipeline.model_shape import read_shape
 
     job = _job(config, hf, rows, scratch / "checkpoints", out)
     done = len(Checkpoints(job.scratch, job.identity).curve())

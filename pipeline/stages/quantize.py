@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact, Outcome
-from pipeline.checkpoints import Shape, copy_assets, link_weights, read_shape, weight_files
+from pipeline.checkpoint_files import copy_assets, link_weights, weight_files
 from pipeline.config import Config, QuantizationFormat
 from pipeline.console import get_console, progress
 from pipeline.dataset import Row, read_split
 from pipeline.errors import ConfigError, DataError, ProofFailed
-from pipeline.layouts import group_of
+from pipeline.model_shape import Shape, read_shape
 from pipeline.rendering import shared_chat
+from pipeline.weight_formats import group_of
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ import torch
 
 from bench.gpu_training import SEQUENCE, VOCABULARY, make_rows, model_folder
 from pipeline.adapters import launch
-from pipeline.checkpoints import read_shape
+from pipeline.model_shape import read_shape
 from pipeline.preflight import planned_memory
 from pipeline.training import Job
 

@@ -15,8 +15,9 @@ import torch
 from pipeline.adapters import hf, nemo, nemo_adapters
 from pipeline.adapters.nemo_session import nemo_session
 from pipeline.artifact import Outcome
-from pipeline.checkpoints import copy_assets, read_shape
+from pipeline.checkpoint_files import copy_assets
 from pipeline.errors import ProofFailed
+from pipeline.model_shape import read_shape
 from pipeline.stages import import_, merge
 from tests.unit.model_folders import make_model_folder
 

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from pipeline.adapters import onnxruntime
 from pipeline.adapters.onnxruntime_session import DecoderSession
-from pipeline.checkpoints import read_shape
 from pipeline.errors import DataError
+from pipeline.model_shape import read_shape
 from tests.unit.model_folders import make_model_folder
 
 VOCABULARY = 400

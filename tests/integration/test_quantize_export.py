@@ -19,7 +19,7 @@ from pipeline.adapters import hf, modelopt
 from pipeline.adapters.hf_session import HfSession, is_quantized
 from pipeline.artifact import Artifact, Outcome
 from pipeline.chat import Chat
-from pipeline.checkpoints import weight_files
+from pipeline.checkpoint_files import weight_files
 from pipeline.dataset import Row, read_split
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError, ProofFailed
 from pipeline.serving.batching import BatchingEngine

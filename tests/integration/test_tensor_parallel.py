@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.adapters import launch, nemo
 from pipeline.adapters.nemo_session import nemo_session
-from pipeline.checkpoints import copy_assets
+from pipeline.checkpoint_files import copy_assets
 from pipeline.training import Job, Trained
 from tests.integration.training_case import make_base, make_job, make_rows
 

@@ -1,6 +1,7 @@
 """Tiny model folders with the chat templates of well-known families, as test inputs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import (
@@ -182,7 +183,7 @@ def add_weights(folder: Path, max_positions: int = 512) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from pipeline.checkpoints import read_shape
+    from pipeline.model_shape import read_shape
 
     vocab = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
     config = {
@@ -211,7 +212,7 @@ def add_random_weights(folder: Path, *, seed: int = 1, **changes: object) -> Pat
     import numpy as np
     from safetensors.numpy import save_file
 
-    from pipeline.checkpoints import read_shape
+    from pipeline.model_shape import read_shape
 
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -237,3 +238,14 @@ def add_random_weights(folder: Path, *, seed: int = 1, **changes: object) -> Pat
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def edit(name: str, **changes: object) -> Callable[[Path], object]:
+    """A change to a folder: sets keys of a JSON file; ... removes one."""
+
+    def change(folder: Path) -> None:
+        file = folder / name
+        content = json.loads(file.read_text()) | changes
+        file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+    return change

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import compose, summary
+from pipeline import compose, summary, summary_view
 from pipeline.config import Config
 from pipeline.tracking import Delivery
 from tests.made_artifacts import make_artifact, make_chain
@@ -22,7 +22,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def shown(content: dict, artifacts: Path, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    summary.show_summary(content, artifacts, console)
+    summary_view.show_summary(content, artifacts, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -74,7 +74,7 @@ def test_a_person_sees_times_answers_accuracy_engine_and_what_to_do_next(
         for line in lines
         if line.split()[:1] and line.split()[0] in ("base", "tuned", "fp8") and "%" in line
     }
-    assert bars["base"] < bars["fp8"] <= bars["tuned"] < summary.BAR
+    assert bars["base"] < bars["fp8"] <= bars["tuned"] < summary_view.BAR
     assert any("fp8" in line and "92.0%" in line and "shipped" in line for line in lines)
     assert "gate passed" in text
     assert text.index("at 4") < text.index("at 16")
@@ -142,8 +142,8 @@ def test_text_in_answers_is_not_markup(tmp_path: Path, config: Config) -> None:
 def test_the_registrys_answer_is_told() -> None:
     answer = {"name": "bank", "version": 3, "aliases": ["candidate"], "reason": "2 is better"}
     console = Console(file=io.StringIO(), width=200, highlight=False)
-    summary.show_delivery(Delivery(registered=answer), console)
-    summary.show_delivery(Delivery(), console)
+    summary_view.show_delivery(Delivery(registered=answer), console)
+    summary_view.show_delivery(Delivery(), console)
     assert console.file.getvalue() == "Registered as bank version 3, candidate: 2 is better\n"  # type: ignore[attr-defined]
 
 
@@ -151,4 +151,4 @@ def test_the_registrys_answer_is_told() -> None:
     ("count", "text"), [(0, "0.0 KiB"), (3 * 2**20, "3.0 MiB"), (5 * 2**29, "2.50 GiB")]
 )
 def test_sizes_are_told_in_a_fitting_unit(count: int, text: str) -> None:
-    assert summary._size(count) == text
+    assert summary_view._size(count) == text

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from pipeline.adapters import dequantize as dequantize_module
 from pipeline.adapters.dequantize import compare, dequantize, difference
 from pipeline.adapters.hf import WeightReader
-from pipeline.checkpoints import EMBEDDING, LM_HEAD, Shape
-from pipeline.layouts import LAYOUTS
+from pipeline.model_shape import EMBEDDING, LM_HEAD, Shape
+from pipeline.weight_formats import LAYOUTS
 from tests.unit.stages.test_quantize import LLAMA
 
 Matrix = list[list[int]]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pipeline.adapters import hf
 from pipeline.adapters.hf import WeightReader, write_weights
-from pipeline.checkpoints import tensor_shapes, weight_files
+from pipeline.checkpoint_files import tensor_shapes, weight_files
 
 WEIGHTS = {
     "a": torch.linspace(-1, 1, 24).reshape(4, 6),

@@ -13,8 +13,8 @@ import torch
 from pipeline.adapters import hf
 from pipeline.adapters.hf_adapters import AdaptedHfSession
 from pipeline.adapters.hf_session import HfSession
-from pipeline.checkpoints import read_shape
 from pipeline.errors import DataError
+from pipeline.model_shape import read_shape
 from pipeline.serving.batching import BatchingEngine
 from pipeline.serving.engine import Sampling
 from tests.unit.model_folders import add_random_weights, make_model_folder

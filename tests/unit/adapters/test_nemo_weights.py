@@ -13,7 +13,7 @@ from pipeline.adapters.nemo_weights import (
     rules,
     unfused,
 )
-from pipeline.checkpoints import Shape
+from pipeline.model_shape import Shape
 
 LLAMA = Shape(
     family="llama",

@@ -22,8 +22,8 @@ def test_the_demo_on_a_cpu() -> None:
     """1.92 GiB in its manifest: 32 rows of at most 137 tokens, rank 64, in float32."""
     from pathlib import Path
 
-    from pipeline.checkpoints import read_shape
     from pipeline.graph import ROOT
+    from pipeline.model_shape import read_shape
 
     demo = workload(
         rank=64, rows=rows(136), global_batch_size=32, micro_batch_size=32, gpu=False,

@@ -38,8 +38,8 @@ def test_an_exception_is_in_its_line() -> None:
 
 def test_other_libraries_are_heard_when_they_warn_only() -> None:
     def write() -> None:
-        logging.getLogger("some.library").info("chatter")
-        logging.getLogger("some.library").warning("trouble %s", 7)
+        logging.getLogger("some.package").info("chatter")
+        logging.getLogger("some.package").warning("trouble %s", 7)
 
     assert [line["message"] for line in logged(write=write)] == ["trouble 7"]
 

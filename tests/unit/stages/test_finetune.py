@@ -12,10 +12,10 @@ import pytest
 from pipeline import compose
 from pipeline.adapters import launch
 from pipeline.artifact import Artifact
-from pipeline.checkpoints import Shape
 from pipeline.config import Config
 from pipeline.dataset import Row, write_split
 from pipeline.errors import ConfigError, DataError
+from pipeline.model_shape import Shape
 from pipeline.stages import finetune
 from pipeline.training import Checkpoints, Job, Point
 from tests.unit.model_folders import make_model_folder

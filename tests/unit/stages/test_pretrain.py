@@ -7,10 +7,10 @@ import pytest
 
 from pipeline import compose, corpus
 from pipeline.chat import Chat
-from pipeline.checkpoints import read_shape
 from pipeline.config import Config
 from pipeline.corpus import Part, load_generator, make_rows, part_ids, train_tokenizer
 from pipeline.errors import ConfigError, DataError
+from pipeline.model_shape import read_shape
 from pipeline.stages import pretrain
 
 GENERATOR = Path("data/general/generate.py")

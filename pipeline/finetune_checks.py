@@ -1,8 +1,8 @@
 """Whether fine-tuning's settings fit one another and the model. Imports nothing heavy."""
 
-from pipeline.checkpoints import Shape
 from pipeline.config import FinetuneConfig
 from pipeline.errors import ConfigError
+from pipeline.model_shape import Shape
 
 
 def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:

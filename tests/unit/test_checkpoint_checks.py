@@ -9,17 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pipeline.checkpoint_checks import check_folder
-from pipeline.checkpoints import (
-    Llama3Rope,
-    clear,
-    copy_assets,
-    link_weights,
-    read_shape,
-    tensor_shapes,
-    weight_files,
-)
+from pipeline.checkpoint_files import tensor_shapes
 from pipeline.errors import DataError
-from tests.unit.model_folders import add_weights, make_model_folder
+from tests.unit.model_folders import add_weights, edit, make_model_folder
 
 Change = Callable[[Path], object]
 
@@ -27,17 +19,6 @@ Change = Callable[[Path], object]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return add_weights(make_model_folder(tmp_path / "model", "demo"))
-
-
-def edit(name: str, **changes: object) -> Change:
-    """Set keys of a JSON file; ... removes one."""
-
-    def change(folder: Path) -> None:
-        file = folder / name
-        content = json.loads(file.read_text()) | changes
-        file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
-
-    return change
 
 
 def tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Change:
@@ -218,101 +199,8 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         check_folder(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("architecture", "settings", "accepted"),
-    [
-        ("MistralForCausalLM", {"sliding_window": None}, True),
-        ("MistralForCausalLM", {"sliding_window": 512}, True),
-        ("MistralForCausalLM", {"sliding_window": 511}, False),
-        ("MistralForCausalLM", {"max_position_embeddings": 4097}, False),  # the default is 4096
-        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": False}, True),
-        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": True}, False),
-        ("LlamaForCausalLM", {"sliding_window": 8}, True),  # LlamaConfig has no such field
-    ],
-)
-def test_sliding_windows_that_cut_are_refused(
-    folder: Path, architecture: str, settings: dict[str, object], accepted: bool
-) -> None:
-    edit("config.json", architectures=[architecture], **settings)(folder)
-    if accepted:
-        assert read_shape(folder).family == architecture.removesuffix("ForCausalLM").lower()
-    else:
-        with pytest.raises(DataError, match="windowed attention is not supported"):
-            read_shape(folder)
-
-
-def test_defaults_are_those_of_transformers(folder: Path) -> None:
-    edit("config.json", num_key_value_heads=...)(folder)
-    shape = read_shape(folder)
-    assert (shape.kv_heads, shape.head_dim) == (2, 4)
-    assert (shape.rope_theta, shape.rope_scaling, shape.tied) == (10_000.0, None, False)
-    edit("config.json", architectures=["Qwen2ForCausalLM"])(folder)
-    with pytest.raises(DataError, match="num_key_value_heads=None"):
-        read_shape(folder)
-
-
-def test_llama3_rope_scaling_is_read(folder: Path) -> None:
-    scaling = {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    edit("config.json", rope_scaling=scaling)(folder)
-    assert read_shape(folder).rope_scaling == Llama3Rope(8.0, 1.0, 4.0, 64)
-
-
 def test_a_tied_model_may_repeat_its_output_layer(folder: Path) -> None:
     edit("config.json", tie_word_embeddings=True)(folder)
     assert check_folder(folder).tied
     tensors(lambda t: t.pop("lm_head.weight"))(folder)
     assert check_folder(folder).tied
-
-
-def test_shards_are_found_through_the_index(folder: Path) -> None:
-    whole = load_file(folder / "model.safetensors")
-    names = sorted(whole)
-    parts = {"a.safetensors": names[:4], "b.safetensors": names[4:]}
-    for file, part in parts.items():
-        save_file({name: whole[name] for name in part}, folder / file)
-    (folder / "model.safetensors").unlink()
-    weight_map = {name: file for file, part in parts.items() for name in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert weight_files(folder) == [folder / "a.safetensors", folder / "b.safetensors"]
-    assert check_folder(folder).layers == 1
-
-
-def test_assets_are_copied_without_weights(folder: Path, tmp_path: Path) -> None:
-    copy_assets(folder, tmp_path / "copy")
-    copied = {file.name for file in (tmp_path / "copy").iterdir()}
-    assert copied == {"config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert (tmp_path / "copy/config.json").read_bytes() == (folder / "config.json").read_bytes()
-
-
-def test_linked_weights_take_no_room_and_are_the_same(folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for _ in range(2):  # what an interrupted run left is replaced
-        names = link_weights(folder, copy)
-    assert (copy / "model.safetensors").samefile(folder / "model.safetensors")
-    assert names == dict.fromkeys(tensor_shapes(folder / "model.safetensors"), "model.safetensors")
-
-
-def test_weights_are_copied_to_a_disk_that_takes_no_links(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*paths: Path) -> None:
-        raise OSError("Invalid cross-device link")
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    link_weights(folder, tmp_path)
-    assert not (tmp_path / "model.safetensors").samefile(folder / "model.safetensors")
-    written, source = (f / "model.safetensors" for f in (tmp_path, folder))
-    assert written.read_bytes() == source.read_bytes()
-
-
-def test_clear_leaves_an_empty_folder(folder: Path) -> None:
-    (folder / "weights" / "deep").mkdir(parents=True)
-    clear(folder)
-    assert list(folder.iterdir()) == []
