@@ -7,7 +7,7 @@ that it measures. Load tools that would fit (aiperf, guidellm) need far more pac
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ async def ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
     async with session.post(url, json=streamed) as response:
         if response.status != 200:
             raise PipelineError(f"{url} answered {response.status}: {await response.text()}")
-        async for line in response.content:
+        async for line in _lines(response.content):
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
@@ -109,3 +109,14 @@ async def ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
                 first = first or last
                 parts.append(event["choices"][0]["delta"].get("content", ""))
     return Timed("".join(parts), tokens, first, last)
+
+
+async def _lines(content: Any) -> AsyncIterator[bytes]:
+    """Lines as they come, many at a time: aiohttp's own iteration wakes up for each of them."""
+    rest = b""
+    async for data in content.iter_any():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest

@@ -22,7 +22,8 @@ class StepModel(Protocol):
         """Read `ids` as tokens start … of a row's sequence; logits [len(ids), vocabulary]."""
 
     def decode(self, ids: Sequence[int], lengths: Sequence[int]) -> "NDArray[np.float32]":
-        """One more token for each of the first rows; logits [len(ids), vocabulary].
+        """One more token for each of the first rows; logits [len(ids), vocabulary], which may
+        change with the next call.
 
         Args:
             lengths: tokens in each row, the new one included.

@@ -45,6 +45,8 @@ class TextStream:
         return rest if self.stopped else rest + held
 
     def _release(self, text: str) -> str:
+        if not self._stops:
+            return text
         text = self._held + text
         found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
         if found:
