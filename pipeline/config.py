@@ -88,7 +88,7 @@ class AdapterConfig(Section):
 class ParallelConfig(Section):
     """Ranks a model is spread over; data parallel takes what is left of the processes."""
 
-    processes: Positive = Field(description="on this machine, one a GPU")
+    processes: Positive = Field(description="of all machines, one a GPU")
     tensor: Positive
     pipeline: Positive
     context: Positive

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.config import EngineConfig
 from pipeline.errors import ArtifactError, DataError, MissingRuntime
 
-IMAGE = "nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
+IMAGE = "<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1"
 COMMAND = "trtllm-build"
 ENGINES = "engine"  # below the artifact: rank*.engine and their config.json
 LOG = "trtllm-build.log"

@@ -26,8 +26,8 @@ NATIVE_FP8, NATIVE_FP4 = (8, 9), (10, 0)  # compute capabilities
 
 LOCKED = "make setup"
 TRTLLM = (
-    'docker run --rm -it --gpus all --ipc=host -v "$PWD":/work -w /work '
-    "nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
+    'docker run --rm -it --gpus all --ipc=host -v "$PWD":/src -w /src '
+    "'<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1'"
 )
 VLLM = "pip install vllm==0.24.0 (in an environment of its own: it pins torch 2.11.0)"
 _NEMO = ("torch", "nemo_toolkit", "megatron-core", "nemo_run")

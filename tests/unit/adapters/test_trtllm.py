@@ -94,7 +94,7 @@ def test_where_it_is_absent_the_refusal_holds_the_container_and_the_command(tmp_
     words = shlex.split(line)
     assert words[:3] == ["docker", "run", "--rm"]
     assert f"{folder}:/checkpoint:ro" in words
-    image = words.index("nvcr.io/nvidia/tensorrt-llm/release:1.2.1")
+    image = words.index("<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1")
     inside = parse(words[image + 1 :])
     assert (inside["checkpoint_dir"], inside["output_dir"]) == ("/checkpoint", "/engine")
     outside = parse(trtllm.build_command(folder, Path("e"), ENGINE))

@@ -50,7 +50,12 @@ def measured() -> dict[str, tuple[dict[str, Any], float, float]]:
     peak GiB of allocated tensors, tokens/s. A later file's figure replaces an earlier one's."""
     # Measured before results were kept in files (docs/benchmarks.md has it).
     found = {"lora-bf16-b1": (changes_of("lora-bf16-b1"), 33.7, 15_534)}
-    for name in ("gpu_training_fp8_b2", "gpu_training", "gpu_training_sft"):
+    for name in (
+        "gpu_training_fp8_b2",
+        "gpu_training",
+        "gpu_training_sft",
+        "gpu_training_sft_b2",
+    ):
         results = json.loads((ROOT / f"bench/results/{name}.json").read_text())
         for case, figures in results["cases"].items():
             if "peak_memory_gib" in figures:  # of one GPU, and it did not fail

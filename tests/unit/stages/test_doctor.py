@@ -75,7 +75,7 @@ def test_machine_without_gpu(
     assert "build engine=trtllm no no tensorrt_llm, no NVIDIA GPU" in lines
     (mend,) = [line for line in lines if line.startswith("For engine=trtllm:")]
     assert "on a machine with an NVIDIA GPU: docker run" in mend
-    assert "nvcr.io/nvidia/tensorrt-llm/release:1.2.1" in mend
+    assert "/nvidia/tensorrt-llm/release:1.2.1" in mend
 
 
 def test_machine_with_nothing(
