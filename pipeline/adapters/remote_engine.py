@@ -15,6 +15,14 @@ from typing import Any
 import httpx
 
 from pipeline.adapters.remote import API_KEY
+from pipeline.adapters.remote_requests import (
+    BEHIND,
+    KNOWN_TOGETHER,
+    SAMPLING_FIELDS,
+    message,
+    refusal,
+    request_body,
+)
 from pipeline.chat import Chat
 from pipeline.console import get_console
 from pipeline.errors import ArtifactError, MissingRuntime
@@ -22,14 +30,8 @@ from pipeline.serving.description import Description
 from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling, Token
 from pipeline.serving.stream import PushedStream
 
-BEHIND = "the server behind this one"  # to clients: its address is in the log alone
 CONNECT_SECONDS, READ_SECONDS = 10, 600
 PROBE_SECONDS = 1.0  # between looks at whether a server that was gone is back
-# Fields beyond OpenAI's that servers know or refuse together, with values that change nothing.
-KNOWN_TOGETHER: tuple[dict[str, Any], ...] = (
-    {"return_token_ids": True, "stop_token_ids": []},
-    {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
-)
 PIECES = ("a", " b", "c", " d\n", "é", "  e")  # text that has to come back as it went
 
 
@@ -43,6 +45,9 @@ class RemoteEngine:
     Raises:
         MissingRuntime: the server does not answer, refuses the key or has no such model.
         ArtifactError: it gives no token ids, and the tokenizer cannot do without.
+
+    Attributes:
+        lacks: settings of sampling that the server does not know.
     """
 
     features = frozenset({"penalties", "logit_bias"})
@@ -60,6 +65,7 @@ class RemoteEngine:
         self.max_seq_len = min(longest or description.max_seq_len, description.max_seq_len)
         self.max_input_len = min(description.max_input_len, self.max_seq_len - 1)
         self._known, self._gives_ids = self._try_out()
+        self.lacks = SAMPLING_FIELDS - self._known
         if not self._gives_ids and not _is_piecewise(chat):
             raise ArtifactError(
                 f"{self._url} sends no token ids, and the tokenizer in {chat.folder} does not give "
@@ -107,7 +113,7 @@ class RemoteEngine:
         if answer.status_code != 200:
             raise MissingRuntime(
                 f"engine=remote: {self._url}/models answers {answer.status_code}: "
-                f"{_message(answer.text)}; its key is read from {API_KEY}"
+                f"{message(answer.text)}; its key is read from {API_KEY}"
             )
         cards = {card["id"]: card for card in answer.json()["data"]}
         if self._model not in cards:
@@ -120,23 +126,30 @@ class RemoteEngine:
     def _try_out(self) -> tuple[frozenset[str], bool]:
         """Which fields beyond OpenAI's the server takes, and whether it gives token ids."""
         prompt = self._chat.prompt([{"role": "user", "content": "Hello"}])
-        plain = request_body(self._model, prompt, Sampling(1, temperature=0), frozenset())
+        how = Sampling(1, temperature=0, stop_ids=frozenset(self._chat.stop_ids))
+        plain = request_body(self._model, prompt, how, frozenset())
         known: set[str] = set()
         gives_ids = False
         for fields in ({}, *KNOWN_TOGETHER):
-            answer = httpx.post(
-                f"{self._url}/completions",
-                json={**plain, **fields, "stream": False},
-                headers=_headers(),
-                timeout=READ_SECONDS,
-            )
+            try:
+                answer = httpx.post(
+                    f"{self._url}/completions",
+                    json={**plain, **fields, "stream": False},
+                    headers=_headers(),
+                    timeout=READ_SECONDS,
+                )
+            except httpx.HTTPError as error:
+                raise MissingRuntime(
+                    f"engine=remote: {self._url}/completions gave no answer ({error}): look into "
+                    "that server's log, or set engine.arguments.base_url"
+                ) from error
             if answer.status_code == 200:
                 known |= fields.keys()
                 gives_ids |= bool(answer.json()["choices"][0].get("token_ids"))
             elif not fields:
                 raise MissingRuntime(
                     f"engine=remote: {self._url}/completions answers {answer.status_code}: "
-                    f"{_message(answer.text)}"
+                    f"{message(answer.text)}"
                 )
         return frozenset(known), gives_ids
 
@@ -161,27 +174,38 @@ class RemoteEngine:
             url = f"{self._url}/completions"
             async with client.stream("POST", url, json=body) as answer:
                 if answer.status_code != 200:
-                    raise _refusal(answer.status_code, (await answer.aread()).decode())
+                    await answer.aread()
+                    raise refusal(answer.status_code, answer.text)
                 async for line in answer.aiter_lines():
                     self._take(line, stream, stop_id)
             stream.end(EngineFailed(f"{BEHIND} ended an answer in its middle"))
-        except (EngineFailed, ValueError) as error:
+        except (EngineFailed, QueueFull, ValueError) as error:
             stream.end(error)
         except httpx.HTTPError as error:
             self._lose(error)
             stream.end(EngineFailed(self._down or ""))
+        except Exception as error:  # whatever it was: nobody is to wait for the rest
+            cause = f"{type(error).__name__}: {error}"
+            stream.end(EngineFailed(f"{BEHIND} sent what cannot be read ({cause})"))
         finally:
             self._streams.pop(stream, None)
 
     def _take(self, line: str, stream: PushedStream, stop_id: int | None) -> None:
-        """One line of server-sent events."""
+        """One line of server-sent events; one that tells of no choice keeps the connection.
+
+        Raises:
+            EngineFailed: it tells of an error, or is no event.
+        """
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
             return
-        event = json.loads(data)
-        if "error" in event:
-            raise EngineFailed(f"{BEHIND}: {_message(data)}")
-        for choice in event["choices"]:
+        try:
+            event = json.loads(data)
+        except ValueError as error:
+            raise EngineFailed(f"{BEHIND} sent an event that is no JSON: {data[:200]}") from error
+        if event.get("error"):
+            raise EngineFailed(f"{BEHIND}: {message(data)}")
+        for choice in event.get("choices") or ():
             tokens = [Token(token) for token in self._ids(choice)]
             if choice.get("finish_reason") == "stop" and stop_id is not None:
                 # The text does not hold the token that ended it, whichever that was.
@@ -218,42 +242,6 @@ class RemoteEngine:
                 return
 
 
-def request_body(
-    model: str, prompt: Sequence[int], sampling: Sampling, known: frozenset[str]
-) -> dict[str, Any]:
-    """A request to /completions. known: fields beyond OpenAI's that the server takes.
-
-    Raises:
-        ValueError: it does not take what is asked for.
-    """
-    body: dict[str, Any] = {
-        "model": model,
-        "prompt": list(prompt),
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "stream": True,
-    }
-    if "stop_token_ids" in known:
-        body |= {"stop_token_ids": sorted(sampling.stop_ids), "return_token_ids": True}
-    wishes: dict[str, tuple[Any, Any]] = {
-        "seed": (sampling.seed, None),
-        "frequency_penalty": (sampling.frequency_penalty, 0),
-        "presence_penalty": (sampling.presence_penalty, 0),
-        "logit_bias": ({str(i): bias for i, bias in sampling.logit_bias.items()}, {}),
-        "top_k": (sampling.top_k, 0),
-        "min_p": (sampling.min_p, 0),
-        "repetition_penalty": (sampling.repetition_penalty, 1),
-    }
-    for name, (value, neutral) in wishes.items():
-        if value == neutral:
-            continue
-        if name in KNOWN_TOGETHER[1] and name not in known:
-            raise ValueError(f"{name}: {BEHIND} does not know it")
-        body[name] = value
-    return body
-
-
 def _is_piecewise(chat: Chat) -> bool:
     """Whether text that is tokenized piece by piece is the same text again."""
     ids = [i for piece in PIECES for i in _encode(chat, piece)]
@@ -267,18 +255,3 @@ def _encode(chat: Chat, text: str) -> list[int]:
 def _headers() -> dict[str, str]:
     key = os.environ.get(API_KEY)
     return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _refusal(status: int, text: str) -> Exception:
-    if status in (400, 404, 413, 422):
-        return ValueError(_message(text))
-    return EngineFailed(f"{BEHIND} answers {status}: {_message(text)}")
-
-
-def _message(text: str) -> str:
-    """What a server says of an error, as OpenAI's API has it."""
-    try:
-        error = json.loads(text)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        return text[:200]

@@ -70,8 +70,8 @@ class Load(NamedTuple):
 class TokenStream(Protocol):
     """The tokens of one answer as they come: each time those that are new, one or more.
 
-    Iterating raises EngineFailed if the engine breaks down, and ValueError if it finds only now
-    that it cannot do what was asked.
+    Iterating raises EngineFailed if the engine breaks down, ValueError if it finds only now that it
+    cannot do what was asked, and QueueFull if it has no room after all.
     prompt_logprobs: the prompt's tokens with theirs, where asked for, before the first token.
     """
 
@@ -91,6 +91,7 @@ class Engine(Protocol):
 
     features: what it can do beyond sampling: logprobs, prompt_logprobs, guide, logit_bias,
         penalties; adapters (an AdapterEngine), embeddings (an EmbeddingEngine).
+    lacks: only of an engine that cannot do all of Sampling: names of what it refuses.
     """
 
     max_input_len: int

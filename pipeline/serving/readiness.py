@@ -52,7 +52,9 @@ class Readiness:
             await self._engine.embed([[0]])
             return
         prompt = self._chat.prompt([{"role": "user", "content": "Hello"}])
-        async for _ in self._engine.generate(prompt, Sampling(max_tokens=2, temperature=0)):
+        # Ended as a client's would be: not every server behind can go on past a model's end.
+        how = Sampling(max_tokens=2, temperature=0, stop_ids=frozenset(self._chat.stop_ids))
+        async for _ in self._engine.generate(prompt, how):
             pass
 
     def fail(self, reason: str) -> None:

@@ -19,7 +19,7 @@ from pipeline.chat import Chat
 from pipeline.errors import DataError
 from pipeline.serving import calls, responses, tools
 from pipeline.serving.conversation import parse_conversation
-from pipeline.serving.engine import Engine, EngineFailed, Sampling
+from pipeline.serving.engine import Engine, EngineFailed, QueueFull, Sampling
 from pipeline.serving.forms import ChatForm, Form, TextForm
 from pipeline.serving.generation import Generation, Piece
 from pipeline.serving.logprobs import TokenTexts
@@ -221,6 +221,12 @@ class Service:
             self._metrics.failed(500)
             calls.current().error = str(error)
             yield _event(error_body(str(error), "server_error"))
+            return
+        except QueueFull as error:
+            self._metrics.failed(429)
+            calls.current().error = f"rate_limit_exceeded: {error}"
+            text = "the server has no room for this answer after all: try again shortly"
+            yield _event(error_body(text, "rate_limit_error", code="rate_limit_exceeded"))
             return
         if body.wants_usage:
             yield _event({**responses.chunk(form.kind, head, []), "usage": _usage(body, run)})

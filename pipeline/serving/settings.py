@@ -30,13 +30,15 @@ class Settings:
 
     Args:
         runtime: the engine's name, for messages.
-        defaults: temperature, top_p … for requests that do not say.
+        defaults: temperature, top_p … for requests that do not say, but for what the engine lacks.
     """
 
     def __init__(
         self, engine: Engine, chat: Chat, runtime: str, defaults: Mapping[str, float]
     ) -> None:
-        self._engine, self._chat, self._runtime, self._defaults = engine, chat, runtime, defaults
+        self._engine, self._chat, self._runtime = engine, chat, runtime
+        lacks = getattr(engine, "lacks", ())
+        self._defaults = {name: value for name, value in defaults.items() if name not in lacks}
 
     def sampling(
         self,

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from pipeline.adapters import remote_engine
 from pipeline.adapters.remote import API_KEY, describe
-from pipeline.adapters.remote_engine import RemoteEngine, request_body
+from pipeline.adapters.remote_engine import RemoteEngine
+from pipeline.adapters.remote_requests import request_body
 from pipeline.chat import Chat
 from pipeline.config import EngineConfig
 from pipeline.errors import ArtifactError, MissingRuntime
@@ -245,6 +246,8 @@ class Scripted:
         self.ids, self.key, self.strict = list(ids), key, strict
         self.bodies: list[dict[str, Any]] = []
         self.error: dict[str, Any] | None = None
+        self.status = 200
+        self.oddity = ""  # an event that is sent before the others
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -257,7 +260,9 @@ class Scripted:
             return JSONResponse({"data": [{"id": "bank", "max_model_len": 64}]})
         body = await request.json()
         self.bodies.append(body)
-        if self.strict and {"return_token_ids", "top_k"} & set(body):
+        if self.status != 200:
+            return JSONResponse({"error": {"message": "not now"}}, self.status)
+        if self.strict and {"return_token_ids", "top_k", "ignore_eos"} & set(body):
             return JSONResponse({"error": {"message": "unknown field"}}, 400)
         ids = {"token_ids": [7]} if body.get("return_token_ids") else {}
         if not body["stream"]:
@@ -266,6 +271,8 @@ class Scripted:
 
     async def _events(self) -> AsyncIterator[str]:
         yield ": a comment, as proxies send to keep a connection\n\n"
+        if self.oddity:
+            yield f"data: {self.oddity}\n\n"
         for token in self.ids[:-1]:
             choice = {"text": "?", "token_ids": [token], "finish_reason": None}
             yield f"data: {json.dumps({'choices': [choice]})}\n\n"
@@ -294,7 +301,7 @@ def test_token_ids_are_taken_where_the_server_gives_them(chat: Chat) -> None:
             await closed(engine)
 
         asyncio.run(scenario())
-    asked = server.bodies[3]
+    asked = server.bodies[4]
     assert asked["prompt"] == [1, 2]
     assert asked["stop_token_ids"] == sorted(chat.stop_ids)
     assert asked["logit_bias"] == {"9": -3.0}
@@ -326,9 +333,103 @@ def test_a_server_that_knows_openais_fields_alone_gets_no_others(chat: Chat) -> 
         engine = opened(chat, url)
         with pytest.raises(ValueError, match="top_k: the server behind this one does not know"):
             engine.generate([1], greedy(chat, top_k=3))
+        with pytest.raises(ValueError, match="ignore_eos: the server behind this one does not"):
+            engine.generate([1], Sampling(5, temperature=0))
     assert request_body("bank", [1], greedy(chat), frozenset()).keys() == {
         *("model", "prompt", "max_tokens", "temperature", "top_p", "stream")
     }
+
+
+def test_an_answer_that_is_to_go_on_past_its_end_is_asked_for_so(chat: Chat) -> None:
+    server = Scripted([7, 7])
+    with running(server) as url:
+        engine = opened(chat, url)
+
+        async def scenario() -> None:
+            await read(engine, [1], Sampling(5, temperature=0))
+            await read(engine, [1], greedy(chat))
+            await closed(engine)
+
+        asyncio.run(scenario())
+    assert server.bodies[-2]["ignore_eos"] is True
+    assert "ignore_eos" not in server.bodies[-1]
+
+
+def test_events_of_another_kind_neither_end_nor_hold_up_an_answer(chat: Chat) -> None:
+    server = Scripted([50, chat.stop_ids[0]])
+    with running(server) as url:
+        engine = opened(chat, url)
+
+        async def scenario() -> None:
+            for server.oddity in ('{"object": "ping"}', '{"choices": null, "error": null}'):
+                assert await read(engine, [1], greedy(chat)) == [50, chat.stop_ids[0]]
+            for server.oddity in ("not json", "[1]", '{"choices": [1]}'):
+                with pytest.raises(EngineFailed, match="the server behind this one sent"):
+                    await asyncio.wait_for(read(engine, [1], greedy(chat)), 10)
+                assert engine.down() is None
+            await closed(engine)
+
+        asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_is_busy_makes_clients_ask_again(chat: Chat, status: int) -> None:
+    server = Scripted([50, chat.stop_ids[0]])
+    body = {"model": "bank", "prompt": "Cost?"}
+    with running(server) as url:
+        engine = opened(chat, url)
+        front = create_app(engine, chat, model="bank", slots=4, runtime="remote")
+
+        async def scenario() -> None:
+            server.status = status
+            transport = httpx.ASGITransport(front)
+            async with (
+                httpx.AsyncClient(transport=transport, base_url="http://front") as client,
+                front.router.lifespan_context(front),
+            ):
+                refused = await client.post("/v1/completions", json=body)
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+                begun = await client.post("/v1/completions", json={**body, "stream": True})
+                assert '"code":"rate_limit_exceeded"' in begun.text
+                assert (await client.get("/health/ready")).status_code == 503
+                server.status = 200
+                while (await client.get("/health/ready")).status_code != 200:
+                    await asyncio.sleep(0.05)
+
+        asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_the_models_own_defaults_are_left_to_a_server_that_lacks_them(chat: Chat) -> None:
+    defaults = {"top_k": 20, "repetition_penalty": 1.1, "temperature": 0.7}
+    body = {"model": "bank", "prompt": "Cost?", "max_tokens": 3}
+    for strict in (True, False):
+        server = Scripted([7, 7], strict=strict)
+        with running(server) as url:
+            engine = opened(chat, url)
+            front = create_app(engine, chat, model="bank", slots=4, defaults=defaults)
+
+            async def asked(front: Any = front, **more: Any) -> httpx.Response:
+                transport = httpx.ASGITransport(front)
+                async with httpx.AsyncClient(transport=transport, base_url="http://f") as client:
+                    return await client.post("/v1/completions", json={**body, **more})
+
+            assert asyncio.run(asked()).status_code == 200
+            assert server.bodies[-1]["temperature"] == 0.7
+            assert server.bodies[-1].get("top_k") == (None if strict else 20)
+            if strict:
+                assert "top_k: the server behind" in asyncio.run(asked(top_k=20)).text
+
+
+def test_a_server_that_answers_no_question_is_told_of(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait_in_vain(*_: Any, **__: Any) -> httpx.Response:
+        raise httpx.ReadTimeout("timed out")
+
+    monkeypatch.setattr(httpx, "post", wait_in_vain)
+    lacking = pytest.raises(MissingRuntime, match=r"/completions gave no answer \(timed out\)")
+    with running(Scripted([7, 7])) as url, lacking:
+        opened(chat, url)
 
 
 def test_a_tokenizer_that_changes_text_in_pieces_needs_token_ids(
