@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.artifact import Artifact, Manifest, hash_files, open_artifact, write_manifest
 
 ACCURACY = {"base": 0.02, "tuned": 0.93, "fp8": 0.92, "int8_sq": 0.915, "int4_awq": 0.89}
+TRAINING = {"method": "dora", "max_steps": 7, "global_batch_size": 16, "learning_rate": 0.002}
 
 
 def make_artifact(
@@ -22,6 +23,8 @@ def make_artifact(
     files: Mapping[str, str | bytes] | None = None,
     metrics: Mapping[str, float] | None = None,
     inputs: Mapping[str, Artifact] | None = None,
+    config: Mapping[str, Any] | None = None,
+    proof: Mapping[str, Any] | None = None,
     failure: str | None = None,
     seconds: float = 2.5,
     created: float | None = None,
@@ -35,11 +38,11 @@ def make_artifact(
         kind=kind,
         stage=stage,
         fingerprint="0" * 64,
-        config={"seed": 1, stage: {"setting": "x"}},
+        config=config or {"seed": 1, stage: {"setting": "x"}},
         inputs={name: artifact.manifest.digest for name, artifact in (inputs or {}).items()},
         files=hash_files(place),
         metrics=metrics or {},
-        proof={},
+        proof=proof or {},
         failure=failure,
         code={"commit": "c0ffee" * 6 + "abcd", "changed": False},
         environment={},
@@ -52,9 +55,13 @@ def make_artifact(
 
 
 def make_chain(
-    folder: Path, *, accuracy: Mapping[str, float] = ACCURACY, failure: str | None = None
+    folder: Path,
+    *,
+    accuracy: Mapping[str, float] = ACCURACY,
+    format: str = "fp8",
+    failure: str | None = None,
 ) -> dict[str, Artifact]:
-    """The artifacts of a whole run, by stage."""
+    """The artifacts of a whole run, by stage. format: of the exported weights."""
     made: dict[str, Artifact] = {}
 
     def add(stage: str, kind: str, inputs: str = "", **content: Any) -> None:
@@ -77,18 +84,22 @@ def make_chain(
         for number in range(9)
     ]
     add("prepare", "dataset", metrics={"rows/train": 900, "rows/test": 130},
+        config={"seed": 3, "data": {"folder": "data/harbor"}},
         files={"statistics.json": "{}", "samples.html": "<b>hi</b>"})  # fmt: skip
     add("import", "nemo_checkpoint", metrics={"logits/cosine": 0.9999})
     add("finetune", "nemo_adapter", "prepare import", seconds=61.0,
-        metrics={"train/loss": 0.02}, files={"loss.png": png()})  # fmt: skip
-    add("merge", "hf_checkpoint", "import finetune", metrics={"logits/cosine": 0.9999})
+        metrics={"train/loss": 0.02}, files={"loss.png": png()},
+        config={"seed": 3, "finetune": TRAINING})  # fmt: skip
+    add("merge", "hf_checkpoint", "import finetune", metrics={"logits/cosine": 0.9999},
+        config={"model": {"name": "harbor-base"}})  # fmt: skip
     add("quantize", "quantized", "merge prepare", metrics={"cosine/fp8": 0.999})
     report = {"report.json": json.dumps({"models": scores}), "report.md": "# Report"}
     report["predictions.jsonl"] = "\n".join(map(json.dumps, answers))
     add("evaluate", "report", "prepare merge quantize", seconds=40.0, failure=failure,
         metrics={f"exact_match/{name}": value for name, value in accuracy.items()},
         files={**report, "accuracy.png": png()})  # fmt: skip
-    add("export", "exported", "merge quantize", metrics={"cosine/lowest": 0.998})
+    add("export", "exported", "merge quantize", metrics={"cosine/lowest": 0.998},
+        proof={"format": format})  # fmt: skip
     engine = {"runtime": "onnxruntime", "version": "0.12.2", "precision": "int8"}
     add("build", "engine", "merge export", metrics={"engine_mib": 4.1},
         files={"engine.json": json.dumps(engine), "model.onnx": b"\0" * 4_000_000})  # fmt: skip

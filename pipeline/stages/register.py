@@ -2,8 +2,9 @@
 
 The request is complete and content-addressed, so that the tracker carries it out (a version with
 signature, figures and aliases) whenever the registry can be reached: pipeline/tracking.py. Which
-version is champion is decided there, for only the registry knows who holds the alias. Knows nothing
-of MLflow.
+version is champion is decided there, for only the registry knows who holds the alias. What was
+trained, scored and exported is told by the artifacts, never by the present settings, which may be
+others. Knows nothing of MLflow.
 """
 
 import json
@@ -22,16 +23,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """Write registration.json and MODEL_CARD.md.
 
     Raises:
-        ArtifactError: the evaluation has no figures of the format that was exported.
+        ArtifactError: the artifacts were not made of one another.
     """
-    evaluate = inputs["evaluate"]
+    _require_one_lineage(inputs)
+    evaluate, trained = inputs["evaluate"], inputs["finetune"].manifest.config
     scores = json.loads((evaluate.path / "report.json").read_text())["models"]
-    shipped = config.quantize.format
-    if shipped not in scores:
-        raise ArtifactError(
-            f"{evaluate.path / 'report.json'} has no figures of {shipped}, only of "
-            f"{', '.join(scores)}: run `python -m pipeline stage=evaluate` with the same quantize="
-        )
+    shipped = inputs["export"].manifest.proof["format"]
     gate = evaluate.manifest.failure
     accuracy = scores[shipped]["exact_match"]["value"]
     metrics = {
@@ -43,29 +40,40 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         "gate_passed": gate is None,
         "gate_reason": gate or "",
         "params": {
-            "base": config.model.name,
-            "method": config.finetune.method,
-            "format": config.quantize.format,
-            "seed": str(config.seed),
+            "base": inputs["merge"].manifest.config["model"]["name"],
+            "method": trained["finetune"]["method"],
+            "format": shipped,
+            "seed": str(trained["seed"]),
         },
         "metrics": metrics | _prefixed("benchmark", inputs["benchmark"].manifest.metrics),
         "tags": {
             "exact_match": f"{accuracy:.4f}",
-            "format": config.quantize.format,
+            "format": shipped,
             "gate": "passed" if gate is None else "failed",
-            "dataset": evaluate.manifest.inputs["prepare"],  # scores of one dataset compare
+            "dataset": inputs["prepare"].manifest.digest,  # scores of one dataset compare
             **{f"digest.{stage}": artifact.manifest.digest for stage, artifact in inputs.items()},
         },
         "artifacts": {stage: _location(artifact) for stage, artifact in inputs.items()},
         "serve": "python -m pipeline stage=serve",
     }
     (out / REQUEST).write_text(json.dumps(request, indent=1, sort_keys=True) + "\n")
-    (out / CARD).write_text(_card(config, inputs, scores, shipped))
+    (out / CARD).write_text(_card(config.register_.name, inputs, scores, shipped))
     return Outcome(
         "registration",
         metrics={"exact_match": accuracy, "gate_passed": float(gate is None)},
         proof={"digests": {stage: artifact.manifest.digest for stage, artifact in inputs.items()}},
     )
+
+
+def _require_one_lineage(inputs: Mapping[str, Artifact]) -> None:
+    """A stage run alone leaves those after it as they were: their figures are of other weights."""
+    for stage, artifact in inputs.items():
+        for source, digest in artifact.manifest.inputs.items():
+            if source in inputs and digest != inputs[source].manifest.digest:
+                raise ArtifactError(
+                    f"{artifact.path} was made of another {source} than {inputs[source].path}: run "
+                    f"`python -m pipeline stage={stage}` again with matching settings"
+                )
 
 
 def _location(artifact: Artifact) -> dict[str, Any]:
@@ -83,34 +91,38 @@ def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _card(
-    config: Config, inputs: Mapping[str, Artifact], scores: Mapping[str, Any], shipped: str
+    name: str, inputs: Mapping[str, Artifact], scores: Mapping[str, Any], shipped: str
 ) -> str:
     """Markdown, in the order in which a reader asks: what, how good, from what, where."""
     form = "unquantized" if shipped == "none" else shipped
     gate, code = inputs["evaluate"].manifest.failure, inputs["merge"].manifest.code
-    method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[config.finetune.method]
+    base = inputs["merge"].manifest.config["model"]["name"]
+    data = inputs["prepare"].manifest.config["data"]["folder"]
+    trained = inputs["finetune"].manifest.config
+    settings = trained["finetune"]
+    method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[settings["method"]]
     lines = [
-        f"# {config.register_.name}",
+        f"# {name}",
         "",
-        f"{config.model.name} tuned by {method} on {config.data.folder}, shipped as "
+        f"{base} tuned by {method} on {data}, shipped as "
         f"**{form}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
         "",
         "| model | exact match | 95 % interval |",
         "|---|--:|--:|",
     ]
-    for name, score in scores.items():
+    for model, score in scores.items():
         match = score["exact_match"]
-        mark = "**" if name == shipped else ""
+        mark = "**" if model == shipped else ""
         lines.append(
-            f"| {mark}{name}{mark} | {mark}{match['value']:.1%}{mark} "
+            f"| {mark}{model}{mark} | {mark}{match['value']:.1%}{mark} "
             f"| {match['low']:.1%} to {match['high']:.1%} |"
         )
     lines += [
         "",
         "Measured on held-out questions whose phrasings training never saw.",
         "",
-        f"- Training: {config.finetune.max_steps} steps of {config.finetune.global_batch_size} "
-        f"conversations, learning rate {config.finetune.learning_rate:g}, seed {config.seed}",
+        f"- Training: {settings['max_steps']} steps of {settings['global_batch_size']} "
+        f"conversations, learning rate {settings['learning_rate']:g}, seed {trained['seed']}",
         f"- Code: {code.get('commit', 'unknown')}"
         + (" with uncommitted changes" if code.get("changed") else ""),
         "",

@@ -230,7 +230,7 @@ def register_candidate(
     run = tracking.start_stage(artifacts, stage="register", config=CONFIG, params={}, inputs={})
     place = artifacts / "register"
     place.mkdir(exist_ok=True)
-    outcome = register.run(config, {k: v for k, v in chain.items() if k != "finetune"}, place)
+    outcome = register.run(config, {k: v for k, v in chain.items() if k != "import"}, place)
     made = make_artifact(artifacts, "register", outcome.kind, files={}, metrics=outcome.metrics)
     run.finish("FINISHED", made)
 

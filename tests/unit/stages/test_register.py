@@ -9,9 +9,9 @@ import pytest
 from pipeline import compose
 from pipeline.errors import ArtifactError
 from pipeline.stages import register
-from tests.made_artifacts import ACCURACY, make_chain
+from tests.made_artifacts import ACCURACY, make_artifact, make_chain
 
-INPUTS = ("merge", "quantize", "evaluate", "export", "build", "benchmark")
+INPUTS = "prepare finetune merge quantize evaluate export build benchmark".split()
 
 
 def run(tmp_path: Path, *overrides: str, **chain: Any) -> tuple[dict[str, Any], str, Any]:
@@ -42,7 +42,7 @@ def test_the_request_names_what_is_shipped_and_where_it_is(tmp_path: Path) -> No
 
 
 def test_without_quantization_the_card_says_so(tmp_path: Path) -> None:
-    request, card, _ = run(tmp_path, "quantize=none", accuracy={"tuned": 0.93, "none": 0.93})
+    request, card, _ = run(tmp_path, format="none", accuracy={"tuned": 0.93, "none": 0.93})
     assert request["exact_match"] == 0.93
     assert "shipped as **unquantized**" in card
     assert "| **none** | **93.0%** |" in card
@@ -57,6 +57,29 @@ def test_a_refused_model_is_registered_with_the_reason(tmp_path: Path) -> None:
     assert "Gate: **failed (fp8 lost 9 points)**" in card
 
 
-def test_a_format_that_was_not_evaluated_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"no figures of int4_awq, only of base, tuned"):
-        run(tmp_path, "quantize=int4_awq", accuracy={"base": 0.0, "tuned": 0.9})
+def test_what_was_exported_and_trained_is_registered_whatever_the_settings_say_now(
+    tmp_path: Path,
+) -> None:
+    now = ["quantize=int4_awq", "seed=9", "model.name=other", "data.folder=data/other"]
+    now += ["finetune.method=sft", "finetune.max_steps=900", "finetune.learning_rate=0.1"]
+    request, card, _ = run(tmp_path, *now, "register.name=bank", format="int8_sq")
+    assert request["exact_match"] == ACCURACY["int8_sq"]
+    assert request["tags"]["format"] == "int8_sq"
+    trained = {"base": "harbor-base", "method": "dora", "format": "int8_sq", "seed": "3"}
+    assert request["params"] == trained
+    assert "harbor-base tuned by DoRA on data/harbor, shipped as **int8_sq**" in card
+    assert "7 steps of 16 conversations, learning rate 0.002, seed 3" in card
+    assert "| **int8_sq** | **91.5%** |" in card
+
+
+@pytest.mark.parametrize(
+    ("again", "stale"), [("prepare", "finetune"), ("quantize", "evaluate"), ("export", "build")]
+)
+def test_figures_of_other_weights_are_refused(tmp_path: Path, again: str, stale: str) -> None:
+    """A stage was run alone since, and what reads it was not."""
+    made = make_chain(tmp_path)
+    made[again] = make_artifact(tmp_path, again, made[again].kind, files={"data.txt": "others"})
+    config = compose.from_command_line(["stage=register"])[2]
+    said = rf"{stale} was made of another {again} than .*: run .* stage={stale}` again"
+    with pytest.raises(ArtifactError, match=said):
+        register.run(config, {stage: made[stage] for stage in INPUTS}, tmp_path)
