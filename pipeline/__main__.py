@@ -81,22 +81,25 @@ def _run_graph(tree: dict[str, Any], config: Any) -> int:
 
     from pipeline import compose, summary, summary_view, tracking
     from pipeline.graph import ROOT, read_graph
+    from pipeline.runner import GRAPH_LOCK, hold
 
     if config.artifacts.resolve() != ROOT / "artifacts":
         raise ConfigError(
             f"artifacts={config.artifacts} cannot be set for the whole graph: dvc.yaml keeps it in "
             "artifacts; run single stages with artifacts=…"
         )
-    compose.write_params(tree)
     since = time.time()
     # DVC's commands say `python`: the one that runs now, its environment activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, **tracking.new_group()}
     with tempfile.NamedTemporaryFile("r") as left:
         environment[EXIT_CODE_FILE] = left.name
-        code = subprocess.run(
-            [sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment, check=False
-        ).returncode
+        # Each stage that DVC starts reads params.yaml again: no other run may write it meanwhile.
+        with hold(config.artifacts, GRAPH_LOCK):
+            compose.write_params(tree)
+            code = subprocess.run(
+                [sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment, check=False
+            ).returncode
         code = int(left.read() or 1) if code else 0
     stages = [n.name for n in read_graph(tree).values() if n.name != "pretrain"]
     tracking.track_reused(config.artifacts, config.tracking, stages)

@@ -77,10 +77,12 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 
 
 def write_params(tree: Mapping[str, Any]) -> None:
-    """Write params.yaml, if it says something else: DVC compares its values."""
+    """Write params.yaml whole, if it says something else: DVC compares its values."""
     text = HEADER + to_yaml(tree)
     if not PARAMS.is_file() or PARAMS.read_text() != text:
-        PARAMS.write_text(text)
+        temporary = PARAMS.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(PARAMS)
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:

@@ -32,6 +32,9 @@ PACKAGES = (
     "transformer-engine peft onnxruntime onnxruntime-genai tensorrt_llm vllm"
 ).split()
 
+# Held in the folder of artifacts: by a stage, and by a run of the whole graph, which starts stages.
+STAGE_LOCK, GRAPH_LOCK = ".lock", ".graph.lock"
+
 
 @dataclass(frozen=True)
 class Work:
@@ -100,15 +103,17 @@ def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], fo
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[None]:
     """Keep other runs out of the folder; the system lets go of it however the process ends.
+
+    lock: name of the file that says so.
 
     Raises:
         Busy: another run holds it. ResourceError: it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a+")
+        stream = (folder / lock).open("a+")
     except OSError as error:
         raise ResourceError(
             f"{folder} cannot be written ({error.strerror}): choose artifacts=…"
@@ -120,7 +125,8 @@ def hold(folder: Path) -> Iterator[None]:
             stream.seek(0)
             owner = stream.read().strip() or "unknown"
             raise Busy(
-                f"{folder} is in use by process {owner}: wait for it, or give this run artifacts=…"
+                f"{folder} is in use by process {owner}: wait for it, or run single stages with "
+                "artifacts=…"
             ) from None
         stream.truncate(0)
         stream.write(str(os.getpid()))
