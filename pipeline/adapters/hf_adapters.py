@@ -1,5 +1,6 @@
 """LoRA adapters on a model in PyTorch, by the PEFT library: each row of a batch names its own."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,13 @@ class AdaptedHfSession(HfSession):
 
     def __init__(self, folder: Path, slots: int, max_seq_len: int) -> None:
         super().__init__(folder, slots, max_seq_len)
-        self._adapters: list[str] = []
-        self._rows = [NO_ADAPTER] * slots  # the adapter of each row
+        self._adapters: dict[str, str] = {}  # PEFT's names of them: it takes no "." in one
+        self._ids = itertools.count()
+        self._rows = [NO_ADAPTER] * slots  # the adapter of each row, by PEFT's name
 
     def use_adapter(self, row: int, name: str | None) -> None:
         """Answer a row's next sequence with an adapter; None: with the model itself."""
-        self._rows[row] = name or NO_ADAPTER
+        self._rows[row] = self._adapters[name] if name else NO_ADAPTER
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a sequence of `length` tokens, and its adapter, to another row."""
@@ -39,20 +41,26 @@ class AdaptedHfSession(HfSession):
         check_adapter(self._model, folder)
         from peft import PeftModel
 
-        if isinstance(self._model, PeftModel):
-            self._model.load_adapter(folder, adapter_name=name, local_files_only=True)
-        else:
-            self._model = PeftModel.from_pretrained(
-                self._model, folder, adapter_name=name, local_files_only=True
-            ).eval()
-        self._adapters.append(name)
+        given, base = f"adapter{next(self._ids)}", self._model
+        try:
+            if self._adapters:
+                self._model.load_adapter(folder, adapter_name=given, local_files_only=True)
+            else:
+                self._model = PeftModel.from_pretrained(
+                    base, folder, adapter_name=given, local_files_only=True
+                ).eval()
+        except Exception as error:  # PEFT's are of all kinds
+            _undo(base, given, whole=not self._adapters)
+            raise ValueError(f"PEFT does not take the adapter in {folder}: {error}") from error
+        self._adapters[name] = given
 
     def remove_adapter(self, name: str) -> None:
         """Let go of an adapter that no row in use names."""
-        self._adapters.remove(name)
+        given = self._adapters.pop(name)
         if self._adapters:
-            self._model.set_adapter(self._adapters[0])  # PEFT looks its active one up at each step
-            self._model.delete_adapter(name)
+            # PEFT looks its active one up at each step.
+            self._model.set_adapter(next(iter(self._adapters.values())))
+            self._model.delete_adapter(given)
         else:  # PEFT runs no model that has had adapters and has none
             self._model = self._model.unload()
 
@@ -60,6 +68,27 @@ class AdaptedHfSession(HfSession):
         if not self._adapters:
             return {}
         return {"adapter_names": [self._rows[row] for row in rows]}
+
+
+def _undo(model: Any, adapter: str, *, whole: bool) -> None:
+    """Take out of a model what PEFT has put there of an adapter that it could not load.
+
+    whole: its layers, too, which no other adapter uses.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        if whole:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        else:
+            layer.delete_adapter(adapter)
+    if whole:
+        vars(model).pop("peft_config", None)
+    else:
+        model.peft_config.pop(adapter, None)
 
 
 def check_adapter(model: Any, folder: Path) -> None:
@@ -87,6 +116,7 @@ def check_adapter(model: Any, folder: Path) -> None:
         for name, module in model.named_modules()
         if _is_linear(module)
     }
+    ranks = {settings.get("r"), *(settings.get("rank_pattern") or {}).values()}
     for name, shape in shapes.items():
         module, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
         wanted = linear.get(module)
@@ -98,6 +128,13 @@ def check_adapter(model: Any, folder: Path) -> None:
             raise ValueError(
                 f"{folder} was made for another model: {module} has {expected} "
                 f"{'inputs' if part.startswith('A') else 'outputs'}, and the adapter {found}"
+            )
+        rank = shape[0] if part.startswith("A") else shape[-1]
+        if part.endswith(".weight") and rank not in ranks:
+            said = ", ".join(map(str, sorted(ranks, key=str)))
+            raise ValueError(
+                f"{folder / CONFIG} says r={said}, and {module} in {WEIGHTS} is of rank {rank}: "
+                "mend it, or save the adapter again"
             )
 
 

@@ -5,7 +5,6 @@ is ours: a buffer with a row a sequence, each of its own length.
 """
 
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 MODELOPT_STATE = "modelopt_state.pth"
 
 
-def runtime_version() -> str:
-    return metadata.version("transformers")
-
-
 class HfSession:
     """A decoder with a KV cache for `slots` sequences, one a row; used by one thread at a time.
 
@@ -31,7 +26,8 @@ class HfSession:
         slots: sequences at once. max_seq_len: tokens of each, prompt and answer.
 
     Raises:
-        DataError: transformers does not take the folder. ResourceError: no memory for it.
+        DataError: transformers does not take the folder, or its attention has a window that is
+            shorter than the sequences. ResourceError: no memory for it.
     """
 
     def __init__(self, folder: Path, slots: int, max_seq_len: int) -> None:
@@ -50,6 +46,7 @@ class HfSession:
             ) from error
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} cannot be served by transformers: {error}") from error
+        _check_no_window(folder, self._model.config, max_seq_len)
         self.vocab_size: int = self._model.config.vocab_size
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
@@ -154,6 +151,22 @@ class _RowCache:
 def is_quantized(folder: Path) -> bool:
     """Whether it is one of ModelOpt's folders, which rounds as the quantized model would."""
     return (folder / MODELOPT_STATE).is_file()
+
+
+def _check_no_window(folder: Path, config: Any, max_seq_len: int) -> None:
+    """Refuse sequences beyond a sliding window: our mask has every token see all before it."""
+    # Models of which some layers alone have it list the kind of each.
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    sizes = {
+        "sliding_attention": getattr(config, "sliding_window", None),
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    window = min((size for kind, size in sizes.items() if size and kind in kinds), default=None)
+    if window is not None and window < max_seq_len:
+        raise DataError(
+            f"{folder}: attention reaches back {window} tokens, and engine.name=hf answers right "
+            f"within them alone: set engine.max_seq_len={window}, or serve it with engine.name=vllm"
+        )
 
 
 def _load(folder: Path) -> Any:

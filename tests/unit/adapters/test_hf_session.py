@@ -144,8 +144,8 @@ def test_rows_of_a_batch_are_each_answered_by_their_own_adapter(tmp_path: Path) 
     asyncio.run(scenario())
 
 
-def change_config(folder: Path, **changes: Any) -> Path:
-    file = folder / "adapter_config.json"
+def change_config(folder: Path, name: str = "adapter_config.json", **changes: Any) -> Path:
+    file = folder / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     return folder
 
@@ -178,6 +178,85 @@ def test_what_is_no_adapter_of_this_model_is_refused(tmp_path: Path) -> None:
         session.add_adapter("wide", refused["wide"][0])
     session.remove_adapter("fits")
     assert session.prefill(0, PROMPTS[2], 0) == pytest.approx(before, abs=1e-5)
+
+
+def test_an_adapter_may_have_any_name(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    session = AdaptedHfSession(folder, SLOTS, MAX_SEQ_LEN)
+    plain = session.prefill(0, PROMPTS[2], 0)
+    for seed, name in enumerate(("support-1.5", "base_model.lora_A")):
+        session.add_adapter(name, make_adapter(tmp_path / name, folder, seed))
+        session.use_adapter(0, name)
+        assert session.prefill(0, PROMPTS[2], 0) != pytest.approx(plain, abs=1e-2)
+    session.remove_adapter("support-1.5")
+    session.remove_adapter("base_model.lora_A")
+    session.use_adapter(0, None)
+    assert session.prefill(0, PROMPTS[2], 0) == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_adapter_that_fails_leaves_nothing_behind(tmp_path: Path, others: int) -> None:
+    folder = make_model(tmp_path / "model")
+    session = AdaptedHfSession(folder, SLOTS, MAX_SEQ_LEN)
+    for seed in range(others):
+        session.add_adapter("other", make_adapter(tmp_path / "other", folder, seed))
+    plain = session.prefill(0, PROMPTS[2], 0)
+    parts = ("q_proj", "v_proj")
+    refused = {
+        "r=8, and .*q_proj.* is of rank 4": {"r": 8},
+        # Of PEFT itself: before it has put anything into the model, in its midst, and at the end.
+        "PEFT does not take .*nowhere": {"target_modules": ["nowhere"]},
+        "PEFT does not take .*RMSNorm": {"target_modules": ["q_proj", "norm"]},
+        "PEFT does not take .*size mismatch": {"rank_pattern": {"q_proj": 6}},
+    }
+    for words, changes in refused.items():
+        place = change_config(make_adapter(tmp_path / "bad", folder, 3, parts), **changes)
+        with pytest.raises(ValueError, match=f"(?s){words}"):
+            session.add_adapter("tuned", place)
+        assert session.prefill(0, PROMPTS[2], 0) == pytest.approx(plain, abs=1e-5)
+    good = make_adapter(tmp_path / "good", folder, 3, parts)
+    session.add_adapter("tuned", good)
+    session.use_adapter(0, "tuned")
+    found = session.prefill(0, PROMPTS[2], 0)
+    model = hf.with_adapter(hf.load_model(folder, dtype="float32"), good)
+    with torch.inference_mode():
+        wanted = model(torch.tensor([PROMPTS[2]])).logits[0]
+    assert found == pytest.approx(wanted.numpy(), abs=1e-3)
+
+
+WINDOW = 16
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral", "sliding_window": WINDOW},
+        {
+            "model_type": "qwen2",
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 1,
+        },
+    ],
+)
+def test_sequences_beyond_a_models_window_are_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = make_model(tmp_path / "model", changes["model_type"])
+    change_config(folder, "config.json", **changes)
+    with pytest.raises(DataError, match=f"set engine.max_seq_len={WINDOW}, or .*vllm"):
+        HfSession(folder, SLOTS, WINDOW + 1)
+    prompt = PROMPTS[2][:WINDOW]
+    found = HfSession(folder, SLOTS, WINDOW).prefill(0, prompt, 0)
+    with torch.inference_mode():
+        wanted = hf.load_model(folder, dtype="float32")(torch.tensor([prompt])).logits[0]
+    assert found == pytest.approx(wanted.numpy(), abs=1e-4)
+
+
+def test_a_window_that_is_switched_off_bounds_nothing(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    change_config(folder, "config.json", use_sliding_window=False, sliding_window=WINDOW)
+    assert HfSession(folder, SLOTS, MAX_SEQ_LEN).max_seq_len == MAX_SEQ_LEN
 
 
 def test_a_folder_that_transformers_does_not_take_is_refused(tmp_path: Path) -> None:
