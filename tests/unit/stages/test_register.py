@@ -48,6 +48,11 @@ def test_without_quantization_the_card_says_so(tmp_path: Path) -> None:
     assert "| **none** | **93.0%** |" in card
 
 
+def test_the_score_that_versions_are_compared_by_is_whole(tmp_path: Path) -> None:
+    request, _, _ = run(tmp_path, accuracy={"tuned": 0.9, "fp8": 197 / 225})
+    assert float(request["tags"]["exact_match"]) == request["exact_match"] == 197 / 225
+
+
 def test_a_refused_model_is_registered_with_the_reason(tmp_path: Path) -> None:
     request, card, outcome = run(tmp_path, failure="fp8 lost 9 points")
     assert request["gate_passed"] is False
