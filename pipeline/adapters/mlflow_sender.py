@@ -76,6 +76,7 @@ class Sender:
         for file in self.place.runs():
             with self._or_refuse(file):
                 self.send(file)
+        self._remove_files_of_sent()
         for group, is_open in groups:
             if not is_open and not self.place.runs_of(group.id):
                 file = self.place.spool / f"{group.id}.group"
@@ -99,12 +100,16 @@ class Sender:
             last = {"status": "KILLED", "time": written, "error": "the process was killed"}
         if last:
             self._finish(file, sending, last)
-            shutil.rmtree(file.with_suffix(".files"), ignore_errors=True)
-            file.unlink()
+            file.unlink()  # before its files: while it is there, they are needed
             self.sending.pop(file)
         elif end > sending.sent:
             self.client.set_tag(sending.run_id, SENT, str(end))
             sending.sent = end
+
+    def _remove_files_of_sent(self) -> None:
+        for folder in self.place.spool.glob("*.files"):
+            if not folder.with_suffix(".jsonl").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def close(self, group: Group) -> None:
         """End the parent run: its state is that of its stages' last attempts."""
@@ -205,10 +210,18 @@ class Sender:
         if end.get("path") and sending.start["upload_weights"] and not end["reused"]:
             self._upload(run_id, Path(end["path"]), end["digest"])
         if end.get("kind") == "registration" and not end["reused"]:
-            answer = mlflow_registry.register(self.client, run_id, files)
-            answer["group"] = sending.start["group"]["id"]
-            (self.place.folder / "registered.json").write_text(json.dumps(answer))
+            self._register(run_id, files, sending.start["group"]["id"])
         self.client.set_terminated(run_id, end["status"], end["time"])
+
+    def _register(self, run_id: str, files: Path, group: str) -> None:
+        """Ask the registry, if the request could be kept when the stage ended."""
+        if not (files / mlflow_registry.REQUEST).is_file():
+            again = "remove artifacts/register and run stage=register again"
+            self.client.set_tag(run_id, "registered", f"no: the request was not kept: {again}")
+            return
+        answer = mlflow_registry.register(self.client, run_id, files)
+        answer["group"] = group
+        (self.place.folder / "registered.json").write_text(json.dumps(answer))
 
     def _upload(self, run_id: str, path: Path, digest: str) -> None:
         """The whole artifact, unless another run has replaced it meanwhile."""

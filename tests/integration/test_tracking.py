@@ -1,6 +1,7 @@
 """The spool arrives in a real MLflow whole and once: when all goes well, when the sender is killed
 at any point, when the server is away. One migrated SQLite store is copied for each test."""
 
+import errno
 import os
 import shutil
 import signal
@@ -222,6 +223,52 @@ class MortalClient:
             return answer
 
         return changing
+
+
+@pytest.mark.parametrize("killed_in", ["unlink", "rmtree"])
+@pytest.mark.usefixtures("no_sender")
+def test_a_sender_killed_while_it_clears_up_holds_up_nothing(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    place = Destination.of(artifacts, CONFIG)
+    register_candidate(artifacts, make_chain(artifacts), "bank-model")
+    track(artifacts, "export")
+    end(artifacts)
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path if killed_in == "unlink" else shutil, killed_in, kill)
+        with pytest.raises(Killed):
+            Sender(place).send_all()
+    sender = Sender(place)
+    assert not sender.send_all()
+    assert not list(place.spool.iterdir())
+    assert set(runs_by_stage(sender.client)) == {"", "register", "export"}
+    assert len(sender.client.search_model_versions("name = 'bank-model'")) == 1
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_a_request_that_was_not_kept_is_told_and_holds_up_nothing(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = make_chain(artifacts)
+
+    def fill_disk(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfile", fill_disk)
+        register_candidate(artifacts, chain, "bank-model")
+    track(artifacts, "export")
+    end(artifacts)
+    sender = Sender(Destination.of(artifacts, CONFIG))
+    assert not sender.send_all()
+    runs = runs_by_stage(sender.client)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert "was not kept" in runs["register"].data.tags["registered"]
+    assert not sender.client.search_model_versions("name = 'bank-model'")
 
 
 def register_candidate(
