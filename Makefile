@@ -4,7 +4,7 @@
 # make test-browser  the chat page in a headless Chromium: Debian's (apt-get install chromium),
 #                    Chrome, or Playwright's own (.venv/bin/playwright install chromium)
 # make check         lint, format, types
-# make watch         write into dvc.yaml which code each stage depends on
+# make watch         write into dvc.yaml and pretrain.yaml which code each stage depends on
 # make lock          resolve pyproject.toml into the hashed lock files
 #
 # TORCH=cpu or TORCH=cuda chooses torch's build; by default CUDA where a GPU is, else the CPU wheel if

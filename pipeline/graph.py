@@ -1,4 +1,4 @@
-"""The graph as dvc.yaml declares it: what each stage reads, which settings and files it needs.
+"""The graph as dvc.yaml declares it, and pretrain: what each stage reads, which settings and files it needs.
 
 Reading it here too means that a stage run alone, `stage=all` and `dvc repro` can never disagree.
 """
@@ -13,6 +13,8 @@ from pipeline.artifact import MANIFEST
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
+# What DVC runs, and in the same form the stage that it does not run.
+DECLARATIONS = ("dvc.yaml", "pretrain.yaml")
 # Not in the graph: they make no link of the chain. `all` is the graph itself.
 OUTSIDE = ("pretrain", "serve", "profiles", "doctor", "plan")
 
@@ -27,22 +29,14 @@ class Node:
     params: tuple[str, ...]
 
 
-PRETRAIN = Node(
-    "pretrain",
-    inputs=(),
-    files=(Path("data/general/generate.py"), Path("pipeline/stages/pretrain.py")),
-    params=("seed", "pretrain"),
-)
-
-
 def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
-    """Stages by name, in the order of dvc.yaml, with `${…}` filled in from the configuration."""
+    """Stages by name, in the order of the files, with `${…}` filled in from the configuration."""
     import yaml
 
-    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    nodes = {name: _node(name, entry, tree) for name, entry in declared.items()}
-    nodes["pretrain"] = PRETRAIN
-    return nodes
+    declared: dict[str, Any] = {}
+    for file in DECLARATIONS:
+        declared |= yaml.safe_load((ROOT / file).read_text())["stages"]
+    return {name: _node(name, entry, tree) for name, entry in declared.items()}
 
 
 def select(tree: Mapping[str, Any], params: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Write into dvc.yaml which of the project's files make each stage's artifact: `make watch`.
+"""Write into dvc.yaml and pretrain.yaml which code makes each stage's artifact: `make watch`.
 
 A stage depends on its own file and on all that it imports of the project, directly or through
 others, except on the foundation: a change there is one of the pipeline, not of one result. The
@@ -9,13 +9,14 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+DECLARATIONS = ("dvc.yaml", "pretrain.yaml")
 FOUNDATION = (
     "__init__ artifact config console errors graph hardware preflight runner spool summary tracking"
 ).split()
 
 
 def code_of_stage(stage: str) -> list[str]:
-    """The files below pipeline/ that a stage's result depends on, as dvc.yaml names them."""
+    """The files below pipeline/ that a stage's result depends on, as the files name them."""
     name = "import_" if stage == "import" else stage
     files = _follow(ROOT / "pipeline" / "stages" / f"{name}.py", set())
     return sorted(str(f.relative_to(ROOT)) for f in files)
@@ -44,13 +45,14 @@ def main() -> None:
     yaml = YAML()
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
-    graph = yaml.load((ROOT / "dvc.yaml").read_text())
-    for stage, entry in graph["stages"].items():
-        others = [d for d in entry["deps"] if not d.startswith("pipeline/")]
-        entry["deps"].clear()
-        entry["deps"].extend(others + code_of_stage(stage))
-    with (ROOT / "dvc.yaml").open("w") as stream:
-        yaml.dump(graph, stream)
+    for file in DECLARATIONS:
+        graph = yaml.load((ROOT / file).read_text())
+        for stage, entry in graph["stages"].items():
+            others = [d for d in entry["deps"] if not d.startswith("pipeline/")]
+            entry["deps"].clear()
+            entry["deps"].extend(others + code_of_stage(stage))
+        with (ROOT / file).open("w") as stream:
+            yaml.dump(graph, stream)
 
 
 if __name__ == "__main__":

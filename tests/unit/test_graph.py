@@ -5,7 +5,7 @@ import ast
 import pytest
 import yaml
 
-from pipeline import compose
+from pipeline import compose, runner, tokenizer_folder
 from pipeline.errors import ConfigError
 from pipeline.graph import OUTSIDE, ROOT, read_graph, select
 from tools.watch import code_of_stage
@@ -69,8 +69,26 @@ def test_unknown_setting_is_refused():
         select({"a": {"b": 1}}, ("a.c",))
 
 
-def test_dvc_watches_the_code_that_makes_each_artifact(tree):
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for stage, entry in graph.items():
-        watched = [d for d in entry["deps"] if d.startswith("pipeline/")]
-        assert watched == code_of_stage(stage), "run `make watch`"
+def test_every_stage_depends_on_the_code_that_makes_its_artifact(tree):
+    for node in read_graph(tree).values():
+        watched = [str(f) for f in node.files if f.is_relative_to("pipeline")]
+        assert watched == code_of_stage(node.name), "run `make watch`"
+
+
+@pytest.mark.parametrize("file", [*tokenizer_folder.FILES, "config.json", "model.safetensors"])
+def test_a_dataset_depends_on_every_file_of_the_model_that_is_read(tmp_path, file):
+    model, folder = tmp_path / "model", tmp_path / "artifacts"
+    model.mkdir()
+    tree = compose.compose([f"model.path={model}"])
+
+    def fingerprint():
+        return runner.plan(read_graph(tree)["prepare"], {}, tree, folder).fingerprint
+
+    before = fingerprint()
+    (model / file).write_text("{}")
+    assert fingerprint() != before
+
+
+def test_a_model_made_from_nothing_depends_on_the_generator_that_is_set(tmp_path):
+    tree = compose.compose([f"pretrain.generator={tmp_path / 'other.py'}"])
+    assert tmp_path / "other.py" in read_graph(tree)["pretrain"].files
