@@ -7,6 +7,7 @@ the pod of index 0 leads, the Job fails as soon as one pod does and succeeds wit
 """
 
 import re
+import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.errors import ConfigError, MissingRuntime, PipelineError
 from pipeline.launchers import Work
 
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+NAME_LENGTH = 52
 
 
 def render(work: Work, launcher: KubernetesLauncher, artifacts: Path) -> str:
@@ -33,8 +35,7 @@ def render(work: Work, launcher: KubernetesLauncher, artifacts: Path) -> str:
             f"artifacts={artifacts} would be lost with the pod: give artifacts="
             f"{launcher.mount}/artifacts, on the volume that launcher.claim={launcher.claim} names"
         )
-    # A DNS label, as names of Jobs and services must be.
-    name = re.sub(r"[^a-z0-9]+", "-", work.name.lower()).strip("-")[:52]
+    name = _name(work)
     parts = [_job(name, work, launcher)]
     if work.nodes > 1:
         parts.insert(0, _service(name, launcher))
@@ -42,11 +43,13 @@ def render(work: Work, launcher: KubernetesLauncher, artifacts: Path) -> str:
 
 
 def submit(manifest: str) -> str:
-    """Create it with kubectl; what kubectl says.
+    """Create it with kubectl; what kubectl says, and how to remove what does not go by itself.
 
     Raises:
         MissingRuntime: there is no kubectl. PipelineError: the cluster refused.
     """
+    import yaml
+
     if shutil.which("kubectl") is None:
         raise MissingRuntime(
             "launcher=kubernetes needs kubectl, which is not on the PATH: install it, or write the "
@@ -58,7 +61,23 @@ def submit(manifest: str) -> str:
     if done.returncode:
         said = " ".join(done.stderr.split())
         raise PipelineError(f"kubectl refused the job: {said}")
-    return ", ".join(done.stdout.split("\n")[:-1])
+    created = ", ".join(done.stdout.split("\n")[:-1])
+    *service, job = yaml.safe_load_all(manifest)
+    if not service:
+        return created
+    made = f"{job['metadata']['name']} -n {job['metadata']['namespace']}"
+    return f"{created} (once it has ended, remove both with `kubectl delete service,job {made}`)"
+
+
+def _name(work: Work) -> str:
+    """A DNS label that begins with a letter, as a Service's must, and new each time: what failed
+    before may still be there. Kubernetes adds a pod's number and six characters, 63 at most."""
+    end = f"-{work.stage}-{secrets.token_hex(2)}"
+    model = work.name.removesuffix(f"-{work.stage}").lower()
+    model = re.sub(r"[^a-z0-9]+", "-", model).strip("-")
+    if not model[:1].isalpha():
+        model = f"m-{model}"
+    return model[: NAME_LENGTH - len(end)].strip("-") + end
 
 
 def _service(name: str, launcher: KubernetesLauncher) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """What each launcher shows and hands over, and what it refuses."""
 
+import itertools
 import os
+import re
+import secrets
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,12 @@ from pipeline.errors import ConfigError, MissingRuntime, PipelineError
 from tests.unit.launchers.cases import EXPECTED, KUBERNETES, TRAINING, configured, write_program
 
 DRY = "launcher.dry_run=true"
+
+
+@pytest.fixture
+def same_suffix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the names of jobs."""
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0a1b")
 
 
 def shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -29,6 +38,7 @@ def test_by_default_a_stage_runs_here() -> None:
         assert not launchers.is_elsewhere(stage, configured([f"stage={stage}", *KUBERNETES]))
 
 
+@pytest.mark.usefixtures("same_suffix")
 def test_kubernetes_manifest_of_several_machines(capsys: pytest.CaptureFixture[str]) -> None:
     said = shown([*TRAINING, *KUBERNETES, DRY], capsys)
     assert said == (EXPECTED / "kubernetes.yaml").read_text()
@@ -54,6 +64,28 @@ def test_kubernetes_needs_artifacts_on_the_shared_volume() -> None:
         launchers.submit("import", arguments, configured(arguments))
 
 
+def test_kubernetes_names_are_labels_that_differ(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every submission too: a Job stays for a week, and its Service for good."""
+    numbers = itertools.count()
+    monkeypatch.setattr(secrets, "token_hex", lambda size: f"{next(numbers):0{2 * size}x}")
+    taken: set[str] = set()
+    models = ["qwen2.5-72b-instruct-customer-support-harbor-v2-final", "7b", "_", "a" * 34 + "-b"]
+    for model in models:
+        for stage in ("import", "finetune", "finetune"):
+            arguments = [f"stage={stage}", *TRAINING[1:], f"model.name={model}", *KUBERNETES, DRY]
+            *_, job = yaml.safe_load_all(shown(arguments, capsys))
+            name = job["metadata"]["name"]
+            assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name)
+            # Kubernetes adds the pod's number and six characters.
+            assert len(f"{name}-7-abcde") <= 63
+            assert re.search(rf"[a-z0-9]-{stage}-[0-9a-f]{{4}}$", name)
+            taken.add(name)
+    assert len(taken) == 3 * len(models)
+
+
+@pytest.mark.usefixtures("same_suffix")
 def test_kubectl_gets_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +97,12 @@ def test_kubectl_gets_the_manifest(
     write_program(tmp_path, "kubectl", f"/bin/cat > {tmp_path}/got\necho job.batch/x created")
     launchers.submit("finetune", arguments, config)
     assert (tmp_path / "got").read_text() == (EXPECTED / "kubernetes.yaml").read_text()
-    assert "job.batch/x created on 8 machines, 8 GPUs each" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "job.batch/x created (once it has ended, remove both with `kubectl delete " in said
+    assert "service,job llama3-405b-finetune-0a1b -n default`) on 8 machines, 8 GPUs each" in said
+    alone = ["stage=import", *TRAINING[1:], *KUBERNETES]  # nothing stays of it
+    launchers.submit("import", alone, configured(alone))
+    assert "job.batch/x created, 1 GPUs each" in capsys.readouterr().err
     write_program(tmp_path, "kubectl", "echo quota exceeded >&2; exit 1")
     with pytest.raises(PipelineError, match="kubectl refused the job: quota exceeded"):
         launchers.submit("finetune", arguments, config)
