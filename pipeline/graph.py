@@ -1,4 +1,4 @@
-"""The graph as dvc.yaml declares it, and pretrain: what each stage reads, which settings and files it needs.
+"""The graph as dvc.yaml declares it: what each stage reads, which settings and files it needs.
 
 Reading it here too means that a stage run alone, `stage=all` and `dvc repro` can never disagree.
 """

@@ -45,6 +45,7 @@ class Work:
     settings: Mapping[str, Any]
     files: Mapping[str, str]  # path → digest
     fingerprint: str
+    code: Mapping[str, Any]  # the commit that runs it
 
 
 def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
@@ -91,6 +92,7 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
 
 def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], folder: Path) -> Work:
     """The identity of what a stage would make: settings, and the content of inputs and files."""
+    code = _git_state()  # now, for a checkout may go on to another commit while a stage runs
     settings = select(tree, node.params)
     files = {str(path): _content(ROOT / path, folder) for path in node.files}
     identity = {
@@ -99,7 +101,7 @@ def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], fo
         "inputs": {stage: a.manifest.digest for stage, a in inputs.items()},
         "files": files,
     }
-    return Work(node, inputs, settings, files, artifacts.sha256_of_json(identity))
+    return Work(node, inputs, settings, files, artifacts.sha256_of_json(identity), code)
 
 
 @contextmanager
@@ -234,7 +236,7 @@ def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Man
         metrics={k: float(v) for k, v in outcome.metrics.items()},
         proof=dict(outcome.proof),
         failure=outcome.failure,
-        code=_git_state(),
+        code=dict(work.code),
         environment={
             "packages": hardware.installed_versions(PACKAGES),
             "hardware": hardware.describe(),

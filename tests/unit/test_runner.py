@@ -211,6 +211,32 @@ def test_manifest_tells_where_the_artifact_came_from(chain):
     assert manifest.peak_memory_bytes > 1e6
 
 
+def test_manifest_names_the_commit_that_ran(chain, tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout"
+
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.check_output(["git", *who, *arguments], cwd=checkout, text=True).strip()
+
+    def commit():
+        git("commit", "-q", "--allow-empty", "-m", "a change")
+        return git("rev-parse", "HEAD")
+
+    def goes_on(config, inputs, out):
+        commit()
+        (checkout / "code.py").write_text("edited")
+        return Outcome("dataset")
+
+    checkout.mkdir()
+    git("init", "-q")
+    (checkout / "code.py").touch()
+    git("add", "code.py")
+    began = commit()
+    monkeypatch.setattr(runner, "ROOT", checkout)
+    chain.stages["first"] = goes_on
+    assert chain("first").manifest.code == {"commit": began, "changed": False}
+
+
 def test_tracking_is_told_how_it_ended(chain, monkeypatch):
     told = []
 
