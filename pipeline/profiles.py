@@ -8,13 +8,14 @@ docs/engines.md. Imports none of the runtimes.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.adapters import trtllm, vllm
+from pipeline import profile_reasons as reasons
+from pipeline.adapters import trtllm
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, MissingRuntime, PipelineError, ResourceError
-from pipeline.hardware import Machine, installed_version
+from pipeline.hardware import Machine
 from pipeline.serving import memory
 from pipeline.serving.checkpoint import Checkpoint
-from pipeline.serving.memory import Decoder, Fit, gib
+from pipeline.serving.memory import Decoder, Fit
 
 # NIM's order, best first. Its runtimes are the first two; precisions of the same kind stand
 # together. On a CPU int8 is weight-only and comes before float32, because stage=build takes it only
@@ -23,8 +24,6 @@ RUNTIMES = ("trtllm", "vllm", "hf")
 CPU_RUNTIMES = ("onnxruntime", "hf")
 PRECISIONS = ("fp8", "int8_sq", "fp16", "bf16", "fp32", "nvfp4", "int4_awq", "w4a8_awq")
 CPU_PRECISIONS = ("int8", "fp32", "int4")
-# The least compute capability: of a runtime, and of a precision that it then computes in.
-LEAST_CAPABILITY = {"trtllm": (8, 0), "vllm": (7, 5), "hf": (7, 0), "fp8": (8, 9), "nvfp4": (10, 0)}
 GROUP_SIZES = (1, 2, 4, 8)
 LORA = "-feat_lora"
 
@@ -86,12 +85,16 @@ def find_profiles(
     Args:
         lora_rank: of the adapters that the profiles with LoRA make room for.
         measured: tokens a second by the names of profiles, on this machine.
+
+    Raises:
+        ConfigError: one of engine.arguments that count here is not a number.
     """
     found = []
-    asked = engine.arguments.get("tensor_parallel_size")
     most = max(1, len(machine.gpus))
     groups = [n for n in GROUP_SIZES if n <= most and model.heads % n == 0]
-    for profile in _candidates(checkpoints, [int(asked)] if asked else groups, machine, lora_rank):
+    if "tensor_parallel_size" in engine.arguments:
+        groups = [int(_number(engine, "tensor_parallel_size"))]
+    for profile in _candidates(checkpoints, groups, machine, lora_rank):
         checkpoint = next(c for c in checkpoints if c.form == profile.form)
         judged = _judge(profile, checkpoint, model, engine, machine)
         found.append(replace(judged, tokens_per_second=measured.get(profile.name)))
@@ -186,7 +189,7 @@ def _candidates(
                             yield profile
             if form == "hf" or (form == "modelopt" and not rank):
                 # In float32 alike on both: where PyTorch has a GPU it takes that.
-                on_gpu = bool(machine.gpus) and _torch_has_cuda()
+                on_gpu = bool(machine.gpus) and reasons.torch_has_cuda()
                 if on_gpu or precision != "fp32":
                     yield Profile("hf", precision, 1, rank, True, form)
                 if not on_gpu:
@@ -204,7 +207,10 @@ def _judge(
     machine: Machine,
 ) -> Profile:
     """A profile with what it takes, or why it cannot run here."""
-    reason = (_lacks_gpu(profile, machine) if profile.gpu else None) or _missing(profile)
+    reason = reasons.lacks_gpu(profile, machine) if profile.gpu else None
+    reason = reason or reasons.missing(profile)
+    if reason is None and (reason := reasons.not_loaded(profile)):
+        profile = replace(profile, error=ConfigError)
     takes = memory.footprint(
         model,
         profile.runtime,
@@ -218,74 +224,30 @@ def _judge(
     )
     if reason and not machine.gpus and profile.gpu:
         return replace(profile, reason=reason)
-    capacity = float(machine.memory_bytes)
+    capacity = float(memory.capacity(machine, gpus=profile.tensor_parallel * profile.gpu))
+    if not capacity:  # the machine does not say: the runtime finds out
+        return replace(profile, reason=reason)
     if profile.gpu:
-        # The smallest of a group holds as much as the others.
-        group = sorted((gpu.memory_bytes for gpu in machine.gpus), reverse=True)
-        smallest = group[min(len(group), profile.tensor_parallel) - 1]
-        share = engine.arguments.get("gpu_memory_utilization", memory.GPU_SHARE[profile.runtime])
-        capacity = smallest * share
+        asked = "gpu_memory_utilization" in engine.arguments
+        share = memory.GPU_SHARE[profile.runtime]
+        capacity *= _number(engine, "gpu_memory_utilization") if asked else share
     length = engine.max_seq_len
     found = memory.fit(model, profile.runtime, takes, capacity, engine.max_batch_size, length)
     if reason:
         return replace(profile, fit=found, reason=reason)
     if found.lacking:
-        lack = _too_little(profile, found, engine)
+        lack = reasons.too_little(profile, found, engine)
         return replace(profile, fit=found, reason=lack, low_memory=True, error=ResourceError)
     return replace(profile, fit=found)
 
 
-def _too_little(profile: Profile, found: Fit, engine: EngineConfig) -> str:
-    """By how much memory is short, and which setting fits."""
-    where = "a GPU gives it" if profile.gpu else "this machine has"
-    text = (
-        f"it takes {gib(found.needed)} and {where} {gib(found.capacity)}: "
-        f"{gib(found.lacking)} too little; "
-    )
-    if profile.runtime not in memory.PAGED and found.most:
-        return text + f"engine.max_batch_size={found.most} fits"
-    if found.longest > 1:
-        shorter = f"engine.max_seq_len={found.longest}"
-        if engine.max_input_len >= found.longest:
-            shorter += f" with engine.max_input_len={found.longest - 1}"
-        return text + f"{shorter} fits"
-    return text + (
-        "weights and a step alone do not fit: choose a smaller format (quantize=fp8, "
-        "quantize=int4_awq)" + (" or more GPUs (export.tensor_parallel)" if profile.gpu else "")
-    )
+def _number(engine: EngineConfig, name: str) -> float:
+    """One of engine.arguments.
 
-
-def _missing(profile: Profile) -> str | None:
-    """Why a runtime is not here, or does not take the format."""
-    if profile.runtime == "vllm":
-        return vllm.missing() or vllm.not_loaded(profile.precision)
-    if profile.runtime == "trtllm":
-        if profile.form == "qnemo":
-            return trtllm.missing()
-        return trtllm.missing_llm() or trtllm.not_loaded(profile.precision)
-    package = {"hf": "transformers", "onnxruntime": "onnxruntime-genai"}[profile.runtime]
-    if not installed_version(package):
-        return f"{package} is not installed"
-    if profile.gpu and not _torch_has_cuda():
-        return "PyTorch is installed without CUDA"
-    return None
-
-
-def _torch_has_cuda() -> bool:
-    return not (installed_version("torch") or "+cpu").endswith("+cpu")
-
-
-def _lacks_gpu(profile: Profile, machine: Machine) -> str | None:
-    if not machine.gpus:
-        return "this machine has no NVIDIA GPU"
-    if len(machine.gpus) < profile.tensor_parallel:
-        return f"it is for {profile.tensor_parallel} GPUs, and here are {len(machine.gpus)}"
-    here = min(tuple(map(int, gpu.compute_capability.split("."))) for gpu in machine.gpus)
-    for what in (profile.runtime, profile.precision):
-        least = LEAST_CAPABILITY.get(what, (0, 0))
-        if here < least:
-            return (
-                f"{what} needs compute capability {least[0]}.{least[1]}, and this GPU has "
-                f"{here[0]}.{here[1]}"
-            )
-    return None
+    Raises:
+        ConfigError: it is no number above 0.
+    """
+    value = engine.arguments[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"engine.arguments.{name}={value!r} should be a number above 0: mend it")
+    return value

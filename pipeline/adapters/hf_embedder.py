@@ -28,6 +28,8 @@ POOLINGS = {
 }
 # Their positions are counted from behind the padding token's number (transformers, modeling_*.py).
 AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
+# Ends of the names of architectures that write text, those that see pictures among them.
+WRITING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 BATCH_TOKENS = 16_384  # of one forward pass, padding included
 
 
@@ -80,7 +82,7 @@ def embeds(folder: Path) -> bool:
         names = json.loads(file.read_text()).get("architectures") or []
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{file} cannot be read ({error}): give an HF model's folder") from error
-    return bool(names) and not any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names)
+    return bool(names) and not any(name.endswith(WRITING) for name in names)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoint_files import read_json
 from pipeline.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ class HfSession:
         slots: sequences at once. max_seq_len: tokens of each, prompt and answer.
 
     Raises:
-        DataError: transformers does not take the folder, or its attention has a window that is
-            shorter than the sequences. ResourceError: no memory for it.
+        DataError: transformers does not take the folder, its model is not a decoder of text
+            alone, or its attention has a window that is shorter than the sequences.
+        ResourceError: no memory for it.
     """
 
     def __init__(self, folder: Path, slots: int, max_seq_len: int) -> None:
         import torch
 
+        _check_text_alone(folder)
         self.slots, self.max_seq_len = slots, max_seq_len
         self._torch = torch
         try:
@@ -151,6 +154,17 @@ class _RowCache:
 def is_quantized(folder: Path) -> bool:
     """Whether it is one of ModelOpt's folders, which rounds as the quantized model would."""
     return (folder / MODELOPT_STATE).is_file()
+
+
+def _check_text_alone(folder: Path) -> None:
+    """Refuse models that see pictures, too, whose decoder is a part of theirs."""
+    config = read_json(folder / "config.json", "give an HF model's folder")
+    names = config.get("architectures") or []
+    if pictured := [name for name in names if name.endswith("ForConditionalGeneration")]:
+        raise DataError(
+            f"{folder} holds a {pictured[0]}, and engine.name=hf serves decoders of text alone: "
+            "serve it with engine.name=vllm"
+        )
 
 
 def _check_no_window(folder: Path, config: Any, max_seq_len: int) -> None:

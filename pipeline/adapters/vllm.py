@@ -10,8 +10,8 @@ from pipeline.errors import ConfigError, DataError, MissingRuntime
 
 # vLLM's name for each quantization that ModelOpt's unified checkpoint says; the others it cannot
 # load (docs/features/quantization/modelopt).
-QUANTIZATION = {None: None, "FP8": "modelopt", "NVFP4": "modelopt_fp4"}
-
+QUANTIZATION = {"FP8": "modelopt", "NVFP4": "modelopt_fp4"}
+LOADED = ("bf16", "fp16", "fp32", *(name.lower() for name in QUANTIZATION))
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
 
 
@@ -27,16 +27,14 @@ def missing() -> str | None:
     return None if version() else "vLLM is not installed"
 
 
-def unloadable(checkpoint: Path) -> str | None:
-    """Why vLLM cannot load a unified HF checkpoint, by its format; None if it can."""
-    algorithm, _ = quantization_of(checkpoint)
-    return None if algorithm in QUANTIZATION else f"vLLM does not load {algorithm}"
-
-
 def not_loaded(precision: str) -> str | None:
-    """The same by the name that the format has here."""
-    loaded = ("bf16", "fp16", "fp32", "fp8", "nvfp4")
-    return None if precision in loaded else f"vLLM does not load {precision}"
+    """Why vLLM cannot load a format, by its name here; None if it can."""
+    if precision in LOADED:
+        return None
+    return (
+        f"vLLM does not load {precision}: choose quantize=fp8 or quantize=none, or build this "
+        "format with engine=trtllm"
+    )
 
 
 def refusal(reason: str) -> MissingRuntime:
@@ -48,17 +46,12 @@ def refusal(reason: str) -> MissingRuntime:
 
 
 def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dict[str, Any]:
-    """vLLM's engine arguments for a unified HF checkpoint, without the model's place.
+    """vLLM's engine arguments for an HF checkpoint that it loads, without the model's place.
 
     Raises:
-        ConfigError: vLLM cannot load the checkpoint's format.
-        DataError: its hf_quant_config.json cannot be read.
+        ConfigError: engine.lora_rank is over vLLM's highest.
+        DataError: the checkpoint's hf_quant_config.json cannot be read.
     """
-    if reason := unloadable(checkpoint):
-        raise ConfigError(
-            f"engine=vllm: {reason} ({checkpoint}): choose quantize=fp8 or quantize=none, or build "
-            "this format with engine=trtllm"
-        )
     algorithm, kv_cache = quantization_of(checkpoint)
     arguments: dict[str, Any] = {
         "max_model_len": engine.max_seq_len,
@@ -69,7 +62,7 @@ def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dic
     }
     if engine.lora_rank:
         arguments |= {"enable_lora": True, "max_lora_rank": _allowed_rank(engine.lora_rank)}
-    if QUANTIZATION[algorithm]:
+    if algorithm:
         arguments["quantization"] = QUANTIZATION[algorithm]
     return {**arguments, **engine.arguments}
 

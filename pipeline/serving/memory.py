@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
-from pipeline.hardware import GIB
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.hardware import GIB, Machine
 
 # Bytes a weight of the layers' products, scales included: int8 and int4 of ONNX Runtime have one
 # float32 for 32 weights, AWQ one float16 for 128, NVFP4 one float8 for 16.
@@ -98,6 +99,37 @@ def read_decoder(folder: Path) -> Decoder:
         raise DataError(
             f"{file} does not say the model's sizes ({error!r}): give an HF model's folder"
         ) from error
+
+
+def check_lengths(engine: EngineConfig, positions: int) -> None:
+    """
+    Args:
+        positions: tokens of the model's longest sequence.
+
+    Raises:
+        ConfigError: a prompt of full length leaves no room for an answer, or sequences are longer
+            than the model's.
+    """
+    if engine.max_input_len >= engine.max_seq_len:
+        raise ConfigError(
+            f"engine.max_input_len={engine.max_input_len} leaves no room for an answer in "
+            f"engine.max_seq_len={engine.max_seq_len}: raise the latter or lower the former"
+        )
+    if engine.max_seq_len > positions:
+        raise ConfigError(
+            f"engine.max_seq_len={engine.max_seq_len} is over the {positions} positions of the "
+            f"model: set it to {positions} at most"
+        )
+
+
+def capacity(machine: Machine, *, gpus: int) -> int:
+    """Bytes on each device of a group of so many GPUs, 0 of them for the processor's memory.
+
+    A GPU without memory of its own has the machine's. 0 if the machine does not say.
+    """
+    largest = sorted((gpu.memory_bytes for gpu in machine.gpus), reverse=True)[:gpus]
+    # The smallest of a group holds as much as the others.
+    return min(largest, default=0) or machine.memory_bytes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipeline.serving import runtimes
 from pipeline.serving.checkpoint import hf_checkpoint
 from pipeline.serving.description import Description, describe_profile, rebuild
 from pipeline.serving.engine import Engine
-from pipeline.serving.memory import gib, read_decoder
+from pipeline.serving.memory import capacity, check_lengths, gib, read_decoder
 from pipeline.serving.supervised import SupervisedEngine
 
 
@@ -35,8 +35,8 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
     """What serving an HF folder as it is means, without a build.
 
     Raises:
-        ConfigError: no runtime that `engine.name` allows opens HF folders of this format; or more
-            tokens are asked for than the model has positions.
+        ConfigError: no runtime that `engine.name` allows opens HF folders of this format; or the
+            lengths asked for do not fit the model or each other.
         MissingRuntime: it is not on this machine. ResourceError: too little memory.
         DataError: the folder is no HF model's.
     """
@@ -45,11 +45,7 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
     if embeds(folder):
         return _describe_embedder(folder, engine)
     model = read_decoder(folder)
-    if engine.max_seq_len > model.positions:
-        raise ConfigError(
-            f"engine.max_seq_len={engine.max_seq_len} is over the {model.positions} positions of "
-            f"{folder}: set it to {model.positions} at most"
-        )
+    check_lengths(engine, model.positions)
     # ONNX Runtime serves only what stage=build made.
     profiles = [
         profile
@@ -66,7 +62,8 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
     try:
         chosen = choose(profiles, engine)
     except MissingRuntime as error:
-        raise vllm.refusal(str(error)) if engine.name == "vllm" else error from None
+        lacks_vllm = engine.name == "vllm" and vllm.missing()
+        raise vllm.refusal(str(error)) if lacks_vllm else error from None
     for line in explain(profiles, chosen, engine):
         get_console().print(f"engine={engine.name}: {line}", soft_wrap=True)
     version, hardware = runtimes.here(chosen.runtime)
@@ -128,8 +125,7 @@ def _require_memory(folder: Path, description: Description) -> None:
     """Refuse at once what would end in the kernel's killing the engine later."""
     machine = inspect_machine()
     on_gpu = description.runtime in RUNTIMES and description.precision != "fp32"
-    here = min((gpu.memory_bytes for gpu in machine.gpus), default=0) if on_gpu else 0
-    here = here or machine.memory_bytes
+    here = capacity(machine, gpus=len(machine.gpus) if on_gpu else 0)
     if here and description.memory_bytes > here:
         raise ResourceError(
             f"{folder} takes {gib(description.memory_bytes)} with {description.max_batch_size} "

@@ -4,7 +4,6 @@ What is built is a profile (pipeline/profiles.py): onnxruntime from the merged m
 the qnemo checkpoint; vllm, hf and newer trtllm load HF folders as they are.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,13 +15,13 @@ from pipeline.chat import FILES, Chat
 from pipeline.checkpoint_files import clear
 from pipeline.config import Config, EngineConfig
 from pipeline.console import get_console
-from pipeline.errors import ConfigError, MissingRuntime, ProofFailed
+from pipeline.errors import MissingRuntime, ProofFailed
 from pipeline.hardware import inspect_machine
 from pipeline.profiles import Profile, choose, explain, find_profiles
 from pipeline.serving import runtimes
 from pipeline.serving.checkpoint import exported_checkpoints, hf_checkpoint
 from pipeline.serving.description import describe_profile, gpu_here
-from pipeline.serving.memory import read_decoder
+from pipeline.serving.memory import check_lengths, read_decoder
 
 PROOF_TOKENS = 24
 PROOF_QUESTIONS = (
@@ -50,7 +49,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """
     engine = config.engine
     merged = inputs["merge"].require("hf_checkpoint").path
-    _check_lengths(engine, merged)
+    check_lengths(engine, read_decoder(merged).positions)
     exported = inputs["export"].require("exported").path
     clear(out)
     if engine.name == "remote":
@@ -64,20 +63,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     return _take_checkpoint(
         engine, profile, merged if profile.form == "hf" else exported / "hf", out
     )
-
-
-def _check_lengths(engine: EngineConfig, model: Path) -> None:
-    if engine.max_input_len >= engine.max_seq_len:
-        raise ConfigError(
-            f"engine.max_input_len={engine.max_input_len} leaves no room for an answer in "
-            f"engine.max_seq_len={engine.max_seq_len}: raise the latter"
-        )
-    positions = json.loads((model / "config.json").read_text())["max_position_embeddings"]
-    if engine.max_seq_len > positions:
-        raise ConfigError(
-            f"engine.max_seq_len={engine.max_seq_len} is over the {positions} positions of the "
-            f"model: set it to {positions} at most"
-        )
 
 
 def _choose(config: Config, merged: Path, exported: Path) -> Profile:
@@ -100,7 +85,8 @@ def _choose(config: Config, merged: Path, exported: Path) -> Profile:
     except MissingRuntime as error:
         if engine.name == "trtllm":
             raise trtllm.refusal(str(error), exported / "qnemo", engine) from None
-        raise vllm.refusal(str(error)) if engine.name == "vllm" else error from None
+        lacks_vllm = engine.name == "vllm" and vllm.missing()
+        raise vllm.refusal(str(error)) if lacks_vllm else error from None
     for line in explain(profiles, chosen, engine):
         get_console().print(f"engine={engine.name}: {line}", soft_wrap=True)
     return chosen

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import profiles as module
+from pipeline import profile_reasons
 from pipeline.adapters import trtllm, vllm
 from pipeline.compose import compose
 from pipeline.config import EngineConfig
@@ -21,6 +21,7 @@ CPU = Machine("Linux", "3.12", "a processor", 16, 64 * GIB, None, ())
 H200 = Gpu("NVIDIA H200", 140 * GIB, "9.0", mig=False)
 A100 = Gpu("NVIDIA A100", 40 * GIB, "8.0", mig=False)
 SLICE = Gpu("NVIDIA H200 MIG 1g.18gb", 16 * GIB, "9.0", mig=True)
+GB10 = Gpu("NVIDIA GB10", 0, "12.1", mig=False)
 B200 = Gpu("NVIDIA B200", 180 * GIB, "10.0", mig=False)
 FP8 = (
     Checkpoint("hf", "bf16"),
@@ -50,7 +51,7 @@ def engine() -> EngineConfig:
 def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(*names: str, **versions: str) -> None:
         here = {name: EVERYTHING[name] for name in names} | versions
-        monkeypatch.setattr(module, "installed_version", here.get)
+        monkeypatch.setattr(profile_reasons, "installed_version", here.get)
         monkeypatch.setattr(vllm, "version", lambda: here.get("vllm"))
         monkeypatch.setattr(trtllm, "llm_version", lambda: here.get("tensorrt_llm"))
         monkeypatch.setattr(trtllm, "version", lambda: here.get("tensorrt_llm"))
@@ -165,7 +166,10 @@ def test_formats_that_a_gpu_or_a_runtime_does_not_know(
     assert "vllm-nvfp4-tp1-pp1" in running(found(engine, machine(B200), four_bits))
     awq = (Checkpoint("qnemo", "int4_awq"), Checkpoint("unified", "int4_awq"))
     profiles = found(engine, machine(H200), awq)
-    assert reason(profiles, "vllm-int4_awq-tp1-pp1") == "vLLM does not load int4_awq"
+    assert reason(profiles, "vllm-int4_awq-tp1-pp1").startswith("vLLM does not load int4_awq: ")
+    named = engine.model_copy(update={"profile": "vllm-int4_awq-tp1-pp1"})
+    with pytest.raises(ConfigError, match="choose quantize=fp8 or quantize=none"):
+        choose(profiles, named)
     assert reason(profiles, "trtllm-int4_awq-tp1-pp1") == ""
 
 
@@ -200,6 +204,16 @@ def test_as_many_gpus_as_are_asked_for(installed: Any, engine: EngineConfig) -> 
         choose(found(asked, machine(H200)), asked)
 
 
+@pytest.mark.parametrize("name", ["tensor_parallel_size", "gpu_memory_utilization"])
+@pytest.mark.parametrize("value", ["two", 0, True, None])
+def test_arguments_that_count_here_are_numbers(
+    installed: Any, engine: EngineConfig, name: str, value: Any
+) -> None:
+    asked = engine.model_copy(update={"arguments": {name: value}})
+    with pytest.raises(ConfigError, match=rf"engine\.arguments\.{name}={value!r} should be a num"):
+        found(asked, machine(H200))
+
+
 def test_lora_is_a_hard_filter_where_it_is_asked_for(installed: Any, engine: EngineConfig) -> None:
     asked = engine.model_copy(update={"lora_rank": 16})
     profiles = found(asked, machine(H200))
@@ -224,6 +238,46 @@ def test_a_slice_of_a_gpu_counts_for_what_it_is(installed: Any, engine: EngineCo
     (profile,) = [p for p in profiles if p.name == "vllm-fp8-tp1-pp1"]
     assert profile.fit
     assert profile.fit.capacity == 0.9 * 16 * GIB
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_machines(
+    installed: Any, engine: EngineConfig
+) -> None:
+    where = replace(machine(GB10), memory_bytes=128 * GIB)
+    profiles = found(engine, where)
+    chosen = choose(profiles, engine)
+    assert chosen.name == "trtllm-fp8-tp1-pp1"
+    assert chosen.fit
+    assert chosen.fit.capacity == 0.9 * 128 * GIB
+    little = found(engine, replace(where, memory_bytes=8 * GIB))
+    assert "a GPU gives it 7.2 GiB" in reason(little, "vllm-bf16-tp1-pp1")
+
+
+def test_a_machine_that_does_not_say_its_memory_has_enough(
+    installed: Any, engine: EngineConfig
+) -> None:
+    for where in (replace(machine(GB10), memory_bytes=0), replace(CPU, memory_bytes=0)):
+        profiles = found(engine, where)
+        assert not any(profile.low_memory for profile in profiles)
+        assert choose(profiles, engine).fit is None
+
+
+@pytest.mark.parametrize(
+    ("profile", "remedy"),
+    [
+        ("trtllm-fp8-tp1-pp1", r"int4_awq\) or more GPUs \(export\.tensor_parallel\)"),
+        ("vllm-fp8-tp1-pp1", r"more GPUs \(engine\.arguments\.tensor_parallel_size\)"),
+        ("hf-bf16-tp1-pp1", "engine=vllm, which spreads"),
+        ("onnxruntime-fp32-tp1-pp1", r"engine=onnxruntime engine\.precision=int4"),
+    ],
+)
+def test_where_nothing_fits_the_remedy_is_one_of_that_profile(
+    installed: Any, engine: EngineConfig, profile: str, remedy: str
+) -> None:
+    tiny = replace(machine(replace(H200, memory_bytes=2 * GIB)), memory_bytes=2 * GIB)
+    named = engine.model_copy(update={"profile": profile})
+    with pytest.raises(ResourceError, match=f"a step alone do not fit: .*{remedy}"):
+        choose(found(engine, tiny), named)
 
 
 def test_too_little_memory_names_the_setting_that_fits(

@@ -145,7 +145,8 @@ def test_vectors_that_are_no_numbers_are_an_error(model: Path, tmp_path: Path) -
 
 
 def test_a_decoder_embeds_only_where_its_files_say_how(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    assert not embeds(tmp_path)
+    for name in ("LlamaForCausalLM", "GPT2LMHeadModel", "Gemma3ForConditionalGeneration"):
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+        assert not embeds(tmp_path)
     (tmp_path / "modules.json").write_text("[]")
     assert embeds(tmp_path)

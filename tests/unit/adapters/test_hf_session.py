@@ -259,6 +259,13 @@ def test_a_window_that_is_switched_off_bounds_nothing(tmp_path: Path) -> None:
     assert HfSession(folder, SLOTS, MAX_SEQ_LEN).max_seq_len == MAX_SEQ_LEN
 
 
+def test_a_model_that_sees_pictures_is_for_vllm(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    change_config(folder, "config.json", architectures=["Gemma3ForConditionalGeneration"])
+    with pytest.raises(DataError, match=r"a Gemma3ForCond.* serve it with engine\.name=vllm"):
+        HfSession(folder, SLOTS, MAX_SEQ_LEN)
+
+
 def test_a_folder_that_transformers_does_not_take_is_refused(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
     (folder / "model.safetensors").unlink()

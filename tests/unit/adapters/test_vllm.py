@@ -62,10 +62,11 @@ def test_an_unquantized_checkpoint_has_no_quantization_file(tmp_path: Path) -> N
     assert "quantization" not in vllm.profile(tmp_path, ENGINE, 1)
 
 
-@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "W4A8_AWQ", "W8A8_SQ_PER_CHANNEL"])
-def test_formats_that_it_does_not_load_are_refused(tmp_path: Path, algorithm: str) -> None:
-    with pytest.raises(ConfigError, match=f"{algorithm}.*engine=trtllm"):
-        vllm.profile(checkpoint(tmp_path, algorithm), ENGINE, 1)
+def test_formats_that_it_does_not_load_have_a_remedy() -> None:
+    for precision in ("int4_awq", "w4a8_awq", "int8_sq"):
+        assert f"vLLM does not load {precision}: choose" in (vllm.not_loaded(precision) or "")
+    for precision in ("bf16", "fp16", "fp32", "fp8", "nvfp4"):
+        assert vllm.not_loaded(precision) is None
 
 
 def test_the_refusal_says_what_to_install() -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError
+from pipeline.compose import compose
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError, DataError
 from pipeline.graph import ROOT
 from pipeline.hardware import GIB
-from pipeline.serving.memory import Decoder, fit, footprint, gib, read_decoder
+from pipeline.serving.memory import Decoder, check_lengths, fit, footprint, gib, read_decoder
 
 LLAMA_8B = Decoder(32, 4096, 14336, 32, 8, 128, 128256, 8192, tied=False)
 DEMO = Decoder(4, 256, 768, 8, 4, 32, 2048, 512, tied=False)
@@ -35,6 +37,16 @@ def test_sizes_are_read_with_transformers_own_defaults(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataError, match="hidden_size"):
         read_decoder(tmp_path)
+
+
+def test_lengths_leave_room_for_an_answer_within_the_models_positions() -> None:
+    engine = EngineConfig.model_validate(compose([])["engine"])
+    assert (engine.max_input_len, engine.max_seq_len) == (256, 384)
+    check_lengths(engine, 384)
+    with pytest.raises(ConfigError, match=r"max_seq_len=384 is over the 383 positions"):
+        check_lengths(engine, 383)
+    with pytest.raises(ConfigError, match=r"max_input_len=256 leaves no room .*max_seq_len=256"):
+        check_lengths(engine.model_copy(update={"max_seq_len": 256}), 384)
 
 
 def test_weights_are_those_of_the_published_model() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.adapters import onnxruntime_session
+from pipeline.adapters import onnxruntime_session, vllm
 from pipeline.chat import Chat
 from pipeline.compose import compose
 from pipeline.config import EngineConfig
@@ -18,7 +18,7 @@ from pipeline.errors import (
     MissingRuntime,
     ResourceError,
 )
-from pipeline.hardware import GIB, Machine
+from pipeline.hardware import GIB, Gpu, Machine
 from pipeline.serving import open as opening
 from pipeline.serving.description import Description
 from pipeline.serving.open import describe, open_engine
@@ -101,11 +101,37 @@ def test_an_hf_folder_is_described_as_the_first_profile_that_opens_it(
         ({"name": "onnxruntime"}, ConfigError, "engine=onnxruntime has no profile"),
         ({"name": "vllm"}, MissingRuntime, "pip install vllm"),
         ({"max_seq_len": 513}, ConfigError, "over the 512 positions"),
+        ({"max_seq_len": 128}, ConfigError, "leaves no room for an answer"),
         ({"max_batch_size": 10**6}, ResourceError, r"engine\.max_batch_size=\d+ fits"),
     )
     for changes, error, words in refused:
         with pytest.raises(error, match=words):
             describe(folder, settings.model_copy(update=changes))
+
+
+def test_a_format_that_vllm_does_not_load_is_no_matter_of_installing_it(
+    tmp_path: Path, settings: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu("NVIDIA H200", 140 * GIB, "9.0", mig=False)
+    here = Machine("Linux", "3.12", "a processor", 2.0, 8 * GIB, None, (gpu,))
+    monkeypatch.setattr(opening, "inspect_machine", lambda: here)
+    monkeypatch.setattr(vllm, "version", lambda: "0.24.0")
+    folder = add_weights(make_model_folder(tmp_path / "model", "demo"))
+    quantized = {"quant_algo": "W4A16_AWQ", "kv_cache_quant_algo": None}
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": quantized}))
+    asked = settings.model_copy(update={"name": "vllm"})
+    with pytest.raises(ConfigError, match="does not load int4_awq: choose quantize=fp8") as refused:
+        describe(folder, asked)
+    assert "pip install" not in str(refused.value)
+
+
+def test_a_model_that_sees_pictures_writes_text(tmp_path: Path, settings: EngineConfig) -> None:
+    folder = add_weights(make_model_folder(tmp_path / "model", "demo"))
+    config = json.loads((folder / "config.json").read_text())
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": config}
+    (folder / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(MissingRuntime, match="pip install vllm"):
+        describe(folder, settings.model_copy(update={"name": "vllm"}))
 
 
 def test_an_embedding_model_is_described_by_its_tokenizer(
