@@ -63,8 +63,7 @@ class _Worker:
         # Only what its features say is asked of it.
         self._engine: Any = engine
         self._connection = connection
-        self._streams: dict[int, TokenStream] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._outgoing: list[tuple[int, str, Any]] = []
         self._cache_use = engine.load().cache_use  # as the server knows it
 
@@ -89,24 +88,26 @@ class _Worker:
 
     def _take(self, request: int, what: str, *arguments: Any) -> None:
         if what == "cancel":
-            if stream := self._streams.get(request):
-                stream.cancel()
+            if task := self._tasks.get(request):  # which may not have begun yet
+                task.cancel()
             return
         work = self._answer if what == "generate" else getattr(self, f"_{what}")
-        task = asyncio.create_task(self._guarded(request, work(request, *arguments)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._tasks[request] = asyncio.create_task(self._guarded(request, work, arguments))
+        task.add_done_callback(lambda _: self._tasks.pop(request))
 
-    async def _guarded(self, request: int, work: Any) -> None:
+    async def _guarded(self, request: int, work: Any, arguments: tuple[Any, ...]) -> None:
+        """Do it, and end it with a message in any case: the server waits for one."""
         try:
-            self._send(request, "end", await work)
+            self._send(request, "end", await work(request, *arguments))
         except ValueError as error:
             self._send(request, "refused", str(error))
         except EngineFailed as error:
             self._send(request, "failed", str(error))
+        except Exception as error:
+            self._send(request, "failed", f"{type(error).__name__}: {error}")
 
     async def _answer(self, request: int, prompt: list[int], sampling: Any) -> None:
-        stream = self._streams[request] = self._engine.generate(prompt, sampling)
+        stream: TokenStream = self._engine.generate(prompt, sampling)
         try:
             first = True
             async for tokens in stream:
@@ -116,7 +117,7 @@ class _Worker:
                     first = False
                 self._send(request, "tokens", tokens)
         finally:
-            del self._streams[request]
+            stream.cancel()
 
     async def _embed(self, request: int, prompts: list[list[int]]) -> Any:
         return await self._engine.embed(prompts)

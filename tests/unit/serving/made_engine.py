@@ -37,6 +37,8 @@ class MadeEngine(BatchingEngine):
         return super().generate(prompt, sampling)
 
     async def add_adapter(self, name: str, folder: Path) -> None:
+        if "." in name:
+            raise KeyError("module name can't contain a dot")
         try:
             self._numbers[name] = int((folder / "number").read_text())
         except OSError as error:

@@ -200,6 +200,22 @@ def test_adapters_that_do_not_fit_are_refused_and_removed_ones_are_gone(tmp_path
     run(scenario)
 
 
+def test_an_error_that_nobody_foresaw_is_told_and_takes_no_place_in_the_queue(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "number").write_text("3")
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as engine:
+            with pytest.raises(EngineFailed, match=r"KeyError: .*can't contain a dot"):
+                await engine.add_adapter("support-1.5", tmp_path)
+            assert engine.adapters() == []
+            assert engine.load()[:2] == (0, 0)
+            assert await read(engine, [1], greedy(2)) == alone([1], 2)
+
+    run(scenario)
+
+
 def test_closed_it_ends_its_answers_and_leaves_no_process(tmp_path: Path) -> None:
     async def scenario() -> None:
         engine = SupervisedEngine(tmp_path, MADE, max_queue=1)
