@@ -22,7 +22,7 @@ class Answer:
         self.last = -1  # the newest token, which the cache does not hold yet
         self.count = 0
         self.cancelled = False
-        self.error: ValueError | None = None  # it cannot go on
+        self.error: EngineFailed | ValueError | None = None  # it cannot go on
         self.prompt_logprobs: list[Token] | None = None
         self.started: float | None = None  # time.perf_counter() when it left the queue
         self.loop = asyncio.get_running_loop()

@@ -216,22 +216,24 @@ class BatchingEngine:
 
     def _read_prompts(self) -> None:
         budget, outgoing = PROMPT_TOKENS_PER_STEP, []
-        while budget > 0 and (answer := self._next_to_join()):
-            row = len(self._active)
-            if self._has_adapters and answer.cached == 0:
-                self._model.use_adapter(row, answer.sampling.adapter)
-            part = answer.prompt[answer.cached : answer.cached + budget]
-            logits = self._model.prefill(row, part, answer.cached)
-            answer.cached += len(part)
-            budget -= len(part)
-            if answer.sampling.prompt_logprobs:
-                _score_prompt(answer, logits)
-            if answer.cached == len(answer.prompt):
-                self._joining = None
-                outgoing += self._choose(answer, logits[-1])
-                if not answer.ended:
-                    self._active.append(answer)
-        deliver(outgoing)
+        try:
+            while budget > 0 and (answer := self._next_to_join()):
+                row = len(self._active)
+                if self._has_adapters and answer.cached == 0:
+                    self._model.use_adapter(row, answer.sampling.adapter)
+                part = answer.prompt[answer.cached : answer.cached + budget]
+                logits = self._model.prefill(row, part, answer.cached)
+                answer.cached += len(part)
+                budget -= len(part)
+                if answer.sampling.prompt_logprobs:
+                    _score_prompt(answer, logits)
+                if answer.cached == len(answer.prompt):
+                    outgoing += self._choose(answer, logits[-1])
+                    self._joining = None
+                    if not answer.ended:
+                        self._active.append(answer)
+        finally:
+            deliver(outgoing)  # of prompts that were read before one at which the model failed
 
     def _next_to_join(self) -> Answer | None:
         """The request whose prompt is to be read, if there is one and a row for it."""
@@ -263,7 +265,7 @@ class BatchingEngine:
         """What the answer's reader gets: its next token, and its end if that is the last."""
         try:
             token = answer.sampler.choose(logits)
-        except ValueError as error:  # this answer's alone
+        except (EngineFailed, ValueError) as error:  # this answer's alone
             answer.error = error
             return [(answer, error)]
         answer.last = token.id

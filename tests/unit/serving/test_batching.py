@@ -205,6 +205,54 @@ def test_a_failing_model_fails_what_it_answers_and_then_goes_on(
     asyncio.run(run())
 
 
+class Faulty(ListModel):
+    """Its logits hold no number behind a token 13, and it fails at a prompt that begins with 14."""
+
+    def prefill(self, row: int, ids: Sequence[int], start: int) -> np.ndarray:
+        if ids[0] == 14:
+            raise MemoryError("too large")
+        return super().prefill(row, ids, start)
+
+    def _logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        logits = super()._logits(sequences)
+        logits[[13 in sequence for sequence in sequences]] = np.nan
+        return logits
+
+
+def after(sequence: Sequence[int]) -> int:
+    return sequence[-1] + 1
+
+
+@pytest.mark.parametrize("prompt", [[13], [11]])  # at the prompt's end, and at a later token
+def test_logits_without_numbers_fail_their_own_answer_alone(prompt: list[int]) -> None:
+    engine = BatchingEngine(Faulty(after), max_input_len=60, max_queue=9)
+
+    async def run() -> None:
+        asked = (read(engine, prompt, greedy(6)), read(engine, [30], greedy(6)))
+        failed, whole = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(failed, EngineFailed)
+        assert "not finite" in str(failed)
+        assert whole == list(range(31, 37))
+        assert engine.load()[:2] == (0, 0)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    engine.close()
+
+
+def test_an_answer_that_ended_is_whole_though_the_next_prompt_breaks_the_model() -> None:
+    engine = BatchingEngine(Faulty(after), max_input_len=60, max_queue=9)
+
+    async def run() -> None:
+        with engine._changed:  # so that one step reads both
+            asked = [engine.generate([first], greedy(1)) for first in (20, 14)]
+        assert [token.id for tokens in [t async for t in asked[0]] for token in tokens] == [21]
+        with pytest.raises(EngineFailed, match="too large"):
+            await anext(asked[1])
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    engine.close()
+
+
 def test_closing_ends_every_answer(model: ListModel) -> None:
     model.gated = True
     engine = BatchingEngine(model, max_input_len=60, max_queue=9)
