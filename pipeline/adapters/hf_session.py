@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoint_files import read_json
 from pipeline.errors import DataError, ResourceError
+from pipeline.serving.checkpoint import MODELOPT_STATE
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-
-MODELOPT_STATE = "modelopt_state.pth"
 
 
 class HfSession:

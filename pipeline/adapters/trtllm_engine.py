@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.adapters.gpu_runtimes import adapter_of, guide_arguments, tokens_of
 from pipeline.adapters.trtllm import ENGINES
 from pipeline.errors import DataError
-from pipeline.serving.engine import EngineFailed, Guide, Load, QueueFull, Sampling, Token
+from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling
 from pipeline.serving.stream import PushedStream
 
-# How TensorRT-LLM calls what an answer must match.
-GUIDES = {"json_schema": "json", "regex": "regex", "lark": "grammar"}
 GUIDANCE = "llguidance"
 # What a LoRA adapter may adapt, by TensorRT-LLM's names: every product of a layer.
 LORA_MODULES = "attn_q attn_k attn_v attn_dense mlp_h_to_4h mlp_4h_to_h mlp_gate".split()
@@ -85,7 +84,7 @@ class TrtllmEngine:
         result = self._llm.generate_async(
             list(prompt),
             SamplingParams(**how),
-            lora_request=self._adapters[sampling.adapter] if sampling.adapter else None,
+            lora_request=adapter_of(self._adapters, sampling.adapter),
             streaming=True,
         )
         stream = PushedStream(result.abort)
@@ -129,14 +128,16 @@ class TrtllmEngine:
 
     async def _follow(self, result: Any, stream: PushedStream, tops: int | None) -> None:
         """Hand on the tokens of an answer as they come."""
+        from tensorrt_llm.executor.utils import RequestError
+
         try:
             async for output in result:
                 completion = output.outputs[0]
                 logprobs = completion.logprobs_diff if tops is not None else None
                 stream.put(tokens_of(completion.token_ids_diff, logprobs, tops or 0))
             stream.end()
-        except ValueError as error:
-            stream.end(error)
+        except (ValueError, RequestError) as error:  # of this request alone
+            stream.end(ValueError(str(error)))
         except Exception as error:  # of its worker processes, wrapped or not
             self._down = f"TensorRT-LLM failed: {error}"
             stream.end(EngineFailed(self._down))
@@ -204,30 +205,6 @@ def sampling_arguments(sampling: Sampling, backend: str) -> dict[str, Any]:
     if sampling.repetition_penalty != 1:
         arguments["repetition_penalty"] = sampling.repetition_penalty
     return arguments
-
-
-def guide_arguments(guide: Guide) -> dict[str, Any]:
-    """The argument of TensorRT-LLM's GuidedDecodingParams for a guide."""
-    if guide.kind == "json_object":
-        return {"json_object": True}
-    return {GUIDES[guide.kind]: guide.text}
-
-
-def tokens_of(
-    ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]] | None, tops: int
-) -> list[Token]:
-    """Tokens, with their log-probabilities and those of the `tops` likeliest where there are some.
-
-    TensorRT-LLM gives a mapping for each token, of id to log-probability and rank.
-    """
-    if not logprobs:
-        return [Token(token) for token in ids]
-    found = []
-    for token, here in zip(ids, logprobs, strict=False):
-        likeliest = sorted((entry.rank or 0, i, entry.logprob) for i, entry in here.items())
-        top = tuple((i, logprob) for rank, i, logprob in likeliest if rank <= tops)[:tops]
-        found.append(Token(token, here[token].logprob, top))
-    return found
 
 
 def check_adapter(folder: Path, highest: int) -> None:

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.adapters.gpu_runtimes import adapter_of, guide_arguments, tokens_of
 from pipeline.errors import DataError
-from pipeline.serving.engine import EngineFailed, Guide, Load, QueueFull, Sampling, Token
+from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling, Token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-# How vLLM calls what an answer must match.
-GUIDES = {"json_schema": "json", "regex": "regex", "lark": "grammar"}
 # Of the two libraries that vLLM can take, the one that our own engines guide with.
 GUIDANCE = "guidance"
 
@@ -96,7 +95,7 @@ class VllmEngine:
             tokens_input(list(prompt)),
             how,
             request,
-            lora_request=self._adapters[sampling.adapter] if sampling.adapter else None,
+            lora_request=adapter_of(self._adapters, sampling.adapter),
         )
         stream = _Stream(self, request, outputs, prompt, sampling)
         self._streams.add(stream)
@@ -246,31 +245,3 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
         "detokenize": False,
         "skip_clone": True,  # made for this one request
     }
-
-
-def guide_arguments(guide: Guide) -> dict[str, Any]:
-    """The argument of vLLM's StructuredOutputsParams for a guide."""
-    if guide.kind == "json_object":
-        return {"json_object": True}
-    return {GUIDES[guide.kind]: guide.text}
-
-
-def tokens_of(
-    ids: Sequence[int], logprobs: Sequence[Mapping[int, Any] | None] | None, tops: int
-) -> list[Token]:
-    """Tokens with their log-probabilities, where vLLM gave some, and those of the `tops` likeliest.
-
-    vLLM gives a mapping for each token, of id to log-probability and rank, the token itself among
-    them; None for a prompt's first, before which there is nothing.
-    """
-    if logprobs is None:
-        return [Token(token) for token in ids]
-    found = []
-    for token, here in zip(ids, logprobs, strict=False):  # an aborted answer repeats them
-        if here is None:
-            found.append(Token(token))
-            continue
-        likeliest = sorted((entry.rank, i, entry.logprob) for i, entry in here.items())
-        top = tuple((i, logprob) for rank, i, logprob in likeliest if rank <= tops)
-        found.append(Token(token, here[token].logprob, top))
-    return found

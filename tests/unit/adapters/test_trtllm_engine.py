@@ -15,13 +15,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.adapters.trtllm_engine import (
-    TrtllmEngine,
-    check_adapter,
-    guide_arguments,
-    sampling_arguments,
-    tokens_of,
-)
+from pipeline.adapters.gpu_runtimes import guide_arguments, tokens_of
+from pipeline.adapters.trtllm_engine import TrtllmEngine, check_adapter, sampling_arguments
 from pipeline.errors import DataError
 from pipeline.serving.engine import EngineFailed, Guide, QueueFull, Sampling, Token
 
@@ -122,6 +117,10 @@ class EngineLLM(LLM):
     """tensorrt_llm._tensorrt_engine.LLM."""
 
 
+class RequestError(RuntimeError):
+    """Of one request, not of the engine."""
+
+
 @dataclass
 class LoRARequest:
     lora_name: str
@@ -144,6 +143,7 @@ def _tensorrt_llm(monkeypatch: pytest.MonkeyPatch) -> None:
         "tensorrt_llm": {"LLM": LLM, "SamplingParams": SamplingParams},
         "tensorrt_llm._tensorrt_engine": {"LLM": EngineLLM},
         "tensorrt_llm.sampling_params": {"GuidedDecodingParams": GuidedDecodingParams},
+        "tensorrt_llm.executor.utils": {"RequestError": RequestError},
         "tensorrt_llm.executor.request": {"LoRARequest": LoRARequest},
         "tensorrt_llm.lora_manager": {"LoraConfig": LoraConfig},
     }
@@ -279,7 +279,11 @@ def test_a_cancelled_answer_is_aborted_and_a_full_queue_refuses(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("raised", "expected", "down"),
-    [(RuntimeError("a worker died"), EngineFailed, True), (ValueError("bad"), ValueError, False)],
+    [
+        (RuntimeError("a worker died"), EngineFailed, True),
+        (ValueError("bad"), ValueError, False),
+        (RequestError("its LoRA adapter does not load"), ValueError, False),
+    ],
 )
 def test_a_dead_worker_is_a_failed_engine_and_a_bad_wish_is_not(
     tmp_path: Path, raised: Exception, expected: type[Exception], down: bool
@@ -317,6 +321,8 @@ def test_adapters(tmp_path: Path) -> None:
         assert lora == LoRARequest("b", 2, str(tmp_path / "b"))
         await engine.remove_adapter("a")
         assert engine.adapters() == ["b"]
+        with pytest.raises(ValueError, match="no adapter 'a' is loaded any more"):
+            engine.generate([1], how(adapter="a"))
 
     asyncio.run(scenario())
 

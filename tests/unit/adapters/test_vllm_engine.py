@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from pipeline.adapters import vllm_engine
-from pipeline.adapters.vllm_engine import guide_arguments, sampling_arguments, tokens_of
+from pipeline.adapters.gpu_runtimes import guide_arguments, tokens_of
+from pipeline.adapters.vllm_engine import sampling_arguments
 from pipeline.serving.engine import EngineFailed, Guide, Sampling, Token
 
 
