@@ -76,7 +76,7 @@ class Recorder(pl.Callback):
         validate = last or step % job.validate_every == 0
         save = not last and step % job.checkpoint_every == 0
         if validate or save or step % self._every == 0:
-            self._flush(trainer, self._validation_loss(trainer) if validate else None)
+            self._flush(trainer, self._validate(trainer) if validate else None)
         if save:
             self._save(trainer, step)
 
@@ -119,6 +119,15 @@ class Recorder(pl.Callback):
         self._pending.clear()
         self._tokens = 0
         self._marked = time.perf_counter()
+
+    def _validate(self, trainer: pl.Trainer) -> float | None:
+        """The validation loss, in nats. The time that it takes is not the steps'."""
+        if on_gpu():
+            torch.cuda.synchronize()  # what the steps still compute is theirs
+        begin = time.perf_counter()
+        loss = self._validation_loss(trainer)
+        self._marked += time.perf_counter() - begin
+        return loss
 
     def _validation_loss(self, trainer: pl.Trainer) -> float | None:
         """Mean loss of all validation tokens, in nats; None without validation rows."""

@@ -5,6 +5,7 @@ One process imports NeMo once for most of these tests; what is killed runs in pr
 
 import json
 import random
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,6 +172,25 @@ def test_out_of_memory_it_goes_on_with_smaller_micro_batches(base: Path, tmp_pat
     assert np.allclose(
         [p.loss for p in again.curve], [p.loss for p in whole.curve], rtol=1e-4, atol=0
     )
+
+
+def test_validating_does_not_count_as_the_time_of_steps(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with nemo_session():
+        from pipeline.adapters.nemo_recorder import Recorder
+    waited, validation_loss = 2.0, Recorder._validation_loss
+
+    def slow(*arguments: Any) -> float | None:
+        time.sleep(waited)
+        return validation_loss(*arguments)
+
+    monkeypatch.setattr(Recorder, "_validation_loss", slow)
+    job = make_job(base, tmp_path, steps=4, validate_every=2, checkpoint_every=100)
+    curve = train(job).curve
+    tokens = job.global_batch_size * max(len(row.input_ids) for row in make_rows(120))
+    assert [p.step for p in curve if p.tokens_per_second > tokens / waited] == [1, 2, 3, 4]
+    assert [p.step for p in curve if p.validation_loss is not None] == [2, 4]
 
 
 def test_a_loss_that_is_no_number_names_the_step(base: Path, tmp_path: Path) -> None:
