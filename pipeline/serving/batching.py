@@ -7,7 +7,7 @@ progress occupy the model's first rows; the one whose prompt is being read is in
 
 import threading
 import time
-from asyncio import wrap_future
+from asyncio import shield, wrap_future
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -112,6 +112,8 @@ class BatchingEngine:
 
     async def add_adapter(self, name: str, folder: Path) -> None:
         """See engine.AdapterEngine.add_adapter; answers in progress wait meanwhile."""
+        if any(change.unused == name for change in self._changes):
+            raise ValueError(f"answers with the former {name!r} go on: load it when they have ended")
         await self._change(_Change(lambda: self._model.add_adapter(name, folder)))
         self._adapters.append(name)
 
@@ -144,7 +146,7 @@ class BatchingEngine:
                 raise EngineFailed("the server is shutting down")
             self._changes.append(change)
             self._changed.notify()
-        await wrap_future(change.done)
+        await shield(wrap_future(change.done))  # it is made though whoever asked has left
 
     def _begin_guided(self, answer: Answer, guides: Guides, guide: Guide) -> None:
         """In a thread of its own: have a guide ready, then let the answer wait for a slot."""

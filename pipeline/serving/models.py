@@ -22,7 +22,7 @@ class Models:
     def __init__(self, engine: Any, model: str, runtime: str, chat: Chat | None) -> None:
         self._engine, self._model, self._runtime, self._chat = engine, model, runtime, chat
         self._created = {model: int(time.time())}
-        self._changing = asyncio.Lock()
+        self._changing = asyncio.Lock()  # a name is loaded only when it has been let go of
 
     def cards(self) -> list[dict[str, Any]]:
         """Those that the current request may use."""
@@ -78,10 +78,11 @@ class Models:
         Raises:
             ValueError: one of them is no adapter of this model, or has its name.
         """
-        for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-            if place.name == self._model:
-                raise ValueError(f"{place} has the model's own name: rename it")
-            await self._load(place.name, place)
+        async with self._changing:
+            for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+                if place.name == self._model:
+                    raise ValueError(f"{place} has the model's own name: rename it")
+                await self._load(place.name, place)
 
     async def _load(self, name: str, folder: Path) -> None:
         await asyncio.to_thread(self._check, folder)
@@ -89,20 +90,21 @@ class Models:
         self._created[name] = int(time.time())
 
     async def unload_adapter(self, body: AdapterRequest) -> str:
-        """Returns when the last answer with it has ended.
+        """No request can ask for it from now on; answers in progress with it are finished.
 
         Raises:
             Refusal: not allowed, or there is none of that name.
         """
         self._require_administration()
-        if body.lora_name not in self._adapters():
-            raise Refusal(
-                404,
-                f"there is no LoRA adapter {body.lora_name!r}",
-                param="lora_name",
-                code="model_not_found",
-            )
-        await self._engine.remove_adapter(body.lora_name)
+        async with self._changing:
+            if body.lora_name not in self._adapters():
+                raise Refusal(
+                    404,
+                    f"there is no LoRA adapter {body.lora_name!r}",
+                    param="lora_name",
+                    code="model_not_found",
+                )
+            await self._engine.remove_adapter(body.lora_name)
         return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
 
     def _adapters(self) -> list[str]:

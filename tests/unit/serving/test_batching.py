@@ -431,3 +431,30 @@ def test_an_adapter_goes_when_its_last_answer_has_ended() -> None:
 
     asyncio.run(asyncio.wait_for(run(), 20))
     engine.close()
+
+
+def test_a_name_is_taken_until_the_last_answer_with_it_has_ended() -> None:
+    model = AdaptedModel()
+    engine = BatchingEngine(model, max_input_len=60, max_queue=30)
+
+    async def run() -> None:
+        await engine.add_adapter("one", Path("1"))
+        model.gated = True
+        how = dataclasses.replace(greedy(5), adapter="one")
+        answering = asyncio.create_task(read(engine, [7], how))
+        await asyncio.sleep(0)
+        wait_for(lambda: engine.load().running == 1)
+        leaving = asyncio.create_task(engine.remove_adapter("one"))
+        await asyncio.sleep(0.01)
+        leaving.cancel()  # whoever asked waits no longer
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="answers with the former 'one' go on"):
+            await engine.add_adapter("one", Path("2"))
+        model.gate.release(100)
+        assert await answering == adapted([7], 5, 1)
+        wait_for(lambda: "one" not in model.loaded)
+        await engine.add_adapter("one", Path("2"))
+        assert await read(engine, [7], how) == adapted([7], 5, 2)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    engine.close()

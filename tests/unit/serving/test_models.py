@@ -133,6 +133,43 @@ def test_an_adapter_is_a_model_until_it_is_unloaded(chat: Chat, adapter: Path) -
     assert [m["id"] for m in left.json()["data"]] == ["bank"]
 
 
+def test_a_name_that_is_unloaded_and_loaded_at_once_is_the_new_one(
+    chat: Chat, adapter: Path, tmp_path: Path
+) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "adapter_config.json").write_text(json.dumps({"says": "newer"}))
+    model = Adapted(chat)
+    server = Server(model, chat)
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(server.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+
+            def send(way: str, path: str, body: Any) -> asyncio.Task[httpx.Response]:
+                return asyncio.create_task(client.request(way, path, json=body))
+
+            await send(*load("tuned", adapter))
+            model.gated = True
+            answering = send(*ask("tuned"))
+            while not server.engine.load().running:
+                await asyncio.sleep(0.01)
+            changing = [send(*unload("tuned")), send(*load("tuned", newer))]
+            await asyncio.sleep(0.1)
+            model.gate.release(1000)
+            done = await asyncio.gather(answering, *changing)
+            return [*done, await send(*LIST), await send(*ask("tuned"))]
+
+    try:
+        old, unloaded, loaded, listed, new = asyncio.run(asyncio.wait_for(run(), 20))
+    finally:
+        server.engine.close()
+    assert (unloaded.status_code, loaded.status_code) == (200, 200)
+    assert old.json()["choices"][0]["message"]["content"] == "tuned"
+    assert [m["id"] for m in listed.json()["data"]] == ["bank", "tuned"]
+    assert new.json()["choices"][0]["message"]["content"] == "newer"
+
+
 def test_a_folder_of_adapters_is_served_from_the_start(chat: Chat, adapter: Path) -> None:
     assert start(Server(Adapted(chat), chat, adapters=adapter.parent)) == ["bank", "adapter"]
     (adapter.parent / "broken").mkdir()
