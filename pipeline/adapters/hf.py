@@ -103,19 +103,21 @@ def greedy(
 ) -> list[int]:
     """The likeliest continuation, token by token, up to and with a stop token."""
     import torch
+    from transformers import GenerationConfig
 
     tokens = torch.tensor([ids], device=model.device)
     with torch.inference_mode():
         output = model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=list(stop_ids),
-            pad_token_id=stop_ids[0],
+            # A configuration of its own: the model's may ask for sampling or for penalties.
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=list(stop_ids),
+                pad_token_id=stop_ids[0],
+            ),
+            use_model_defaults=False,
         )
     return output[0, len(ids) :].tolist()
 

@@ -14,7 +14,7 @@ from pipeline import compose, runner, tracking
 from pipeline.artifact import Outcome
 from pipeline.config import load
 from pipeline.errors import ArtifactError, Busy, DataError, GateFailed, ResourceError
-from pipeline.graph import ROOT, Node
+from pipeline.graph import ROOT, Node, read_graph, select
 
 
 @pytest.fixture
@@ -141,23 +141,43 @@ def test_gate_failure_keeps_the_artifact_and_fails_each_time(chain):
 )
 def test_full_disk_says_what_to_do_and_keeps_the_work(chain, error):
     def full(config, inputs, out):
-        (out / "part").write_text("half")
+        (out / "part").write_bytes(bytes(4 * 2**20))
         raise error
 
+    for name, size in ((".variants/first-0/value", 3), (".work/first-0/part", 2)):
+        (chain.folder / name).parent.mkdir(parents=True)
+        (chain.folder / name).write_bytes(bytes(size * 2**20))
     chain.stages["first"] = full
-    with pytest.raises(ResourceError, match=r"is full .* run the same command again"):
+    with pytest.raises(ResourceError, match=r"is full .* run the same command again") as caught:
         chain("first")
-    assert list((chain.folder / ".work").glob("first-*/part"))
+    assert f"{chain.folder}/.variants (3 MiB, made with other settings)" in str(caught.value)
+    assert f"what else is in {chain.folder}/.work (2 MiB, unfinished) may go" in str(caught.value)
+    assert len(list((chain.folder / ".work").glob("first-*/part"))) == 2
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
-def test_memory_that_ran_out_says_what_to_do(chain, error):
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ("evaluate", r"lower evaluate\.batch_size, or run on a larger machine"),
+        ("merge", "put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory"),
+        ("first", "run on a larger machine"),
+    ],
+)
+def test_memory_that_ran_out_says_what_to_do(chain, error, stage, said):
     def hungry(config, inputs, out):
         raise error
 
-    chain.stages["first"] = hungry
-    with pytest.raises(ResourceError, match="memory ran out: lower the stage's batch size"):
-        chain("first")
+    chain.nodes[stage], chain.stages[stage] = Node(stage, (), (), ("seed",)), hungry
+    with pytest.raises(ResourceError, match=f"memory ran out: {said}"):
+        chain(stage)
+
+
+def test_every_setting_that_a_lack_of_memory_names_exists():
+    settings = [less.split()[1] for less in runner._LESS_MEMORY.values()]
+    tree = compose.compose([])
+    select(tree, tuple(s for s in settings if "." in s))
+    assert set(runner._LESS_MEMORY) <= set(read_graph(tree))
 
 
 def test_other_errors_are_left_as_they_are(chain):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.adapters import hf
 from pipeline.adapters.hf import WeightReader, write_weights
@@ -48,6 +49,28 @@ def test_views_of_one_tensor_are_written_apart(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "model.safetensors")
     assert stored["y"].tolist() == [4, 5, 6, 7]
     assert stored["z"].tolist() == list(range(8))
+
+
+def test_greedy_takes_the_likeliest_token_whatever_the_model_asks_for() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=24,
+            max_position_embeddings=64,
+            initializer_range=0.5,
+        )
+    ).eval()
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    for first in range(2, 10):
+        ids = [first]
+        while len(ids) < 11 and 1 not in ids:
+            ids.append(int(hf.logits(model, ids)[-1].argmax()))
+        assert hf.greedy(model, [first], max_new_tokens=10, stop_ids=[1]) == ids[1:]
 
 
 def test_large_models_are_written_in_shards(
