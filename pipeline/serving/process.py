@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from pipeline.errors import PipelineError
 from pipeline.graph import ROOT
 from pipeline.serving.address import API_KEY, base_url, listen
 
-READY_SECONDS = 120
+READY_SECONDS = 30 * 60  # as the Dockerfile has it: vLLM and TensorRT-LLM compile as they load
 STOP_SECONDS = 10
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -31,11 +33,28 @@ class RunningServer:
     start_seconds: float
 
     def peak_memory_bytes(self) -> int:
-        """The most that the process has held in memory so far."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-        raise PipelineError(f"the system does not tell the memory of process {self.pid}")
+        """The most that the server and its processes, of which one has the model, have held so far.
+
+        Each one's own most, added up: pages that they share count once for each.
+        """
+        try:
+            server = psutil.Process(self.pid)
+            held = [_peak(process.pid) for process in (server, *server.children(recursive=True))]
+        except psutil.Error as error:
+            raise PipelineError(f"process {self.pid} cannot be looked at: {error}") from error
+        if not held[0]:
+            raise PipelineError(f"the system does not tell the memory of process {self.pid}")
+        return sum(held)
+
+
+def _peak(pid: int) -> int:
+    """Bytes that a process has held at most; 0 if it has ended or the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    found = (1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return next(found, 0)
 
 
 @contextmanager
