@@ -22,14 +22,14 @@ def main(arguments: list[str]) -> int:
         from pipeline.__main__ import main as run_stage
 
         return run_stage(LIST_PROFILES if arguments == ["list-model-profiles"] else arguments)
-    from pipeline.errors import ConfigError
+    from pipeline.errors import PipelineError
     from pipeline.serving.nim import translate
 
     try:
         launch = translate(os.environ)
         command = launch.command()
-    except ConfigError as error:
-        print(f"pipeline: ConfigError: {error}", file=sys.stderr)
+    except PipelineError as error:
+        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     os.environ.update(launch.environment)  # before any library reads it
     logging.disable(launch.log_level - 1)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -188,6 +188,19 @@ class EngineConfig(Section):
     max_seq_len: Positive
     lora_rank: int = Field(ge=0, description="of adapters to be added while it serves; 0: none")
     arguments: Mapping[str, Any] = Field(description="more of the runtime's own, as it names them")
+
+    @field_validator("arguments")
+    @classmethod
+    def _reckoned_with(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those that a profile is chosen by; the runtime checks the others itself."""
+        size, share = (
+            arguments.get(name, 1) for name in ("tensor_parallel_size", "gpu_memory_utilization")
+        )
+        if not isinstance(size, int) or size < 1:
+            raise ValueError("tensor_parallel_size must be a whole number of GPUs")
+        if not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError("gpu_memory_utilization must be above 0, at most 1")
+        return arguments
 
 
 class ServeConfig(Section):

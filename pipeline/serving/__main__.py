@@ -20,6 +20,7 @@ from pipeline.config import EngineConfig, ServeConfig, explain
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.graph import ROOT
 from pipeline.serving.address import listen, warn_if_open
+from pipeline.serving.launch import is_built
 from pipeline.serving.open import describe
 from pipeline.serving.server import serve
 
@@ -42,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         settings, engine = read_settings(given.settings)
+        if engine and is_built(given.engine):
+            raise ConfigError(
+                f"{given.engine} is an engine built for its settings: leave engine.… out, or build "
+                "it anew with them"
+            )
         if given.fd is not None:
             listening = socket.socket(fileno=given.fd)
         else:
@@ -78,10 +84,18 @@ def read_settings(overrides: Sequence[str]) -> tuple[ServeConfig, EngineConfig |
     given = set()
     for override in overrides:
         name, equals, value = override.partition("=")
-        section, dot, key = name.partition(".")
-        if not equals or not dot or section not in trees:
+        section, *keys = name.split(".")
+        if not equals or not keys or section not in trees:
             raise ConfigError(f"{override!r} is neither serve.key=value nor engine.key=value")
-        trees[section][key] = yaml.safe_load(value)
+        place = trees[section]
+        for key in keys[:-1]:
+            place = place.get(key)
+            if not isinstance(place, dict):
+                raise ConfigError(f"{name} is not a setting: see `python -m pipeline --help`")
+        try:
+            place[keys[-1]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{override!r}: the value cannot be read: quote it in YAML") from None
         given.add(section)
     section = "serve"
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.measured import name_of
 from pipeline.serving.description import Description
 from pipeline.serving.launch import MODEL, Launch, is_built
 
@@ -63,6 +64,7 @@ def translate(environment: Mapping[str, str]) -> Launch:
 
     Raises:
         ConfigError: names every variable that is unknown, has no meaning here or a wrong value.
+        ArtifactError: the engine to be served does not say what it is.
     """
     given = {
         name: value.strip()
@@ -97,17 +99,16 @@ def _contradictions(launch: Launch, given: Mapping[str, str]) -> list[str]:
     folder = Path(launch.model or MODEL)
     if not is_built(folder):
         useless = [] if launch.runtime in ("vllm", "trtllm") else [*_OF_THE_GPU]
-        return [
-            f"{name} is of vLLM and TensorRT-LLM: choose one with NIM_MODEL_PROFILE"
-            for name in given
-            if name in useless
-        ]
+        text = "is of vLLM and TensorRT-LLM: choose one with NIM_MODEL_PROFILE"
+        return [f"{name} {text}" for name in given if name in useless]
     fixed = [n for n in given if n in _OF_THE_ENGINE]
+    fixed += [f"NIM_PASSTHROUGH_ARGS={s}" for s in launch.settings if s.startswith("engine.")]
     problems = [f"{n} cannot be changed: {folder} is an engine built for its value" for n in fixed]
-    built = Description.read(folder).runtime
-    if launch.runtime not in (None, built):
+    built = Description.read(folder)
+    name = name_of(built)
+    if launch.engine.get("profile", launch.runtime) not in (None, built.runtime, name):
         problems.append(
-            f"NIM_MODEL_PROFILE={given['NIM_MODEL_PROFILE']}: {folder} is an engine of {built}: "
+            f"NIM_MODEL_PROFILE={given['NIM_MODEL_PROFILE']}: {folder} is an engine of {name}: "
             "serve it with that image, or mount the model's HF folder"
         )
     return problems
@@ -190,7 +191,7 @@ def _caches(launch: Launch, value: str) -> None:
 
 def _passthrough(launch: Launch, value: str) -> None:
     for setting in shlex.split(value):
-        if not re.match(r"(serve|engine)\.\w+=", setting):
+        if not re.match(r"(serve|engine)(\.\w+)+=", setting):
             raise ValueError(f"{setting} is neither serve.key=value nor engine.key=value")
         if setting.startswith(("serve.port=", "serve.host=")):
             raise ValueError("the port is NIM_SERVER_PORT, and where it shows is docker's -p")

@@ -169,6 +169,14 @@ def test_a_wrong_variable_ends_it_with_its_name() -> None:
     assert said.startswith("pipeline: ConfigError: NIM_SERVER_PORT=80: ")
 
 
+def test_an_engine_that_does_not_say_what_it_is_ends_it_with_a_line(tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text("{")
+    process = start(NIM_MODEL_PATH=str(tmp_path))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert said.startswith(f"pipeline: ArtifactError: {tmp_path}/engine.json cannot be read")
+
+
 def test_variables_reach_the_server(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     process = start(NIM_MODEL_PATH=str(tmp_path), NIM_PASSTHROUGH_ARGS="serve.max_queue=0")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.serving.__main__ import main
+from pipeline.serving.__main__ import main, read_settings
+from pipeline.serving.description import Description
 from tests.unit.model_folders import make_model_folder
 
 
@@ -23,6 +24,13 @@ def folder(tmp_path: Path) -> Path:
         (["serve.port=high", "serve.max_queue=0"], 2, "serve.port='high': Input should be a valid"),
         (["serve.port=high", "serve.max_queue=0"], 2, "serve.max_queue=0: Input should be greater"),
         (["port=1"], 2, "'port=1' is neither serve.key=value nor engine.key=value"),
+        (["serve=1"], 2, "'serve=1' is neither serve.key=value nor engine.key=value"),
+        (["serve.host=*"], 2, "'serve.host=*': the value cannot be read"),
+        (["serve.port.x=1"], 2, "serve.port.x is not a setting"),
+        (["engine.nothing.x=1"], 2, "engine.nothing.x is not a setting"),
+        (["engine.arguments.tensor_parallel_size=two"], 2, "must be a whole number of GPUs"),
+        (["engine.arguments.gpu_memory_utilization=80"], 2, "must be above 0, at most 1"),
+        (["serve.port=0", "engine.name=remote"], 2, "needs engine.arguments.base_url=http"),
         (["serve.port=0", "serve.keys_file=none.jsonl"], 2, "pipeline.serving.keys new NAME"),
         (["serve.port=0"], 4, "holds no engine: make one with `python -m pipeline stage=build`"),
     ],
@@ -34,6 +42,22 @@ def test_what_is_wrong_is_said_in_a_line(
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("pipeline: ")
     assert words in last
+
+
+def test_a_runtimes_own_arguments_are_given_one_by_one_or_all() -> None:
+    given = ['engine.arguments={"model": "m"}', "engine.arguments.base_url=http://a:1/v1"]
+    engine = read_settings(given)[1]
+    assert engine
+    assert engine.arguments == {"model": "m", "base_url": "http://a:1/v1"}
+
+
+def test_a_built_engine_is_not_opened_as_anything_else(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Description("hf", "1", "fp32", {}, "hash", 4, 64, 96).write(folder)
+    settings = ["serve.port=0", "engine.max_seq_len=4096"]
+    assert main(["--engine", str(folder), "--model", "bank", *settings]) == 2
+    assert "is an engine built for its settings" in capfd.readouterr().err
 
 
 def test_a_port_in_use_is_found_before_anything_is_loaded(

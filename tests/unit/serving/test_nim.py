@@ -146,8 +146,30 @@ def test_an_engine_is_opened_as_it_was_built(built: Path) -> None:
     assert read_settings(settings_of(command))[1] is None
     with pytest.raises(ConfigError, match=r"NIM_MAX_MODEL_LEN cannot be changed.*built for"):
         nim.translate({"NIM_MODEL_PATH": str(built), "NIM_MAX_MODEL_LEN": "4096"})
-    with pytest.raises(ConfigError, match=r"NIM_MODEL_PROFILE=vllm.*an engine of onnxruntime"):
-        nim.translate({"NIM_MODEL_PATH": str(built), "NIM_MODEL_PROFILE": "vllm"})
+    for name in ("vllm", "onnxruntime-fp32-tp1-pp1", "onnxruntime-int8-tp1-pp1-feat_lora"):
+        told = rf"NIM_MODEL_PROFILE={name}.*an engine of onnxruntime-int8-tp1-pp1:"
+        with pytest.raises(ConfigError, match=told):
+            nim.translate({"NIM_MODEL_PATH": str(built), "NIM_MODEL_PROFILE": name})
+    own = {"NIM_MODEL_PATH": str(built), "NIM_MODEL_PROFILE": "onnxruntime-int8-tp1-pp1"}
+    assert nim.translate(own).model == str(built)
+
+
+def test_what_is_passed_through_changes_no_built_engine(built: Path) -> None:
+    given = {"NIM_MODEL_PATH": str(built)}
+    with pytest.raises(ConfigError, match=r"NIM_PASSTHROUGH_ARGS=engine\.max_seq_len=4096 cannot"):
+        nim.translate({**given, "NIM_PASSTHROUGH_ARGS": "engine.max_seq_len=4096"})
+    passed = {**given, "NIM_PASSTHROUGH_ARGS": "serve.max_queue=9"}
+    assert "serve.max_queue=9" in nim.translate(passed).command()
+
+
+def test_a_runtimes_own_argument_is_passed_through(hf: Path) -> None:
+    given = {"NIM_MODEL_PATH": str(hf), "NIM_MODEL_PROFILE": "vllm"}
+    passed = "engine.arguments.max_num_batched_tokens=2048"
+    engine = read_settings(
+        settings_of(nim.translate({**given, "NIM_PASSTHROUGH_ARGS": passed}).command())
+    )[1]
+    assert engine
+    assert engine.arguments == {"max_num_batched_tokens": 2048}
 
 
 def test_the_served_name_comes_before_the_custom_one() -> None:
