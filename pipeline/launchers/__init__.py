@@ -16,7 +16,8 @@ from pipeline.config import Config, KubernetesLauncher, SlurmLauncher
 from pipeline.console import get_console
 from pipeline.errors import ConfigError
 
-HERE = ("config", "doctor", "plan", "serve")  # stages that every launcher leaves on this machine
+# Stages that every launcher leaves on this machine.
+HERE = ("config", "doctor", "plan", "profiles", "serve")
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,19 @@ def work_of(stage: str, arguments: list[str], config: Config) -> Work:
             f"finetune.parallel.processes={parallel.processes} must be a multiple of "
             f"launcher.nodes={nodes}: each machine has as many"
         )
-    gpus = parallel.processes // nodes if stage in ("finetune", "all") else 1
+    gpus = _gpus(stage, config, nodes)
     kept = [a for a in arguments if not a.startswith(("launcher=", "launcher."))]
     where = "torchrun" if nodes > 1 else "local"
     command = ["python", "-m", "pipeline", *kept, f"launcher={where}", f"launcher.nodes={nodes}"]
     return Work(f"{config.model.name}-{stage}", stage, tuple(command), nodes, gpus)
+
+
+def _gpus(stage: str, config: Config, nodes: int) -> int:
+    """GPUs that a stage uses on each of its machines."""
+    training = config.finetune.parallel.processes // nodes
+    engine = config.export.tensor_parallel * config.export.pipeline_parallel
+    several = {"finetune": training, "build": engine, "benchmark": engine}
+    return max(several.values()) if stage == "all" else several.get(stage, 1)
 
 
 def _follows(stage: str, config: Config) -> bool:
@@ -113,7 +122,8 @@ def _here(work: Work, config: Config) -> str:
     """What local and torchrun would run."""
     parallel = config.finetune.parallel
     sizes = f"tensor {parallel.tensor}, pipeline {parallel.pipeline}, context {parallel.context}"
-    each = "one process" if work.gpus == 1 else f"{work.gpus} processes"
+    processes = parallel.processes // work.nodes if work.stage in ("finetune", "all") else 1
+    each = "one process" if processes == 1 else f"{processes} processes"
     lines = [f"# {each} on each machine; of all: {sizes}, data the rest"]
     if work.nodes == 1:
         return "\n".join([*lines, work.shell(), ""])

@@ -34,7 +34,7 @@ def test_by_default_a_stage_runs_here() -> None:
     for stage in ("prepare", "finetune", "all", "serve"):
         assert not launchers.is_elsewhere(stage, configured([f"stage={stage}"]))
     # What looks at this machine stays on it.
-    for stage in launchers.HERE:
+    for stage in ("config", "doctor", "plan", "profiles", "serve"):
         assert not launchers.is_elsewhere(stage, configured([f"stage={stage}", *KUBERNETES]))
 
 
@@ -56,6 +56,30 @@ def test_kubernetes_manifest_of_one_machine(capsys: pytest.CaptureFixture[str]) 
     again = configured(container["command"][3:])
     assert again.launcher.name == "local"
     assert again.data.train == ("my chats.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("stage", "processes", "gpus"),
+    [
+        ("prepare", 1, 1),
+        ("import", 8, 1),
+        ("finetune", 8, 8),
+        ("build", 8, 4),
+        ("benchmark", 1, 4),
+        ("all", 8, 8),
+        ("all", 1, 4),
+    ],
+)
+def test_a_job_gets_the_gpus_that_its_stage_uses(stage: str, processes: int, gpus: int) -> None:
+    arguments = [
+        f"stage={stage}",
+        f"finetune.parallel.processes={processes}",
+        "export.tensor_parallel=2",
+        "export.pipeline_parallel=2",
+        "artifacts=/shared/artifacts",
+        *KUBERNETES,
+    ]
+    assert launchers.work_of(stage, arguments, configured(arguments)).gpus == gpus
 
 
 def test_kubernetes_needs_artifacts_on_the_shared_volume() -> None:
@@ -118,6 +142,8 @@ def test_torchrun_shows_a_command_for_each_machine(capsys: pytest.CaptureFixture
 
 
 def test_local_shows_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(["stage=build", "export.tensor_parallel=2", DRY], capsys)
+    assert "# one process on each machine" in said
     said = shown(["stage=finetune", "finetune.parallel.processes=2", DRY], capsys)
     assert "# 2 processes on each machine" in said
     assert said.endswith("stage=finetune finetune.parallel.processes=2 launcher=local "
