@@ -3,7 +3,7 @@
 Rates are of dense matrix products. A link's rate is in one direction, half of what data sheets say.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.hardware import GIB, Gpu, Machine
 
@@ -54,6 +54,10 @@ KNOWN = {
 }  # fmt: skip
 
 
+# In the names of cards that share one with an SXM card of the list.
+IN_PCIE_SLOTS = ("PCIE", "NVL")
+
+
 def of_machine(machine: Machine) -> Accelerator:
     """The machine's GPU, the smallest if they differ, or its CPU."""
     if machine.gpus:
@@ -65,14 +69,21 @@ def of_machine(machine: Machine) -> Accelerator:
 
 
 def of_gpu(gpu: Gpu) -> Accelerator:
-    """A GPU by its name; one that is not in the list has a size and no rate."""
-    for name, known in KNOWN.items():
-        if name.upper() in gpu.name.upper():
-            return Accelerator(
-                gpu.name, gpu.memory_bytes, known.bf16, known.fp8, known.link, known.source
-            )
+    """A GPU by its name; one that is not in the list has a size and no rate.
+
+    Nor has an instance of a split card, nor the form of one that goes into a PCIe slot: both are
+    slower than the card of the list, and without its NVLink.
+    """
+    name = gpu.name.upper()
+    listed = next((known for key, known in KNOWN.items() if key.upper() in name), None)
+    other_form = any(form in name for form in IN_PCIE_SLOTS)
+    if listed and not gpu.mig and not other_form:
+        return replace(listed, name=gpu.name, memory=gpu.memory_bytes)
+    source = "not in the planner's list"
+    if listed:
+        source += f": a part of {listed.name}" if gpu.mig else f", which has {listed.name}"
     fp8 = 0.0 if has_fp8(gpu) else None
-    return Accelerator(gpu.name, gpu.memory_bytes, None, fp8, PCIE4, "not in the planner's list")
+    return Accelerator(gpu.name, gpu.memory_bytes, None, fp8, PCIE4, source)
 
 
 def has_fp8(gpu: Gpu) -> bool:
