@@ -9,7 +9,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DECLARATIONS = ("dvc.yaml", "pretrain.yaml")
+DECLARATIONS = ("dvc.yaml", "pipeline/stages/pretrain.yaml")
 FOUNDATION = (
     "__init__ artifact config console errors graph hardware preflight runner spool summary tracking"
 ).split()

@@ -123,7 +123,7 @@ def test_the_context_has_what_the_image_needs_and_no_more() -> None:
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     needed = [f for f in tracked if f.startswith(("pipeline/", "conf/"))]
-    needed += ["Makefile", "dvc.yaml", "params.yaml", "pretrain.yaml", "tools/setup.sh"]
+    needed += ["Makefile", "dvc.yaml", "params.yaml", "tools/setup.sh"]
     needed += ["requirements.lock"]
     needed += ["data/base_model/model.safetensors", "data/bank/train.jsonl"]
     needed += ["deploy/entrypoint.py", "deploy/healthcheck.py"]
