@@ -36,8 +36,9 @@ $compose up -d "server-$next"
 left=${READY_SECONDS:-600}
 until $engine exec "pipeline-server-$next" python3 deploy/healthcheck.py > /dev/null 2>&1; do
     left=$((left - 1))
-    running=$($engine inspect -f '{{.State.Running}}' "pipeline-server-$next")
-    if [ $left -le 0 ] || [ "$running" != true ]; then
+    # To Docker, a container that crashes and is started again is running all the while.
+    state=$($engine inspect -f '{{.State.Status}} {{.RestartCount}}' "pipeline-server-$next")
+    if [ $left -le 0 ] || [ "$state" != "running 0" ]; then
         $engine logs --tail 20 "pipeline-server-$next" >&2
         $compose stop "server-$next"
         echo "serve: $model did not become ready, for the reason above${live:+; server-$live serves on}" >&2

@@ -59,6 +59,14 @@ def test_the_proxy_asks_either_server_while_it_is_ready() -> None:
     assert 2 * int(every) < 1000 * launch.DRAIN_SECONDS, "or requests would be sent in vain"
 
 
+def test_the_proxy_waits_for_headers_as_the_servers_do_and_hides_metrics() -> None:
+    text = (DEPLOY / "proxy/haproxy.cfg").read_text()
+    serve = yaml.safe_load((ROOT / "conf/config.yaml").read_text())["serve"]
+    assert f"timeout http-request {serve['header_timeout']}s" in text
+    # A server takes /%6detrics for /metrics.
+    assert "deny deny_status 404 if { path,url_dec -m str /metrics /v1/metrics }" in text
+
+
 def test_only_this_host_reaches_the_ports() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(ports) == 4
@@ -98,14 +106,15 @@ class Host:
         self.deploy = folder / "deploy"
         shutil.copytree(DEPLOY, self.deploy, ignore=shutil.ignore_patterns(".env"))
         self._told = folder / "told"
-        self._dead = folder / "dead"
+        self._state = folder / "state"
         stub = folder / "stub"
         stub.write_text(
             f"""#!/bin/sh
             echo "$@" >> {self._told}
             case "$*" in
-            *healthcheck*) [ ! -e {self._dead} ] ;;
-            *inspect*) [ -e {self._dead} ] && echo false || echo true ;;
+            *healthcheck*) grep -q "running 0" {self._state} ;;
+            *inspect*) echo "$3" | sed "s/{{{{.State.Running}}}}/true/
+                s/{{{{.State.Status}}}} {{{{.RestartCount}}}}/$(cat {self._state})/" ;;
             esac
             """
         )
@@ -114,14 +123,13 @@ class Host:
             "PATH": os.environ["PATH"],
             "COMPOSE": f"{stub} compose",
             "ENGINE": str(stub),
+            "READY_SECONDS": "3",
         }
 
-    def serve(self, model: Path, *, dies: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run serve.sh; `dies`: the new server's container ends."""
+    def serve(self, model: Path, state: str = "running 0") -> subprocess.CompletedProcess[str]:
+        """Run serve.sh; `state`: the new container's, and how often it was started again."""
         self._told.write_text("")
-        self._dead.unlink(missing_ok=True)
-        if dies:
-            self._dead.touch()
+        self._state.write_text(state)
         return subprocess.run(
             ["sh", str(self.deploy / "serve.sh"), str(model)],
             env=self._environment,
@@ -180,13 +188,17 @@ def test_the_next_takes_over_before_the_former_stops(host: Host, models: list[Pa
     }
 
 
-def test_a_model_that_does_not_start_changes_nothing(host: Host, models: list[Path]) -> None:
+@pytest.mark.parametrize("state", ["exited 0", "restarting 1", "running 1"])
+def test_a_model_that_does_not_start_changes_nothing(
+    host: Host, models: list[Path], state: str
+) -> None:
     host.serve(models[0])
-    refused = host.serve(models[1], dies=True)
+    refused = host.serve(models[1], state)
     assert refused.returncode == 1
     assert "did not become ready" in refused.stderr
     assert "server-a serves on" in refused.stderr
     told = host.told()
+    assert sum("healthcheck" in line for line in told) == 1, "it never becomes ready: no waiting"
     assert told[-1] == "compose stop server-b"
     assert "compose stop server-a" not in told
     assert host.remembers()["LIVE"] == "a"
