@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.serving import calls, responses
@@ -49,11 +50,14 @@ class Embedder:
         await call.admit(tokens)
         call.model, call.prompt_tokens = body.model, tokens
         self._metrics.prompt_tokens.inc(tokens)
+        begin = time.perf_counter()
         vectors = await self._engine.embed(prompts)
         if body.dimensions is not None:
             vectors = _shortened(vectors, body.dimensions)
         if body.encoding_format == "base64":
             vectors = [_base64(vector) for vector in vectors]
+        self._metrics.success.inc()
+        self._metrics.latency.observe(time.perf_counter() - begin)
         return responses.embeddings(body.model, vectors, tokens)
 
     def _prompts(self, body: EmbeddingRequest, tokenizer: "Tokenizer") -> list[list[int]]:

@@ -58,7 +58,7 @@ class Metrics:
             "time_per_output_token_seconds", "Mean between an answer's tokens", TOKEN_SECONDS
         )
         self.latency = histogram(
-            "e2e_request_latency_seconds", "From request to last token", REQUEST_SECONDS
+            "e2e_request_latency_seconds", "From request to last token or vector", REQUEST_SECONDS
         )
         self.queue = histogram(
             "request_queue_time_seconds", "From request to the engine's start", FIRST_TOKEN_SECONDS
@@ -69,7 +69,9 @@ class Metrics:
         self.decode = histogram(
             "request_decode_time_seconds", "From the first token to the last", REQUEST_SECONDS
         )
-        self._success = counter("request_success", "Answers that ended by themselves")
+        self.success = counter(
+            "request_success", "Answers that ended by themselves, and requests for embeddings"
+        )
         self._finished = Counter(
             "request_finish",
             "Answers by how they ended",
@@ -87,7 +89,7 @@ class Metrics:
         """Count an answer that ended by OpenAI's reason, or by `abort`: the client left."""
         self._finished.labels(self.model, reason).inc()
         if reason != "abort":
-            self._success.inc()
+            self.success.inc()
 
     def failed(self, status: int) -> None:
         self._failed.labels(self.model, str(status)).inc()

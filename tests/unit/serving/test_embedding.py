@@ -101,6 +101,18 @@ def test_bad_inputs_are_refused(app: Any, body: dict[str, Any], param: str, word
     assert words in response.json()["error"]["message"]
 
 
+def test_requests_that_succeed_are_counted_and_those_alone(app: Any) -> None:
+    def counted() -> list[float]:
+        lines = dict(line.rsplit(" ", 1) for line in ask(app, "GET", "/metrics").text.splitlines())
+        names = ("request_success_total", "e2e_request_latency_seconds_count")
+        return [float(lines[name + '{model_name="vectors"}']) for name in names]
+
+    before = counted()
+    assert post(app, input=["wire", "card"]).status_code == 200
+    assert post(app, input="wire", dimensions=4).status_code == 400
+    assert counted() == [count + 1 for count in before]
+
+
 def test_it_answers_nothing_else(app: Any) -> None:
     for path, body in (
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
