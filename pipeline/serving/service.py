@@ -77,10 +77,7 @@ class Service:
             texts=await self._texts.ready() if body.logprobs else None,
             stop_ids=sampling.stop_ids,
         )
-        shows_control = (
-            offered and self._style and tools.has_control_tokens(self._chat, self._style)
-        )
-        decode = partial(self._chat.decode, control_tokens=bool(shows_control))
+        decode = partial(self._chat.decode, control_tokens=bool(offered) and self._marked)
         return await self._answer(form, body, [prompt], sampling, decode, field, request)
 
     async def answer_text(self, body: CompletionRequest, request: Request) -> Response:
