@@ -22,7 +22,8 @@ class Stopped(Exception):
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for the checkout, with settings of its own."""
     for file in graph.DECLARATIONS:
-        shutil.copy(graph.ROOT / file, tmp_path)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(graph.ROOT / file, tmp_path / file)
     monkeypatch.setattr(graph, "ROOT", tmp_path)
     monkeypatch.setattr(compose, "PARAMS", tmp_path / "params.yaml")
     return tmp_path
