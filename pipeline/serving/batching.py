@@ -113,9 +113,7 @@ class BatchingEngine:
     async def add_adapter(self, name: str, folder: Path) -> None:
         """See engine.AdapterEngine.add_adapter; answers in progress wait meanwhile."""
         if any(change.unused == name for change in self._changes):
-            raise ValueError(
-                f"answers with the former {name!r} go on: load it when they have ended"
-            )
+            raise ValueError(f"answers with the former {name!r} go on: load it when they end")
         await self._change(_Change(lambda: self._model.add_adapter(name, folder)))
         self._adapters.append(name)
 
