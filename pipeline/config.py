@@ -196,9 +196,9 @@ class EngineConfig(Section):
         size, share = (
             arguments.get(name, 1) for name in ("tensor_parallel_size", "gpu_memory_utilization")
         )
-        if not isinstance(size, int) or size < 1:
+        if type(size) is not int or size < 1:
             raise ValueError("tensor_parallel_size must be a whole number of GPUs")
-        if not isinstance(share, int | float) or not 0 < share <= 1:
+        if type(share) not in (int, float) or not 0 < share <= 1:
             raise ValueError("gpu_memory_utilization must be above 0, at most 1")
         return arguments
 

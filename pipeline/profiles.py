@@ -85,15 +85,12 @@ def find_profiles(
     Args:
         lora_rank: of the adapters that the profiles with LoRA make room for.
         measured: tokens a second by the names of profiles, on this machine.
-
-    Raises:
-        ConfigError: one of engine.arguments that count here is not a number.
     """
     found = []
     most = max(1, len(machine.gpus))
     groups = [n for n in GROUP_SIZES if n <= most and model.heads % n == 0]
     if "tensor_parallel_size" in engine.arguments:
-        groups = [int(_number(engine, "tensor_parallel_size"))]
+        groups = [engine.arguments["tensor_parallel_size"]]
     for profile in _candidates(checkpoints, groups, machine, lora_rank):
         checkpoint = next(c for c in checkpoints if c.form == profile.form)
         judged = _judge(profile, checkpoint, model, engine, machine)
@@ -228,9 +225,8 @@ def _judge(
     if not capacity:  # the machine does not say: the runtime finds out
         return replace(profile, reason=reason)
     if profile.gpu:
-        asked = "gpu_memory_utilization" in engine.arguments
         share = memory.GPU_SHARE[profile.runtime]
-        capacity *= _number(engine, "gpu_memory_utilization") if asked else share
+        capacity *= engine.arguments.get("gpu_memory_utilization", share)
     length = engine.max_seq_len
     found = memory.fit(model, profile.runtime, takes, capacity, engine.max_batch_size, length)
     if reason:
@@ -239,15 +235,3 @@ def _judge(
         lack = reasons.too_little(profile, found, engine)
         return replace(profile, fit=found, reason=lack, low_memory=True, error=ResourceError)
     return replace(profile, fit=found)
-
-
-def _number(engine: EngineConfig, name: str) -> float:
-    """One of engine.arguments.
-
-    Raises:
-        ConfigError: it is no number above 0.
-    """
-    value = engine.arguments[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ConfigError(f"engine.arguments.{name}={value!r} should be a number above 0: mend it")
-    return value

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline import profile_reasons
 from pipeline.adapters import trtllm, vllm
@@ -206,12 +207,9 @@ def test_as_many_gpus_as_are_asked_for(installed: Any, engine: EngineConfig) -> 
 
 @pytest.mark.parametrize("name", ["tensor_parallel_size", "gpu_memory_utilization"])
 @pytest.mark.parametrize("value", ["two", 0, True, None])
-def test_arguments_that_count_here_are_numbers(
-    installed: Any, engine: EngineConfig, name: str, value: Any
-) -> None:
-    asked = engine.model_copy(update={"arguments": {name: value}})
-    with pytest.raises(ConfigError, match=rf"engine\.arguments\.{name}={value!r} should be a num"):
-        found(asked, machine(H200))
+def test_arguments_that_count_here_are_numbers(engine: EngineConfig, name: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=name):
+        EngineConfig(**{**engine.model_dump(), "arguments": {name: value}})
 
 
 def test_lora_is_a_hard_filter_where_it_is_asked_for(installed: Any, engine: EngineConfig) -> None:
