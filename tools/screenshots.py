@@ -37,7 +37,7 @@ DRAWING_SECONDS = 8  # of an MLflow page, when it has loaded
 CLOSE_DIALOGS = "document.querySelector('[role=dialog] button')?.click()"
 QUESTIONS = (
     "What interest rates do personal loans have?",
-    "Where is the form to apply for a personal loan?",
+    "My card was stolen, what now?",
 )
 
 
