@@ -77,6 +77,7 @@ class _Worker:
             for message in unpacker.feed(data):
                 self._take(*message)
         watching.cancel()
+        self._writer.close()
 
     async def _watch(self) -> None:
         """End the process when the engine is down: the server starts another."""
