@@ -145,7 +145,12 @@ def _train_here(job: Job, report: Callable[[Point], None]) -> Trained:
 
 
 def share_job(given: str | None) -> Job:
-    """The job in every rank: on the first machine an argument, on the others from the store."""
+    """The job in every rank: on the first machine an argument, on the others from the store.
+
+    From here on a rank ends with the agent that started it. One that outlived it would wait for the
+    others for ever, on a GPU that it keeps busy.
+    """
+    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:  # torchrun's number of machines
         assert given is not None
         return Job.from_json(given)

@@ -267,6 +267,16 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
         torch.testing.assert_close(ours, nemos, rtol=1e-4, atol=1e-4 * float(nemos.abs().max()))
 
 
+def test_a_trained_model_is_not_copied_to_the_host(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is on disk by then, and its memory goes with it."""
+    copied: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: copied.append(self) or self)
+    train(make_job(base, tmp_path, steps=1))
+    assert not copied
+
+
 def test_the_gradient_of_a_fused_loss_is_contiguous_as_its_kernel_needs() -> None:
     """As Megatron takes it: [sequence, batch] from the loss, [batch, sequence] to the mask."""
     with nemo_session():

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.adapters import launch
@@ -54,6 +55,24 @@ def test_a_rank_that_is_killed_stops_all_and_is_named(tmp_path: Path) -> None:
     assert "all others were stopped" in said
     assert "the checkpoint of step 5 is kept" in said
     assert "\n" not in said
+
+
+def test_ranks_end_with_an_agent_that_is_killed(tmp_path: Path) -> None:
+    found: list[psutil.Process] = []
+
+    def kill(point: Point) -> None:
+        if point.step == 3:
+            rank = psutil.Process(int(point.loss))
+            agent = rank.parent()
+            assert agent is not None
+            found.extend(agent.children())
+            agent.kill()
+
+    with pytest.raises(PipelineError, match=r"the 2 training processes ended \(-9\)"):
+        launch.train_in_processes(make_job(tmp_path, steps=2000), kill, worker=WORKER)
+    assert len(found) == 2
+    _, alive = psutil.wait_procs(found, timeout=10)
+    assert not alive
 
 
 def test_two_machines_train_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
