@@ -9,13 +9,10 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 
 INTERRUPTED = 130
-# Names a file in which a stage that DVC started leaves its exit code: DVC's own is always 255.
-EXIT_CODE_FILE = "PIPELINE_EXIT_CODE_FILE"
 
 
 def main(arguments: list[str]) -> int:
@@ -23,8 +20,8 @@ def main(arguments: list[str]) -> int:
     if not sys.warnoptions:  # what libraries warn of, a user of the pipeline cannot change
         warnings.simplefilter("ignore")
     code = _guarded(arguments)
-    if code and EXIT_CODE_FILE in os.environ:
-        Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
+    if code and (left := os.environ.get("PIPELINE_EXIT_CODE_FILE")):  # see pipeline.graph_run
+        Path(left).write_text(str(code))
     return code
 
 
@@ -61,7 +58,13 @@ def _run(arguments: list[str]) -> int:
     elif launchers.is_elsewhere(stage, config):
         launchers.submit(stage, arguments, config)
     elif stage == "all":
-        return _run_graph(tree, config)
+        from pipeline.graph_run import run_graph
+
+        return run_graph(tree, config)
+    elif stage == "retrain":
+        from pipeline.stages import retrain
+
+        return retrain.run(tree, config)
     elif stage in ("serve", "profiles", "doctor", "plan"):
         import importlib
 
@@ -71,44 +74,6 @@ def _run(arguments: list[str]) -> int:
 
         run_stage(stage, tree, config)
     return 0
-
-
-def _run_graph(tree: dict[str, Any], config: Any) -> int:
-    """Have DVC run what is not up to date, then show what came out."""
-    import subprocess
-    import tempfile
-    import time
-
-    from pipeline import compose, summary, summary_view, tracking
-    from pipeline.graph import ROOT, read_graph
-    from pipeline.runner import GRAPH_LOCK, hold
-
-    if config.artifacts.resolve() != ROOT / "artifacts":
-        raise ConfigError(
-            f"artifacts={config.artifacts} cannot be set for the whole graph: dvc.yaml keeps it in "
-            "artifacts; run single stages with artifacts=…"
-        )
-    since = time.time()
-    # DVC's commands say `python`: the one that runs now, its environment activated or not.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {**os.environ, "PATH": path, **tracking.new_group()}
-    with tempfile.NamedTemporaryFile("r") as left:
-        environment[EXIT_CODE_FILE] = left.name
-        # Each stage that DVC starts reads params.yaml again: no other run may write it meanwhile.
-        with hold(config.artifacts, GRAPH_LOCK):
-            compose.write_params(tree)
-            code = subprocess.run(
-                [sys.executable, "-m", "dvc", "repro"], cwd=ROOT, env=environment, check=False
-            ).returncode
-        code = int(left.read() or 1) if code else 0
-    stages = [n.name for n in read_graph(tree).values() if n.name != "pretrain"]
-    tracking.track_reused(config.artifacts, config.tracking, stages)
-    if code == 0:
-        found = summary.write_summary(config.artifacts, config, since=since)
-        summary_view.show_summary(found, config.artifacts)
-    delivery = tracking.wait_until_sent(config.artifacts, config.tracking, timeout=60)
-    summary_view.show_delivery(delivery)
-    return code
 
 
 def _say(message: str) -> None:

@@ -32,12 +32,16 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Files to read, globs below `folder`; `sources` are plain texts with `## heading` sections."""
+    """Files to read, globs below `folder`; `sources` are plain texts with `## heading` sections.
+
+    recorded: folder below it with snapshots of served conversations (pipeline/recordings.py).
+    """
 
     folder: Path
     train: tuple[str, ...] = Field(min_length=1)
     test: tuple[str, ...] = Field(min_length=1)
     sources: tuple[str, ...]
+    recorded: str = Field(min_length=1)
 
 
 class PrepareConfig(Section):
@@ -234,6 +238,15 @@ class RegisterConfig(Section):
     name: str = Field(min_length=1)
 
 
+class RetrainConfig(Section):
+    """When to run the graph again, on what was recorded."""
+
+    recordings: Path | None
+    min_new: Positive = Field(description="conversations")
+    every: Seconds | None = Field(description="between looks; null looks once")
+    schedule: str | None = Field(pattern=r"^(@[a-z]+|\S+( \S+){4})$", description="cron's")
+
+
 class ProfilesConfig(Section):
     """What `stage=profiles` prints."""
 
@@ -315,6 +328,7 @@ class Config(Section):
     serve: ServeConfig
     benchmark: BenchmarkConfig
     register_: RegisterConfig = Field(alias="register")
+    retrain: RetrainConfig
     profiles: ProfilesConfig
     plan: PlanConfig
     launcher: Launcher

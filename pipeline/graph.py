@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What DVC runs, and in the same form the stage that it does not run.
 DECLARATIONS = ("dvc.yaml", "pipeline/stages/pretrain.yaml")
 # Not in the graph: they make no link of the chain. `all` is the graph itself.
-OUTSIDE = ("pretrain", "serve", "profiles", "doctor", "plan")
+OUTSIDE = ("retrain", "pretrain", "serve", "profiles", "doctor", "plan")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ Examples
   python -m pipeline stage=profiles                    how it could be served here, and how not
   python -m pipeline stage=build engine.profile=hf-fp32-tp1-pp1
   python -m pipeline stage=serve serve.port=8001
+  python -m pipeline stage=retrain retrain.recordings=recorded
+                                                       the chain again, once enough is new
   dvc repro                                            the graph, as params.yaml says
   dvc exp run -S quantize=int4_awq                     the graph as a DVC experiment
 

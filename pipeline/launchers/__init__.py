@@ -18,6 +18,8 @@ from pipeline.errors import ConfigError
 
 # Stages that every launcher leaves on this machine.
 HERE = ("config", "doctor", "plan", "profiles", "serve")
+# Those that run all others.
+GRAPH = ("all", "retrain")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def submit(stage: str, arguments: list[str], config: Config) -> None:
     elif isinstance(launcher, KubernetesLauncher):
         from pipeline.launchers import kubernetes
 
-        manifest = kubernetes.render(work, launcher, config.artifacts)
+        schedule = config.retrain.schedule if stage == "retrain" else None
+        manifest = kubernetes.render(work, launcher, config.artifacts, schedule)
         if launcher.dry_run:
             print(manifest, end="")
         else:
@@ -86,9 +89,9 @@ def work_of(stage: str, arguments: list[str], config: Config) -> Work:
             f"python -m pipeline stage=all launcher={launcher.name} … instead of dvc"
         )
     nodes = launcher.nodes if stage == "finetune" else 1
-    if stage == "all" and launcher.nodes > 1:
+    if stage in GRAPH and launcher.nodes > 1:
         raise ConfigError(
-            f"stage=all runs on one machine, and launcher.nodes={launcher.nodes}: submit each "
+            f"stage={stage} runs on one machine, and launcher.nodes={launcher.nodes}: submit each "
             "stage by itself, of which finetune takes several"
         )
     if parallel.processes % nodes:
@@ -108,7 +111,7 @@ def _gpus(stage: str, config: Config, nodes: int) -> int:
     training = config.finetune.parallel.processes // nodes
     engine = config.export.tensor_parallel * config.export.pipeline_parallel
     several = {"finetune": training, "build": engine, "benchmark": engine}
-    return max(several.values()) if stage == "all" else several.get(stage, 1)
+    return max(several.values()) if stage in GRAPH else several.get(stage, 1)
 
 
 def _follows(stage: str, config: Config) -> bool:
@@ -122,7 +125,7 @@ def _here(work: Work, config: Config) -> str:
     """What local and torchrun would run."""
     parallel = config.finetune.parallel
     sizes = f"tensor {parallel.tensor}, pipeline {parallel.pipeline}, context {parallel.context}"
-    processes = parallel.processes // work.nodes if work.stage in ("finetune", "all") else 1
+    processes = parallel.processes // work.nodes if work.stage in ("finetune", *GRAPH) else 1
     each = "one process" if processes == 1 else f"{processes} processes"
     lines = [f"# {each} on each machine; of all: {sizes}, data the rest"]
     if work.nodes == 1:

@@ -16,17 +16,22 @@ from typing import Any
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
 from pipeline.config import KubernetesLauncher
 from pipeline.errors import ConfigError, MissingRuntime, PipelineError
-from pipeline.launchers import Work
+from pipeline.launchers import GRAPH, Work
 
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 NAME_LENGTH = 52
 
 
-def render(work: Work, launcher: KubernetesLauncher, artifacts: Path) -> str:
+def render(
+    work: Work, launcher: KubernetesLauncher, artifacts: Path, schedule: str | None = None
+) -> str:
     """The manifest, in YAML.
 
+    schedule: cron's expression of when it runs, again and again; None: once, now.
+
     Raises:
-        ConfigError: artifacts are not on the volume that the pods share.
+        ConfigError: artifacts are not on the volume that the pods share, or for the whole graph not
+            in a checkout there.
     """
     import yaml
 
@@ -35,8 +40,15 @@ def render(work: Work, launcher: KubernetesLauncher, artifacts: Path) -> str:
             f"artifacts={artifacts} would be lost with the pod: give artifacts="
             f"{launcher.mount}/artifacts, on the volume that launcher.claim={launcher.claim} names"
         )
+    if work.stage in GRAPH and artifacts.name != "artifacts":
+        raise ConfigError(
+            f"artifacts={artifacts} must be the folder `artifacts` of a checkout on the volume, in "
+            f"which stage={work.stage} runs: such as {launcher.mount}/pipeline/artifacts"
+        )
+    if schedule is not None:
+        return yaml.safe_dump(_cron_job(work, launcher, artifacts, schedule), sort_keys=False)
     name = _name(work)
-    parts = [_job(name, work, launcher)]
+    parts = [_job(name, work, launcher, artifacts)]
     if work.nodes > 1:
         parts.insert(0, _service(name, launcher))
     return yaml.safe_dump_all(parts, sort_keys=False)
@@ -55,24 +67,27 @@ def submit(manifest: str) -> str:
             "launcher=kubernetes needs kubectl, which is not on the PATH: install it, or write the "
             "manifest to a file with launcher.dry_run=true and apply it elsewhere"
         )
+    *service, job = yaml.safe_load_all(manifest)
+    verb = "apply" if job["kind"] == "CronJob" else "create"  # it has one name, and is changed
     done = subprocess.run(
-        ["kubectl", "create", "-f", "-"], input=manifest, capture_output=True, text=True
+        ["kubectl", verb, "-f", "-"], input=manifest, capture_output=True, text=True
     )
     if done.returncode:
         said = " ".join(done.stderr.split())
         raise PipelineError(f"kubectl refused the job: {said}")
     created = ", ".join(done.stdout.split("\n")[:-1])
-    *service, job = yaml.safe_load_all(manifest)
     if not service:
         return created
     made = f"{job['metadata']['name']} -n {job['metadata']['namespace']}"
     return f"{created} (once it has ended, remove both with `kubectl delete service,job {made}`)"
 
 
-def _name(work: Work) -> str:
+def _name(work: Work, *, again: bool = False) -> str:
     """A DNS label that begins with a letter, as a Service's must, and new each time: what failed
-    before may still be there. Kubernetes adds a pod's number and six characters, 63 at most."""
-    end = f"-{work.stage}-{secrets.token_hex(2)}"
+    before may still be there. Kubernetes adds a pod's number and six characters, 63 at most.
+
+    again: the same each time, for what is there only once."""
+    end = f"-{work.stage}" + ("" if again else f"-{secrets.token_hex(2)}")
     model = work.name.removesuffix(f"-{work.stage}").lower()
     model = re.sub(r"[^a-z0-9]+", "-", model).strip("-")
     if not model[:1].isalpha():
@@ -94,7 +109,7 @@ def _service(name: str, launcher: KubernetesLauncher) -> dict[str, Any]:
     }
 
 
-def _job(name: str, work: Work, launcher: KubernetesLauncher) -> dict[str, Any]:
+def _job(name: str, work: Work, launcher: KubernetesLauncher, artifacts: Path) -> dict[str, Any]:
     job: dict[str, Any] = {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -105,7 +120,7 @@ def _job(name: str, work: Work, launcher: KubernetesLauncher) -> dict[str, Any]:
             "parallelism": work.nodes,
             "backoffLimit": 0,  # one pod that fails ends all; the command then goes on
             "ttlSecondsAfterFinished": 7 * 24 * 3600,
-            "template": {"spec": _pod(name, work, launcher)},
+            "template": {"spec": _pod(name, work, launcher, artifacts)},
         },
     }
     if work.nodes > 1:
@@ -114,7 +129,23 @@ def _job(name: str, work: Work, launcher: KubernetesLauncher) -> dict[str, Any]:
     return job
 
 
-def _pod(name: str, work: Work, launcher: KubernetesLauncher) -> dict[str, Any]:
+def _cron_job(
+    work: Work, launcher: KubernetesLauncher, artifacts: Path, schedule: str
+) -> dict[str, Any]:
+    name = _name(work, again=True)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": name, "namespace": launcher.namespace},
+        "spec": {
+            "schedule": schedule,
+            "concurrencyPolicy": "Forbid",  # a run may take longer than the time between two
+            "jobTemplate": {"spec": _job(name, work, launcher, artifacts)["spec"]},
+        },
+    }
+
+
+def _pod(name: str, work: Work, launcher: KubernetesLauncher, artifacts: Path) -> dict[str, Any]:
     variables: list[dict[str, Any]] = []
     if work.nodes > 1:
         variables = [
@@ -133,6 +164,8 @@ def _pod(name: str, work: Work, launcher: KubernetesLauncher) -> dict[str, Any]:
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
     }
+    if work.stage in GRAPH:
+        container["workingDir"] = str(artifacts.parent)  # the checkout that DVC works in
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "containers": [container],

@@ -63,6 +63,7 @@ NEEDS = (
     Need("register", ("mlflow",)),
     Need("serve", ("fastapi", "uvicorn", "prometheus-client")),
     Need("profiles", ("tokenizers",)),
+    Need("retrain", ("dvc",)),
     Need("pretrain", _NEMO),
 )
 

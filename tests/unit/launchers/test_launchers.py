@@ -109,6 +109,33 @@ def test_kubernetes_names_are_labels_that_differ(
     assert len(taken) == 3 * len(models)
 
 
+def test_retraining_on_kubernetes_is_a_cron_job_of_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["stage=retrain", *KUBERNETES, "retrain.recordings=/shared/reviewed"]
+    arguments += ["retrain.schedule='0 3 * * *'", "artifacts=/shared/harbor/artifacts"]
+    job = yaml.safe_load(shown([*arguments, DRY], capsys))
+    assert (job["kind"], job["metadata"]["name"]) == ("CronJob", "harbor-support-retrain")
+    assert job["spec"]["schedule"] == "0 3 * * *"
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["workingDir"] == "/shared/harbor"  # a checkout, in which DVC runs the graph
+    assert "stage=retrain" in container["command"]
+    write_program(tmp_path, "kubectl", f"echo $1 > {tmp_path}/verb; echo cronjob.batch/x created")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    launchers.submit("retrain", arguments, configured(arguments))
+    assert (tmp_path / "verb").read_text() == "apply\n"  # so that it can be changed
+    once = [a for a in arguments if not a.startswith("retrain.schedule")]
+    assert yaml.safe_load(shown([*once, DRY], capsys))["kind"] == "Job"
+
+
+@pytest.mark.parametrize("stage", ["all", "retrain"])
+def test_the_graph_on_kubernetes_needs_a_checkout_on_the_volume(stage: str) -> None:
+    arguments = [f"stage={stage}", *KUBERNETES, "artifacts=/shared/made", DRY]
+    with pytest.raises(ConfigError, match="must be the folder `artifacts` of a checkout"):
+        launchers.submit(stage, arguments, configured(arguments))
+
+
 @pytest.mark.usefixtures("same_suffix")
 def test_kubectl_gets_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -51,6 +51,7 @@ def write(file: Path, *rows: Mapping[str, Any] | str) -> None:
 def configure(tree: dict[str, Any], model: Path, data: Path, **settings: Any) -> Config:
     prepare_settings = {**tree["prepare"], "max_length": 64, "max_reject_share": 1.0, **settings}
     files = {"folder": data, "train": ["train*"], "test": ["test.jsonl"], "sources": []}
+    files |= {"recorded": "recorded"}
     own_model = {**tree["model"], "path": model}
     return load({**tree, "prepare": prepare_settings, "data": files, "model": own_model})
 
@@ -300,3 +301,18 @@ def test_dated_template_is_told(
     )
     prepare.run(configure(tree, folder, data), {}, tmp_path)
     assert "prints today's date" in capsys.readouterr().err
+
+
+def test_recorded_conversations_are_read_and_break_no_bound(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    """Users say again what training says: such rows are dropped, and prove no file wrong."""
+    (data / "recorded").mkdir()
+    known = [pair(f"What of the {w}?", f"The {w} is fine.") for w in WORDS]
+    write(data / "recorded/1.jsonl", pair("What of the gold?", "There is none."), *known, "{")
+    config = configure(tree, model, data, max_reject_share=0.0)
+    prepare.run(config, {}, tmp_path)
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    files = {Path(name).name: counts for name, counts in statistics["files"].items()}
+    assert files["1.jsonl"] == {"read": 14, "kept": 1, "rejected": 13}
+    assert statistics["rows"]["rejected"] == len(rejects(tmp_path)) == 13

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import compose, graph
-from pipeline.__main__ import _run_graph
+from pipeline import compose, graph, graph_run
 from pipeline.config import load
 from pipeline.errors import Busy
 
@@ -25,14 +24,15 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(graph.ROOT / file, tmp_path / file)
     monkeypatch.setattr(graph, "ROOT", tmp_path)
+    monkeypatch.setattr(graph_run, "ROOT", tmp_path)
     monkeypatch.setattr(compose, "PARAMS", tmp_path / "params.yaml")
     return tmp_path
 
 
-def run_graph(checkout: Path, *overrides: str) -> None:
+def run(checkout: Path, *overrides: str) -> None:
     where = [f"artifacts={checkout / 'artifacts'}", "tracking.enabled=false"]
     tree = compose.compose([*where, *overrides])
-    _run_graph(tree, load(tree))
+    graph_run.run_graph(tree, load(tree))
 
 
 def test_a_second_run_leaves_the_settings_of_the_one_that_runs(
@@ -41,15 +41,15 @@ def test_a_second_run_leaves_the_settings_of_the_one_that_runs(
     def dvc(*arguments: Any, **options: Any) -> None:
         monkeypatch.setattr(subprocess, "run", lambda *a, **o: pytest.fail("DVC started twice"))
         with pytest.raises(Busy, match=r"in use by process .* wait for it"):
-            run_graph(checkout, "seed=2")
+            run(checkout, "seed=2")
         raise Stopped
 
     monkeypatch.setattr(subprocess, "run", dvc)
     with pytest.raises(Stopped):
-        run_graph(checkout, "seed=1")
+        run(checkout, "seed=1")
     assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 1
     monkeypatch.setattr(subprocess, "run", lambda *a, **o: subprocess.CompletedProcess(a, 1))
-    run_graph(checkout, "seed=2")
+    run(checkout, "seed=2")
     assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 2
 
 

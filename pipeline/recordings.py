@@ -1,0 +1,95 @@
+"""Served conversations that training has not seen, and the snapshots of them that it reads.
+
+A server appends to what it records while a run would read it. So what is new is copied into a file
+that nothing changes afterwards, `<data.folder>/<data.recorded>/<UTC time>.jsonl`, from which the
+same dataset can be made again. A conversation is known by its messages, whatever file it is in.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import DataError, ResourceError
+from pipeline.messages import Unusable, parse_messages
+
+
+@dataclass(frozen=True)
+class Found:
+    """new: lines for a snapshot, each a conversation that is in none. known: how many are.
+    unusable: lines that no training row can be made of."""
+
+    new: list[str] = field(default_factory=list)
+    known: int = 0
+    unusable: int = 0
+
+
+def look(recordings: Path, snapshots: Path) -> Found:
+    """What is recorded below a folder, against the snapshots of before.
+
+    Raises:
+        DataError: the folder is none, or cannot be read.
+    """
+    if not recordings.is_dir():
+        raise DataError(
+            f"retrain.recordings={recordings} is no folder: give the one that a server records "
+            "into, as with `stage=serve serve.record=FOLDER`"
+        )
+    seen = {digest for line in _lines(snapshots) if (digest := _digest(line))}
+    new, known, unusable = [], 0, 0
+    for line in _lines(recordings):
+        digest = _digest(line)
+        if digest is None:
+            unusable += 1
+        elif digest in seen:
+            known += 1
+        else:
+            seen.add(digest)
+            new.append(line.decode())
+    return Found(new, known, unusable)
+
+
+def take(new: list[str], snapshots: Path) -> Path:
+    """Write a snapshot, whole or not at all; its file.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    file = snapshots / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}.jsonl"
+    temporary = file.with_suffix(".tmp")
+    try:
+        snapshots.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.writelines(f"{line}\n" for line in new)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResourceError(
+            f"{snapshots} cannot be written ({error.strerror}): make room, or give a data.folder "
+            "that can be"
+        ) from error
+    return file
+
+
+def _lines(folder: Path) -> Iterator[bytes]:
+    """Every whole line of the folder's files; a server may be writing the last one."""
+    for file in sorted(folder.glob("*.jsonl")):
+        try:
+            with file.open("rb") as stream:
+                yield from (line.rstrip() for line in stream if line.endswith(b"\n"))
+        except OSError as error:
+            raise DataError(f"{file} cannot be read ({error.strerror}): mend or move it") from error
+
+
+def _digest(line: bytes) -> str | None:
+    """Of the conversation in a line; None if there is none that could be trained on."""
+    try:
+        messages = parse_messages(json.loads(line)["messages"], answered=True)
+    except (ValueError, TypeError, KeyError, RecursionError, Unusable):
+        return None
+    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
