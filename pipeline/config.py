@@ -155,7 +155,7 @@ class MinExactMatch(Section):
 
 
 class GateConfig(Section):
-    """What the tuned and the quantized models must reach; an unmet line fails the run."""
+    """What the tuned model and the format that is exported must reach, or the run fails."""
 
     min_exact_match: MinExactMatch
     max_drop: Mapping[QuantizationFormat, Share] = Field(description="exact match lost to a format")

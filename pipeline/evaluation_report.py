@@ -27,6 +27,7 @@ def build(
     figures: Mapping[str, Mapping[str, Estimate]],
     differences: Mapping[str, Estimate],
     failures: Sequence[str],
+    beyond: Sequence[str],
     *,
     questions: int,
     seconds: Mapping[str, float],
@@ -34,7 +35,8 @@ def build(
     """The report as JSON can hold it.
 
     figures: by model, then by name as in TITLES. differences: exact match less the tuned model's.
-    failures: why the gate refuses. seconds: that each model took.
+    failures: why the gate refuses. beyond: why it would refuse a format that is only compared.
+    seconds: that each model took.
     """
     models = {}
     for model, estimates in figures.items():
@@ -46,7 +48,7 @@ def build(
         "questions": questions,
         "confidence": CONFIDENCE,
         "models": models,
-        "gate": {"passed": not failures, "failures": list(failures)},
+        "gate": {"passed": not failures, "failures": list(failures), "beyond": list(beyond)},
     }
 
 
@@ -69,6 +71,8 @@ def show(report: Mapping[str, Any]) -> None:
         exact, *others, _ = _cells(figures)
         table.add_row(model, exact, *(cell.partition(" (")[0] for cell in others))
     get_console().print(table)
+    for drop in report["gate"]["beyond"]:
+        get_console().print(f"[yellow]compared only:[/] {drop}", soft_wrap=True)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -87,6 +91,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         f"Gate {verdict}.",
         "",
+        *(line for drop in gate["beyond"] for line in (f"Compared only: {drop}.", "")),
         "Greedy answers. In brackets 95 % bootstrap intervals over the questions. Exact match and "
         "F1 ignore case and white space; loss is in nats per token of the expected answer, "
         "perplexity its exponential.",

@@ -4,7 +4,7 @@ from pipeline.compose import compose
 from pipeline.config import GateConfig, load
 from pipeline.dataset import Row
 from pipeline.errors import ConfigError, DataError
-from pipeline.stages.evaluate import question, refusals
+from pipeline.stages.evaluate import drops, question, refusals
 
 
 @pytest.fixture(scope="module")
@@ -14,29 +14,32 @@ def gate() -> GateConfig:
 
 def test_good_models_pass(gate: GateConfig) -> None:
     exact = {"base": 0.0, "tuned": 0.93, "fp8": 0.93, "int8_sq": 0.92, "int4_awq": 0.9}
-    assert refusals(gate, "full", exact) == []
+    assert refusals(gate, "full", exact, "fp8") == []
+    assert drops(gate, exact, set(exact)) == []
 
 
 @pytest.mark.parametrize(("method", "refused"), [("adapter", False), ("full", True)])
 def test_what_was_trained_decides_the_least_exact_match(
     gate: GateConfig, method: str, refused: bool
 ) -> None:
-    problems = refusals(gate, method, {"base": 0.0, "tuned": 0.85})
+    problems = refusals(gate, method, {"base": 0.0, "tuned": 0.85, "fp8": 0.85}, "fp8")
     assert bool(problems) is refused
     if refused:
         assert "85.0%" in problems[0]
         assert "90.0%" in problems[0]
 
 
-def test_each_format_that_loses_too_much_is_named(gate: GateConfig) -> None:
+def test_a_format_that_loses_too_much_is_refused_where_it_is_shipped(gate: GateConfig) -> None:
     exact = {"base": 0.0, "tuned": 0.95, "fp8": 0.92, "int8_sq": 0.93, "int4_awq": 0.89}
-    problems = refusals(gate, "adapter", exact)
-    assert [problem.split()[0] for problem in problems] == ["fp8", "int4_awq"]
-    assert "3.0% less" in problems[0]
+    (problem,) = refusals(gate, "adapter", exact, "fp8")
+    assert problem.startswith("fp8 answers 92.0% exactly, 3.0% less")
+    assert "choose another format" in problem
+    assert refusals(gate, "adapter", exact, "int8_sq") == []
+    assert [drop.split()[0] for drop in drops(gate, exact, set(exact))] == ["fp8", "int4_awq"]
 
 
 def test_a_loss_of_just_what_is_allowed_passes(gate: GateConfig) -> None:
-    assert refusals(gate, "adapter", {"tuned": 0.9, "fp8": 0.9 - 0.02}) == []
+    assert refusals(gate, "adapter", {"tuned": 0.9, "fp8": 0.9 - 0.02}, "fp8") == []
 
 
 def test_a_format_without_a_bound_is_refused() -> None:
