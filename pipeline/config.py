@@ -6,21 +6,13 @@ or says which field is wrong and what is allowed. Imports nothing heavy.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys and changes are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from pipeline.launcher_config import Launcher
+from pipeline.section import Positive, Seconds, Section, Share, explain
 
 
 class ModelConfig(Section):
@@ -261,47 +253,6 @@ class PlanConfig(Section):
     format: Literal["table", "json"]
 
 
-class LauncherConfig(Section):
-    """Where a command runs. `nodes`: machines that share the training, each with as many GPUs."""
-
-    nodes: Positive
-    dry_run: bool = Field(description="show what would be submitted, and submit nothing")
-
-
-class LocalLauncher(LauncherConfig):
-    """This machine, now; `torchrun`: one of several that were started alike."""
-
-    name: Literal["local", "torchrun"]
-
-
-class SlurmLauncher(LauncherConfig):
-    """A Slurm cluster with the Pyxis plugin, from a login node. `time` as sbatch takes it."""
-
-    name: Literal["slurm"]
-    account: str
-    partition: str
-    time: str
-    container_image: str
-    container_mounts: tuple[str, ...]
-    job_folder: Path
-
-
-class KubernetesLauncher(LauncherConfig):
-    """A Kubernetes cluster with NVIDIA's device plugin, through kubectl."""
-
-    name: Literal["kubernetes"]
-    namespace: str
-    container_image: str
-    claim: str = Field(description="persistent volume claim that every node mounts")
-    mount: str = Field(description="where in the container")
-    shared_memory: str
-
-
-Launcher = Annotated[
-    LocalLauncher | SlurmLauncher | KubernetesLauncher, Field(discriminator="name")
-]
-
-
 class TrackingConfig(Section):
     """MLflow. `uri` null: a SQLite store beside the artifacts; MLFLOW_TRACKING_URI overrules."""
 
@@ -346,13 +297,3 @@ def load(tree: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         lines = [explain(e) for e in error.errors(include_url=False)]
         raise ConfigError("; ".join(lines)) from None
-
-
-def explain(error: Mapping[str, Any], section: str = "") -> str:
-    """What is wrong with a field of a section, or of the whole configuration, in a line."""
-    field = ".".join(str(part) for part in (section, *error["loc"]) if part != "")
-    if error["type"] == "extra_forbidden":
-        return f"{field} is not a setting: see `python -m pipeline --help`"
-    if error["type"] == "missing":
-        return f"{field} is not set: give {field}=… or choose an option that sets it"
-    return f"{field}={error['input']!r}: {error['msg']}"

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
-from pipeline.config import SlurmLauncher
 from pipeline.errors import MissingRuntime, PipelineError
+from pipeline.launcher_config import SlurmLauncher
 from pipeline.launchers import Work
 
 PROJECT = "/app"  # in the container of the Dockerfile

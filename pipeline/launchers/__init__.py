@@ -12,9 +12,10 @@ import shlex
 from dataclasses import dataclass
 
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
-from pipeline.config import Config, KubernetesLauncher, SlurmLauncher
+from pipeline.config import Config
 from pipeline.console import get_console
 from pipeline.errors import ConfigError
+from pipeline.launcher_config import KubernetesLauncher, SlurmLauncher
 
 # Stages that every launcher leaves on this machine.
 HERE = ("config", "doctor", "plan", "profiles", "serve")

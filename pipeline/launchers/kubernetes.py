@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
-from pipeline.config import KubernetesLauncher
 from pipeline.errors import ConfigError, MissingRuntime, PipelineError
+from pipeline.launcher_config import KubernetesLauncher
 from pipeline.launchers import GRAPH, Work
 
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.config import EngineConfig, ServeConfig, explain
+from pipeline.config import EngineConfig, ServeConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.graph import ROOT
+from pipeline.section import explain
 from pipeline.serving.address import listen, warn_if_open
 from pipeline.serving.launch import is_built
 from pipeline.serving.open import describe
