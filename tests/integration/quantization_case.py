@@ -90,11 +90,13 @@ def make_inputs(folder: Path) -> dict[str, Artifact]:
     }
 
 
-def artifact_of(content: Path, place: Path, stage: str, kind: str) -> Artifact:
-    """place/stage, with a copy of the files in a folder."""
+def artifact_of(
+    content: Path, place: Path, stage: str, kind: str, config: dict[str, Any] | None = None
+) -> Artifact:
+    """place/stage, with a copy of the files in a folder. config: what it was made with."""
     files = {
         str(file.relative_to(content)): file.read_bytes()
         for file in content.rglob("*")
         if file.is_file()
     }
-    return make_artifact(place, stage, kind, files=files)
+    return make_artifact(place, stage, kind, files=files, config=config)

@@ -43,7 +43,9 @@ def quantized(
     out = tmp_path_factory.mktemp("quantized")
     config = configure(f"quantize.compare=[{','.join(FORMATS[1:])}]")
     outcome = quantize.run(config, inputs, out)
-    return outcome, artifact_of(out, tmp_path_factory.mktemp("made"), "quantize", outcome.kind)
+    made = tmp_path_factory.mktemp("made")
+    settings = {"quantize": config.quantize.model_dump()}
+    return outcome, artifact_of(out, made, "quantize", outcome.kind, settings)
 
 
 @pytest.mark.parametrize("name", ["fp8", "int4_awq"])
