@@ -438,7 +438,10 @@ def serve(artifacts: Path, port: int) -> Iterator[Any]:
         command += [f"sqlite:///{store}", "--port", str(port), "--workers", "1"]
         command += ["--artifacts-destination", str(artifacts / "served")]
         with (artifacts / "server.log").open("wb") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=artifacts))
+            server = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=artifacts, start_new_session=True
+            )
+        started.append(server)
         for _ in range(120):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
@@ -449,7 +452,7 @@ def serve(artifacts: Path, port: int) -> Iterator[Any]:
 
     yield start
     for process in started:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # gunicorn, which does the work, outlives its parent
         process.wait()
 
 
