@@ -10,7 +10,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import EXIT_CODE_FILE, PipelineError
 
 INTERRUPTED = 130
 
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     if not sys.warnoptions:  # what libraries warn of, a user of the pipeline cannot change
         warnings.simplefilter("ignore")
     code = _guarded(arguments)
-    if code and (left := os.environ.get("PIPELINE_EXIT_CODE_FILE")):  # see pipeline.graph_run
+    if code and (left := os.environ.get(EXIT_CODE_FILE)):
         Path(left).write_text(str(code))
     return code
 

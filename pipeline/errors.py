@@ -14,6 +14,9 @@
 Each also is the standard exception a caller would expect, so `except ValueError` works as usual.
 """
 
+# Names a file in which a stage that DVC started leaves its exit code: DVC's own is always 255.
+EXIT_CODE_FILE = "PIPELINE_EXIT_CODE_FILE"
+
 
 class PipelineError(Exception):
     """A failure that the user can act on: printed in one line, without a traceback."""

@@ -14,12 +14,9 @@ from typing import Any
 
 from pipeline import compose, summary, summary_view, tracking
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import EXIT_CODE_FILE, ConfigError
 from pipeline.graph import ROOT, read_graph
 from pipeline.runner import GRAPH_LOCK, hold
-
-# Names a file in which a stage that DVC started leaves its exit code: DVC's own is always 255.
-EXIT_CODE_FILE = "PIPELINE_EXIT_CODE_FILE"
 
 
 def run_graph(tree: Mapping[str, Any], config: Config) -> int:

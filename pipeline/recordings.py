@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,17 +39,17 @@ def look(recordings: Path, snapshots: Path) -> Found:
             f"retrain.recordings={recordings} is no folder: give the one that a server records "
             "into, as with `stage=serve serve.record=FOLDER`"
         )
-    seen = {digest for line in _lines(snapshots) if (digest := _digest(line))}
+    seen = {found[0] for line in _lines(snapshots) if (found := _conversation(line))}
     new, known, unusable = [], 0, 0
     for line in _lines(recordings):
-        digest = _digest(line)
-        if digest is None:
+        found = _conversation(line)
+        if found is None:
             unusable += 1
-        elif digest in seen:
+        elif found[0] in seen:
             known += 1
         else:
-            seen.add(digest)
-            new.append(line.decode())
+            seen.add(found[0])
+            new.append(found[1])
     return Found(new, known, unusable)
 
 
@@ -68,7 +69,8 @@ def take(new: list[str], snapshots: Path) -> Path:
             os.fsync(stream.fileno())
         temporary.replace(file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise ResourceError(
             f"{snapshots} cannot be written ({error.strerror}): make room, or give a data.folder "
             "that can be"
@@ -86,10 +88,11 @@ def _lines(folder: Path) -> Iterator[bytes]:
             raise DataError(f"{file} cannot be read ({error.strerror}): mend or move it") from error
 
 
-def _digest(line: bytes) -> str | None:
-    """Of the conversation in a line; None if there is none that could be trained on."""
+def _conversation(line: bytes) -> tuple[str, str] | None:
+    """A line's conversation: its digest and the line; None if none that could be trained on."""
     try:
-        messages = parse_messages(json.loads(line)["messages"], answered=True)
+        text = line.decode("utf-8-sig")  # a mark in front, as editors leave it, is no part of it
+        messages = parse_messages(json.loads(text)["messages"], answered=True)
     except (ValueError, TypeError, KeyError, RecursionError, Unusable):
         return None
-    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest(), text

@@ -145,12 +145,7 @@ def _train_here(job: Job, report: Callable[[Point], None]) -> Trained:
 
 
 def share_job(given: str | None) -> Job:
-    """The job in every rank: on the first machine an argument, on the others from the store.
-
-    From here on a rank ends with the agent that started it. One that outlived it would wait for the
-    others for ever, on a GPU that it keeps busy.
-    """
-    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """The job in every rank: on the first machine an argument, on the others from the store."""
     if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:  # torchrun's number of machines
         assert given is not None
         return Job.from_json(given)
@@ -164,8 +159,17 @@ def share_job(given: str | None) -> Job:
     return Job.from_json(store.get(_JOB_KEY).decode())
 
 
+def end_with_agent() -> None:
+    """Have this rank killed when the agent that started it ends, however that happens.
+
+    One that outlived it would wait for the others for ever, on a GPU that it keeps busy.
+    """
+    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _worker(given: str | None) -> int:
     """One rank. Rank 0 tells of each step and of the result; any rank tells of its failure."""
+    end_with_agent()
     try:
         job = share_job(given)
         trained = _train_here(job, lambda point: emit({"point": asdict(point)}))

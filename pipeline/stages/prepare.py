@@ -47,7 +47,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     _write_rejected(sorter.rejected, out / "rejected.jsonl")
     statistics = _statistics(sorter, chat)
     _show_rejected(statistics, out)
-    _refuse_if_bad(config, statistics, out)
+    _refuse_if_bad(config, statistics, sorter.rejected, out)
     for split in SPLITS:
         write_split(out, split, (row.unpack() for row in sorter.kept if row.split == split))
     chat.save(out / "tokenizer")
@@ -120,18 +120,23 @@ def _describe(rows: Sequence[Kept]) -> dict[str, float]:
     return figures
 
 
-def _refuse_if_bad(config: Config, statistics: Mapping[str, Any], out: Path) -> None:
+def _refuse_if_bad(
+    config: Config, statistics: Mapping[str, Any], rejected: Sequence[Rejected], out: Path
+) -> None:
     limit, recorded = config.prepare.max_reject_share, config.data.folder / config.data.recorded
-    # Users say the same things again and again: what is recorded proves no file wrong.
-    files = [f for name, f in statistics["files"].items() if Path(name).parent != recorded]
-    rows = {kind: sum(file[kind] for file in files) for kind in ("read", "rejected")}
-    if rows["rejected"] > limit * rows["read"]:
-        reasons = ", ".join(
-            f"{n} × {reason}" for reason, n in list(statistics["rejected"].items())[:3]
-        )
-        worst = max(statistics["files"].items(), key=lambda item: item[1]["rejected"])
+
+    def counts(file: str) -> bool:
+        # Users say the same things again and again: what is recorded proves no file wrong.
+        return Path(file).parent != recorded
+
+    refused = [row for row in rejected if counts(row.file)]
+    read = sum(rows["read"] for file, rows in statistics["files"].items() if counts(file))
+    if len(refused) > limit * read:
+        common = Counter(row.reason for row in refused).most_common(3)
+        reasons = ", ".join(f"{n} × {reason}" for reason, n in common)
+        worst = Counter(row.file for row in refused).most_common(1)[0]
         raise DataError(
-            f"{rows['rejected']} of {rows['read']} rows were refused, more than "
+            f"{len(refused)} of {read} rows were refused, more than "
             f"prepare.max_reject_share={limit:g} allows ({reasons}; most in {worst[0]}): see "
             f"{out / 'rejected.jsonl'}, then mend the data or raise the share"
         )

@@ -82,9 +82,8 @@ def _tell(found: recordings.Found, config: Config) -> None:
 
 def _unfinished(artifacts: Path, snapshots: Path) -> list[Path]:
     """Snapshots that no run has ended with, oldest first."""
-    return [
-        f for f in sorted(snapshots.glob("*.jsonl")) if str(f.resolve()) not in _done(artifacts)
-    ]
+    done = _done(artifacts)
+    return [f for f in sorted(snapshots.glob("*.jsonl")) if str(f.resolve()) not in done]
 
 
 def _finish(artifacts: Path, taken: list[Path]) -> None:

@@ -9,7 +9,7 @@ import time
 
 import torch.distributed as dist
 
-from pipeline.adapters.launch import share_job
+from pipeline.adapters.launch import end_with_agent, share_job
 from pipeline.adapters.ranks import emit
 from pipeline.training import Trained
 
@@ -17,6 +17,7 @@ from pipeline.training import Trained
 def main() -> None:
     import torch
 
+    end_with_agent()
     job = share_job(sys.argv[1] if len(sys.argv) > 1 else None)
     dist.init_process_group("gloo")
     pids = torch.zeros(dist.get_world_size(), dtype=torch.float64)

@@ -58,6 +58,18 @@ def test_bytes_of_any_kind_end_no_look(tmp_path: Path) -> None:
     assert (found.new, found.unusable) == ([row("One?")], 2)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_conversation(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(row("One?") + "\n", encoding="utf-8-sig")
+    assert recordings.look(tmp_path, tmp_path / "none").new == [row("One?")]
+
+
+@given(st.binary())
+def test_no_bytes_end_a_look(tmp_path_factory: Any, content: bytes) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "a.jsonl").write_bytes(content + b"\n" + row("One?").encode("utf-16") + b"\n")
+    assert recordings.look(folder, folder / "none").new == []
+
+
 @given(st.lists(st.lists(st.text("ab", min_size=1, max_size=3), max_size=6), max_size=4))
 def test_looks_and_snapshots_add_up(tmp_path_factory: Any, looks: list[list[str]]) -> None:
     """However recordings arrive, the snapshots hold each different conversation exactly once."""
@@ -91,3 +103,9 @@ def test_a_full_disk_leaves_no_half_snapshot(
     with pytest.raises(ResourceError, match="No space left on device"):
         recordings.take([row("One?")], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_data_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        recordings.take([row("One?")], tmp_path / "data" / "recorded")

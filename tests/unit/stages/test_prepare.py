@@ -316,3 +316,6 @@ def test_recorded_conversations_are_read_and_break_no_bound(
     files = {Path(name).name: counts for name, counts in statistics["files"].items()}
     assert files["1.jsonl"] == {"read": 14, "kept": 1, "rejected": 13}
     assert statistics["rows"]["rejected"] == len(rejects(tmp_path)) == 13
+    write(data / "train2.jsonl", "[]")  # and a refusal speaks of the other files alone
+    with pytest.raises(DataError, match=r"1 of 14 rows were refused.*most in .*train2\.jsonl"):
+        prepare.run(config, {}, tmp_path)
