@@ -86,6 +86,10 @@ class Data(pl.LightningDataModule):
         """Tokens of the step's rows, without padding."""
         return int(self._train.lengths[self._order.rows(step)].sum())
 
+    def trained_tokens(self, step: int) -> int:
+        """Those of them that count in the loss."""
+        return self._train.trained_tokens(self._order.rows(step))
+
     def training_batch(self, step: int) -> Tensors:
         return self._tensors(self._train, self._order.rows(step))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import nemo.lightning as nl
@@ -64,13 +64,15 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         ResourceError: memory ran out.
     """
     pl.seed_everything(job.seed)
+    fused = has_transformer_engine()
     model = model_for(
         job.hf,
         seq_length=job.max_length,
         # The mean over the tokens of the global batch, not the mean of micro-batches' means.
         calculate_per_token_loss=True,
-        # NeMo asks for Apex, of which only the output layer's part is needed (fast_training).
-        gradient_accumulation_fusion=job.method == "sft" and has_transformer_engine(),
+        gradient_accumulation_fusion=fused and job.method == "sft",
+        # Queries and keys are turned where they are, without copies; not in packs.
+        fused_single_qkv_rope=fused and not job.pack_length,
     )
     checkpoints = Checkpoints(job.scratch, job.identity)
     recorder = Recorder(job, checkpoints, report)
@@ -79,7 +81,10 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     trainer = _trainer(job)
     trainer.callbacks.append(recorder)
     _add_adapter(job, model, trainer)
-    _optimizer(job).connect(model)
+    optimizer, data = _optimizer(job), Data(job)
+    optimizer.connect(model)
+    if job.method == "sft":
+        _scale_beforehand(model, optimizer, lambda: data.trained_tokens(trainer.global_step))
     if resume := checkpoints.newest():
         base = None if job.method == "sft" else job.weights
         trainer.ckpt_path = AdapterPath(resume, base_model_path=base) if base else str(resume)
@@ -92,7 +97,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
             whole_gradients(),
             _readable_failures(job),
         ):
-            trainer.fit(model, Data(job))
+            trainer.fit(model, data)
     finally:
         destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes
     return recorder.result()
@@ -188,6 +193,23 @@ def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
         min_lr=job.min_learning_rate,
     )
     return nl.MegatronOptimizerModule(config, lr_scheduler=schedule)
+
+
+def _scale_beforehand(
+    model: GPTModel, optimizer: nl.MegatronOptimizerModule, tokens: Callable[[], int]
+) -> None:
+    """Divide each micro-batch's loss by the tokens of the global batch.
+
+    Megatron divides the sums of the gradients instead: of a whole model's, a pass over memory that
+    is as long as the optimizer's third.
+    """
+    finalize = optimizer.finalize_model_grads
+
+    def without_division(chunks: Any, num_tokens: Any = None, **options: Any) -> None:
+        finalize(chunks, None, **options)
+
+    optimizer.finalize_model_grads = without_division
+    model.config.grad_scale_func = lambda loss: loss / tokens()
 
 
 @contextmanager

@@ -198,6 +198,41 @@ def test_a_loss_that_is_no_number_names_the_step(base: Path, tmp_path: Path) -> 
         train(make_job(base, tmp_path, method="sft", learning_rate=1e30, weight_decay=0.0))
 
 
+def test_a_loss_divided_beforehand_gives_the_gradients_that_megatron_divides(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        job = make_job(base, tmp_path / name, method="sft", micro_batch_size=2)
+        found.append([(p.loss, p.grad_norm) for p in train(job).curve])
+        with nemo_session():
+            from pipeline.adapters import nemo_training
+        monkeypatch.setattr(nemo_training, "_scale_beforehand", lambda *given: None)
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-3)
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+
+
+def test_the_gradient_of_an_embedding_is_added_to_its_sum() -> None:
+    with nemo_session():
+        from pipeline.adapters.weight_sums import embedding
+
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(9, 4, generator=draw))
+    batches = [torch.tensor([[1, 2, 2], [8, 1, 0]]), torch.tensor([[2, 2, 7], [0, 0, 0]])]
+    gradients = [torch.randn(2, 3, 4, generator=draw) for _ in batches]
+    for ids, gradient in zip(batches, gradients, strict=True):
+        embedding(ids, weight).backward(gradient)  # torch's, without a sum to add to
+    expected, weight.grad = weight.grad, None
+    weight.main_grad = torch.zeros(9, 4, dtype=torch.float64)  # type: ignore[attr-defined]
+    for ids, gradient in zip(batches, gradients, strict=True):
+        output = embedding(ids, weight)
+        assert torch.equal(output, weight[ids])
+        output.backward(gradient)
+    assert weight.grad is None
+    torch.testing.assert_close(weight.main_grad.float(), expected)  # type: ignore[attr-defined]
+
+
 class Operators(TorchDispatchMode):
     """Names of the operators that run inside it."""
 
