@@ -8,8 +8,6 @@ one after the other and reads the input for each: half of the memory's speed. Ne
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +17,7 @@ _BLOCK, _WARPS = 1024, 4
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(grad_ptr: Any, input_ptr: Any, out_ptr: Any, width: Any, BLOCK: tl.constexpr) -> None:
+def _kernel(grad_ptr, input_ptr, out_ptr, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)  # rows times columns may be over 2^31
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
