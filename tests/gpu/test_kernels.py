@@ -1,12 +1,13 @@
-"""What replaces Megatron-Core's operations on a GPU computes the same."""
+"""What replaces Megatron-Core's and Transformer Engine's operations on a GPU computes the same."""
 
+import pytest
 import torch
 
 from pipeline.adapters.nemo_session import nemo_session
 
 
 def test_the_swiglu_kernel_gives_the_gradient_of_torch() -> None:
-    from pipeline.adapters.swiglu_kernel import swiglu_back
+    from pipeline.adapters.gpu_kernels import swiglu_back
 
     for rows, width in ((7, 14336), (3, 1000), (1, 1)):
         y = torch.randn(rows, 2 * width, device="cuda", requires_grad=True)
@@ -17,6 +18,44 @@ def test_the_swiglu_kernel_gives_the_gradient_of_torch() -> None:
         torch.testing.assert_close(swiglu_back(grad, y.detach()), y.grad)
         rounded = swiglu_back(grad.bfloat16(), y.detach().bfloat16())
         torch.testing.assert_close(rounded.float(), y.grad, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "groups", "queries", "size"), [(2, 8, 4, 128), (1, 4, 1, 64), (3, 2, 7, 96)]
+)
+def test_rotation_is_transformer_engines(batch: int, groups: int, queries: int, size: int) -> None:
+    from transformer_engine.pytorch.attention.rope import apply_fused_qkv_rotary_pos_emb
+
+    from pipeline.adapters.gpu_kernels import rotated
+
+    sequence, sizes = 4096, [queries * size, size, size]
+    frequency = 500_000.0 ** -(torch.arange(0, size, 2, device="cuda") / size)
+    angles = torch.arange(sequence, device="cuda")[:, None] * frequency
+    freqs = torch.cat((angles, angles), -1).view(sequence, 1, 1, size)
+    mixed = torch.randn(sequence, batch, groups, sum(sizes), device="cuda", dtype=torch.bfloat16)
+    found = []
+    for rotate in (rotated, apply_fused_qkv_rotary_pos_emb):
+        x = mixed.clone().requires_grad_()
+        parts = rotate(x, freqs, freqs, sizes)
+        draw = torch.Generator("cuda").manual_seed(0)
+        grads = [torch.randn(p.shape, generator=draw, device="cuda").to(p) for p in parts]
+        torch.autograd.backward(parts, grads)
+        found.append([*parts, x.grad])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("rows", "width", "rank"), [(8192, 4096, 16), (130, 300, 8), (64, 64, 40)])
+def test_a_low_rank_product_is_added_as_torch_does(rows: int, width: int, rank: int) -> None:
+    from pipeline.adapters.gpu_kernels import add_low_rank
+
+    total, low = (torch.randn(rows, n, device="cuda", dtype=torch.bfloat16) for n in (width, rank))
+    b = torch.randn(width, rank, device="cuda", dtype=torch.bfloat16)
+    for factor in (b, b.t().contiguous().t()):
+        ours = total.clone()
+        add_low_rank(ours, low, factor, 0.5)
+        exact = total.float() + 0.5 * (low.double() @ factor.double().t()).float()
+        torch.testing.assert_close(ours, exact.bfloat16())
 
 
 def test_an_output_layer_adds_its_gradient_to_the_sum() -> None:

@@ -3,6 +3,7 @@
 One process imports NeMo once for most of these tests; what is killed runs in processes of its own.
 """
 
+import gc
 import json
 import random
 import time
@@ -300,6 +301,13 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
     assert len(found[0]) == 1 + 2 * 4 * 2  # two matrices on four layers, twice
     for ours, nemos in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, nemos, rtol=1e-4, atol=1e-4 * float(nemos.abs().max()))
+
+
+def test_a_trained_model_does_not_stay_in_memory(base: Path, tmp_path: Path) -> None:
+    train(make_job(base, tmp_path, steps=1))
+    gc.collect()
+    kept = [o for o in gc.get_objects() if type(o).__name__ == "MegatronParallel"]
+    assert not kept
 
 
 def test_a_trained_model_is_not_copied_to_the_host(

@@ -1,0 +1,126 @@
+"""Kernels of adapters/gpu_kernels.py beside what they take the place of, at Llama-3-8B's shape.
+
+    python bench/gpu_kernels.py --output bench/results/gpu_kernels.json
+
+A micro-batch of 16,384 tokens. Medians of 20 after a warm-up, on one GPU; `GB_s` counts what has to
+be read and written, once.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.adapters.nemo_session import nemo_session  # noqa: E402
+
+SEQUENCE, BATCH, GROUPS, QUERIES, SIZE = 4096, 4, 8, 4, 128
+TOKENS, HIDDEN, INNER, RANK = SEQUENCE * BATCH, 4096, 14336, 16
+PACKAGES = ("torch", "triton", "transformer_engine", "megatron-core")
+WARM_UP, RUNS = 5, 20
+
+
+def milliseconds(run: Callable[[], Any]) -> float:
+    times = []
+    for number in range(WARM_UP + RUNS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        if number >= WARM_UP:
+            times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def swiglu() -> tuple[int, dict[str, Callable[[], Any]]]:
+    from megatron.core.fusions.fused_bias_swiglu import swiglu_back as theirs
+
+    from pipeline.adapters.gpu_kernels import swiglu_back
+
+    y, grad = random(TOKENS, 2 * INNER), random(TOKENS, INNER)
+    moved = 5 * grad.numel()
+    return moved, {"ours": lambda: swiglu_back(grad, y), "megatron": lambda: theirs(grad, y)}
+
+
+def rotation() -> tuple[int, dict[str, Callable[[], Any]]]:
+    """Forward and back."""
+    from transformer_engine.pytorch.attention.rope import apply_fused_qkv_rotary_pos_emb
+
+    from pipeline.adapters.gpu_kernels import rotated
+
+    sizes = [QUERIES * SIZE, SIZE, SIZE]
+    mixed = random(SEQUENCE, BATCH, GROUPS, sum(sizes)).requires_grad_()
+    freqs = torch.rand(SEQUENCE, 1, 1, SIZE, device="cuda")
+
+    def run(function: Any) -> Callable[[], Any]:
+        parts = function(mixed, freqs, freqs, sizes)
+        grads = [torch.randn_like(p) for p in parts]
+        return lambda: torch.autograd.grad(function(mixed, freqs, freqs, sizes), mixed, grads)
+
+    return 4 * mixed.numel(), {
+        "ours": run(rotated),
+        "transformer_engine": run(apply_fused_qkv_rotary_pos_emb),
+    }
+
+
+def low_rank(width: int) -> tuple[int, dict[str, Callable[[], Any]]]:
+    from pipeline.adapters.gpu_kernels import add_low_rank
+
+    total, low, b = random(TOKENS, width), random(TOKENS, RANK), random(width, RANK)
+    return 2 * total.numel(), {
+        "ours": lambda: add_low_rank(total, low, b, 2.0),
+        "cublas": lambda: total.addmm_(low, b.t(), alpha=2.0),
+    }
+
+
+CASES: dict[str, Callable[[], tuple[int, dict[str, Callable[[], Any]]]]] = {
+    "swiglu, gradient": swiglu,
+    "rotation of queries and keys, and its gradient": rotation,
+    **{f"low-rank product added to {n} columns": lambda n=n: low_rank(n)  # type: ignore[misc]
+       for n in (HIDDEN, (QUERIES + 2) * GROUPS * SIZE, INNER, 2 * INNER)},
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--commit", default="unknown", help="of the tree, where git is not")
+    arguments = parser.parse_args()
+    found = {}
+    with nemo_session():
+        for name, make in CASES.items():
+            moved, contestants = make()
+            times = {who: milliseconds(run) for who, run in contestants.items()}
+            found[name] = {
+                who: {"ms": round(ms, 3), "GB_s": round(2 * moved / ms / 1e6)}
+                for who, ms in times.items()
+            }
+            print(name, json.dumps(found[name]), flush=True)
+            torch.cuda.empty_cache()
+    document = {
+        "command": "python bench/gpu_kernels.py",
+        "commit": arguments.commit,
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": torch.cuda.get_device_name(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "tokens": TOKENS,
+        "cases": found,
+    }
+    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
