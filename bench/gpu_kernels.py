@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.adapters.nemo_session import nemo_session  # noqa: E402
+from pipeline.adapters.nemo_session import nemo_session
 
 SEQUENCE, BATCH, GROUPS, QUERIES, SIZE = 4096, 4, 8, 4, 128
 TOKENS, HIDDEN, INNER, RANK = SEQUENCE * BATCH, 4096, 14336, 16

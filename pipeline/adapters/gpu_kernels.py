@@ -18,7 +18,7 @@ import triton.language as tl
 
 # Columns of a program: 16 bytes a thread of bfloat16 in each load.
 _BLOCK, _WARPS = 1024, 4
-_ROWS, _COLUMNS = 64, 256  # of a tile of add_low_rank
+_ROWS, _COLUMNS, _TILE_WARPS = 64, 256, 8  # of a tile of add_low_rank
 
 
 # Triton reads a kernel's annotations, so that kernels have none but its own.
@@ -175,5 +175,5 @@ def add_low_rank(total: torch.Tensor, low: torch.Tensor, b: torch.Tensor, scale:
         _add_low_rank[(triton.cdiv(width, _COLUMNS), triton.cdiv(rows, _ROWS))](
             total, low, b, rows, width, rank, scale, *b.stride(),
             ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=max(16, triton.next_power_of_2(rank)),
-            num_warps=8,
+            num_warps=_TILE_WARPS,
         )  # fmt: skip
