@@ -18,7 +18,7 @@ import triton.language as tl
 
 # Columns of a program: 16 bytes a thread of bfloat16 in each load.
 _BLOCK, _WARPS = 1024, 4
-_ROWS, _COLUMNS, _TILE_WARPS = 64, 256, 8  # of a tile of add_low_rank
+_ROWS, _COLUMNS, _TILE_WARPS = 32, 256, 4  # of a tile of add_low_rank
 
 
 # Triton reads a kernel's annotations, so that kernels have none but its own.

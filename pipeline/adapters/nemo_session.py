@@ -69,6 +69,7 @@ def _import_quietly() -> None:
         gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
         try:
             import nemo.collections.llm  # noqa: F401
+
             # ModelOpt imports it when NeMo first makes a model. It keeps exceptions of its own
             # imports, and those the stack they came from: that model, for as long as the process.
             import pulp  # noqa: F401

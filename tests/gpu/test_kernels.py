@@ -21,7 +21,8 @@ def test_the_swiglu_kernel_gives_the_gradient_of_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "groups", "queries", "size"), [(2, 8, 4, 128), (1, 4, 1, 64), (3, 2, 7, 96)]
+    ("batch", "groups", "queries", "size"),
+    [(2, 8, 4, 128), (1, 4, 1, 64), (3, 2, 7, 96), (4, 1, 1, 16)],
 )
 def test_rotation_is_transformer_engines(batch: int, groups: int, queries: int, size: int) -> None:
     from transformer_engine.pytorch.attention.rope import apply_fused_qkv_rotary_pos_emb

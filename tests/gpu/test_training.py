@@ -3,7 +3,6 @@
 Processes that are to be without a GPU get an empty CUDA_VISIBLE_DEVICES.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import torch
 from pipeline.adapters import launch, nemo
 from pipeline.adapters.nemo_session import nemo_session
 from pipeline.training import Job, Trained
-from tests.integration.training_case import make_job, start_worker
+from tests.integration.training_case import make_job, train_apart
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # Products in bfloat16 have 8 bits of mantissa: sums of many are near to 1 in 1000, and 20 steps of
@@ -49,14 +48,6 @@ def train(job: Job) -> Trained:
     return launch.train_in_processes(job, lambda point: None)
 
 
-def train_on_cpu(job: Job) -> Trained:
-    with start_worker(job, **NO_GPU) as process:
-        output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    lines = [x.removeprefix(launch.MARK) for x in output.splitlines() if x.startswith(launch.MARK)]
-    return Trained.from_json(json.loads(lines[-1])["trained"])
-
-
 def losses(trained: Trained) -> list[float]:
     return [p.loss for p in trained.curve]
 
@@ -78,7 +69,7 @@ def test_a_gpu_follows_a_cpu_and_each_opens_what_the_other_wrote(
     for device in ("cpu", "gpu"):
         (tmp_path / device).mkdir()
         jobs[device] = make_job(base, tmp_path / device, method=method)
-    on_cpu, on_gpu = train_on_cpu(jobs["cpu"]), train(jobs["gpu"])
+    on_cpu, on_gpu = train_apart(jobs["cpu"], **NO_GPU), train(jobs["gpu"])
     np.testing.assert_allclose(losses(on_gpu), losses(on_cpu), rtol=BF16)
     for job in jobs.values():
         nemo.copy_assets(job.hf, job.out / "hf")

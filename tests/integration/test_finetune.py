@@ -332,6 +332,24 @@ def test_the_gradient_of_a_fused_loss_is_contiguous_as_its_kernel_needs() -> Non
     assert probe.contiguous == [False, True]
 
 
+def test_only_a_trained_weight_needs_a_gradients_transpose() -> None:
+    """Of Transformer Engine's, which a GPU has: here what its FP8 quantizer is asked for."""
+    with nemo_session():
+        from pipeline.adapters.fast_training import _rows_alone
+
+    def transposed(*, trained: bool, bias: bool) -> bool:
+        asked = {"rowwise": True, "columnwise": True}
+        quantizer = SimpleNamespace(set_usage=lambda **usage: asked.update(usage))
+        ctx = SimpleNamespace(requires_wgrad=trained, use_bias=bias)
+        assert _rows_alone(lambda *given: given[1])(ctx, "gradient", False, quantizer) == "gradient"
+        assert asked["rowwise"]
+        return asked["columnwise"]
+
+    assert transposed(trained=True, bias=False)
+    assert transposed(trained=False, bias=True)  # whose gradient comes with the transpose
+    assert not transposed(trained=False, bias=False)
+
+
 class _Strides:
     """The identity, noting whether its gradient lies in memory as [rows, columns]."""
 

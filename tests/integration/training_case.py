@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.adapters.ranks import MARK
 from pipeline.artifact import Artifact
 from pipeline.batches import TokenRows
 from pipeline.dataset import Row, write_split
-from pipeline.training import Job
+from pipeline.training import Job, Trained
 from tests.unit.model_folders import make_model_folder
 
 MAX_POSITIONS = 128
@@ -111,3 +112,12 @@ def start_worker(job: Job, **variables: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "pipeline.adapters.launch", job.to_json()]
     environment = {**os.environ, "RANK": "0", "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def train_apart(job: Job, **variables: str) -> Trained:
+    """Train in a process of its own, in an environment with these variables."""
+    with start_worker(job, **variables) as process:
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    lines = [x.removeprefix(MARK) for x in output.splitlines() if x.startswith(MARK)]
+    return Trained.from_json(json.loads(lines[-1])["trained"])
