@@ -9,7 +9,8 @@ between reports of four steps, and is stopped when there are enough. Cases:
     METHOD-PRECISION-bN         N rows of 4096 tokens a micro-batch, 8 rows a GPU and step
     METHOD-PRECISION-packN      conversations of 600 tokens in the mean, packs of N tokens
 
-with `-lN` behind them for N of the 32 layers, and `-gN` for N GPUs, data parallel.
+with `-sN` behind them for rows of N tokens (as many tokens a step), `-lN` for N of the 32 layers,
+and `-gN` for N GPUs, data parallel.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from pipeline.training import Job, Point  # noqa: E402
 VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
 REPORT_EVERY, REPORTS = 4, 5  # the first one warms up
 CONVERSATION_BATCH = 64
-CASE = re.compile(r"(lora|sft)-(bf16|fp8)-(b|pack)(\d+)(?:-l(\d+))?(?:-g(\d+))?$")
+CASE = re.compile(r"(lora|sft)-(bf16|fp8)-(b|pack)(\d+)(?:-s(\d+))?(?:-l(\d+))?(?:-g(\d+))?$")
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine")
 
 
@@ -83,11 +84,13 @@ def make_rows(lengths: list[int], folder: Path) -> Path:
 
 
 def job_of(case: str, folder: Path) -> Job:
-    method, precision, kind, size, layers, gpus = CASE.match(case).groups()  # type: ignore[union-attr]
+    method, precision, kind, size, length, layers, gpus = CASE.match(case).groups()  # type: ignore[union-attr]
     packed = kind == "pack"
     steps = REPORT_EVERY * REPORTS + 1
-    batch = (CONVERSATION_BATCH if packed else GLOBAL_BATCH) * int(gpus or 1)
-    lengths = conversation_lengths(batch * steps) if packed else [SEQUENCE + 1] * batch * steps
+    sequence = int(length or SEQUENCE)
+    batch = CONVERSATION_BATCH if packed else GLOBAL_BATCH * SEQUENCE // sequence
+    batch *= int(gpus or 1)
+    lengths = conversation_lengths(batch * steps) if packed else [sequence + 1] * batch * steps
     return Job(
         section="finetune",
         method=method,
@@ -99,7 +102,7 @@ def job_of(case: str, folder: Path) -> Job:
         out=folder / "out",
         seed=0,
         steps=steps + 1000,
-        max_length=SEQUENCE,
+        max_length=sequence,
         global_batch_size=batch,
         micro_batch_size=1 if packed else int(size),
         learning_rate=1e-4,

@@ -24,13 +24,11 @@ def forward_of(original: Any) -> Any:
         waiting = _Waiting()
         x = _AddWaiting.apply(x, waiting)
         output, bias, seen = self.base_linear_forward(x, *args, **kwargs)
-        if seen is x:  # no norm before the layer, whose gradient comes to x when the adapter's has
-            seen = x.detach()
-        else:
-            waiting = None  # type: ignore[assignment]
+        # With a norm before it a layer gives what the adapter sees, and takes its gradient back.
+        shared = (seen.detach(), waiting) if seen is x else (seen, None)
         scale = adapter.alpha / adapter.dim
         a, b = adapter.linear_in.weight, adapter.linear_out.weight
-        return _AddAdapter.apply(output, seen, a, b, scale, waiting), bias
+        return _AddAdapter.apply(output, *shared, a, b, scale), bias
 
     return forward
 
@@ -69,10 +67,10 @@ class _AddAdapter(torch.autograd.Function):
         ctx: Any,
         output: torch.Tensor,
         x: torch.Tensor,
+        waiting: _Waiting | None,
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
-        waiting: _Waiting | None,
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.t()
@@ -97,7 +95,7 @@ class _AddAdapter(torch.autograd.Function):
             ctx.waiting.factors = grad_low, a
         else:
             grad_x = (grad_low @ a).view(ctx.shape)
-        return grad, grad_x, grad_a, grad_b, None, None
+        return grad, grad_x, None, grad_a, grad_b, None
 
 
 def _add(total: torch.Tensor, low: torch.Tensor, b: torch.Tensor, scale: float) -> None:

@@ -3,6 +3,7 @@
 Processes that are to be without a GPU get an empty CUDA_VISIBLE_DEVICES.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from pipeline.adapters import launch, nemo
 from pipeline.adapters.nemo_session import nemo_session
 from pipeline.training import Job, Trained
-from tests.integration.training_case import make_job, train_apart
+from tests.integration.training_case import make_job, start_worker, train_apart
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # Products in bfloat16 have 8 bits of mantissa: sums of many are near to 1 in 1000, and 20 steps of
@@ -183,6 +184,23 @@ def test_a_run_goes_on_in_another_layout(
     found = train(make_job(base, tmp_path, method=method, **LAYOUTS["dp2"]))
     assert 0 < found.resumed_from <= 12
     np.testing.assert_allclose(losses(found), losses(one[method]), rtol=BF16)
+
+
+@pytest.mark.parametrize("method", ["lora", "sft"])
+def test_killed_it_goes_on_over_the_same_rows(
+    method: str, base: Path, one: dict[str, Trained], tmp_path: Path
+) -> None:
+    job = make_job(base, tmp_path, method=method)
+    with start_worker(job) as killed:
+        assert killed.stdout
+        for line in killed.stdout:
+            event = json.loads(line.removeprefix(launch.MARK)) if launch.MARK in line else {}
+            if event.get("point", {}).get("step", 0) > job.steps // 2:
+                killed.kill()
+                break
+    found = train_apart(job)
+    assert 0 < found.resumed_from < job.steps
+    np.testing.assert_allclose(losses(found), losses(one[method]), rtol=BF16 / 5)
 
 
 def test_packs_are_shared_by_ranks(base: Path, one: dict[str, Trained], tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def measured() -> dict[str, tuple[dict[str, Any], float, float]]:
         "gpu_training",
         "gpu_training_sft",
         "gpu_training_sft_b2",
+        "gpu_training_fast",
     ):
         results = json.loads((ROOT / f"bench/results/{name}.json").read_text())
         for case, figures in results["cases"].items():
@@ -66,7 +67,8 @@ def measured() -> dict[str, tuple[dict[str, Any], float, float]]:
 
 def changes_of(case: str) -> dict[str, Any]:
     """The workload of a case of one GPU, as changes of `workload`'s."""
-    method, precision, kind, size, layers, _ = CASE.match(case).groups()  # type: ignore[union-attr]
+    method, precision, kind, size, length, layers, _ = CASE.match(case).groups()  # type: ignore[union-attr]
+    assert length is None
     changes: dict[str, Any] = {"method": method, "precision": precision}
     if layers:
         changes["layers"] = int(layers)
