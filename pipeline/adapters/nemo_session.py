@@ -12,7 +12,7 @@ import queue
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -72,7 +72,8 @@ def _import_quietly() -> None:
 
             # ModelOpt imports it when NeMo first makes a model. It keeps exceptions of its own
             # imports, and those the stack they came from: that model, for as long as the process.
-            import pulp  # noqa: F401
+            with suppress(ImportError):  # an image's ModelOpt may do without
+                import pulp  # noqa: F401
             from nemo.utils import logging
         finally:
             std_logging.disable(std_logging.NOTSET)

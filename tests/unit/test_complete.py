@@ -12,7 +12,7 @@ from tools.complete import CHAIN, LOCK, SERVER, complete, needs, normal, read_lo
 
 # Brought by the images themselves, in the versions that their makers chose.
 OF_THE_IMAGES = set(
-    "torch transformers nemo megatron lightning modelopt vllm tensorrt_llm onnxruntime "
+    "torch triton transformers nemo megatron lightning modelopt pulp vllm tensorrt_llm onnxruntime "
     "onnxruntime_genai transformer_engine pynvml onnx onnx_ir nemo_run invoke".split()
 )
 
