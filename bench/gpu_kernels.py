@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,10 @@ def low_rank(width: int) -> tuple[int, dict[str, Callable[[], Any]]]:
 CASES: dict[str, Callable[[], tuple[int, dict[str, Callable[[], Any]]]]] = {
     "swiglu, gradient": swiglu,
     "rotation of queries and keys, and its gradient": rotation,
-    **{f"low-rank product added to {n} columns": lambda n=n: low_rank(n)  # type: ignore[misc]
-       for n in (HIDDEN, (QUERIES + 2) * GROUPS * SIZE, INNER, 2 * INNER)},
-}  # fmt: skip
+} | {
+    f"low-rank product added to {n} columns": partial(low_rank, n)
+    for n in (HIDDEN, (QUERIES + 2) * GROUPS * SIZE, INNER, 2 * INNER)
+}
 
 
 def main() -> None:

@@ -30,10 +30,13 @@ FP8 = 5e-2
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in float32, written by a CPU."""
-    folder = tmp_path_factory.mktemp("model")
+    return made_on_cpu(tmp_path_factory.mktemp("model"), "kv_heads=4")
+
+
+def made_on_cpu(folder: Path, options: str) -> Path:
     code = (
         "import sys, pathlib; from tests.integration.training_case import make_base; "
-        "make_base(pathlib.Path(sys.argv[1]), kv_heads=4)"
+        f"make_base(pathlib.Path(sys.argv[1]), {options})"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(folder)], env=environment(), check=True, timeout=300
@@ -77,6 +80,17 @@ def test_a_gpu_follows_a_cpu_and_each_opens_what_the_other_wrote(
         here, there = logits_here(base, job), logits_on_cpu(base, job)
         # Float32 on both; the GPU multiplies it in TF32.
         assert (here - there).abs().max() <= 1e-2 * there.abs().max()
+
+
+def test_a_weight_of_two_layers_gets_the_gradients_of_both(tmp_path: Path) -> None:
+    """The embedding's and the output layer's, which both add to the sum on a GPU."""
+    base = made_on_cpu(tmp_path, "tied=True")
+    found = []
+    for variables in (NO_GPU, {}):
+        folder = tmp_path / f"run{len(found)}"
+        folder.mkdir()
+        found.append(losses(train_apart(make_job(base, folder, method="sft"), **variables)))
+    np.testing.assert_allclose(*found, rtol=BF16)
 
 
 def logits_here(base: Path, job: Job) -> torch.Tensor:

@@ -33,7 +33,7 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def make_base(folder: Path, *, kv_heads: int = 2) -> Path:
+def make_base(folder: Path, *, kv_heads: int = 2, tied: bool = False) -> Path:
     """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, 4 heads."""
     import torch
     import transformers
@@ -51,7 +51,7 @@ def make_base(folder: Path, *, kv_heads: int = 2) -> Path:
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
         max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(source)
