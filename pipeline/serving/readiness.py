@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.chat import Chat
@@ -19,12 +20,15 @@ class Readiness:
 
     Attributes:
         ready: whether it can; reason: why not.
+        announce: called in the moment when it can, before any client can see that.
     """
 
     def __init__(self, engine: Any, chat: Chat | None) -> None:
         self._engine, self._chat = engine, chat
         self.ready = False
         self.reason = "warming up"
+        self.announce: Callable[[], None] = lambda: None
+        self._ended = False
 
     def why_not(self) -> str | None:
         """Why no answer can come now; None if one can."""
@@ -35,7 +39,9 @@ class Readiness:
         while True:
             try:
                 await self._ask()
-                self.ready = True
+                if not self._ended:
+                    self.ready = True
+                    self.announce()
                 return
             except QueueFull:  # clients came first: no probe should send more
                 pass
@@ -63,4 +69,5 @@ class Readiness:
         log.error("not ready: %s", reason)
 
     def end(self) -> None:
-        self.ready, self.reason = False, "shutting down"
+        """No new request should come, whether or not it was ready."""
+        self.ready, self.reason, self._ended = False, "shutting down", True

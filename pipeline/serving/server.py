@@ -59,7 +59,7 @@ def serve(
             log.info("ready", extra={"model": model, **facts})
             announce()
 
-        server.announce = ready
+        server.app_state.readiness.announce = ready
         server.run(sockets=[listening])
     return not server.force_exit
 
@@ -134,12 +134,11 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: WireConfig, delay: float) -> None:
         super().__init__(config)
-        self.announce: Callable[[], None] | None = None
         self._delay = delay
         self._stopped: float | None = None
 
     @property
-    def _state(self) -> Any:
+    def app_state(self) -> Any:
         return self.config.app.state  # type: ignore[union-attr]
 
     @contextmanager
@@ -154,20 +153,17 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
         if self._stopped is not None and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
-        log.info("shutting down", extra={"answers_in_progress": self._state.in_flight.count})
+        log.info("shutting down", extra={"answers_in_progress": self.app_state.in_flight.count})
         self._stopped = self._stopped or time.monotonic()
-        self._state.readiness.end()
+        self.app_state.readiness.end()
         self._drained()
 
     async def on_tick(self, counter: int) -> bool:
-        if self.announce and self._state.readiness.ready:
-            self.announce()
-            self.announce = None
         return self._drained() or await super().on_tick(counter)
 
     def _drained(self) -> bool:
         """Whether a stopped server has nothing left to do; from `delay` on it takes nothing new."""
-        in_flight = self._state.in_flight
+        in_flight = self.app_state.in_flight
         if self._stopped is not None and time.monotonic() - self._stopped >= self._delay:
             in_flight.draining = True
         return in_flight.draining and not in_flight.count

@@ -12,6 +12,7 @@ from pipeline.serving import readiness
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
 from pipeline.serving.engine import EngineFailed, Sampling
+from pipeline.serving.readiness import Readiness
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.models import ListModel, say
 
@@ -62,3 +63,57 @@ def test_it_is_not_ready_says_when_to_ask_again_and_comes_back(
             assert (await client.post("/v1/chat/completions", json=ASKED)).status_code == 200
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def warming(engine: Any, seen: list[str | None]) -> Readiness:
+    """It notes what a client would be told at the moment of its announcement."""
+    found = Readiness(engine, None)
+    found.announce = lambda: seen.append(found.why_not())
+    return found
+
+
+class Embedder:
+    """Gives its answer when it is let."""
+
+    def __init__(self) -> None:
+        self.asked, self.let = asyncio.Event(), asyncio.Event()
+
+    async def embed(self, prompts: list[list[int]]) -> None:
+        self.asked.set()
+        await self.let.wait()
+
+    def down(self) -> str | None:
+        return None
+
+
+def test_it_is_announced_before_a_client_can_see_that_it_is_ready() -> None:
+    async def run() -> None:
+        engine = Embedder()
+        seen: list[str | None] = []
+        waiting = warming(engine, seen)
+        task = asyncio.create_task(waiting.warm_up())
+        await engine.asked.wait()
+        engine.let.set()
+        while waiting.why_not():
+            assert not seen
+            await asyncio.sleep(0)
+        assert seen == [None]
+        await task
+
+    asyncio.run(run())
+
+
+def test_one_that_was_stopped_while_it_warmed_up_is_never_ready() -> None:
+    async def run() -> None:
+        engine = Embedder()
+        seen: list[str | None] = []
+        waiting = warming(engine, seen)
+        task = asyncio.create_task(waiting.warm_up())
+        await engine.asked.wait()
+        waiting.end()
+        engine.let.set()
+        await task
+        assert waiting.why_not() == "shutting down"
+        assert not seen
+
+    asyncio.run(run())
