@@ -200,8 +200,7 @@ def _scale_beforehand(
 ) -> None:
     """Divide each micro-batch's loss by the tokens of the global batch.
 
-    Megatron divides the sums of the gradients instead: of a whole model's, a pass over memory that
-    is as long as the optimizer's third.
+    Megatron divides the sums of the gradients instead: one more pass over all of a model's.
     """
     finalize = optimizer.finalize_model_grads
 

@@ -65,13 +65,6 @@ def test_it_is_not_ready_says_when_to_ask_again_and_comes_back(
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-def warming(engine: Any, seen: list[str | None]) -> Readiness:
-    """It notes what a client would be told at the moment of its announcement."""
-    found = Readiness(engine, None)
-    found.announce = lambda: seen.append(found.why_not())
-    return found
-
-
 class Embedder:
     """Gives its answer when it is let."""
 
@@ -86,13 +79,20 @@ class Embedder:
         return None
 
 
+async def warming(seen: list[str | None]) -> tuple[Readiness, Embedder, asyncio.Task[None]]:
+    """One whose warm-up answer is awaited; its announcement notes what a client is told then."""
+    engine = Embedder()
+    waiting = Readiness(engine, None)
+    waiting.announce = lambda: seen.append(waiting.why_not())
+    task = asyncio.create_task(waiting.warm_up())
+    await engine.asked.wait()
+    return waiting, engine, task
+
+
 def test_it_is_announced_before_a_client_can_see_that_it_is_ready() -> None:
     async def run() -> None:
-        engine = Embedder()
         seen: list[str | None] = []
-        waiting = warming(engine, seen)
-        task = asyncio.create_task(waiting.warm_up())
-        await engine.asked.wait()
+        waiting, engine, task = await warming(seen)
         engine.let.set()
         while waiting.why_not():
             assert not seen
@@ -105,11 +105,8 @@ def test_it_is_announced_before_a_client_can_see_that_it_is_ready() -> None:
 
 def test_one_that_was_stopped_while_it_warmed_up_is_never_ready() -> None:
     async def run() -> None:
-        engine = Embedder()
         seen: list[str | None] = []
-        waiting = warming(engine, seen)
-        task = asyncio.create_task(waiting.warm_up())
-        await engine.asked.wait()
+        waiting, engine, task = await warming(seen)
         waiting.end()
         engine.let.set()
         await task
