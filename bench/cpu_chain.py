@@ -10,18 +10,19 @@ refused commands, each as a whole process, the median of five. Needs only the st
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.origin import ROOT, origin
+
 RUNS = 5
 PACKAGES = (
     "nemo_toolkit", "megatron-core", "torch", "transformers", "nvidia-modelopt", "onnxruntime",
@@ -95,19 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "bench/results/cpu_chain.json")
     output = parser.parse_args().output
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    begun = origin("python bench/cpu_chain.py", ())
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder))
-    hardware = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    result = {
-        "command": "python bench/cpu_chain.py",
-        "commit": commit,
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware | {"system": platform.platform(), "python": platform.python_version()},
-        **found,
-    }
+    result = {**begun, **found}  # with the versions of the clone's packages
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({"seconds": result["seconds"], "quick": result["quick_seconds"]}, indent=1))

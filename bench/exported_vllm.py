@@ -18,11 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.llama_8b import ROOT, VOCABULARY, commit, hardware, versions, write_shape
+from bench.llama_8b import VOCABULARY, write_shape
+from bench.origin import ROOT, origin
 
 LEAST_AGREEMENT = 0.98
 LEAST_SPEEDUP = 1.3
@@ -101,12 +101,9 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
             folder = write_shape(Path(scratch, name), fp8=name == "fp8")
             speeds[name] = measured("speed", folder, given.requests)
     speedup = speeds["fp8"] / speeds["bf16"]
+    command = " ".join(["python -m bench.exported_vllm", *sys.argv[1:]])
     return {
-        "command": " ".join(["python -m bench.exported_vllm", *sys.argv[1:]]),
-        "commit": given.commit or commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "versions": versions(PACKAGES),
+        **origin(command, PACKAGES, given.commit),
         "tokens": tokens,
         "output_tokens_per_second": speeds,
         "load": {"requests": given.requests, "prompt_tokens": 1000, "answer_tokens": 200},

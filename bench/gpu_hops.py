@@ -16,8 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.hops import HOPS  # noqa: E402
+from bench.origin import origin  # noqa: E402
 
 PACKAGES = ("torch", "transformers", "nemo_toolkit", "megatron-core", "nvidia-modelopt")
 MARK = "HOP "
@@ -88,15 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder with 64 GB free")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--commit", default="unknown", help="of the tree, where git is not")
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
     parser.add_argument("--hop", choices=HOPS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     work = arguments.work
     if arguments.hop:
         print(MARK + json.dumps(HOPS[arguments.hop][0](work)))
         return
-    import torch
-
     work.mkdir(parents=True)
     found: dict[str, Any] = {}
     for name, (_, finished) in HOPS.items():
@@ -110,11 +107,7 @@ def main() -> None:
         for folder in finished:
             shutil.rmtree(work / folder, ignore_errors=True)
         document = {
-            "command": "python bench/gpu_hops.py",
-            "commit": arguments.commit,
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": torch.cuda.get_device_name(),
-            "versions": {n: metadata.version(n) for n in PACKAGES},
+            **origin("python bench/gpu_hops.py", PACKAGES, arguments.commit),
             "hops": found,
         }
         arguments.output.write_text(json.dumps(document, indent=1) + "\n")

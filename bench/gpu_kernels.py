@@ -11,9 +11,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.origin import origin
 from pipeline.adapters.nemo_session import nemo_session
 
 SEQUENCE, BATCH, GROUPS, QUERIES, SIZE = 4096, 4, 8, 4, 128
@@ -99,7 +98,7 @@ CASES: dict[str, Callable[[], tuple[int, dict[str, Callable[[], Any]]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", default="unknown", help="of the tree, where git is not")
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
     arguments = parser.parse_args()
     found = {}
     with nemo_session():
@@ -113,11 +112,7 @@ def main() -> None:
             print(name, json.dumps(found[name]), flush=True)
             torch.cuda.empty_cache()
     document = {
-        "command": "python bench/gpu_kernels.py",
-        "commit": arguments.commit,
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": torch.cuda.get_device_name(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        **origin("python bench/gpu_kernels.py", PACKAGES, arguments.commit),
         "tokens": TOKENS,
         "cases": found,
     }

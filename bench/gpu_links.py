@@ -1,49 +1,72 @@
 """How fast GPUs of one host sum over NCCL, and a host copies to one.
 
-    torchrun --nproc-per-node 2 bench/gpu_links.py
+    torchrun --nproc-per-node 2 bench/gpu_links.py --output bench/results/gpu_links.json
 
-Sizes: a small message, the gradients of a LoRA of rank 16 on 8 B in bfloat16, and 1 GiB. Prints one
-line of JSON, medians of six after two: milliseconds, and GB/s of the summed bytes.
+Sizes: a small message, the gradients of a LoRA of rank 16 on 8 B in bfloat16, and 1 GiB. Medians of
+six after two: milliseconds, and GB/s of the summed bytes. NCCL_P2P_DISABLE=1 before it sends the
+same through the host.
 """
 
+import argparse
 import json
 import os
 import statistics
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.origin import origin
+
 MIB = (1, 84, 1024)
 
 
-def main() -> None:
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl")
-    found: dict[str, object] = {"hardware": torch.cuda.get_device_name()}
-    for size in MIB:
-        data = torch.ones(size << 18, device="cuda")  # float32
-        seconds = []
-        for _ in range(8):
-            torch.cuda.synchronize()
-            dist.barrier()
-            begin = time.perf_counter()
-            dist.all_reduce(data)
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begin)
-        median = statistics.median(seconds[2:])
-        found[f"{size} MiB"] = {
-            "ms": round(1e3 * median, 2),
-            "GB/s": round(size / 1024 / median, 1),
-        }
+def summing(mib: int) -> dict[str, float]:
+    data = torch.ones(mib << 18, device="cuda")  # float32
+    seconds = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        dist.barrier()
+        begin = time.perf_counter()
+        dist.all_reduce(data)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds[2:])
+    return {"ms": round(1e3 * median, 2), "GB/s": round(mib / 1024 / median, 1)}
+
+
+def copying() -> float:
+    """GB/s from pinned memory of the host."""
     here = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(here, device="cuda")
     begin = time.perf_counter()
     there.copy_(here)
     torch.cuda.synchronize()
-    found["host to device, pinned, GB/s"] = round(1 / (time.perf_counter() - begin), 1)
+    return round(1 / (time.perf_counter() - begin), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    given = parser.parse_args()
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl")
+    sums = {f"{mib} MiB": summing(mib) for mib in MIB}
+    off = "NCCL_P2P_DISABLE=1 " if os.environ.get("NCCL_P2P_DISABLE") == "1" else ""
+    command = f"{off}torchrun --nproc-per-node {dist.get_world_size()} bench/gpu_links.py"
+    document: dict[str, Any] = {
+        **origin(command, ("torch",), given.commit),
+        "all_reduce": sums,
+        "host to device, pinned, GB/s": copying(),
+    }
     if dist.get_rank() == 0:
-        print(json.dumps(found))
+        given.output.write_text(json.dumps(document, indent=1) + "\n")
     dist.destroy_process_group()
 
 

@@ -21,8 +21,6 @@ import statistics
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.origin import origin  # noqa: E402
 from pipeline.batches import TokenRows  # noqa: E402
 from pipeline.training import Job, Point  # noqa: E402
 
@@ -190,13 +189,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("cases", nargs="+", metavar="CASE")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", default="unknown", help="of the tree, where git is not")
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
     parser.add_argument("--profile", action="store_true", help="kernels of four steps instead")
     arguments = parser.parse_args()
     if wrong := [c for c in arguments.cases if not CASE.match(c)]:
         parser.error(f"no case: {', '.join(wrong)}")
     import torch
 
+    command = " ".join(["python bench/gpu_training.py", *arguments.cases])
     results: dict[str, Any] = {}
     for case in arguments.cases:
         with tempfile.TemporaryDirectory() as folder:
@@ -208,11 +208,7 @@ def main() -> None:
         torch.cuda.empty_cache()
         print(case, json.dumps(results[case]), flush=True)
         document = {
-            "command": "python bench/gpu_training.py " + " ".join(arguments.cases),
-            "commit": arguments.commit,
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": torch.cuda.get_device_name(),
-            "versions": {name: metadata.version(name) for name in PACKAGES},
+            **origin(command, PACKAGES, arguments.commit),
             "sequence": SEQUENCE,
             "global_batch": GLOBAL_BATCH,
             "cases": results,

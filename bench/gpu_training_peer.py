@@ -14,14 +14,18 @@ import gc
 import json
 import re
 import statistics
+import sys
 import time
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.origin import origin
+
+PACKAGES = ("torch", "transformers", "peft")
 VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
 STEPS, WARM_UP = 8, 2
 CASE = re.compile(r"(lora|sft|mixed)-b(\d+)(?:-l(\d+))?$")
@@ -84,8 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("cases", nargs="+", metavar="CASE")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", default="unknown", help="of the tree, where git is not")
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
     arguments = parser.parse_args()
+    command = " ".join(["python bench/gpu_training_peer.py", *arguments.cases])
     results: dict[str, Any] = {}
     for case in arguments.cases:
         try:
@@ -97,11 +102,7 @@ def main() -> None:
         torch.cuda.empty_cache()
         print(case, json.dumps(results[case]), flush=True)
         document = {
-            "command": "python bench/gpu_training_peer.py " + " ".join(arguments.cases),
-            "commit": arguments.commit,
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": torch.cuda.get_device_name(),
-            "versions": {n: metadata.version(n) for n in ("torch", "transformers", "peft")},
+            **origin(command, PACKAGES, arguments.commit),
             "sequence": SEQUENCE,
             "global_batch": GLOBAL_BATCH,
             "cases": results,

@@ -1,19 +1,15 @@
 """An HF folder of Llama 3's 8 B shape with random weights and a tokenizer of that size.
 
 Serving speed depends on shapes, not on what the weights say; nothing of that size has to travel to
-a GPU host that has no network. Also what every result says of where it comes from.
+a GPU host that has no network.
 """
 
 import json
-import os
-import platform
-import subprocess
-from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench.origin import ROOT
+
 TOKENIZER = ROOT / "data" / "base_model"
 VOCABULARY = 128_256
 CONFIG: dict[str, Any] = {
@@ -139,28 +135,3 @@ def _random(name: str, shape: tuple[int, ...]) -> Any:
     if name == "lm_head.weight":
         tensor[: CONFIG["pad_token_id"] + 1] = 0  # never the likeliest: no greedy answer ends early
     return tensor.cpu()
-
-
-def commit() -> str:
-    """The commit of this tree, where git can tell."""
-    command = ["git", "rev-parse", "HEAD"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
-
-
-def hardware() -> dict[str, Any]:
-    query = "name,memory.total,driver_version"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return {"gpus": answer.strip().splitlines(), "cores": os.cpu_count()}
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Those of the packages that are installed, and Python's."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

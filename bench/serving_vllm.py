@@ -23,11 +23,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.llama_8b import ROOT, VOCABULARY, commit, hardware, versions, write_random
+from bench.llama_8b import VOCABULARY, write_random
+from bench.origin import ROOT, origin
 
 LEAST_THROUGHPUT = 0.98  # of vLLM's
 MOST_FIRST_MS = 5.0  # above vLLM's
@@ -66,11 +66,7 @@ def main() -> int:
     ratio = ours["output_tokens_per_second"] / theirs["output_tokens_per_second"]
     later = ours["first_token_ms"]["median"] - theirs["first_token_ms"]["median"]
     result = {
-        "command": " ".join(["python -m bench.serving_vllm", *sys.argv[1:]]),
-        "commit": given.commit or commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "versions": versions(PACKAGES),
+        **origin(" ".join(["python -m bench.serving_vllm", *sys.argv[1:]]), PACKAGES, given.commit),
         "load": {
             "concurrency": given.concurrency,
             "requests": given.requests * given.rounds,

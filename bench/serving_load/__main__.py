@@ -13,15 +13,13 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.llama_8b import ROOT, commit, versions
+from bench.origin import ROOT, origin
 from bench.serving_load.client import MODEL
 from bench.serving_load.crash import crash
 from bench.serving_load.drain import drain
@@ -55,15 +53,8 @@ def main() -> int:
         lines = [json.loads(line) for line in log.read_text().splitlines() if line[:1] == "{"]
     warnings = [line for line in lines if line["level"] != "info"]
     result = {
-        "command": f"python -m bench.serving_load {' '.join(sys.argv[1:])}",
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load_before": load_before,
-        },
-        "versions": versions(PACKAGES),
+        **origin(" ".join(["python -m bench.serving_load", *sys.argv[1:]]), PACKAGES),
+        "load_before": load_before,
         "warnings_in_the_log": len(warnings),
         "first_warnings": warnings[:3],
         **found,

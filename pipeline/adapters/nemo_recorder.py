@@ -104,12 +104,9 @@ class Recorder(pl.Callback):
         now = time.perf_counter()
         speed = self._tokens / (now - self._marked)
         for step, rate, loss, norm in zip(steps, rates, values, norms, strict=True):
-            if not math.isfinite(loss):
-                raise PipelineError(
-                    f"the loss is {loss} at step {step} of {self._job.steps}: lower the learning "
-                    f"rate (now {self._job.learning_rate:g}), lengthen the warm-up, or look at the "
-                    f"rows of that step with the dataset's samples.html"
-                )
+            self._require_finite("loss", loss, step)
+            # Megatron scales gradients down to a norm; to an infinite one, to nothing.
+            self._require_finite("gradient's norm", norm, step)
             final = step == steps[-1]
             self._curve.append(
                 Point(step, loss, rate, float(norm), speed, validation_loss if final else None)
@@ -119,6 +116,14 @@ class Recorder(pl.Callback):
         self._pending.clear()
         self._tokens = 0
         self._marked = time.perf_counter()
+
+    def _require_finite(self, name: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise PipelineError(
+                f"the {name} is {value} at step {step} of {self._job.steps}: lower the learning "
+                f"rate (now {self._job.learning_rate:g}), lengthen the warm-up, or look at the "
+                f"rows of that step with the dataset's samples.html"
+            )
 
     def _validate(self, trainer: pl.Trainer) -> float | None:
         """The validation loss, in nats. The time that it takes is not the steps'."""

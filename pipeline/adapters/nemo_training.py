@@ -60,7 +60,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     Must run within `nemo_session()`, in every process of the job.
 
     Raises:
-        PipelineError: the loss is not a finite number.
+        PipelineError: the loss or the gradient's norm is not a finite number.
         ResourceError: memory ran out.
     """
     pl.seed_everything(job.seed)
@@ -111,7 +111,7 @@ def _trainer(job: Job) -> nl.Trainer:
         use_distributed_optimizer=has_transformer_engine(),
         # An adapter's gradients are small sums; a whole model's are accumulated in float32.
         grad_reduce_in_fp32=not gpu or job.method == "sft",
-        check_for_nan_in_grad=False,  # the loss is checked, without waiting for the GPU
+        check_for_nan_in_grad=False,  # the recorder looks at loss and norm, without another wait
     )
     strategy = nl.MegatronStrategy(
         tensor_model_parallel_size=job.tensor,

@@ -181,6 +181,18 @@ def test_ranks_that_share_a_model_give_the_losses_of_one(
 
 
 @pytest.mark.parametrize("method", ["lora", "sft"])
+def test_ranks_of_one_head_each_give_the_losses_of_one_rank(method: str, tmp_path: Path) -> None:
+    require_gpus(2)
+    base = made_on_cpu(tmp_path, "heads=2, kv_heads=2")
+    found = []
+    for sizes in ({}, LAYOUTS["tp2"]):
+        folder = tmp_path / f"run{len(found)}"
+        folder.mkdir()
+        found.append(losses(train(make_job(base, folder, method=method, **sizes))))
+    np.testing.assert_allclose(*found, rtol=BF16)
+
+
+@pytest.mark.parametrize("method", ["lora", "sft"])
 def test_a_run_goes_on_in_another_layout(
     method: str, base: Path, one: dict[str, Trained], tmp_path: Path
 ) -> None:

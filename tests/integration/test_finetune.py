@@ -199,6 +199,12 @@ def test_a_loss_that_is_no_number_names_the_step(base: Path, tmp_path: Path) -> 
         train(make_job(base, tmp_path, method="sft", learning_rate=1e30, weight_decay=0.0))
 
 
+def test_a_gradient_that_is_no_number_names_the_step(base: Path, tmp_path: Path) -> None:
+    """Scaled down to the norm where gradients are clipped it would be zero: nothing is learned."""
+    with pytest.raises(PipelineError, match="the gradient's norm is inf at step 1 of 20: lower"):
+        train(make_job(base, tmp_path, alpha=10**30))
+
+
 def test_a_loss_divided_beforehand_gives_the_gradients_that_megatron_divides(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,8 +33,8 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def make_base(folder: Path, *, kv_heads: int = 2, tied: bool = False) -> Path:
-    """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, 4 heads."""
+def make_base(folder: Path, *, heads: int = 4, kv_heads: int = 2, tied: bool = False) -> Path:
+    """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, heads of 16."""
     import torch
     import transformers
 
@@ -48,8 +48,9 @@ def make_base(folder: Path, *, kv_heads: int = 2, tied: bool = False) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
+        head_dim=16,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=tied,
     )

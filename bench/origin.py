@@ -1,0 +1,58 @@
+"""What every file of results says first: where its figures come from."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def origin(command: str, packages: Iterable[str], commit: str | None = None) -> dict[str, Any]:
+    """Command, commit, date, hardware, and versions of Python and the packages.
+
+    commit: of this tree, where git cannot tell.
+    """
+    return {
+        "command": command,
+        "commit": commit or _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": hardware(),
+        "versions": versions(packages),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """This machine's processor, cores and system, and its GPUs if it has some."""
+    found: dict[str, Any] = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+    }
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return found
+    return found | {"gpus": answer.stdout.strip().splitlines()}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of the packages that are installed, and Python's."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "HEAD"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"
