@@ -34,7 +34,7 @@ from pipeline.batches import TokenRows  # noqa: E402
 from pipeline.training import Job, Point  # noqa: E402
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
-REPORT_EVERY, REPORTS = 4, 5  # the first one warms up
+REPORT_EVERY, READINGS = 4, 4  # of the speed, after one that warms up
 CONVERSATION_BATCH = 64
 CASE = re.compile(r"(lora|sft)-(bf16|fp8)-(b|pack)(\d+)(?:-s(\d+))?(?:-l(\d+))?(?:-g(\d+))?$")
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine")
@@ -82,10 +82,10 @@ def make_rows(lengths: list[int], folder: Path) -> Path:
     return folder
 
 
-def job_of(case: str, folder: Path) -> Job:
+def job_of(case: str, folder: Path, reports: int) -> Job:
     method, precision, kind, size, length, layers, gpus = CASE.match(case).groups()  # type: ignore[union-attr]
     packed = kind == "pack"
-    steps = REPORT_EVERY * REPORTS + 1
+    steps = REPORT_EVERY * reports + 1
     sequence = int(length or SEQUENCE)
     batch = CONVERSATION_BATCH if packed else GLOBAL_BATCH * SEQUENCE // sequence
     batch *= int(gpus or 1)
@@ -119,7 +119,7 @@ def job_of(case: str, folder: Path) -> Job:
     )
 
 
-def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
+def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, Any]:
     import torch
 
     from pipeline.adapters import launch, nemo_recorder, nemo_training
@@ -127,7 +127,7 @@ def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
     from pipeline.adapters.nemo_session import nemo_session
 
     points: list[Point] = []
-    every = REPORT_EVERY
+    every, reports = REPORT_EVERY, readings + 1
     activities = [torch.profiler.ProfilerActivity.CUDA]
     profiler = torch.profiler.profile(activities=activities) if profile else None
 
@@ -145,8 +145,7 @@ def run(case: str, folder: Path, *, profile: bool) -> dict[str, Any]:
 
     torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
-    job = job_of(case, folder)
-    reports = REPORTS
+    job = job_of(case, folder, reports)
     if job.processes > 1:  # which report as the stage does
         every, reports = nemo_recorder.GPU_REPORT_EVERY, 2
     try:
@@ -190,6 +189,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="+", metavar="CASE")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser.add_argument("--readings", type=int, default=READINGS, help="on one GPU")
     parser.add_argument("--profile", action="store_true", help="kernels of four steps instead")
     arguments = parser.parse_args()
     if wrong := [c for c in arguments.cases if not CASE.match(c)]:
@@ -201,7 +201,9 @@ def main() -> None:
     for case in arguments.cases:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                results[case] = run(case, Path(folder), profile=arguments.profile)
+                results[case] = run(
+                    case, Path(folder), readings=arguments.readings, profile=arguments.profile
+                )
             except Exception as error:  # the other cases still have their say
                 results[case] = {"error": f"{type(error).__name__}: {error}"[:2000]}
         gc.collect()
