@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import Strategy
-from megatron.core import parallel_state
 from megatron.core.fusions import fused_bias_swiglu
 from megatron.core.models.common.language_module import language_module
 from megatron.core.tensor_parallel import layers
@@ -42,17 +41,14 @@ def fast_training() -> AbstractContextManager[None]:
     if has_transformer_engine():
         from transformer_engine.pytorch.module.base import TransformerEngineBaseModule as Layer
 
-        from pipeline.adapters.gpu_kernels import swiglu_back
+        from pipeline.adapters.gpu_kernels import rotated, swiglu_back
 
         patches += [
             *outer_layers(),
             # Two thirds of the time of the one that torch.compile makes.
             (fused_bias_swiglu, "swiglu_back", swiglu_back),
-            (
-                attention,
-                "apply_fused_qkv_rotary_pos_emb",
-                _rotation(attention.apply_fused_qkv_rotary_pos_emb),
-            ),
+            # Half of the time of Transformer Engine's.
+            (attention, "apply_fused_qkv_rotary_pos_emb", rotated),
             (
                 Layer,
                 "grad_output_preprocess",
@@ -82,21 +78,6 @@ def _flat_backward(original: Any) -> Any:
         return grad_input.view(*grad_output.shape[:-1], -1), *rest
 
     return backward
-
-
-def _rotation(original: Any) -> Any:
-    """Rotary embedding in half of the time of Transformer Engine's; that where ranks share heads.
-
-    LoRA at tensor parallel 4 did not learn in the one run that it had with this kernel, and why is
-    not known: docs/benchmarks.md, GPU tests.
-    """
-    from pipeline.adapters.gpu_kernels import rotated
-
-    def rotate(*given: Any) -> tuple[torch.Tensor, ...]:
-        alone = parallel_state.get_tensor_model_parallel_world_size() == 1
-        return (rotated if alone else original)(*given)
-
-    return rotate
 
 
 def _rows_alone(original: Any) -> Any:

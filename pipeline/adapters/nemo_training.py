@@ -34,6 +34,7 @@ from pipeline.adapters.nemo import model_for
 from pipeline.adapters.nemo_data import Data
 from pipeline.adapters.nemo_recorder import Recorder
 from pipeline.adapters.nemo_session import has_transformer_engine, on_gpu
+from pipeline.adapters.settled_parameters import settled_parameters
 from pipeline.batches import TokenRows
 from pipeline.errors import ResourceError
 from pipeline.preflight import out_of_memory
@@ -94,6 +95,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         with (
             fast_training(),
             adapter_start(job.seed),
+            settled_parameters(),
             whole_gradients(),
             _readable_failures(job),
         ):

@@ -82,6 +82,28 @@ def test_a_gpu_follows_a_cpu_and_each_opens_what_the_other_wrote(
         assert (here - there).abs().max() <= 1e-2 * there.abs().max()
 
 
+@pytest.mark.parametrize("method", ["lora", "sft"])
+def test_a_model_is_moved_before_its_old_memory_is_used_again(
+    method: str,
+    base: Path,
+    one: dict[str, Trained],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NeMo moves it on a stream of its own, here one that begins late."""
+    with nemo_session():
+        from nemo.lightning.megatron_parallel import MegatronParallel
+    init_ddp = MegatronParallel.init_ddp
+
+    def late(model: Any) -> None:
+        torch.cuda._sleep(2_000_000_000)  # cycles: a second
+        init_ddp(model)
+
+    monkeypatch.setattr(MegatronParallel, "init_ddp", late)
+    found = train(make_job(base, tmp_path, method=method))
+    np.testing.assert_allclose(losses(found), losses(one[method]), rtol=BF16 / 5)
+
+
 def test_a_weight_of_two_layers_gets_the_gradients_of_both(tmp_path: Path) -> None:
     """The embedding's and the output layer's, which both add to the sum on a GPU."""
     base = made_on_cpu(tmp_path, "tied=True")

@@ -205,6 +205,21 @@ def test_a_gradient_that_is_no_number_names_the_step(base: Path, tmp_path: Path)
         train(make_job(base, tmp_path, alpha=10**30))
 
 
+def test_a_model_is_wrapped_between_two_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    with nemo_session():
+        from nemo.lightning.megatron_parallel import MegatronParallel
+
+        from pipeline.adapters.settled_parameters import settled_parameters
+
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("waited"))
+        monkeypatch.setattr(MegatronParallel, "init_ddp", lambda model: events.append("wrapped"))
+        with settled_parameters():
+            MegatronParallel.init_ddp(None)
+        monkeypatch.undo()
+    assert events == ["waited", "wrapped", "waited"]
+
+
 def test_a_loss_divided_beforehand_gives_the_gradients_that_megatron_divides(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
