@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_training import CASE, CONVERSATION_BATCH
+from bench.gpu_training import CASE, CONVERSATION_BATCH, GLOBAL_BATCH, SEQUENCE
 from bench.llama_shapes import write
 from pipeline.graph import ROOT
 from pipeline.model_shape import Shape, read_shape
@@ -56,6 +56,8 @@ def measured() -> dict[str, tuple[dict[str, Any], float, float]]:
         "gpu_training_sft",
         "gpu_training_sft_b2",
         "gpu_training_fast",
+        "gpu_training_fp8",
+        "gpu_training_rows",
     ):
         results = json.loads((ROOT / f"bench/results/{name}.json").read_text())
         for case, figures in results["cases"].items():
@@ -68,8 +70,10 @@ def measured() -> dict[str, tuple[dict[str, Any], float, float]]:
 def changes_of(case: str) -> dict[str, Any]:
     """The workload of a case of one GPU, as changes of `workload`'s."""
     method, precision, kind, size, length, layers, _ = CASE.match(case).groups()  # type: ignore[union-attr]
-    assert length is None
     changes: dict[str, Any] = {"method": method, "precision": precision}
+    if length:
+        batch = GLOBAL_BATCH * SEQUENCE // int(length)
+        changes |= {"rows": rows(int(length)), "global_batch_size": batch}
     if layers:
         changes["layers"] = int(layers)
     if kind == "pack":
