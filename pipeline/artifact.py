@@ -146,6 +146,15 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
     return Artifact(path, manifest)
 
 
+def kept(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
+    """A stage's artifact and its variants, those whose manifests can be read; not verified."""
+    for folder in (artifacts / stage, *sorted((artifacts / ".variants").glob(f"{stage}-*"))):
+        try:
+            yield folder, Manifest(**json.loads((folder / MANIFEST).read_text()))
+        except (OSError, ValueError, TypeError):
+            continue
+
+
 def sha256_with_index(file: Path, index: Path) -> str:
     """sha256 of a file outside the artifacts, read again only when its size or time changed."""
     known = _read_json(index)

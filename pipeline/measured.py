@@ -1,10 +1,9 @@
 """What earlier benchmarks on this machine measured, by the name of the profile."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.artifact import MANIFEST, Manifest
+from pipeline.artifact import Manifest, kept
 from pipeline.errors import ArtifactError, DataError
 from pipeline.hardware import Machine
 from pipeline.profiles import profile_name
@@ -19,12 +18,12 @@ def measured_here(artifacts: Path, model: Decoder, machine: Machine) -> dict[str
 
     Benchmarks of other hardware, of other sizes, and of engines that are gone do not count.
     """
-    merged = dict(_manifests(artifacts, "merge"))
-    built = dict(_manifests(artifacts, "build"))
+    merged = dict(kept(artifacts, "merge"))
+    built = dict(kept(artifacts, "build"))
     sizes = {manifest.digest: _sizes(folder) for folder, manifest in merged.items()}
     engines = {manifest.digest: (folder, manifest) for folder, manifest in built.items()}
     found: dict[str, float] = {}
-    for _, manifest in _manifests(artifacts, "benchmark"):
+    for _, manifest in kept(artifacts, "benchmark"):
         folder, engine = engines.get(manifest.inputs.get("build", ""), (None, None))
         if folder is None or engine is None or not _same(manifest, machine):
             continue
@@ -44,15 +43,6 @@ def name_of(engine: Description) -> str:
     return profile_name(
         engine.runtime, engine.precision, engine.tensor_parallel, lora=engine.lora_rank > 0
     )
-
-
-def _manifests(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
-    """Of a stage's artifact and of its variants, those that can be read."""
-    for folder in (artifacts / stage, *sorted((artifacts / ".variants").glob(f"{stage}-*"))):
-        try:
-            yield folder, Manifest(**json.loads((folder / MANIFEST).read_text()))
-        except (OSError, ValueError, TypeError):
-            continue
 
 
 def _sizes(merged: Path) -> Decoder | None:

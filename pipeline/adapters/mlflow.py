@@ -70,7 +70,7 @@ def _send_until_empty(place: Destination) -> bool:
             trouble.unlink(missing_ok=True)
             pause, last_success = POLL_SECONDS, time.monotonic()
         except Exception as error:  # whatever a store, a network or a proxy can raise
-            line = _reason(error)
+            line = reason(error)
             trouble.write_text(line)
             print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
             if not is_open and time.monotonic() - last_success > PATIENCE_SECONDS:
@@ -85,7 +85,7 @@ def _new_sender(place: Destination) -> "Sender":
     return Sender(place)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """One line about the error at the root, e.g. that a connection was refused."""
     while cause := error.__cause__ or error.__context__:
         error = cause

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         settings, engine = read_settings(given.settings)
+        if settings.version is not None:
+            raise ConfigError("serve.version is for stage=serve: --engine says what is served here")
         if engine and is_built(given.engine):
             raise ConfigError(
                 f"{given.engine} is an engine built for its settings: leave engine.… out, or build "

@@ -2,12 +2,14 @@
 
 A crash of the runtime (a fault in its native code, the kernel's out-of-memory killer) then costs
 the answers in progress, which end with EngineFailed, and not the server: it is not ready at once,
-and ready again when the new process has given an answer.
+and ready again when the new process has given an answer. It is the same engine that comes back,
+also when another took its folder's place meanwhile.
 """
 
 import asyncio
 import itertools
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +41,8 @@ class SupervisedEngine:
     """
 
     def __init__(self, folder: Path, description: Description, *, max_queue: int) -> None:
-        self._folder, self._description, self._max_queue = folder, description, max_queue
+        self._description, self._max_queue = description, max_queue
+        self._held = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         self._open: dict[int, PushedStream | asyncio.Future[Any]] = {}
         self._ids = itertools.count()
         self._adapters: dict[str, Path] = {}
@@ -47,11 +50,12 @@ class SupervisedEngine:
         self._closing = False
         self._reviving: asyncio.Task[None] | None = None
         self._wait = FIRST_WAIT_SECONDS
-        self._start()
+        self._start(folder)
         try:
             facts = self._link.wait_until_open()
         except PipelineError:
             self._link.close()
+            os.close(self._held)
             raise
         self.max_input_len: int = facts["max_input_len"]
         self.max_seq_len: int = facts["max_seq_len"]
@@ -116,13 +120,14 @@ class SupervisedEngine:
         if self._reviving:
             self._reviving.cancel()
         self._link.close()
+        os.close(self._held)
 
     def _require_up(self) -> None:
         if self._down:
             raise EngineFailed(self._down)
 
-    def _start(self) -> None:
-        self._link = Link(self._folder, self._description, self._take, self._died)
+    def _start(self, folder: Path) -> None:
+        self._link = Link(folder, self._description, self._take, self._died)
         self._started = time.monotonic()
 
     def _begin(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
@@ -173,7 +178,8 @@ class SupervisedEngine:
         while True:
             await asyncio.sleep(self._wait)
             self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
-            self._start()
+            # Where it is now: `stage=build` puts an engine aside when it makes another.
+            self._start(Path(os.readlink(f"/proc/self/fd/{self._held}")))
             try:
                 await asyncio.to_thread(self._link.wait_until_open)
                 await self._prove()
@@ -193,8 +199,10 @@ class SupervisedEngine:
         for name, folder in list(self._adapters.items()):
             try:
                 await self._ask("add_adapter", name, str(folder))
-            except ValueError as error:  # its folder has gone meanwhile: the others can go on
-                del self._adapters[name]
+            except (ValueError, EngineFailed) as error:
+                if self._reviving is not asyncio.current_task():
+                    raise  # the process has died of it
+                del self._adapters[name]  # gone meanwhile, or so: the others can go on
                 log.error("without the adapter %s: %s", name, error)
         if "embeddings" in self.features:
             await self._ask("embed", [[0]])

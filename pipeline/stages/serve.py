@@ -7,14 +7,22 @@ from pipeline.console import get_console
 
 
 def run(config: Config) -> None:
-    """Serve artifacts/build on config.serve's address until Ctrl-C or SIGTERM.
+    """Serve artifacts/build, or a registered version's engine, on config.serve's address until
+    Ctrl-C or SIGTERM.
 
     Raises:
-        ArtifactError: there is no engine, or none for this machine. Busy: the port is in use.
+        ArtifactError: there is no engine, or none for this machine, or no such version. Busy: the
+        port is in use. PipelineError: the registry cannot be asked for the version.
     """
     from pipeline.serving import address
 
     console, model = get_console(), config.model.name
+    folder, title = config.artifacts / "build", model
+    if config.serve.version is not None:
+        from pipeline.registered import engine_of
+
+        found = engine_of(config.serve.version, config)
+        folder, title = found.artifact.path, f"{model}, {found.title}"
     # Before the engine loads: a port in use is known at once.
     listening = address.listen(config.serve.host, config.serve.port)
     from pipeline.serving.server import serve
@@ -25,7 +33,7 @@ def run(config: Config) -> None:
 
     def announce() -> None:
         page = url.removesuffix("v1")
-        line = f"\n[bold]serving {model}[/]; a chat page is at {page} (Ctrl-C ends it)\n"
+        line = f"\n[bold]serving {title}[/]; a chat page is at {page} (Ctrl-C ends it)\n"
         console.print(line, soft_wrap=True)
         if with_key:
             console.print(f"with a key in {address.API_KEY}:")
@@ -34,7 +42,7 @@ def run(config: Config) -> None:
 
     with listening:
         finished = serve(
-            config.artifacts / "build",
+            folder,
             listening,
             model=model,
             settings=config.serve,

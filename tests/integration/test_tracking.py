@@ -23,8 +23,11 @@ from mlflow import MlflowClient
 from mlflow.models import Model
 
 from pipeline import compose, spool, tracking
+from pipeline.adapters import mlflow_versions
 from pipeline.adapters.mlflow_sender import PARENT, SENT, STAGE, Sender
-from pipeline.config import Config, TrackingConfig
+from pipeline.config import Config, RegisterConfig, TrackingConfig
+from pipeline.errors import ArtifactError
+from pipeline.registered import engine_of
 from pipeline.spool import Destination
 from pipeline.stages import register
 from tests.made_artifacts import make_artifact, make_chain
@@ -322,6 +325,26 @@ def test_the_registry_keeps_the_better_model_as_champion(artifacts: Path) -> Non
     signature = Model.load(urlsplit(model.artifact_location).path).signature
     assert signature.inputs.input_names() == ["messages", "temperature", "max_tokens"]
     assert signature.outputs.input_names() == ["choices"]
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_a_registered_engine_is_found_by_number_and_by_alias(artifacts: Path) -> None:
+    sender = Sender(Destination.of(artifacts, CONFIG))
+    offer_to(sender, 0.9)
+    offer_to(sender, 0.8)
+    config = compose.from_command_line(["stage=serve", f"artifacts={artifacts}"])[2]
+    config = config.model_copy(update={"register_": RegisterConfig(name="bank-model")})
+    found = engine_of("champion", config)
+    assert (found.artifact.path, found.title) == (artifacts / "build", "version 1 (champion)")
+    there = r"no version best: choose one of 1, 2, candidate \(2\), champion \(1\)"
+    with pytest.raises(ArtifactError, match=there):
+        engine_of("best", config)
+
+    look = partial(mlflow_versions.find, sender.client)
+    assert look("bank-model", "1") == look("bank-model", "champion")
+    assert look("bank-model", "candidate")["version"] == 2
+    assert look("bank-model", "7")["missing"].startswith("bank-model has no version 7")
+    assert look("other", "1")["missing"].startswith("no version of other is registered yet")
 
 
 @pytest.mark.usefixtures("no_sender")

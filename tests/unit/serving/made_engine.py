@@ -37,7 +37,7 @@ class MadeEngine(BatchingEngine):
         return super().generate(prompt, sampling)
 
     async def add_adapter(self, name: str, folder: Path) -> None:
-        if "." in name:
+        if "." in name or (folder / "odd").exists():
             raise KeyError("module name can't contain a dot")
         try:
             self._numbers[name] = int((folder / "number").read_text())

@@ -32,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
         (["engine.arguments.gpu_memory_utilization=80"], 2, "must be above 0, at most 1"),
         (["serve.port=0", "engine.name=remote"], 2, "needs engine.arguments.base_url=http"),
         (["serve.port=0", "serve.keys_file=none.jsonl"], 2, "pipeline.serving.keys new NAME"),
+        (["serve.port=0", "serve.version=champion"], 2, "serve.version is for stage=serve"),
         (["serve.port=0"], 4, "holds no engine: make one with `python -m pipeline stage=build`"),
     ],
 )

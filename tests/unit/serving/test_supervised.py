@@ -100,6 +100,27 @@ def test_a_full_queue_refuses_and_a_cancelled_answer_makes_room(tmp_path: Path) 
     run(scenario)
 
 
+def test_it_comes_back_with_its_own_engine_when_another_took_the_folders_place(
+    tmp_path: Path,
+) -> None:
+    """As `stage=build` does: what was there is put aside, and served from there."""
+    folder = tmp_path / "build"
+    folder.mkdir()
+
+    async def scenario() -> None:
+        async with opened(folder) as engine:
+            await read(engine, [1], greedy(1))
+            folder.rename(tmp_path / "aside")
+            folder.mkdir()
+            (folder / "dies").touch()
+            os.kill(engine.pid, signal.SIGKILL)
+            await wait_for(engine.down)
+            await wait_for(lambda: not engine.down())
+            assert await read(engine, [1], greedy(3)) == alone([1], 3)
+
+    run(scenario)
+
+
 def test_killed_under_load_it_fails_what_it_held_and_comes_back_by_itself(tmp_path: Path) -> None:
     (tmp_path / "number").write_text("3")
 
@@ -158,8 +179,15 @@ def test_a_process_that_cannot_open_the_engine_is_told_of_at_start(
     assert psutil.Process().children() == []
 
 
-def test_it_is_tried_again_until_it_opens_and_an_adapter_that_is_gone_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda adapter: (adapter / "number").unlink(), id="gone"),
+        pytest.param(lambda adapter: (adapter / "odd").touch(), id="fails unforeseen"),
+    ],
+)
+def test_it_is_tried_again_until_it_opens_and_an_adapter_that_does_not_is_left_out(
+    spoil: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pipeline.serving")
     adapter = tmp_path / "adapter"
@@ -169,7 +197,7 @@ def test_it_is_tried_again_until_it_opens_and_an_adapter_that_is_gone_is_left_ou
     async def scenario() -> None:
         async with opened(tmp_path) as engine:
             await engine.add_adapter("three", adapter)
-            (adapter / "number").unlink()
+            spoil(adapter)
             (tmp_path / "dies").touch()
             os.kill(engine.pid, signal.SIGKILL)
             await wait_for(lambda: "could not be started again" in (engine.down() or ""))
