@@ -408,22 +408,32 @@ def test_answers_with_adapters_in_one_batch() -> None:
     engine.close()
 
 
+WITH_ONE = dataclasses.replace(greedy(5), adapter="one")
+
+
+async def remove_during_an_answer(
+    engine: BatchingEngine, model: AdaptedModel
+) -> tuple["asyncio.Task[list[int]]", "asyncio.Task[None]"]:
+    """An answer to [7] with the adapter "one", held up at the model's gate, and the removal."""
+    await engine.add_adapter("one", Path("1"))
+    model.gated = True
+    answering = asyncio.create_task(read(engine, [7], WITH_ONE))
+    await asyncio.sleep(0)
+    wait_for(lambda: engine.load().running == 1)
+    leaving = asyncio.create_task(engine.remove_adapter("one"))
+    await asyncio.sleep(0.05)
+    return answering, leaving
+
+
 def test_an_adapter_goes_when_its_last_answer_has_ended() -> None:
     model = AdaptedModel()
     engine = BatchingEngine(model, max_input_len=60, max_queue=30)
 
     async def run() -> None:
-        await engine.add_adapter("one", Path("1"))
-        model.gated = True
-        how = dataclasses.replace(greedy(5), adapter="one")
-        answering = asyncio.create_task(read(engine, [7], how))
-        await asyncio.sleep(0)
-        wait_for(lambda: engine.load().running == 1)
-        leaving = asyncio.create_task(engine.remove_adapter("one"))
-        await asyncio.sleep(0.05)
+        answering, leaving = await remove_during_an_answer(engine, model)
         assert "one" in model.loaded
         with pytest.raises(ValueError, match="no adapter 'one'"):
-            engine.generate([7], how)
+            engine.generate([7], WITH_ONE)
         model.gate.release(100)
         assert await answering == adapted([7], 5, 1)
         await leaving
@@ -438,14 +448,7 @@ def test_a_name_is_taken_until_the_last_answer_with_it_has_ended() -> None:
     engine = BatchingEngine(model, max_input_len=60, max_queue=30)
 
     async def run() -> None:
-        await engine.add_adapter("one", Path("1"))
-        model.gated = True
-        how = dataclasses.replace(greedy(5), adapter="one")
-        answering = asyncio.create_task(read(engine, [7], how))
-        await asyncio.sleep(0)
-        wait_for(lambda: engine.load().running == 1)
-        leaving = asyncio.create_task(engine.remove_adapter("one"))
-        await asyncio.sleep(0.01)
+        answering, leaving = await remove_during_an_answer(engine, model)
         leaving.cancel()  # whoever asked waits no longer
         await asyncio.sleep(0)
         with pytest.raises(ValueError, match="answers with the former 'one' go on"):
@@ -454,7 +457,7 @@ def test_a_name_is_taken_until_the_last_answer_with_it_has_ended() -> None:
         assert await answering == adapted([7], 5, 1)
         wait_for(lambda: "one" not in model.loaded)
         await engine.add_adapter("one", Path("2"))
-        assert await read(engine, [7], how) == adapted([7], 5, 2)
+        assert await read(engine, [7], WITH_ONE) == adapted([7], 5, 2)
 
     asyncio.run(asyncio.wait_for(run(), 20))
     engine.close()
