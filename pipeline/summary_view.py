@@ -53,6 +53,12 @@ def show_delivery(delivery: "Delivery", console: "Console | None" = None) -> Non
             f"{answer['reason']}",
             soft_wrap=True,
         )
+        if "champion" not in answer["aliases"]:
+            console.print(
+                "`stage=serve` serves this one, serve.version=champion the champion",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _stage_table(summary: Mapping[str, Any]) -> "Table":

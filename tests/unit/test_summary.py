@@ -144,7 +144,14 @@ def test_the_registrys_answer_is_told() -> None:
     console = Console(file=io.StringIO(), width=200, highlight=False)
     summary_view.show_delivery(Delivery(registered=answer), console)
     summary_view.show_delivery(Delivery(), console)
-    assert console.file.getvalue() == "Registered as bank version 3, candidate: 2 is better\n"  # type: ignore[attr-defined]
+    summary_view.show_delivery(
+        Delivery(registered={**answer, "aliases": ["candidate", "champion"]}), console
+    )
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "Registered as bank version 3, candidate: 2 is better",
+        "`stage=serve` serves this one, serve.version=champion the champion",
+        "Registered as bank version 3, candidate and champion: 2 is better",
+    ]
 
 
 @pytest.mark.parametrize(
