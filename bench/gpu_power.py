@@ -50,6 +50,8 @@ def main() -> None:
     most = subprocess.run(ask(LIMITS), capture_output=True, text=True, check=True).stdout
     watts, clock = (float(x) for x in most.splitlines()[0].split(", "))
     busy = [s for s in samples_during(given.command) if s[0] == 100 and s[1] > BUSY_WATTS]
+    if not busy:
+        sys.exit(f"no GPU was in full use: {' '.join(given.command)}")
     document: dict[str, Any] = {
         **origin(f"python bench/gpu_power.py -- {' '.join(given.command)}", (), given.commit),
         "samples in full use": len(busy),

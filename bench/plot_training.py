@@ -25,8 +25,8 @@ BARS = (
     ("full, 22 layers: float32 sums and state", "gpu_training_sft_b2", "sft-bf16-b2-l22", OURS),
 )
 GPUS = {1: "lora-bf16-b4", 2: "lora-bf16-b4-g2", 4: "lora-bf16-b4-g4"}  # gpu_training_parallel
-# By the tokens of a row, as many rows a micro-batch as make 16,384 tokens; by the tokens of a
-# micro-batch, its memory: file and case.
+# By the tokens of a row, with 16,384 tokens a micro-batch (rows of 4,096: 8,192, for these ran on
+# one host). By the tokens of a micro-batch, its memory: file and case.
 LENGTHS = {
     1024: "lora-bf16-b16-s1024",
     2048: "lora-bf16-b8-s2048",

@@ -204,7 +204,7 @@ class ServeConfig(Section):
 
     host: str
     port: int = Field(ge=0, le=65535, description="0 takes a free one")
-    version: int | str | None = Field(description="in the registry, or an alias")
+    version: int | str | None = Field(description="number or alias in the registry")
     max_queue: Positive
     keys_file: Path | None
     max_connections: Positive
