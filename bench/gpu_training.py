@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.origin import origin  # noqa: E402
 from pipeline.batches import TokenRows  # noqa: E402
-from pipeline.training import Job, Point  # noqa: E402
+from pipeline.training import GPU_REPORT_EVERY, Job, Point  # noqa: E402
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
 REPORT_EVERY, READINGS = 4, 4  # of the speed, after one that warms up
@@ -122,7 +122,7 @@ def job_of(case: str, folder: Path, reports: int) -> Job:
 def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, Any]:
     import torch
 
-    from pipeline.adapters import launch, nemo_recorder, nemo_training
+    from pipeline.adapters import launch
     from pipeline.adapters.megatron_cpu import replaced
     from pipeline.adapters.nemo_session import nemo_session
 
@@ -147,13 +147,16 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
     begin = time.monotonic()
     job = job_of(case, folder, reports)
     if job.processes > 1:  # which report as the stage does
-        every, reports = nemo_recorder.GPU_REPORT_EVERY, 2
+        every, reports = GPU_REPORT_EVERY, 2
     try:
         if job.processes > 1:
             launch.train_in_processes(job, report)
         else:
-            with nemo_session(), replaced([(nemo_recorder, "GPU_REPORT_EVERY", every)]):
-                nemo_training.train(job, report)
+            with nemo_session():
+                from pipeline.adapters import nemo_recorder, nemo_training
+
+                with replaced([(nemo_recorder, "GPU_REPORT_EVERY", every)]):
+                    nemo_training.train(job, report)
     except Enough:
         pass
     speeds = [p.tokens_per_second / job.processes for p in points[every::every]]

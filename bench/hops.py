@@ -105,7 +105,6 @@ def import_hop(work: Path) -> dict[str, Any]:
 
 def finetune_hop(work: Path) -> dict[str, Any]:
     """Process start to the first step, from the imported checkpoint."""
-    from pipeline.adapters import nemo_recorder, nemo_training
     from pipeline.adapters.nemo_session import nemo_session
     from pipeline.batches import TokenRows
     from pipeline.dataset import read_split
@@ -123,8 +122,10 @@ def finetune_hop(work: Path) -> dict[str, Any]:
     )  # fmt: skip
     steps: list[float] = []
     started = psutil.Process().create_time()
-    nemo_recorder.GPU_REPORT_EVERY = 1
     with nemo_session():
+        from pipeline.adapters import nemo_recorder, nemo_training
+
+        nemo_recorder.GPU_REPORT_EVERY = 1
         imported = time.time() - started
         nemo_training.train(job, lambda point: steps.append(time.time() - started))
     shutil.copytree(work / "nemo/hf", work / "adapter/hf")

@@ -4,6 +4,7 @@ Composes and validates the configuration, then runs one stage, or the whole grap
 heavy: a refusal answers at once, and helper processes that import this file again start quickly.
 """
 
+import gc
 import os
 import sys
 import traceback
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     code = _guarded(arguments)
     if code and (left := os.environ.get(EXIT_CODE_FILE)):
         Path(left).write_text(str(code))
+    gc.freeze()  # Python ends with a search of all that libraries made: a second with torch
     return code
 
 

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 # How a step is shared out, over processes and over time: what it computes is the same.
 LAYOUT = ("processes", "nodes", "tensor", "pipeline", "context", "micro_batch_size", "pack_length")
+# Steps between reading the loss off a GPU, for which the host waits. A CPU has nothing to wait for.
+GPU_REPORT_EVERY = 10
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Importing a library without the optional packages that it takes long to import."""
+"""Importing a library without packages that take long to import and of which nothing is used."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 
 @contextmanager
@@ -18,3 +19,22 @@ def absent(*packages: str) -> Iterator[None]:
         for name in hidden:
             del sys.modules[name]
         sys.modules.update(loaded)
+
+
+@contextmanager
+def only_names(package: str, *classes: str) -> Iterator[None]:
+    """Within it a package has nothing but empty classes of these names, unless it is imported.
+
+    For one that a library insists on, and asks only whether something is an instance.
+    """
+    if package in sys.modules:
+        yield
+        return
+    module = ModuleType(package)
+    for name in classes:
+        setattr(module, name, type(name, (), {}))
+    sys.modules[package] = module
+    try:
+        yield
+    finally:
+        del sys.modules[package]

@@ -19,10 +19,7 @@ from nemo.lightning.io.pl import TrainerContext
 
 from pipeline.adapters.nemo_session import on_gpu
 from pipeline.errors import PipelineError
-from pipeline.training import Checkpoints, Job, Point, Trained
-
-# Steps between reading the loss off a GPU, for which the host waits. A CPU has nothing to wait for.
-GPU_REPORT_EVERY = 10
+from pipeline.training import GPU_REPORT_EVERY, Checkpoints, Job, Point, Trained
 
 
 class Recorder(pl.Callback):

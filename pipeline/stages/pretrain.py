@@ -49,7 +49,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         make_rows(part, length=settings.sequence_length).save(rows)
         (rows / "done").touch()
 
-    from pipeline.adapters import nemo, nemo_training
+    from pipeline.adapters import nemo
     from pipeline.adapters.hf import write_weights
     from pipeline.adapters.nemo_session import nemo_session
     from pipeline.model_shape import read_shape
@@ -57,6 +57,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     job = _job(config, hf, rows, scratch / "checkpoints", out)
     done = len(Checkpoints(job.scratch, job.identity).curve())
     with nemo_session():
+        from pipeline.adapters import nemo_training
+
         with following(job.steps, done) as report:
             trained = nemo_training.train(job, report)
         model = nemo.open_checkpoint(out)
