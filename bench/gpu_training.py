@@ -143,6 +143,8 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
         if len(points) == every * reports:
             raise Enough
 
+    if (kept := torch.cuda.memory_allocated() / 2**30) > 1:
+        raise RuntimeError(f"{kept:.1f} GiB of the case before are still in use")
     torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
     job = job_of(case, folder, reports)

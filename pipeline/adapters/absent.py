@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 
 @contextmanager
@@ -22,19 +23,14 @@ def absent(*packages: str) -> Iterator[None]:
 
 
 @contextmanager
-def only_names(package: str, *classes: str) -> Iterator[None]:
-    """Within it a package has nothing but empty classes of these names, unless it is imported.
-
-    For one that a library insists on, and asks only whether something is an instance.
-    """
-    if package in sys.modules:
-        yield
-        return
-    module = ModuleType(package)
-    for name in classes:
-        setattr(module, name, type(name, (), {}))
-    sys.modules[package] = module
+def stand_in(module: str, **members: Any) -> Iterator[None]:
+    """Within it importing a module gives one with these members alone."""
+    loaded = sys.modules.get(module)
+    sys.modules[module] = ModuleType(module)
+    vars(sys.modules[module]).update(members)
     try:
         yield
     finally:
-        del sys.modules[package]
+        del sys.modules[module]
+        if loaded:
+            sys.modules[module] = loaded

@@ -8,6 +8,7 @@ get the job from the first.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -182,4 +183,6 @@ def _worker(given: str | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_worker(sys.argv[1] if len(sys.argv) > 1 else None))
+    code = _worker(sys.argv[1] if len(sys.argv) > 1 else None)
+    gc.freeze()  # as in pipeline.__main__
+    sys.exit(code)

@@ -12,12 +12,12 @@ import queue
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from pipeline.adapters.absent import absent, only_names
+from pipeline.adapters.absent import absent, stand_in
 from pipeline.adapters.checkpoint_reading import in_threads
 from pipeline.adapters.megatron_cpu import Patch, cpu_megatron, replaced
 
@@ -28,6 +28,10 @@ _UNUSED = ("jax", "modelopt", "sklearn", "wandb")
 _FOR_GPUS = ("transformer_engine", "transformer_engine_torch")  # refuses to work without one
 
 
+class _Metric:
+    """In place of torchmetrics' (600 modules): Lightning asks what is an instance, nothing is."""
+
+
 @contextmanager
 def nemo_session() -> Iterator[None]:
     """NeMo, imported and quiet, on this machine's GPU or CPU; its process groups end with it.
@@ -36,7 +40,6 @@ def nemo_session() -> Iterator[None]:
         RuntimeError: NeMo or Megatron-Core was imported before.
     """
     _import_quietly()
-    _complete_modelopt()
     import numpy
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from nemo.lightning.megatron_parallel import MegatronParallel
@@ -59,11 +62,14 @@ def nemo_session() -> Iterator[None]:
         # Ranks that share the writing of a checkpoint call it by the name that NumPy 2 dropped.
         (numpy, "product", numpy.prod),
     ]
-    with warnings.catch_warnings(action="ignore"), replaced(patches), cpu_megatron():
+    gc.freeze()  # no modules where garbage is looked for
+    quiet = warnings.catch_warnings(action="ignore")
+    with quiet, replaced(patches), _modelopt_unasked(), cpu_megatron():
         try:
             yield
         finally:
             _end_process_groups()
+            gc.unfreeze()  # or garbage that refers to what was there before would stay
 
 
 @cache
@@ -76,22 +82,16 @@ def _import_quietly() -> None:
     with (
         warnings.catch_warnings(action="ignore"),
         absent(*_unused()),
-        only_names("torchmetrics", "Metric", "MetricCollection"),
+        stand_in("torchmetrics", Metric=_Metric, MetricCollection=_Metric),
         _nothing_compiled(),
     ):
         std_logging.disable(std_logging.WARNING)
         gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
         try:
             import nemo.collections.llm  # noqa: F401
-
-            # ModelOpt imports it when NeMo first makes a model. It keeps exceptions of its own
-            # imports, and those the stack they came from: that model, for as long as the process.
-            with suppress(ImportError):  # an image's ModelOpt may do without
-                import pulp  # noqa: F401
             from nemo.utils import logging
         finally:
             std_logging.disable(std_logging.NOTSET)
-            gc.freeze()  # nor later, each time and when the process ends: two seconds then
             if collecting:
                 gc.enable()
     logging.setLevel(logging.ERROR)
@@ -100,14 +100,21 @@ def _import_quietly() -> None:
             std_logging.getLogger(logger).setLevel(std_logging.ERROR)
 
 
-def _complete_modelopt() -> None:
-    """Give ModelOpt its part for Megatron's checkpoints, which NeMo calls, if this process imported
-    it without (`adapters.modelopt`)."""
-    if plugins := sys.modules.get("modelopt.torch.opt.plugins"):
-        from modelopt.torch.opt.plugins import mcore_dist_checkpointing as part
+@contextmanager
+def _modelopt_unasked() -> Iterator[None]:
+    """NeMo's part for ModelOpt without ModelOpt, of which it asks whether it changed a model.
 
-        for name in ("restore_sharded_modelopt_state", "save_sharded_modelopt_state"):
-            setattr(plugins, name, getattr(part, name))
+    Nothing has: ModelOpt quantizes HF models here. Importing it takes seconds, by when there is a
+    model, and exceptions that libraries keep of it keep the stack as well, and so the model.
+    """
+
+    def nothing(*arguments: Any, **options: Any) -> None: ...
+
+    part = "nemo.collections.llm.modelopt"
+    state = {"restore_modelopt_state": nothing, "save_modelopt_state": nothing}
+    shapes = {"get_tensor_shapes_adjust_fn_for_distillation": nothing}
+    with stand_in(f"{part}.model_utils", **state), stand_in(f"{part}.distill.utils", **shapes):
+        yield
 
 
 @contextmanager

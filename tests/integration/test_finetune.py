@@ -6,8 +6,10 @@ One process imports NeMo once for most of these tests; what is killed runs in pr
 import gc
 import json
 import random
+import subprocess
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -324,8 +326,28 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
         torch.testing.assert_close(ours, nemos, rtol=1e-4, atol=1e-4 * float(nemos.abs().max()))
 
 
-def test_a_trained_model_does_not_stay_in_memory(base: Path, tmp_path: Path) -> None:
-    train(make_job(base, tmp_path, steps=1))
+def test_training_imports_nothing_that_it_does_not_use(base: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipeline.adapters import launch; from pipeline.training import Job; "
+        "launch.train_in_processes(Job.from_json(sys.argv[1]), lambda point: None); "
+        "print([m for m in ('modelopt', 'torchmetrics', 'sklearn', 'wandb') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, make_job(base, tmp_path, steps=1).to_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_trained_model_does_not_stay_in_memory(base: Path, tmp_path: Path, stopped: bool) -> None:
+    class Stop(Exception):
+        pass
+
+    def report(point: Point) -> None:
+        if stopped:
+            raise Stop
+
+    with suppress(Stop):
+        launch.train_in_processes(make_job(base, tmp_path, steps=1), report)
     gc.collect()
     kept = [o for o in gc.get_objects() if type(o).__name__ == "MegatronParallel"]
     assert not kept
