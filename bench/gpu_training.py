@@ -123,8 +123,8 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
     import torch
 
     from pipeline.adapters import launch
-    from pipeline.adapters.megatron_cpu import replaced
     from pipeline.adapters.nemo_session import nemo_session
+    from pipeline.adapters.patching import replaced
 
     points: list[Point] = []
     every, reports = REPORT_EVERY, readings + 1

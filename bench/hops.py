@@ -24,7 +24,7 @@ def timed(found: dict[str, float], *places: tuple[Any, str]) -> Iterator[None]:
     """Seconds spent in functions, by their name, GPU work included."""
     import torch
 
-    from pipeline.adapters.megatron_cpu import replaced
+    from pipeline.adapters.patching import replaced
 
     def timing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 from nemo.collections.llm.peft import dora, lora
 
-from pipeline.adapters.megatron_cpu import replaced
+from pipeline.adapters.patching import replaced
 
 
 def whole_gradients() -> AbstractContextManager[None]:

@@ -19,7 +19,7 @@ import torch
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from nemo.collections.llm.peft.utils import ParallelLinearAdapter
 
-from pipeline.adapters.megatron_cpu import replaced
+from pipeline.adapters.patching import replaced
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.(.+)$")
 

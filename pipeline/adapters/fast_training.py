@@ -22,8 +22,8 @@ from megatron.core.transformer import attention
 from nemo.collections.llm.peft.lora import LoRALinear
 
 from pipeline.adapters.low_rank import forward_of
-from pipeline.adapters.megatron_cpu import Patch, replaced
 from pipeline.adapters.nemo_session import has_transformer_engine
+from pipeline.adapters.patching import Patch, replaced
 from pipeline.adapters.weight_sums import outer_layers
 
 

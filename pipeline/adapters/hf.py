@@ -4,7 +4,6 @@
     model_of(folder, tensors)                       # the same from weights in memory
     with_adapter(model, adapter_folder)             # with a PEFT adapter on it
     logits(model, ids)                              # [tokens, vocabulary], float32, on the CPU
-    logits(model, ids, at=positions)                # the same of some positions alone
     greedy(model, ids, max_new_tokens=32, stop_ids=chat.stop_ids)
     WeightReader(folder).tensor(name)               # one tensor of a safetensors checkpoint
     write_weights(folder, tensors, dtype=...)       # safetensors, in shards where large
@@ -83,18 +82,12 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
     return PeftModel.from_pretrained(model, folder, local_files_only=True).eval()
 
 
-def logits(model: Any, ids: Sequence[int], *, at: Sequence[int] | None = None) -> torch.Tensor:
-    """Logits after each of the token ids: [tokens, vocabulary], float32, on the CPU.
-
-    at: positions whose logits are wanted, where not all are; no others are computed.
-    """
+def logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
+    """Logits after each of the token ids: [tokens, vocabulary], float32, on the CPU."""
     import torch
 
-    wanted = {} if at is None else {"logits_to_keep": torch.tensor(at, device=model.device)}
     with torch.inference_mode():
-        output = model(
-            input_ids=torch.tensor([ids], device=model.device), use_cache=False, **wanted
-        )
+        output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
     return output.logits[0].float().cpu()
 
 

@@ -12,15 +12,15 @@ It knows nothing of models, data or training. Everything replaced is listed in `
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.adapters.patching import Patch, replaced
+
 if TYPE_CHECKING:
     import torch
-
-Patch = tuple[Any, str, Any]  # owner, attribute, replacement
 
 _depth = 0  # entered contexts, so that nesting patches once
 
@@ -45,19 +45,6 @@ def cpu_megatron() -> Iterator[None]:
             yield
     finally:
         _depth -= 1
-
-
-@contextmanager
-def replaced(patches: Iterable[Patch]) -> Iterator[None]:
-    """Set each attribute, and put back what was there in reverse order, also after an error."""
-    with ExitStack() as stack:
-        for owner, name, replacement in patches:
-            if name in vars(owner):
-                stack.callback(setattr, owner, name, vars(owner)[name])
-            else:  # inherited
-                stack.callback(delattr, owner, name)
-            setattr(owner, name, replacement)
-        yield
 
 
 class _Stream:

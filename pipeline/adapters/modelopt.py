@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters.absent import absent
+from pipeline.adapters.calibration import NOT_FINITE, quick_maxima
 from pipeline.checkpoint_files import WEIGHTS_INDEX, link_weights
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError
 
@@ -51,6 +52,7 @@ _STATE = "modelopt_state.pth"  # ModelOpt's name
 _UNUSED_BY_MODELOPT = ("megatron", "nemo", "diffusers", "trl", "vllm")
 _UNUSED_BY_TRANSFORMERS = ("sklearn", "datasets", "peft", "boto3")
 
+_PROBED_TOKENS = 8192  # at a time, where logits are compared
 Batches = Sequence[Sequence[Sequence[int]]]
 
 
@@ -103,10 +105,11 @@ def quantize(
     config["quant_cfg"] |= {f"*{name}*": {"enable": False} for name in exclude}
 
     def feed(model: Any) -> None:
-        for batch in batches:
-            ids = torch.tensor(batch, device=model.device)
-            # The output layer stays as it is in every format: a tenth of the work is saved.
-            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        with quick_maxima():
+            for batch in batches:
+                ids = torch.tensor(batch, device=model.device)
+                # The output layer stays as it is in every format: a tenth of the work is saved.
+                model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
     with torch.no_grad(), redirect_stdout(io.StringIO()):
         return mtq.quantize(model, config, feed)
@@ -219,7 +222,7 @@ def divergence(ours: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
 
 
 def logits_at(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> torch.Tensor:
-    """Logits at chosen positions of some rows, one row at a time.
+    """Logits at chosen positions of some rows, rows of like length together.
 
     rows: (ids, positions) pairs. Returns [chosen positions, vocabulary], float32, on the CPU.
 
@@ -228,15 +231,32 @@ def logits_at(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -
     """
     import torch
 
-    from pipeline.adapters import hf
-
-    result = torch.cat([hf.logits(model, ids, at=positions) for ids, positions in rows])
+    found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    for numbers in _batches([len(ids) for ids, _ in rows]):
+        width = max(len(rows[n][0]) for n in numbers)
+        # What follows a token does not change its logits.
+        padded = [[*rows[n][0], *[0] * (width - len(rows[n][0]))] for n in numbers]
+        with torch.inference_mode():
+            ids = torch.tensor(padded, device=model.device)
+            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            for n, states in zip(numbers, hidden, strict=True):
+                chosen = states[list(rows[n][1])]
+                found[n] = model.get_output_embeddings()(chosen).float().cpu()
+    result = torch.cat(found)
     if not torch.isfinite(result).all():
-        raise PipelineError(
-            "the model's outputs are not finite: activations overflow in this format; calibrate on "
-            "more rows (quantize.calibration.rows), in float32 (a CPU does), or choose int8_sq"
-        )
+        raise PipelineError(NOT_FINITE)
     return result
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers of rows, longest first, in batches of _PROBED_TOKENS with padding, or of one."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > _PROBED_TOKENS:
+            yield batch
+            batch = []
+        batch.append(number)
+    yield batch
 
 
 def _quantized_modules(model: Any) -> Iterator[Any]:

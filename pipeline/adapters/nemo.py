@@ -22,6 +22,7 @@ float32 on the CPU and bfloat16 on a GPU. Knows nothing of training, stages or a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from nemo.lightning import Trainer
 
 ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
+_READERS = 8
 
 
 def checkpoint_dtype() -> str:
@@ -151,17 +153,23 @@ def tokenizer_for(folder: Path) -> Any:
 def import_hf(hf_folder: Path, out: Path) -> None:
     """Write an HF model as a NeMo 2.0 checkpoint: out/weights, out/context, out/hf.
 
-    Tensors are read one at a time, so that the model is held once. NeMo's own importers hold it
-    twice, run the tokenizer's code and share one temporary folder among all runs.
+    Tensors are read a few at a time, so that the model is held once, and by several threads: one
+    alone, copying from a mapped file to a GPU, is no match for a disk. NeMo's own importers hold
+    the model twice, run the tokenizer's code and share one temporary folder among all runs.
     """
     shape = read_shape(hf_folder)
     copy_assets(hf_folder, out / ASSETS)
     model = model_for(out / ASSETS, perform_initialization=False)
     trainer = connect(model)
     parameter = _parameters(model)
-    with WeightReader(hf_folder) as source:
-        for name, tensor in nemo_weights.fused(shape, source.tensor):
-            parameter(name).copy_(tensor)
+    with WeightReader(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
+
+        def fill(rule: nemo_weights.Rule) -> None:
+            into = parameter(rule.megatron)
+            into.copy_(rule.fuse(shape, (source.tensor(name).to(into.device) for name in rule.hf)))
+
+        for _ in pool.map(fill, nemo_weights.rules(shape)):
+            pass
     save_checkpoint(trainer, out)
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from pipeline.adapters.absent import absent, stand_in
 from pipeline.adapters.checkpoint_reading import in_threads
-from pipeline.adapters.megatron_cpu import Patch, cpu_megatron, replaced
+from pipeline.adapters.megatron_cpu import cpu_megatron
+from pipeline.adapters.patching import Patch, replaced
 
 EXTRA_STATE = "._extra_state"
 # Optional packages that NeMo and its libraries (Transformer Engine: jax) import where they are: a

@@ -111,12 +111,6 @@ def local_name(name: str) -> str:
     return name
 
 
-def fused(shape: Shape, read: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Megatron names and tensors of an HF model; `read` gives an HF tensor by name."""
-    for rule in rules(shape):
-        yield rule.megatron, rule.fuse(shape, map(read, rule.hf))
-
-
 def unfused(
     shape: Shape, read: Callable[[str], torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from nemo.lightning.megatron_parallel import MegatronParallel
 
-from pipeline.adapters.megatron_cpu import replaced
+from pipeline.adapters.patching import replaced
 
 
 def settled_parameters() -> AbstractContextManager[None]:

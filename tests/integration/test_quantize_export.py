@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -300,10 +301,43 @@ def test_weights_that_calibration_keeps_are_not_written_again(
     assert [file.name for file in weight_files(scaled)] == ["model.safetensors"]
 
 
-def test_logits_at_positions_are_those_of_the_whole(inputs: dict[str, Artifact]) -> None:
+def test_logits_at_positions_are_those_of_the_whole(
+    inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = hf.load_model(inputs["merge"].path, dtype="float32")
-    ids = [5, 9, 3, 7, 8, 2]
-    torch.testing.assert_close(hf.logits(model, ids, at=[1, 4]), hf.logits(model, ids)[[1, 4]])
+    rows = [([5, 9, 3, 7, 8, 2], [1, 4]), ([8, 2], [0]), ([4] * 9, []), ([6, 1, 7], [2, 0])]
+    whole = torch.cat([hf.logits(model, ids)[at] for ids, at in rows])
+    for tokens in (1, 12, 100):  # one row at a time, two, all
+        monkeypatch.setattr(modelopt, "_PROBED_TOKENS", tokens)
+        torch.testing.assert_close(modelopt.logits_at(model, rows), whole)
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8_sq", "int4_awq", "w4a8_awq"])
+def test_values_collected_without_waiting_are_modelopts(
+    inputs: dict[str, Artifact], format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelopt.torch.quantization import utils
+
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.randint(0, 384, (2, 24), generator=draw).tolist() for _ in range(3)]
+    looked = []
+    reduce = utils.reduce_amax
+    monkeypatch.setattr(
+        utils, "reduce_amax", lambda *given, **named: (looked.append(1), reduce(*given, **named))[1]
+    )
+    states, counts = [], []
+    for collecting in (modelopt.quick_maxima, nullcontext):
+        monkeypatch.setattr(modelopt, "quick_maxima", collecting)
+        model = hf.load_model(inputs["merge"].path, dtype="float32")
+        looked.clear()
+        modelopt.quantize(model, format, batches, kv_cache="fp8", exclude=())
+        counts.append(len(looked))
+        states.append(model.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=0, atol=0, msg=name)
+    if format == "fp8":
+        assert counts[0] == counts[1] - 2 * 2 * 7  # of weights, in two later batches
 
 
 def test_few_positions_are_compared_where_answers_are_long() -> None:

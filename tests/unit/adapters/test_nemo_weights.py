@@ -7,7 +7,6 @@ import torch
 
 from pipeline.adapters.nemo_weights import (
     LINEAR_LAYERS,
-    fused,
     linear_rule,
     local_name,
     rules,
@@ -54,7 +53,7 @@ def numbered(shape: Shape) -> dict[str, torch.Tensor]:
 def test_there_and_back_every_number_is_where_it_was(name: str) -> None:
     shape = SHAPES[name]
     source = numbered(shape)
-    megatron = dict(fused(shape, source.__getitem__))
+    megatron = {r.megatron: r.fuse(shape, [source[name] for name in r.hf]) for r in rules(shape)}
     back = dict(unfused(shape, megatron.__getitem__))
     assert list(back) == [hf for rule in rules(shape) for hf in rule.hf]
     assert back.keys() == source.keys()
