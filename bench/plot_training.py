@@ -20,7 +20,7 @@ BARS = (
     ("LoRA bf16, packed conversations", "gpu_training_fast", "lora-bf16-pack16384", OURS),
     ("LoRA FP8", "gpu_training_fp8", "lora-fp8-b4", OURS),
     ("LoRA FP8, packed conversations", "gpu_training", "lora-fp8-pack16384", OURS),
-    ("full, 22 layers: HF, float32 weights", "gpu_training_sft_b2_peer", "mixed-b1-l22", PEER),
+    ("full, 22 layers: HF, float32 weights", "gpu_training_sft_b2_peer", "mixed-b2-l22", PEER),
     ("full, 22 layers: HF, all in bf16", "gpu_training_peer", "sft-b1-l22", PEER),
     ("full, 22 layers: float32 sums and state", "gpu_training_sft_b2", "sft-bf16-b2-l22", OURS),
 )

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The benchmarks of training and of the hops on a host of two GPUs, in parts of ten minutes at most:
+#
+#     bench/gpu_suite.sh bench/results COMMIT tests lora full hops
+#
+# Writes the files that docs/benchmarks.md quotes, and a log beside each. Contestants run at the same
+# time, each on a GPU of its own; what waits for the host (hops, one row a micro-batch) runs without
+# others. A bench that fails leaves its log, and the others still run. PYTHON: the interpreter;
+# PYTEST_OPTIONS: of the tests, such as pytest-xdist's -n 12.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:?folder for the results} commit=${2:?commit of this tree}
+shift 2
+mkdir -p "$out"
+
+bench() { # GPUS NAME SCRIPT [ARGUMENT …]
+    local gpus=$1 name=$2 script=$3 begin=$SECONDS
+    shift 3
+    CUDA_VISIBLE_DEVICES=$gpus "${PYTHON:-python3}" "bench/$script.py" --commit "$commit" \
+        --output "$out/$name.json" "$@" >"$out/$name.log" 2>&1
+    echo "$name: exit code $?, $((SECONDS - begin)) s"
+}
+
+tests() {
+    bench 0,1 gpu_tests gpu_tests -- ${PYTEST_OPTIONS:-}
+    bench 0,1 gpu_training_two gpu_training lora-bf16-b4-g2
+    for off in 0 1; do
+        NCCL_P2P_DISABLE=$off torchrun --nproc-per-node 2 bench/gpu_links.py --commit "$commit" \
+            --output "$out/gpu_links$( ((off)) && echo _host).json" >"$out/gpu_links.log" 2>&1
+    done
+}
+
+lora() {
+    bench 1 gpu_training_peer gpu_training_peer lora-b1 lora-b2 lora-b4 &
+    bench 0 gpu_training gpu_training --readings 3 lora-bf16-b4 lora-fp8-b4 lora-bf16-b2 \
+        lora-fp8-b2 lora-bf16-pack16384 lora-fp8-pack16384
+    wait
+    bench 0 gpu_training_one_row gpu_training --readings 3 lora-bf16-b1 lora-fp8-b1
+}
+
+full() {
+    bench 1 gpu_training_full_peer gpu_training_peer mixed-b1-l22 mixed-b2-l22 sft-b1-l22 &
+    bench 0 gpu_training_full gpu_training --readings 3 sft-bf16-b2-l22 sft-bf16-b1-l22
+    bench 0 gpu_kernels gpu_kernels
+    wait
+}
+
+hops() {
+    local work
+    work=$(mktemp -d)
+    bench 0 gpu_hops gpu_hops --work "$work/hops"
+    rm -rf "$work"
+}
+
+for part in "$@"; do
+    "$part"
+done

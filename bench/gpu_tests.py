@@ -1,0 +1,53 @@
+"""Runs tests/gpu on this machine's GPUs and keeps the outcome of each test.
+
+    python bench/gpu_tests.py --output bench/results/gpu_tests.json [-- -n 12 --maxschedchunk 1]
+
+What follows `--` goes to pytest (the example is pytest-xdist's).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.origin import origin  # noqa: E402
+
+PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine", "nvidia-modelopt")
+
+
+class Outcomes:
+    """A plugin of pytest's that writes down each test's outcome as soon as it is known."""
+
+    def __init__(self, output: Path, document: dict[str, object]) -> None:
+        self._output, self._document = output, document
+        self._tests: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:  # its fixtures
+            return
+        name = report.nodeid.removeprefix("tests/gpu/")
+        told = report.longrepr  # (file, line, reason) of a skipped one
+        reason = f": {told[2].removeprefix('Skipped: ')}" if isinstance(told, tuple | list) else ""
+        self._tests[name] = report.outcome + reason
+        self._document["outcomes"] = dict(sorted(self._tests.items()))
+        self._output.write_text(json.dumps(self._document, indent=1) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser.add_argument("options", nargs="*", help="of pytest, after --")
+    given = parser.parse_args()
+    command = " ".join(["python -m pytest tests/gpu", *given.options])
+    plugin = Outcomes(given.output, origin(command, PACKAGES, given.commit))
+    return int(pytest.main([str(ROOT / "tests/gpu"), *given.options], plugins=[plugin]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
