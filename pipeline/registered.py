@@ -18,7 +18,7 @@ from pipeline.artifact import Artifact, kept, open_artifact
 from pipeline.config import Config
 from pipeline.errors import ArtifactError, PipelineError
 from pipeline.graph import ROOT
-from pipeline.spool import Destination, mask
+from pipeline.spool import Destination, embedded_store, mask
 
 _LOOK_UP = "pipeline.adapters.mlflow_versions"
 _LOOK_UP_SECONDS = 120
@@ -67,7 +67,7 @@ def _look_up(name: str, version: str | int, config: Config) -> Mapping[str, Any]
     """What the registry says, asked in a process of its own: MLflow takes seconds to import and
     more memory than a server."""
     place = Destination.of(config.artifacts, config.tracking)
-    if place.artifact_root and not (place.artifact_root.parent / "mlflow.db").is_file():
+    if place.artifact_root and not embedded_store(config.artifacts).is_file():
         where = f"the registry below {config.artifacts}"
         return {"missing": f"{where} has no version of {name} yet: `stage=all` makes one"}
     command = [sys.executable, "-m", _LOOK_UP, name, str(version)]

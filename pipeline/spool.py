@@ -111,6 +111,11 @@ class Group:
         temporary.replace(spool / f"{self.id}.group")
 
 
+def embedded_store(artifacts: Path) -> Path:
+    """The file of the SQLite store that is used where no server is named."""
+    return artifacts / "mlflow" / "mlflow.db"
+
+
 @dataclass(frozen=True)
 class Destination:
     """A tracking store. uri may hold a password; artifact_root None: the server decides."""
@@ -123,7 +128,7 @@ class Destination:
     def of(cls, artifacts: Path, config: TrackingConfig | None = None) -> "Destination":
         """MLFLOW_TRACKING_URI, else the configured URI, else a SQLite store below `artifacts`."""
         artifacts = artifacts.absolute()
-        embedded = f"sqlite:///{artifacts}/mlflow/mlflow.db"
+        embedded = f"sqlite:///{embedded_store(artifacts)}"
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (config and config.uri) or embedded
         waiting = artifacts / ".tracking"
         if uri == embedded:

@@ -88,13 +88,13 @@ def _gate(evaluate: Artifact | None) -> dict[str, Any] | None:
 
 
 def _tracking_uri(artifacts: Path, config: Config) -> str | None:
-    from pipeline.spool import Destination, mask
+    from pipeline.spool import Destination, embedded_store, mask
 
     if not config.tracking.enabled:
         return None
     place = Destination.of(artifacts, config.tracking)
     embedded = place.artifact_root is not None  # then the path as the user knows it
-    return f"sqlite:///{artifacts}/mlflow/mlflow.db" if embedded else mask(place.uri)
+    return f"sqlite:///{embedded_store(artifacts)}" if embedded else mask(place.uri)
 
 
 def _read(artifact: Artifact | None, name: str) -> dict[str, Any]:

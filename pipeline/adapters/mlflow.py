@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 60.0  # of failing, once no pipeline run is open
 LOG_BYTES = 2**20
 NICENESS = 10
 # No telemetry, no advice about git, and a server that is away is told within seconds.
-ENVIRONMENT = {
+_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -51,10 +51,15 @@ def main(artifacts: Path, lock: int | None = None) -> int:
     return 0
 
 
+def set_up() -> None:
+    """Set MLflow's variables where the user has not: before it is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def _send_until_empty(place: Destination) -> bool:
     """Send while pipeline runs are open; False when sending fails for too long after them."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_up()
     _shorten(place.folder / "sender.log")
     trouble = place.folder / "trouble.txt"
     trouble.unlink(missing_ok=True)

@@ -7,11 +7,10 @@ there is no such version, `missing`, which says what there is.
 """
 
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipeline.adapters.mlflow import ENVIRONMENT, reason
+from pipeline.adapters.mlflow import reason, set_up
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +46,7 @@ def _missing(client: "MlflowClient", name: str, wanted: str) -> str:
 
 
 def main(name: str, wanted: str) -> int:
-    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    set_up()
     try:
         from mlflow import MlflowClient
 

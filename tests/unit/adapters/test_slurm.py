@@ -12,6 +12,9 @@ from pipeline import launchers
 from pipeline.errors import MissingRuntime, PipelineError
 from tests.unit.launchers.cases import EXPECTED, SLURM, TRAINING, configured, write_program
 
+# Pipes that NeMo-Run leaves open.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 
 @pytest.fixture(autouse=True)
 def _tidy() -> Iterator[None]:
