@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters import nemo_weights
+from pipeline.adapters.checkpoint_writing import WRITERS
 from pipeline.adapters.hf import WeightReader
 from pipeline.adapters.nemo_session import EXTRA_STATE, has_transformer_engine, on_gpu
 from pipeline.checkpoint_files import copy_assets
@@ -45,6 +46,11 @@ _READERS = 8
 def checkpoint_dtype() -> str:
     """Precision of the checkpoints that are written on this machine."""
     return "bfloat16" if on_gpu() else "float32"
+
+
+def checkpoint_files() -> int | None:
+    """Files that a rank writes of a checkpoint, at the same time; None leaves it to Megatron."""
+    return WRITERS if on_gpu() else None
 
 
 def model_options() -> dict[str, Any]:
@@ -214,6 +220,7 @@ def connect(model: GPTModel) -> Trainer:
         setup_optimizers=False,
         ckpt_save_optimizer=False,
         ckpt_async_save=False,  # needs CUDA, and there is nothing to overlap with
+        ckpt_torch_dist_multiproc=checkpoint_files(),
         ckpt_parallel_load=False,  # one rank reads everything anyway
     )
     trainer = Trainer(

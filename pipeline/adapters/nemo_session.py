@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.adapters.absent import absent, stand_in
 from pipeline.adapters.checkpoint_reading import in_threads
+from pipeline.adapters.checkpoint_writing import written_in_threads
 from pipeline.adapters.megatron_cpu import cpu_megatron
 from pipeline.adapters.patching import Patch, replaced
 
@@ -42,20 +43,16 @@ def nemo_session() -> Iterator[None]:
     """
     _import_quietly()
     import numpy
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from nemo.lightning.megatron_parallel import MegatronParallel
     from torch.distributed.checkpoint import FileSystemReader
 
-    results: queue.Queue[Any] = queue.Queue()
     state_of = MegatronParallel._module_sharded_state_dict
 
     def weights_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return {n: t for n, t in state_of(*args, **kwargs).items() if not n.endswith(EXTRA_STATE)}
 
     patches: list[Patch] = [
-        # The writer of checkpoints returns its results through this queue. Megatron makes one in a
-        # process of its own, seconds to start; here every save is synchronous, in this process.
-        (filesystem_async, "_results_queue", results),
+        *written_in_threads(queue.Queue()),
         # Only Transformer Engine's layers have this state (of FP8 training). Without it a
         # checkpoint holds the same, and can be opened, with them and with Megatron's own layers.
         (MegatronParallel, "_module_sharded_state_dict", weights_of),

@@ -30,7 +30,7 @@ from nemo.lightning.resume import AdapterPath
 from pipeline.adapters.adapter_gradients import whole_gradients
 from pipeline.adapters.adapter_start import adapter_start
 from pipeline.adapters.fast_training import fast_training
-from pipeline.adapters.nemo import model_for
+from pipeline.adapters.nemo import checkpoint_files, model_for
 from pipeline.adapters.nemo_data import Data
 from pipeline.adapters.nemo_recorder import Recorder
 from pipeline.adapters.nemo_session import has_transformer_engine, on_gpu
@@ -125,6 +125,7 @@ def _trainer(job: Job) -> nl.Trainer:
         gradient_as_bucket_view=True,
         ckpt_optim_fully_reshardable=True,  # to go on with another number of ranks
         ckpt_async_save=False,
+        ckpt_torch_dist_multiproc=checkpoint_files(),
         ckpt_parallel_load=job.processes > 1,
         replace_progress_bar=False,
     )

@@ -3,7 +3,10 @@
 The same tests run on a CPU and on a GPU. One process imports NeMo once for all of them.
 """
 
+import errno
 import json
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +130,34 @@ def test_nemo_itself_reads_the_checkpoint(
         model.eval()
         reference = hf.logits(hf.load_model(folders["qwen2, tied"], dtype="float32"), [1, 2, 3])
         torch.testing.assert_close(nemo.logits(model, [1, 2, 3]), reference, atol=NEAR, rtol=0)
+
+
+def test_a_checkpoint_is_written_by_threads_of_one_process(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nemo, "checkpoint_files", lambda: 3)
+    monkeypatch.delattr(multiprocessing.process.BaseProcess, "start")
+    sync, synced = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), sync(file)))
+    with nemo_session(), hf.WeightReader(folders["llama"]) as source:
+        nemo.import_hf(folders["llama"], tmp_path)
+        assert len(list((tmp_path / "weights").glob("*.distcp"))) == 3
+        assert len(synced) >= 3
+        for key, tensor in nemo.hf_tensors(
+            nemo.open_checkpoint(tmp_path), read_shape(folders["llama"])
+        ):
+            assert torch.equal(tensor.cpu(), source.tensor(key).float()), key
+
+
+def test_a_disk_that_is_full_is_told_of_a_checkpoint(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with nemo_session(), pytest.raises(Exception, match="No space left"):  # as the runner looks for
+        nemo.import_hf(folders["llama"], tmp_path)
 
 
 def test_weights_in_shards_are_imported(folders: dict[str, Path], tmp_path: Path) -> None:
