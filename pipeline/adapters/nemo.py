@@ -57,9 +57,16 @@ def model_options() -> dict[str, Any]:
     """Fields of a Megatron model's configuration that this machine decides."""
     precision = _precision(checkpoint_dtype())
     if has_transformer_engine():
-        # Reads the logits in their own precision and leaves the gradient in their place, where
-        # Megatron's makes copies in float32.
-        return {**precision, "cross_entropy_fusion_impl": "te"}
+        return {
+            **precision,
+            # Reads the logits in their own precision and leaves the gradient in their place, where
+            # Megatron's makes copies in float32.
+            "cross_entropy_fusion_impl": "te",
+            # NeMo asks for these in Llama's configurations, not in Qwen's and Mistral's.
+            "apply_rope_fusion": True,
+            "bias_activation_fusion": True,
+            "bias_dropout_fusion": True,
+        }
     return {
         **precision,
         "use_cpu_initialization": not on_gpu(),

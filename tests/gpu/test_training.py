@@ -82,6 +82,19 @@ def test_a_gpu_follows_a_cpu_and_each_opens_what_the_other_wrote(
         assert (here - there).abs().max() <= 1e-2 * there.abs().max()
 
 
+@pytest.mark.parametrize("pack_length", [0, 64])
+@pytest.mark.parametrize("family", ["Qwen2", "Mistral"])
+def test_other_families_follow_a_cpu_as_well(family: str, pack_length: int, tmp_path: Path) -> None:
+    base = made_on_cpu(tmp_path, f"family={family!r}")
+    found = []
+    for variables in (NO_GPU, {}):
+        folder = tmp_path / f"run{len(found)}"
+        folder.mkdir()
+        job = make_job(base, folder, pack_length=pack_length)
+        found.append(losses(train_apart(job, **variables)))
+    np.testing.assert_allclose(*found, rtol=BF16)
+
+
 @pytest.mark.parametrize("method", ["lora", "sft"])
 def test_a_model_is_moved_before_its_old_memory_is_used_again(
     method: str,

@@ -33,7 +33,9 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def make_base(folder: Path, *, heads: int = 4, kv_heads: int = 2, tied: bool = False) -> Path:
+def make_base(
+    folder: Path, *, heads: int = 4, kv_heads: int = 2, tied: bool = False, family: str = "Llama"
+) -> Path:
     """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, heads of 16."""
     import torch
     import transformers
@@ -43,7 +45,7 @@ def make_base(folder: Path, *, heads: int = 4, kv_heads: int = 2, tied: bool = F
 
     source = make_model_folder(folder / "source", "demo")
     vocab = len(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"])
-    config = transformers.LlamaConfig(
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=-(-(vocab + 16) // 64) * 64,
         hidden_size=64,
         intermediate_size=128,
@@ -53,9 +55,10 @@ def make_base(folder: Path, *, heads: int = 4, kv_heads: int = 2, tied: bool = F
         head_dim=16,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=tied,
+        sliding_window=None,  # Mistral's
     )
     torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(source)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(source)
     with nemo_session():
         import_hf(source, folder / "base")
     return folder / "base"
