@@ -14,6 +14,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -183,9 +185,8 @@ class _NearIndex:
 
     def find(self, text: str) -> list[int]:
         """Numbers of similar texts, in the order of `add`; the most alike first."""
-        shared: Counter[int] = Counter()
-        for buckets, band in zip(self._buckets, _bands(text), strict=True):
-            shared.update(buckets.get(band, ()))
+        of_bands = zip(self._buckets, _bands(text), strict=True)
+        shared = Counter(chain.from_iterable(buckets.get(band, ()) for buckets, band in of_bands))
         candidates = shared if len(shared) <= MAX_BUCKET else dict(shared.most_common(MAX_BUCKET))
         texts = {number: self._texts[number] for number in candidates}
         cutoff = 100 * self._threshold
@@ -193,7 +194,8 @@ class _NearIndex:
         return [number for _, _, number in sorted(found, key=lambda hit: (-hit[1], hit[2]))]
 
 
-def _bands(text: str) -> list[int]:
+@lru_cache(maxsize=64)  # a row's text is looked for among test questions and rows, and then kept
+def _bands(text: str) -> tuple[int, ...]:
     """One number a band: equal for two texts with a chance of similarity ** ROWS."""
     letters = np.frombuffer(text.ljust(SHINGLE).encode("utf-32-le"), np.uint32).astype(np.uint64)
     count = len(letters) - SHINGLE + 1
@@ -204,7 +206,7 @@ def _bands(text: str) -> list[int]:
     hashed = _mix(packed)
     lowest: npt.NDArray[np.uint64] = (hashed * _FACTORS + _OFFSETS).min(axis=1)
     mixed = (_mix(lowest).reshape(BANDS, ROWS) * _MIXERS).sum(axis=1, dtype=np.uint64)
-    return [int(band) for band in mixed]
+    return tuple(mixed.tolist())
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
