@@ -6,7 +6,6 @@ A micro-batch of 16,384 tokens. Medians of 20 after a warm-up, on one GPU; `GB_s
 be read and written, once.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.origin import origin
+from bench.origin import origin, parser_of
 from pipeline.adapters.nemo_session import nemo_session
 
 SEQUENCE, BATCH, GROUPS, QUERIES, SIZE = 4096, 4, 8, 4, 128
@@ -96,9 +95,7 @@ CASES: dict[str, Callable[[], tuple[int, dict[str, Callable[[], Any]]]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser = parser_of(__doc__)
     arguments = parser.parse_args()
     found = {}
     with nemo_session():

@@ -7,7 +7,6 @@ six after two: milliseconds, and GB/s of the summed bytes. NCCL_P2P_DISABLE=1 be
 same through the host.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -21,7 +20,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.origin import origin
+from bench.origin import origin, parser_of
 
 MIB = (1, 84, 1024)
 
@@ -51,9 +50,7 @@ def copying() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser = parser_of(__doc__)
     given = parser.parse_args()
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl")

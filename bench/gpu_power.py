@@ -7,7 +7,6 @@ Samples each GPU twice a second (nvidia-smi). Those in full use count: 100 % uti
 than BUSY_WATTS, which leaves out the start, where a GPU waits and kernels are compiled.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.origin import origin
+from bench.origin import origin, parser_of
 
 BUSY_WATTS = 500
 FIELDS = "utilization.gpu,power.draw,clocks.sm"
@@ -42,9 +41,7 @@ def samples_during(command: list[str]) -> list[tuple[float, ...]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser = parser_of(__doc__)
     parser.add_argument("command", nargs="+", help="after --")
     given = parser.parse_args()
     most = subprocess.run(ask(LIMITS), capture_output=True, text=True, check=True).stdout

@@ -1,33 +1,43 @@
 #!/usr/bin/env bash
-# The benchmarks of training and of the hops on a host of two GPUs, in parts of ten minutes at most:
+# The benchmarks of training and of the hops on a host of two GPUs, part by part:
 #
-#     bench/gpu_suite.sh bench/results COMMIT tests lora full hops
+#     bench/gpu_suite.sh FOLDER COMMIT tests lora full hops
 #
-# Writes the files that docs/benchmarks.md quotes, and a log beside each. Contestants run at the same
-# time, each on a GPU of its own; what waits for the host (hops, one row a micro-batch) runs without
-# others. A bench that fails leaves its log, and the others still run. PYTHON: the interpreter;
+# Leaves a JSON file and a log of each in the folder. Contestants run at the same time, each on a GPU
+# of its own; what waits for the host (hops, one row a micro-batch) runs without others. A bench that
+# fails leaves its log, and the others still run. PYTHON: the interpreter, python3 if not given;
 # PYTEST_OPTIONS: of the tests, such as pytest-xdist's -n 12.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?folder for the results} commit=${2:?commit of this tree}
 shift 2
 mkdir -p "$out"
+python=${PYTHON:-python3}
+
+logged() { # NAME COMMAND …
+    local name=$1 begin=$SECONDS
+    shift
+    "$@" >"$out/$name.log" 2>&1
+    echo "$name: exit code $?, $((SECONDS - begin)) s"
+}
 
 bench() { # GPUS NAME SCRIPT [ARGUMENT …]
-    local gpus=$1 name=$2 script=$3 begin=$SECONDS
+    local gpus=$1 name=$2 script=$3
     shift 3
-    CUDA_VISIBLE_DEVICES=$gpus "${PYTHON:-python3}" "bench/$script.py" --commit "$commit" \
-        --output "$out/$name.json" "$@" >"$out/$name.log" 2>&1
-    echo "$name: exit code $?, $((SECONDS - begin)) s"
+    CUDA_VISIBLE_DEVICES=$gpus logged "$name" "$python" "bench/$script.py" --commit "$commit" \
+        --output "$out/$name.json" "$@"
+}
+
+links() { # NAME
+    logged "$1" "$python" -m torch.distributed.run --nproc-per-node 2 bench/gpu_links.py \
+        --commit "$commit" --output "$out/$1.json"
 }
 
 tests() {
     bench 0,1 gpu_tests gpu_tests -- ${PYTEST_OPTIONS:-}
     bench 0,1 gpu_training_two gpu_training lora-bf16-b4-g2
-    for off in 0 1; do
-        NCCL_P2P_DISABLE=$off torchrun --nproc-per-node 2 bench/gpu_links.py --commit "$commit" \
-            --output "$out/gpu_links$( ((off)) && echo _host).json" >"$out/gpu_links.log" 2>&1
-    done
+    links gpu_links
+    NCCL_P2P_DISABLE=1 links gpu_links_host
 }
 
 lora() {
@@ -53,5 +63,8 @@ hops() {
 }
 
 for part in "$@"; do
-    "$part"
+    case $part in
+        tests | lora | full | hops) "$part" ;;
+        *) echo "no part: $part (tests, lora, full or hops)" >&2 && exit 2 ;;
+    esac
 done

@@ -5,7 +5,6 @@
 What follows `--` goes to pytest (the example is pytest-xdist's).
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.origin import origin  # noqa: E402
+from bench.origin import origin, parser_of  # noqa: E402
 
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine", "nvidia-modelopt")
 
@@ -39,9 +38,7 @@ class Outcomes:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser = parser_of(__doc__)
     parser.add_argument("options", nargs="*", help="of pytest, after --")
     given = parser.parse_args()
     command = " ".join(["python -m pytest tests/gpu", *given.options])

@@ -13,7 +13,6 @@ with `-sN` behind them for rows of N tokens (as many tokens a step), `-lN` for N
 and `-gN` for N GPUs, data parallel.
 """
 
-import argparse
 import gc
 import json
 import re
@@ -29,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.origin import origin  # noqa: E402
+from bench.origin import origin, parser_of  # noqa: E402
 from pipeline.batches import TokenRows  # noqa: E402
 from pipeline.training import GPU_REPORT_EVERY, Job, Point  # noqa: E402
 
@@ -190,10 +189,8 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("cases", nargs="+", metavar="CASE")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
     parser.add_argument("--readings", type=int, default=READINGS, help="on one GPU")
     parser.add_argument("--profile", action="store_true", help="kernels of four steps instead")
     arguments = parser.parse_args()
@@ -201,7 +198,9 @@ def main() -> None:
         parser.error(f"no case: {', '.join(wrong)}")
     import torch
 
-    command = " ".join(["python bench/gpu_training.py", *arguments.cases])
+    command = " ".join(
+        ["python bench/gpu_training.py", *arguments.cases, f"--readings {arguments.readings}"]
+    )
     results: dict[str, Any] = {}
     for case in arguments.cases:
         with tempfile.TemporaryDirectory() as folder:

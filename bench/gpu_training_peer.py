@@ -9,7 +9,6 @@ float32 weights under autocast, as transformers' Trainer has it with bf16=True: 
 ours has).
 """
 
-import argparse
 import gc
 import json
 import re
@@ -23,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.origin import origin
+from bench.origin import origin, parser_of
 
 PACKAGES = ("torch", "transformers", "peft")
 VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
@@ -85,10 +84,8 @@ def run(case: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("cases", nargs="+", metavar="CASE")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
     arguments = parser.parse_args()
     command = " ".join(["python bench/gpu_training_peer.py", *arguments.cases])
     results: dict[str, Any] = {}

@@ -150,7 +150,7 @@ def merge_hop(work: Path) -> dict[str, Any]:
 
 
 def quantize_hop(work: Path) -> dict[str, Any]:
-    from pipeline.adapters import hf, modelopt
+    from pipeline.adapters import hf, logit_probes, modelopt
     from pipeline.stages import quantize
 
     inputs = {
@@ -159,8 +159,9 @@ def quantize_hop(work: Path) -> dict[str, Any]:
     }
     (work / "quantized").mkdir()
     found: dict[str, float] = {}
-    names = ("quantize", "save", "load", "weight_errors", "logits_at")
-    with timed(found, *((modelopt, n) for n in names), (hf, "load_model")):
+    names = ("quantize", "save", "load", "weight_errors")
+    places = [*((modelopt, n) for n in names), (logit_probes, "logits_at"), (hf, "load_model")]
+    with timed(found, *places):
         quantize.run(configuration(work), inputs, work / "quantized")
     return {"functions": found}
 

@@ -1,5 +1,6 @@
 """What every file of results says first: where its figures come from."""
 
+import argparse
 import os
 import platform
 import subprocess
@@ -10,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A bench's options: where its result goes, and the commit. doc: the script's own."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    return parser
 
 
 def origin(command: str, packages: Iterable[str], commit: str | None = None) -> dict[str, Any]:

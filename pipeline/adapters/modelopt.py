@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.adapters.absent import absent
-from pipeline.adapters.calibration import NOT_FINITE, quick_maxima
+from pipeline.adapters.calibration import quick_maxima
 from pipeline.checkpoint_files import WEIGHTS_INDEX, link_weights
-from pipeline.errors import ArtifactError, MissingRuntime, PipelineError
+from pipeline.errors import ArtifactError, MissingRuntime
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 # ModelOpt's configuration of each format, and bits of a packed weight.
 _CONFIGS = {
@@ -52,7 +52,6 @@ _STATE = "modelopt_state.pth"  # ModelOpt's name
 _UNUSED_BY_MODELOPT = ("megatron", "nemo", "diffusers", "trl", "vllm")
 _UNUSED_BY_TRANSFORMERS = ("sklearn", "datasets", "peft", "boto3")
 
-_PROBED_TOKENS = 8192  # at a time, where logits are compared
 Batches = Sequence[Sequence[Sequence[int]]]
 
 
@@ -207,56 +206,6 @@ def packed_bytes(model: Any, format: str, *, plain_bytes: int) -> int:
         state = [*module.weight_quantizer.buffers(), *module.input_quantizer.buffers()]
         total += sum(buffer.numel() * 4 for buffer in state) - saved
     return total
-
-
-def divergence(ours: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
-    """How far logits are from reference logits, both [positions, vocabulary] float32.
-
-    kl: mean Kullback-Leibler divergence of ours from the reference, in nats.
-    greedy_agreement: share of positions where both have the same likeliest token.
-    """
-    ours_log, reference_log = ours.log_softmax(-1), reference.log_softmax(-1)
-    kl = (reference_log.exp() * (reference_log - ours_log)).sum(-1).mean()
-    agreement = (ours.argmax(-1) == reference.argmax(-1)).float().mean()
-    return {"kl": float(kl), "greedy_agreement": float(agreement)}
-
-
-def logits_at(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> torch.Tensor:
-    """Logits at chosen positions of some rows, rows of like length together.
-
-    rows: (ids, positions) pairs. Returns [chosen positions, vocabulary], float32, on the CPU.
-
-    Raises:
-        PipelineError: some are infinite or not a number.
-    """
-    import torch
-
-    found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-    for numbers in _batches([len(ids) for ids, _ in rows]):
-        width = max(len(rows[n][0]) for n in numbers)
-        # What follows a token does not change its logits.
-        padded = [[*rows[n][0], *[0] * (width - len(rows[n][0]))] for n in numbers]
-        with torch.inference_mode():
-            ids = torch.tensor(padded, device=model.device)
-            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            for n, states in zip(numbers, hidden, strict=True):
-                chosen = states[list(rows[n][1])]
-                found[n] = model.get_output_embeddings()(chosen).float().cpu()
-    result = torch.cat(found)
-    if not torch.isfinite(result).all():
-        raise PipelineError(NOT_FINITE)
-    return result
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """The numbers of rows, longest first, in batches of _PROBED_TOKENS with padding, or of one."""
-    batch: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > _PROBED_TOKENS:
-            yield batch
-            batch = []
-        batch.append(number)
-    yield batch
 
 
 def _quantized_modules(model: Any) -> Iterator[Any]:

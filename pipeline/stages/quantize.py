@@ -50,7 +50,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     for name in formats:
         _check_fits(name, read_shape(source))
 
-    from pipeline.adapters import hf, modelopt
+    from pipeline.adapters import hf, logit_probes, modelopt
 
     for name in formats:
         modelopt.require_runtime(name)
@@ -66,7 +66,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     dtype = modelopt.compute_dtype(source)
     # Handed on to the first format, so that it is read once where there is one.
     loaded = [hf.load_model(source, dtype=dtype)]
-    reference = modelopt.logits_at(loaded[0], probes)
+    reference = logit_probes.logits_at(loaded[0], probes)
     proof: dict[str, Any] = {}
     with progress() as bar:
         task = bar.add_task("quantize", total=len(formats))
@@ -166,9 +166,9 @@ def _save_and_prove(
 
     The caller keeps no reference to the model, so that memory holds one at a time.
     """
-    from pipeline.adapters import hf, modelopt
+    from pipeline.adapters import hf, logit_probes, modelopt
 
-    calibrated = modelopt.logits_at(model, probes)
+    calibrated = logit_probes.logits_at(model, probes)
     errors = modelopt.weight_errors(model)
     plain_bytes = hf.bytes_of(modelopt.own_dtype(source))
     size = modelopt.packed_bytes(model, name, plain_bytes=plain_bytes)
@@ -177,10 +177,10 @@ def _save_and_prove(
     copy_assets(source, folder)
     (folder / "config.json").write_bytes(config)
     del model
-    reloaded = modelopt.logits_at(modelopt.load(folder), probes)
+    reloaded = logit_probes.logits_at(modelopt.load(folder), probes)
     return {
         "reload_difference": _require_same(name, reloaded, calibrated),
-        **modelopt.divergence(calibrated, reference),
+        **logit_probes.divergence(calibrated, reference),
         "bytes": size,
         "weight_error": {
             "mean": sum(errors.values()) / len(errors),
@@ -194,12 +194,12 @@ def _save_and_prove(
 def _prove_copy(
     folder: Path, dtype: str, probes: Probes, reference: "torch.Tensor"
 ) -> dict[str, Any]:
-    from pipeline.adapters import hf, modelopt
+    from pipeline.adapters import hf, logit_probes
 
-    copied = modelopt.logits_at(hf.load_model(folder, dtype=dtype), probes)
+    copied = logit_probes.logits_at(hf.load_model(folder, dtype=dtype), probes)
     return {
         "reload_difference": _require_same("none", copied, reference),
-        **modelopt.divergence(copied, reference),
+        **logit_probes.divergence(copied, reference),
         "bytes": sum(file.stat().st_size for file in weight_files(folder)),
     }
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.adapters import hf, modelopt
+from pipeline.adapters import hf, logit_probes, modelopt
 from pipeline.adapters.hf_session import HfSession, is_quantized
 from pipeline.artifact import Artifact, Outcome
 from pipeline.chat import Chat
@@ -308,8 +308,8 @@ def test_logits_at_positions_are_those_of_the_whole(
     rows = [([5, 9, 3, 7, 8, 2], [1, 4]), ([8, 2], [0]), ([4] * 9, []), ([6, 1, 7], [2, 0])]
     whole = torch.cat([hf.logits(model, ids)[at] for ids, at in rows])
     for tokens in (1, 12, 100):  # one row at a time, two, all
-        monkeypatch.setattr(modelopt, "_PROBED_TOKENS", tokens)
-        torch.testing.assert_close(modelopt.logits_at(model, rows), whole)
+        monkeypatch.setattr(logit_probes, "_TOKENS", tokens)
+        torch.testing.assert_close(logit_probes.logits_at(model, rows), whole)
 
 
 @pytest.mark.parametrize("format", ["fp8", "int8_sq", "int4_awq", "w4a8_awq"])
