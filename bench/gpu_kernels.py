@@ -85,9 +85,37 @@ def low_rank(width: int) -> tuple[int, dict[str, Callable[[], Any]]]:
     }
 
 
+def adam() -> tuple[int, dict[str, Callable[[], Any]]]:
+    """Clipping, AdamW and the weights in bfloat16, of one layer's two SwiGLU inputs."""
+    import transformer_engine_torch as engine
+
+    from pipeline.adapters.gpu_kernels import AdamStep, adam
+    from pipeline.adapters.split_weights import split
+
+    grad, weight, mean, square = (
+        torch.rand(2 * INNER * HIDDEN, device="cuda") * 1e-2 for _ in range(4)
+    )
+    upper, lower = split(weight)
+    step = AdamStep(1e-5, 0.9, 0.95, 1e-8, 0.0, 10, scale=1.0)
+    overflow, chunk = torch.zeros(1, dtype=torch.int, device="cuda"), 2048 * 32
+
+    def theirs() -> None:
+        engine.multi_tensor_scale(chunk, overflow, [[grad], [grad]], 1.0)
+        lists = [[grad], [weight], [mean], [square]]
+        engine.multi_tensor_adam(chunk, overflow, lists, 1e-5, 0.9, 0.95, 1e-8, 10, 1, 1, 0.0)
+        upper.copy_(weight)
+
+    # In units of two bytes: of a weight 16 bytes are read and 12 written.
+    return 14 * len(grad), {
+        "ours": lambda: adam(grad, upper, mean, square, lower, step),
+        "transformer_engine": theirs,
+    }
+
+
 CASES: dict[str, Callable[[], tuple[int, dict[str, Callable[[], Any]]]]] = {
     "swiglu, gradient": swiglu,
     "rotation of queries and keys, and its gradient": rotation,
+    "clipping and AdamW": adam,
 } | {
     f"low-rank product added to {n} columns": partial(low_rank, n)
     for n in (HIDDEN, (QUERIES + 2) * GROUPS * SIZE, INNER, 2 * INNER)

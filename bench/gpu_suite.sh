@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The benchmarks of training and of the hops on a host of two GPUs, part by part:
 #
-#     bench/gpu_suite.sh FOLDER COMMIT tests lora full hops
+#     bench/gpu_suite.sh FOLDER COMMIT tests training one_row hops
 #
-# Leaves a JSON file and a log of each in the folder. Contestants run at the same time, each on a GPU
-# of its own; what waits for the host (hops, one row a micro-batch) runs without others. A bench that
-# fails leaves its log, and the others still run. PYTHON: the interpreter, python3 if not given;
-# PYTEST_OPTIONS: of the tests, such as pytest-xdist's -n 12.
+# Leaves a JSON file and a log of each in the folder. In `training` both contestants run at the same
+# time, each on a GPU of its own; `one_row` and `hops`, which wait for the host, run without others,
+# on one GPU. A bench that fails leaves its log, and the others still run. PYTHON: the interpreter,
+# python3 if not given; PYTEST_OPTIONS: of the tests, such as pytest-xdist's -n 12.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?folder for the results} commit=${2:?commit of this tree}
@@ -40,19 +40,18 @@ tests() {
     NCCL_P2P_DISABLE=1 links gpu_links_host
 }
 
-lora() {
-    bench 1 gpu_training_peer gpu_training_peer lora-b1 lora-b2 lora-b4 &
-    bench 0 gpu_training gpu_training --readings 3 lora-bf16-b4 lora-fp8-b4 lora-bf16-b2 \
-        lora-fp8-b2 lora-bf16-pack16384 lora-fp8-pack16384
-    wait
-    bench 0 gpu_training_one_row gpu_training --readings 3 lora-bf16-b1 lora-fp8-b1
-}
-
-full() {
-    bench 1 gpu_training_full_peer gpu_training_peer mixed-b1-l22 mixed-b2-l22 sft-b1-l22 &
-    bench 0 gpu_training_full gpu_training --readings 3 sft-bf16-b2-l22 sft-bf16-b1-l22
+training() {
+    bench 1 gpu_training_peer gpu_training_peer mixed-b1-l22 mixed-b2-l22 mixed-b1-l26 mixed-b2-l26 \
+        lora-b2 lora-b1 sft-b1-l22 lora-b4 &
+    bench 0 gpu_training gpu_training --readings 3 sft-bf16-b2-l22 sft-bf16-b2-l26 lora-bf16-b4 \
+        lora-fp8-b4 lora-bf16-b2 lora-fp8-b2 lora-bf16-pack16384 lora-fp8-pack16384 \
+        sft-bf16-b1-l22
     bench 0 gpu_kernels gpu_kernels
     wait
+}
+
+one_row() {
+    bench 0 gpu_training_one_row gpu_training --readings 3 lora-bf16-b1 lora-fp8-b1
 }
 
 hops() {
@@ -64,7 +63,7 @@ hops() {
 
 for part in "$@"; do
     case $part in
-        tests | lora | full | hops) "$part" ;;
-        *) echo "no part: $part (tests, lora, full or hops)" >&2 && exit 2 ;;
+        tests | training | one_row | hops) "$part" ;;
+        *) echo "no part: $part (tests, training, one_row or hops)" >&2 && exit 2 ;;
     esac
 done

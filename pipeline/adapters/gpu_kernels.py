@@ -3,12 +3,14 @@
     gradient = swiglu_back(gradient_of_output, y)          # as Megatron-Core has it
     query, key, value = rotated(qkv, freqs, freqs, sizes)  # as Transformer Engine has it
     add_low_rank(total, low, b, scale)                     # total += scale * low bᵀ
+    adam(grad, weight, mean, square, low_bits, step)       # a weight's step of AdamW
 
 What each takes the place of, and how long that took, is in docs/benchmarks.md. Needs a GPU.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -176,4 +178,68 @@ def add_low_rank(total: torch.Tensor, low: torch.Tensor, b: torch.Tensor, scale:
             total, low, b, rows, width, rank, scale, *b.stride(),
             ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=max(16, triton.next_power_of_2(rank)),
             num_warps=_TILE_WARPS,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """What a step of AdamW has in common for all weights (arXiv:1711.05101).
+
+    number: of the step, from 1. scale: what gradients are multiplied with, as clipping's factor.
+    """
+
+    rate: float
+    beta1: float
+    beta2: float
+    eps: float
+    decay: float
+    number: int
+    scale: float = 1.0
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _adam(  # type: ignore[no-untyped-def]
+    grad_ptr, weight_ptr, mean_ptr, square_ptr, low_ptr, count,
+    rate, beta1, beta2, eps, decay, correction1, correction2, scale, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    grad = tl.load(grad_ptr + at, inside) * scale
+    mean = beta1 * tl.load(mean_ptr + at, inside) + (1 - beta1) * grad
+    square = beta2 * tl.load(square_ptr + at, inside) + (1 - beta2) * grad * grad
+    high = tl.load(weight_ptr + at, inside).to(tl.int32)
+    low = tl.load(low_ptr + at, inside).to(tl.int32)
+    bits = ((high - (low < 0).to(tl.int32)) << 16) | (low & 0xFFFF)
+    weight = bits.to(tl.float32, bitcast=True)
+    direction = mean / correction1 / (tl.sqrt_rn(square / correction2) + eps)
+    weight -= rate * (direction + decay * weight)
+    bits = weight.to(tl.int32, bitcast=True)
+    low = (bits << 16) >> 16
+    tl.store(weight_ptr + at, ((bits >> 16) + (low < 0).to(tl.int32)).to(tl.int16), inside)
+    tl.store(low_ptr + at, low.to(tl.int16), inside)
+    tl.store(mean_ptr + at, mean, inside)
+    tl.store(square_ptr + at, square, inside)
+
+
+def adam(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    low_bits: torch.Tensor,
+    step: AdamStep,
+) -> None:
+    """A step of AdamW in float32, in place, in one pass over memory.
+
+    All of one size and contiguous. weight: bfloat16, the upper half of the float32 weight, rounded;
+    low_bits: int16, its lower half (`split_weights.whole`). grad, mean and square: float32, the
+    latter the gradient's running means of first and second order.
+    """
+    count = weight.numel()
+    with torch.cuda.device_of(weight):
+        _adam[(triton.cdiv(count, _BLOCK),)](
+            grad, weight.view(torch.int16), mean, square, low_bits, count,
+            step.rate, step.beta1, step.beta2, step.eps, step.decay,
+            1 - step.beta1**step.number, 1 - step.beta2**step.number, step.scale,
+            BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip

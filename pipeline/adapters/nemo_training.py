@@ -72,7 +72,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         # The mean over the tokens of the global batch, not the mean of micro-batches' means.
         calculate_per_token_loss=True,
         gradient_accumulation_fusion=fused and job.method == "sft",
-        # Queries and keys are turned where they are, without copies; not in packs.
+        # Queries and keys are turned where they are, without copies; packs' in packed_rotation.py.
         fused_single_qkv_rope=fused and not job.pack_length,
     )
     checkpoints = Checkpoints(job.scratch, job.identity)
@@ -188,6 +188,9 @@ def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
         bf16=on_gpu(),
         fp16=False,
         use_distributed_optimizer=has_transformer_engine(),
+        # Float32 weights without a second copy of their upper half; see split_weights.py. Adapters'
+        # gradients are bfloat16, which Megatron's other optimizer copies to float32.
+        use_precision_aware_optimizer=has_transformer_engine() and job.method == "sft",
     )
     schedule = nl.lr_scheduler.CosineAnnealingScheduler(
         max_steps=job.steps,

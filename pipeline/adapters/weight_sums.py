@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import layers
 
-from pipeline.adapters.megatron_cpu import Patch
+from pipeline.adapters.patching import Patch
 
 
 def outer_layers() -> list[Patch]:

@@ -104,14 +104,15 @@ def _of_stage(work: Workload, stage: int) -> Memory:
 def bytes_a_trained_parameter(work: Workload) -> tuple[float, float]:
     """Bytes of gradients and of the optimizer's state.
 
-    On a GPU the optimizer keeps a float32 copy and two moments, shared by the data- and
-    context-parallel ranks (Megatron-Core, distributed optimizer: 6 + 12/d in all with float32
-    gradients). Adapters' gradients are bfloat16, and the optimizer takes a float32 copy of them.
+    On a GPU the optimizer keeps two moments and the lower half of the float32 weights, whose upper
+    half the weights are; the data- and context-parallel ranks share them (Megatron-Core,
+    distributed optimizer). Of adapters it keeps whole float32 weights, and takes a float32 copy of
+    their bfloat16 gradients.
     """
     shards = work.data * work.context
     if not work.gpu:
         return 4, 8
-    return (4, 12 / shards) if work.method == "sft" else (2, 16 / shards)
+    return (4, 10 / shards) if work.method == "sft" else (2, 16 / shards)
 
 
 def layer_bytes(work: Workload) -> float:

@@ -59,6 +59,60 @@ def test_a_low_rank_product_is_added_as_torch_does(rows: int, width: int, rank: 
         torch.testing.assert_close(ours, exact.bfloat16())
 
 
+def test_packed_rows_are_turned_as_transformer_engine_does() -> None:
+    from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb
+
+    from pipeline.adapters.gpu_kernels import rotated
+    from pipeline.adapters.packed_rotation import angles_of
+
+    groups, queries, size = 2, 4, 64
+    boundaries = torch.tensor([0, 100, 101, 400, 512], dtype=torch.int32, device="cuda")
+    freqs = torch.rand(299, 1, 1, size // 2, device="cuda").repeat(1, 1, 1, 2) * 100
+    sizes = [queries * size, size, size]
+    mixed = torch.randn(512, 1, groups, sum(sizes), device="cuda", dtype=torch.bfloat16)
+    angles = angles_of(freqs, boundaries, 512)
+    query, key, value = rotated(mixed, angles, angles, sizes)
+    parts = mixed.squeeze(1).split(sizes, -1)
+    for ours, part in ((query, parts[0]), (key, parts[1])):
+        theirs = apply_rotary_pos_emb(
+            part.reshape(512, -1, size),
+            freqs,
+            tensor_format="thd",
+            fused=True,
+            cu_seqlens=boundaries,
+        )
+        torch.testing.assert_close(ours.squeeze(1), theirs)
+    assert torch.equal(value.squeeze(1), parts[2])
+
+
+def test_a_step_of_adam_is_transformer_engines_and_torchs() -> None:
+    import transformer_engine_torch as engine
+
+    from pipeline.adapters.gpu_kernels import AdamStep, adam
+    from pipeline.adapters.split_weights import split, whole
+
+    start = torch.randn(100_001, device="cuda")
+    exact = torch.nn.Parameter(start.double())
+    torchs = torch.optim.AdamW([exact], 1e-2, (0.9, 0.95), weight_decay=0.1)
+    moments = [torch.zeros_like(start) for _ in range(4)]
+    ours, theirs = [[*split(start)] for _ in range(2)]
+    overflow = torch.zeros(1, dtype=torch.int, device="cuda")
+    for number in range(1, 6):
+        grad = torch.randn_like(start)
+        exact.grad = grad.double() * 0.5
+        torchs.step()
+        step = AdamStep(1e-2, 0.9, 0.95, 1e-8, 0.1, number, scale=0.5)
+        adam(grad, ours[0], *moments[:2], ours[1], step)
+        lists = [[t] for t in (grad * 0.5, theirs[0], *moments[2:], theirs[1])]
+        engine.multi_tensor_adam_param_remainder(
+            2048 * 32, overflow, lists, 1e-2, 0.9, 0.95, 1e-8, number, 1, 1, 0.1
+        )
+    torch.testing.assert_close(whole(*ours), exact.detach().float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole(*ours), whole(*theirs), rtol=1e-5, atol=1e-6)
+    for mine, other in zip(moments[:2], moments[2:], strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_an_output_layer_adds_its_gradient_to_the_sum() -> None:
     with nemo_session():
         from megatron.core.tensor_parallel.layers import (
