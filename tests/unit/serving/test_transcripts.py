@@ -191,7 +191,8 @@ def test_a_full_disk_ends_the_recording_with_one_warning(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
     run = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        # -B: Python would leave byte code cut short beside our modules, and fail on it ever after.
+        [sys.executable, "-B", "-c", FULL_DISK, str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, preexec_fn=limit,
     )  # fmt: skip
     assert run.stdout == "still here\n", run.stderr
