@@ -15,18 +15,19 @@ CARD = 139  # GiB
 OURS, FP8, PEER = "#4c8c2b", "#b5651d", "#9a9a9a"
 # label, file, case, colour
 BARS = (
-    ("LoRA bf16: HF PEFT, compiled", "gpu_training_peer", "lora-b1", PEER),
-    ("LoRA bf16", "gpu_training_fast", "lora-bf16-b4", OURS),
-    ("LoRA bf16, packed conversations", "gpu_training_fast", "lora-bf16-pack16384", OURS),
-    ("LoRA FP8", "gpu_training_fp8", "lora-fp8-b4", OURS),
-    ("LoRA FP8, packed conversations", "gpu_training", "lora-fp8-pack16384", OURS),
-    ("full, 22 layers: HF, float32 weights", "gpu_training_sft_b2_peer", "mixed-b2-l22", PEER),
-    ("full, 22 layers: HF, all in bf16", "gpu_training_peer", "sft-b1-l22", PEER),
-    ("full, 22 layers: float32 sums and state", "gpu_training_sft_b2", "sft-bf16-b2-l22", OURS),
+    ("LoRA bf16: HF PEFT, compiled, two rows", "gpu_training_peer", "lora-b2", PEER),
+    ("LoRA bf16", "gpu_training_lora", "lora-bf16-b4", OURS),
+    ("LoRA bf16, packed conversations", "gpu_training_lora", "lora-bf16-pack16384", OURS),
+    ("LoRA FP8", "gpu_training_lora", "lora-fp8-b4", OURS),
+    ("LoRA FP8, packed conversations", "gpu_training_lora", "lora-fp8-pack16384", OURS),
+    ("full, 22 layers: HF, compiled, two rows", "gpu_training_sft_l22_peer", "mixed-b2-l22", PEER),
+    ("full, 22 layers, two rows", "gpu_training_sft_l22", "sft-bf16-b2-l22", OURS),
+    ("full, 26 layers: HF, compiled, one row", "gpu_training_peer", "mixed-b1-l26", PEER),
+    ("full, 26 layers, two rows", "gpu_training_sft_l26", "sft-bf16-b2-l26", OURS),
 )
 GPUS = {1: "lora-bf16-b4", 2: "lora-bf16-b4-g2", 4: "lora-bf16-b4-g4"}  # gpu_training_parallel
 # By the tokens of a row, with 16,384 tokens a micro-batch (rows of 4,096: 8,192, for these ran on
-# one host). By the tokens of a micro-batch, its memory: file and case.
+# one host): gpu_training_rows.
 LENGTHS = {
     1024: "lora-bf16-b16-s1024",
     2048: "lora-bf16-b8-s2048",
@@ -34,16 +35,13 @@ LENGTHS = {
     8192: "lora-bf16-b2-s8192",
     16384: "lora-bf16-b1-s16384",
 }
-MEMORY = {
-    "bf16": {
-        8192: ("gpu_training_rows", "lora-bf16-b1-s8192"),
-        16384: ("gpu_training_rows", "lora-bf16-b1-s16384"),
-    },
-    "FP8": {
-        8192: ("gpu_training_fast", "lora-fp8-b2"),
-        16384: ("gpu_training_fast", "lora-fp8-b4"),
-    },
+# By the rows, of 4,096 tokens, of a micro-batch: the file, and the rest of the case's name.
+ROWS = {
+    1: ("gpu_training_one_row", "b1"),
+    2: ("gpu_training_lora", "b2"),
+    4: ("gpu_training_lora", "b4"),
 }
+ROW = 4096
 
 
 def case(file: str, name: str) -> dict[str, Any]:
@@ -85,36 +83,39 @@ def draw_gpus() -> None:
 
 
 def draw_rows() -> None:
-    figure, (speed, memory) = plt.subplots(1, 2, figsize=(11, 2.9))
-    line(
-        speed,
-        {
-            n: case("gpu_training_rows", name)["tokens_per_second_a_gpu"]
-            for n, name in LENGTHS.items()
-        },
-        OURS,
-    )
-    speed.set_title("LoRA bf16, tokens/s on one H200, by tokens of a row", loc="left", fontsize=10)
-    for (precision, cases), colour in zip(MEMORY.items(), (OURS, FP8), strict=True):
-        line(memory, {n: case(*at)["peak_memory_gib"] for n, at in cases.items()}, colour)
-        memory.plot([], [], color=colour, label=precision)
+    figure, (lengths, speed, memory) = plt.subplots(1, 3, figsize=(13, 2.9))
+    found = {n: case("gpu_training_rows", name) for n, name in LENGTHS.items()}
+    line(lengths, {n: c["tokens_per_second_a_gpu"] for n, c in found.items()}, OURS)
+    lengths.set_title("LoRA bf16, tokens/s by tokens of a row", loc="left", fontsize=10)
+    lengths.set_xscale("log", base=2)
+    lengths.set_xticks(list(LENGTHS), [f"{n:,}" for n in LENGTHS])
+    for precision, colour, above in (("bf16", OURS, False), ("fp8", FP8, True)):
+        by_rows = {n: case(file, f"lora-{precision}-{name}") for n, (file, name) in ROWS.items()}
+        speeds = {n: c["tokens_per_second_a_gpu"] for n, c in by_rows.items()}
+        line(speed, speeds, colour, above=above)
+        memories = {n * ROW: c["peak_memory_gib"] for n, c in by_rows.items()}
+        line(memory, memories, colour, above=above)
+        memory.plot([], [], color=colour, label=precision.replace("fp", "FP"))
+    speed.set_title("LoRA, tokens/s by rows of a micro-batch", loc="left", fontsize=10)
+    speed.set_xticks(list(ROWS))
     memory.axhline(CARD, color=PEER, linestyle=":")
     memory.set_ylim(0, 1.05 * CARD)
     memory.legend(frameon=False, fontsize=9, loc="lower right")
-    memory.set_title(
-        "LoRA, GiB by tokens of a micro-batch (dotted: the card's)", loc="left", fontsize=10
-    )
-    for axis, at in ((speed, LENGTHS), (memory, MEMORY["bf16"])):
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(list(at), [f"{n:,}" for n in at])
+    memory.set_title("LoRA, GiB by tokens of a micro-batch", loc="left", fontsize=10)
+    memory.set_xticks([n * ROW for n in ROWS], [f"{n * ROW:,}" for n in ROWS])
     save(figure, "training-rows")
 
 
-def line(axis: Any, points: dict[int, float], colour: str) -> None:
+def line(axis: Any, points: dict[int, float], colour: str, *, above: bool = False) -> None:
     axis.plot(list(points), list(points.values()), color=colour, marker="o")
     for x, y in points.items():
         axis.annotate(
-            f"{y:,.0f}", (x, y), (4, -13), textcoords="offset points", fontsize=9, color=colour
+            f"{y:,.0f}",
+            (x, y),
+            (-4, 7) if above else (4, -13),
+            textcoords="offset points",
+            fontsize=9,
+            color=colour,
         )
     axis.margins(x=0.15)
     axis.set_ylim(0, max(axis.get_ylim()[1], 1.1 * max(points.values())))

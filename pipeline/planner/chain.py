@@ -31,8 +31,8 @@ HELD_ON_GPU = {"import": 6, "merge": 8, "quantize": 2, "evaluate": 2, "export": 
 HELD_ON_CPU = {"import": 8, "merge": 8, "quantize": 4, "evaluate": 4, "export": 4}
 USABLE = 0.92  # of a GPU, beside CUDA's context and what a forward pass takes
 # Seconds on one H200's host: until a stage's work begins, and in proportion to 16.06 GB.
-START = {"import": 25.0, "merge": 25.0, "quantize": 15.0, "export": 13.0}
-WORK = {"import": 42.0, "merge": 32.0, "quantize": 53.0, "export": 31.0}
+START = {"import": 18.0, "merge": 16.0, "quantize": 9.0, "export": 10.0}
+WORK = {"import": 33.0, "merge": 25.0, "quantize": 27.0, "export": 27.0}
 MEASURED_BYTES = 16.06e9
 
 

@@ -48,16 +48,14 @@ def workload(size: str = "8b", *, layers: int | None = None, **changes: Any) -> 
 def measured() -> dict[str, tuple[dict[str, Any], float, float]]:
     """What one H200 did, by the name of the case in bench/gpu_training.py: the workload's changes,
     peak GiB of allocated tensors, tokens/s. A later file's figure replaces an earlier one's."""
-    # Measured before results were kept in files (docs/benchmarks.md has it).
-    found = {"lora-bf16-b1": (changes_of("lora-bf16-b1"), 33.7, 15_534)}
+    found = {}
     for name in (
-        "gpu_training_fp8_b2",
-        "gpu_training",
-        "gpu_training_sft",
-        "gpu_training_sft_b2",
-        "gpu_training_fast",
-        "gpu_training_fp8",
         "gpu_training_rows",
+        "gpu_training_one_row",
+        "gpu_training_lora",
+        "gpu_training_sft_b1",
+        "gpu_training_sft_l22",
+        "gpu_training_sft_l26",
     ):
         results = json.loads((ROOT / f"bench/results/{name}.json").read_text())
         for case, figures in results["cases"].items():
@@ -80,7 +78,7 @@ def changes_of(case: str) -> dict[str, Any]:
         # The packs of a step are of nearly the same size: the largest of these runs.
         assert int(size) == 16_384
         lengths = {"rows": rows(mean=600), "global_batch_size": CONVERSATION_BATCH}
-        return changes | lengths | {"pack_length": 15_744}
+        return changes | lengths | {"pack_length": 16_320}
     return changes | {"micro_batch_size": int(size)}
 
 
