@@ -82,7 +82,7 @@ def test_the_plan_as_json(capsys, llama) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is True
     assert found["memory"]["total"] == pytest.approx(53.4 * GIB, rel=0.01)
-    assert found["step"]["tokens_per_second_a_device"] == pytest.approx(15_527, rel=0.01)
+    assert found["step"]["tokens_per_second_a_device"] == pytest.approx(15_823, rel=0.01)
     assert found["stages"]["import"]["disk"] == pytest.approx(16.06e9, rel=0.01)
     assert found["disk"]["free"] is None
 
