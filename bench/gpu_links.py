@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 bench/gpu_links.py --output bench/results/gpu_links.json
 
 Sizes: a small message, the gradients of a LoRA of rank 16 on 8 B in bfloat16, and 1 GiB. Medians of
-six after two: milliseconds, and GB/s of the summed bytes. NCCL_P2P_DISABLE=1 before it sends the
+six after two: milliseconds, and GiB/s of the summed bytes. NCCL_P2P_DISABLE=1 before it sends the
 same through the host.
 """
 
@@ -36,11 +36,11 @@ def summing(mib: int) -> dict[str, float]:
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds[2:])
-    return {"ms": round(1e3 * median, 2), "GB/s": round(mib / 1024 / median, 1)}
+    return {"ms": round(1e3 * median, 2), "GiB/s": round(mib / 1024 / median, 1)}
 
 
 def copying() -> float:
-    """GB/s from pinned memory of the host."""
+    """GiB/s from pinned memory of the host."""
     here = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(here, device="cuda")
     begin = time.perf_counter()
@@ -60,7 +60,7 @@ def main() -> None:
     document: dict[str, Any] = {
         **origin(command, ("torch",), given.commit),
         "all_reduce": sums,
-        "host to device, pinned, GB/s": copying(),
+        "host to device, pinned, GiB/s": copying(),
     }
     if dist.get_rank() == 0:
         given.output.write_text(json.dumps(document, indent=1) + "\n")

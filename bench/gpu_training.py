@@ -1,6 +1,6 @@
 """Tokens a second of the finetune stage's training on one GPU, at the shape of Llama-3-8B.
 
-    python bench/gpu_training.py CASE … --output bench/results/gpu_training.json [--profile]
+    python bench/gpu_training.py CASE … --output bench/results/gpu_training_lora.json
 
 Weights are random and made on the host, the tokenizer is the bundled one; rows are random tokens.
 A case runs the same code as `stage=finetune` (pipeline/adapters/nemo_training.py), reads its speed
@@ -202,6 +202,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if wrong := [c for c in arguments.cases if not CASE.match(c)]:
         parser.error(f"no case: {', '.join(wrong)}")
+    if arguments.profile and (
+        arguments.readings < 2 or any(CASE.match(c).group(7) for c in arguments.cases)  # type: ignore[union-attr]
+    ):
+        parser.error("--profile wants one GPU, and two readings or more")
     import torch
 
     words = ["python bench/gpu_training.py", *arguments.cases, f"--readings {arguments.readings}"]

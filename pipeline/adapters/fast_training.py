@@ -23,6 +23,7 @@ from nemo.collections.llm.peft.lora import LoRALinear
 
 from pipeline.adapters.low_rank import forward_of
 from pipeline.adapters.nemo_session import has_transformer_engine
+from pipeline.adapters.optimizer_state import streamed_state
 from pipeline.adapters.packed_rotation import packed_rotation
 from pipeline.adapters.patching import Patch, replaced
 from pipeline.adapters.split_weights import split_weights
@@ -48,6 +49,7 @@ def fast_training() -> AbstractContextManager[None]:
         patches += [
             *outer_layers(),
             *split_weights(),
+            *streamed_state(),
             *packed_rotation(),
             # Two thirds of the time of the one that torch.compile makes.
             (fused_bias_swiglu, "swiglu_back", swiglu_back),

@@ -22,15 +22,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.adapters.absent import absent
 from pipeline.adapters.calibration import quick_maxima
 from pipeline.checkpoint_files import WEIGHTS_INDEX, link_weights
 from pipeline.errors import ArtifactError, MissingRuntime
-
-if TYPE_CHECKING:
-    pass
 
 # ModelOpt's configuration of each format, and bits of a packed weight.
 _CONFIGS = {

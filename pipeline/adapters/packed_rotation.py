@@ -40,8 +40,8 @@ def angles_of(freqs: torch.Tensor, boundaries: torch.Tensor, tokens: int) -> tor
 
 
 def _with_angles(original: Any) -> Any:
-    """Attention that knows a pack's angles, which Megatron itself then does not turn by."""
-    from megatron.core import parallel_state
+    """Attention that knows a pack's angles, which Megatron itself then does not turn by. Ranks that
+    share a row are not given packs (pipeline.finetune_checks)."""
 
     def forward(
         self: Any,
@@ -52,9 +52,7 @@ def _with_angles(original: Any) -> Any:
         **options: Any,
     ) -> Any:
         self._angles = None
-        # Ranks that share a row hold two pieces of each, which Megatron knows to turn.
-        whole_rows = parallel_state.get_context_parallel_world_size() == 1
-        if packed_seq_params is not None and rotary_pos_emb is not None and whole_rows:
+        if packed_seq_params is not None and rotary_pos_emb is not None:
             self._angles = _angles(self, hidden_states, rotary_pos_emb, packed_seq_params)
             rotary_pos_emb = None
         return original(

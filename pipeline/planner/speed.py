@@ -167,10 +167,10 @@ class Duration:
         return sum(vars(self).values())
 
 
-# Until the first step of 8 B on one H200: 30 s of imports, and 15 s to read 16 GB. On two slow CPU
-# cores imports take 20 s.
-IMPORTS, CPU_IMPORTS, READING = 30.0, 20.0, 16.06e9 / 15.2
-WRITING = 1.5e9  # bytes/s; `cp` of 16 GB on that host took 9.8 to 11.6 s
+# Until the first step of 8 B on one H200, 17.9 s: 9 s of imports, and 9 to read 16 GB. On two slow
+# CPU cores imports take 20 s.
+IMPORTS, CPU_IMPORTS, READING = 9.0, 20.0, 16.06e9 / 9.0
+WRITING = 1.2e9  # bytes/s; `cp` of 16 GB on that host took 11.9 to 14.9 s
 
 
 def run(

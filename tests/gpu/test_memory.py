@@ -18,14 +18,14 @@ LAYERS = 4
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Three steps of two rows, a row a micro-batch, on random weights."""
+    """Three steps of two rows, a row a micro-batch, on random weights; it saves after two."""
     folder = tmp_path_factory.mktemp("memory")
     return Job(
         section="finetune", method="lora", hf=model_folder(folder / "hf", LAYERS), weights=None,
         train_rows=make_rows([SEQUENCE + 1] * 8, folder / "rows"), validation_rows=None,
         scratch=folder / "scratch", out=folder / "out", seed=0, steps=3, max_length=SEQUENCE,
         global_batch_size=4, micro_batch_size=1, learning_rate=1e-4, min_learning_rate=1e-5,
-        warmup_steps=1, weight_decay=0.0, clip_grad=1.0, validate_every=100, checkpoint_every=100,
+        warmup_steps=1, weight_decay=0.0, clip_grad=1.0, validate_every=100, checkpoint_every=2,
         rank=16, alpha=32,
     )  # fmt: skip
 
