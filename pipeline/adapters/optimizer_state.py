@@ -5,12 +5,16 @@ the state of all weights at once: 8 bytes a weight of the GPU beside the model, 
 the state itself, and 24 of the host on every rank. A full fine-tune that fits while it trains would
 run out of memory as it saves. Here one weight's state is gathered at a time, and each rank keeps
 its share of them until they are written. What is written is the same.
+
+Going on from one, Transformer Engine 2.9 copies the state twice, so that the GPU holds 26 bytes a
+weight where training takes 16; here it is taken as it is.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,11 +25,26 @@ PARTS = ("param", "exp_avg", "exp_avg_sq")
 
 
 def streamed_state() -> list[Patch]:
-    """What to replace in Megatron-Core 0.15 while a model is trained."""
+    """What to replace in Megatron-Core 0.15 and Transformer Engine 2.9 while a model is trained."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from transformer_engine.pytorch.optimizers import FusedAdam
 
     name = "sharded_param_state_fully_reshardable"
-    return [(DistributedOptimizer, name, _streamed(getattr(DistributedOptimizer, name)))]
+    return [
+        (DistributedOptimizer, name, _streamed(getattr(DistributedOptimizer, name))),
+        (FusedAdam, "load_state_dict", adopt),
+    ]
+
+
+def adopt(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Make a state the optimizer's without a copy. Its tensors are of the optimizer's types already
+    and on its device, as Megatron-Core makes them before a checkpoint is read into them."""
+    torch.optim.Optimizer.load_state_dict(optimizer, {**state_dict, "state": {}})
+    numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    weights = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for number, weight in zip(numbers, weights, strict=True):
+        if number in state_dict["state"]:
+            optimizer.state[weight] = dict(state_dict["state"][number])
 
 
 def _streamed(original: Any) -> Any:
