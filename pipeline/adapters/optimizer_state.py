@@ -90,10 +90,7 @@ def _whole(self: Any, weight: torch.Tensor, here: Any) -> dict[str, torch.Tensor
     """
     parts = {} if here is None else self._get_main_param_and_optimizer_states(weight)
     if self.data_parallel_group.size() == 1:
-        found = {name: parts[name].detach().view(weight.shape) for name in PARTS}
-        if self.config.use_precision_aware_optimizer:  # made for this checkpoint, of two halves
-            found["param"] = found["param"].cpu()
-        return found
+        return {name: parts[name].detach().view(weight.shape) for name in PARTS}
     return {name: _summed(self, weight, here, parts.get(name)) for name in PARTS}
 
 

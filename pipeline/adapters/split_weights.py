@@ -12,11 +12,14 @@ gradients beforehand. Checkpoints hold whole float32 weights, as without it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from pipeline.adapters.patching import Patch
+
+_PIECE = 1 << 26  # weights
 
 
 def whole(weight: torch.Tensor, low_bits: torch.Tensor) -> torch.Tensor:
@@ -97,12 +100,15 @@ class _OnePass:
 
 
 def _joined(original: Any) -> Any:
-    """What a checkpoint gets of a weight and its moments, with the float32 weight."""
+    """What a checkpoint gets of a weight and its moments, with the float32 weight, on the host."""
 
     def get(self: Any, model_param: torch.Tensor) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = original(self, model_param)
         if tensors["param"].dtype == torch.int16:
-            tensors["param"] = whole(_upper(self, model_param), tensors["param"])
+            upper, low = _upper(self, model_param), tensors["param"]
+            tensors["param"] = torch.empty(len(upper), dtype=torch.float32)
+            for piece in _pieces(len(upper)):
+                tensors["param"][piece] = whole(upper[piece], low[piece])
         return tensors
 
     return get
@@ -114,12 +120,19 @@ def _divided(original: Any) -> Any:
     def set_(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         upper = _upper(self, model_param)
         if self.config.use_precision_aware_optimizer and upper.dtype == torch.bfloat16:
-            high, low = split(tensors["param"])
-            upper.copy_(high)
+            low = torch.empty_like(upper, dtype=torch.int16)
+            for piece in _pieces(len(upper)):
+                upper[piece], low[piece] = split(tensors["param"][piece].to(upper.device))
             tensors = {**tensors, "param": low}
         original(self, model_param, tensors)
 
     return set_
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    """So small that what is computed with one takes a GiB."""
+    for start in range(0, count, _PIECE):
+        yield slice(start, start + _PIECE)
 
 
 def _upper(optimizer: Any, model_param: torch.Tensor) -> torch.Tensor:

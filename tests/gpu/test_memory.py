@@ -1,5 +1,7 @@
 """The planner's memory against what a GPU then shows: within a tenth, at layers of Llama-3-8B."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,21 +13,21 @@ from pipeline.adapters import launch
 from pipeline.model_shape import read_shape
 from pipeline.preflight import planned_memory
 from pipeline.training import Job
-from tests.integration.training_case import train_apart
+from tests.integration.training_case import start_worker, train_apart
 
 LAYERS = 4
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Three steps of two rows, a row a micro-batch, on random weights; it saves after two."""
+    """Three steps of two rows, a row a micro-batch, on random weights."""
     folder = tmp_path_factory.mktemp("memory")
     return Job(
         section="finetune", method="lora", hf=model_folder(folder / "hf", LAYERS), weights=None,
         train_rows=make_rows([SEQUENCE + 1] * 8, folder / "rows"), validation_rows=None,
         scratch=folder / "scratch", out=folder / "out", seed=0, steps=3, max_length=SEQUENCE,
         global_batch_size=4, micro_batch_size=1, learning_rate=1e-4, min_learning_rate=1e-5,
-        warmup_steps=1, weight_decay=0.0, clip_grad=1.0, validate_every=100, checkpoint_every=2,
+        warmup_steps=1, weight_decay=0.0, clip_grad=1.0, validate_every=100, checkpoint_every=100,
         rank=16, alpha=32,
     )  # fmt: skip
 
@@ -64,3 +66,23 @@ def test_memory_is_within_a_tenth_of_the_plan(
     assert trained.gpu_memory == pytest.approx(
         planned_memory(this, shape, longest=SEQUENCE), rel=0.1
     )
+
+
+def test_a_run_that_saves_and_goes_on_takes_no_more_than_the_plan(job: Job, tmp_path: Path) -> None:
+    """A full fine-tune, of one layer: its checkpoints are 18 GB each."""
+    this = replace(
+        job, method="sft", hf=model_folder(tmp_path / "hf", 1), steps=4, checkpoint_every=1,
+        scratch=tmp_path / "scratch", out=tmp_path / "out",
+    )  # fmt: skip
+    with start_worker(this) as killed:
+        assert killed.stdout
+        for line in killed.stdout:
+            event = json.loads(line.removeprefix(launch.MARK)) if launch.MARK in line else {}
+            if event.get("point", {}).get("step", 0) > 1:
+                killed.kill()
+                break
+    found, shape = train_apart(this), read_shape(this.hf)
+    shutil.rmtree(tmp_path)
+    assert 0 < found.resumed_from < this.steps
+    planned = planned_memory(this, shape, longest=SEQUENCE)
+    assert found.gpu_memory < 1.1 * planned

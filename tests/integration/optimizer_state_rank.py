@@ -52,7 +52,6 @@ def optimizer_of(weights: dict[str, torch.nn.Parameter], rank: int, ranks: int) 
     buffer = SimpleNamespace(numel_unpadded=total, buckets=[bucket], param_index_map=index)
     group = torch.distributed.group.WORLD
     optimizer = SimpleNamespace(
-        config=SimpleNamespace(use_precision_aware_optimizer=False),
         data_parallel_group=group,
         gbuf_ranges=[{"bfloat16": [{"param_map": here}]}],
         buffers=[buffer],

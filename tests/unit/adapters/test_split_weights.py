@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pipeline.adapters import split_weights
 from pipeline.adapters.split_weights import _divided, _joined, _OnePass, split, whole
 
 
@@ -36,7 +37,9 @@ def test_a_bfloat16_weight_has_no_lower_half() -> None:
     assert not lower.any()
 
 
-def test_a_checkpoint_holds_whole_weights() -> None:
+@pytest.mark.parametrize("piece", [1, 7, 64, 100])
+def test_a_checkpoint_holds_whole_weights(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_weights, "_PIECE", piece)
     weight, model_param = torch.randn(64), torch.nn.Parameter(torch.empty(64))
     upper, lower = split(weight)
     megatrons = SimpleNamespace(
