@@ -1,14 +1,21 @@
-"""A checkpoint's optimizer state, written weight by weight, is the one that Megatron writes."""
+"""An optimizer's state as this project writes, reads and splits it, beside Megatron's own."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline.adapters.nemo_session import nemo_session
+from pipeline.training import Job, Trained
 from tests.integration.optimizer_state_rank import SHAPES, whole_state
+from tests.integration.shared_optimizer import shared_optimizer
+from tests.integration.training_case import make_base, make_job
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -30,3 +37,38 @@ def test_streamed_state_is_megatrons(ranks: int, tmp_path: Path) -> None:
         assert torch.equal(ours[key], tensor), key
     for part, tensor in whole_state()["wide"].items():
         assert torch.equal(ours[f"optimizer.state.{part}.wide"], tensor)
+
+
+class Stop(Exception):
+    """Ends a run from outside."""
+
+
+def train(job: Job, *, stop: int = 0) -> Trained:
+    def report(point: Any) -> None:
+        if point.step == stop:
+            raise Stop
+
+    from pipeline.adapters import nemo_training
+
+    return nemo_training.train(job, report)
+
+
+def test_split_weights_go_on_to_the_same_losses(tmp_path: Path) -> None:
+    """A full fine-tune in bfloat16 with Megatron's distributed optimizer, stopped and begun again:
+    the float32 weights, whose lower halves only the optimizer has, come back to the bit."""
+    job = make_job(make_base(tmp_path / "base"), tmp_path, method="sft")
+    runs = {
+        name: replace(job, scratch=tmp_path / name / "scratch", out=tmp_path / name / "out")
+        for name in ("float32", "whole", "stopped")
+    }
+    with nemo_session():
+        in_float32 = train(runs["float32"])
+        with shared_optimizer():
+            at_once = train(runs["whole"])
+            with pytest.raises(Stop):
+                train(runs["stopped"], stop=9)
+            found = train(runs["stopped"])
+    assert 0 < found.resumed_from < 9
+    assert [p.loss for p in found.curve] == [p.loss for p in at_once.curve]
+    losses = [[p.loss for p in run.curve] for run in (at_once, in_float32)]
+    np.testing.assert_allclose(*losses, rtol=5e-3)
