@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# The benchmarks of training and of the hops on a host of two GPUs, part by part:
+# The benchmarks of training and of the hops on a host of two GPUs or four, part by part:
 #
-#     bench/gpu_suite.sh FOLDER COMMIT tests training one_row hops
+#     bench/gpu_suite.sh FOLDER COMMIT tests parallel training one_row hops
 #
-# Leaves a JSON file and a log of each in the folder. In `training` both contestants run at the same
-# time, each on a GPU of its own; `one_row` and `hops`, which wait for the host, run without others,
-# on one GPU. A bench that fails leaves its log, and the others still run. PYTHON: the interpreter,
-# python3 if not given; PYTEST_OPTIONS: of the tests, such as pytest-xdist's -n 12.
+# Leaves a JSON file and a log of each in the folder. `tests` and `parallel` take all GPUs. In
+# `training` both contestants run at the same time, each on GPUs of its own; `one_row` and `hops`,
+# which wait for the host, run without others, on one GPU. A bench that fails leaves its log, and
+# the others still run. PYTHON: the interpreter, python3 if not given; PYTEST_OPTIONS: of the tests,
+# such as pytest-xdist's -n 12.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?folder for the results} commit=${2:?commit of this tree}
 shift 2
 mkdir -p "$out"
 python=${PYTHON:-python3}
+gpus=$(nvidia-smi -L | wc -l)
+all=$(seq -s, 0 $((gpus - 1)))
 
 logged() { # NAME COMMAND …
     local name=$1 begin=$SECONDS
@@ -34,24 +37,49 @@ links() { # NAME
 }
 
 tests() {
-    bench 0,1 gpu_tests gpu_tests -- ${PYTEST_OPTIONS:-}
-    bench 0,1 gpu_training_two gpu_training lora-bf16-b4-g2
+    bench "$all" gpu_tests gpu_tests -- ${PYTEST_OPTIONS:-}
+}
+
+parallel() {
+    local cases=(lora-bf16-b4-g2 lora-bf16-b4)
+    [ "$gpus" -lt 4 ] || cases=(lora-bf16-b4-g4 "${cases[@]}")
+    bench "$all" gpu_training_parallel gpu_training --readings 2 "${cases[@]}"
     links gpu_links
     NCCL_P2P_DISABLE=1 links gpu_links_host
 }
 
-training() {
-    {
-        bench 1 gpu_training_sft_l22_peer gpu_training_peer mixed-b1-l22 mixed-b2-l22
-        bench 1 gpu_training_peer gpu_training_peer mixed-b2-l26 mixed-b1-l26 lora-b2 lora-b1 lora-b4
-    } &
-    bench 0 gpu_training_sft_l22 gpu_training --readings 3 sft-bf16-b2-l22
-    bench 0 gpu_training_sft_l26 gpu_training --readings 3 sft-bf16-b2-l26
-    bench 0 gpu_training_lora gpu_training --readings 3 lora-bf16-b4 lora-bf16-pack16384 \
+full() { # GPU
+    bench "$1" gpu_training_sft_l22 gpu_training --readings 3 sft-bf16-b2-l22
+    bench "$1" gpu_training_sft_l26 gpu_training --readings 3 sft-bf16-b2-l26
+    bench "$1" gpu_training_sft_b1 gpu_training --readings 3 sft-bf16-b1-l22
+}
+
+full_peer() { # GPU
+    bench "$1" gpu_training_sft_l22_peer gpu_training_peer mixed-b1-l22 mixed-b2-l22
+    bench "$1" gpu_training_sft_l26_peer gpu_training_peer mixed-b2-l26 mixed-b1-l26
+}
+
+lora() { # GPU
+    bench "$1" gpu_training_lora gpu_training --readings 3 lora-bf16-b4 lora-bf16-pack16384 \
         lora-fp8-b4 lora-fp8-pack16384 lora-bf16-b2 lora-fp8-b2
-    bench 0 gpu_training_sft_b1 gpu_training --readings 3 sft-bf16-b1-l22
-    bench 0 gpu_kernels gpu_kernels
+}
+
+lora_peer() { # GPU
+    bench "$1" gpu_training_peer gpu_training_peer lora-b2 lora-b1 lora-b4
+}
+
+training() {
+    if [ "$gpus" -ge 4 ]; then
+        full 0 &
+        full_peer 1 &
+        lora 2 &
+        lora_peer 3 &
+    else
+        { full 0; lora 0; } &
+        { full_peer 1; lora_peer 1; } &
+    fi
     wait
+    bench 0 gpu_kernels gpu_kernels
 }
 
 one_row() {
@@ -67,8 +95,8 @@ hops() {
 
 for part in "$@"; do
     case $part in
-        tests | training | one_row | hops) ;;
-        *) echo "no part: $part (tests, training, one_row or hops)" >&2 && exit 2 ;;
+        tests | parallel | training | one_row | hops) ;;
+        *) echo "no part: $part (tests, parallel, training, one_row or hops)" >&2 && exit 2 ;;
     esac
 done
 for part in "$@"; do "$part"; done

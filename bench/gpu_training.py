@@ -4,7 +4,8 @@
 
 Weights are random and made on the host, the tokenizer is the bundled one; rows are random tokens.
 A case runs the same code as `stage=finetune` (pipeline/adapters/nemo_training.py), reads its speed
-between reports of four steps, and is stopped when there are enough. Cases:
+between reports of four steps (on several GPUs ten, as the stage does), and is stopped when there
+are enough. Cases:
 
     METHOD-PRECISION-bN         N rows of 4096 tokens a micro-batch, 8 rows a GPU and step
     METHOD-PRECISION-packN      conversations of 600 tokens in the mean, packs of N tokens
@@ -84,7 +85,7 @@ def make_rows(lengths: list[int], folder: Path) -> Path:
 def job_of(case: str, folder: Path, reports: int) -> Job:
     method, precision, kind, size, length, layers, gpus = CASE.match(case).groups()  # type: ignore[union-attr]
     packed = kind == "pack"
-    steps = REPORT_EVERY * reports + 1
+    steps = (GPU_REPORT_EVERY if gpus else REPORT_EVERY) * reports + 1
     sequence = int(length or SEQUENCE)
     batch = CONVERSATION_BATCH if packed else GLOBAL_BATCH * SEQUENCE // sequence
     batch *= int(gpus or 1)
@@ -126,7 +127,7 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
     from pipeline.adapters.patching import replaced
 
     points: list[Point] = []
-    every, reports = REPORT_EVERY, readings + 1
+    reports = readings + 1
     activities = [torch.profiler.ProfilerActivity.CUDA]
     profiler = torch.profiler.profile(activities=activities) if profile else None
 
@@ -147,8 +148,7 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
     torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
     job = job_of(case, folder, reports)
-    if job.processes > 1:  # which report as the stage does
-        every, reports = GPU_REPORT_EVERY, 2
+    every = GPU_REPORT_EVERY if job.processes > 1 else REPORT_EVERY
     try:
         if job.processes > 1:
             launch.train_in_processes(job, report)
@@ -197,7 +197,7 @@ def forget_placeholders() -> None:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("cases", nargs="+", metavar="CASE")
-    parser.add_argument("--readings", type=int, default=READINGS, help="on one GPU")
+    parser.add_argument("--readings", type=int, default=READINGS, help="of the speed")
     parser.add_argument("--profile", action="store_true", help="kernels of four steps instead")
     arguments = parser.parse_args()
     if wrong := [c for c in arguments.cases if not CASE.match(c)]:
