@@ -22,7 +22,7 @@ BARS = (
     ("LoRA FP8, packed conversations", "gpu_training_lora", "lora-fp8-pack16384", OURS),
     ("full, 22 layers: HF, compiled, two rows", "gpu_training_sft_l22_peer", "mixed-b2-l22", PEER),
     ("full, 22 layers, two rows", "gpu_training_sft_l22", "sft-bf16-b2-l22", OURS),
-    ("full, 26 layers: HF, compiled, one row", "gpu_training_peer", "mixed-b1-l26", PEER),
+    ("full, 26 layers: HF, compiled, one row", "gpu_training_sft_l26_peer", "mixed-b1-l26", PEER),
     ("full, 26 layers, two rows", "gpu_training_sft_l26", "sft-bf16-b2-l26", OURS),
 )
 GPUS = {1: "lora-bf16-b4", 2: "lora-bf16-b4-g2", 4: "lora-bf16-b4-g4"}  # gpu_training_parallel

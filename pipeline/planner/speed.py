@@ -19,12 +19,13 @@ from pipeline.planner.memory import bytes_a_trained_parameter
 from pipeline.planner.workload import Workload, linear_parameters, trained_parameters
 
 # Of the data sheet's dense rate, over a whole step at Llama-3-8B's shape and 4096 tokens.
-BF16_SHARE = 0.535  # an adapter: 15,765 to 16,126 tokens/s
-SFT_SHARE = 0.58  # every weight of 22 layers: 16,667 and 16,910; gradients' products are larger
-# Of the layers' products alone, with an adapter 21,352 to 22,275; the rest stays in bfloat16.
+BF16_SHARE = 0.535  # an adapter: 15,696 to 16,159 tokens/s
+SFT_SHARE = 0.58  # every weight of 22 layers: 16,579 and 17,322; gradients' products are larger
+# Of the layers' products alone, with an adapter 20,898 to 22,167; the rest stays in bfloat16.
 FP8_SHARE = 0.39
 # A layer's forward and backward pass has some 60 kernels, and a step cannot be quicker than the
-# host starts them: in FP8 with one row of 4096 tokens a micro-batch 18,155 tokens/s.
+# host starts them: in FP8 with one row of 4096 tokens a micro-batch 18,155 tokens/s, and 14,500 on
+# a slower host.
 HOST_A_LAYER = 0.007
 
 
@@ -167,10 +168,10 @@ class Duration:
         return sum(vars(self).values())
 
 
-# Until the first step of 8 B on one H200, 17.9 s: 9 s of imports, and 9 to read 16 GB. On two slow
-# CPU cores imports take 20 s.
+# Until the first step of 8 B on one H200, 16.7 to 17.9 s: 9 s of imports, and 9 to read 16 GB. On
+# two slow CPU cores imports take 20 s.
 IMPORTS, CPU_IMPORTS, READING = 9.0, 20.0, 16.06e9 / 9.0
-WRITING = 1.2e9  # bytes/s; `cp` of 16 GB on that host took 11.9 to 14.9 s
+WRITING = 0.9e9  # bytes/s; a checkpoint of 94 GB took 105 s, and `cp` of 16 GB 11.2 to 20.6 s
 
 
 def run(
