@@ -89,12 +89,11 @@ def draw_rows() -> None:
     lengths.set_title("LoRA bf16, tokens/s by tokens of a row", loc="left", fontsize=10)
     lengths.set_xscale("log", base=2)
     lengths.set_xticks(list(LENGTHS), [f"{n:,}" for n in LENGTHS])
-    for precision, colour, above in (("bf16", OURS, False), ("fp8", FP8, True)):
-        by_rows = {n: case(file, f"lora-{precision}-{name}") for n, (file, name) in ROWS.items()}
-        speeds = {n: c["tokens_per_second_a_gpu"] for n, c in by_rows.items()}
-        line(speed, speeds, colour, above=above)
-        memories = {n * ROW: c["peak_memory_gib"] for n, c in by_rows.items()}
-        line(memory, memories, colour, above=above)
+    speeds, memories = by_rows("tokens_per_second_a_gpu"), by_rows("peak_memory_gib")
+    for precision, other, colour in (("bf16", "fp8", OURS), ("fp8", "bf16", FP8)):
+        line(speed, speeds[precision], colour, beside=speeds[other])
+        sizes = [{n * ROW: y for n, y in memories[p].items()} for p in (precision, other)]
+        line(memory, sizes[0], colour, beside=sizes[1])
         memory.plot([], [], color=colour, label=precision.replace("fp", "FP"))
     speed.set_title("LoRA, tokens/s by rows of a micro-batch", loc="left", fontsize=10)
     speed.set_xticks(list(ROWS))
@@ -106,13 +105,26 @@ def draw_rows() -> None:
     save(figure, "training-rows")
 
 
-def line(axis: Any, points: dict[int, float], colour: str, *, above: bool = False) -> None:
+def by_rows(key: str) -> dict[str, dict[int, float]]:
+    """Figures of LoRA by the rows of a micro-batch, of each precision."""
+    return {
+        precision: {
+            n: case(file, f"lora-{precision}-{name}")[key] for n, (file, name) in ROWS.items()
+        }
+        for precision in ("bf16", "fp8")
+    }
+
+
+def line(
+    axis: Any, points: dict[int, float], colour: str, beside: dict[int, float] | None = None
+) -> None:
+    """Points, each with its figure below it, or above where it is higher than another line's."""
     axis.plot(list(points), list(points.values()), color=colour, marker="o")
     for x, y in points.items():
         axis.annotate(
             f"{y:,.0f}",
             (x, y),
-            (-4, 7) if above else (4, -13),
+            (-4, 7) if beside and y > beside[x] else (4, -13),
             textcoords="offset points",
             fontsize=9,
             color=colour,
