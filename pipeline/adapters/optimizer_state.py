@@ -72,8 +72,9 @@ def _streamed(original: Any) -> Any:
         )
         found = {}
         for number, weight in enumerate(weights):
-            parts = _whole(self, weight, here.get(weight))
-            if number % ranks == rank:
+            writer = number % ranks
+            parts = _whole(self, weight, here.get(weight), writer)
+            if rank == writer:
                 found[number] = {
                     part: _described(of_model[weight], part, tensor)
                     for part, tensor in parts.items()
@@ -83,24 +84,30 @@ def _streamed(original: Any) -> Any:
     return state
 
 
-def _whole(self: Any, weight: torch.Tensor, here: Any) -> dict[str, torch.Tensor]:
-    """A weight's state from all ranks that share it, in the weight's shape.
+def _whole(self: Any, weight: torch.Tensor, here: Any, writer: int) -> dict[str, torch.Tensor]:
+    """A weight's state from all ranks that share it, in the weight's shape; on other ranks than the
+    writer nothing.
 
     here: where this rank's part of it lies, or None.
     """
     parts = {} if here is None else self._get_main_param_and_optimizer_states(weight)
-    if self.data_parallel_group.size() == 1:
+    group = self.data_parallel_group
+    if group.size() == 1:
         return {name: parts[name].detach().view(weight.shape) for name in PARTS}
-    return {name: _summed(self, weight, here, parts.get(name)) for name in PARTS}
+    sums = {name: _summed(weight, here, parts.get(name), group, writer) for name in PARTS}
+    return {name: whole for name, whole in sums.items() if whole is not None}
 
 
-def _summed(self: Any, weight: torch.Tensor, here: Any, part: torch.Tensor | None) -> torch.Tensor:
-    """The parts of all ranks, each of which adds zeros for those of the others."""
+def _summed(
+    weight: torch.Tensor, here: Any, part: torch.Tensor | None, group: Any, writer: int
+) -> torch.Tensor | None:
+    """The parts of all ranks, each of which adds zeros for those of the others; for the writer, on
+    the host."""
     whole = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
     if part is not None:
         whole[here["param"].start : here["param"].end] = part
-    torch.distributed.all_reduce(whole, group=self.data_parallel_group)
-    return whole.view(weight.shape).cpu()
+    torch.distributed.all_reduce(whole, group=group)
+    return whole.view(weight.shape).cpu() if group.rank() == writer else None
 
 
 def _described(shard: Any, part: str, tensor: torch.Tensor) -> Any:
