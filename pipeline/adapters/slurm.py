@@ -1,14 +1,16 @@
 """Slurm through NeMo-Run: the batch script that its SlurmExecutor writes, and its submission.
 
 Each node runs the command once, in the container, with torchrun's variables set from Slurm's: the
-first node of the list leads. srun ends all tasks when one fails (--kill-on-bad-exit) or, a minute
-after the first one ended, the others (--wait).
+first node of the list leads. srun ends all tasks when one fails (--kill-on-bad-exit). NeMo-Run also
+has it end the others a minute after the first one ended (--wait=60), which a later --wait=0 takes
+back: the leading node has yet to hash and file what was trained.
 """
 
 from __future__ import annotations
 
 import io
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
@@ -22,17 +24,23 @@ from typing import Any
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
 from pipeline.errors import MissingRuntime, PipelineError
 from pipeline.launcher_config import SlurmLauncher
-from pipeline.launchers import Work
+from pipeline.launchers import GRAPH, Work, check_artifacts
 
 PROJECT = "/app"  # in the container of the Dockerfile
 TASK = "run"
 
 
-def render(work: Work, launcher: SlurmLauncher) -> str:
-    """The batch script, and the script that each of its tasks runs. Writes nothing that stays."""
+def render(work: Work, launcher: SlurmLauncher, artifacts: Path) -> str:
+    """The batch script, and the script that each of its tasks runs. Writes nothing that stays.
+
+    Raises:
+        ConfigError: artifacts are in no folder that the container shares with the cluster.
+    """
+    targets = [Path(mount.split(":")[1]) for mount in launcher.container_mounts if ":" in mount]
+    check_artifacts(work, artifacts, targets, "a folder that launcher.container_mounts names")
     with (
         tempfile.TemporaryDirectory() as base,
-        _experiment(work, launcher, base, "dry-run") as made,
+        _experiment(work, launcher, artifacts, base, "dry-run") as made,
     ):
         made.dryrun(log=False, delete_exp_dir=False)
         (batch,) = Path(base).rglob(f"{TASK}_sbatch.sh")
@@ -40,7 +48,7 @@ def render(work: Work, launcher: SlurmLauncher) -> str:
         return f"{batch.read_text()}\n# {TASK}.sh, which each task runs\n{task.read_text()}"
 
 
-def submit(work: Work, launcher: SlurmLauncher) -> str:
+def submit(work: Work, launcher: SlurmLauncher, artifacts: Path) -> str:
     """Submit with the sbatch of this machine, a login node; the job's number.
 
     Raises:
@@ -56,7 +64,7 @@ def submit(work: Work, launcher: SlurmLauncher) -> str:
     base = str(launcher.job_folder)
     try:
         number = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        with _experiment(work, launcher, base, number) as made:
+        with _experiment(work, launcher, artifacts, base, number) as made:
             made.run(detach=True)
             (job,) = made.jobs
     except UnexpectedExit as error:
@@ -77,7 +85,9 @@ def _no_input() -> Iterator[None]:
 
 
 @contextmanager
-def _experiment(work: Work, launcher: SlurmLauncher, base: str, number: str) -> Iterator[Any]:
+def _experiment(
+    work: Work, launcher: SlurmLauncher, artifacts: Path, base: str, number: str
+) -> Iterator[Any]:
     """NeMo-Run's experiment of one task, kept under `base`, its paths under launcher.job_folder."""
     with warnings.catch_warnings(action="ignore"):
         import nemo_run
@@ -91,13 +101,15 @@ def _experiment(work: Work, launcher: SlurmLauncher, base: str, number: str) -> 
         gpus_per_node=work.gpus,
         container_image=launcher.container_image,
         container_mounts=list(launcher.container_mounts),
+        srun_args=["--wait=0"],
         job_name_prefix=f"{work.name}.",
         env_vars={MASTER: "$head_node_ip", MASTER_PORT: str(PORT)},
         tunnel=nemo_run.LocalTunnel(job_dir=str(launcher.job_folder / "experiments")),
         packager=nemo_run.Packager(),  # the container has the code
     )
+    project = shlex.quote(str(artifacts.parent)) if work.stage in GRAPH else PROJECT
     script = nemo_run.Script(
-        inline=f"cd {PROJECT}\nexport {NODE_RANK}=$SLURM_NODEID\nexec {work.shell()}\n"
+        inline=f"cd {project}\nexport {NODE_RANK}=$SLURM_NODEID\nexec {work.shell()}\n"
     )
     with (
         _no_input(),

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
-from pipeline.errors import ConfigError, MissingRuntime, PipelineError
+from pipeline.errors import MissingRuntime, PipelineError
 from pipeline.launcher_config import KubernetesLauncher
-from pipeline.launchers import GRAPH, Work
+from pipeline.launchers import GRAPH, Work, check_artifacts
 
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 NAME_LENGTH = 52
@@ -35,16 +35,8 @@ def render(
     """
     import yaml
 
-    if not artifacts.is_relative_to(launcher.mount):
-        raise ConfigError(
-            f"artifacts={artifacts} would be lost with the pod: give artifacts="
-            f"{launcher.mount}/artifacts, on the volume that launcher.claim={launcher.claim} names"
-        )
-    if work.stage in GRAPH and artifacts.name != "artifacts":
-        raise ConfigError(
-            f"artifacts={artifacts} must be the folder `artifacts` of a checkout on the volume, in "
-            f"which stage={work.stage} runs: such as {launcher.mount}/pipeline/artifacts"
-        )
+    volume = f"the volume that launcher.claim={launcher.claim} names"
+    check_artifacts(work, artifacts, [Path(launcher.mount)], volume)
     if schedule is not None:
         return yaml.safe_dump(_cron_job(work, launcher, artifacts, schedule), sort_keys=False)
     name = _name(work)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import launchers
-from pipeline.errors import MissingRuntime, PipelineError
+from pipeline.errors import ConfigError, MissingRuntime, PipelineError
 from tests.unit.launchers.cases import EXPECTED, SLURM, TRAINING, configured, write_program
 
 # Pipes that NeMo-Run leaves open.
@@ -57,3 +57,24 @@ def test_sbatch_gets_the_script(
     write_program(tmp_path / "bin", "sbatch", "echo sbatch: error: Invalid account >&2; exit 1")
     with pytest.raises(PipelineError, match=r"sbatch refused the job: .*Invalid account"):
         launchers.submit("finetune", arguments, config)
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "said"),
+    [
+        ("import", [], r"artifacts would be lost .* give artifacts=/shared/artifacts, on a folder"),
+        ("import", ["artifacts=/other/artifacts"], "would be lost with the container"),
+        ("all", ["artifacts=/shared/made"], "must be the folder `artifacts` of a checkout"),
+    ],
+)
+def test_artifacts_outlive_the_container(stage: str, given: list[str], said: str) -> None:
+    arguments = [f"stage={stage}", *SLURM, *given, "launcher.job_folder=/jobs"]
+    with pytest.raises(ConfigError, match=said):
+        launchers.submit(stage, arguments, configured(arguments))
+
+
+def test_the_whole_graph_runs_in_its_checkout(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["stage=all", *SLURM, "artifacts=/shared/my harbor/artifacts"]
+    arguments += ["launcher.job_folder=/jobs", "launcher.dry_run=true"]
+    launchers.submit("all", arguments, configured(arguments))
+    assert "\ncd '/shared/my harbor'\n" in capsys.readouterr().out

@@ -36,7 +36,7 @@ export PET_MASTER_PORT=29500
 
 # Command 1
 
-srun --output /shared/jobs/experiments/llama3-405b-finetune/llama3-405b-finetune_dry-run/run/log-llama3-405b-finetune.run_%j_${SLURM_RESTART_COUNT:-0}.out --container-image registry/pipeline:train --container-mounts /shared:/shared,/shared/jobs/experiments/llama3-405b-finetune/llama3-405b-finetune_dry-run/run:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 bash /nemo_run/scripts/run.sh
+srun --output /shared/jobs/experiments/llama3-405b-finetune/llama3-405b-finetune_dry-run/run/log-llama3-405b-finetune.run_%j_${SLURM_RESTART_COUNT:-0}.out --container-image registry/pipeline:train --container-mounts /shared:/shared,/shared/jobs/experiments/llama3-405b-finetune/llama3-405b-finetune_dry-run/run:/nemo_run --container-workdir /nemo_run/code --wait=60 --kill-on-bad-exit=1 --wait=0 bash /nemo_run/scripts/run.sh
 
 exitcode=$?
 
