@@ -170,17 +170,19 @@ def pack(lengths: Ints, chosen: Ints, *, pack_length: int, ranks: int) -> list[I
     """Put the `chosen` rows into packs of nearly the same size, as few as hold them.
 
     The longest row first, each into the pack that has least (Graham's LPT rule): what a step pads
-    is the little by which packs differ.
+    is the little by which packs differ. A row longer than a pack makes the step's packs as long as
+    itself, for all of a step are padded to the longest.
 
     Args:
         lengths: tokens of every row; a row takes one position less.
         chosen: row numbers; negative ones are left out.
-        pack_length: positions of a pack at most; a longer row is a pack of its own.
+        pack_length: positions of a pack at most, or of the longest row.
         ranks: the number of packs is a multiple of it, so that data-parallel ranks share evenly.
     """
     rows = chosen[chosen >= 0]
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     sizes = [int(n) - 1 for n in lengths[rows]]
+    pack_length = max([pack_length, *sizes[:1]])
     count = max(1, -(-sum(sizes) // pack_length))
     count = -(-count // ranks) * ranks
     while True:
@@ -189,7 +191,7 @@ def pack(lengths: Ints, chosen: Ints, *, pack_length: int, ranks: int) -> list[I
         fits = True
         for row, size in zip(rows, sizes, strict=True):
             filled, place = heapq.heappop(heap)
-            fits = fits and (filled == 0 or filled + size <= pack_length)
+            fits = fits and filled + size <= pack_length
             packs[place].append(int(row))
             heapq.heappush(heap, (filled + size, place))
         if fits:

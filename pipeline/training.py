@@ -141,7 +141,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest whole checkpoint of this job, or None."""
         whole = sorted(self._folder.glob("step-*[0-9]"))
-        if whole and self._progress(whole[-1])["identity"] == self._identity:
+        if whole and self._progress(whole[-1]).get("identity") == self._identity:
             return whole[-1]
         return None
 
@@ -189,4 +189,8 @@ class Checkpoints:
 
     @staticmethod
     def _progress(checkpoint: Path) -> dict[str, Any]:
-        return json.loads((checkpoint / "progress.json").read_text())
+        """Identity and curve; nothing if a machine that stopped left the file torn."""
+        try:
+            return json.loads((checkpoint / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}

@@ -45,8 +45,11 @@ class Workload:
 
     @property
     def micro_tokens(self) -> int:
-        """Positions in a micro-batch: rows padded to the longest, or one pack."""
-        return self.pack_length or self.micro_batch_size * self.rows.longest
+        """Positions in a micro-batch: rows padded to the longest, or one pack, which a row that is
+        longer makes as long as itself (`pipeline.batches.pack`)."""
+        if self.pack_length:
+            return max(self.pack_length, self.rows.longest)
+        return self.micro_batch_size * self.rows.longest
 
     @property
     def microbatches(self) -> int:

@@ -4,8 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.batches import SampleOrder, TokenRows, collate, padded_length, validation_batches
+from pipeline.batches import (
+    SampleOrder,
+    TokenRows,
+    collate,
+    pack,
+    packed_length,
+    padded_length,
+    validation_batches,
+)
 
 LENGTHS = np.random.default_rng(0).integers(5, 60, 37)
 
@@ -80,3 +90,23 @@ def test_saved_rows_are_read_back(tmp_path: Path) -> None:
     assert len(read) == 3
     assert read.sha256 == rows().sha256
     assert read.lengths.tolist() == [3, 5, 2]
+
+
+@given(st.lists(st.integers(2, 90), min_size=1, max_size=40), st.integers(8, 64), st.integers(1, 4))
+def test_packs_hold_each_row_once_within_their_length(
+    lengths: list[int], pack_length: int, ranks: int
+) -> None:
+    tokens, chosen = np.array(lengths), np.array([*range(len(lengths)), -1, -1])
+    packs = pack(tokens, chosen, pack_length=pack_length, ranks=ranks)
+    assert sorted(np.concatenate(packs).tolist()) == list(range(len(lengths)))
+    assert len(packs) % ranks == 0
+    longest = max(pack_length, max(lengths) - 1)
+    assert packed_length(tokens, [p for p in packs if len(p)], 1) <= longest
+
+
+def test_a_row_longer_than_a_pack_has_the_others_packed_as_long() -> None:
+    """All of a step are padded to it anyway."""
+    lengths = np.array([8193, *[301] * 63])
+    packs = pack(lengths, np.arange(64), pack_length=1024, ranks=1)
+    assert len(packs) == 4
+    assert packed_length(lengths, packs, 64) == 8192

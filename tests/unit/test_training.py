@@ -42,6 +42,17 @@ def test_a_half_written_checkpoint_is_ignored_and_then_removed(tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000003"]
 
 
+@pytest.mark.parametrize("torn", ["", '{"identity": "job", "curve": [{"st', "\0\0\0"])
+def test_a_checkpoint_that_a_power_cut_tore_is_none(tmp_path: Path, torn: str) -> None:
+    checkpoints = Checkpoints(tmp_path, "job")
+    write(checkpoints, 2)
+    (tmp_path / "step-000000002/progress.json").write_text(torn)
+    assert checkpoints.newest() is None
+    assert checkpoints.curve() == []
+    write(checkpoints, 2)
+    assert checkpoints.curve() == CURVE[:2]
+
+
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tmp_path: Path) -> None:
     write(Checkpoints(tmp_path, "job"), 2)
     assert Checkpoints(tmp_path, "other job").newest() is None

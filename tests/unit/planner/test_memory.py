@@ -23,6 +23,12 @@ def test_a_pack_filled_to_the_brim_bounds_what_was_measured() -> None:
     assert measured < bound < 1.1 * measured
 
 
+def test_a_row_longer_than_a_pack_counts() -> None:
+    long = workload(pack_length=1024, rows=rows(8192))
+    assert long.micro_tokens == 8192
+    assert peak(long).total == peak(workload(pack_length=8192, rows=rows(8192))).total
+
+
 def test_the_demo_on_a_cpu() -> None:
     """32 rows of at most 137 tokens, rank 64, in float32."""
     chain = json.loads((ROOT / "bench/results/cpu_chain.json").read_text())
