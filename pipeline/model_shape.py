@@ -95,9 +95,14 @@ def read_shape(folder: Path) -> Shape:
             here do not have (custom code, another activation, a bias, a sliding window ...).
     """
     file = folder / "config.json"
-    config = read_json(
-        file, "give the folder of an HF model (config.json, *.safetensors, tokenizer)"
+    return shape_of(
+        file,
+        read_json(file, "give the folder of an HF model (config.json, *.safetensors, tokenizer)"),
     )
+
+
+def shape_of(file: Path, config: Json) -> Shape:
+    """`read_shape` of a config.json that was read. file: its place, for errors."""
     check_no_code(file, config)
     names = config.get("architectures") or []
     family = next((_ARCHITECTURES[name] for name in names if name in _ARCHITECTURES), None)

@@ -64,9 +64,14 @@ def check_config(folder: Path, shape: Shape) -> list[str]:
         "norm_epsilon": shape.norm_eps,
         "hidden_act": "silu",
     }
-    if shape.rope_scaling:
-        scaling = config.get("rotary_scaling") or {}
+    scaling = config.get("rotary_scaling")
+    if shape.rope_scaling is None:
+        expected["rotary_scaling"] = None
+    else:
+        scaling = scaling or {}
+        kind = "type" if "type" in scaling else "rope_type"  # TensorRT-LLM reads either
         expected["rotary_scaling"] = scaling | {
+            kind: "llama3",
             "factor": shape.rope_scaling.factor,
             "low_freq_factor": shape.rope_scaling.low_freq_factor,
             "high_freq_factor": shape.rope_scaling.high_freq_factor,

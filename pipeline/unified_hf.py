@@ -14,6 +14,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pipeline.config import QuantizationFormat
+from pipeline.errors import DataError
+from pipeline.model_shape import read_shape, shape_of
 from pipeline.weight_formats import (
     JOINED,
     TOKENIZER,
@@ -56,6 +58,23 @@ def check_unified_hf(folder: Path, format: QuantizationFormat) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return [f"{folder} cannot be read: {type(error).__name__} {error}"]
     return problems
+
+
+def check_same(folder: Path, source: Path) -> list[str]:
+    """Sizes, rotary embedding and the like in a unified folder's config.json that are not the
+    source model's."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("quantization_config", None)
+    try:
+        ours, theirs = vars(shape_of(file, config)), vars(read_shape(source))
+    except DataError as error:
+        return [str(error)]
+    return [
+        f"config.json: {name} is {ours[name]!r}, the source has {value!r}"
+        for name, value in theirs.items()
+        if ours[name] != value
+    ]
 
 
 def _check_claim(claimed: Json, quantization: Json) -> list[str]:

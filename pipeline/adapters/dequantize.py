@@ -99,7 +99,8 @@ def compare(
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, float]:
-    """Cosine of two tensors, and |ours - theirs| / |theirs|."""
+    """Cosine of two tensors, |ours - theirs| / |theirs|, and the factor that brings theirs nearest
+    to ours: 1 however much was rounded, where scales are right."""
     import torch
 
     sums = torch.zeros(4, dtype=torch.float64, device=theirs.device)
@@ -111,11 +112,15 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, float]:
     dot, ours_square, theirs_square, square = sums.tolist()
     # A tensor of zeros, as a bias can be, has no direction: only its being copied counts.
     if square == 0:
-        return {"cosine": 1.0, "error": 0.0}
+        return {"cosine": 1.0, "error": 0.0, "scale": 1.0}
     if not (ours_square and theirs_square):
-        return {"cosine": 0.0, "error": math.inf}
+        return {"cosine": 0.0, "error": math.inf, "scale": 0.0}
     sizes = math.sqrt(ours_square) * math.sqrt(theirs_square)
-    return {"cosine": dot / sizes, "error": math.sqrt(square / theirs_square)}
+    return {
+        "cosine": dot / sizes,
+        "error": math.sqrt(square / theirs_square),
+        "scale": dot / theirs_square,
+    }
 
 
 def on_device(tensor: torch.Tensor) -> torch.Tensor:

@@ -143,6 +143,12 @@ def _copy_text_files(source: Path, out: Path) -> None:
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (source / name).is_file():
             (out / name).write_bytes((source / name).read_bytes())
+    if not (source / "generation_config.json").is_file():
+        from transformers import GenerationConfig, PretrainedConfig
+
+        # As transformers makes one of config.json: the ids at which an answer ends.
+        config = PretrainedConfig.from_pretrained(source)
+        GenerationConfig.from_model_config(config).save_pretrained(out)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ Both come from the one calibration of quantize.format. What was written is read 
 against the formats' rules, its weights, unpacked, against the source's.
 """
 
+import fnmatch
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,25 +21,28 @@ from pipeline.console import get_console, progress
 from pipeline.errors import ArtifactError, ConfigError, ProofFailed
 from pipeline.model_shape import Shape, read_shape
 from pipeline.qnemo import check_config, check_qnemo
-from pipeline.unified_hf import check_unified_hf
+from pipeline.unified_hf import check_same, check_unified_hf
 from pipeline.weight_formats import group_of
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a written weight may differ from the source's: cosine, and error relative to its norm.
+    """What a written weight may differ from the source's: cosine, error relative to its norm, and
+    how far from 1 the factor between them may be, which rounding leaves where it is.
 
     On random Llamas the error is 0.027 for FP8 (three bits of mantissa), 0.017 for SmoothQuant and
     0.13 for AWQ, and twice that where inputs have outliers; it is 0.06 to 0.10 for NVFP4, whatever
-    the weights' distribution. A wrong scale, order, transposition or packing is outside.
+    the weights' distribution. The factor is within 0.001 of 1, for NVFP4 within 0.007. A wrong
+    scale, order, transposition or packing is outside.
     """
 
     cosine: float
     error: float
+    scale: float = 0.03
 
 
 # What is not quantized is copied, at most rounded to bfloat16 (eight bits of mantissa).
-COPIED = Bounds(cosine=0.99999, error=2**-8)
+COPIED = Bounds(cosine=0.99999, error=2**-8, scale=2**-8)
 LINEAR: Mapping[QuantizationFormat, Bounds] = {
     "none": COPIED,
     "fp8": Bounds(cosine=0.998, error=0.06),
@@ -64,9 +69,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             f"{quantized} does not exist: run `python -m pipeline stage=quantize quantize={format}`"
         )
     shape = read_shape(source)
+    _check_exclude(config.quantize.exclude, ranks.pipeline_parallel)
     check_splits(shape, format, ranks.tensor_parallel, ranks.pipeline_parallel)
 
     from pipeline.adapters import modelopt_export
+    from pipeline.adapters.calibrated_scales import check_scales
 
     qnemo, unified = out / "qnemo", out / "hf"
     for folder in (qnemo, unified):
@@ -84,10 +91,14 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         modelopt_export.write_unified_hf(quantized, source, unified)
         bar.update(task, description="compare with the source", advance=1)
         _require_rules("qnemo", [*check_qnemo(qnemo, format), *check_config(qnemo, shape)])
-        _require_rules("unified HF", check_unified_hf(unified, format))
+        _require_rules(
+            "unified HF", [*check_unified_hf(unified, format), *check_same(unified, source)]
+        )
+        _require_scales(check_scales(quantized, {"qnemo": qnemo, "hf": unified}, shape, format))
         tables = _compare(source, shape, qnemo, unified)
         bar.update(task, description="export", advance=1)
-    proof = {form: _prove(form, table, format) for form, table in tables.items()}
+    exclude = config.quantize.exclude
+    proof = {form: _prove(form, table, format, exclude) for form, table in tables.items()}
     sizes = {form: _weight_bytes(folder) for form, folder in (("qnemo", qnemo), ("hf", unified))}
     smallest = {form: facts["smallest_cosine"] for form, facts in proof.items()}
     get_console().print(
@@ -136,12 +147,32 @@ def check_splits(
             )
 
 
+def _check_exclude(exclude: Sequence[str], pipeline_parallel: int) -> None:
+    """A rank numbers its layers from 0 on, and all ranks share one list of what is left out."""
+    numbered = [name for name in exclude if re.search(r"layers\.\d", name)]
+    if numbered and pipeline_parallel > 1:
+        raise ConfigError(
+            f"quantize.exclude names a layer by its number ({numbered[0]}), which a TensorRT-LLM "
+            f"checkpoint cannot say for export.pipeline_parallel={pipeline_parallel}: set it to 1, "
+            "or name a kind of layer, such as o_proj"
+        )
+
+
 def _require_rules(form: str, problems: Sequence[str]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ProofFailed(
-            f"the {form} folder breaks a rule of its format: {problems[0]}{more}; a layer left out "
-            "with quantize.exclude must be left out in every layer, otherwise this is a fault here"
+            f"the {form} folder breaks a rule of its format: {problems[0]}{more}; what runtimes "
+            "join must be left out together (quantize.exclude), otherwise this is a fault here"
+        )
+
+
+def _require_scales(problems: Sequence[str]) -> None:
+    if problems:
+        raise ProofFailed(
+            f"{problems[0]}, one of {len(problems)} scales of inputs or of the cache with which a "
+            "runtime would round otherwise than what was evaluated: report it with the model's "
+            "config.json"
         )
 
 
@@ -161,16 +192,23 @@ def _compare(
 
 
 def _prove(
-    form: str, table: Mapping[str, Mapping[str, float]], format: QuantizationFormat
+    form: str,
+    table: Mapping[str, Mapping[str, float]],
+    format: QuantizationFormat,
+    exclude: Sequence[str],
 ) -> dict[str, Any]:
     for name, figures in table.items():
-        allowed = LINEAR[format] if name.endswith("_proj.weight") else COPIED
-        if not (figures["cosine"] >= allowed.cosine and figures["error"] <= allowed.error):
+        left_out = any(fnmatch.fnmatch(name, f"*{pattern}*") for pattern in exclude)
+        quantized = name.endswith("_proj.weight") and not left_out
+        allowed = LINEAR[format] if quantized else COPIED
+        near = abs(figures["scale"] - 1) <= allowed.scale
+        if not (near and figures["cosine"] >= allowed.cosine and figures["error"] <= allowed.error):
             raise ProofFailed(
-                f"{form}: {name} unpacks to cosine {figures['cosine']:.4f} and error "
-                f"{figures['error']:.4f} against the source, where {allowed.cosine} and "
-                f"{allowed.error} are allowed: raise quantize.calibration.rows or leave the layer "
-                "out (quantize.exclude); near 0 the file itself is wrong"
+                f"{form}: {name} unpacks to cosine {figures['cosine']:.4f}, error "
+                f"{figures['error']:.4f} and {figures['scale']:.4f} times the source, where "
+                f"{allowed.cosine}, {allowed.error} and 1 ± {allowed.scale} are allowed: raise "
+                "quantize.calibration.rows or leave the layer out (quantize.exclude); near 0 the "
+                "file itself is wrong"
             )
     return {
         "smallest_cosine": min(f["cosine"] for f in table.values()),

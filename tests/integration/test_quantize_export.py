@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.adapters import hf, logit_probes, modelopt
+from pipeline.adapters.calibrated_scales import check_scales
 from pipeline.adapters.hf_session import HfSession, is_quantized
 from pipeline.artifact import Artifact, Outcome
 from pipeline.chat import Chat
 from pipeline.checkpoint_files import weight_files
 from pipeline.dataset import Row, read_split
 from pipeline.errors import ArtifactError, MissingRuntime, PipelineError, ProofFailed
+from pipeline.model_shape import read_shape
 from pipeline.serving.batching import BatchingEngine
 from pipeline.serving.engine import Sampling
 from pipeline.stages import evaluate, export, quantize
@@ -199,6 +201,68 @@ def test_a_quantized_cache_is_exported_only_when_asked_for(
     assert qnemo["quantization"]["kv_cache_quant_algo"] == "FP8"
 
 
+@pytest.mark.parametrize("folder", ["qnemo", "hf"])
+def test_a_wrong_scale_of_the_cache_is_found(
+    inputs: dict[str, Artifact], tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure("quantize.kv_cache=fp8", "quantize.compare=[]")
+    (tmp_path / "quantize").mkdir()
+    outcome = quantize.run(config, inputs, tmp_path / "quantize")
+    made = artifact_of(tmp_path / "quantize", tmp_path / "made", "quantize", outcome.kind)
+    (tmp_path / "export").mkdir()
+    export.run(config, {**inputs, "quantize": made}, tmp_path / "export")
+    damage = change_all(("k_cache_scaling_factor", "v_scale"), lambda t: t * 2)
+    damage(tmp_path / "export" / folder)
+    folders = {name: tmp_path / "export" / name for name in ("qnemo", "hf")}
+    shape = read_shape(inputs["merge"].path)
+    quantized = tmp_path / "quantize" / "fp8"
+    assert len(check_scales(quantized, folders, shape, "fp8")) == 2  # of two layers
+
+
+@pytest.mark.parametrize("format", ["fp8", "int4_awq"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_layer_that_is_left_out_must_be_a_copy(
+    inputs: dict[str, Artifact], tmp_path: Path, format: str, kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from pipeline.adapters import modelopt_export
+
+    config = configure(
+        f"quantize={format}", "quantize.exclude=[lm_head,o_proj]", "quantize.compare=[]"
+    )
+    for stage in ("quantize", "export"):
+        (tmp_path / stage).mkdir()
+    outcome = quantize.run(config, inputs, tmp_path / "quantize")
+    made = artifact_of(tmp_path / "quantize", tmp_path / "made", "quantize", outcome.kind)
+    write = modelopt_export.write_qnemo
+
+    def write_wrongly(quantized: Path, source: Path, out: Path, **ranks: int) -> None:
+        write(quantized, source, out, **ranks)
+        change_all(("dense.weight",), lambda t: t * 1.02)(out)
+
+    if not kept:
+        monkeypatch.setattr(modelopt_export, "write_qnemo", write_wrongly)
+    with nullcontext() if kept else pytest.raises(ProofFailed, match="o_proj"):
+        export.run(config, {**inputs, "quantize": made}, tmp_path / "export")
+
+
+def test_a_model_without_generation_config_is_exported(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "model")
+    (source / "generation_config.json").unlink()
+    model = modelopt.quantize(
+        hf.load_model(source, dtype="float32"), "fp8", [[[5, 6, 7]]], kv_cache="none", exclude=()
+    )
+    modelopt.save(model, tmp_path / "quantized" / "fp8", source)
+    made = {
+        "merge": artifact_of(source, tmp_path / "made", "merge", "hf_checkpoint"),
+        "quantize": artifact_of(tmp_path / "quantized", tmp_path / "made", "quantize", "quantized"),
+    }
+    export.run(configure(), made, tmp_path / "exported")
+    for form in ("qnemo", "hf"):
+        found = json.loads((tmp_path / "exported" / form / "generation_config.json").read_text())
+        assert (found["bos_token_id"], found["eos_token_id"]) == (0, 4)
+
+
 def test_evaluation_compares_every_model(
     inputs: dict[str, Artifact], quantized: tuple[Outcome, Artifact], tmp_path: Path
 ) -> None:
@@ -245,7 +309,52 @@ def change_a_tensor(
 
 
 SCALES = ("weights_scaling_factor", "weight_scale")
+
+
+def change_all(
+    endings: tuple[str, ...], change: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[Path], None]:
+    """Tensors of all files that end so."""
+
+    def damage(folder: Path) -> None:
+        for file in folder.glob("*.safetensors"):
+            tensors = load_file(file)
+            for name in tensors:
+                if name.endswith(endings):
+                    tensors[name] = change(tensors[name])
+            save_file(tensors, file, metadata={"format": "pt"})
+
+    return damage
+
+
+def change_config(**changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        # qnemo has other names for the same.
+        names = {"rope_theta": "rotary_base", "rope_scaling": "rotary_scaling"}
+        mine = {names[n] if folder.name == "qnemo" else n: v for n, v in changes.items()}
+        file.write_text(json.dumps(config | mine))
+
+    return damage
+
+
+INPUTS = ("activation_scaling_factor", "input_scale")
+LONGER = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "every scale a fifth too large": ("int4_awq", change_all(SCALES, lambda t: t * 1.2)),
+    "every scale a twentieth too small": ("w4a8_awq", change_all(SCALES, lambda t: t * 0.95)),
+    "scales of inputs": ("fp8", change_all(INPUTS, lambda t: t * 8)),
+    "scales of int8 inputs": ("int8_sq", change_all(INPUTS, lambda t: t * 1.01)),
+    "scales of NVFP4 inputs": ("nvfp4", change_all(INPUTS, lambda t: t / 6)),
+    "the rotary base": ("fp8", change_config(rope_theta=1234.0)),
+    "the rotary scaling": ("none", change_config(rope_scaling=LONGER)),
     # The direction stays, the size does not.
     "a scale twice as large": ("fp8", lambda f: change_a_tensor(f, SCALES, lambda t: t * 2)),
     "no tokenizer": ("fp8", lambda f: (f / "tokenizer.json").unlink()),

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import QuantizationFormat
 from pipeline.errors import ConfigError, ProofFailed
-from pipeline.stages.export import LINEAR, _prove, check_splits
+from pipeline.stages.export import LINEAR, _check_exclude, _prove, check_splits
 from tests.unit.stages.test_quantize import LLAMA
 
 
@@ -50,15 +50,37 @@ NORM, LINEAR_NAME = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
 )
 def test_weights_out_of_bounds_fail(name: str, cosine: float, error: float) -> None:
     with pytest.raises(ProofFailed, match=name):
-        _prove("qnemo", {name: {"cosine": cosine, "error": error}}, "fp8")
+        _prove("qnemo", {name: {"cosine": cosine, "error": error, "scale": 1.0}}, "fp8", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "exclude"),
+    [
+        (LINEAR_NAME, 1.2, ()),  # within what AWQ may round, and wrong
+        (LINEAR_NAME, 1.01, ("up_proj",)),  # left out, and so a copy
+    ],
+)
+def test_a_factor_between_the_weights_fails(
+    name: str, scale: float, exclude: tuple[str, ...]
+) -> None:
+    figures = {"cosine": 1.0, "error": abs(scale - 1), "scale": scale}
+    with pytest.raises(ProofFailed, match=f"{scale:.4f} times the source"):
+        _prove("qnemo", {name: figures}, "int4_awq", exclude)
+
+
+def test_a_numbered_layer_is_left_out_without_pipeline_stages_alone() -> None:
+    _check_exclude(("lm_head", "layers.0."), 1)
+    _check_exclude(("lm_head", "o_proj"), 2)
+    with pytest.raises(ConfigError, match=r"pipeline_parallel=2: set it to 1"):
+        _check_exclude(("lm_head", "layers.0."), 2)
 
 
 def test_the_proof_names_the_worst() -> None:
     table = {
-        NORM: {"cosine": 1.0, "error": 0.0},
-        LINEAR_NAME: {"cosine": 0.9996, "error": 0.027},
+        NORM: {"cosine": 1.0, "error": 0.0, "scale": 1.0},
+        LINEAR_NAME: {"cosine": 0.9996, "error": 0.027, "scale": 1.0},
     }
-    proof = _prove("hf", table, "fp8")
+    proof = _prove("hf", table, "fp8", ())
     assert (proof["smallest_cosine"], proof["largest_error"]) == (0.9996, 0.027)
     assert proof["by_tensor"] == table
 
