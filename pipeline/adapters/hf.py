@@ -139,8 +139,32 @@ class WeightReader:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
+    @property
+    def names(self) -> list[str]:
+        return list(self._files)
+
     def tensor(self, name: str) -> torch.Tensor:
         return self._open[name].get_tensor(name)
+
+
+def unlike(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str
+) -> Iterator[str]:
+    """Names of tensors that a folder does not hold, to the bit, as `write_weights` was given them:
+    others, missing ones, and ones that nobody gave."""
+    import torch
+
+    with WeightReader(folder) as written:
+        left = set(written.names)
+        for name, tensor in tensors:
+            if name not in left:
+                yield name
+                continue
+            left.remove(name)
+            stored = written.tensor(name).to(tensor.device)
+            if not torch.equal(stored, tensor.detach().to(getattr(torch, dtype))):
+                yield name
+        yield from sorted(left)
 
 
 def write_adapter(

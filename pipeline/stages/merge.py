@@ -2,8 +2,9 @@
 
 A LoRA or DoRA is folded into the base; a fully fine-tuned model is written as it is. Either way
 the proof is a chain of logits on fixed prompts, in float32: NeMo as trained = HF base with the
-PEFT adapter = NeMo folded = HF folded. What rounding the weights to the written precision then
-changes is measured from the written files, and stands beside it.
+PEFT adapter = NeMo folded = HF folded. The files are read back and must hold those weights, rounded
+to the written precision, to the bit. What the rounding changes is measured from them, too, and
+stands beside it.
 """
 
 import json
@@ -15,13 +16,20 @@ from typing import TYPE_CHECKING
 from pipeline.artifact import Artifact, Outcome
 from pipeline.checkpoint_files import clear, copy_assets, read_json
 from pipeline.config import Config
+from pipeline.errors import ProofFailed
 from pipeline.model_shape import Shape, read_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
     from pipeline.adapters.nemo_adapters import AdapterLayer
 
+    Tensors = Iterable[tuple[str, torch.Tensor]]
+
 # Smallest cosine of the written model's logits with the unrounded one's. Rounding to bfloat16
-# changes a weight by at most one part in 256; below this the files hold something else.
+# changes a weight by at most one part in 256; below this config.json says something else.
 MIN_WRITTEN_COSINE = 0.99
 
 
@@ -61,6 +69,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         chain.require("hf_folded", partial(hf.logits, merged))
         del merged
         hf.write_weights(out, nemo.hf_tensors(model, shape), dtype=config.model.dtype)
+        _require_written(out, nemo.hf_tensors(model, shape), config.model.dtype)
     _write_assets(config, assets, out)
     written = hf.load_model(out, dtype="float32")
     rounding = chain.require_near("hf_written", partial(hf.logits, written), MIN_WRITTEN_COSINE)
@@ -70,6 +79,17 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         "rounding_min_logit_cosine": rounding.min_cosine,
     }
     return Outcome("hf_checkpoint", metrics, {"as_trained_vs": chain.proof})
+
+
+def _require_written(folder: Path, tensors: "Tensors", dtype: str) -> None:
+    from pipeline.adapters import hf
+
+    wrong = next(hf.unlike(folder, tensors, dtype=dtype), None)
+    if wrong:
+        raise ProofFailed(
+            f"{folder}: {wrong} was not written as it was folded; nothing was kept: run the same "
+            "command again, and check the disk if it comes back"
+        )
 
 
 def _write_adapter(

@@ -349,8 +349,16 @@ def test_a_merge_that_loses_something_is_refused(
             hf,
             "write_weights",
             lambda folder, tensors, dtype: write(
-                folder, ((n, t + 0.5 * ("lm_head" in n)) for n, t in tensors), dtype=dtype
+                folder, ((n, t * (1 + 0.01 * ("1.mlp.down" in n))) for n, t in tensors), dtype=dtype
             ),
         )
+        with pytest.raises(
+            ProofFailed, match=r"layers\.1\.mlp\.down_proj.* was not written as it was"
+        ):
+            merge.run(config(folders["llama"]), given, out)
+    with monkeypatch.context() as patch:  # its config.json is another model's
+        wrong = {"rms_norm_eps": 10.0, "architectures": ["LlamaForCausalLM"]}
+        read = merge.read_json
+        patch.setattr(merge, "read_json", lambda *given: read(*given) | wrong)
         with pytest.raises(ProofFailed, match="hf_written does not compute"):
             merge.run(config(folders["llama"]), given, out)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.adapters import hf
-from pipeline.adapters.hf import WeightReader, write_weights
+from pipeline.adapters.hf import WeightReader, unlike, write_weights
 from pipeline.checkpoint_files import tensor_shapes, weight_files
 
 WEIGHTS = {
@@ -87,3 +87,25 @@ def test_large_models_are_written_in_shards(
     with WeightReader(tmp_path) as reader:
         assert torch.equal(reader.tensor("c"), WEIGHTS["c"])
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, []),
+        ({"b": WEIGHTS["b"] + 1e-6}, []),  # rounds to the same
+        ({"b": WEIGHTS["b"] * 1.01}, ["b"]),
+        ({"d": torch.ones(2)}, ["d"]),  # was not written
+    ],
+)
+def test_what_was_not_written_as_it_was_given_is_named(
+    tmp_path: Path, given: dict[str, torch.Tensor], found: list[str]
+) -> None:
+    write_weights(tmp_path, WEIGHTS.items(), dtype="bfloat16")
+    assert list(unlike(tmp_path, (WEIGHTS | given).items(), dtype="bfloat16")) == found
+
+
+def test_a_tensor_that_nobody_gave_is_named(tmp_path: Path) -> None:
+    write_weights(tmp_path, WEIGHTS.items(), dtype="bfloat16")
+    left = {name: tensor for name, tensor in WEIGHTS.items() if name != "c"}
+    assert list(unlike(tmp_path, left.items(), dtype="bfloat16")) == ["c"]
