@@ -23,7 +23,15 @@ from pipeline import tracking
 from pipeline.artifact import Artifact, Manifest, Outcome
 from pipeline.config import Config
 from pipeline.console import get_console
-from pipeline.errors import ArtifactError, Busy, DataError, GateFailed, PipelineError, ResourceError
+from pipeline.errors import (
+    ArtifactError,
+    Busy,
+    ConfigError,
+    DataError,
+    GateFailed,
+    PipelineError,
+    ResourceError,
+)
 from pipeline.graph import ROOT, Node, read_graph, select
 
 # What an artifact's bytes may depend on; the manifest names the versions.
@@ -105,6 +113,11 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
 
 def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], folder: Path) -> Work:
     """The identity of what a stage would make: settings, and the content of inputs and files."""
+    if Path.cwd().resolve() != ROOT.resolve():
+        raise ConfigError(
+            f"paths of settings are relative to the checkout, and this is {Path.cwd()}: run the "
+            f"command in {ROOT}"
+        )
     code = _git_state()  # now, for a checkout may go on to another commit while a stage runs
     settings = select(tree, node.params)
     files = {str(path): _content(ROOT / path, folder) for path in node.files}
@@ -118,10 +131,11 @@ def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], fo
 
 
 @contextmanager
-def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[None]:
+def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[int]:
     """Keep other runs out of the folder; the system lets go of it however the process ends.
 
-    lock: name of the file that says so.
+    lock: name of the file that says so. Yields its descriptor: a process that inherits it holds the
+    folder for as long as it lives, too.
 
     Raises:
         Busy: another run holds it. ResourceError: it cannot be written.
@@ -146,7 +160,7 @@ def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[None]:
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
-        yield
+        yield stream.fileno()
 
 
 def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from pipeline import compose, runner, tracking
 from pipeline.artifact import Outcome
 from pipeline.config import load
-from pipeline.errors import ArtifactError, Busy, DataError, GateFailed, ResourceError
+from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
 from pipeline.graph import ROOT, Node, read_graph, select
 
 
@@ -253,6 +253,7 @@ def test_manifest_names_the_commit_that_ran(chain, tmp_path, monkeypatch):
     git("add", "code.py")
     began = commit()
     monkeypatch.setattr(runner, "ROOT", checkout)
+    monkeypatch.chdir(checkout)
     chain.stages["first"] = goes_on
     assert chain("first").manifest.code == {"commit": began, "changed": False}
 
@@ -273,3 +274,10 @@ def test_tracking_is_told_how_it_ended(chain, monkeypatch):
     assert told == [
         ("FINISHED", False, None), ("FINISHED", True, None), ("FAILED", False, "division by zero"),
     ]  # fmt: skip
+
+
+def test_another_folder_than_the_checkout_is_refused(chain, tmp_path, monkeypatch):
+    """Settings' paths would be read there, and their content's digests here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"this is {tmp_path}: run the command in"):
+        chain("first")
