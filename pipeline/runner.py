@@ -190,8 +190,10 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
         outcome = _stage_function(name)(config, work.inputs, scratch)
         seconds = time.monotonic() - begin
         shutil.rmtree(scratch / artifacts.SCRATCH, ignore_errors=True)
-        artifacts.write_manifest(scratch, _manifest(work, outcome, scratch, seconds))
+        manifest = _manifest(work, outcome, scratch, seconds)
+        artifacts.write_manifest(scratch, manifest)
         artifacts.replace_folder(scratch, place, aside)
+        artifacts.note_verified(place, manifest)
     made = artifacts.open_artifact(place)
     size = f"{made.manifest.bytes / 2**20:,.1f} MiB"
     console.print(f"[green]✓[/] {name}: {outcome.kind} in {place} ({size}, {seconds:.1f} s)")

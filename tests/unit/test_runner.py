@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipeline import compose, runner, tracking
+from pipeline import artifact, compose, runner, tracking
 from pipeline.artifact import Outcome
 from pipeline.config import load
 from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
@@ -281,3 +281,13 @@ def test_another_folder_than_the_checkout_is_refused(chain, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"this is {tmp_path}: run the command in"):
         chain("first")
+
+
+def test_what_was_made_is_hashed_once(chain, monkeypatch):
+    read = []
+    hashed = artifact.sha256_of_file
+    monkeypatch.setattr(
+        artifact, "sha256_of_file", lambda path: read.append(path.name) or hashed(path)
+    )
+    chain("first")
+    assert read.count("value") == 1
