@@ -96,12 +96,12 @@ def guide_for(chat: Chat, style: Style, tools: Sequence[Mapping[str, Any]]) -> G
             "type": "object",
             "properties": {
                 "name": {"const": tool["function"]["name"]},
-                style.arguments_key: tool["function"].get("parameters") or {"type": "object"},
+                style.arguments_key: _as_resource(tool["function"].get("parameters"), index),
             },
             "required": ["name", style.arguments_key],
             "additionalProperties": False,
         }
-        for tool in tools
+        for index, tool in enumerate(tools)
     ]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if style.listed:
@@ -206,6 +206,16 @@ def has_control_tokens(chat: Chat, style: Style) -> bool:
 def _encodable(text: str) -> str:
     """With ? for halves of surrogate pairs, which escapes in JSON can stand for."""
     return text.encode(errors="replace").decode()
+
+
+def _as_resource(parameters: Mapping[str, Any] | None, index: int) -> dict[str, Any]:
+    """A tool's schema as it can stand inside of another: its `$ref`s begin at its own root.
+
+    That is what an `$id` is for. `$schema` goes: a draft of old ignores an `$id` beside a `$ref`.
+    """
+    found = {**(parameters or {"type": "object"}), "$id": f"urn:tool:{index}"}
+    found.pop("$schema", None)
+    return found
 
 
 def _is_call(value: Any) -> bool:
