@@ -178,16 +178,23 @@ class CallReader:
         try:
             value, end = _DECODER.raw_decode(begun)
             calls = [self._call(found) for found in (value if isinstance(value, list) else [value])]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return []
         self._text = begun[end:]
         self._in_call, self._may_call, self._behind_call = False, False, bool(self._closing)
         return calls
 
     def _call(self, found: Any) -> Call:
-        arguments = found[self._key]
+        """
+        Raises:
+            ValueError, KeyError, TypeError: it is no call, or its arguments are no JSON, as NaN is.
+        """
+        name, arguments = found["name"], found[self._key]
+        if not isinstance(name, str):
+            raise TypeError(name)
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        return Call(new_id(), _encodable(str(found["name"])), _encodable(text))
+        json.dumps(json.loads(text), allow_nan=False)
+        return Call(new_id(), _encodable(name), _encodable(text))
 
     def _take(self, count: int) -> str:
         taken, self._text = self._text[:count], self._text[count:]

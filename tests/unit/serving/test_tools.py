@@ -304,6 +304,14 @@ ONE = ("weather", {"town": "Rome"})
         (BARE, 'So {"name": "f", "parameters": {}}', 'So {"name": "f", "parameters": {}}', []),
         (LISTED, f"[TOOL_CALLS] [{ROME}, {ROME}]", "", [ONE, ONE]),
         (LISTED, "[TOOL_CALL]", "[TOOL_CALL]", []),
+        *((BARE, odd, odd, []) for odd in (
+            '{"name": "f", "parameters": {"x": NaN}}',
+            '{"name": "f", "parameters": {"x": 1e999}}',
+            '{"name": "f", "parameters": "not json"}',
+            '{"name": "f", "parameters": "{\\"x\\": NaN}"}',
+            '{"name": {"a": 1}, "parameters": {}}',
+        )),
+        (BARE, '{"name": "f", "parameters": "{\\"x\\": 1}"}', "", [("f", {"x": 1})]),
         (BARE, '{"name": "\\ud800", "parameters": "\\"\\ud800\\""}', "", [("?", "?")]),
     ],
 )  # fmt: skip
@@ -312,3 +320,8 @@ def test_calls_are_read_however_they_come(
     style: Style, text: str, shown: str, calls: list[Any], sizes: list[int]
 ) -> None:
     assert read(style, text, sizes) == (shown, calls)
+
+
+def test_nesting_too_deep_to_be_read_is_text() -> None:
+    text = "[" * 100_000
+    assert read(BARE, text, []) == (text, [])
