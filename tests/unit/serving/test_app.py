@@ -327,6 +327,15 @@ def test_the_log_says_why_a_request_was_refused_and_not_what_it_said(
     assert "secret" not in str([vars(record) for record in caplog.records])
 
 
+def test_the_log_does_not_take_a_whole_field_name(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline.serving")
+    assert post(**{"x" * 10**6: 1}).status_code == 400
+    (record,) = [r for r in caplog.records if r.message == "request"]
+    assert vars(record)["error"] == ("unknown_parameter " + "x" * 200)[:200]
+
+
 def test_a_model_that_fails_is_never_ready(app: Any, model: ListModel) -> None:
     model.error = RuntimeError("no such kernel")
 
