@@ -1,6 +1,5 @@
 """An engine's folder on a socket by uvicorn, until a signal; answers in progress are finished."""
 
-import json
 import logging
 import signal
 import socket
@@ -12,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from pydantic import ValidationError
 
 from pipeline.artifact import open_artifact
 from pipeline.config import ServeConfig
-from pipeline.errors import ArtifactError, ConfigError
+from pipeline.errors import ArtifactError, ConfigError, DataError
 from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
 from pipeline.serving.description import FILE, Description
 from pipeline.serving.logs import server_log
 from pipeline.serving.open import open_engine
 from pipeline.serving.operations import Operations
+from pipeline.serving.protocol import CompletionRequest
 from pipeline.serving.wire import WireBounds, WireConfig
+from pipeline.tokenizer_folder import read_json
 
 log = logging.getLogger("pipeline.serving")
 
@@ -48,6 +50,7 @@ def serve(
     Raises:
         ArtifactError: the engine is not whole, or not for this machine.
         ConfigError: a file that a setting names cannot be used.
+        DataError: the model's own defaults for sampling are none.
     """
     begin = time.monotonic()
     with server_log():
@@ -77,6 +80,7 @@ def _server(
         open_artifact(folder, stage="build").require("engine")
     if settings.adapters and not settings.adapters.is_dir():
         raise ConfigError(f"serve.adapters={settings.adapters} is no folder: name one, or null")
+    defaults = _sampling_defaults(folder)
     served = open_engine(folder, max_queue=settings.max_queue, description=description)
     if settings.adapters and "adapters" not in served.engine.features:
         served.engine.close()
@@ -91,7 +95,7 @@ def _server(
         model=model,
         slots=served.description.max_batch_size,
         runtime=served.description.runtime,
-        defaults=_sampling_defaults(folder),
+        defaults=defaults,
         adapters=settings.adapters,
         operations=operations,
     )
@@ -117,11 +121,23 @@ def _server(
 
 
 def _sampling_defaults(folder: Path) -> dict[str, float]:
-    """What the model's own generation_config.json says, as vLLM takes it."""
+    """What the model's own generation_config.json says, as vLLM takes it.
+
+    Raises:
+        DataError: it cannot be read, or holds what no request may ask for.
+    """
     file = folder / "generation_config.json"
-    given = json.loads(file.read_text()) if file.is_file() else {}
+    found = read_json(file, required=False)
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return {name: given[name] for name in names if given.get(name) is not None}
+    given = {name: found[name] for name in names if found.get(name) is not None}
+    try:
+        CompletionRequest.model_validate({"model": "any", "prompt": "any", **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DataError(
+            f"{file}: {first['loc'][0]}={first['input']!r}: {first['msg']}; mend it, or take it out"
+        ) from None
+    return given
 
 
 class _Server(uvicorn.Server):

@@ -45,6 +45,16 @@ def test_what_is_wrong_is_said_in_a_line(
     assert words in last
 
 
+def test_bad_defaults_of_a_model_are_found_before_its_engine_is_opened(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "generation_config.json").write_text("{bad")
+    settings = ["serve.port=0", "engine.name=remote", "engine.arguments.model=m"]
+    settings += ["engine.arguments.base_url=http://127.0.0.1:9/v1"]
+    assert main(["--engine", str(folder), "--model", "bank", *settings]) == 3
+    assert "generation_config.json is not valid JSON" in capfd.readouterr().err.splitlines()[-1]
+
+
 def test_a_runtimes_own_arguments_are_given_one_by_one_or_all() -> None:
     given = ['engine.arguments={"model": "m"}', "engine.arguments.base_url=http://a:1/v1"]
     engine = read_settings(given)[1]
