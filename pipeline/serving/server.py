@@ -1,6 +1,7 @@
 """An engine's folder on a socket by uvicorn, until a signal; answers in progress are finished."""
 
 import logging
+import resource
 import signal
 import socket
 import time
@@ -27,6 +28,9 @@ from pipeline.serving.wire import WireBounds, WireConfig
 from pipeline.tokenizer_folder import read_json
 
 log = logging.getLogger("pipeline.serving")
+
+BACKLOG = 2048  # connections that are taken at once, and only then counted
+OTHER_FILES = 256  # of the server itself
 
 
 def serve(
@@ -55,6 +59,7 @@ def serve(
     begin = time.monotonic()
     with server_log():
         log.info("loading", extra={"model": model, "folder": str(folder)})
+        _allow_files(settings.max_connections)
         server = _server(folder, model, settings, description)
 
         def ready() -> None:
@@ -65,6 +70,26 @@ def serve(
         server.app_state.readiness.announce = ready
         server.run(sockets=[listening])
     return not server.force_exit
+
+
+def _allow_files(connections: int) -> None:
+    """Raise how many files this process may open, of which a connection is one, to what it takes.
+
+    Beyond that limit the system itself closes connections, unanswered and unlogged.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + BACKLOG + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit < connections + OTHER_FILES:
+        log.warning(
+            "serve.max_connections=%d needs more open files than the %d that the system allows: "
+            "raise its hard limit (ulimit -Hn), or lower the setting",
+            connections,
+            limit,
+        )
 
 
 def _server(
@@ -108,6 +133,7 @@ def _server(
                 header_seconds=settings.header_timeout,
                 stalled_seconds=settings.stalled_timeout,
             ),
+            backlog=BACKLOG,
             timeout_keep_alive=settings.keep_alive_timeout,
             ws="none",
             log_config=None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import resource
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,3 +101,30 @@ def test_defaults_that_no_request_could_ask_for_are_refused_at_start(
     (tmp_path / "generation_config.json").write_text(own)
     with pytest.raises(DataError, match=rf"generation_config\.json.*{re.escape(words)}"):
         server._sampling_defaults(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "warns"),
+    [
+        (1024, 2**20, 3328, False),
+        (1024, resource.RLIM_INFINITY, 3328, False),
+        (1024, 2048, 2048, False),
+        (1024, 1024, 1024, True),
+        (4096, 4096, None, False),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, False),
+    ],
+)
+def test_connections_are_not_bounded_by_open_files_where_that_can_be_helped(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    soft: int,
+    hard: int,
+    raised: int | None,
+    warns: bool,
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(server.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(server.resource, "setrlimit", lambda _, given: limits.append(given))
+    server._allow_files(1024)
+    assert limits == ([] if raised is None else [(raised, hard)])
+    assert ("serve.max_connections=1024 needs more open files" in caplog.text) == warns
