@@ -276,7 +276,11 @@ def test_prompts_that_are_none_are_refused(post: Post, prompt: Any) -> None:
         assert response.status_code == 200
     else:
         assert response.status_code == 400
-        assert response.json()["error"]["param"] == "prompt"
+        error = response.json()["error"]
+        assert error["param"] == "prompt"
+        wrong_ids = prompt in ([-1], [400_000])
+        words = "token ids go from" if wrong_ids else "give text, token ids or a list of either"
+        assert words in error["message"]
 
 
 def test_models_are_listed_and_named(app: Any) -> None:
