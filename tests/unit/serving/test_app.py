@@ -150,6 +150,16 @@ def test_echo_repeats_the_prompt(post: Post) -> None:
         assert "".join(body["choices"][0]["text"] for body in bodies) == prompt + ANSWER
 
 
+def test_an_answer_of_nothing_can_be_sent_back(post: Post) -> None:
+    """This server gives one itself, and clients send back what they got."""
+    empty = {"role": "assistant", "content": ""}
+    assert post(messages=[*HELLO, empty, *HELLO]).status_code == 200
+    for turn in ({"role": "assistant"}, {"role": "user", "content": " "}):
+        response = post(messages=[*HELLO, turn, *HELLO])
+        assert response.status_code == 400
+        assert f"empty {turn['role']} turn" in response.json()["error"]["message"]
+
+
 def test_max_tokens_cuts_an_answer(post: Post) -> None:
     for limit in ({"max_tokens": 3}, {"max_completion_tokens": 3}):
         body = post(**limit).json()
