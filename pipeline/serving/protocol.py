@@ -289,6 +289,9 @@ def explain(errors: list[Any]) -> dict[str, Any]:
         return error_body(
             f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter"
         )
+    if param in ("prompt", "input"):  # an error of one branch of its union would mislead
+        text = f"Invalid '{param}': give text, token ids or a list of either; no list may be empty"
+        return error_body(text, param=param, code="invalid_value")
     code = "unsupported_parameter" if first["type"] == "unsupported" else "invalid_value"
     inner = [str(part) for part in first["loc"][2:]]
     place = f" (at {'.'.join(inner)})" if inner else ""

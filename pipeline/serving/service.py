@@ -93,7 +93,8 @@ class Service:
             echoes = [p if isinstance(p, str) else self._chat.decode(p) for p in body.prompts]
         form = TextForm(
             [echo for echo in echoes for _ in range(n)],
-            None if limit else [length for length in lengths for _ in range(n)],
+            [length for length in lengths for _ in range(n)],
+            not limit,
             await self._texts.ready() if body.logprobs is not None else None,
         )
         decode = self._chat.decode

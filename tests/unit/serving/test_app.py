@@ -150,6 +150,16 @@ def test_echo_repeats_the_prompt(post: Post) -> None:
         assert "".join(body["choices"][0]["text"] for body in bodies) == prompt + ANSWER
 
 
+def test_an_answer_of_nothing_can_be_sent_back(post: Post) -> None:
+    """This server gives one itself, and clients send back what they got."""
+    empty = {"role": "assistant", "content": ""}
+    assert post(messages=[*HELLO, empty, *HELLO]).status_code == 200
+    for turn in ({"role": "assistant"}, {"role": "user", "content": " "}):
+        response = post(messages=[*HELLO, turn, *HELLO])
+        assert response.status_code == 400
+        assert f"empty {turn['role']} turn" in response.json()["error"]["message"]
+
+
 def test_max_tokens_cuts_an_answer(post: Post) -> None:
     for limit in ({"max_tokens": 3}, {"max_completion_tokens": 3}):
         body = post(**limit).json()
@@ -276,7 +286,11 @@ def test_prompts_that_are_none_are_refused(post: Post, prompt: Any) -> None:
         assert response.status_code == 200
     else:
         assert response.status_code == 400
-        assert response.json()["error"]["param"] == "prompt"
+        error = response.json()["error"]
+        assert error["param"] == "prompt"
+        wrong_ids = prompt in ([-1], [400_000])
+        words = "token ids go from" if wrong_ids else "give text, token ids or a list of either"
+        assert words in error["message"]
 
 
 def test_models_are_listed_and_named(app: Any) -> None:
@@ -325,6 +339,15 @@ def test_the_log_says_why_a_request_was_refused_and_not_what_it_said(
         "invalid_value temperature",
     ]
     assert "secret" not in str([vars(record) for record in caplog.records])
+
+
+def test_the_log_does_not_take_a_whole_field_name(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline.serving")
+    assert post(**{"x" * 10**6: 1}).status_code == 400
+    (record,) = [r for r in caplog.records if r.message == "request"]
+    assert vars(record)["error"] == ("unknown_parameter " + "x" * 200)[:200]
 
 
 def test_a_model_that_fails_is_never_ready(app: Any, model: ListModel) -> None:

@@ -78,6 +78,12 @@ def test_the_right_key_opens_and_is_known_behind_the_door(tmp_path: Path) -> Non
     assert ask(app, headers={"Authorization": "bearer  other "}).json() == {"key": "ben"}
 
 
+@pytest.mark.parametrize(("encoding", "status"), [("utf-8", 200), ("latin-1", 401)])
+def test_a_key_that_is_no_ascii_is_taken_as_utf_8(encoding: str, status: int) -> None:
+    app = door(Keyring(None, {"SERVE_API_KEY": "clé"}))
+    assert ask(app, headers={"authorization": "Bearer clé".encode(encoding)}).status_code == status
+
+
 @pytest.mark.parametrize(
     "path", ["/health/live", "/v1/health/ready", "/metrics", "/v1/metrics", "/"]
 )
