@@ -12,10 +12,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError
 from pipeline.serving.description import Description
 from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling
 from pipeline.serving.engine_process import OF_ALL
@@ -50,13 +50,12 @@ class SupervisedEngine:
         self._closing = False
         self._reviving: asyncio.Task[None] | None = None
         self._wait = FIRST_WAIT_SECONDS
-        self._start(folder)
-        try:
+        with ExitStack() as undone:  # unless all of it succeeds
+            undone.callback(os.close, self._held)
+            self._start(folder)
+            undone.callback(self._link.close)
             facts = self._link.wait_until_open()
-        except PipelineError:
-            self._link.close()
-            os.close(self._held)
-            raise
+            undone.pop_all()
         self.max_input_len: int = facts["max_input_len"]
         self.max_seq_len: int = facts["max_seq_len"]
         self.features: frozenset[str] = facts["features"]
@@ -171,19 +170,23 @@ class SupervisedEngine:
             _tell(target, "failed", reason)
 
     async def _revive(self) -> None:
-        """Start processes until one gives an answer, at growing intervals if they die young."""
+        """Start processes until one gives an answer, at growing intervals if they die young.
+
+        Nothing that goes wrong ends it (no memory or no descriptor for a process, for instance):
+        the server would stay without an engine for good.
+        """
         log.error("not ready: %s", self._down)
         if time.monotonic() - self._started > STEADY_SECONDS:
             self._wait = FIRST_WAIT_SECONDS
         while True:
             await asyncio.sleep(self._wait)
             self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
-            # Where it is now: `stage=build` puts an engine aside when it makes another.
-            self._start(Path(os.readlink(f"/proc/self/fd/{self._held}")))
             try:
+                # Where it is now: `stage=build` puts an engine aside when it makes another.
+                self._start(Path(os.readlink(f"/proc/self/fd/{self._held}")))
                 await asyncio.to_thread(self._link.wait_until_open)
                 await self._prove()
-            except (PipelineError, EngineFailed, ValueError) as error:
+            except Exception as error:
                 if self._closing or self._reviving is not asyncio.current_task():
                     return  # it died while it was proven: another task is at it
                 self._link.close()
