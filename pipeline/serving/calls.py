@@ -60,6 +60,11 @@ class Call:
     def seconds(self) -> float:
         return time.perf_counter() - self.begun
 
+    @property
+    def was_cut(self) -> bool:
+        """Whether the server failed at it: with a status that says so, or in its stream."""
+        return self.error is not None and (self.status in (None, 200) or self.status >= 500)
+
     def may_use(self, model: str) -> bool:
         return self.key is None or self.key.allows(model)
 
@@ -87,11 +92,15 @@ def current() -> Call:
 
 
 class InFlight:
-    """How many requests are being answered, and whether more may come."""
+    """How many requests are being answered, and whether more may come.
+
+    cut: how many the server could not finish, by its own fault, since it was told to stop.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.draining = False
+        self.cut = 0
 
 
 class Calls:
@@ -123,6 +132,7 @@ class Calls:
             await self._answer(call, scope, receive, self._tagged(call, send))
         finally:
             self._in_flight.count -= not quiet
+            self._in_flight.cut += call.was_cut
             _current.reset(token)
             if not quiet:
                 _write(call, scope)

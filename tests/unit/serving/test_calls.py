@@ -104,6 +104,21 @@ def test_what_nobody_foresaw_is_an_answer_in_openais_shape(
     assert layered.in_flight.count == 0
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "cut"),
+    [(200, None, 0), (200, "the engine failed", 1), (503, "the engine failed", 1), (503, None, 0),
+     (400, "invalid_value stop", 0), (calls.CLIENT_LEFT, None, 0)],
+)  # fmt: skip
+def test_what_the_server_could_not_finish_is_cut(status: int, error: str | None, cut: int) -> None:
+    def answer(request: Request) -> Any:
+        calls.current().error = error
+        return Response(status_code=status)
+
+    layered = Layered(answer)
+    ask(layered.app)
+    assert layered.in_flight.cut == cut
+
+
 def test_refusals_are_counted_and_clients_that_left_are_not() -> None:
     for status, counted in ((200, []), (404, [404]), (503, [503]), (calls.CLIENT_LEFT, [])):
         layered = Layered(lambda request, status=status: Response(status_code=status))

@@ -69,4 +69,14 @@ def test_an_impatient_ctrl_c_ends_it(clock: Clock) -> None:
     running = stopped(3)
     running.handle_exit(signal.SIGINT, None)
     assert running.force_exit
+    assert not running.finished
     assert ends(running)
+
+
+def test_only_answers_that_failed_after_the_stop_were_cut(clock: Clock) -> None:
+    running = stopped(0)
+    assert running.finished
+    in_flight = running.config.app.state.in_flight  # type: ignore[union-attr]
+    in_flight.cut += 1
+    running.handle_exit(signal.SIGTERM, None)
+    assert not running.finished

@@ -150,6 +150,21 @@ def test_killed_under_load_it_fails_what_it_held_and_comes_back_by_itself(tmp_pa
     run(scenario)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_the_server_cuts_no_answer(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as engine:
+            answer = asyncio.create_task(read(engine, [1], greedy(LONG)))
+            await wait_for(lambda: (engine.load().cache_use or 0) > 0)
+            os.kill(engine.pid, number)
+            assert await answer == alone([1], LONG)
+            assert engine.down() is None
+
+    run(scenario)
+
+
 def test_an_engine_that_says_it_is_down_is_started_anew(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as engine:
