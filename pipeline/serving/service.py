@@ -16,15 +16,14 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from pipeline.chat import Chat
-from pipeline.errors import DataError
 from pipeline.serving import calls, responses, tools
-from pipeline.serving.conversation import parse_conversation
 from pipeline.serving.engine import Engine, EngineFailed, QueueFull, Sampling
 from pipeline.serving.forms import ChatForm, Form, TextForm
 from pipeline.serving.generation import Generation, Piece
 from pipeline.serving.logprobs import TokenTexts
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.models import Models
+from pipeline.serving.prompts import Prompts
 from pipeline.serving.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -35,7 +34,6 @@ from pipeline.serving.protocol import (
 from pipeline.serving.settings import Settings
 
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
-GREETING = ({"role": "user", "content": "Hello"},)
 
 
 class Service:
@@ -50,18 +48,14 @@ class Service:
         self._takes_tools = tools.takes_tools(chat)
         self._style = tools.style_of(chat)
         self._marked = self._style is not None and tools.has_control_tokens(chat, self._style)
-        first = chat.prompt(GREETING)[:1]
-        bos = chat.special_tokens.get("bos_token")
-        self._begin = first if bos and first == [chat.tokenizer.token_to_id(bos)] else []
+        self._prompts = Prompts(chat)
 
     async def answer_chat(self, body: ChatRequest, request: Request) -> Response:
         adapter = self._models.find(body.model)
         field, guide = self._settings.guide(body)
         offered = self._offered(body)
-        try:
-            prompt = self._chat.prompt(parse_conversation(body.messages), offered)
-        except DataError as error:
-            raise invalid("messages", str(error)) from error
+        size = len(await request.body())
+        prompt = await self._prompts.of_chat(body.messages, offered, size)
         choice = body.tool_choice
         if self._style and offered and (choice == "required" or isinstance(choice, ToolName)):
             if field:
@@ -83,7 +77,7 @@ class Service:
     async def answer_text(self, body: CompletionRequest, request: Request) -> Response:
         adapter = self._models.find(body.model)
         field, guide = self._settings.guide(body)
-        prompts = [self._ids(prompt) for prompt in body.prompts]
+        prompts = await self._prompts.of_texts(body.prompts, len(await request.body()))
         lengths = [len(prompt) for prompt in prompts]
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = self._settings.sampling(body, limit, lengths, guide, adapter)
@@ -128,19 +122,6 @@ class Service:
                 raise invalid("tool_choice", f"{choice.function.name!r} is not among tools")
             return named
         return offered
-
-    def _ids(self, prompt: str | list[int]) -> list[int]:
-        """Tokens of a completion's prompt; text begins as the model's conversations do."""
-        if isinstance(prompt, str):
-            try:
-                ids = self._chat.tokenizer.encode(prompt, add_special_tokens=False).ids
-            except TypeError:  # as the library has it
-                raise invalid("prompt", "the prompt holds half a surrogate pair") from None
-            return ids if ids[:1] == self._begin else self._begin + ids
-        highest = self._chat.vocab_size - 1
-        if min(prompt) < 0 or max(prompt) > highest:
-            raise invalid("prompt", f"token ids go from 0 to {highest}")
-        return prompt
 
     async def _answer(
         self,
