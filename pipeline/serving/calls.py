@@ -36,6 +36,7 @@ class Call:
     """What is known of a request. Times are seconds since it began, None until they happen:
     the engine was asked, it left the engine's queue, its first token came, and its last.
 
+    ended_by_themselves: choices that the model ended, and no stop string, length or guide.
     content: what serve.log_content adds to the line.
     """
 
@@ -51,6 +52,7 @@ class Call:
     first_token: float | None = None
     last_token: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    ended_by_themselves: set[int] = field(default_factory=set)
     status: int | None = None
     error: str | None = None
     ended: bool = False

@@ -62,6 +62,7 @@ class Generation:
     ) -> None:
         self._metrics, self._decode, self._stops = metrics, decode, stops
         self._keeps_tokens = sampling.logprobs is not None
+        self._guided = sampling.guide is not None
         self._begin = time.perf_counter()
         self._reasons: dict[int, str] = {}
         self._choices: list[_Choice] = []
@@ -143,6 +144,7 @@ class Generation:
     async def _follow(self, choice: _Choice) -> AsyncIterator[Piece]:
         text = TextStream(self._decode, self._stops)
         reason, first, newest = "length", self._begin, self._begin
+        by_itself = False
         async for tokens in choice.stream:
             newest = time.perf_counter()
             kept: list[Token] = []
@@ -157,7 +159,7 @@ class Generation:
                 if self._keeps_tokens:
                     kept.append(token)
                 if token.id in choice.stop_ids:
-                    reason = "stop"
+                    reason, by_itself = "stop", not self._guided
                     break
                 shown += text.push(token.id)
                 if text.stopped:
@@ -171,6 +173,8 @@ class Generation:
         rest = text.finish()
         if text.stopped:
             reason = "stop"
+        elif by_itself:
+            self._call.ended_by_themselves.add(choice.index)
         self._metrics.request_generation_tokens.observe(choice.tokens)
         self._metrics.decode.observe(newest - first)
         if choice.tokens > 1:
