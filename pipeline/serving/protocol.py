@@ -14,6 +14,7 @@ MAX_STOPS = 4
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
+MAX_GUIDED_CHOICES = 1000  # llguidance follows 2,000 at most
 TokenIds = Annotated[list[int], Field(min_length=1)]
 Texts = Annotated[list[str], Field(min_length=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -93,7 +94,9 @@ class Extensions(BaseModel):
     ignore_eos: bool | None = None
     guided_json: str | dict[str, Any] | None = Field(None, description="a JSON schema")
     guided_regex: str | None = None
-    guided_choice: Texts | None = None
+    guided_choice: (
+        Annotated[list[str], Field(min_length=1, max_length=MAX_GUIDED_CHOICES)] | None
+    ) = None
     guided_grammar: str | None = Field(None, description="in Lark's or in GBNF's notation")
 
 

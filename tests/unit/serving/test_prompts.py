@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,12 @@ def test_what_is_no_text_is_refused(chat: Chat, size: int) -> None:
         asyncio.run(Prompts(chat).of_chat([{"role": "user", "content": half}], None, size))
     with pytest.raises(Refusal, match="token ids go from 0 to"):
         asyncio.run(Prompts(chat).of_texts([[-1]], size))
+
+
+def test_tools_that_are_nested_too_deep_are_refused(chat: Chat) -> None:
+    parameters: list[Any] = []
+    for _ in range(2000):
+        parameters = [parameters]
+    messages = [{"role": "user", "content": QUESTION}]
+    with pytest.raises(Refusal, match="nested hundreds deep"):
+        asyncio.run(Prompts(chat).of_chat(messages, [{"parameters": parameters}], 0))
