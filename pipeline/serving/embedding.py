@@ -47,11 +47,11 @@ class Embedder:
         prompts = await asyncio.to_thread(self._prompts, body, self._tokenizer)
         tokens = sum(map(len, prompts))
         call = calls.current()
-        await call.admit(tokens)
-        call.model, call.prompt_tokens = body.model, tokens
-        self._metrics.prompt_tokens.inc(tokens)
-        begin = time.perf_counter()
-        vectors = await self._engine.embed(prompts)
+        async with call.admitted(tokens):
+            call.model, call.prompt_tokens = body.model, tokens
+            self._metrics.prompt_tokens.inc(tokens)
+            begin = time.perf_counter()
+            vectors = await self._engine.embed(prompts)
         if body.dimensions is not None:
             vectors = _shortened(vectors, body.dimensions)
         if body.encoding_format == "base64":

@@ -88,12 +88,16 @@ class Generation:
     def completion_tokens(self) -> int:
         return sum(choice.tokens for choice in self._choices)
 
-    def cancel(self) -> None:
-        """Free what is still in progress; the client is gone, or the answer complete."""
+    def cancel(self, reason: str) -> None:
+        """Free what is still in progress, if anything is.
+
+        Args:
+            reason: `abort` if the client is gone, `error` if the server cannot go on.
+        """
         for choice in self._choices:
             if choice.index not in self._reasons:
                 choice.stream.cancel()
-                self._end(choice, "abort")
+                self._end(choice, reason)
 
     async def collect(self) -> list[Piece]:
         """Each choice in one piece.
@@ -200,4 +204,5 @@ class Generation:
         self._call.finish_reasons.append(reason)
         self._call.completion_tokens += choice.tokens
         self._call.last_token = self._call.seconds
-        self._metrics.latency.observe(time.perf_counter() - self._begin)
+        if reason != "error":
+            self._metrics.latency.observe(time.perf_counter() - self._begin)

@@ -133,20 +133,45 @@ class Service:
         guide_field: str | None,
         request: Request,
     ) -> Response:
-        await calls.current().admit(sum(map(len, prompts)))
+        self._require_slots(len(prompts), body.n or 1)
+        async with calls.current().admitted(sum(map(len, prompts))):
+            try:
+                run = Generation(
+                    *(self._engine, self._metrics, body.model, prompts, body.n or 1, sampling),
+                    *(decode, body.stops),
+                )
+            except ValueError as error:
+                raise invalid(guide_field or "model", str(error)) from error
+            return await self._respond(form, body, run, sampling, guide_field, request)
+
+    def _require_slots(self, prompts: int, n: int) -> None:
+        """
+        Raises:
+            Refusal: the answers would not fit if nobody else asked for any.
+        """
+        room = getattr(self._engine, "room", None)
+        if room is not None and prompts * n > room:
+            raise invalid(
+                "n" if prompts == 1 else "prompt",
+                f"{prompts} prompts with {n} answers each are {prompts * n} answers, and this "
+                f"server holds {room} at once: send several smaller requests",
+            )
+
+    async def _respond(
+        self,
+        form: Form,
+        body: ChatRequest | CompletionRequest,
+        run: Generation,
+        sampling: Sampling,
+        guide_field: str | None,
+        request: Request,
+    ) -> Response:
         head = {
             "id": f"{'chatcmpl' if form.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": body.model,
         }
-        try:
-            run = Generation(
-                *(self._engine, self._metrics, body.model, prompts, body.n or 1, sampling),
-                *(decode, body.stops),
-            )
-        except ValueError as error:
-            raise invalid(guide_field or "model", str(error)) from error
-        streams = False
+        reason, streams = "error", False  # of what has not ended when this does
         try:
             if body.stream:
                 pieces = run.pieces()
@@ -154,18 +179,20 @@ class Service:
                 if sampling.guide:  # may be refused only now, which has a status of its own
                     early = [await _unless_client_leaves(request, anext(pieces))]
                     if early == [None]:
+                        reason = "abort"
                         return Response(status_code=calls.CLIENT_LEFT)
                 streams = True
                 events = self._events(form, head, run, early, pieces, body)
                 return _EventStream(events, run.cancel)
             whole = await _unless_client_leaves(request, run.collect())
+            if whole is None:
+                reason = "abort"
+                return Response(status_code=calls.CLIENT_LEFT)
         except ValueError as error:
             raise invalid(guide_field or "body", str(error)) from error
         finally:
             if not streams:
-                run.cancel()
-        if whole is None:
-            return Response(status_code=calls.CLIENT_LEFT)
+                run.cancel(reason)
         choices = [form.whole(piece) for piece in whole]
         return responses.Json(responses.response(form.kind, head, choices, _usage(body, run)))
 
@@ -195,20 +222,25 @@ class Service:
             async for piece in rest:
                 if choices := form.go_on(piece):
                     yield events(choices)
-        except (EngineFailed, ValueError) as error:
-            self._metrics.failed(500)
-            calls.current().error = str(error)
-            yield _event(error_body(str(error), "server_error"))
-            return
-        except QueueFull as error:
-            self._metrics.failed(429)
-            calls.current().error = f"rate_limit_exceeded: {error}"
-            text = "the server has no room for this answer after all: try again shortly"
-            yield _event(error_body(text, "rate_limit_error", code="rate_limit_exceeded"))
+        except (EngineFailed, QueueFull, ValueError) as error:
+            run.cancel("error")
+            await calls.current().give_back()
+            yield _event(self._late_error(error))
             return
         if body.wants_usage:
             yield _event({**responses.chunk(form.kind, head, []), "usage": _usage(body, run)})
         yield b"data: [DONE]\n\n"
+
+    def _late_error(self, error: Exception) -> dict[str, Any]:
+        """What a stream says of a failure that came behind its first byte; notes it, too."""
+        call = calls.current()
+        if isinstance(error, QueueFull):
+            call.late_status, call.error = 429, f"rate_limit_exceeded: {error}"
+            text = "the server has no room for this answer after all: try again shortly"
+            return error_body(text, "rate_limit_error", code="rate_limit_exceeded")
+        down = isinstance(error, EngineFailed) and self._engine.down()
+        call.late_status, call.error = 503 if down else 500, str(error)
+        return error_body(str(error), "server_error", code="engine_down" if down else None)
 
 
 def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, int]:
@@ -221,9 +253,13 @@ def _event(body: Mapping[str, Any]) -> bytes:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events that free what they stand for, however the response ends."""
+    """Server-sent events that free what they stand for, however the response ends.
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+    Args:
+        on_end: told why, if it has to be told of an end: `abort`, the client left; or `error`.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[str], None]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, headers=headers, media_type="text/event-stream")
         self._on_end = on_end
@@ -231,8 +267,11 @@ class _EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:  # by serve.request_timeout; of a client that left none comes
+            self._on_end("error")
+            raise
         finally:
-            self._on_end()
+            self._on_end("abort")
 
 
 async def _unless_client_leaves(request: Request, work: Any) -> Any:

@@ -42,6 +42,7 @@ class SupervisedEngine:
 
     def __init__(self, folder: Path, description: Description, *, max_queue: int) -> None:
         self._description, self._max_queue = description, max_queue
+        self.room = description.max_batch_size + max_queue
         self._held = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         self._open: dict[int, PushedStream | asyncio.Future[Any]] = {}
         self._ids = itertools.count()
@@ -76,7 +77,7 @@ class SupervisedEngine:
         self._require_up()
         if not 0 < len(prompt) <= self.max_seq_len - sampling.max_tokens or sampling.max_tokens < 1:
             raise ValueError(f"{len(prompt)} + {sampling.max_tokens} tokens do not fit")
-        if len(self._open) >= self._description.max_batch_size + self._max_queue:
+        if len(self._open) >= self.room:
             raise QueueFull
         return self._begin(prompt, sampling)
 
