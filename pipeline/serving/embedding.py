@@ -13,8 +13,6 @@ from pipeline.serving.protocol import EmbeddingRequest, Refusal, invalid
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_INPUTS = 2048  # OpenAI's
-
 
 class Embedder:
     """What the endpoint does.
@@ -64,8 +62,6 @@ class Embedder:
         given: Any = body.input
         if isinstance(given, str) or isinstance(given[0], int):
             given = [given]
-        if len(given) > MAX_INPUTS:
-            raise invalid("input", f"at most {MAX_INPUTS} texts can be embedded at once")
         if isinstance(given[0], str):
             if not all(given):
                 raise invalid("input", "a text is empty")

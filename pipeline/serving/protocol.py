@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from pipeline.serving.prompt_types import Prompts
+
 MAX_STOPS = 4
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
 MAX_GUIDED_CHOICES = 1000  # llguidance follows 2,000 at most
-TokenIds = Annotated[list[int], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 
@@ -194,7 +194,7 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """POST /v1/completions; a prompt is text or token ids, or a list of either."""
 
-    prompt: str | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: Prompts
     max_tokens: int | None = Field(None, ge=0, description="0 only with echo")
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
@@ -220,7 +220,7 @@ class EmbeddingRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    input: str | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1)]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
     user: Any = None

@@ -54,6 +54,7 @@ class Service:
         adapter = self._models.find(body.model)
         field, guide = self._settings.guide(body)
         offered = self._offered(body)
+        self._require_slots(1, body.n or 1)
         size = len(await request.body())
         prompt = await self._prompts.of_chat(body.messages, offered, size)
         choice = body.tool_choice
@@ -77,6 +78,7 @@ class Service:
     async def answer_text(self, body: CompletionRequest, request: Request) -> Response:
         adapter = self._models.find(body.model)
         field, guide = self._settings.guide(body)
+        self._require_slots(len(body.prompts), body.n or 1)
         prompts = await self._prompts.of_texts(body.prompts, len(await request.body()))
         lengths = [len(prompt) for prompt in prompts]
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
@@ -133,7 +135,6 @@ class Service:
         guide_field: str | None,
         request: Request,
     ) -> Response:
-        self._require_slots(len(prompts), body.n or 1)
         async with calls.current().admitted(sum(map(len, prompts))):
             try:
                 run = Generation(

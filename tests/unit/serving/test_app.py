@@ -9,12 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from pipeline.chat import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
 from pipeline.serving.bounds import Bounds
 from pipeline.serving.operations import Operations
+from pipeline.serving.protocol import CompletionRequest
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
 from tests.unit.serving.models import ListModel, say
@@ -281,6 +283,12 @@ def test_prompts_that_are_none_are_refused(post: Post, prompt: Any) -> None:
     else:
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "prompt"
+
+
+def test_a_list_of_prompts_beyond_measure_is_refused_before_each_is_looked_at() -> None:
+    with pytest.raises(ValidationError, match="at most 2048 texts") as refused:
+        CompletionRequest.model_validate({"model": "bank", "prompt": [None] * 3000})
+    assert refused.value.error_count() == 1
 
 
 def test_models_are_listed_and_named(app: Any) -> None:
