@@ -154,8 +154,8 @@ class Service:
         if room is not None and prompts * n > room:
             raise invalid(
                 "n" if prompts == 1 else "prompt",
-                f"{prompts} prompts with {n} answers each are {prompts * n} answers, and this "
-                f"server holds {room} at once: send several smaller requests",
+                f"prompts times n are {prompts * n} answers, and this server holds {room} at once: "
+                "send several smaller requests",
             )
 
     async def _respond(
