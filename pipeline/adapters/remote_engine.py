@@ -59,7 +59,7 @@ class RemoteEngine:
         self._place = without_password(self._url)
         self._headers = headers()
         self._slots = description.max_batch_size
-        self._most = self._slots + max_queue
+        self.room = self._slots + max_queue
         self._streams: dict[PushedStream, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._client: httpx.AsyncClient | None = None
@@ -80,7 +80,7 @@ class RemoteEngine:
         """See engine.Engine.generate."""
         if self._down:
             raise EngineFailed(self._down)
-        if len(self._streams) >= self._most:
+        if len(self._streams) >= self.room:
             raise QueueFull
         body = request_body(self._model, prompt, sampling, self._known)
         stream = PushedStream(lambda: self._leave(stream))
@@ -192,7 +192,7 @@ class RemoteEngine:
         client = self._client = self._client or httpx.AsyncClient(
             headers=self._headers,
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=self._most),
+            limits=httpx.Limits(max_connections=self.room),
         )
         try:
             url = f"{self._url}/completions"

@@ -49,7 +49,7 @@ def serve(
         announce: called when the server is ready.
 
     Returns:
-        Whether they were: a second SIGINT does not wait for them.
+        Whether they were: a second SIGINT does not wait for them, and the engine may fail.
 
     Raises:
         ArtifactError: the engine is not whole, or not for this machine.
@@ -69,7 +69,7 @@ def serve(
 
         server.app_state.readiness.announce = ready
         server.run(sockets=[listening])
-    return not server.force_exit
+    return server.finished
 
 
 def _allow_files(connections: int) -> None:
@@ -183,6 +183,11 @@ class _Server(uvicorn.Server):
     def app_state(self) -> Any:
         return self.config.app.state  # type: ignore[union-attr]
 
+    @property
+    def finished(self) -> bool:
+        """Whether every answer that was in progress at the stop was finished."""
+        return not self.force_exit and not self.app_state.in_flight.cut
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -196,7 +201,9 @@ class _Server(uvicorn.Server):
         if self._stopped is not None and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
         log.info("shutting down", extra={"answers_in_progress": self.app_state.in_flight.count})
-        self._stopped = self._stopped or time.monotonic()
+        if self._stopped is None:
+            self._stopped = time.monotonic()
+            self.app_state.in_flight.cut = 0
         self.app_state.readiness.end()
         self._drained()
 

@@ -73,6 +73,7 @@ def test_an_impatient_ctrl_c_ends_it(clock: Clock) -> None:
     running = stopped(3)
     running.handle_exit(signal.SIGINT, None)
     assert running.force_exit
+    assert not running.finished
     assert ends(running)
 
 
@@ -128,3 +129,12 @@ def test_connections_are_not_bounded_by_open_files_where_that_can_be_helped(
     server._allow_files(1024)
     assert limits == ([] if raised is None else [(raised, hard)])
     assert ("serve.max_connections=1024 needs more open files" in caplog.text) == warns
+
+
+def test_only_answers_that_failed_after_the_stop_were_cut(clock: Clock) -> None:
+    running = stopped(0)
+    assert running.finished
+    in_flight = running.config.app.state.in_flight  # type: ignore[union-attr]
+    in_flight.cut += 1
+    running.handle_exit(signal.SIGTERM, None)
+    assert not running.finished

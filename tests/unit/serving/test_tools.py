@@ -245,6 +245,20 @@ def test_a_conversation_with_results_goes_on(server: Server, chats: dict[str, Ch
             },
             "arguments as a JSON object",
         ),
+        (
+            {
+                "messages": [
+                    *HELLO,
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {"id": "a", "function": {"name": "f", "arguments": "[" * 5000}}
+                        ],
+                    },
+                ]
+            },
+            "arguments as a JSON object",
+        ),
         ({"tools": [{**PAY, "function": {"name": "two words"}}]}, "tools"),
         (
             {
