@@ -115,10 +115,11 @@ def test_fp8_has_one_scale() -> None:
 def test_comparison_tells_direction_and_size_apart() -> None:
     source = torch.tensor([3.0, 4.0])
     doubled = difference(torch.tensor([6.0, 8.0]), source)
-    assert doubled == {"cosine": pytest.approx(1.0), "error": pytest.approx(1.0)}
+    assert doubled == pytest.approx({"cosine": 1.0, "error": 1.0, "scale": 2.0})
     assert difference(torch.tensor([-4.0, 3.0]), source)["cosine"] == 0.0
-    assert difference(torch.zeros(2), torch.zeros(2)) == {"cosine": 1.0, "error": 0.0}
-    assert difference(source, torch.zeros(2)) == {"cosine": 0.0, "error": math.inf}
+    assert difference(torch.zeros(2), torch.zeros(2)) == {"cosine": 1.0, "error": 0.0, "scale": 1.0}
+    nothing = difference(source, torch.zeros(2))
+    assert nothing == {"cosine": 0.0, "error": math.inf, "scale": 0.0}
     assert math.isnan(difference(torch.tensor([math.nan, 1.0]), source)["cosine"])
 
 
