@@ -21,11 +21,10 @@ from pipeline.chat_template import ChatTemplate
 from pipeline.messages import Message, Unusable
 from pipeline.tokenizer_folder import (
     FILES,
-    SPECIAL,
     load_tokenizer,
     read_json,
     read_template,
-    text_of,
+    special_tokens,
 )
 
 # The smallest conversation: shows how a template ends a turn.
@@ -73,7 +72,7 @@ class Chat:
         config = read_json(folder / "tokenizer_config.json")
         fallback = read_json(folder / "special_tokens_map.json", required=False)
         merged = {**fallback, **{k: v for k, v in config.items() if v is not None}}
-        special = {name: text_of(merged[name]) for name in SPECIAL if merged.get(name)}
+        special = special_tokens(folder, merged)
         template = ChatTemplate(read_template(folder, config), special, str(folder))
         chat = cls(folder, load_tokenizer(folder, merged, special), template, special)
         chat._check_on_probe()

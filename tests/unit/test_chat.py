@@ -269,6 +269,12 @@ def test_prompt_that_is_tokenized_otherwise_than_in_training_is_refused(tmp_path
             b'{"chat_template": "x", "added_tokens_decoder": {"x": 3}}',
             "declares tokens",
         ),
+        ("tokenizer_config.json", b'{"chat_template": [1]}', "has no chat template"),
+        (
+            "tokenizer_config.json",
+            b'{"chat_template": "x", "bos_token": {"x": 1}}',
+            r"tokenizer_config\.json: bos_token cannot be read",
+        ),
         ("chat_template.jinja", b"\xff", "is not UTF-8"),
     ],
 )
