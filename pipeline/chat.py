@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.chat_template import ChatTemplate
+from pipeline.errors import DataError
 from pipeline.messages import Message, Unusable
 from pipeline.tokenizer_folder import (
     FILES,
@@ -195,13 +196,18 @@ class Chat:
 
     def _check_on_probe(self) -> None:
         """Refuse here what would fail, or silently go wrong, on every conversation."""
-        ids, prompt = self.render(PROBE).ids, self.prompt(PROBE[:1])
+        try:
+            ids, prompt = self.render(PROBE).ids, self.prompt(PROBE[:1])
+        except Unusable as error:
+            raise DataError(
+                f"a question and its answer cannot be written for this model: {error}: mend its "
+                f"template, or put one that takes them into {self.folder / 'chat_template.jinja'}"
+            ) from error
         if ids[: len(prompt)] != prompt:
-            raise Unusable(
-                "prompt differs from training",
+            raise DataError(
                 f"the tokenizer of {self.folder} splits the end of the generation prompt into "
                 "other tokens when an answer follows, so training and serving would differ: end "
-                "the assistant's header in the chat template with a control token",
+                "the assistant's header in the chat template with a control token"
             )
 
     def _starts(self, token: int, offset: tuple[int, int], start: int) -> bool:
