@@ -270,15 +270,15 @@ def _content(path: Path, folder: Path) -> str:
     """Digest of a file, or of every file below a folder."""
     index = folder / artifacts.VERIFIED / "external.json"
     if path.is_file():
-        return artifacts.sha256_with_index(path, index)
+        return artifacts.sha256_with_index([path], index)[0]
     if not path.is_dir():
         raise DataError(
             f"{path} does not exist: correct the setting that names it (--help lists them)"
         )
     files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    return artifacts.sha256_of_json(
-        {p.relative_to(path).as_posix(): artifacts.sha256_with_index(p, index) for p in files}
-    )
+    names = (file.relative_to(path).as_posix() for file in files)
+    digests = artifacts.sha256_with_index(files, index)
+    return artifacts.sha256_of_json(dict(zip(names, digests, strict=True)))
 
 
 def _git_state() -> dict[str, Any]:
