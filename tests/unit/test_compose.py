@@ -74,11 +74,41 @@ def test_overrides_reach_the_typed_configuration():
             ["--params", "params.yaml", "stage=all", "seed=3"],
             "seed=3 cannot be set beside --params",
         ),
-        (["stage=all", "seed=["], "seed=["),
+        (["stage=all", "seed=["], "seed=[ cannot be read: put quotes around its texts"),
+        (["stage=all", "data.train=[a,'é b]"], "data.train=[a,'é b] cannot be read"),
+        (["stage=all", "data.train=[[a,é]]"], "data.train=[[a,é]] cannot be read"),
+        (["stage=all", "größe=3"], "größe is not a setting"),
+        (["stage=all", "seed=("], "seed='(': Input should be a valid integer"),
+        (["stage=all", "data.train=a,b"], 'data.train=a,b holds a comma: write "data.train=[a,b]"'),
     ],
 )
 def test_refusals_name_the_field_and_what_is_allowed(arguments, said):
     assert said in refusal(*arguments)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/tmp/spacé dir 日本",
+        "/it's",
+        'a"b',
+        "a&b;c#d",
+        "test [1](2)",
+        "é\\",
+        "a=b",
+        "/plain",
+        "'/é'",
+    ],
+)
+def test_values_are_taken_as_they_are_typed(value):
+    assert compose.compose([f"data.folder={value}"])["data"]["folder"] == value.strip("'")
+
+
+def test_lists_take_such_values_too_and_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    tree = compose.compose(["data.train=[é.jsonl, test [1].jsonl,b]", "data.folder=~/chats"])
+    assert tree["data"]["train"] == ["é.jsonl", "test [1].jsonl", "b"]
+    assert tree["data"]["folder"] == "/home/ann/chats"
 
 
 def test_params_file_gives_the_same_as_the_command_line(tmp_path):
