@@ -11,6 +11,7 @@ from pipeline import compose
 from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.graph import ROOT
+from pipeline.help import help_text
 
 
 def refusal(*arguments):
@@ -116,6 +117,14 @@ def test_params_file_gives_the_same_as_the_command_line(tmp_path):
     (tmp_path / "params.yaml").write_text(compose.to_yaml(tree))
     arguments = ["--params", str(tmp_path / "params.yaml"), "stage=quantize"]
     assert compose.from_command_line(arguments) == ("quantize", tree, load(tree))
+
+
+def test_help_lists_every_setting():
+    def names(tree):
+        return {key: names(value) if isinstance(value, dict) else 0 for key, value in tree.items()}
+
+    listed = help_text().split("\nSettings", 1)[1].split("\n", 1)[1].split("\nExamples", 1)[0]
+    assert names(yaml.safe_load(listed)) == names(compose.compose([]))
 
 
 def test_nothing_heavy_is_imported_to_refuse_or_help():
