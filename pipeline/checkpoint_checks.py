@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.checkpoint_files import CONFIGS, Stored, read_json, stored_tensors, weight_files
+from pipeline.checkpoint_files import (
+    CONFIGS,
+    WEIGHTS_INDEX,
+    Stored,
+    read_json,
+    stored_tensors,
+    weight_files,
+)
 from pipeline.errors import DataError
 from pipeline.model_shape import LM_HEAD, Json, Shape, check_no_code, read_shape
 
@@ -43,6 +50,9 @@ def _check_tensors(folder: Path, shape: Shape) -> None:
     found: dict[str, tuple[Stored, Path]] = {}
     for file in weight_files(folder):
         found |= {name: (stored, file) for name, stored in stored_tensors(file).items()}
+    index = folder / WEIGHTS_INDEX
+    if index.is_file() and not isinstance(read_json(index, "mend it").get("metadata"), dict):
+        raise DataError(f'{index} has no metadata, which transformers reads: add "metadata": {{}}')
     for name, expected in shape.tensors():
         if name not in found:
             raise DataError(

@@ -74,6 +74,11 @@ def overlap(described: dict[str, dict[str, object]]) -> None:
     described["model.norm.weight"]["data_offsets"] = [0, 32]
 
 
+def index_without_metadata(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def index_of_numbers(folder: Path) -> None:
     index = {"weight_map": {"model.norm.weight": 3}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -200,6 +205,11 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
     "a shard missing": (shard_missing, "00001-of-00002", "index.json names it"),
     "a shard outside": (shard_elsewhere, "outside.safetensors", "index.json names it"),
     "an index of numbers": (index_of_numbers, "index.json", "weight_map has 3 for model.norm"),
+    "an index without metadata": (
+        index_without_metadata,
+        "index.json",
+        'has no metadata, which transformers reads: add "metadata": {}',
+    ),
     "tensors that overlap": (
         header(overlap),
         "model.safetensors",
