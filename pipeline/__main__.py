@@ -6,6 +6,7 @@ heavy: a refusal answers at once, and helper processes that import this file aga
 
 import gc
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from pipeline.errors import EXIT_CODE_FILE, PipelineError
 
 INTERRUPTED = 130
+UNREAD = 141  # what a shell tells of a command that SIGPIPE ended
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +32,9 @@ def main(arguments: list[str]) -> int:
 def _guarded(arguments: list[str]) -> int:
     wants_traceback = "--traceback" in arguments
     try:
-        return _run([a for a in arguments if a != "--traceback"])
+        code = _run([a for a in arguments if a != "--traceback"])
+        print(end="", flush=True)  # here, where it is caught that nobody reads
+        return code
     except KeyboardInterrupt:
         _say("interrupted: the same command goes on where this one stopped")
         return INTERRUPTED
@@ -40,10 +44,25 @@ def _guarded(arguments: list[str]) -> int:
         _say(f"{type(error).__name__}: {error}")
         return error.exit_code
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return UNREAD
         # Not foreseen, so a fault of the pipeline or of a library: the traceback is what helps.
         traceback.print_exc()
         _say(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
         return 1
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads standard output any more, as behind `| head`; what is left of it then
+    goes nowhere, since Python would complain of it when it ends.
+    """
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _run(arguments: list[str]) -> int:

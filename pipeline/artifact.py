@@ -146,6 +146,13 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
     return Artifact(path, manifest)
 
 
+def note_verified(path: Path, manifest: Manifest) -> None:
+    """Note that the files are as their hashes in the manifest, which were taken a moment ago, so
+    that opening the artifact does not read them all again."""
+    found = {name: [_stamp(path / name), f["sha256"]] for name, f in manifest.files.items()}
+    _write_json(_verified_index(path), found)
+
+
 def kept(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
     """A stage's artifact and its variants, those whose manifests can be read; not verified."""
     for folder in (artifacts / stage, *sorted((artifacts / ".variants").glob(f"{stage}-*"))):

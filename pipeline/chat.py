@@ -131,6 +131,17 @@ class Chat:
         except TypeError:  # as the library has it
             raise Unusable("bad Unicode", "the conversation holds half a surrogate pair") from None
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it is; other threads go on meanwhile, which `prompt` does not let.
+
+        Raises:
+            DataError: half a surrogate pair is in it.
+        """
+        try:
+            return list(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        except TypeError:  # as the library has it
+            raise Unusable("bad Unicode", "the text holds half a surrogate pair") from None
+
     def decode(self, ids: Sequence[int], *, control_tokens: bool = False) -> str:
         """Text of token ids, without control tokens unless they are asked for."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not control_tokens))

@@ -4,6 +4,7 @@ Hydra composes conf/ and the command line into one tree; `load` turns that into 
 or says which field is wrong and what is allowed. Imports nothing heavy.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
@@ -226,8 +227,22 @@ class BenchmarkConfig(Section):
     max_tokens: Positive
 
 
+_UNREGISTRABLE = re.compile(r"[/:.%\"']")
+
+
 class RegisterConfig(Section):
     name: str = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _taken_by_mlflow(cls, name: str) -> str:
+        """Without the characters that MLflow refuses in a registered model's name."""
+        allowed = _UNREGISTRABLE.sub("-", name)
+        if name != allowed:
+            raise ValueError(
+                f"MLflow takes no / : . % or quotes in a model's name: set register.name={allowed}"
+            )
+        return name
 
 
 class RetrainConfig(Section):
@@ -284,6 +299,15 @@ class Config(Section):
     plan: PlanConfig
     launcher: Launcher
     tracking: TrackingConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _register_by_the_models_name(cls, tree: Any) -> Any:
+        """The default, a model's name, may hold dots, as in llama-3.1, which MLflow refuses."""
+        model, register = tree["model"], tree["register"]
+        if register["name"] != model["name"] or not isinstance(model["name"], str):
+            return tree
+        return {**tree, "register": {**register, "name": _UNREGISTRABLE.sub("-", model["name"])}}
 
 
 def load(tree: Mapping[str, Any]) -> Config:

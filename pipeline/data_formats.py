@@ -148,6 +148,10 @@ def _read_json_lines(file: str, lines: Iterator[_Line]) -> Iterator[Conversation
                 yield line.rejected(file, error.reason, error.detail)
 
 
+# What only rows with tools have, in OpenAI's format: of the row, of a turn.
+TOOLS, CALLS = ("tools", "functions"), ("tool_calls", "function_call")
+
+
 def _parse_json(text: str) -> object:
     try:
         return json.loads(text)
@@ -162,6 +166,11 @@ def _messages_of(row: object) -> list[Message]:
         raise Unusable(
             "bad JSON", "one object a line is needed (`jq -c '.[]'` turns an array into lines)"
         )
+    turns = row["messages"] if isinstance(row.get("messages"), list) else []
+    if any(row.get(key) for key in TOOLS) or any(
+        turn.get(key) for turn in turns if isinstance(turn, dict) for key in CALLS
+    ):
+        raise Unusable("tool calls", "only text is learned: leave the row out, or write it as text")
     if "messages" in row:
         return parse_messages(row["messages"], answered=True)
     for question, answer in PAIRS:

@@ -35,6 +35,9 @@ def parse_messages(value: object, *, answered: bool) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise Unusable("no messages", "messages must be a list of at least one turn")
     turns = [parse_turn(turn, f"messages[{i}]") for i, turn in enumerate(value)]
+    for i, turn in enumerate(turns):
+        if not turn["content"].strip():
+            raise _empty(turn["role"], f"messages[{i}]")
     spoken = turns[1:] if turns[0]["role"] == "system" else turns
     for i, turn in enumerate(spoken):
         expected = "assistant" if i % 2 else "user"
@@ -51,7 +54,7 @@ def parse_messages(value: object, *, answered: bool) -> list[Message]:
 
 
 def parse_turn(turn: object, place: str) -> Message:
-    """One turn of text.
+    """One turn of text; only the assistant's may be empty, since a model can answer with nothing.
 
     Raises:
         Unusable: why it is none; `place` says where it is.
@@ -64,13 +67,17 @@ def parse_turn(turn: object, place: str) -> Message:
     if role not in ROLES:
         raise Unusable("unknown role", f"{place} has role {role!r}; allowed: {', '.join(ROLES)}")
     content = text_of(content, place)
-    if not content or not content.strip():
-        raise Unusable(f"empty {role} turn", f"{place} has no text")
+    if content is None or (role != "assistant" and not content.strip()):
+        raise _empty(role, place)
     weight = turn.get("weight", 1)
     if weight not in (0, 1):
         raise Unusable("bad message", f"{place} has weight {weight!r}; allowed: 0 and 1")
     turned = {"role": role, "content": content}
     return turned if weight else {**turned, "weight": 0}
+
+
+def _empty(role: str, place: str) -> Unusable:
+    return Unusable(f"empty {role} turn", f"{place} has no text")
 
 
 def text_of(content: object, place: str) -> str | None:

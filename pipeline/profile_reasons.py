@@ -15,20 +15,26 @@ if TYPE_CHECKING:
 LEAST_CAPABILITY = {"trtllm": (8, 0), "vllm": (7, 5), "hf": (7, 0), "fp8": (8, 9), "nvfp4": (10, 0)}
 
 
-def too_little(profile: "Profile", found: Fit, engine: EngineConfig) -> str:
-    """By how much memory is short, and which setting fits."""
+def too_little(profile: "Profile", found: Fit, engine: EngineConfig, slots: int) -> str:
+    """By how much memory is short, and which setting fits.
+
+    Args:
+        slots: engine.max_batch_size at most, with a step of so many; 0 if not even 1 fits.
+    """
     where = "a GPU gives it" if profile.gpu else "this machine has"
     text = (
         f"it takes {gib(found.needed)} and {where} {gib(found.capacity)}: "
         f"{gib(found.lacking)} too little; "
     )
-    if profile.runtime not in memory.PAGED and found.most:
-        return text + f"engine.max_batch_size={found.most} fits"
+    if profile.runtime not in memory.PAGED and slots:
+        return text + f"engine.max_batch_size={slots} fits"
     if found.longest > 1:
         shorter = f"engine.max_seq_len={found.longest}"
         if engine.max_input_len >= found.longest:
             shorter += f" with engine.max_input_len={found.longest - 1}"
         return text + f"{shorter} fits"
+    if slots:
+        return text + f"engine.max_batch_size={slots} fits"
     return text + f"weights and a step alone do not fit: {_smaller(profile)}"
 
 

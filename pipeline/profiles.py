@@ -5,8 +5,10 @@ A profile is a runtime, a precision and a number of GPUs, named as NVIDIA NIM na
 docs/engines.md. Imports none of the runtimes.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pipeline import profile_reasons as reasons
 from pipeline.adapters import trtllm
@@ -208,12 +210,12 @@ def _judge(
     reason = reason or reasons.missing(profile)
     if reason is None and (reason := reasons.not_loaded(profile)):
         profile = replace(profile, error=ConfigError)
-    takes = memory.footprint(
+    footprint = partial(
+        memory.footprint,
         model,
         profile.runtime,
         profile.precision,
         gpu=profile.gpu,
-        slots=engine.max_batch_size,
         cache_bytes=(1 if checkpoint.fp8_cache else 2) if profile.gpu else 4,
         tensor_parallel=profile.tensor_parallel,
         lora_rank=profile.lora_rank,
@@ -227,11 +229,17 @@ def _judge(
     if profile.gpu:
         share = memory.GPU_SHARE[profile.runtime]
         capacity *= engine.arguments.get("gpu_memory_utilization", share)
-    length = engine.max_seq_len
-    found = memory.fit(model, profile.runtime, takes, capacity, engine.max_batch_size, length)
+
+    def fit(slots: int) -> Fit:
+        takes = footprint(slots=slots)
+        return memory.fit(model, profile.runtime, takes, capacity, slots, engine.max_seq_len)
+
+    found = fit(engine.max_batch_size)
     if reason:
         return replace(profile, fit=found, reason=reason)
     if found.lacking:
-        lack = reasons.too_little(profile, found, engine)
+        slots = range(1, engine.max_batch_size)
+        most = bisect_left(slots, True, key=lambda count: fit(count).lacking > 0)
+        lack = reasons.too_little(profile, found, engine, most)
         return replace(profile, fit=found, reason=lack, low_memory=True, error=ResourceError)
     return replace(profile, fit=found)

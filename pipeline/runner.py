@@ -22,7 +22,7 @@ from pipeline import tracking
 from pipeline.artifact import Artifact, Manifest, Outcome
 from pipeline.config import Config
 from pipeline.console import get_console
-from pipeline.errors import ArtifactError, Busy, DataError, GateFailed, ResourceError
+from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
 from pipeline.graph import ROOT, Node, read_graph, select
 from pipeline.room import room
 
@@ -92,6 +92,11 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
 
 def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], folder: Path) -> Work:
     """The identity of what a stage would make: settings, and the content of inputs and files."""
+    if Path.cwd().resolve() != ROOT.resolve():
+        raise ConfigError(
+            f"paths of settings are relative to the checkout, and this is {Path.cwd()}: run the "
+            f"command in {ROOT}"
+        )
     code = _git_state()  # now, for a checkout may go on to another commit while a stage runs
     settings = select(tree, node.params)
     files = {str(path): _content(ROOT / path, folder) for path in node.files}
@@ -105,10 +110,11 @@ def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], fo
 
 
 @contextmanager
-def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[None]:
+def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[int]:
     """Keep other runs out of the folder; the system lets go of it however the process ends.
 
-    lock: name of the file that says so.
+    lock: name of the file that says so. Yields its descriptor: a process that inherits it holds the
+    folder for as long as it lives, too.
 
     Raises:
         Busy: another run holds it. ResourceError: it cannot be written.
@@ -133,7 +139,7 @@ def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[None]:
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
-        yield
+        yield stream.fileno()
 
 
 def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
@@ -163,8 +169,10 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
         outcome = _stage_function(name)(config, work.inputs, scratch)
         seconds = time.monotonic() - begin
         shutil.rmtree(scratch / artifacts.SCRATCH, ignore_errors=True)
-        artifacts.write_manifest(scratch, _manifest(work, outcome, scratch, seconds))
+        manifest = _manifest(work, outcome, scratch, seconds)
+        artifacts.write_manifest(scratch, manifest)
         artifacts.replace_folder(scratch, place, aside)
+        artifacts.note_verified(place, manifest)
     made = artifacts.open_artifact(place)
     size = f"{made.manifest.bytes / 2**20:,.1f} MiB"
     console.print(f"[green]✓[/] {name}: {outcome.kind} in {place} ({size}, {seconds:.1f} s)")

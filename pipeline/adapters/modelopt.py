@@ -26,8 +26,9 @@ from typing import Any
 
 from pipeline.adapters.absent import absent
 from pipeline.adapters.calibration import quick_maxima
-from pipeline.checkpoint_files import WEIGHTS_INDEX, link_weights
+from pipeline.checkpoint_files import WEIGHTS_INDEX, link_weights, weight_files
 from pipeline.errors import ArtifactError, MissingRuntime
+from pipeline.weight_formats import TYPES, read_header
 
 # ModelOpt's configuration of each format, and bits of a packed weight.
 _CONFIGS = {
@@ -60,9 +61,12 @@ def compute_dtype(folder: Path) -> str:
 
 
 def own_dtype(folder: Path) -> str:
-    """The type that an HF folder says its weights have."""
+    """The type that an HF folder says its weights have, or the first of them has."""
     config = json.loads((folder / "config.json").read_text())
-    return str(config.get("dtype") or config["torch_dtype"])
+    if said := config.get("dtype") or config.get("torch_dtype"):
+        return str(said)
+    header = read_header(weight_files(folder)[0])
+    return next(name for name, kind in TYPES.items() if kind == next(iter(header.values()))[0])
 
 
 def require_runtime(format: str) -> None:

@@ -125,8 +125,7 @@ def _typed(name: str, tensor: torch.Tensor, plain: torch.dtype) -> torch.Tensor:
 def _mend_config(out: Path, dtype: str) -> None:
     file, quant_file = out / "config.json", out / "hf_quant_config.json"
     config = json.loads(file.read_text())
-    config.pop("torch_dtype", None)
-    config["dtype"] = dtype
+    config["dtype"] = config["torch_dtype"] = dtype  # by its new name and its old one
     quantization = json.loads(quant_file.read_text())["quantization"]
     if quantization["quant_algo"] is None:
         # It would claim to be ModelOpt's, which vLLM refuses without an algorithm.

@@ -19,6 +19,7 @@ from nemo.lightning.io.pl import TrainerContext
 
 from pipeline.adapters.nemo_session import on_gpu
 from pipeline.errors import PipelineError
+from pipeline.model_shape import read_shape
 from pipeline.training import GPU_REPORT_EVERY, Checkpoints, Job, Point, Trained
 
 
@@ -34,6 +35,8 @@ class Recorder(pl.Callback):
         self._logged: dict[str, Any] = {}
         self._pending: list[tuple[int, float, torch.Tensor, Any]] = []
         self._tokens = 0
+        # Of the adapter, or of the model's attention.
+        self._draws = job.dropout > 0 or read_shape(job.hf).attention_dropout > 0
         self._every = GPU_REPORT_EVERY if on_gpu() else 1
         self._began = self._marked = time.perf_counter()
         self._trainable = self._gpu_memory = 0
@@ -51,7 +54,7 @@ class Recorder(pl.Callback):
     ) -> None:
         step = trainer.global_step
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
-        if self._job.dropout > 0:
+        if self._draws:
             seed = self._job.seed * 1_000_003 + step
             torch.manual_seed(seed)
             if on_gpu():

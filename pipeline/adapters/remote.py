@@ -1,5 +1,9 @@
 """Another server of OpenAI's API as an engine: what is written down of it."""
 
+import os
+import re
+from urllib.parse import urlsplit
+
 from pipeline.chat import Chat
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
@@ -17,7 +21,7 @@ def describe(engine: EngineConfig, chat: Chat) -> Description:
     """
     given = dict(engine.arguments)
     url, model = str(given.pop("base_url", None) or ""), str(given.pop("model", None) or "")
-    if not url.startswith(("http://", "https://")) or not model:
+    if not _is_url(url) or not model:
         raise ConfigError(
             "engine=remote needs engine.arguments.base_url=http://host:port/v1 and "
             "engine.arguments.model=<what that server calls it>"
@@ -38,3 +42,31 @@ def describe(engine: EngineConfig, chat: Chat) -> Description:
         max_seq_len=engine.max_seq_len,
         settings={"base_url": url.rstrip("/"), "model": model},
     )
+
+
+def headers() -> dict[str, str]:
+    """What a request says of who asks: the key, without the white space around it in a secret.
+
+    Raises:
+        ConfigError: the key cannot stand in a header; the message does not quote it.
+    """
+    key = os.environ.get(API_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"{API_KEY} holds a line break or another character that no HTTP header may: set it "
+            "anew, to one line of plain ASCII"
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def without_password(url: str) -> str:
+    """A URL as it may stand in a message: without the user and password before its host."""
+    return re.sub(r"(?<=//)[^/]*@", "", url)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # as for a port above 65535
+        return False

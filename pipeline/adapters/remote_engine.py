@@ -8,13 +8,12 @@ are no log-probabilities. A tokenizer that does not give its text back piece by 
 
 import asyncio
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
-from pipeline.adapters.remote import API_KEY
+from pipeline.adapters.remote import API_KEY, headers, without_password
 from pipeline.adapters.remote_requests import (
     BEHIND,
     KNOWN_TOGETHER,
@@ -43,7 +42,9 @@ class RemoteEngine:
         max_queue: requests that may be on the way beyond description.max_batch_size.
 
     Raises:
-        MissingRuntime: the server does not answer, refuses the key or has no such model.
+        ConfigError: the key cannot be sent.
+        MissingRuntime: the server does not answer, is none of OpenAI's API, refuses the key or has
+            no such model.
         ArtifactError: it gives no token ids, and the tokenizer cannot do without.
 
     Attributes:
@@ -55,8 +56,10 @@ class RemoteEngine:
     def __init__(self, chat: Chat, description: Description, *, max_queue: int) -> None:
         self._chat = chat
         self._url, self._model = description.settings["base_url"], description.settings["model"]
+        self._place = without_password(self._url)
+        self._headers = headers()
         self._slots = description.max_batch_size
-        self._most = self._slots + max_queue
+        self.room = self._slots + max_queue
         self._streams: dict[PushedStream, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._client: httpx.AsyncClient | None = None
@@ -68,8 +71,8 @@ class RemoteEngine:
         self.lacks = SAMPLING_FIELDS - self._known
         if not self._gives_ids and not _is_piecewise(chat):
             raise ArtifactError(
-                f"{self._url} sends no token ids, and the tokenizer in {chat.folder} does not give "
-                "text back piece by piece: use a server with return_token_ids (vLLM 0.10.2 or "
+                f"{self._place} sends no token ids, and the tokenizer in {chat.folder} does not "
+                "give text back piece by piece: use a server with return_token_ids (vLLM 0.10.2 or "
                 "newer), or serve the model here"
             )
 
@@ -77,7 +80,7 @@ class RemoteEngine:
         """See engine.Engine.generate."""
         if self._down:
             raise EngineFailed(self._down)
-        if len(self._streams) >= self._most:
+        if len(self._streams) >= self.room:
             raise QueueFull
         body = request_body(self._model, prompt, sampling, self._known)
         stream = PushedStream(lambda: self._leave(stream))
@@ -104,24 +107,27 @@ class RemoteEngine:
     def _find_model(self) -> int | None:
         """The longest sequence that the server has the model for; None if it does not say."""
         try:
-            answer = httpx.get(f"{self._url}/models", headers=_headers(), timeout=CONNECT_SECONDS)
+            answer = httpx.get(
+                f"{self._url}/models", headers=self._headers, timeout=CONNECT_SECONDS
+            )
         except httpx.HTTPError as error:
             raise MissingRuntime(
-                f"engine=remote: {self._url} does not answer ({error}): start it, or set "
+                f"engine=remote: {self._place} does not answer ({error}): start it, or set "
                 "engine.arguments.base_url"
             ) from error
         if answer.status_code != 200:
             raise MissingRuntime(
-                f"engine=remote: {self._url}/models answers {answer.status_code}: "
+                f"engine=remote: {self._place}/models answers {answer.status_code}: "
                 f"{message(answer.text)}; its key is read from {API_KEY}"
             )
-        cards = {card["id"]: card for card in answer.json()["data"]}
+        cards = {str(card.get("id")): card for card in self._entries(answer, "data")}
         if self._model not in cards:
             raise MissingRuntime(
-                f"engine=remote: {self._url} has no model {self._model}: set "
+                f"engine=remote: {self._place} has no model {self._model}: set "
                 f"engine.arguments.model to one of {', '.join(cards)}"
             )
-        return cards[self._model].get("max_model_len")
+        longest = cards[self._model].get("max_model_len")
+        return longest if isinstance(longest, int) else None
 
     def _try_out(self) -> tuple[frozenset[str], bool]:
         """Which fields beyond OpenAI's the server takes, and whether it gives token ids."""
@@ -135,23 +141,41 @@ class RemoteEngine:
                 answer = httpx.post(
                     f"{self._url}/completions",
                     json={**plain, **fields, "stream": False},
-                    headers=_headers(),
+                    headers=self._headers,
                     timeout=READ_SECONDS,
                 )
             except httpx.HTTPError as error:
                 raise MissingRuntime(
-                    f"engine=remote: {self._url}/completions gave no answer ({error}): look into "
+                    f"engine=remote: {self._place}/completions gave no answer ({error}): look into "
                     "that server's log, or set engine.arguments.base_url"
                 ) from error
             if answer.status_code == 200:
                 known |= fields.keys()
-                gives_ids |= bool(answer.json()["choices"][0].get("token_ids"))
+                choices = self._entries(answer, "choices")
+                gives_ids |= any(choice.get("token_ids") for choice in choices)
             elif not fields:
                 raise MissingRuntime(
-                    f"engine=remote: {self._url}/completions answers {answer.status_code}: "
+                    f"engine=remote: {self._place}/completions answers {answer.status_code}: "
                     f"{message(answer.text)}"
                 )
         return frozenset(known), gives_ids
+
+    def _entries(self, answer: httpx.Response, name: str) -> list[dict[str, Any]]:
+        """The objects that an answer lists under a name.
+
+        Raises:
+            MissingRuntime: it does not, so that it is another kind of server.
+        """
+        try:
+            found = answer.json()[name]
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
+            return found
+        raise MissingRuntime(
+            f"engine=remote: {self._place} is no OpenAI server: it answers {answer.url.path} with "
+            f"{answer.text[:80]!r}; set engine.arguments.base_url=http://host:port/v1"
+        )
 
     def _leave(self, stream: PushedStream) -> None:
         if task := self._streams.pop(stream, None):
@@ -166,9 +190,9 @@ class RemoteEngine:
     async def _follow(self, body: Any, stream: PushedStream, stop_id: int | None) -> None:
         """Hand on an answer as it comes; to be cancelled closes the connection, which ends it."""
         client = self._client = self._client or httpx.AsyncClient(
-            headers=_headers(),
+            headers=self._headers,
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=self._most),
+            limits=httpx.Limits(max_connections=self.room),
         )
         try:
             url = f"{self._url}/completions"
@@ -224,7 +248,7 @@ class RemoteEngine:
         if self._down is None:
             self._down = f"{BEHIND} does not answer"
             cause = f"{type(error).__name__} {error}"
-            get_console().print(f"[red]not ready[/]: {self._url} does not answer: {cause}")
+            get_console().print(f"[red]not ready[/]: {self._place} does not answer: {cause}")
             self._start(self._wait_for_it())
 
     async def _wait_for_it(self) -> None:
@@ -238,7 +262,7 @@ class RemoteEngine:
                 continue
             if answer.status_code == 200:
                 self._down = None
-                get_console().print(f"[green]ready[/]: {self._url} answers again")
+                get_console().print(f"[green]ready[/]: {self._place} answers again")
                 return
 
 
@@ -250,8 +274,3 @@ def _is_piecewise(chat: Chat) -> bool:
 
 def _encode(chat: Chat, text: str) -> list[int]:
     return list(chat.tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _headers() -> dict[str, str]:
-    key = os.environ.get(API_KEY)
-    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -70,4 +70,4 @@ def message(text: str) -> str:
         error = json.loads(text)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
-        return text[:200]
+        return " ".join(text.split())[:200]  # such as a web server's page, of many lines

@@ -66,7 +66,7 @@ class VllmEngine:
         config = self._llm.vllm_config
         self.max_seq_len: int = config.model_config.max_model_len
         self.max_input_len = min(max_input_len, self.max_seq_len - 1)
-        self._most = config.scheduler_config.max_num_seqs + max_queue
+        self.room = config.scheduler_config.max_num_seqs + max_queue
         self._streams: set[_Stream] = set()
         self._ids = itertools.count()
         self._adapters: dict[str, Any] = {}
@@ -82,7 +82,7 @@ class VllmEngine:
 
         if reason := self.down():
             raise EngineFailed(reason)
-        if len(self._streams) >= self._most:
+        if len(self._streams) >= self.room:
             raise QueueFull
         guide = {}
         if sampling.guide:

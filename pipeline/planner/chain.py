@@ -70,7 +70,9 @@ def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
         "merge": merged,
         "quantize": len(formats) * written * shape.parameters,
         "evaluate": 0.0,
-        "export": 2 * packed(shape, config.quantize.format),  # qnemo and hf
+        # qnemo, with an output layer of its own, and hf.
+        "export": 2 * packed(shape, config.quantize.format)
+        + 2 * shape.tied * shape.vocab * shape.hidden,
         "build": engine(config, work),
     }
     found = []

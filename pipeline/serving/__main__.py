@@ -13,17 +13,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from pipeline.config import EngineConfig, ServeConfig
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.graph import ROOT
-from pipeline.section import explain
-from pipeline.serving.address import listen, warn_if_open
-from pipeline.serving.launch import is_built
-from pipeline.serving.open import describe
-from pipeline.serving.server import serve
+
+if TYPE_CHECKING:  # a second to import, in which Ctrl-C is to be as quiet as later
+    from pipeline.config import EngineConfig, ServeConfig
+
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,34 +40,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     given = parser.parse_args(arguments)
     try:
-        settings, engine = read_settings(given.settings)
-        if settings.version is not None:
-            raise ConfigError("serve.version is for stage=serve: --engine says what is served here")
-        if engine and is_built(given.engine):
-            raise ConfigError(
-                f"{given.engine} is an engine built for its settings: leave engine.… out, or build "
-                "it anew with them"
-            )
-        if given.fd is not None:
-            listening = socket.socket(fileno=given.fd)
-        else:
-            listening = listen(settings.host, settings.port)
-        with listening:
-            warn_if_open(listening, settings.keys_file)
-            serve(
-                given.engine,
-                listening,
-                model=given.model,
-                settings=settings,
-                description=describe(given.engine, engine) if engine else None,
-            )
+        _serve(given)
+    except KeyboardInterrupt:
+        print("pipeline: interrupted before the server was ready", file=sys.stderr)
+        return INTERRUPTED
     except PipelineError as error:
         print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def read_settings(overrides: Sequence[str]) -> tuple[ServeConfig, EngineConfig | None]:
+def _serve(given: argparse.Namespace) -> None:
+    from pipeline.serving.address import listen, warn_if_open
+    from pipeline.serving.launch import is_built
+    from pipeline.serving.open import describe
+    from pipeline.serving.server import serve
+
+    settings, engine = read_settings(given.settings)
+    if settings.version is not None:
+        raise ConfigError("serve.version is for stage=serve: --engine says what is served here")
+    if not given.model.strip():
+        raise ConfigError("--model is empty: say by which name clients call the model")
+    if engine and is_built(given.engine):
+        raise ConfigError(
+            f"{given.engine} is an engine built for its settings: leave engine.… out, or build "
+            "it anew with them"
+        )
+    if given.fd is not None:
+        listening = _handed_over(given.fd)
+    else:
+        listening = listen(settings.host, settings.port)
+    with listening:
+        warn_if_open(listening, settings.keys_file)
+        serve(
+            given.engine,
+            listening,
+            model=given.model,
+            settings=settings,
+            description=describe(given.engine, engine) if engine else None,
+        )
+
+
+def _handed_over(fd: int) -> socket.socket:
+    """A socket that the parent opened.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return socket.socket(fileno=fd)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--fd {fd} is no socket ({error}): leave it out to open a port"
+        ) from error
+
+
+def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig | None]":
     """The serve section of conf/ with overrides, and the engine's if any of them is of it.
 
     Hydra would take a second for it.
@@ -79,6 +104,11 @@ def read_settings(overrides: Sequence[str]) -> tuple[ServeConfig, EngineConfig |
         ConfigError: an override is not of the form section.key=value, or which value is wrong.
     """
     import yaml
+    from pydantic import ValidationError
+
+    from pipeline.config import EngineConfig, ServeConfig
+    from pipeline.graph import ROOT
+    from pipeline.section import explain
 
     trees = {
         "serve": yaml.safe_load((ROOT / "conf/config.yaml").read_text())["serve"],

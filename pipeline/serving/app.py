@@ -38,6 +38,7 @@ from pipeline.serving.service import Service
 from pipeline.serving.settings import Settings
 
 RETRY_AFTER_SECONDS = 1
+MAX_LOGGED = 200  # characters of an error, as of a path
 
 
 def create_app(
@@ -197,5 +198,6 @@ def create_app(
 def _noted(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Json:
     """A refusal, and in the log its code and field; its message may quote what the client sent."""
     error = body["error"]
-    calls.current().error = " ".join(filter(None, (error["code"], error["param"]))) or None
+    found = " ".join(filter(None, (error["code"], error["param"])))
+    calls.current().error = found[:MAX_LOGGED] or None  # the name of a field can be megabytes long
     return Json(body, status, headers)

@@ -64,7 +64,7 @@ class BatchingEngine:
         self.features = FEATURES | {name for name, has in more.items() if has}
         self._model: Any = model  # an AdaptedModel, if _has_adapters
         self._guides = guides
-        self._max_queue = max_queue
+        self._max_queue, self.room = max_queue, model.slots + max_queue
         self._adapters: list[str] = []
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="guides")
         self._compiling: set[Answer] = set()  # they wait for their guide

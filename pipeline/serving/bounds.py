@@ -67,8 +67,10 @@ class Bounded:
             calls.current().error = text
             if begun is None:
                 await _refusal(504, text, "timeout", "server_error")(scope, receive, send)
-            elif not whole and "event-stream" in Headers(raw=begun["headers"])["content-type"]:
-                await _end_stream(text, send)
+            elif not whole:
+                calls.current().late_status = 504
+                if "event-stream" in Headers(raw=begun["headers"])["content-type"]:
+                    await _end_stream(text, send)
 
     def _check_headers(self, scope: Scope) -> JSONResponse | None:
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])

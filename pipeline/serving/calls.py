@@ -8,7 +8,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ class Call:
     """What is known of a request. Times are seconds since it began, None until they happen:
     the engine was asked, it left the engine's queue, its first token came, and its last.
 
+    late_status: what a failure that came after the response had begun would have had.
+    ended_by_themselves: choices that the model ended, and no stop string, length or guide.
     content: what serve.log_content adds to the line.
     """
 
@@ -51,7 +54,9 @@ class Call:
     first_token: float | None = None
     last_token: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    ended_by_themselves: set[int] = field(default_factory=set)
     status: int | None = None
+    late_status: int | None = None
     error: str | None = None
     ended: bool = False
     content: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +64,11 @@ class Call:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.begun
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the server failed at it: with a status that says so, or in its stream."""
+        return self.error is not None and (self.late_status or self.status or 500) >= 500
 
     def may_use(self, model: str) -> bool:
         return self.key is None or self.key.allows(model)
@@ -68,14 +78,25 @@ class Call:
         """Whether it may change what the server serves; on a server without keys anyone may."""
         return self.key is None or self.key.admin
 
-    async def admit(self, prompt_tokens: int) -> None:
-        """Take a prompt's tokens from what the key may ask in this minute.
+    @asynccontextmanager
+    async def admitted(self, prompt_tokens: int) -> AsyncIterator[None]:
+        """Take a prompt's tokens from what the key may ask in this minute, for what is done inside.
 
         Raises:
             RateLimited: fewer are left.
         """
         if self.allowance:
             await self.allowance.take_prompt(prompt_tokens)
+        try:
+            yield
+        except Exception:
+            await self.give_back()
+            raise
+
+    async def give_back(self) -> None:
+        """Of a request that was refused or failed, its prompt's tokens, unless tokens have come."""
+        if self.allowance and not self.completion_tokens:
+            await self.allowance.give_back_prompt()
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)
@@ -87,11 +108,15 @@ def current() -> Call:
 
 
 class InFlight:
-    """How many requests are being answered, and whether more may come."""
+    """How many requests are being answered, and whether more may come.
+
+    cut: how many the server could not finish, by its own fault, since it was told to stop.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.draining = False
+        self.cut = 0
 
 
 class Calls:
@@ -120,9 +145,12 @@ class Calls:
         quiet = scope["path"].startswith(QUIET)
         self._in_flight.count += not quiet
         try:
-            await self._answer(call, scope, receive, self._tagged(call, send))
+            await self._answer(call, scope, receive, self._tagged(call, send, quiet))
         finally:
+            if call.late_status:
+                self._failed(call.late_status)
             self._in_flight.count -= not quiet
+            self._in_flight.cut += call.was_cut
             _current.reset(token)
             if not quiet:
                 _write(call, scope)
@@ -140,17 +168,20 @@ class Calls:
         except Exception as error:
             log.exception("unforeseen failure", extra={"request_id": call.id})
             call.error = f"{type(error).__name__}: {error}"
-            if call.status is None:
+            if call.status is not None:
+                call.late_status = 500
+            else:
                 text = f"the server failed at this request; its log has more under {call.id}"
                 body = protocol.error_body(text, "server_error", code="internal_error")
                 await JSONResponse(body, 500)(scope, receive, send)
 
-    def _tagged(self, call: Call, send: Send) -> Callable[[Message], Awaitable[None]]:
+    def _tagged(self, call: Call, send: Send, quiet: bool) -> Callable[[Message], Awaitable[None]]:
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
                 call.status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = call.id
-                if call.status >= 400 and call.status != CLIENT_LEFT:
+                # A probe that hears 503 is no request that failed.
+                if call.status >= 400 and call.status != CLIENT_LEFT and not quiet:
                     self._failed(call.status)
             elif not message.get("more_body"):
                 self._end(call)

@@ -47,7 +47,7 @@ def _calls(value: Any, place: str) -> list[dict[str, Any]]:
         name = function.get("name")
         try:
             arguments = json.loads(function.get("arguments") or "{}")
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             arguments = None
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise Unusable(

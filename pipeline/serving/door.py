@@ -23,9 +23,10 @@ class Door:
         if scope["type"] != "http" or not path.startswith("/v1/") or path.startswith(OPEN_PATHS):
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("authorization", "")
-        scheme, _, secret = given.partition(" ")
-        key = self._keyring.find(secret.strip().encode() if scheme.lower() == "bearer" else None)
+        # Headers are bytes that Starlette reads as Latin-1; a key is compared as it was sent.
+        given = Headers(scope=scope).get("authorization", "").encode("latin-1")
+        scheme, _, secret = given.partition(b" ")
+        key = self._keyring.find(secret.strip() if scheme.lower() == b"bearer" else None)
         if key is None:
             body = protocol.error_body(
                 "Incorrect API key provided: send it as `Authorization: Bearer …`",

@@ -13,8 +13,6 @@ from pipeline.serving.protocol import EmbeddingRequest, Refusal, invalid
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_INPUTS = 2048  # OpenAI's
-
 
 class Embedder:
     """What the endpoint does.
@@ -47,11 +45,11 @@ class Embedder:
         prompts = await asyncio.to_thread(self._prompts, body, self._tokenizer)
         tokens = sum(map(len, prompts))
         call = calls.current()
-        await call.admit(tokens)
-        call.model, call.prompt_tokens = body.model, tokens
-        self._metrics.prompt_tokens.inc(tokens)
-        begin = time.perf_counter()
-        vectors = await self._engine.embed(prompts)
+        async with call.admitted(tokens):
+            call.model, call.prompt_tokens = body.model, tokens
+            self._metrics.prompt_tokens.inc(tokens)
+            begin = time.perf_counter()
+            vectors = await self._engine.embed(prompts)
         if body.dimensions is not None:
             vectors = _shortened(vectors, body.dimensions)
         if body.encoding_format == "base64":
@@ -64,8 +62,6 @@ class Embedder:
         given: Any = body.input
         if isinstance(given, str) or isinstance(given[0], int):
             given = [given]
-        if len(given) > MAX_INPUTS:
-            raise invalid("input", f"at most {MAX_INPUTS} texts can be embedded at once")
         if isinstance(given[0], str):
             if not all(given):
                 raise invalid("input", "a text is empty")

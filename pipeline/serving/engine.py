@@ -91,6 +91,7 @@ class Engine(Protocol):
 
     features: what it can do beyond sampling: logprobs, prompt_logprobs, guide, logit_bias,
         penalties; adapters (an AdapterEngine), embeddings (an EmbeddingEngine).
+    room: answers that it can hold at once, those that wait among them; only of one that knows.
     lacks: only of an engine that cannot do all of Sampling: names of what it refuses.
     """
 

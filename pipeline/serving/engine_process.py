@@ -37,8 +37,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--description", required=True, help="Description, in JSON")
     given = parser.parse_args()
-    # Ctrl-C in a terminal reaches this process too: the server decides when it ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C in a terminal, and the SIGTERM of `timeout` and of systemd, reach this process too: the
+    # server decides when it ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=given.fd)
     description = Description(**json.loads(given.description))
     try:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from pipeline.serving import logprobs
 from pipeline.serving.generation import Piece
-from pipeline.serving.logprobs import TokenTexts
+from pipeline.serving.logprobs import Offsets, TokenTexts
 from pipeline.serving.responses import Kind
 from pipeline.serving.tools import Call, CallReader, Style
 
@@ -32,7 +32,7 @@ class TextForm:
 
     Args:
         echoes: for each choice the prompt as it is to be shown before the answer, or nothing.
-        only_prompts: tokens in each choice's prompt, if no answer is to be shown at all.
+        prompts: tokens in each choice's prompt. only_prompts: if no answer is to be shown at all.
         texts: if log-probabilities are.
     """
 
@@ -41,11 +41,17 @@ class TextForm:
     def __init__(
         self,
         echoes: Sequence[str],
-        only_prompts: Sequence[int] | None,
+        prompts: Sequence[int],
+        only_prompts: bool,
         texts: TokenTexts | None,
     ) -> None:
-        self._echoes, self._only_prompts, self._texts = list(echoes), only_prompts, texts
-        self._offsets = [0] * len(echoes)
+        self._echoes, self._prompts = list(echoes), prompts
+        self._only_prompts, self._texts = only_prompts, texts
+        self._offsets = [
+            Offsets(texts.chat, echo, count)
+            for echo, count in zip(echoes, prompts, strict=True)
+            if texts
+        ]
 
     def begin(self) -> list[Choice]:
         return []
@@ -58,12 +64,11 @@ class TextForm:
     def whole(self, piece: Piece) -> Choice:
         at, text, tokens, reason = piece
         if self._only_prompts:
-            text, tokens, reason = "", tokens[: self._only_prompts[at]], reason and "length"
+            text, tokens, reason = "", tokens[: self._prompts[at]], reason and "length"
         text, self._echoes[at] = self._echoes[at] + text, ""
         found = None
         if self._texts and (tokens or not piece.reason):
-            found = logprobs.of_text(tokens, self._texts, self._offsets[at])
-            self._offsets[at] += sum(map(len, found["tokens"]))
+            found = logprobs.of_text(tokens, self._texts, self._offsets[at].of(tokens))
         return {"index": at, "text": text, "logprobs": found, "finish_reason": reason}
 
 

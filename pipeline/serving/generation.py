@@ -62,6 +62,7 @@ class Generation:
     ) -> None:
         self._metrics, self._decode, self._stops = metrics, decode, stops
         self._keeps_tokens = sampling.logprobs is not None
+        self._guided = sampling.guide is not None
         self._begin = time.perf_counter()
         self._reasons: dict[int, str] = {}
         self._choices: list[_Choice] = []
@@ -87,12 +88,16 @@ class Generation:
     def completion_tokens(self) -> int:
         return sum(choice.tokens for choice in self._choices)
 
-    def cancel(self) -> None:
-        """Free what is still in progress; the client is gone, or the answer complete."""
+    def cancel(self, reason: str) -> None:
+        """Free what is still in progress, if anything is.
+
+        Args:
+            reason: `abort` if the client is gone, `error` if the server cannot go on.
+        """
         for choice in self._choices:
             if choice.index not in self._reasons:
                 choice.stream.cancel()
-                self._end(choice, "abort")
+                self._end(choice, reason)
 
     async def collect(self) -> list[Piece]:
         """Each choice in one piece.
@@ -143,6 +148,7 @@ class Generation:
     async def _follow(self, choice: _Choice) -> AsyncIterator[Piece]:
         text = TextStream(self._decode, self._stops)
         reason, first, newest = "length", self._begin, self._begin
+        by_itself = False
         async for tokens in choice.stream:
             newest = time.perf_counter()
             kept: list[Token] = []
@@ -157,7 +163,7 @@ class Generation:
                 if self._keeps_tokens:
                     kept.append(token)
                 if token.id in choice.stop_ids:
-                    reason = "stop"
+                    reason, by_itself = "stop", not self._guided
                     break
                 shown += text.push(token.id)
                 if text.stopped:
@@ -171,6 +177,8 @@ class Generation:
         rest = text.finish()
         if text.stopped:
             reason = "stop"
+        elif by_itself:
+            self._call.ended_by_themselves.add(choice.index)
         self._metrics.request_generation_tokens.observe(choice.tokens)
         self._metrics.decode.observe(newest - first)
         if choice.tokens > 1:
@@ -196,4 +204,5 @@ class Generation:
         self._call.finish_reasons.append(reason)
         self._call.completion_tokens += choice.tokens
         self._call.last_token = self._call.seconds
-        self._metrics.latency.observe(time.perf_counter() - self._begin)
+        if reason != "error":
+            self._metrics.latency.observe(time.perf_counter() - self._begin)

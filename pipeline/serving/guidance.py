@@ -86,14 +86,17 @@ def grammar_of(guide: Guide) -> str:
     """A guide as llguidance's grammar.
 
     Raises:
-        ValueError: a schema is no JSON.
+        ValueError: a schema is no JSON, or nested too deep.
     """
     from llguidance import LLMatcher
 
     if guide.kind == "json_object":
         schema: Any = {"type": "object"}
     elif guide.kind == "json_schema":
-        schema = json.loads(guide.text)
+        try:
+            schema = json.loads(guide.text)
+        except RecursionError:
+            raise ValueError("the schema is nested thousands deep") from None
     elif guide.kind == "regex":
         return LLMatcher.grammar_from_regex(guide.text)
     else:
@@ -102,4 +105,6 @@ def grammar_of(guide: Guide) -> str:
 
 
 def _reason(matcher: "LLMatcher") -> str:
-    return f"the answer cannot be guided: {' '.join(matcher.get_error().split())[:300]}"
+    """What the library says, without what follows if it has crashed."""
+    error = matcher.get_error().partition("<backtrace>")[0]
+    return f"the answer cannot be guided: {' '.join(error.split())[:300]}"

@@ -34,6 +34,7 @@ log = logging.getLogger("pipeline.serving")
 
 PREFIX = "sk-"
 KEY_BYTES = 32
+ENVIRONMENT = "environment"  # the name of SERVE_API_KEY's, which no other may have
 REFRESH_SECONDS = 1.0
 PerMinute = Annotated[int, Field(ge=1)]
 
@@ -65,14 +66,17 @@ class Keyring:
     the keys as they were.
 
     Raises:
-        ConfigError: the file cannot be read, or which line is wrong and why.
+        ConfigError: the file cannot be read, or which line is wrong and why; or the environment's
+            key is blank.
     """
 
     def __init__(
         self, file: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
-        given = (environment or {}).get(API_KEY)
-        self._fixed = [Key(name="environment", sha256=digest(given), admin=True)] if given else []
+        given = (environment or {}).get(API_KEY, "")
+        if given and not (given := given.strip()):
+            raise ConfigError(f"{API_KEY} is blank: set it to a key, or unset it to ask for none")
+        self._fixed = [Key(name=ENVIRONMENT, sha256=digest(given), admin=True)] if given else []
         self._file = file
         self._checked = time.monotonic()
         self._version = _version(file) if file else None
@@ -139,7 +143,7 @@ def read_keys(file: Path) -> list[Key]:
             first = error.errors(include_input=False, include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or "the line"
             raise ConfigError(f"{file}:{number}: {field}: {first['msg']}") from None
-        if keys[-1].name in {key.name for key in keys[:-1]} | {"environment"}:
+        if keys[-1].name in {key.name for key in keys[:-1]} | {ENVIRONMENT}:
             raise ConfigError(f"{file}:{number}: the name {keys[-1].name} is taken: choose another")
     return keys
 
@@ -167,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
             models=given.models,
             admin=given.admin,
         )
+        if key.name == ENVIRONMENT:
+            raise ConfigError(f"the name {key.name} is that of {API_KEY}: choose another")
         if given.file:
             _add(given.file, key)
     except ValidationError as error:

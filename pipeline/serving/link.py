@@ -4,6 +4,7 @@ import asyncio
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ class Link:
     Args:
         on_events: called with what it says: (request, what, value) each.
         on_end: called with its exit code when it has ended by itself.
+
+    Raises:
+        PipelineError: the system has no room for a process or a socket.
     """
 
     def __init__(
@@ -37,14 +41,13 @@ class Link:
         self._on_events, self._on_end = on_events, on_end
         self._unpacker, self._unsent = Unpacker(), bytearray()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                arguments(folder, description, theirs.fileno()),
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+        try:
+            self._socket, self._process = _started(folder, description)
+        except OSError as error:
+            raise PipelineError(
+                f"the process of the {self._runtime} engine cannot be started "
+                f"({error.strerror}): the system lacks memory, processes or open files (ulimit -a)"
+            ) from error
 
     @property
     def pid(self) -> int:
@@ -124,3 +127,20 @@ class Link:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def _started(
+    folder: Path, description: Description
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """The process, and our end of the socket to it; neither, if it cannot be started."""
+    ours, theirs = socket.socketpair()
+    with theirs, ExitStack() as undone:
+        undone.callback(ours.close)
+        process = subprocess.Popen(
+            arguments(folder, description, theirs.fileno()),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+        undone.pop_all()
+    return ours, process

@@ -43,8 +43,18 @@ class TextFormatter(logging.Formatter):
         else:
             level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
             line += level + record.getMessage()
-        line += "".join(f" {name}={value}" for name, value in given.items())
+        line = _printable(line + "".join(f" {name}={value}" for name, value in given.items()))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _printable(text: str) -> str:
+    """With escapes for what moves a terminal's cursor or colours it, and for line breaks.
+
+    Clients name paths and fields, and must not write lines of their own into the log.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _request(given: dict[str, Any]) -> str:

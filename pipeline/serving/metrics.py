@@ -86,9 +86,11 @@ class Metrics:
         )
 
     def finished(self, reason: str) -> None:
-        """Count an answer that ended by OpenAI's reason, or by `abort`: the client left."""
+        """Count an answer that ended by OpenAI's reason, by `abort` (the client left) or by `error`
+        (it was refused, failed or took too long).
+        """
         self._finished.labels(self.model, reason).inc()
-        if reason != "abort":
+        if reason not in ("abort", "error"):
             self.success.inc()
 
     def failed(self, status: int) -> None:

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from pipeline.serving.prompt_types import Prompts
+
 MAX_STOPS = 4
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
-TokenIds = Annotated[list[int], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1)]
+MAX_GUIDED_CHOICES = 1000  # llguidance follows 2,000 at most
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 
@@ -93,7 +94,7 @@ class Extensions(BaseModel):
     ignore_eos: bool | None = None
     guided_json: str | dict[str, Any] | None = Field(None, description="a JSON schema")
     guided_regex: str | None = None
-    guided_choice: Texts | None = None
+    guided_choice: list[str] | None = Field(None, min_length=1, max_length=MAX_GUIDED_CHOICES)
     guided_grammar: str | None = Field(None, description="in Lark's or in GBNF's notation")
 
 
@@ -191,7 +192,7 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """POST /v1/completions; a prompt is text or token ids, or a list of either."""
 
-    prompt: str | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: Prompts
     max_tokens: int | None = Field(None, ge=0, description="0 only with echo")
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
@@ -217,7 +218,7 @@ class EmbeddingRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    input: str | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1)]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
     user: Any = None
@@ -289,6 +290,10 @@ def explain(errors: list[Any]) -> dict[str, Any]:
         return error_body(
             f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter"
         )
+    # An error of one branch of its union would mislead.
+    if param in ("prompt", "input") and first["type"] != "too_many":
+        text = f"Invalid '{param}': give text, token ids or a list of either; no list may be empty"
+        return error_body(text, param=param, code="invalid_value")
     code = "unsupported_parameter" if first["type"] == "unsupported" else "invalid_value"
     inner = [str(part) for part in first["loc"][2:]]
     place = f" (at {'.'.join(inner)})" if inner else ""

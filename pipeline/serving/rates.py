@@ -1,7 +1,8 @@
 """How much a key may still ask in this minute, of requests and of tokens; kept in memory.
 
 A window is a minute from its first request. A request is refused before it costs anything: when its
-key has no request left, or fewer tokens than its prompt has. An answer is paid when it ends, so the
+key has no request left, or fewer tokens than its prompt has. One that is refused or fails later,
+before its first token, gets its prompt's tokens back. An answer is paid when it ends, so the
 last one in a window may run over the limit by its own length; the window's end forgets that.
 """
 
@@ -38,6 +39,7 @@ class Allowance:
 
     def __init__(self, limiter: FixedWindowRateLimiter, key: Key) -> None:
         self._limiter, self._name = limiter, key.name
+        self._taken = (0, 0.0)  # tokens of the prompt, and the end of the window they are from
         self._items: dict[str, RateLimitItem] = {}
         if key.requests_per_minute:
             self._items["requests"] = RateLimitItemPerMinute(key.requests_per_minute)
@@ -57,6 +59,15 @@ class Allowance:
             RateLimited: fewer are left.
         """
         await self._take("tokens", tokens)
+        if "tokens" in self._items:
+            self._taken = tokens, await self._window_end()
+
+    async def give_back_prompt(self) -> None:
+        """Undo take_prompt, unless its window has ended."""
+        tokens, end = self._taken
+        self._taken = (0, 0.0)
+        if tokens and await self._window_end() == end:
+            await self._limiter.hit(self._items["tokens"], "tokens", self._name, cost=-tokens)
 
     async def pay_answer(self, tokens: int) -> None:
         """Count an answer's tokens, whether they are left or not."""
@@ -72,6 +83,10 @@ class Allowance:
             shown[f"x-ratelimit-remaining-{what}"] = str(max(0, stats.remaining))
             shown[f"x-ratelimit-reset-{what}"] = _duration(stats.reset_time - time.time())
         return shown
+
+    async def _window_end(self) -> float:
+        stats = await self._limiter.get_window_stats(self._items["tokens"], "tokens", self._name)
+        return stats.reset_time
 
     async def _take(self, what: str, amount: int) -> None:
         item = self._items.get(what)

@@ -126,7 +126,7 @@ def _lines(exchange: Exchange) -> Iterator[str]:
     if asked.get("tools") or not isinstance(asked.get("messages"), list):
         return  # rows for training name no tools
     for answer in exchange.answers():
-        if answer.finish_reason != "stop":
+        if not answer.by_itself:
             continue
         turns = [*asked["messages"], {"role": "assistant", "content": answer.text}]
         try:

@@ -1,7 +1,7 @@
 """An engine's folder on a socket by uvicorn, until a signal; answers in progress are finished."""
 
-import json
 import logging
+import resource
 import signal
 import socket
 import time
@@ -12,19 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from pydantic import ValidationError
 
 from pipeline.artifact import open_artifact
 from pipeline.config import ServeConfig
-from pipeline.errors import ArtifactError, ConfigError
+from pipeline.errors import ArtifactError, ConfigError, DataError
 from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
 from pipeline.serving.description import FILE, Description
 from pipeline.serving.logs import server_log
 from pipeline.serving.open import open_engine
 from pipeline.serving.operations import Operations
+from pipeline.serving.protocol import CompletionRequest
 from pipeline.serving.wire import WireBounds, WireConfig
+from pipeline.tokenizer_folder import read_json
 
 log = logging.getLogger("pipeline.serving")
+
+BACKLOG = 2048  # connections that are taken at once, and only then counted
+OTHER_FILES = 256  # of the server itself
 
 
 def serve(
@@ -43,15 +49,17 @@ def serve(
         announce: called when the server is ready.
 
     Returns:
-        Whether they were: a second SIGINT does not wait for them.
+        Whether they were: a second SIGINT does not wait for them, and the engine may fail.
 
     Raises:
         ArtifactError: the engine is not whole, or not for this machine.
         ConfigError: a file that a setting names cannot be used.
+        DataError: the model's own defaults for sampling are none.
     """
     begin = time.monotonic()
     with server_log():
         log.info("loading", extra={"model": model, "folder": str(folder)})
+        _allow_files(settings.max_connections)
         server = _server(folder, model, settings, description)
 
         def ready() -> None:
@@ -61,7 +69,27 @@ def serve(
 
         server.app_state.readiness.announce = ready
         server.run(sockets=[listening])
-    return not server.force_exit
+    return server.finished
+
+
+def _allow_files(connections: int) -> None:
+    """Raise how many files this process may open, of which a connection is one, to what it takes.
+
+    Beyond that limit the system itself closes connections, unanswered and unlogged.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + BACKLOG + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit < connections + OTHER_FILES:
+        log.warning(
+            "serve.max_connections=%d needs more open files than the %d that the system allows: "
+            "raise its hard limit (ulimit -Hn), or lower the setting",
+            connections,
+            limit,
+        )
 
 
 def _server(
@@ -77,6 +105,7 @@ def _server(
         open_artifact(folder, stage="build").require("engine")
     if settings.adapters and not settings.adapters.is_dir():
         raise ConfigError(f"serve.adapters={settings.adapters} is no folder: name one, or null")
+    defaults = _sampling_defaults(folder)
     served = open_engine(folder, max_queue=settings.max_queue, description=description)
     if settings.adapters and "adapters" not in served.engine.features:
         served.engine.close()
@@ -91,7 +120,7 @@ def _server(
         model=model,
         slots=served.description.max_batch_size,
         runtime=served.description.runtime,
-        defaults=_sampling_defaults(folder),
+        defaults=defaults,
         adapters=settings.adapters,
         operations=operations,
     )
@@ -104,6 +133,7 @@ def _server(
                 header_seconds=settings.header_timeout,
                 stalled_seconds=settings.stalled_timeout,
             ),
+            backlog=BACKLOG,
             timeout_keep_alive=settings.keep_alive_timeout,
             ws="none",
             log_config=None,
@@ -117,11 +147,23 @@ def _server(
 
 
 def _sampling_defaults(folder: Path) -> dict[str, float]:
-    """What the model's own generation_config.json says, as vLLM takes it."""
+    """What the model's own generation_config.json says, as vLLM takes it.
+
+    Raises:
+        DataError: it cannot be read, or holds what no request may ask for.
+    """
     file = folder / "generation_config.json"
-    given = json.loads(file.read_text()) if file.is_file() else {}
+    found = read_json(file, required=False)
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return {name: given[name] for name in names if given.get(name) is not None}
+    given = {name: found[name] for name in names if found.get(name) is not None}
+    try:
+        CompletionRequest.model_validate({"model": "any", "prompt": "any", **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DataError(
+            f"{file}: {first['loc'][0]}={first['input']!r}: {first['msg']}; mend it, or take it out"
+        ) from None
+    return given
 
 
 class _Server(uvicorn.Server):
@@ -141,6 +183,11 @@ class _Server(uvicorn.Server):
     def app_state(self) -> Any:
         return self.config.app.state  # type: ignore[union-attr]
 
+    @property
+    def finished(self) -> bool:
+        """Whether every answer that was in progress at the stop was finished."""
+        return not self.force_exit and not self.app_state.in_flight.cut
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -154,7 +201,9 @@ class _Server(uvicorn.Server):
         if self._stopped is not None and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
         log.info("shutting down", extra={"answers_in_progress": self.app_state.in_flight.count})
-        self._stopped = self._stopped or time.monotonic()
+        if self._stopped is None:
+            self._stopped = time.monotonic()
+            self.app_state.in_flight.cut = 0
         self.app_state.readiness.end()
         self._drained()
 

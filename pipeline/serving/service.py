@@ -16,15 +16,14 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from pipeline.chat import Chat
-from pipeline.errors import DataError
 from pipeline.serving import calls, responses, tools
-from pipeline.serving.conversation import parse_conversation
 from pipeline.serving.engine import Engine, EngineFailed, QueueFull, Sampling
 from pipeline.serving.forms import ChatForm, Form, TextForm
 from pipeline.serving.generation import Generation, Piece
 from pipeline.serving.logprobs import TokenTexts
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.models import Models
+from pipeline.serving.prompts import Prompts
 from pipeline.serving.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -35,7 +34,6 @@ from pipeline.serving.protocol import (
 from pipeline.serving.settings import Settings
 
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
-GREETING = ({"role": "user", "content": "Hello"},)
 
 
 class Service:
@@ -50,18 +48,15 @@ class Service:
         self._takes_tools = tools.takes_tools(chat)
         self._style = tools.style_of(chat)
         self._marked = self._style is not None and tools.has_control_tokens(chat, self._style)
-        first = chat.prompt(GREETING)[:1]
-        bos = chat.special_tokens.get("bos_token")
-        self._begin = first if bos and first == [chat.tokenizer.token_to_id(bos)] else []
+        self._prompts = Prompts(chat)
 
     async def answer_chat(self, body: ChatRequest, request: Request) -> Response:
         adapter = self._models.find(body.model)
         field, guide = self._settings.guide(body)
         offered = self._offered(body)
-        try:
-            prompt = self._chat.prompt(parse_conversation(body.messages), offered)
-        except DataError as error:
-            raise invalid("messages", str(error)) from error
+        self._require_slots(1, body.n or 1)
+        size = len(await request.body())
+        prompt = await self._prompts.of_chat(body.messages, offered, size)
         choice = body.tool_choice
         if self._style and offered and (choice == "required" or isinstance(choice, ToolName)):
             if field:
@@ -83,7 +78,8 @@ class Service:
     async def answer_text(self, body: CompletionRequest, request: Request) -> Response:
         adapter = self._models.find(body.model)
         field, guide = self._settings.guide(body)
-        prompts = [self._ids(prompt) for prompt in body.prompts]
+        self._require_slots(len(body.prompts), body.n or 1)
+        prompts = await self._prompts.of_texts(body.prompts, len(await request.body()))
         lengths = [len(prompt) for prompt in prompts]
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = self._settings.sampling(body, limit, lengths, guide, adapter)
@@ -93,7 +89,8 @@ class Service:
             echoes = [p if isinstance(p, str) else self._chat.decode(p) for p in body.prompts]
         form = TextForm(
             [echo for echo in echoes for _ in range(n)],
-            None if limit else [length for length in lengths for _ in range(n)],
+            [length for length in lengths for _ in range(n)],
+            not limit,
             await self._texts.ready() if body.logprobs is not None else None,
         )
         decode = self._chat.decode
@@ -129,19 +126,6 @@ class Service:
             return named
         return offered
 
-    def _ids(self, prompt: str | list[int]) -> list[int]:
-        """Tokens of a completion's prompt; text begins as the model's conversations do."""
-        if isinstance(prompt, str):
-            try:
-                ids = self._chat.tokenizer.encode(prompt, add_special_tokens=False).ids
-            except TypeError:  # as the library has it
-                raise invalid("prompt", "the prompt holds half a surrogate pair") from None
-            return ids if ids[:1] == self._begin else self._begin + ids
-        highest = self._chat.vocab_size - 1
-        if min(prompt) < 0 or max(prompt) > highest:
-            raise invalid("prompt", f"token ids go from 0 to {highest}")
-        return prompt
-
     async def _answer(
         self,
         form: Form,
@@ -152,20 +136,44 @@ class Service:
         guide_field: str | None,
         request: Request,
     ) -> Response:
-        await calls.current().admit(sum(map(len, prompts)))
+        async with calls.current().admitted(sum(map(len, prompts))):
+            try:
+                run = Generation(
+                    *(self._engine, self._metrics, body.model, prompts, body.n or 1, sampling),
+                    *(decode, body.stops),
+                )
+            except ValueError as error:
+                raise invalid(guide_field or "model", str(error)) from error
+            return await self._respond(form, body, run, sampling, guide_field, request)
+
+    def _require_slots(self, prompts: int, n: int) -> None:
+        """
+        Raises:
+            Refusal: the answers would not fit if nobody else asked for any.
+        """
+        room = getattr(self._engine, "room", None)
+        if room is not None and prompts * n > room:
+            raise invalid(
+                "n" if prompts == 1 else "prompt",
+                f"prompts times n are {prompts * n} answers, and this server holds {room} at once: "
+                "send several smaller requests",
+            )
+
+    async def _respond(
+        self,
+        form: Form,
+        body: ChatRequest | CompletionRequest,
+        run: Generation,
+        sampling: Sampling,
+        guide_field: str | None,
+        request: Request,
+    ) -> Response:
         head = {
             "id": f"{'chatcmpl' if form.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": body.model,
         }
-        try:
-            run = Generation(
-                *(self._engine, self._metrics, body.model, prompts, body.n or 1, sampling),
-                *(decode, body.stops),
-            )
-        except ValueError as error:
-            raise invalid(guide_field or "model", str(error)) from error
-        streams = False
+        reason, streams = "error", False  # of what has not ended when this does
         try:
             if body.stream:
                 pieces = run.pieces()
@@ -173,18 +181,20 @@ class Service:
                 if sampling.guide:  # may be refused only now, which has a status of its own
                     early = [await _unless_client_leaves(request, anext(pieces))]
                     if early == [None]:
+                        reason = "abort"
                         return Response(status_code=calls.CLIENT_LEFT)
                 streams = True
                 events = self._events(form, head, run, early, pieces, body)
                 return _EventStream(events, run.cancel)
             whole = await _unless_client_leaves(request, run.collect())
+            if whole is None:
+                reason = "abort"
+                return Response(status_code=calls.CLIENT_LEFT)
         except ValueError as error:
             raise invalid(guide_field or "body", str(error)) from error
         finally:
             if not streams:
-                run.cancel()
-        if whole is None:
-            return Response(status_code=calls.CLIENT_LEFT)
+                run.cancel(reason)
         choices = [form.whole(piece) for piece in whole]
         return responses.Json(responses.response(form.kind, head, choices, _usage(body, run)))
 
@@ -214,20 +224,25 @@ class Service:
             async for piece in rest:
                 if choices := form.go_on(piece):
                     yield events(choices)
-        except (EngineFailed, ValueError) as error:
-            self._metrics.failed(500)
-            calls.current().error = str(error)
-            yield _event(error_body(str(error), "server_error"))
-            return
-        except QueueFull as error:
-            self._metrics.failed(429)
-            calls.current().error = f"rate_limit_exceeded: {error}"
-            text = "the server has no room for this answer after all: try again shortly"
-            yield _event(error_body(text, "rate_limit_error", code="rate_limit_exceeded"))
+        except (EngineFailed, QueueFull, ValueError) as error:
+            run.cancel("error")
+            await calls.current().give_back()
+            yield _event(self._late_error(error))
             return
         if body.wants_usage:
             yield _event({**responses.chunk(form.kind, head, []), "usage": _usage(body, run)})
         yield b"data: [DONE]\n\n"
+
+    def _late_error(self, error: Exception) -> dict[str, Any]:
+        """What a stream says of a failure that came behind its first byte; notes it, too."""
+        call = calls.current()
+        if isinstance(error, QueueFull):
+            call.late_status, call.error = 429, f"rate_limit_exceeded: {error}"
+            text = "the server has no room for this answer after all: try again shortly"
+            return error_body(text, "rate_limit_error", code="rate_limit_exceeded")
+        down = isinstance(error, EngineFailed) and self._engine.down()
+        call.late_status, call.error = 503 if down else 500, str(error)
+        return error_body(str(error), "server_error", code="engine_down" if down else None)
 
 
 def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, int]:
@@ -240,9 +255,13 @@ def _event(body: Mapping[str, Any]) -> bytes:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events that free what they stand for, however the response ends."""
+    """Server-sent events that free what they stand for, however the response ends.
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+    Args:
+        on_end: told why, if it has to be told of an end: `abort`, the client left; or `error`.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[str], None]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, headers=headers, media_type="text/event-stream")
         self._on_end = on_end
@@ -250,8 +269,11 @@ class _EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:  # by serve.request_timeout; of a client that left none comes
+            self._on_end("error")
+            raise
         finally:
-            self._on_end()
+            self._on_end("abort")
 
 
 async def _unless_client_leaves(request: Request, work: Any) -> Any:

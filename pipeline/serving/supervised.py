@@ -12,10 +12,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError
 from pipeline.serving.description import Description
 from pipeline.serving.engine import EngineFailed, Load, QueueFull, Sampling
 from pipeline.serving.engine_process import OF_ALL
@@ -42,6 +42,7 @@ class SupervisedEngine:
 
     def __init__(self, folder: Path, description: Description, *, max_queue: int) -> None:
         self._description, self._max_queue = description, max_queue
+        self.room = description.max_batch_size + max_queue
         self._held = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         self._open: dict[int, PushedStream | asyncio.Future[Any]] = {}
         self._ids = itertools.count()
@@ -50,13 +51,12 @@ class SupervisedEngine:
         self._closing = False
         self._reviving: asyncio.Task[None] | None = None
         self._wait = FIRST_WAIT_SECONDS
-        self._start(folder)
-        try:
+        with ExitStack() as undone:  # unless all of it succeeds
+            undone.callback(os.close, self._held)
+            self._start(folder)
+            undone.callback(self._link.close)
             facts = self._link.wait_until_open()
-        except PipelineError:
-            self._link.close()
-            os.close(self._held)
-            raise
+            undone.pop_all()
         self.max_input_len: int = facts["max_input_len"]
         self.max_seq_len: int = facts["max_seq_len"]
         self.features: frozenset[str] = facts["features"]
@@ -77,7 +77,7 @@ class SupervisedEngine:
         self._require_up()
         if not 0 < len(prompt) <= self.max_seq_len - sampling.max_tokens or sampling.max_tokens < 1:
             raise ValueError(f"{len(prompt)} + {sampling.max_tokens} tokens do not fit")
-        if len(self._open) >= self._description.max_batch_size + self._max_queue:
+        if len(self._open) >= self.room:
             raise QueueFull
         return self._begin(prompt, sampling)
 
@@ -171,19 +171,23 @@ class SupervisedEngine:
             _tell(target, "failed", reason)
 
     async def _revive(self) -> None:
-        """Start processes until one gives an answer, at growing intervals if they die young."""
+        """Start processes until one gives an answer, at growing intervals if they die young.
+
+        Nothing that goes wrong ends it (no memory or no descriptor for a process, for instance):
+        the server would stay without an engine for good.
+        """
         log.error("not ready: %s", self._down)
         if time.monotonic() - self._started > STEADY_SECONDS:
             self._wait = FIRST_WAIT_SECONDS
         while True:
             await asyncio.sleep(self._wait)
             self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
-            # Where it is now: `stage=build` puts an engine aside when it makes another.
-            self._start(Path(os.readlink(f"/proc/self/fd/{self._held}")))
             try:
+                # Where it is now: `stage=build` puts an engine aside when it makes another.
+                self._start(Path(os.readlink(f"/proc/self/fd/{self._held}")))
                 await asyncio.to_thread(self._link.wait_until_open)
                 await self._prove()
-            except (PipelineError, EngineFailed, ValueError) as error:
+            except Exception as error:
                 if self._closing or self._reviving is not asyncio.current_task():
                     return  # it died while it was proven: another task is at it
                 self._link.close()

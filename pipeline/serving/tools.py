@@ -96,12 +96,12 @@ def guide_for(chat: Chat, style: Style, tools: Sequence[Mapping[str, Any]]) -> G
             "type": "object",
             "properties": {
                 "name": {"const": tool["function"]["name"]},
-                style.arguments_key: tool["function"].get("parameters") or {"type": "object"},
+                style.arguments_key: _as_resource(tool["function"].get("parameters"), index),
             },
             "required": ["name", style.arguments_key],
             "additionalProperties": False,
         }
-        for tool in tools
+        for index, tool in enumerate(tools)
     ]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if style.listed:
@@ -178,16 +178,23 @@ class CallReader:
         try:
             value, end = _DECODER.raw_decode(begun)
             calls = [self._call(found) for found in (value if isinstance(value, list) else [value])]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return []
         self._text = begun[end:]
         self._in_call, self._may_call, self._behind_call = False, False, bool(self._closing)
         return calls
 
     def _call(self, found: Any) -> Call:
-        arguments = found[self._key]
+        """
+        Raises:
+            ValueError, KeyError, TypeError: it is no call, or its arguments are no JSON, as NaN is.
+        """
+        name, arguments = found["name"], found[self._key]
+        if not isinstance(name, str):
+            raise TypeError(name)
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        return Call(new_id(), _encodable(str(found["name"])), _encodable(text))
+        json.dumps(json.loads(text), allow_nan=False)
+        return Call(new_id(), _encodable(name), _encodable(text))
 
     def _take(self, count: int) -> str:
         taken, self._text = self._text[:count], self._text[count:]
@@ -206,6 +213,16 @@ def has_control_tokens(chat: Chat, style: Style) -> bool:
 def _encodable(text: str) -> str:
     """With ? for halves of surrogate pairs, which escapes in JSON can stand for."""
     return text.encode(errors="replace").decode()
+
+
+def _as_resource(parameters: Mapping[str, Any] | None, index: int) -> dict[str, Any]:
+    """A tool's schema as it can stand inside of another: its `$ref`s begin at its own root.
+
+    That is what an `$id` is for. `$schema` goes: a draft of old ignores an `$id` beside a `$ref`.
+    """
+    found = {**(parameters or {"type": "object"}), "$id": f"urn:tool:{index}"}
+    found.pop("$schema", None)
+    return found
 
 
 def _is_call(value: Any) -> bool:

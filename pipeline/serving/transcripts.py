@@ -19,28 +19,34 @@ CONSENT = "x-record-consent"
 
 
 class Answer(NamedTuple):
+    """by_itself: whether the model ended it, and no stop string, length or guide."""
+
     text: str
-    finish_reason: str | None
+    by_itself: bool
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request's body and its response's, as they were on the wire."""
+    """A request's body and its response's, as they were on the wire.
+
+    ended_by_themselves: see calls.Call.
+    """
 
     id: str
     request: bytes
     response: bytes
+    ended_by_themselves: frozenset[int]
 
     def asked(self) -> dict[str, Any]:
-        """The request; empty if it was none."""
+        """The request; empty if it was none, or one that is nested thousands deep."""
         try:
             body = json.loads(self.request)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return body if isinstance(body, dict) else {}
 
     def answers(self) -> list[Answer]:
-        """Text and ending of every choice, streamed or not."""
+        """What every choice says, streamed or not."""
         if not self.response.startswith(b"data:"):
             bodies = [json.loads(self.response)]
         else:
@@ -48,14 +54,12 @@ class Exchange:
             data = [event.removeprefix("data: ") for event in events]
             bodies = [json.loads(text) for text in data if text.startswith("{")]
         texts: dict[int, list[str]] = {}
-        reasons: dict[int, str] = {}
         for choice in (c for body in bodies for c in body.get("choices", ())):
             said = choice.get("message") or choice.get("delta") or choice
             parts = texts.setdefault(choice["index"], [])
             parts.append(said.get("content") or said.get("text") or "")
-            if choice["finish_reason"]:
-                reasons[choice["index"]] = choice["finish_reason"]
-        return [Answer("".join(parts), reasons.get(i)) for i, parts in sorted(texts.items())]
+        ended = self.ended_by_themselves
+        return [Answer("".join(parts), i in ended) for i, parts in sorted(texts.items())]
 
 
 class Transcripts:
@@ -98,7 +102,8 @@ class Transcripts:
             await self._app(scope, receiving, sending)
         finally:
             call = calls.current()
-            exchange = Exchange(call.id, b"".join(asked), b"".join(answered))
+            ended = frozenset(call.ended_by_themselves)
+            exchange = Exchange(call.id, b"".join(asked), b"".join(answered), ended)
             if self._log:
                 call.content = _content(exchange)
             if record and whole and call.status == 200:

@@ -113,6 +113,6 @@ def _write_assets(config: Config, assets: Path, out: Path) -> None:
     copy_assets(assets, out)
     file = out / "config.json"
     content = read_json(file, "run `python -m pipeline stage=import` again")
-    content.pop("torch_dtype", None)  # dtype's name before transformers 4.56
-    content["dtype"] = config.model.dtype
+    # Its name since transformers 4.56, and before, by which older runtimes know it.
+    content["dtype"] = content["torch_dtype"] = config.model.dtype
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -16,21 +16,27 @@ from typing import Any
 from pipeline import recordings
 from pipeline.config import Config
 from pipeline.console import get_console
-from pipeline.errors import ConfigError, GateFailed, PipelineError
+from pipeline.errors import ArtifactError, ConfigError, GateFailed, PipelineError
 from pipeline.graph_run import refuse_other_artifacts, run_graph
 from pipeline.runner import hold
 
 LOCK, FINISHED = ".retrain.lock", ".retrain.json"
+MOST_SECONDS = 366 * 24 * 3600  # between looks; a clock ends somewhere beyond
 
 
 def run(tree: Mapping[str, Any], config: Config) -> int:
     """Look, once or for ever; the exit code of the graph, 0 where there was nothing to do.
 
     Raises:
-        ConfigError: there is nowhere to look.
+        ConfigError: there is nowhere to look, or the next look is too far off.
         PipelineError: the look failed; those that follow others are told and survived.
     """
     refuse_other_artifacts(config)
+    if (config.retrain.every or 0) > MOST_SECONDS:
+        raise ConfigError(
+            f"retrain.every={config.retrain.every:g} is more than a year of seconds: give fewer, "
+            "or null to look once"
+        )
     code = _look(tree, config)
     while (wait := config.retrain.every) is not None:
         at = datetime.fromtimestamp(time.time() + wait)
@@ -94,5 +100,21 @@ def _finish(artifacts: Path, taken: list[Path]) -> None:
 
 
 def _done(artifacts: Path) -> set[str]:
+    """
+    Raises:
+        ArtifactError: the file of them is broken, as a full disk can leave it.
+    """
     file = artifacts / FINISHED
-    return set(json.loads(file.read_text())) if file.is_file() else set()
+    if not file.is_file():
+        return set()
+    try:
+        done = json.loads(file.read_bytes())
+        if isinstance(done, list) and all(isinstance(name, str) for name in done):
+            return set(done)
+        cause = "it holds no list of names"
+    except ValueError as error:
+        cause = str(error)
+    raise ArtifactError(
+        f"{file}, the list of snapshots that were trained on, cannot be read ({cause}): delete it, "
+        "and the next look trains on all of them once more"
+    )

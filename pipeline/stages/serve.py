@@ -51,5 +51,5 @@ def run(config: Config) -> None:
     console.print(
         "stopped: every answer in progress was finished"
         if finished
-        else "stopped at once: answers in progress were cut"
+        else "stopped: answers in progress were cut; the log has a line for each"
     )

@@ -139,6 +139,22 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
     assert losses(trained) == losses(uninterrupted), f"killed at step {step}"
 
 
+def test_a_model_that_drops_attention_goes_on_to_the_same_losses(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", attention_dropout=0.1)
+    jobs = [make_job(base, tmp_path / name, steps=8) for name in ("whole", "stopped")]
+    whole = train(jobs[0])
+
+    def stop(point: Point) -> None:
+        if point.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch.train_in_processes(jobs[1], stop)
+    again = train(jobs[1])
+    assert 0 < again.resumed_from < 8
+    assert losses(again) == losses(whole)
+
+
 def test_full_training_goes_on_to_the_same_losses(base: Path, tmp_path: Path) -> None:
     job = make_job(base, tmp_path / "whole", method="sft", steps=8)
     whole = train(job)

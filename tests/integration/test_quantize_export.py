@@ -545,3 +545,12 @@ def test_neither_nemo_nor_megatron_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_type_that_config_does_not_say_is_the_weights(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    assert modelopt.own_dtype(folder) == "bfloat16"
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in config.items() if "dtype" not in k}))
+    assert modelopt.own_dtype(folder) == "bfloat16"

@@ -289,7 +289,11 @@ def test_the_benchmark_measures_the_served_engine(
 def serve(folder: Path, port: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pipeline", "stage=serve", f"artifacts={folder}"]
     return subprocess.Popen(
-        [*command, f"serve.port={port}"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, f"serve.port={port}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -341,7 +345,7 @@ def test_a_signal_ends_the_server_well_and_cuts_no_answer(
         for thread in threads:
             thread.start()
         begun.wait(60)
-        process.send_signal(stop)
+        os.killpg(process.pid, stop)  # all its processes, as a terminal and systemd do
         while b"shutting down" not in httpx.get(f"http://127.0.0.1:{port}/health/ready").content:
             time.sleep(0.01)
         with pytest.raises(openai.InternalServerError) as refused:

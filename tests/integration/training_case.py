@@ -34,7 +34,13 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
 
 
 def make_base(
-    folder: Path, *, heads: int = 4, kv_heads: int = 2, tied: bool = False, family: str = "Llama"
+    folder: Path,
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    tied: bool = False,
+    family: str = "Llama",
+    attention_dropout: float = 0.0,
 ) -> Path:
     """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, heads of 16."""
     import torch
@@ -55,6 +61,7 @@ def make_base(
         head_dim=16,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=tied,
+        attention_dropout=attention_dropout,
         sliding_window=None,  # Mistral's
     )
     torch.manual_seed(0)

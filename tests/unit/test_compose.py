@@ -1,5 +1,6 @@
 """The command line's configuration: defaults, overrides, and refusals that say what is allowed."""
 
+import os
 import re
 import subprocess
 import sys
@@ -139,3 +140,23 @@ def test_nothing_heavy_is_imported_to_refuse_or_help():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Stages\n  prepare" in done.stdout
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argument", ["--help", "stage=config"])
+def test_output_that_nobody_reads_is_no_failure_to_report(argument: str, unbuffered: str):
+    """As of `… | head`, which has seen enough."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", argument],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -40,6 +40,12 @@ def test_kinds_may_be_mixed_and_lines_be_blank(tmp_path: Path) -> None:
     assert [(row.line, type(row)) for row in found] == [(1, Conversation), (3, Conversation)]
 
 
+def test_fields_for_tools_may_be_empty(tmp_path: Path) -> None:
+    turns = [{**USER, "tool_calls": None}, {**ASSISTANT, "tool_calls": [], "function_call": None}]
+    (found,) = read(tmp_path / "a.jsonl", json.dumps({"messages": turns, "tools": []}).encode())
+    assert isinstance(found, Conversation)
+
+
 def test_pair_with_a_system_turn(tmp_path: Path) -> None:
     (found,) = read(tmp_path / "a.jsonl", '{"system": "S", "prompt": "a", "completion": "b"}')
     assert isinstance(found, Conversation)
@@ -68,6 +74,16 @@ def test_turns_of_weight_0_are_marked(tmp_path: Path) -> None:
         (b'{"prompt": 3, "completion": "b"}', "not text"),
         (b'{"question": "a", "answer": "b"}', "unknown format"),
         (b'{"messages": [{"role": "user", "content": "a", "weight": 2}]}', "bad message"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": '
+            b'"let me", "tool_calls": [{"id": "1"}]}]}',
+            "tool calls",
+        ),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}',
+            "tool calls",
+        ),
+        (b'{"prompt": "a", "completion": "b", "functions": [{"name": "f"}]}', "tool calls"),
     ],
 )
 def test_bad_lines_are_rejected_alone(tmp_path: Path, line: bytes, reason: str) -> None:

@@ -308,6 +308,30 @@ def test_too_little_memory_names_the_setting_that_fits(
         choose(found(asked, tiny, bf16), asked)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "vllm"])
+def test_a_batch_whose_step_alone_does_not_fit_is_to_be_smaller(
+    installed: Any, engine: EngineConfig, name: str
+) -> None:
+    """The largest that fits is named: it does, and one more does not."""
+    asked = engine.model_copy(
+        update={"name": name, "max_batch_size": 10_000_000, "max_seq_len": 64, "max_input_len": 32}
+    )
+    where = machine(H200)
+    if name == "onnxruntime":
+        asked = asked.model_copy(update={"precision": "int8"})
+        where = replace(CPU, memory_bytes=64 * GIB)
+    with pytest.raises(
+        ResourceError, match=r"too little; engine\.max_batch_size=\d+ fits"
+    ) as error:
+        choose(found(asked, where), asked)
+    count = int(str(error.value).split("; engine.max_batch_size=")[1].split()[0])
+    fits = asked.model_copy(update={"max_batch_size": count})
+    assert choose(found(fits, where), fits).runtime == name
+    more = asked.model_copy(update={"max_batch_size": count + 1})
+    with pytest.raises(ResourceError):
+        choose(found(more, where), more)
+
+
 def test_a_profile_that_is_named_wins_or_says_why_it_cannot(
     installed: Any, engine: EngineConfig
 ) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipeline import compose, room, runner, tracking
+from pipeline import artifact, compose, room, runner, tracking
 from pipeline.artifact import Outcome
 from pipeline.config import load
-from pipeline.errors import ArtifactError, Busy, DataError, GateFailed, ResourceError
+from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
 from pipeline.graph import ROOT, Node, read_graph, select
 
 
@@ -291,6 +291,7 @@ def test_manifest_names_the_commit_that_ran(chain, tmp_path, monkeypatch):
     git("add", "code.py")
     began = commit()
     monkeypatch.setattr(runner, "ROOT", checkout)
+    monkeypatch.chdir(checkout)
     chain.stages["first"] = goes_on
     assert chain("first").manifest.code == {"commit": began, "changed": False}
 
@@ -311,3 +312,20 @@ def test_tracking_is_told_how_it_ended(chain, monkeypatch):
     assert told == [
         ("FINISHED", False, None), ("FINISHED", True, None), ("FAILED", False, "division by zero"),
     ]  # fmt: skip
+
+
+def test_another_folder_than_the_checkout_is_refused(chain, tmp_path, monkeypatch):
+    """Settings' paths would be read there, and their content's digests here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"this is {tmp_path}: run the command in"):
+        chain("first")
+
+
+def test_what_was_made_is_hashed_once(chain, monkeypatch):
+    read = []
+    hashed = artifact.sha256_of_file
+    monkeypatch.setattr(
+        artifact, "sha256_of_file", lambda path: read.append(path.name) or hashed(path)
+    )
+    chain("first")
+    assert read.count("value") == 1

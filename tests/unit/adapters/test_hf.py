@@ -93,7 +93,7 @@ def test_large_models_are_written_in_shards(
     ("given", "found"),
     [
         ({}, []),
-        ({"b": WEIGHTS["b"] + 1e-6}, []),  # rounds to the same
+        ({"c": WEIGHTS["c"] + 1e-6}, []),  # rounds to the same
         ({"b": WEIGHTS["b"] * 1.01}, ["b"]),
         ({"d": torch.ones(2)}, ["d"]),  # was not written
     ],

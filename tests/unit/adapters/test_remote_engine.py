@@ -23,7 +23,7 @@ from pipeline.adapters.remote_engine import RemoteEngine
 from pipeline.adapters.remote_requests import request_body
 from pipeline.chat import Chat
 from pipeline.config import EngineConfig
-from pipeline.errors import ArtifactError, MissingRuntime
+from pipeline.errors import ArtifactError, ConfigError, MissingRuntime
 from pipeline.serving.address import listen
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
@@ -325,6 +325,77 @@ def test_a_key_comes_from_the_environment_and_is_never_said(
 
         asyncio.run(scenario())
     assert "secret-key-1" not in "".join(capsys.readouterr())
+
+
+def test_white_space_around_the_key_is_not_of_it(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a secret that was written to a file with a final line break."""
+    monkeypatch.setenv(API_KEY, " secret-key-1\n")
+    with running(Scripted([7, 7], key="secret-key-1")) as url:
+        assert opened(chat, url).max_seq_len == 64
+
+
+@pytest.mark.parametrize("key", ["secret-1\nsecret-2", "secret-1\x01", "secret-1-ключ"])
+def test_a_key_that_cannot_be_sent_is_refused_unsaid(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv(API_KEY, key)
+    with running(Scripted([7, 7])) as url, pytest.raises(ConfigError, match=API_KEY) as refused:
+        opened(chat, url)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("user", ["anna:hush", "anna:hu:@sh", ":hush"])
+def test_a_password_in_the_url_is_not_said(chat: Chat, user: str) -> None:
+    place = r"engine=remote: http://127\.0\.0\.1:9/v1 does not answer"
+    with pytest.raises(MissingRuntime, match=place):
+        opened(chat, f"http://{user}@127.0.0.1:9/v1")
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1/v1", "http://a:99999/v1", "ftp://a/v1"])
+def test_what_is_no_url_is_refused(chat: Chat, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"needs engine\.arguments\.base_url=http://host:port"):
+        opened(chat, url)
+
+
+CARDS = '{"data": [{"id": "bank", "max_model_len": "long"}]}'
+
+
+@pytest.mark.parametrize(
+    ("models", "completions"),
+    [
+        ("<html>\nWelcome\n</html>", ""),
+        ('{"object": "list"}', ""),
+        ('{"data": {"id": "bank"}}', ""),
+        ('{"data": ["bank"]}', ""),
+        ("[]", ""),
+        (CARDS, "<html>\nWelcome\n</html>"),
+        (CARDS, '{"choices": null}'),
+    ],
+)
+def test_a_server_of_another_kind_is_told_in_a_line(
+    chat: Chat, models: str, completions: str
+) -> None:
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            said = models if scope["path"] == "/v1/models" else completions
+            await Response(said, media_type="text/html")(scope, receive, send)
+
+    lacking = pytest.raises(MissingRuntime, match=r"/v1 is no OpenAI server: it answers /v1/")
+    with running(other) as url, lacking as refused:
+        opened(chat, url)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_page_of_many_lines_is_told_in_one(chat: Chat) -> None:
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await Response("<html>\n404\n</html>", 404)(scope, receive, send)
+
+    lacking = pytest.raises(MissingRuntime, match="answers 404: <html> 404 </html>;")
+    with running(other) as url, lacking:
+        opened(chat, url)
 
 
 def test_a_server_that_knows_openais_fields_alone_gets_no_others(chat: Chat) -> None:

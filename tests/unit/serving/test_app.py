@@ -2,17 +2,23 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from pipeline.chat import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
+from pipeline.serving.bounds import Bounds
+from pipeline.serving.operations import Operations
+from pipeline.serving.protocol import CompletionRequest
 from tests.unit.model_folders import make_model_folder
+from tests.unit.serving.asgi import ask
 from tests.unit.serving.models import ListModel, say
 
 ANSWER = "Grüße! It costs 5 € 🌍."
@@ -150,6 +156,16 @@ def test_echo_repeats_the_prompt(post: Post) -> None:
         assert "".join(body["choices"][0]["text"] for body in bodies) == prompt + ANSWER
 
 
+def test_an_answer_of_nothing_can_be_sent_back(post: Post) -> None:
+    """This server gives one itself, and clients send back what they got."""
+    empty = {"role": "assistant", "content": ""}
+    assert post(messages=[*HELLO, empty, *HELLO]).status_code == 200
+    for turn in ({"role": "assistant"}, {"role": "user", "content": " "}):
+        response = post(messages=[*HELLO, turn, *HELLO])
+        assert response.status_code == 400
+        assert f"empty {turn['role']} turn" in response.json()["error"]["message"]
+
+
 def test_max_tokens_cuts_an_answer(post: Post) -> None:
     for limit in ({"max_tokens": 3}, {"max_completion_tokens": 3}):
         body = post(**limit).json()
@@ -276,7 +292,17 @@ def test_prompts_that_are_none_are_refused(post: Post, prompt: Any) -> None:
         assert response.status_code == 200
     else:
         assert response.status_code == 400
-        assert response.json()["error"]["param"] == "prompt"
+        error = response.json()["error"]
+        assert error["param"] == "prompt"
+        wrong_ids = prompt in ([-1], [400_000])
+        words = "token ids go from" if wrong_ids else "give text, token ids or a list of either"
+        assert words in error["message"]
+
+
+def test_a_list_of_prompts_beyond_measure_is_refused_before_each_is_looked_at() -> None:
+    with pytest.raises(ValidationError, match="at most 2048 texts") as refused:
+        CompletionRequest.model_validate({"model": "bank", "prompt": [None] * 3000})
+    assert refused.value.error_count() == 1
 
 
 def test_models_are_listed_and_named(app: Any) -> None:
@@ -327,6 +353,15 @@ def test_the_log_says_why_a_request_was_refused_and_not_what_it_said(
     assert "secret" not in str([vars(record) for record in caplog.records])
 
 
+def test_the_log_does_not_take_a_whole_field_name(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline.serving")
+    assert post(**{"x" * 10**6: 1}).status_code == 400
+    (record,) = [r for r in caplog.records if r.message == "request"]
+    assert vars(record)["error"] == ("unknown_parameter " + "x" * 200)[:200]
+
+
 def test_a_model_that_fails_is_never_ready(app: Any, model: ListModel) -> None:
     model.error = RuntimeError("no such kernel")
 
@@ -353,6 +388,7 @@ def test_a_full_queue_answers_429_and_begins_nothing(
     post: Post, model: ListModel, engine: BatchingEngine
 ) -> None:
     model.gated = True
+    engine.room = 16  # or it would be refused as too large for an idle server
     response = post(n=16)
     assert response.status_code == 429
     assert response.json()["error"]["code"] == "rate_limit_exceeded"
@@ -360,6 +396,77 @@ def test_a_full_queue_answers_429_and_begins_nothing(
     model.gated = False
     model.gate.release(1000)
     assert post().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"path": "/v1/completions", "prompt": ["hi"] * 9}, "prompt"),
+        ({"path": "/v1/completions", "prompt": ["hi"] * 3, "n": 3}, "prompt"),
+        ({"n": 9}, "n"),
+    ],
+)
+def test_more_answers_than_an_idle_server_holds_are_refused(
+    post: Post, given: dict[str, Any], param: str
+) -> None:
+    response = post(**given)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert "are 9 answers, and this server holds 8 at once" in error["message"]
+    assert "retry-after" not in response.headers
+
+
+def finished(app: Any) -> dict[str, float]:
+    """Answers by how they ended, and how many are in the histogram of latencies."""
+    text = get(app, "/metrics").text
+    ends = re.findall(r'request_finish_total{finished_reason="(\w+)".*} (.*)', text)
+    (timed,) = re.findall(r"e2e_request_latency_seconds_count{.*} (.*)", text)
+    return {**{reason: float(count) for reason, count in ends}, "timed": float(timed)}
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_that_fail_are_not_counted_as_clients_that_left(
+    app: Any, post: Post, model: ListModel, stream: bool, n: int
+) -> None:
+    model.error = RuntimeError("no such kernel")
+    post(stream=stream, n=n)
+    assert finished(app) == {"error": n, "timed": 0}
+    failures = re.findall(
+        r'request_failure_total{.*status="(\d+)"} (.*)', get(app, "/metrics").text
+    )
+    assert failures == [("500", "1.0")]
+
+
+@pytest.mark.parametrize(("stream", "status"), [(False, 504), (True, 200)])
+def test_answers_that_take_too_long_are_counted_as_failures(
+    engine: BatchingEngine, chat: Chat, model: ListModel, stream: bool, status: int
+) -> None:
+    bounds = Bounds(header_bytes=9999, body_bytes=9999, body_seconds=9, request_seconds=0.2)
+    app = create_app(engine, chat, model="bank", slots=4, operations=Operations(bounds=bounds))
+    model.gated = True
+    body = {"model": "bank", "messages": HELLO, "stream": stream}
+    assert ask(app, "POST", "/v1/chat/completions", json=body).status_code == status
+    assert finished(app) == {"error": 1, "timed": 0}
+    assert 'request_failure_total{model_name="bank",status="504"} 1.0' in get(app, "/metrics").text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_dies_says_so_in_whole_answers_and_in_streams(
+    app: Any,
+    post: Post,
+    model: ListModel,
+    engine: BatchingEngine,
+    stream: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model.error = RuntimeError("no such kernel")
+    monkeypatch.setattr(engine, "down", lambda: "it is being started again")
+    response = post(stream=stream)
+    last = response.text.strip().split("\n\n")[-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["code"] == "engine_down"
+    assert response.status_code == (200 if stream else 503)
+    assert 'request_failure_total{model_name="bank",status="503"} 1.0' in get(app, "/metrics").text
 
 
 def test_metrics_count_what_happened(app: Any, post: Post) -> None:

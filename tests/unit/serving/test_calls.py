@@ -104,6 +104,50 @@ def test_what_nobody_foresaw_is_an_answer_in_openais_shape(
     assert layered.in_flight.count == 0
 
 
+@pytest.mark.parametrize(
+    ("status", "late", "error", "cut"),
+    [
+        (200, None, None, 0),
+        (200, 500, "the engine failed", 1),
+        (503, None, "the engine failed", 1),
+        (503, None, None, 0),
+        (400, None, "invalid_value stop", 0),
+        (calls.CLIENT_LEFT, None, None, 0),
+    ],
+)
+def test_what_the_server_could_not_finish_is_cut(
+    status: int, late: int | None, error: str | None, cut: int
+) -> None:
+    def answer(request: Request) -> Any:
+        calls.current().late_status, calls.current().error = late, error
+        return Response(status_code=status)
+
+    layered = Layered(answer)
+    ask(layered.app)
+    assert layered.in_flight.cut == cut
+
+
+@pytest.mark.parametrize("path", ["/health/ready", "/v1/health/ready"])
+def test_a_probe_that_hears_503_is_no_request_that_failed(path: str) -> None:
+    layered = Layered(lambda request: Response(status_code=503))
+    assert ask(layered.app, path=path).status_code == 503
+    assert layered.failed == []
+
+
+def test_a_failure_behind_the_first_byte_is_counted() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("in the middle")
+
+    async def ignored(message: Any) -> None:
+        pass
+
+    failed: list[int] = []
+    scope = {"type": "http", "method": "GET", "path": "/v1/x", "headers": []}
+    asyncio.run(Calls(broken, InFlight(), failed.append)(scope, asyncio.Queue[Any]().get, ignored))
+    assert failed == [500]
+
+
 def test_refusals_are_counted_and_clients_that_left_are_not() -> None:
     for status, counted in ((200, []), (404, [404]), (503, [503]), (calls.CLIENT_LEFT, [])):
         layered = Layered(lambda request, status=status: Response(status_code=status))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
 from pipeline.serving.calls import Calls, InFlight
 from pipeline.serving.door import Door
+from pipeline.serving.guidance import Guides
 from pipeline.serving.keys import Keyring, digest
 from pipeline.serving.operations import Operations
+from pipeline.serving.rates import Rates
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import answering, ask
 from tests.unit.serving.models import ListModel, say
@@ -76,6 +79,12 @@ def test_the_right_key_opens_and_is_known_behind_the_door(tmp_path: Path) -> Non
     app = door(keyring(tmp_path))
     assert ask(app, headers=bearer("right")).json() == {"key": "anna"}
     assert ask(app, headers={"Authorization": "bearer  other "}).json() == {"key": "ben"}
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("utf-8", 200), ("latin-1", 401)])
+def test_a_key_that_is_no_ascii_is_taken_as_utf_8(encoding: str, status: int) -> None:
+    app = door(Keyring(None, {"SERVE_API_KEY": "clé"}))
+    assert ask(app, headers={"authorization": "Bearer clé".encode(encoding)}).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -141,6 +150,56 @@ def test_tokens_are_limited_by_prompt_before_and_answer_after(
     assert two.headers["x-ratelimit-remaining-tokens"] == str(prompt - 1)
     assert f"used {prompt + answer}, requested {prompt}" in two.json()["error"]["message"]
     assert int(two.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("status", "given"),
+    [
+        (400, {"n": 16}),
+        (400, {"guided_regex": "("}),
+        (400, {"guided_regex": "(", "stream": True}),
+        (429, {"n": 8}),
+        (500, {"max_tokens": 2}),
+        (200, {}),
+    ],
+)
+def test_what_is_refused_before_its_first_token_costs_none(
+    tmp_path: Path, chat: Chat, status: int, given: dict[str, Any]
+) -> None:
+    model = ListModel(say(chat, "It costs 5 euros."), max_seq_len=96)
+    engine = BatchingEngine(model, max_input_len=60, max_queue=4, guides=Guides(chat))
+    if status == 429:
+        engine._max_queue = 0
+    if status == 500:
+        model.error = RuntimeError("no such kernel")
+    keys = keyring(tmp_path, tokens_per_minute=1000)
+    app = create_app(engine, chat, model="bank", slots=4, operations=Operations(keyring=keys))
+    body = {"model": "bank", "messages": HELLO, **given}
+    response = ask(app, "POST", "/v1/chat/completions", json=body, headers=bearer("right"))
+    engine.close()
+    assert response.status_code == status
+    left = int(response.headers["x-ratelimit-remaining-tokens"])
+    assert (left == 1000) == (status not in (200, 500))
+
+
+def test_tokens_given_back_after_their_window_are_not_added_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keyring(tmp_path, tokens_per_minute=100).find(b"right")
+    assert key
+    now = time.time()
+
+    async def left(later: float) -> str:
+        allowance = Rates().of(key)
+        await allowance.take_prompt(60)
+        monkeypatch.setattr(time, "time", lambda: now + later)
+        await allowance.give_back_prompt()
+        await allowance.give_back_prompt()
+        await allowance.take_prompt(30)
+        return (await allowance.headers())["x-ratelimit-remaining-tokens"]
+
+    assert asyncio.run(left(1)) == "70"
+    assert asyncio.run(left(90)) == "70"
 
 
 def test_a_prompt_larger_than_the_limit_is_told_to_shorten(

@@ -82,7 +82,8 @@ def test_fewer_dimensions_have_length_one_again(app: Any) -> None:
     ("body", "param", "words"),
     [
         ({"input": ""}, "input", "empty"),
-        ({"input": []}, "input", ""),
+        ({"input": []}, "input", "give text, token ids or a list of either"),
+        ({"input": [1, "a"]}, "input", "give text, token ids or a list of either"),
         ({"input": ["wire", ""]}, "input", "empty"),
         ({"input": ["wire"] * 2049}, "input", "at most 2048"),
         ({"input": [9]}, "input", "from 0 to 4"),

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from pipeline.chat import Chat
 from pipeline.serving.engine import Guide, Sampling
-from pipeline.serving.guidance import Guides
+from pipeline.serving.guidance import Guides, _reason
+from pipeline.serving.protocol import MAX_GUIDED_CHOICES
 from pipeline.serving.sampling import Sampler
 from tests.unit.model_folders import make_model_folder
 
@@ -92,6 +94,7 @@ def test_guides_of_one_model_do_not_know_of_each_other(chat: Chat, guides: Guide
     [
         (Guide("json_schema", '{"type": "obj"}'), "obj"),
         (Guide("json_schema", "{"), "Expecting"),
+        (Guide("json_schema", "[" * 5000 + "]" * 5000), "nested thousands deep"),
         (Guide("json_schema", '{"$ref": "http://elsewhere/schema"}'), "guided"),
         (Guide("regex", "("), "regex"),
         (Guide("lark", "start: missing"), "missing"),
@@ -101,6 +104,17 @@ def test_guides_of_one_model_do_not_know_of_each_other(chat: Chat, guides: Guide
 def test_what_is_no_guide_is_refused(guides: Guides, guide: Guide, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         guides.begin(guide)
+
+
+def test_as_many_choices_as_the_protocol_takes_are_kept_to(chat: Chat, guides: Guides) -> None:
+    choices = [f"Answer {number}." for number in range(MAX_GUIDED_CHOICES)]
+    grammar = "start: " + " | ".join(json.dumps(choice) for choice in choices)
+    assert answer(chat, guides, Guide("lark", grammar), 1) in choices
+
+
+def test_of_a_crash_of_the_library_only_its_message_is_shown() -> None:
+    matcher: Any = SimpleNamespace(get_error=lambda: "too large\n<backtrace>\n 0: core::panic")
+    assert _reason(matcher) == "the answer cannot be guided: too large"
 
 
 def test_a_model_with_families_of_tokenizers(tmp_path: Path) -> None:

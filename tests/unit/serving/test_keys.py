@@ -152,3 +152,22 @@ def test_a_name_is_given_once(file: Path, capsys: pytest.CaptureFixture[str]) ->
     make(capsys, "anna", "--file", str(file))
     assert main(["new", "anna", "--file", str(file)]) == ConfigError.exit_code
     assert "has a key named anna" in capsys.readouterr().err
+
+
+def test_the_environments_name_is_given_to_no_key(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with that name could not be read again."""
+    for more in ((), ("--file", str(file))):
+        assert main(["new", "environment", *more]) == ConfigError.exit_code
+        said = capsys.readouterr()
+        assert said.err.startswith("pipeline: ConfigError: the name environment is that of SERVE_")
+        assert said.out == ""
+    assert not file.exists()
+
+
+def test_white_space_around_the_environments_key_is_not_of_it() -> None:
+    ring = Keyring(None, {"SERVE_API_KEY": " from-env\n"})
+    assert ring.find(b"from-env")
+    with pytest.raises(ConfigError, match="SERVE_API_KEY is blank"):  # rather than open to all
+        Keyring(None, {"SERVE_API_KEY": " \n"})

@@ -91,12 +91,35 @@ def test_of_a_completion_and_its_prompt(app: Any, chat: Chat) -> None:
         assert top[token] == chosen
         assert max(top.values()) == pytest.approx(sure(chat))
         assert len(top) == (1 if chosen == pytest.approx(sure(chat)) else 2)
-    assert found["text_offset"][:3] == [0, len(written[0]), len(written[0]) + len(written[1])]
+    assert found["text_offset"][:3] == [0, 0, 0], "control tokens are not in the text"
     answer = post(app, "completions", prompt=prompt, max_tokens=60, logprobs=1)
     alone = Completion.model_validate(answer, strict=True).choices[0].logprobs
     assert alone is not None
     assert alone.tokens == tokens[count:]
     assert (alone.text_offset or [])[0] == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["Café ünïcödé 日本e <|assistant|>\n", "ids"])
+def test_offsets_are_characters_of_the_text(
+    app: Any, chat: Chat, prompt: Any, stream: bool
+) -> None:
+    """Whether the prompt's control tokens are in it (as text) or not (as ids, or an added BOS)."""
+    prompt = chat.prompt(HELLO) if prompt == "ids" else prompt
+    for echo in (True, False):
+        how = {"prompt": prompt, "max_tokens": 40, "echo": echo, "logprobs": 0, "stream": stream}
+        bodies = post(app, "completions", **how)
+        parts = [body["choices"][0] for body in (bodies if stream else [bodies])]
+        text = "".join(part["text"] for part in parts)
+        found = [part["logprobs"] for part in parts if part["logprobs"]]
+        tokens = [token for part in found for token in part["tokens"]]
+        offsets = [at for part in found for at in part["text_offset"]]
+        assert offsets == sorted(offsets)
+        assert offsets[0] == 0
+        assert offsets[-1] == len(text), "the token that ends the answer is not in the text"
+        for token, at in zip(tokens, offsets, strict=True):
+            assert token.startswith(("bytes:", "<|")) or text.startswith(token, at)
+        assert text[offsets[tokens.index("bytes:\\xe2")]] == "€"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -93,3 +93,17 @@ def test_a_terminal_gets_lines_for_people() -> None:
         "error: unforeseen failure request_id=req-3",
     ]
     assert stream.getvalue().endswith("RuntimeError: broken\n")
+
+
+def test_what_a_client_names_neither_ends_a_line_nor_steers_the_terminal() -> None:
+    stream, log = Terminal(), logging.getLogger("pipeline.serving")
+    odd = "/é\n08:15:02 200 GET /\x1b[2J\x9b1m\u202e\ud800"
+    refusal = {"method": "GET", "path": odd, "status": 404, "seconds": 0.0, "error": "a\rb"}
+    with server_log(stream):
+        log.info("request", extra=refusal)
+        log.warning("no %s", "a\nb")
+    request, warning = stream.getvalue().split("\n")[:2]
+    assert request[9:] == (
+        r"404 GET /é\n08:15:02 200 GET /\x1b[2J\x9b1m\u202e\ud800 0.00 s error=a\rb"
+    )
+    assert warning[9:] == r"warning: no a\nb"

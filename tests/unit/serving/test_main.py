@@ -2,10 +2,13 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.graph import ROOT
 from pipeline.serving.__main__ import main, read_settings
 from pipeline.serving.description import Description
 from tests.unit.model_folders import make_model_folder
@@ -43,6 +46,48 @@ def test_what_is_wrong_is_said_in_a_line(
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("pipeline: ")
     assert words in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", " "], "ConfigError: --model is empty"),
+        (["--model", "bank", "--fd", "99"], "ConfigError: --fd 99 is no socket ("),
+        (["--model", "bank", "--fd", "-1"], "ConfigError: --fd -1 is no socket ("),
+    ],
+)
+def test_wrong_options_are_said_in_a_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(["--engine", str(folder), *arguments, "serve.port=0"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"pipeline: {words}")
+
+
+def test_ctrl_c_while_it_starts_is_no_traceback(folder: Path) -> None:
+    """In a process that interrupts itself where it begins to import what it serves with."""
+    code = (
+        "import signal, sys\n"
+        "from pipeline.serving.__main__ import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'uvicorn': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"sys.exit(main(['--engine', {str(folder)!r}, '--model', 'bank', 'serve.port=0']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 130
+    assert ended.stderr == "pipeline: interrupted before the server was ready\n"
+
+
+def test_bad_defaults_of_a_model_are_found_before_its_engine_is_opened(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "generation_config.json").write_text("{bad")
+    settings = ["serve.port=0", "engine.name=remote", "engine.arguments.model=m"]
+    settings += ["engine.arguments.base_url=http://127.0.0.1:9/v1"]
+    assert main(["--engine", str(folder), "--model", "bank", *settings]) == 3
+    assert "generation_config.json is not valid JSON" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_a_runtimes_own_arguments_are_given_one_by_one_or_all() -> None:

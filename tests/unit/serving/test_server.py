@@ -1,11 +1,15 @@
-"""What a stop does to the server, without a process."""
+"""What a stop does to the server, and what it takes of a model's folder, without a process."""
 
 import asyncio
+import re
+import resource
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from pipeline.errors import DataError
 from pipeline.serving import server
 from pipeline.serving.calls import InFlight
 from pipeline.serving.readiness import Readiness
@@ -69,4 +73,68 @@ def test_an_impatient_ctrl_c_ends_it(clock: Clock) -> None:
     running = stopped(3)
     running.handle_exit(signal.SIGINT, None)
     assert running.force_exit
+    assert not running.finished
     assert ends(running)
+
+
+def test_the_models_own_defaults_are_taken(tmp_path: Path) -> None:
+    assert server._sampling_defaults(tmp_path) == {}
+    own = '{"temperature": 0.6, "top_k": 20, "top_p": 1, "min_p": null, "eos_token_id": [1]}'
+    (tmp_path / "generation_config.json").write_text(own)
+    assert server._sampling_defaults(tmp_path) == {"temperature": 0.6, "top_k": 20, "top_p": 1}
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ("{bad", "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"temperature": "hot"}', "temperature='hot': Input should be a valid number"),
+        ('{"temperature": -1}', "temperature=-1: Input should be greater than or equal to 0"),
+        ('{"top_k": 1e400}', "top_k=inf: "),
+        ('{"top_k": 2.5}', "top_k=2.5: "),
+        ('{"repetition_penalty": NaN}', "repetition_penalty=nan: "),
+    ],
+)
+def test_defaults_that_no_request_could_ask_for_are_refused_at_start(
+    tmp_path: Path, own: str, words: str
+) -> None:
+    (tmp_path / "generation_config.json").write_text(own)
+    with pytest.raises(DataError, match=rf"generation_config\.json.*{re.escape(words)}"):
+        server._sampling_defaults(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "warns"),
+    [
+        (1024, 2**20, 3328, False),
+        (1024, resource.RLIM_INFINITY, 3328, False),
+        (1024, 2048, 2048, False),
+        (1024, 1024, 1024, True),
+        (4096, 4096, None, False),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, False),
+    ],
+)
+def test_connections_are_not_bounded_by_open_files_where_that_can_be_helped(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    soft: int,
+    hard: int,
+    raised: int | None,
+    warns: bool,
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(server.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(server.resource, "setrlimit", lambda _, given: limits.append(given))
+    server._allow_files(1024)
+    assert limits == ([] if raised is None else [(raised, hard)])
+    assert ("serve.max_connections=1024 needs more open files" in caplog.text) == warns
+
+
+def test_only_answers_that_failed_after_the_stop_were_cut(clock: Clock) -> None:
+    running = stopped(0)
+    assert running.finished
+    in_flight = running.config.app.state.in_flight  # type: ignore[union-attr]
+    in_flight.cut += 1
+    running.handle_exit(signal.SIGTERM, None)
+    assert not running.finished

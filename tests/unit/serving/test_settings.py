@@ -181,6 +181,7 @@ def test_response_formats(app: Any) -> None:
         ({"guided_json": "{"}, "guided_json", "Expecting"),
         ({"guided_grammar": "root ::= ("}, "guided_grammar", ""),
         ({"guided_choice": []}, "guided_choice", "at least 1"),
+        ({"guided_choice": ["x"] * 1001}, "guided_choice", "at most 1000"),
         (
             {"response_format": {**FORMAT, "json_schema": {"name": "x", "schema": {"type": 3}}}},
             *("response_format", "cannot be guided"),

@@ -1,6 +1,7 @@
 """An engine in a process of its own: its answers, its death under load, and its return."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -149,6 +150,21 @@ def test_killed_under_load_it_fails_what_it_held_and_comes_back_by_itself(tmp_pa
     run(scenario)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_the_server_cuts_no_answer(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as engine:
+            answer = asyncio.create_task(read(engine, [1], greedy(LONG)))
+            await wait_for(lambda: (engine.load().cache_use or 0) > 0)
+            os.kill(engine.pid, number)
+            assert await answer == alone([1], LONG)
+            assert engine.down() is None
+
+    run(scenario)
+
+
 def test_an_engine_that_says_it_is_down_is_started_anew(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path) as engine:
@@ -211,6 +227,55 @@ def test_it_is_tried_again_until_it_opens_and_an_adapter_that_does_not_is_left_o
     assert "not ready" in caplog.text
     assert "without the adapter three" in caplog.text
     assert "ready: the engine's process was started again" in caplog.text
+
+
+def test_a_system_without_room_for_a_process_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once it has no memory for a process, once no descriptor for a socket."""
+    popen, socketpair = link.subprocess.Popen, link.socket.socketpair
+    held = psutil.Process()
+    errors = {"Popen": OSError(errno.ENOMEM, "no memory"), "pair": OSError(errno.EMFILE, "no file")}
+
+    def starting(what: str, really: Callable[..., Any]) -> Callable[..., Any]:
+        def start(*given: Any, **named: Any) -> Any:
+            if error := errors.pop(what, None):
+                raise error
+            return really(*given, **named)
+
+        return start
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as engine:
+            assert await read(engine, [1], greedy(2)) == alone([1], 2)
+            before = held.num_fds()
+            monkeypatch.setattr(link.subprocess, "Popen", starting("Popen", popen))
+            monkeypatch.setattr(link.socket, "socketpair", starting("pair", socketpair))
+            os.kill(engine.pid, signal.SIGKILL)
+            await wait_for(engine.down)
+            await wait_for(lambda: engine.down() is None)
+            assert await read(engine, [1], greedy(2)) == alone([1], 2)
+            assert errors == {}
+            assert held.num_fds() == before
+
+    run(scenario)
+    assert "engine cannot be started (no memory)" in caplog.text
+    assert "engine cannot be started (no file)" in caplog.text
+
+
+@pytest.mark.parametrize("call", ["socketpair", "Popen"])
+def test_a_first_start_without_room_is_told_of_and_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*given: Any, **named: Any) -> Any:
+        raise OSError(errno.EMFILE, "no file")
+
+    held = psutil.Process()
+    before = held.num_fds()
+    monkeypatch.setattr(link.socket if call == "socketpair" else link.subprocess, call, fail)
+    with pytest.raises(PipelineError, match=r"cannot be started \(no file\): the system lacks"):
+        SupervisedEngine(tmp_path, MADE, max_queue=1)
+    assert held.num_fds() == before
 
 
 def test_adapters_that_do_not_fit_are_refused_and_removed_ones_are_gone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.chat import Chat
 from pipeline.serving import tools
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.guidance import Guides
+from pipeline.serving.guidance import Guides, grammar_of, tokens_of
 from pipeline.serving.tools import CallReader, Style
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
@@ -144,6 +144,71 @@ def test_a_forced_call_keeps_to_the_tools_schema(chats: dict[str, Chat], family:
         server.engine.close()
 
 
+def nested(towns: list[str], root: str = "#/$defs/Town") -> dict[str, Any]:
+    """What pydantic makes of a model inside of a model; other tools' have the same names."""
+    return {
+        "type": "object",
+        "$defs": {"Town": {"enum": towns}},
+        "properties": {"town": {"$ref": root}},
+        "required": ["town"],
+        "additionalProperties": False,
+    }
+
+
+NAMED_ROOT = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "definitions": {"Trip": {**nested([]), "properties": {"town": {"enum": ["Bonn"]}}}},
+    "$ref": "#/definitions/Trip",
+}  # as zod-to-json-schema writes it
+
+
+@pytest.mark.parametrize("parameters", [
+    nested(["Bonn"]),
+    nested(["Bonn"], "#/properties/other") | {
+        "properties": {"town": {"$ref": "#/properties/other"}, "other": {"enum": ["Bonn"]}}
+    },
+    {"$defs": {"Trip": {**nested([]), "properties": {"town": {"enum": ["Bonn"]}}}},
+     "$ref": "#/$defs/Trip"},
+    nested(["Bonn"]) | {"$id": ""},
+    NAMED_ROOT,
+])  # fmt: skip
+def test_references_in_a_forced_calls_schema_are_its_own(
+    chats: dict[str, Chat], family: str, parameters: dict[str, Any]
+) -> None:
+    trip = {"type": "function", "function": {"name": "trip", "parameters": parameters}}
+    rain = {"type": "function", "function": {"name": "rain", "parameters": nested(["Kiel"])}}
+    named = {"type": "function", "function": {"name": "trip"}}
+    server = Server(chats[family], "I would rather talk.")
+    try:
+        for tools_, choice in (([rain, trip], named), ([trip, rain], "required")):
+            response = server.post(tools=tools_, tool_choice=choice, max_tokens=100)
+            assert response.status_code == 200, response.text
+            (call,) = response.json()["choices"][0]["message"]["tool_calls"]
+            town = json.loads(call["function"]["arguments"])["town"]
+            assert town == {"trip": "Bonn", "rain": "Kiel"}[call["function"]["name"]]
+    finally:
+        server.engine.close()
+
+
+@pytest.mark.parametrize(("inner", "fits"), [('{"town": "Kiel"}', True), ("{}", False)])
+def test_a_schema_of_itself_is_the_tools_and_not_the_whole_calls(
+    chats: dict[str, Chat], inner: str, fits: bool
+) -> None:
+    import llguidance
+
+    chat = chats["llama"]
+    parameters = nested(["Kiel"])
+    parameters["properties"]["next"] = {"$ref": "#"}
+    tool = {"type": "function", "function": {"name": "trip", "parameters": parameters}}
+    style = tools.style_of(chat)
+    assert style
+    grammar = grammar_of(tools.guide_for(chat, style, [tool]))
+    said = '{"name": "trip", "parameters": {"town": "Kiel", "next": ' + inner + "}}"
+    ids = chat.tokenizer.encode(said, add_special_tokens=False).ids
+    taken = llguidance.LLMatcher(tokens_of(chat), grammar, log_level=0).try_consume_tokens(ids)
+    assert (taken == len(ids)) == fits
+
+
 def test_a_conversation_with_results_goes_on(server: Server, chats: dict[str, Chat]) -> None:
     message = server.post(tools=[WEATHER]).json()["choices"][0]["message"]
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "rain"}
@@ -175,6 +240,20 @@ def test_a_conversation_with_results_goes_on(server: Server, chats: dict[str, Ch
                     {
                         "role": "assistant",
                         "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "["}}],
+                    },
+                ]
+            },
+            "arguments as a JSON object",
+        ),
+        (
+            {
+                "messages": [
+                    *HELLO,
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {"id": "a", "function": {"name": "f", "arguments": "[" * 5000}}
+                        ],
                     },
                 ]
             },
@@ -239,6 +318,14 @@ ONE = ("weather", {"town": "Rome"})
         (BARE, 'So {"name": "f", "parameters": {}}', 'So {"name": "f", "parameters": {}}', []),
         (LISTED, f"[TOOL_CALLS] [{ROME}, {ROME}]", "", [ONE, ONE]),
         (LISTED, "[TOOL_CALL]", "[TOOL_CALL]", []),
+        *((BARE, odd, odd, []) for odd in (
+            '{"name": "f", "parameters": {"x": NaN}}',
+            '{"name": "f", "parameters": {"x": 1e999}}',
+            '{"name": "f", "parameters": "not json"}',
+            '{"name": "f", "parameters": "{\\"x\\": NaN}"}',
+            '{"name": {"a": 1}, "parameters": {}}',
+        )),
+        (BARE, '{"name": "f", "parameters": "{\\"x\\": 1}"}', "", [("f", {"x": 1})]),
         (BARE, '{"name": "\\ud800", "parameters": "\\"\\ud800\\""}', "", [("?", "?")]),
     ],
 )  # fmt: skip
@@ -247,3 +334,8 @@ def test_calls_are_read_however_they_come(
     style: Style, text: str, shown: str, calls: list[Any], sizes: list[int]
 ) -> None:
     assert read(style, text, sizes) == (shown, calls)
+
+
+def test_nesting_too_deep_to_be_read_is_text() -> None:
+    text = "[" * 100_000
+    assert read(BARE, text, []) == (text, [])

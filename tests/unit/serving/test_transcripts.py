@@ -20,6 +20,7 @@ from pipeline.graph import ROOT
 from pipeline.serving import recording
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
+from pipeline.serving.guidance import Guides
 from pipeline.serving.operations import Operations
 from pipeline.serving.recording import Recorder
 from pipeline.serving.transcripts import Exchange
@@ -40,7 +41,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
 @pytest.fixture
 def engine(chat: Chat) -> Iterator[BatchingEngine]:
     model = ListModel(say(chat, ANSWER), max_seq_len=96)
-    engine = BatchingEngine(model, max_input_len=80, max_queue=4)
+    engine = BatchingEngine(model, max_input_len=80, max_queue=4, guides=Guides(chat))
     yield engine
     engine.close()
 
@@ -103,12 +104,15 @@ def test_prepare_reads_what_was_recorded(
 @pytest.mark.parametrize("given", [
     {"headers": {}}, {"headers": {"x-record-consent": "no"}}, {"headers": {"x-record-consent": ""}},
     {"max_tokens": 2}, {"model": "other"}, {"path": "/v1/completions", "prompt": "Hello"},
-    {"messages": "broken"},
+    {"messages": "broken"}, {"stop": "5"}, {"stop": "€."}, {"guided_regex": "It costs 5"},
+    {"nvext": {"guided_choice": ["Yes"]}}, {"response_format": {"type": "json_object"}},
 ])  # fmt: skip
 def test_no_other_conversation_is_recorded(
     engine: BatchingEngine, chat: Chat, recorder: Recorder, given: dict[str, Any]
 ) -> None:
-    complete(serving(engine, chat, recorder=recorder), **given)
+    app = serving(engine, chat, recorder=recorder)
+    complete(app, **given)
+    complete(app, stream=True, **given)
     assert recorded(recorder) == []
 
 
@@ -128,10 +132,24 @@ def test_the_log_has_content_only_where_it_is_asked_for(
     assert text["prompt"] == "Hi"
 
 
+def test_a_body_that_is_nested_too_deep_is_refused_and_logged_as_any_other(
+    engine: BatchingEngine, chat: Chat, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pipeline.serving")
+    app = serving(engine, chat, log_content=True)
+    deep = b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    headers = {"content-type": "application/json"}
+    response = ask(app, "POST", "/v1/chat/completions", content=deep, headers=headers)
+    assert response.status_code == 400
+    assert [record.message for record in caplog.records] == ["request"]
+
+
 def exchange(text: str = "Yes.") -> Exchange:
     request = json.dumps({"model": "bank", "messages": HELLO})
     choice = {"index": 0, "message": {"content": text}, "finish_reason": "stop"}
-    return Exchange("it", request.encode(), json.dumps({"choices": [choice]}).encode())
+    return Exchange(
+        "it", request.encode(), json.dumps({"choices": [choice]}).encode(), frozenset({0})
+    )
 
 
 def wait_until_taken(recorder: Recorder) -> None:
@@ -214,5 +232,5 @@ def test_an_answer_to_a_request_with_tools_is_not_recorded(recorder: Recorder) -
     response = json.dumps({"choices": [choice]}).encode()
     for tools in ([{"type": "function", "function": {"name": "pay"}}], []):
         request = json.dumps({"messages": HELLO, "tools": tools}).encode()
-        recorder.record(Exchange("r", request, response))
+        recorder.record(Exchange("r", request, response, frozenset({0})))
     assert len(recorded(recorder)) == 1

@@ -41,7 +41,7 @@ def test_the_written_configuration_says_the_written_precision(tmp_path: Path) ->
     (source / "config.json").write_text(json.dumps(content | {"torch_dtype": "float32"}))
     merge._write_assets(config("float16"), source, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert written == content | {"dtype": "float16"}
+    assert written == content | {"dtype": "float16", "torch_dtype": "float16"}
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
         source / "tokenizer.json"
     ).read_bytes()

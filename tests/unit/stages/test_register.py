@@ -1,13 +1,14 @@
 """The request for the registry is complete, comparable and readable."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import compose
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.stages import register
 from tests.made_artifacts import ACCURACY, make_artifact, make_chain
 
@@ -88,3 +89,15 @@ def test_figures_of_other_weights_are_refused(tmp_path: Path, again: str, stale:
     said = rf"{stale} was made of another {again} than .*: run .* stage={stale}` again"
     with pytest.raises(ArtifactError, match=said):
         register.run(config, {stage: made[stage] for stage in INPUTS}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["support-3.1", "org/support", "it's", "a:b"])
+def test_a_name_that_mlflow_refuses_is_refused_before_anything_runs(name: str) -> None:
+    mended = re.sub(r"[/.':]", "-", name)
+    with pytest.raises(ConfigError, match=f"set register.name={mended}$"):
+        compose.from_command_line(["stage=all", f'register.name="{name}"'])
+
+
+def test_a_models_name_is_spelled_as_mlflow_takes_it() -> None:
+    config = compose.from_command_line(["stage=all", "model.name=llama-3.1-8b"])[2]
+    assert (config.model.name, config.register_.name) == ("llama-3.1-8b", "llama-3-1-8b")

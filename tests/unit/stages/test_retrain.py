@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import compose
 from pipeline.config import load
-from pipeline.errors import Busy, ConfigError, GateFailed, ResourceError
+from pipeline.errors import ArtifactError, Busy, ConfigError, GateFailed, ResourceError
 from pipeline.runner import hold
 from pipeline.stages import retrain
 from tests.unit.test_recordings import record, row
@@ -116,6 +116,29 @@ def test_two_at_once_are_one_too_many(graph: list[Any], look: Look, tmp_path: Pa
     record(tmp_path / "recorded", "a.jsonl", row("One?"), row("Two?"))
     with hold(tmp_path / "artifacts", retrain.LOCK), pytest.raises(Busy):
         look()
+    assert snapshots(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ['["a.jso', "{}", "[1]", "\xff"])
+def test_a_broken_list_of_what_was_trained_on_is_told_of(
+    graph: list[Any], look: Look, tmp_path: Path, text: str
+) -> None:
+    record(tmp_path / "recorded", "a.jsonl", row("One?"))
+    (tmp_path / "artifacts").mkdir()
+    file = tmp_path / "artifacts" / retrain.FINISHED
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError, match=r"\.retrain\.json, .* cannot be read .*: delete it"):
+        look()
+    file.unlink()
+    assert look() == 0
+
+
+def test_a_look_that_never_comes_is_refused_before_the_first(
+    graph: list[Any], look: Look, tmp_path: Path
+) -> None:
+    record(tmp_path / "recorded", "a.jsonl", row("One?"), row("Two?"))
+    with pytest.raises(ConfigError, match=r"retrain\.every=1e\+12 is more than a year of seconds"):
+        look(every=1e12)
     assert snapshots(tmp_path) == []
 
 

@@ -1,0 +1,23 @@
+"""What a request may ask: text or token ids, or a list of either."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+MAX_PROMPTS = 2048  # OpenAI's, of embeddings
+
+
+def _few(value: Any) -> Any:
+    """Refuse a long list before each of its items is tried: a million take over a second."""
+    if isinstance(value, list) and len(value) > MAX_PROMPTS and not isinstance(value[0], int):
+        raise PydanticCustomError(
+            "too_many", "at most {limit} texts can be sent at once", {"limit": MAX_PROMPTS}
+        )
+    return value
+
+
+TokenIds = Annotated[list[int], Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
+Lists = Annotated[list[TokenIds], Field(min_length=1)]
+Prompts = Annotated[str | TokenIds | Texts | Lists, BeforeValidator(_few)]
