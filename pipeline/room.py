@@ -36,7 +36,7 @@ NEARLY_FULL = 64 * 2**20
 def room(stage: str, scratch: Path) -> Iterator[None]:
     """Turn the words for a full disk and full memory into ours; unfinished work stays.
 
-    scratch: the folder that the stage writes into.
+    scratch: the folder that the stage writes into, artifacts/.work/<stage>-….
 
     Raises:
         ResourceError: disk or memory ran out.
@@ -56,7 +56,8 @@ def room(stage: str, scratch: Path) -> Iterator[None]:
                 f"a file in {scratch} is larger than its disk or `ulimit -f` allows: raise the "
                 "limit, or choose artifacts=… on another disk, and run the same command again"
             ) from error
-        free, work = shutil.disk_usage(scratch.parent).free, scratch.parent
+        work = scratch.parent  # which may be what could not be made
+        free = shutil.disk_usage(work.parent).free
         if not any(_is_full_disk(cause, free) for cause in causes):
             raise
         variants, own = work.parent / ".variants", _mebibytes(scratch)

@@ -184,6 +184,12 @@ def test_a_torn_archive_of_torch_is_a_full_disk_only_where_little_is_free(chain,
         assert type(caught.value) is expected
 
 
+def test_a_disk_that_takes_not_even_the_folder_of_unfinished_work_is_full(tmp_path):
+    scratch = tmp_path / ".work" / "first-0"
+    with pytest.raises(ResourceError, match="is full"), room.room("first", scratch):
+        raise OSError(28, "No space left on device")
+
+
 def test_a_file_over_the_systems_limit_names_the_limit(chain):
     def large(config, inputs, out):
         raise torn("write failed", OSError(27, "File too large"))
