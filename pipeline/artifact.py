@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -162,14 +162,19 @@ def kept(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
             continue
 
 
-def sha256_with_index(file: Path, index: Path) -> str:
-    """sha256 of a file outside the artifacts, read again only when its size or time changed."""
+def sha256_with_index(files: Sequence[Path], index: Path) -> list[str]:
+    """sha256 of files outside the artifacts, each read again only when its size or time changed."""
     known = _read_json(index)
-    stamp, name = _stamp(file), str(file.resolve())
-    if known.get(name, [None])[0] != stamp:
-        known[name] = [stamp, sha256_of_file(file)]
+    before = dict(known)
+    digests = []
+    for file in files:
+        stamp, name = _stamp(file), str(file.resolve())
+        if known.get(name, [None])[0] != stamp:
+            known[name] = [stamp, sha256_of_file(file)]
+        digests.append(known[name][1])
+    if known != before:
         _write_json(index, known)
-    return known[name][1]
+    return digests
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

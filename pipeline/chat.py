@@ -18,14 +18,14 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.chat_template import ChatTemplate
+from pipeline.errors import DataError
 from pipeline.messages import Message, Unusable
 from pipeline.tokenizer_folder import (
     FILES,
-    SPECIAL,
     load_tokenizer,
     read_json,
     read_template,
-    text_of,
+    special_tokens,
 )
 
 # The smallest conversation: shows how a template ends a turn.
@@ -73,7 +73,7 @@ class Chat:
         config = read_json(folder / "tokenizer_config.json")
         fallback = read_json(folder / "special_tokens_map.json", required=False)
         merged = {**fallback, **{k: v for k, v in config.items() if v is not None}}
-        special = {name: text_of(merged[name]) for name in SPECIAL if merged.get(name)}
+        special = special_tokens(folder, merged)
         template = ChatTemplate(read_template(folder, config), special, str(folder))
         chat = cls(folder, load_tokenizer(folder, merged, special), template, special)
         chat._check_on_probe()
@@ -207,13 +207,18 @@ class Chat:
 
     def _check_on_probe(self) -> None:
         """Refuse here what would fail, or silently go wrong, on every conversation."""
-        ids, prompt = self.render(PROBE).ids, self.prompt(PROBE[:1])
+        try:
+            ids, prompt = self.render(PROBE).ids, self.prompt(PROBE[:1])
+        except Unusable as error:
+            raise DataError(
+                f"a question and its answer cannot be written for this model: {error}: mend its "
+                f"template, or put one that takes them into {self.folder / 'chat_template.jinja'}"
+            ) from error
         if ids[: len(prompt)] != prompt:
-            raise Unusable(
-                "prompt differs from training",
+            raise DataError(
                 f"the tokenizer of {self.folder} splits the end of the generation prompt into "
                 "other tokens when an answer follows, so training and serving would differ: end "
-                "the assistant's header in the chat template with a control token",
+                "the assistant's header in the chat template with a control token"
             )
 
     def _starts(self, token: int, offset: tuple[int, int], start: int) -> bool:

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.checkpoint_files import CONFIGS, read_json, tensor_shapes, weight_files
+from pipeline.checkpoint_files import (
+    CONFIGS,
+    WEIGHTS_INDEX,
+    Stored,
+    read_json,
+    stored_tensors,
+    weight_files,
+)
 from pipeline.errors import DataError
 from pipeline.model_shape import LM_HEAD, Json, Shape, check_no_code, read_shape
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
 def check_folder(folder: Path) -> Shape:
@@ -39,20 +47,28 @@ def _check_no_pickles(folder: Path) -> None:
 
 
 def _check_tensors(folder: Path, shape: Shape) -> None:
-    found: dict[str, tuple[tuple[int, ...], Path]] = {}
+    found: dict[str, tuple[Stored, Path]] = {}
     for file in weight_files(folder):
-        found |= {name: (size, file) for name, size in tensor_shapes(file).items()}
+        found |= {name: (stored, file) for name, stored in stored_tensors(file).items()}
+    index = folder / WEIGHTS_INDEX
+    if index.is_file() and not isinstance(read_json(index, "mend it").get("metadata"), dict):
+        raise DataError(f'{index} has no metadata, which transformers reads: add "metadata": {{}}')
     for name, expected in shape.tensors():
         if name not in found:
             raise DataError(
                 f"{folder} has no tensor {name}, which its config.json asks for: "
                 "the weights are incomplete or of another model; download them again"
             )
-        size, file = found.pop(name)
-        if size != expected:
+        stored, file = found.pop(name)
+        if stored.dtype not in _FLOATS:
             raise DataError(
-                f"{file}: {name} is {list(size)} and config.json asks for {list(expected)}: "
-                "config.json and the weights are of different models"
+                f"{file}: {name} is of {stored.dtype}, and weights must be floating point numbers: "
+                "use the model before it was quantized"
+            )
+        if stored.shape != expected:
+            raise DataError(
+                f"{file}: {name} is {list(stored.shape)} and config.json asks for "
+                f"{list(expected)}: config.json and the weights are of different models"
             )
     # A tied model may carry the output layer a second time; old ones carry the inverse frequencies.
     unknown = [n for n in found if n != LM_HEAD and not n.endswith("rotary_emb.inv_freq")]
@@ -82,8 +98,8 @@ def _check_tokenizer(folder: Path, shape: Shape) -> None:
         )
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         value = options.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if text is not None and text not in ids:
+        text = value.get("content", value) if isinstance(value, dict) else value
+        if text is not None and not (isinstance(text, str) and text in ids):
             raise DataError(
                 f"{options_file}: {name} {text!r} is not in tokenizer.json: mend either"
             )
@@ -119,8 +135,11 @@ def _check_special_ids(file: Path, rows: int) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = config.get(name)
         for token in value if isinstance(value, list) else [value]:
-            # -1 is the old way to write "none".
-            if token is not None and token != -1 and not 0 <= token < rows:
+            if token is None or token == -1:  # the latter is the old way to write "none"
+                continue
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise DataError(f"{file}: {name}={token!r} should be a token's number: mend it")
+            if not 0 <= token < rows:
                 raise DataError(
                     f"{file}: {name}={token} is outside the embedding's {rows} rows: mend it"
                 )

@@ -6,7 +6,9 @@ Reads no weights.
 """
 
 import json
+import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,28 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
+# Bits of an element, by the names that safetensors has for them.
+_BITS = {
+    name: bits
+    for bits, names in (
+        (4, "F4"),
+        (6, "F6_E2M3 F6_E3M2"),
+        (8, "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"),
+        (16, "U16 I16 F16 BF16"),
+        (32, "U32 I32 F32"),
+        (64, "U64 I64 F64 C64"),
+    )
+    for name in names.split()
+}
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a safetensors header describes it. dtype: its name there, as F32 or BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 def read_json(file: Path, mending: str) -> dict[str, Any]:
@@ -63,6 +86,12 @@ def weight_files(folder: Path) -> list[Path]:
     names = read_json(index, "download the model again").get("weight_map")
     if not isinstance(names, dict) or not names:
         raise DataError(f"{index} has no weight_map: download the model again")
+    for tensor, name in names.items():
+        if not isinstance(name, str):
+            raise DataError(
+                f"{index}: weight_map has {name!r} for {tensor}, which should be a file's name: "
+                "download the model again"
+            )
     files = [folder / name for name in sorted(set(names.values()))]
     for file in files:
         if file.parent != folder or not file.is_file():
@@ -71,10 +100,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, from its header alone.
+    """Names and shapes in a safetensors file; as `stored_tensors`."""
+    return {name: stored.shape for name, stored in stored_tensors(file).items()}
+
+
+def stored_tensors(file: Path) -> dict[str, Stored]:
+    """The tensors in a safetensors file by name, from its header alone.
 
     Raises:
-        DataError: the header is no safetensors header, or the file is shorter than it says.
+        DataError: the header is no safetensors header, the file is shorter than it says, or the
+            tensors do not lie one behind the other as long as they are.
     """
     mending = "download or save the file again"
     size = file.stat().st_size
@@ -85,13 +120,29 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         try:
             header = json.loads(stream.read(length))
             tensors = {n: t for n, t in header.items() if n != "__metadata__"}
-            end = max((t["data_offsets"][1] for t in tensors.values()), default=0)
-            shapes = {n: tuple(t["shape"]) for n, t in tensors.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            places = sorted((*t["data_offsets"], n) for n, t in tensors.items())
+            found = {n: Stored(t["dtype"], tuple(t["shape"])) for n, t in tensors.items()}
+            end = 0
+            for begin, stop, name in places:
+                _check_place(name, found[name], begin - end, stop - begin)
+                end = stop
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file} has a damaged header ({error}): {mending}") from error
     if size != 8 + length + end:
         raise DataError(f"{file} holds {size} bytes and should hold {8 + length + end}: {mending}")
-    return shapes
+    return found
+
+
+def _check_place(name: str, stored: Stored, gap: int, length: int) -> None:
+    """Refuse what safetensors would. gap: bytes between this tensor and the one before it."""
+    if stored.dtype not in _BITS:
+        raise ValueError(f"{name} has the unknown dtype {stored.dtype}")
+    bits = math.prod(stored.shape) * _BITS[stored.dtype]
+    if gap or 8 * length != bits:
+        raise ValueError(
+            f"data_offsets of {name} do not follow the tensor before it, or are not the "
+            f"{bits // 8} bytes of {stored.dtype} {list(stored.shape)}"
+        )
 
 
 def copy_assets(source: Path, target: Path) -> None:

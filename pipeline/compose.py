@@ -1,6 +1,7 @@
 """From the command line to a validated configuration, by Hydra; the same as params.yaml for DVC."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -65,6 +66,7 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = [_readable(override) for override in overrides]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra_compose("config", overrides=overrides)
@@ -74,6 +76,52 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
+
+
+def _readable(override: str) -> str:
+    """An override with quotes where Hydra's grammar needs them: é, ~, & and others.
+
+    One that Hydra can read stays as it is. A value that it cannot is taken as the text that it is,
+    and a list as texts between commas; ~/ is the home folder, which shells leave to us here.
+
+    Raises:
+        ConfigError: quotes do not help; says which override, and how to write it.
+    """
+    if _parses(override):
+        return override
+    key, _, value = override.partition("=")
+    if not _parses(f"{key}=0"):
+        raise ConfigError(f"{key} is not a setting{_nearest(key, _settings())}")
+    items = [item.strip() for item in value[1:-1].split(",")]
+    quoted = ""
+    if value[:1] not in "[{\"'":
+        home = os.path.expanduser(value) if value.startswith("~/") else value
+        quoted = f"{key}={_quoted(home)}"
+    elif value[:1] + value[-1:] == "[]" and not any(item[:1] in "[{\"'" for item in items):
+        quoted = f"{key}=[{','.join(i if _parses(f'k={i}') else _quoted(i) for i in items)}]"
+    if not quoted or not _parses(quoted):
+        raise ConfigError(
+            f"{override} cannot be read: put quotes around its texts, and others around the whole "
+            f"for the shell, as in \"{key}=['a b','ü']\""
+        )
+    return quoted
+
+
+def _parses(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(text: str) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def write_params(tree: Mapping[str, Any]) -> None:
@@ -118,6 +166,10 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     key = re.search(r"Could not override '([\w.@/-]+)'", text)
     if key:
         return f"{key[1]} is not a setting{_nearest(key[1], _settings())}"
+    several = re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text)
+    if several:
+        name, value = several.groups()
+        return f'{name}={value} holds a comma: write "{name}=[{value}]" or "{name}=\'{value}\'"'
     first = " ".join(text.split())
     return f"{first} (given: {' '.join(overrides)})"
 

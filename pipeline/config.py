@@ -6,21 +6,20 @@ or says which field is wrong and what is allowed. Imports nothing heavy.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.launcher_config import Launcher
-from pipeline.section import Positive, Seconds, Section, Share, explain
+from pipeline.section import Place, Positive, Rate, Seconds, Section, Share, explain
 
 
 class ModelConfig(Section):
     """The base model: an HF folder (config.json, safetensors, tokenizer files)."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
-    path: Path
+    path: Place
     dtype: Literal["bfloat16", "float16", "float32"]
 
 
@@ -30,7 +29,7 @@ class DataConfig(Section):
     recorded: folder below it with snapshots of served conversations (pipeline/recordings.py).
     """
 
-    folder: Path
+    folder: Place
     train: tuple[str, ...] = Field(min_length=1)
     test: tuple[str, ...] = Field(min_length=1)
     sources: tuple[str, ...]
@@ -52,7 +51,7 @@ class PrepareConfig(Section):
 class PretrainConfig(Section):
     """A tiny base model from nothing, with its tokenizer."""
 
-    generator: Path
+    generator: Place
     vocabulary: int = Field(ge=300)
     hidden_size: Positive
     layers: Positive
@@ -64,9 +63,9 @@ class PretrainConfig(Section):
     batch_size: Positive
     micro_batch_size: Positive
     sequence_length: Positive
-    learning_rate: float = Field(gt=0)
+    learning_rate: Rate
     warmup_steps: int = Field(ge=0)
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=1)
     conversation_share: Share
     corpus_tokens: Positive = Field(
         description="different tokens to make; steps beyond see them again"
@@ -104,10 +103,10 @@ class FinetuneConfig(Section):
         ge=8, description="tokens of rows put end to end, in place of micro-batches of padded rows"
     )
     precision: Literal["bf16", "fp8"] = Field(description="of matrix products on a GPU")
-    learning_rate: float = Field(gt=0)
-    min_learning_rate: float = Field(ge=0)
+    learning_rate: Rate
+    min_learning_rate: float = Field(ge=0, le=1)
     warmup_steps: int = Field(ge=0)
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=1)
     clip_grad: float = Field(ge=0, description="0 switches clipping off")
     validate_every: Positive
     checkpoint_every: Positive
@@ -207,7 +206,7 @@ class ServeConfig(Section):
     port: int = Field(ge=0, le=65535, description="0 takes a free one")
     version: int | str | None = Field(description="number or alias in the registry")
     max_queue: Positive
-    keys_file: Path | None
+    keys_file: Place | None
     max_connections: Positive
     max_header_bytes: int = Field(ge=1024)
     max_body_bytes: int = Field(ge=1024)
@@ -218,8 +217,8 @@ class ServeConfig(Section):
     keep_alive_timeout: Positive
     drain_delay: float = Field(ge=0)
     log_content: bool
-    record: Path | None
-    adapters: Path | None
+    record: Place | None
+    adapters: Place | None
 
 
 class BenchmarkConfig(Section):
@@ -249,7 +248,7 @@ class RegisterConfig(Section):
 class RetrainConfig(Section):
     """When to run the graph again, on what was recorded."""
 
-    recordings: Path | None
+    recordings: Place | None
     min_new: Positive = Field(description="conversations")
     every: Seconds | None = Field(description="between looks; null looks once")
     schedule: str | None = Field(pattern=r"^(@[a-z]+|\S+( \S+){4})$", description="cron's")
@@ -282,7 +281,7 @@ class Config(Section):
     """The whole configuration of a run."""
 
     seed: int = Field(ge=0, lt=2**32)
-    artifacts: Path
+    artifacts: Place
     model: ModelConfig
     data: DataConfig
     prepare: PrepareConfig

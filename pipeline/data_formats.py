@@ -54,6 +54,8 @@ class Rejected:
 def find_files(folder: Path, patterns: tuple[str, ...], setting: str) -> list[Path]:
     """Files below a folder that match the globs: each once, pattern by pattern, sorted within one.
 
+    A pattern that is the name of a file is that file, whatever brackets or stars are in it.
+
     Raises:
         ConfigError: a pattern is no glob below the folder.
         DataError: a pattern matches no file, or a file of an unknown kind.
@@ -62,7 +64,9 @@ def find_files(folder: Path, patterns: tuple[str, ...], setting: str) -> list[Pa
     for pattern in patterns:
         try:
             matches = sorted(p for p in folder.glob(pattern) if p.is_file())
-        except (ValueError, NotImplementedError) as error:
+            if (folder / pattern).is_file():
+                matches = [folder / pattern]
+        except (OSError, ValueError, NotImplementedError) as error:
             raise ConfigError(
                 f"{setting}: {pattern!r} must be a name or glob below {folder} ({error})"
             ) from error

@@ -15,7 +15,7 @@ Stages
 {stages}
 Groups and their options (* is the default; files in conf/<group>/)
 {groups}
-Settings (key=value; lists as key=[a,b])
+Settings (section.key=value, lists as key=[a,b]; groups show their default option)
 {settings}
 Examples
   python -m pipeline stage=doctor                      what can run on this machine
@@ -58,9 +58,14 @@ def _docstring(stage: str) -> str:
     return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
 
 
-def _groups() -> str:
+def _defaults() -> dict[str, str]:
+    """Each group's default option."""
     config = (ROOT / "conf" / "config.yaml").read_text()
-    defaults = dict(re.findall(r"^  - (\w+): (\w+)$", config, re.MULTILINE))
+    return dict(re.findall(r"^  - (\w+): (\w+)$", config, re.MULTILINE))
+
+
+def _groups() -> str:
+    defaults = _defaults()
     lines = []
     for group in sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir()):
         lines.append(f"  {group.name}")
@@ -78,6 +83,15 @@ def _first_comment(file: Path) -> str:
 
 
 def _settings() -> str:
-    """conf/config.yaml from the first setting on: its comments are the explanations."""
-    text = (ROOT / "conf" / "config.yaml").read_text().split("\n\n", 1)[1]
+    """The files of the default options, then conf/config.yaml from its first setting on.
+
+    Their comments are the explanations.
+    """
+    text = ""
+    for group, option in _defaults().items():
+        file = ROOT / "conf" / group / f"{option}.yaml"
+        if file.is_file():  # experiment: null is none
+            settings = re.sub(r"\A(#.*\n)+", "", file.read_text())
+            text += f"{group}:\n" + re.sub(r"^(?=.)", "  ", settings, flags=re.MULTILINE) + "\n"
+    text += (ROOT / "conf" / "config.yaml").read_text().split("\n\n", 1)[1]
     return "\n".join(f"  {line}" if line else "" for line in text.rstrip().split("\n")) + "\n"

@@ -30,6 +30,8 @@ _ARCHITECTURES = {
     "MistralForCausalLM": "mistral",
 }
 
+_LARGEST = 1e38  # of a number in config.json: what float32 holds
+
 
 @dataclass(frozen=True)
 class Llama3Rope:
@@ -104,13 +106,7 @@ def read_shape(folder: Path) -> Shape:
 def shape_of(file: Path, config: Json) -> Shape:
     """`read_shape` of a config.json that was read. file: its place, for errors."""
     check_no_code(file, config)
-    names = config.get("architectures") or []
-    family = next((_ARCHITECTURES[name] for name in names if name in _ARCHITECTURES), None)
-    if family is None:
-        raise DataError(
-            f"{file}: architecture {', '.join(names) or 'not given'} is not supported: "
-            f"use a model of {', '.join(_ARCHITECTURES)}"
-        )
+    family = _family(file, config)
     if "rope_parameters" in config:
         raise DataError(
             f"{file} was written by transformers 5 (rope_parameters): transformers 4.57 would read "
@@ -135,13 +131,13 @@ def shape_of(file: Path, config: Json) -> Shape:
         head_dim=_size(file, config, "head_dim", hidden // heads),
         vocab=_size(file, config, "vocab_size"),
         max_positions=max_positions,
-        rope_theta=float(config.get("rope_theta", 10_000.0)),
+        rope_theta=_number(file, config, "rope_theta", 10_000.0, positive=True),
         rope_scaling=_rope_scaling(file, config, family),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=_number(file, config, "rms_norm_eps", 1e-6, positive=True),
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2",
-        attention_dropout=float(config.get("attention_dropout", 0.0)),
-        initializer_range=float(config.get("initializer_range", 0.02)),
+        attention_dropout=_number(file, config, "attention_dropout", 0.0, below=1),
+        initializer_range=_number(file, config, "initializer_range", 0.02),
     )
     if shape.heads % shape.kv_heads:
         raise DataError(
@@ -159,6 +155,28 @@ def check_no_code(file: Path, config: Json) -> None:
         )
 
 
+def _family(file: Path, config: Json) -> str:
+    """Which of the three families it is, as `architectures` and `model_type` both say."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{file}: architectures={names!r} should be a list of names, such as "
+            f"{list(_ARCHITECTURES)[:1]}: mend it"
+        )
+    family = next((_ARCHITECTURES[name] for name in names if name in _ARCHITECTURES), None)
+    if family is None:
+        raise DataError(
+            f"{file}: architecture {', '.join(names) or 'not given'} is not supported: "
+            f"use a model of {', '.join(_ARCHITECTURES)}"
+        )
+    if config.get("model_type") != family:  # by which transformers chooses its class
+        raise DataError(
+            f"{file}: model_type={config.get('model_type')!r} does not fit architectures={names}: "
+            f"write {family!r}"
+        )
+    return family
+
+
 def _rope_scaling(file: Path, config: Json, family: str) -> Llama3Rope | None:
     scaling = config.get("rope_scaling")
     if scaling is None:
@@ -171,15 +189,23 @@ def _rope_scaling(file: Path, config: Json, family: str) -> Llama3Rope | None:
             f"{file}: rope_scaling of type {kind!r} is not supported for {family}: use a model "
             "without it, or a Llama with type 'llama3'"
         )
-    try:
-        return Llama3Rope(
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_max_positions=int(scaling["original_max_position_embeddings"]),
+    low, high = (
+        _number(file, scaling, f"{band}_freq_factor", positive=True, within="rope_scaling.")
+        for band in ("low", "high")
+    )
+    if low >= high:
+        raise DataError(
+            f"{file}: rope_scaling.low_freq_factor={low:g} should be below high_freq_factor="
+            f"{high:g}: mend it"
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: rope_scaling lacks or has a wrong {error}: mend it") from error
+    return Llama3Rope(
+        factor=_number(file, scaling, "factor", positive=True, within="rope_scaling."),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_positions=_size(
+            file, scaling, "original_max_position_embeddings", within="rope_scaling."
+        ),
+    )
 
 
 def _check_no_window(file: Path, config: Json, family: str, max_positions: int) -> None:
@@ -188,7 +214,10 @@ def _check_no_window(file: Path, config: Json, family: str, max_positions: int) 
     window = config.get("sliding_window", 4096 if family == "mistral" else None)
     # Qwen2 keeps a size that counts only with use_sliding_window (transformers, Qwen2Config).
     used = config.get("use_sliding_window", False) if family == "qwen2" else family == "mistral"
-    if used and window is not None and window < max_positions:
+    if not used or window is None:
+        return
+    window = _size(file, {"sliding_window": window}, "sliding_window")
+    if window < max_positions:
         raise DataError(
             f"{file}: sliding_window={window} is smaller than max_position_embeddings="
             f"{max_positions}, and windowed attention is not supported: lower "
@@ -204,9 +233,33 @@ def _require(file: Path, config: Json, name: str, wanted: object) -> None:
         )
 
 
-def _size(file: Path, config: Json, name: str, default: int | None = None) -> int:
+def _size(file: Path, config: Json, name: str, default: int | None = None, within: str = "") -> int:
+    """A whole number above 0. within: the section it stands in, for the message."""
     value = config.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f"{file}: {name}={value!r} should be a whole number above 0: mend it")
+        raise DataError(
+            f"{file}: {within}{name}={value!r} should be a whole number above 0: mend it"
+        )
     return value
+
+
+def _number(
+    file: Path,
+    config: Json,
+    name: str,
+    default: float | None = None,
+    *,
+    positive: bool = False,
+    below: float = _LARGEST,
+    within: str = "",
+) -> float:
+    """A number that is not negative. positive: nor 0. within: as in `_size`."""
+    value = config.get(name, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < below or (positive and value == 0):
+        least = "above 0" if positive else "from 0"
+        raise DataError(
+            f"{file}: {within}{name}={value!r} should be a number {least}, below {below:g}: mend it"
+        )
+    return float(value)

@@ -156,7 +156,7 @@ def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) 
         why = "engine.profile names it"
     elif chosen.tokens_per_second:
         why = f"the fastest measured here, {chosen.tokens_per_second:,.0f} tokens/s"
-    return [*lines, f"takes [bold]{chosen.name}[/]: {why}"]
+    return [*lines, f"takes {chosen.name}: {why}"]
 
 
 def _candidates(

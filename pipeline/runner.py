@@ -3,7 +3,6 @@
 Knows what an artifact is and when one can be reused; nothing of DVC, nor of what a stage does.
 """
 
-import errno
 import fcntl
 import importlib
 import os
@@ -23,16 +22,9 @@ from pipeline import tracking
 from pipeline.artifact import Artifact, Manifest, Outcome
 from pipeline.config import Config
 from pipeline.console import get_console
-from pipeline.errors import (
-    ArtifactError,
-    Busy,
-    ConfigError,
-    DataError,
-    GateFailed,
-    PipelineError,
-    ResourceError,
-)
+from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
 from pipeline.graph import ROOT, Node, read_graph, select
+from pipeline.room import room
 
 # What an artifact's bytes may depend on; the manifest names the versions.
 PACKAGES = (
@@ -42,19 +34,6 @@ PACKAGES = (
 
 # Held in the folder of artifacts: by a stage, and by a run of the whole graph, which starts stages.
 STAGE_LOCK, GRAPH_LOCK = ".lock", ".graph.lock"
-
-# What makes a stage need less memory; the others have nothing to lower.
-_ON_HOST = "put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory"
-_LESS_MEMORY = {
-    "pretrain": "lower pretrain.micro_batch_size",
-    "import": _ON_HOST,
-    "finetune": "lower finetune.micro_batch_size",
-    "merge": _ON_HOST,
-    "quantize": "lower quantize.calibration.batch_size",
-    "evaluate": "lower evaluate.batch_size",
-    "export": _ON_HOST,
-    "build": "lower engine.max_batch_size",
-}
 
 
 @dataclass(frozen=True)
@@ -182,7 +161,7 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
                 f"[green]✓[/] {name}: made before with these settings, taken back ({place})"
             )
             return artifacts.open_artifact(place), True
-    with _room(name, scratch):
+    with room(name, scratch):
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / artifacts.MANIFEST).unlink(missing_ok=True)
         console.rule(f"[bold]{name}", align="left")
@@ -219,41 +198,6 @@ def _variant_of(current: Artifact | None, folder: Path) -> Path | None:
     return folder / ".variants" / f"{current.manifest.stage}-{current.manifest.fingerprint[:16]}"
 
 
-@contextmanager
-def _room(stage: str, scratch: Path) -> Iterator[None]:
-    """Turn the system's words for a full disk and full memory into ours; unfinished work stays."""
-    try:
-        yield
-    except PipelineError:
-        raise
-    except Exception as error:
-        # torch, which is not imported here, has its own for a GPU's memory.
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            less = f"{_LESS_MEMORY[stage]}, or " if stage in _LESS_MEMORY else ""
-            raise ResourceError(f"memory ran out: {less}run on a larger machine") from error
-        if not _is_full_disk(error):
-            raise
-        free, work = shutil.disk_usage(scratch.parent).free / 2**20, scratch.parent
-        variants, own = work.parent / ".variants", _mebibytes(scratch)
-        raise ResourceError(
-            f"the disk of {scratch} is full ({free:.0f} MiB free): free some and run the same "
-            f"command again; {variants} ({_mebibytes(variants):.0f} MiB, made with other settings) "
-            f"and what else is in {work} ({_mebibytes(work) - own:.0f} MiB, unfinished) may go; "
-            "finished work is kept"
-        ) from error
-
-
-def _mebibytes(folder: Path) -> float:
-    return sum(p.lstat().st_size for p in folder.rglob("*")) / 2**20
-
-
-def _is_full_disk(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors has an error of its own around the system's words.
-    return os.strerror(errno.ENOSPC) in str(error)
-
-
 def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Manifest:
     from pipeline import hardware
 
@@ -286,15 +230,15 @@ def _content(path: Path, folder: Path) -> str:
     """Digest of a file, or of every file below a folder."""
     index = folder / artifacts.VERIFIED / "external.json"
     if path.is_file():
-        return artifacts.sha256_with_index(path, index)
+        return artifacts.sha256_with_index([path], index)[0]
     if not path.is_dir():
         raise DataError(
             f"{path} does not exist: correct the setting that names it (--help lists them)"
         )
     files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    return artifacts.sha256_of_json(
-        {p.relative_to(path).as_posix(): artifacts.sha256_with_index(p, index) for p in files}
-    )
+    names = (file.relative_to(path).as_posix() for file in files)
+    digests = artifacts.sha256_with_index(files, index)
+    return artifacts.sha256_of_json(dict(zip(names, digests, strict=True)))
 
 
 def _git_state() -> dict[str, Any]:

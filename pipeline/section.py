@@ -1,13 +1,24 @@
 """What every part of the configuration is made of."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _not_empty(value: object) -> object:
+    """Path("") is the working folder, and a setting left empty is none."""
+    if value == "":
+        raise ValueError("give a path; . is the working folder")
+    return value
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]  # of learning: above 1 numbers overflow
+Place = Annotated[Path, BeforeValidator(_not_empty)]
 
 
 class Section(BaseModel):
@@ -23,4 +34,6 @@ def explain(error: Mapping[str, Any], section: str = "") -> str:
         return f"{field} is not a setting: see `python -m pipeline --help`"
     if error["type"] == "missing":
         return f"{field} is not set: give {field}=… or choose an option that sets it"
-    return f"{field}={error['input']!r}: {error['msg']}"
+    if error["type"] == "tuple_type" and isinstance(error["input"], str | int):
+        return f"{field}={error['input']!r}: give a list: {field}=[{error['input']}]"
+    return f"{field}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"

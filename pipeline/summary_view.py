@@ -149,7 +149,7 @@ def _engine_table(summary: Mapping[str, Any]) -> "Table | None":
     measured = stages.get("benchmark", {"metrics": {}})["metrics"]
     for name, value in sorted(measured.items(), key=lambda item: natural(item[0])):
         figure, _, load = name.partition("/")
-        shown = f"{value:,.4g} [dim]{load.replace('_', ' ')}[/]"
+        shown = f"{_figure(value)} [dim]{load.replace('_', ' ')}[/]"
         figures.setdefault(figure.replace("_", " "), []).append(shown)
     for figure, values in figures.items():
         table.add_row(figure, "   ".join(values))
@@ -188,6 +188,11 @@ def _escape(text: str) -> str:
 def natural(text: str) -> list[tuple[str, int]]:
     """Sort key by which at_4 comes before at_16."""
     return [(word, int(part or 0)) for word, part in re.findall(r"(\D+)(\d*)", text)]
+
+
+def _figure(value: float) -> str:
+    """Four digits of a small number, every one of a large one before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _size(count: float) -> str:

@@ -46,7 +46,14 @@ def read_template(folder: Path, config: Mapping[str, Any]) -> str:
             raise DataError(f"{file} is not UTF-8 ({error}): save it as such") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+        template = next(
+            (
+                t.get("template")
+                for t in template
+                if isinstance(t, dict) and t.get("name") == "default"
+            ),
+            None,
+        )
     if not isinstance(template, str) or not template:
         raise DataError(
             f"{folder} has no chat template, so nothing says how to write a conversation for this "
@@ -108,8 +115,34 @@ def _add_tokens(
 
 
 def text_of(token: object) -> str:
-    """The text of a special token, which files hold as a string or as an object."""
-    return str(token["content"] if isinstance(token, dict) else token)
+    """The text of a special token, which files hold as a string or as an object.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise TypeError(f"{token!r} is no token")
+    return text
+
+
+def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of bos_token, eos_token … by name, those that there are.
+
+    Raises:
+        DataError: one is neither a text nor an object with one.
+    """
+    special = {}
+    for name in SPECIAL:
+        if config.get(name):
+            try:
+                special[name] = text_of(config[name])
+            except TypeError as error:
+                raise DataError(
+                    f"{folder / 'tokenizer_config.json'}: {name} cannot be read ({error}): write "
+                    "its text"
+                ) from error
+    return special
 
 
 def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ProofFailed
+from pipeline.errors import DataError, ProofFailed
 from pipeline.model_shape import Shape
 
 if TYPE_CHECKING:
@@ -52,10 +52,23 @@ class ProofChain:
     max_abs_difference: the largest of a logit, over the steps that had to agree.
     """
 
-    def __init__(self, shape: Shape, *, gpu: bool, reference: Logits) -> None:
-        """reference: gives the logits [tokens, vocabulary] of a prompt; asked at once."""
+    def __init__(
+        self, shape: Shape, *, gpu: bool, reference: Logits, name: str = "the source model"
+    ) -> None:
+        """reference: gives the logits [tokens, vocabulary] of a prompt; asked at once.
+
+        name: of the reference, for errors.
+
+        Raises:
+            DataError: its logits are not finite, so that nothing can be as they are.
+        """
         self._prompts = prompts(shape.vocab, shape.max_positions)
         self._reference = [reference(prompt) for prompt in self._prompts]
+        if not all(bool(logits.isfinite().all()) for logits in self._reference):
+            raise DataError(
+                f"{name} computes logits that are not finite: a weight is NaN or too "
+                "large, or config.json has a wrong number; mend or download the model again"
+            )
         self._gpu = gpu
         self.proof: dict[str, dict[str, Any]] = {}
         self.max_abs_difference = 0.0

@@ -88,7 +88,7 @@ def _choose(config: Config, merged: Path, exported: Path) -> Profile:
         lacks_vllm = engine.name == "vllm" and vllm.missing()
         raise vllm.refusal(str(error)) if lacks_vllm else error from None
     for line in explain(profiles, chosen, engine):
-        get_console().print(f"engine={engine.name}: {line}", soft_wrap=True)
+        get_console().print(f"engine={engine.name}: {line}", markup=False, soft_wrap=True)
     return chosen
 
 

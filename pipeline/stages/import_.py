@@ -19,7 +19,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """Write config.model.path as a NeMo 2.0 checkpoint into `out`.
 
     Raises:
-        DataError: the folder cannot be imported.
+        DataError: the folder cannot be imported, or its logits are not finite.
         ProofFailed: the checkpoint computes other logits than its source.
     """
     source = config.model.path
@@ -34,8 +34,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         nemo.import_hf(source, out)
         # The checkpoint has the machine's precision: the source is rounded alike.
         source_model = hf.load_model(source, dtype=nemo.checkpoint_dtype()).float()
-        chain = ProofChain(shape, gpu=on_gpu(), reference=partial(hf.logits, source_model))
-        del source_model
+        logits = partial(hf.logits, source_model)
+        chain = ProofChain(shape, gpu=on_gpu(), reference=logits, name=str(source))
+        del source_model, logits
         model = nemo.open_checkpoint(out)
         imported = chain.require("nemo_reopened", partial(nemo.logits, model))
     metrics = {

@@ -41,12 +41,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         )
     chat = Chat.load(config.model.path)
     sorter = Sorter(config.prepare, config.seed, chat)
-    for row, is_test in _read(config.data):
+    tests, training = _find(config.data)
+    for row, is_test in _read(tests, training):
         sorter.take(row, is_test=is_test)
     sorter.finish()
     _write_rejected(sorter.rejected, out / "rejected.jsonl")
-    statistics = _statistics(sorter, chat)
-    _show_rejected(statistics, out)
+    statistics = _statistics(sorter, chat, [_name(file) for file in tests + training])
+    _show_unused(statistics)
     _refuse_if_bad(config, statistics, sorter.rejected, out)
     for split in SPLITS:
         write_split(out, split, (row.unpack() for row in sorter.kept if row.split == split))
@@ -59,8 +60,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     return Outcome("dataset", _metrics(statistics), proof={"chat_sha256": chat.sha256})
 
 
-def _read(data: DataConfig) -> Iterator[tuple[Conversation | Rejected, bool]]:
-    """Every row of every file, with whether it is a test row; test rows first.
+def _find(data: DataConfig) -> tuple[list[Path], list[Path]]:
+    """The test files and the training files.
 
     A glob for training files may take in the test files: those stay test files.
     """
@@ -69,13 +70,24 @@ def _read(data: DataConfig) -> Iterator[tuple[Conversation | Rejected, bool]]:
     if data.sources:
         training += find_files(data.folder, data.sources, "data.sources")
     training += sorted((data.folder / data.recorded).glob("*.jsonl"))
-    training = [file for file in dict.fromkeys(training) if file not in tests]
-    size = sum(file.stat().st_size for file in tests + training)
+    return tests, [file for file in dict.fromkeys(training) if file not in tests]
+
+
+def _name(file: Path) -> str:
+    """A file's path as text; a name of other bytes than UTF-8's is shown with question marks."""
+    return str(file).encode(errors="replace").decode()
+
+
+def _read(
+    tests: Sequence[Path], training: Sequence[Path]
+) -> Iterator[tuple[Conversation | Rejected, bool]]:
+    """Every row of every file, with whether it is a test row; test rows first."""
+    files = [*tests, *training]
+    size = sum(file.stat().st_size for file in files)
     with progress() as bar:
         task = bar.add_task("reading KiB", total=size // 1024)
-        for file in tests + training:
-            name = str(file).encode(errors="replace").decode()
-            for row in read_file(file, name, lambda read: bar.advance(task, read / 1024)):
+        for file in files:
+            for row in read_file(file, _name(file), lambda read: bar.advance(task, read / 1024)):
                 yield row, file in tests
 
 
@@ -85,8 +97,11 @@ def _write_rejected(rejected: Sequence[Rejected], file: Path) -> None:
             stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
-def _statistics(sorter: Sorter, chat: Chat) -> dict[str, Any]:
-    """Counts and lengths, ready for JSON and the same for the same rows."""
+def _statistics(sorter: Sorter, chat: Chat, files: Sequence[str]) -> dict[str, Any]:
+    """Counts and lengths, ready for JSON and the same for the same rows.
+
+    files: names of those that were read, those without rows among them.
+    """
     kept = Counter(row.file for row in sorter.kept)
     rejected = Counter(row.file for row in sorter.rejected)
     read = kept + rejected
@@ -95,7 +110,7 @@ def _statistics(sorter: Sorter, chat: Chat) -> dict[str, Any]:
         "rejected": dict(Counter(row.reason for row in sorter.rejected).most_common()),
         "files": {
             name: {"read": read[name], "kept": kept[name], "rejected": rejected[name]}
-            for name in read
+            for name in files
         },
         "splits": {
             split: _describe([row for row in sorter.kept if row.split == split]) for split in SPLITS
@@ -142,9 +157,10 @@ def _refuse_if_bad(
         )
     for split, setting in (("train", "data.train"), ("test", "data.test")):
         if not statistics["splits"][split]["rows"]:
-            raise DataError(
-                f"no row is left for the {split} split: see {out / 'rejected.jsonl'} and {setting}"
-            )
+            seen = f"see {out / 'rejected.jsonl'} and {setting}"
+            if not rejected:
+                seen = f"the files of {setting} hold none, put rows into them or name others"
+            raise DataError(f"no row is left for the {split} split: {seen}")
 
 
 def _choose_samples(kept: Sequence[Kept], count: int) -> list[Row]:
@@ -166,8 +182,14 @@ def _metrics(statistics: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def _show_rejected(statistics: Mapping[str, Any], out: Path) -> None:
+def _show_unused(statistics: Mapping[str, Any]) -> None:
+    """Warn of files without rows, and of rows that were refused."""
+    from rich.markup import escape
+
     rows = statistics["rows"]
+    empty = [name for name, counts in statistics["files"].items() if not counts["read"]]
+    if empty:
+        get_console().print(f"[yellow]Files without any row[/]: {escape(', '.join(empty))}")
     if rows["rejected"]:
         reasons = ", ".join(f"{n} × {reason}" for reason, n in statistics["rejected"].items())
         get_console().print(

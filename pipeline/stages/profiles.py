@@ -100,7 +100,7 @@ def _show(
             console.print(f"  {profile.name:<36} {escape(_line(profile))}", soft_wrap=True)
     console.print()
     for line in dict.fromkeys([why[0], why[-1]]):
-        console.print(f"engine={engine.name}: {line}", soft_wrap=True)
+        console.print(f"engine={engine.name}: {escape(line)}", soft_wrap=True)
 
 
 def _line(profile: Profile) -> str:

@@ -115,6 +115,24 @@ def test_a_touched_file_is_read_again(tmp_path):
         open_artifact(folder)
 
 
+def test_files_outside_are_read_once_and_their_index_is_written_once(tmp_path, monkeypatch):
+    files = [tmp_path / f"{i}.jsonl" for i in range(50)]
+    for i, file in enumerate(files):
+        file.write_text(str(i))
+    index, written, read = tmp_path / "index.json", [], []
+    write, sha256 = artifact._write_json, artifact.sha256_of_file
+    monkeypatch.setattr(artifact, "_write_json", lambda *a: (written.append(a), write(*a)))
+    monkeypatch.setattr(artifact, "sha256_of_file", lambda f: (read.append(f), sha256(f))[1])
+    digests = artifact.sha256_with_index(files, index)
+    assert digests == [sha256(file) for file in files]
+    assert (read, len(written)) == (files, 1)
+    assert artifact.sha256_with_index(files, index) == digests
+    assert (len(read), len(written)) == (50, 1)
+    files[7].write_text("another")
+    assert artifact.sha256_with_index(files, index)[7] == sha256(files[7])
+    assert (read[50:], len(written)) == ([files[7]], 2)
+
+
 def test_links_are_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "link").symlink_to(tmp_path)

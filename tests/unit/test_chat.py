@@ -246,6 +246,13 @@ def test_unusable_templates_are_refused_at_load(
     with pytest.raises(DataError, match=message) as caught:
         Chat.load(folder)
     assert str(folder) in str(caught.value)
+    assert type(caught.value) is DataError  # its name is shown
+
+
+def test_a_template_that_refuses_is_told_what_to_do(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path, "chatml", "{{ raise_exception('no') }}")
+    with pytest.raises(DataError, match=r"template: no .* put one .* into .*chat_template\.jinja$"):
+        Chat.load(folder)
 
 
 def test_prompt_that_is_tokenized_otherwise_than_in_training_is_refused(tmp_path: Path) -> None:
@@ -268,6 +275,12 @@ def test_prompt_that_is_tokenized_otherwise_than_in_training_is_refused(tmp_path
             "tokenizer_config.json",
             b'{"chat_template": "x", "added_tokens_decoder": {"x": 3}}',
             "declares tokens",
+        ),
+        ("tokenizer_config.json", b'{"chat_template": [1]}', "has no chat template"),
+        (
+            "tokenizer_config.json",
+            b'{"chat_template": "x", "bos_token": {"x": 1}}',
+            r"tokenizer_config\.json: bos_token cannot be read",
         ),
         ("chat_template.jinja", b"\xff", "is not UTF-8"),
     ],

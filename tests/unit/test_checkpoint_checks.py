@@ -55,7 +55,43 @@ def token_beyond_the_embedding(folder: Path) -> None:
     file.write_text(json.dumps(tokenizer))
 
 
+def header(change: Callable[[dict[str, dict[str, object]]], object]) -> Change:
+    """A change to the header of the weights; the tensors' bytes stay."""
+
+    def apply(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        content = file.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        described = json.loads(content[8 : 8 + length])
+        change(described)
+        text = json.dumps(described).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+    return apply
+
+
+def overlap(described: dict[str, dict[str, object]]) -> None:
+    described["model.norm.weight"]["data_offsets"] = [0, 32]
+
+
+def index_without_metadata(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_of_numbers(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": 3}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 SCALING = {"rope_type": "yarn", "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 REFUSALS: dict[str, tuple[Change, str, str]] = {
     # what is wrong: how the folder is made so, the file named, words of the message
     "no config": (lambda f: (f / "config.json").unlink(), "config.json", "does not exist"),
@@ -71,6 +107,49 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
         "GPT2LMHeadModel is not supported",
     ),
     "no architecture": (edit("config.json", architectures=...), "config.json", "not given"),
+    "an architecture that is a number": (
+        edit("config.json", architectures=[3]),
+        "config.json",
+        "architectures=[3] should be a list of names",
+    ),
+    "an architecture outside a list": (
+        edit("config.json", architectures="LlamaForCausalLM"),
+        "config.json",
+        "architectures='LlamaForCausalLM' should be a list of names",
+    ),
+    "another model type": (
+        edit("config.json", model_type="gpt2"),
+        "config.json",
+        "model_type='gpt2' does not fit architectures=['LlamaForCausalLM']: write 'llama'",
+    ),
+    "no model type": (edit("config.json", model_type=...), "config.json", "model_type=None"),
+    "a rotary base of null": (
+        edit("config.json", rope_theta=None),
+        "config.json",
+        "rope_theta=None should be a number above 0",
+    ),
+    "a rotary base of text": (edit("config.json", rope_theta="1e4"), "config.json", "rope_theta="),
+    "an epsilon of null": (edit("config.json", rms_norm_eps=None), "config.json", "rms_norm_eps="),
+    "a dropout above 1": (
+        edit("config.json", attention_dropout=2),
+        "config.json",
+        "attention_dropout=2 should be a number from 0, below 1",
+    ),
+    "a range that is not finite": (
+        edit("config.json", initializer_range=float("nan")),
+        "config.json",
+        "initializer_range=nan",
+    ),
+    "a window of text": (
+        edit(
+            "config.json",
+            architectures=["MistralForCausalLM"],
+            model_type="mistral",
+            sliding_window="8",
+        ),
+        "config.json",
+        "sliding_window='8'",
+    ),
     "code in config": (
         edit("config.json", auto_map={"AutoConfig": "x.Y"}),
         "config.json",
@@ -100,6 +179,16 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
         "config.json",
         "low_freq_factor",
     ),
+    "a rope scaling by 0": (
+        edit("config.json", rope_scaling={**LLAMA3, "factor": 0}),
+        "config.json",
+        "rope_scaling.factor=0 should be a number above 0",
+    ),
+    "a rope scaling without a band": (
+        edit("config.json", rope_scaling={**LLAMA3, "low_freq_factor": 4.0}),
+        "config.json",
+        "rope_scaling.low_freq_factor=4 should be below high_freq_factor=4",
+    ),
     "a size missing": (edit("config.json", hidden_size=...), "config.json", "hidden_size=None"),
     "a size of 0": (edit("config.json", num_hidden_layers=0), "config.json", "num_hidden_layers=0"),
     "heads and groups": (
@@ -115,6 +204,32 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
     ),
     "a shard missing": (shard_missing, "00001-of-00002", "index.json names it"),
     "a shard outside": (shard_elsewhere, "outside.safetensors", "index.json names it"),
+    "an index of numbers": (index_of_numbers, "index.json", "weight_map has 3 for model.norm"),
+    "an index without metadata": (
+        index_without_metadata,
+        "index.json",
+        'has no metadata, which transformers reads: add "metadata": {}',
+    ),
+    "tensors that overlap": (
+        header(overlap),
+        "model.safetensors",
+        "do not follow the tensor before it",
+    ),
+    "a tensor of another length": (
+        header(lambda h: h["model.norm.weight"].update(shape=[4])),
+        "model.safetensors",
+        "the 16 bytes of F32 [4]",
+    ),
+    "an unknown dtype": (
+        header(lambda h: h["model.norm.weight"].update(dtype="Q4")),
+        "model.safetensors",
+        "model.norm.weight has the unknown dtype Q4",
+    ),
+    "weights that are integers": (
+        tensors(lambda t: t.update({"model.norm.weight": np.ones(8, np.int8)})),
+        "model.safetensors",
+        "model.norm.weight is of I8",
+    ),
     "weights cut short": (cut_short, "model.safetensors", "bytes and should hold"),
     "weights of zeros": (
         lambda f: (f / "model.safetensors").write_bytes(bytes(64)),
@@ -160,6 +275,16 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
         edit("tokenizer_config.json", eos_token="<|nope|>"),
         "tokenizer_config.json",
         "'<|nope|>' is not in tokenizer.json",
+    ),
+    "a special token without text": (
+        edit("tokenizer_config.json", bos_token={"x": 1}),
+        "tokenizer_config.json",
+        "bos_token {'x': 1} is not in tokenizer.json",
+    ),
+    "an end token of text": (
+        edit("config.json", eos_token_id="x"),
+        "config.json",
+        "eos_token_id='x' should be a token's number",
     ),
     "an end token out of range": (
         edit("config.json", eos_token_id=[1, 40_000]),

@@ -12,6 +12,7 @@ from pipeline import compose
 from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.graph import ROOT
+from pipeline.help import help_text
 
 
 def refusal(*arguments):
@@ -61,6 +62,11 @@ def test_overrides_reach_the_typed_configuration():
         (["stage=all", "finetune.method=qlora"], "Input should be 'lora', 'dora' or 'sft'"),
         (["stage=all", "prepare.validation_share=1.5"], "less than or equal to 0.5"),
         (["stage=all", "finetune.learning_rate=nan"], "finite number"),
+        (["stage=all", "finetune.learning_rate=1e99"], "less than or equal to 1"),
+        (["stage=all", "pretrain.weight_decay=1e99"], "less than or equal to 1"),
+        (["stage=all", "model.path="], "model.path='': give a path; . is the working folder"),
+        (["stage=all", "data.folder=''"], "data.folder='': give a path"),
+        (["stage=all", "data.train=train.jsonl"], "give a list: data.train=[train.jsonl]"),
         (["stage=all", "verbose"], "'verbose' is not of the form key=value"),
         (["--quiet", "stage=all"], "'--quiet' is not of the form key=value"),
         (["stage=all", "model=local"], "model.name"),
@@ -70,11 +76,41 @@ def test_overrides_reach_the_typed_configuration():
             ["--params", "params.yaml", "stage=all", "seed=3"],
             "seed=3 cannot be set beside --params",
         ),
-        (["stage=all", "seed=["], "seed=["),
+        (["stage=all", "seed=["], "seed=[ cannot be read: put quotes around its texts"),
+        (["stage=all", "data.train=[a,'é b]"], "data.train=[a,'é b] cannot be read"),
+        (["stage=all", "data.train=[[a,é]]"], "data.train=[[a,é]] cannot be read"),
+        (["stage=all", "größe=3"], "größe is not a setting"),
+        (["stage=all", "seed=("], "seed='(': Input should be a valid integer"),
+        (["stage=all", "data.train=a,b"], 'data.train=a,b holds a comma: write "data.train=[a,b]"'),
     ],
 )
 def test_refusals_name_the_field_and_what_is_allowed(arguments, said):
     assert said in refusal(*arguments)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/tmp/spacé dir 日本",
+        "/it's",
+        'a"b',
+        "a&b;c#d",
+        "test [1](2)",
+        "é\\",
+        "a=b",
+        "/plain",
+        "'/é'",
+    ],
+)
+def test_values_are_taken_as_they_are_typed(value):
+    assert compose.compose([f"data.folder={value}"])["data"]["folder"] == value.strip("'")
+
+
+def test_lists_take_such_values_too_and_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    tree = compose.compose(["data.train=[é.jsonl, test [1].jsonl,b]", "data.folder=~/chats"])
+    assert tree["data"]["train"] == ["é.jsonl", "test [1].jsonl", "b"]
+    assert tree["data"]["folder"] == "/home/ann/chats"
 
 
 def test_params_file_gives_the_same_as_the_command_line(tmp_path):
@@ -82,6 +118,14 @@ def test_params_file_gives_the_same_as_the_command_line(tmp_path):
     (tmp_path / "params.yaml").write_text(compose.to_yaml(tree))
     arguments = ["--params", str(tmp_path / "params.yaml"), "stage=quantize"]
     assert compose.from_command_line(arguments) == ("quantize", tree, load(tree))
+
+
+def test_help_lists_every_setting():
+    def names(tree):
+        return {key: names(value) if isinstance(value, dict) else 0 for key, value in tree.items()}
+
+    listed = help_text().split("\nSettings", 1)[1].split("\n", 1)[1].split("\nExamples", 1)[0]
+    assert names(yaml.safe_load(listed)) == names(compose.compose([]))
 
 
 def test_nothing_heavy_is_imported_to_refuse_or_help():

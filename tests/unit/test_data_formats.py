@@ -183,6 +183,14 @@ def test_globs_find_each_file_once_in_order(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_with_brackets_is_that_file(tmp_path: Path) -> None:
+    for name in ("test [1].jsonl", "test 1.jsonl"):
+        (tmp_path / name).touch()
+    found = find_files(tmp_path, ("test [1].jsonl",), "data.test")
+    assert [file.name for file in found] == ["test [1].jsonl"]
+    assert len(find_files(tmp_path, ("test*.jsonl",), "data.test")) == 2
+
+
 @pytest.mark.parametrize(
     ("pattern", "error", "message"),
     [
@@ -190,6 +198,7 @@ def test_globs_find_each_file_once_in_order(tmp_path: Path) -> None:
         ("*.csv", DataError, "unknown kind"),
         ("/etc/*", ConfigError, "must be a name or glob below"),
         ("", ConfigError, "must be a name or glob below"),
+        ("x" * 300 + ".jsonl", ConfigError, "File name too long"),
     ],
 )
 def test_globs_that_find_nothing_usable(

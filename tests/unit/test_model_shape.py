@@ -29,9 +29,10 @@ def folder(tmp_path: Path) -> Path:
 def test_sliding_windows_that_cut_are_refused(
     folder: Path, architecture: str, settings: dict[str, object], accepted: bool
 ) -> None:
-    edit("config.json", architectures=[architecture], **settings)(folder)
+    family = architecture.removesuffix("ForCausalLM").lower()
+    edit("config.json", architectures=[architecture], model_type=family, **settings)(folder)
     if accepted:
-        assert read_shape(folder).family == architecture.removesuffix("ForCausalLM").lower()
+        assert read_shape(folder).family == family
     else:
         with pytest.raises(DataError, match="windowed attention is not supported"):
             read_shape(folder)
@@ -42,7 +43,7 @@ def test_defaults_are_those_of_transformers(folder: Path) -> None:
     shape = read_shape(folder)
     assert (shape.kv_heads, shape.head_dim) == (2, 4)
     assert (shape.rope_theta, shape.rope_scaling, shape.tied) == (10_000.0, None, False)
-    edit("config.json", architectures=["Qwen2ForCausalLM"])(folder)
+    edit("config.json", architectures=["Qwen2ForCausalLM"], model_type="qwen2")(folder)
     with pytest.raises(DataError, match="num_key_value_heads=None"):
         read_shape(folder)
 

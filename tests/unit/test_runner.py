@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipeline import artifact, compose, runner, tracking
+from pipeline import artifact, compose, room, runner, tracking
 from pipeline.artifact import Outcome
 from pipeline.config import load
 from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
@@ -130,6 +131,13 @@ def test_gate_failure_keeps_the_artifact_and_fails_each_time(chain):
     assert (chain.folder / "first/manifest.json").is_file()
 
 
+def torn(text, cause):
+    """An error of a library that hides the system's."""
+    error = RuntimeError(text)
+    error.__context__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -137,6 +145,7 @@ def test_gate_failure_keeps_the_artifact_and_fails_each_time(chain):
         SafetensorError(
             "Error while serializing: I/O error: No space left on device (os error 28)"
         ),
+        torn("write failed", OSError(28, "No space left on device")),
     ],
 )
 def test_full_disk_says_what_to_do_and_keeps_the_work(chain, error):
@@ -153,6 +162,41 @@ def test_full_disk_says_what_to_do_and_keeps_the_work(chain, error):
     assert f"{chain.folder}/.variants (3 MiB, made with other settings)" in str(caught.value)
     assert f"what else is in {chain.folder}/.work (2 MiB, unfinished) may go" in str(caught.value)
     assert len(list((chain.folder / ".work").glob("first-*/part"))) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598",
+        "PytorchStreamWriter failed writing file data/0: file write failed",
+    ],
+)
+def test_a_torn_archive_of_torch_is_a_full_disk_only_where_little_is_free(chain, monkeypatch, text):
+    def full(config, inputs, out):
+        raise RuntimeError(text)
+
+    chain.stages["first"] = full
+    for free, expected in ((2**40, RuntimeError), (2**20, ResourceError)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda path, usage=usage: usage)
+        with pytest.raises(expected) as caught:
+            chain("first")
+        assert type(caught.value) is expected
+
+
+def test_a_disk_that_takes_not_even_the_folder_of_unfinished_work_is_full(tmp_path):
+    scratch = tmp_path / ".work" / "first-0"
+    with pytest.raises(ResourceError, match="is full"), room.room("first", scratch):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_file_over_the_systems_limit_names_the_limit(chain):
+    def large(config, inputs, out):
+        raise torn("write failed", OSError(27, "File too large"))
+
+    chain.stages["first"] = large
+    with pytest.raises(ResourceError, match=r"`ulimit -f` allows: raise the limit"):
+        chain("first")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
@@ -174,10 +218,10 @@ def test_memory_that_ran_out_says_what_to_do(chain, error, stage, said):
 
 
 def test_every_setting_that_a_lack_of_memory_names_exists():
-    settings = [less.split()[1] for less in runner._LESS_MEMORY.values()]
+    settings = [less.split()[1] for less in room.LESS_MEMORY.values()]
     tree = compose.compose([])
     select(tree, tuple(s for s in settings if "." in s))
-    assert set(runner._LESS_MEMORY) <= set(read_graph(tree))
+    assert set(room.LESS_MEMORY) <= set(read_graph(tree))
 
 
 def test_other_errors_are_left_as_they_are(chain):

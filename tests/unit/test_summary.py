@@ -159,3 +159,16 @@ def test_the_registrys_answer_is_told() -> None:
 )
 def test_sizes_are_told_in_a_fitting_unit(count: int, text: str) -> None:
     assert summary_view._size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(10_352.6, "10,353"), (5172.2, "5,172"), (86.4321, "86.43"), (0.0123456, "0.01235"), (1, "1")],
+)
+def test_figures_of_the_engine_are_told_without_powers_of_ten(value: float, text: str) -> None:
+    stages = {"build": {"bytes": 1}, "benchmark": {"metrics": {"tokens_per_second/at_16": value}}}
+    engine = {"runtime": "hf", "version": "1", "precision": "fp32"}
+    table = summary_view._engine_table({"engine": engine, "stages": stages})
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    console.print(table)
+    assert f" {text} at 16" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.adapters.logit_proof import CPU_TOLERANCE, ProofChain, compare, prompts
-from pipeline.errors import ProofFailed
+from pipeline.errors import DataError, ProofFailed
 from tests.unit.adapters.test_nemo_weights import LLAMA
 
 CLEAR = [torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.5]])]  # every position prefers one token
@@ -88,3 +88,11 @@ def test_a_step_that_differs_is_refused_by_name() -> None:
         chain.require("folded", lambda ids: logits(ids, 1.0))
     with pytest.raises(ProofFailed, match=r"^written does not compute .* at least 0\.99 is asked"):
         chain.require_near("written", lambda ids: -logits(ids), 0.99)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_source_whose_logits_are_not_finite_is_the_models_fault(bad: float) -> None:
+    with pytest.raises(
+        DataError, match=r"^/models/x computes logits that are not finite: a weight"
+    ):
+        ProofChain(LLAMA, gpu=False, reference=lambda ids: logits(ids).fill_(bad), name="/models/x")

@@ -319,3 +319,23 @@ def test_recorded_conversations_are_read_and_break_no_bound(
     write(data / "train2.jsonl", "[]")  # and a refusal speaks of the other files alone
     with pytest.raises(DataError, match=r"1 of 14 rows were refused.*most in .*train2\.jsonl"):
         prepare.run(config, {}, tmp_path)
+
+
+def test_files_without_rows_are_told(
+    tree: dict[str, Any],
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    (data / "train2 [a].jsonl").write_text("\n")
+    prepare.run(configure(tree, model, data), {}, tmp_path)
+    files = json.loads((tmp_path / "statistics.json").read_text())["files"]
+    assert files[str(data / "train2 [a].jsonl")] == {"read": 0, "kept": 0, "rejected": 0}
+    said = capsys.readouterr()
+    assert f"Files without any row: {data / 'train2 [a].jsonl'}" in said.out + said.err
+    (data / "train.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"train split: the files of data\.train hold none, put"):
+        prepare.run(configure(tree, model, data), {}, tmp_path)

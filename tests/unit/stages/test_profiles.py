@@ -56,6 +56,7 @@ def test_groups_for_programs(
     config = configured(tmp_path, **{"profiles.format": "json", "quantize": "int4_awq"})
     found = json.loads(report(config, monkeypatch, capsys))
     assert found["chosen"] == "onnxruntime-int8-tp1-pp1"
+    assert found["why"][-1].startswith("takes onnxruntime-int8-tp1-pp1: the first of NVIDIA NIM")
     assert found["model"].endswith("data/base_model")
     (best, *_) = found["runnable"]
     assert best["name"] == found["chosen"]
