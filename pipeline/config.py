@@ -4,7 +4,6 @@ Hydra composes conf/ and the command line into one tree; `load` turns that into 
 or says which field is wrong and what is allowed. Imports nothing heavy.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.launcher_config import Launcher
+from pipeline.mlflow_config import RegisterConfig, TrackingConfig, registrable
 from pipeline.section import Place, Positive, Rate, Seconds, Section, Share, explain
 
 
@@ -227,24 +227,6 @@ class BenchmarkConfig(Section):
     max_tokens: Positive
 
 
-_UNREGISTRABLE = re.compile(r"[/:.%\"']")
-
-
-class RegisterConfig(Section):
-    name: str = Field(min_length=1)
-
-    @field_validator("name")
-    @classmethod
-    def _taken_by_mlflow(cls, name: str) -> str:
-        """Without the characters that MLflow refuses in a registered model's name."""
-        allowed = _UNREGISTRABLE.sub("-", name)
-        if name != allowed:
-            raise ValueError(
-                f"MLflow takes no / : . % or quotes in a model's name: set register.name={allowed}"
-            )
-        return name
-
-
 class RetrainConfig(Section):
     """When to run the graph again, on what was recorded."""
 
@@ -266,15 +248,6 @@ class PlanConfig(Section):
     gpu: Literal["a100", "h100", "h200", "l40s", "b200"] | None
     gpus_per_node: Positive
     format: Literal["table", "json"]
-
-
-class TrackingConfig(Section):
-    """MLflow. `uri` null: a SQLite store beside the artifacts; MLFLOW_TRACKING_URI overrules."""
-
-    enabled: bool
-    uri: str | None
-    experiment: str
-    upload_weights: bool
 
 
 class Config(Section):
@@ -307,7 +280,7 @@ class Config(Section):
         model, register = tree["model"], tree["register"]
         if register["name"] != model["name"] or not isinstance(model["name"], str):
             return tree
-        return {**tree, "register": {**register, "name": _UNREGISTRABLE.sub("-", model["name"])}}
+        return {**tree, "register": {**register, "name": registrable(model["name"])}}
 
 
 def load(tree: Mapping[str, Any]) -> Config:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.config import TrackingConfig
+from pipeline.mlflow_config import TrackingConfig
 
 OWNER_VARIABLE = "PIPELINE_RUN"  # "pid:start time" of the process that a pipeline run lives in
 _URL_PASSWORD = re.compile(r"(\w://[^/\s:@]*):[^/\s@]+@")

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.artifact import MANIFEST, Artifact, open_artifact
-from pipeline.config import TrackingConfig
 from pipeline.console import get_console
 from pipeline.errors import ArtifactError
+from pipeline.mlflow_config import TrackingConfig
 from pipeline.spool import OWNER_VARIABLE, Destination, Owner, mask
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

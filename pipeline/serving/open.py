@@ -65,7 +65,7 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
         lacks_vllm = engine.name == "vllm" and vllm.missing()
         raise vllm.refusal(str(error)) if lacks_vllm else error from None
     for line in explain(profiles, chosen, engine):
-        get_console().print(f"engine={engine.name}: {line}", soft_wrap=True)
+        get_console().print(f"engine={engine.name}: {line}", markup=False, soft_wrap=True)
     version, hardware = runtimes.here(chosen.runtime)
     settings = runtimes.settings(chosen, folder, engine)
     return describe_profile(chosen, engine, Chat.load(folder), version or "", hardware, settings)

@@ -25,8 +25,9 @@ from mlflow.models import Model
 from pipeline import compose, spool, tracking
 from pipeline.adapters import mlflow_versions
 from pipeline.adapters.mlflow_sender import PARENT, SENT, STAGE, Sender
-from pipeline.config import Config, RegisterConfig, TrackingConfig
+from pipeline.config import Config
 from pipeline.errors import ArtifactError
+from pipeline.mlflow_config import RegisterConfig, TrackingConfig
 from pipeline.registered import engine_of
 from pipeline.spool import Destination
 from pipeline.stages import register
