@@ -36,6 +36,7 @@ _QNEMO = {
     "mlp.gate": ("up_proj",),
     "mlp.proj": ("down_proj",),
 }
+_BLOCKS = {"attention": "self_attn", "mlp": "mlp"}
 _TOLERANCE = 1e-3  # relative: both are float32
 Scales = Mapping[str, float]
 
@@ -51,14 +52,12 @@ def check_scales(
     problems = []
     for form, read in (("qnemo", _of_qnemo), ("hf", _of_unified)):
         for name, found, quantizers in read(folders[form], shape):
-            seen = [largest[q] for q in quantizers if q in largest]
-            cache = quantizers[0].endswith("_bmm")
-            # A cache's scale is 1 at least: E4M3 holds smaller values as they are.
-            expected = (
-                max(1.0, max(seen, default=0.0) / _CACHE_LARGEST)
-                if cache
-                else max(seen, default=0.0) / _LARGEST.get(format, math.inf)
-            )
+            seen = max((largest[q] for q in quantizers if q in largest), default=0.0)
+            if quantizers[0].endswith("_bmm"):
+                # A cache's scale is 1 at least: E4M3 holds smaller values as they are.
+                expected = max(1.0, seen / _CACHE_LARGEST)
+            else:
+                expected = seen / _LARGEST.get(format, math.inf)
             if not math.isclose(found, expected, rel_tol=_TOLERANCE):
                 problems.append(
                     f"{form}: {name} is {found:.6g}, and calibration gives {expected:.6g}"
@@ -74,19 +73,13 @@ def _of_qnemo(folder: Path, shape: Shape) -> Iterator[tuple[str, float, list[str
         first = stage * shape.layers // mapping["pp_size"]
         for name, value in _numbers(file, ".activation_scaling_factor").items():
             number, layer = _layer(name)
-            yield (
-                file.name + " " + name,
-                value,
-                [
-                    f"model.layers.{first + number}.{_block(part)}.{part}.input"
-                    for part in _QNEMO[layer]
-                ],
-            )
+            block = f"model.layers.{first + number}." + _BLOCKS[layer.partition(".")[0]]
+            yield f"{file.name} {name}", value, [f"{block}.{p}.input" for p in _QNEMO[layer]]
         for name, value in _numbers(file, "_cache_scaling_factor").items():
             number, layer = _layer(name)
             kinds = layer.removeprefix("attention.")  # k, v or kv
             attention = f"model.layers.{first + number}.self_attn"
-            yield file.name + " " + name, value, [f"{attention}.{kind}_bmm" for kind in kinds]
+            yield f"{file.name} {name}", value, [f"{attention}.{kind}_bmm" for kind in kinds]
 
 
 def _of_unified(folder: Path, shape: Shape) -> Iterator[tuple[str, float, list[str]]]:
@@ -116,7 +109,3 @@ def _layer(name: str) -> tuple[int, str]:
     """transformer.layers.<number>.<layer>."""
     number, _, layer = name.removeprefix("transformer.layers.").partition(".")
     return int(number), layer
-
-
-def _block(part: str) -> str:
-    return "self_attn" if part in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"

@@ -10,13 +10,15 @@ What each takes the place of, and how long that took, is in docs/benchmarks.md. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from pipeline.adapters.split_weights import AdamStep
 
 # Columns of a program: 16 bytes a thread of bfloat16 in each load.
 _BLOCK, _WARPS = 1024, 4
@@ -179,22 +181,6 @@ def add_low_rank(total: torch.Tensor, low: torch.Tensor, b: torch.Tensor, scale:
             ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=max(16, triton.next_power_of_2(rank)),
             num_warps=_TILE_WARPS,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AdamStep:
-    """What a step of AdamW has in common for all weights (arXiv:1711.05101).
-
-    number: of the step, from 1. scale: what gradients are multiplied with, as clipping's factor.
-    """
-
-    rate: float
-    beta1: float
-    beta2: float
-    eps: float
-    decay: float
-    number: int
-    scale: float = 1.0
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -11,7 +11,6 @@ those of its methods that are called, and the Triton kernel, by torch.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -19,20 +18,9 @@ import torch
 
 from pipeline.adapters.optimizer_state import streamed_state
 from pipeline.adapters.patching import replaced
-from pipeline.adapters.split_weights import split, split_weights, whole
+from pipeline.adapters.split_weights import AdamStep, split, split_weights, whole
 
 Tensor = torch.Tensor
-
-
-@dataclass
-class AdamStep:
-    rate: float
-    beta1: float
-    beta2: float
-    eps: float
-    decay: float
-    number: int
-    scale: float
 
 
 def adam(
@@ -100,7 +88,7 @@ def shared_optimizer() -> Iterator[None]:
     from pipeline.adapters import nemo_training
 
     kernels, optimizers = ModuleType("gpu_kernels"), ModuleType("optimizers")
-    vars(kernels).update(AdamStep=AdamStep, adam=adam)
+    vars(kernels).update(adam=adam)
     vars(optimizers).update(FusedAdam=FusedAdam)
     ddp, options = nemo_training.DistributedDataParallelConfig, nemo_training.OptimizerConfig
     precision, type_of = nl.MegatronMixedPrecision, Tensor.type

@@ -147,18 +147,21 @@ def test_both_exports_hold_the_source_weights(
     assert chat.sha256 == Chat.load(inputs["merge"].path).sha256
 
 
-def test_biases_and_a_tied_output_layer_are_exported(tmp_path: Path) -> None:
-    from pipeline.adapters import modelopt
-
-    source = make_model(tmp_path / "qwen2", "Qwen2", tie_word_embeddings=True)
+def in_fp8(source: Path, folder: Path) -> dict[str, Artifact]:
+    """What export takes of a model."""
     model = modelopt.quantize(
         hf.load_model(source, dtype="float32"), "fp8", [[[5, 6, 7]]], kv_cache="none", exclude=()
     )
-    modelopt.save(model, tmp_path / "quantized" / "fp8", source)
-    made = {
-        "merge": artifact_of(source, tmp_path / "made", "merge", "hf_checkpoint"),
-        "quantize": artifact_of(tmp_path / "quantized", tmp_path / "made", "quantize", "quantized"),
+    modelopt.save(model, folder / "quantized" / "fp8", source)
+    return {
+        "merge": artifact_of(source, folder / "made", "merge", "hf_checkpoint"),
+        "quantize": artifact_of(folder / "quantized", folder / "made", "quantize", "quantized"),
     }
+
+
+def test_biases_and_a_tied_output_layer_are_exported(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "qwen2", "Qwen2", tie_word_embeddings=True)
+    made = in_fp8(source, tmp_path)
     config = configure("export.tensor_parallel=2", "export.pipeline_parallel=2")
     outcome = export.run(config, made, tmp_path / "exported")
     for form in ("qnemo", "hf"):
@@ -203,7 +206,7 @@ def test_a_quantized_cache_is_exported_only_when_asked_for(
 
 @pytest.mark.parametrize("folder", ["qnemo", "hf"])
 def test_a_wrong_scale_of_the_cache_is_found(
-    inputs: dict[str, Artifact], tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Artifact], tmp_path: Path, folder: str
 ) -> None:
     config = configure("quantize.kv_cache=fp8", "quantize.compare=[]")
     (tmp_path / "quantize").mkdir()
@@ -249,14 +252,7 @@ def test_a_layer_that_is_left_out_must_be_a_copy(
 def test_a_model_without_generation_config_is_exported(tmp_path: Path) -> None:
     source = make_model(tmp_path / "model")
     (source / "generation_config.json").unlink()
-    model = modelopt.quantize(
-        hf.load_model(source, dtype="float32"), "fp8", [[[5, 6, 7]]], kv_cache="none", exclude=()
-    )
-    modelopt.save(model, tmp_path / "quantized" / "fp8", source)
-    made = {
-        "merge": artifact_of(source, tmp_path / "made", "merge", "hf_checkpoint"),
-        "quantize": artifact_of(tmp_path / "quantized", tmp_path / "made", "quantize", "quantized"),
-    }
+    made = in_fp8(source, tmp_path)
     export.run(configure(), made, tmp_path / "exported")
     for form in ("qnemo", "hf"):
         found = json.loads((tmp_path / "exported" / form / "generation_config.json").read_text())
