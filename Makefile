@@ -4,7 +4,8 @@
 # make test-browser  the chat page in a headless Chromium: Debian's (apt-get install chromium),
 #                    Chrome, or Playwright's own (.venv/bin/playwright install chromium)
 # make check         lint, format, types
-# make watch         write into dvc.yaml and pretrain.yaml which code each stage depends on
+# make versions      record the code of each stage after a change that leaves its results the same;
+#                    NEW="finetune merge" raises their versions, as after one that does not
 # make lock          resolve pyproject.toml into the hashed lock files
 #
 # TORCH=cpu or TORCH=cuda chooses torch's build; by default CUDA where a GPU is, else the CPU wheel if
@@ -17,7 +18,7 @@ TORCH ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
 
-.PHONY: setup demo test test-gpu test-browser check watch lock
+.PHONY: setup demo test test-gpu test-browser check versions lock
 
 setup: .venv/.installed
 
@@ -38,8 +39,8 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-watch: setup
-	$(BIN)/python tools/watch.py
+versions: setup
+	$(BIN)/python tools/versions.py $(if $(NEW),--new $(NEW))
 
 lock: setup
 	$(BIN)/python tools/lock.py

@@ -24,7 +24,8 @@ from pipeline.errors import ArtifactError, ResourceError
 MANIFEST = "manifest.json"
 SCRATCH = ".scratch"
 VERIFIED = ".verified"
-SCHEMA = 1
+VARIANTS = ".variants"
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Manifest:
     metrics: Mapping[str, float]
     proof: Mapping[str, Any]
     failure: str | None
-    code: Mapping[str, Any]  # git commit, whether the tree was changed
+    versions: Mapping[str, int]  # declared: of the stage, and of its components
+    libraries: Mapping[str, str]  # those that decide the result; part of the fingerprint
+    code: Mapping[str, Any]  # git commit, whether the tree was changed, digest of the package
     environment: Mapping[str, Any]  # package versions, hardware
     seconds: float
     peak_memory_bytes: int
@@ -123,12 +126,7 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
         raise ArtifactError(f"{path} does not exist: {again} first")
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} has no {MANIFEST}, so it is not whole: remove it and {again}")
-    try:
-        manifest = Manifest(**json.loads((path / MANIFEST).read_text()))
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}): {again}") from error
-    if manifest.schema != SCHEMA:
-        raise ArtifactError(f"{path} was written by another version of the pipeline: {again}")
+    manifest = read_manifest(path, again)
     index = _verified_index(path)
     known = _read_json(index)
     verified = {}
@@ -146,6 +144,28 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
     return Artifact(path, manifest)
 
 
+def read_manifest(path: Path, again: str) -> Manifest:
+    """The manifest of a folder, its files not verified.
+
+    again: the command that makes the artifact, for the message.
+
+    Raises:
+        ArtifactError: it cannot be read, or another version of the pipeline wrote it.
+    """
+    try:
+        content = json.loads((path / MANIFEST).read_text())
+        schema = content["schema"]
+        if schema == SCHEMA:
+            return Manifest(**content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}): {again}") from error
+    age = "an earlier" if isinstance(schema, int) and schema < SCHEMA else "another"
+    raise ArtifactError(
+        f"{path} was written by {age} version of the pipeline (manifest schema {schema}, this one "
+        f"reads {SCHEMA}): {again}; the artifact that is there is kept in {path.parent / VARIANTS}"
+    )
+
+
 def note_verified(path: Path, manifest: Manifest) -> None:
     """Note that the files are as their hashes in the manifest, which were taken a moment ago, so
     that opening the artifact does not read them all again."""
@@ -155,7 +175,7 @@ def note_verified(path: Path, manifest: Manifest) -> None:
 
 def kept(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
     """A stage's artifact and its variants, those whose manifests can be read; not verified."""
-    for folder in (artifacts / stage, *sorted((artifacts / ".variants").glob(f"{stage}-*"))):
+    for folder in (artifacts / stage, *sorted((artifacts / VARIANTS).glob(f"{stage}-*"))):
         try:
             yield folder, Manifest(**json.loads((folder / MANIFEST).read_text()))
         except (OSError, ValueError, TypeError):

@@ -15,6 +15,8 @@ from pipeline.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 # What DVC runs, and in the same form the stage that it does not run.
 DECLARATIONS = ("dvc.yaml", "pipeline/stages/pretrain.yaml")
+# Tells DVC of new versions of stages and libraries (pipeline/stage_versions.py); makes no artifact.
+VERSIONS = "versions"
 # Not in the graph: they make no link of the chain. `all` is the graph itself.
 OUTSIDE = ("retrain", "pretrain", "serve", "profiles", "doctor", "plan")
 
@@ -36,6 +38,7 @@ def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
     declared: dict[str, Any] = {}
     for file in DECLARATIONS:
         declared |= yaml.safe_load((ROOT / file).read_text())["stages"]
+    del declared[VERSIONS]
     return {name: _node(name, entry, tree) for name, entry in declared.items()}
 
 
@@ -64,5 +67,5 @@ def _node(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Node:
 
     paths = [Path(re.sub(r"\$\{([\w.]+)\}", fill, dependency)) for dependency in entry["deps"]]
     manifests = [p for p in paths if p.name == MANIFEST]
-    files = [p for p in paths if p.name != MANIFEST]
+    files = [p for p in paths if p.name != MANIFEST and p.parent.name != VERSIONS]
     return Node(name, tuple(m.parent.name for m in manifests), tuple(files), tuple(entry["params"]))

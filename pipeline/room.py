@@ -1,6 +1,6 @@
 """What is said when the disk or the memory runs out under a stage, and what to do then.
 
-    with room("import", scratch): ...
+    with room(scratch): ...
 
 Knows the words that the system and the libraries have for it; imports none of them.
 """
@@ -14,18 +14,6 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError, ResourceError
 
-# What makes a stage need less memory; the others have nothing to lower.
-_ON_HOST = "put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory"
-LESS_MEMORY = {
-    "pretrain": "lower pretrain.micro_batch_size",
-    "import": _ON_HOST,
-    "finetune": "lower finetune.micro_batch_size",
-    "merge": _ON_HOST,
-    "quantize": "lower quantize.calibration.batch_size",
-    "evaluate": "lower evaluate.batch_size",
-    "export": _ON_HOST,
-    "build": "lower engine.max_batch_size",
-}
 # torch names neither the disk nor the system's error when a write of its archives fails: it counts
 # as a full disk where less than this is free.
 TORCH_WRITES = ("PytorchStreamWriter failed writing", "unexpected pos")
@@ -33,10 +21,11 @@ NEARLY_FULL = 64 * 2**20
 
 
 @contextmanager
-def room(stage: str, scratch: Path) -> Iterator[None]:
+def room(scratch: Path, less_memory: str = "") -> Iterator[None]:
     """Turn the words for a full disk and full memory into ours; unfinished work stays.
 
     scratch: the folder that the stage writes into, artifacts/.work/<stage>-….
+    less_memory: what makes the stage need less memory; empty if nothing does.
 
     Raises:
         ResourceError: disk or memory ran out.
@@ -48,7 +37,7 @@ def room(stage: str, scratch: Path) -> Iterator[None]:
     except Exception as error:
         # torch, which is not imported here, has its own for a GPU's memory.
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            less = f"{LESS_MEMORY[stage]}, or " if stage in LESS_MEMORY else ""
+            less = f"{less_memory}, or " if less_memory else ""
             raise ResourceError(f"memory ran out: {less}run on a larger machine") from error
         causes = list(_causes(error))
         if any(isinstance(cause, OSError) and cause.errno == errno.EFBIG for cause in causes):

@@ -4,7 +4,7 @@ Knows what an artifact is and when one can be reused; nothing of DVC, nor of wha
 """
 
 import fcntl
-import importlib
+import json
 import os
 import resource
 import shutil
@@ -25,8 +25,9 @@ from pipeline.console import get_console
 from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
 from pipeline.graph import ROOT, Node, read_graph, select
 from pipeline.room import room
+from pipeline.stage import Stage, identity, stage_module
 
-# What an artifact's bytes may depend on; the manifest names the versions.
+# Versions that every manifest names, where installed. Which of them count is for the stage to say.
 PACKAGES = (
     "torch numpy transformers tokenizers safetensors nemo_toolkit megatron-core nvidia-modelopt "
     "transformer-engine peft onnxruntime onnxruntime-genai tensorrt_llm vllm"
@@ -44,6 +45,8 @@ class Work:
     inputs: Mapping[str, Artifact]
     settings: Mapping[str, Any]
     files: Mapping[str, str]  # path → digest
+    stage: Stage
+    versions: Mapping[str, Any]  # declared versions, and those of libraries: see pipeline.stage
     fingerprint: str
     code: Mapping[str, Any]  # the commit that runs it
 
@@ -62,7 +65,7 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
     node = read_graph(tree)[name]
     with hold(folder):
         inputs = {stage: artifacts.open_artifact(folder / stage) for stage in node.inputs}
-        work = plan(node, inputs, tree, folder)
+        work = plan(node, inputs, tree, config)
         track = tracking.start_stage(
             folder,
             stage=name,
@@ -90,8 +93,15 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
     return made
 
 
-def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], folder: Path) -> Work:
-    """The identity of what a stage would make: settings, and the content of inputs and files."""
+def plan(
+    node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], config: Config
+) -> Work:
+    """The identity of what a stage would make.
+
+    It is made of settings, the content of inputs and files, the declared version of the stage and
+    the versions of the libraries that it uses. The code itself is no part of it: a comment must
+    not train again (docs/ARCHITECTURE.md).
+    """
     if Path.cwd().resolve() != ROOT.resolve():
         raise ConfigError(
             f"paths of settings are relative to the checkout, and this is {Path.cwd()}: run the "
@@ -99,14 +109,29 @@ def plan(node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], fo
         )
     code = _git_state()  # now, for a checkout may go on to another commit while a stage runs
     settings = select(tree, node.params)
-    files = {str(path): _content(ROOT / path, folder) for path in node.files}
+    files = {str(path): _content(ROOT / path, config.artifacts) for path in node.files}
+    stage, versions = _versions(node.name, config)
     identity = {
         "stage": node.name,
         "settings": settings,
         "inputs": {stage: a.manifest.digest for stage, a in inputs.items()},
         "files": files,
+        **versions,
     }
-    return Work(node, inputs, settings, files, artifacts.sha256_of_json(identity), code)
+    fingerprint = artifacts.sha256_of_json(identity)
+    return Work(node, inputs, settings, files, stage, versions, fingerprint, code)
+
+
+def _versions(name: str, config: Config) -> tuple[Stage, Mapping[str, Any]]:
+    """The facts of a stage, and its part of the fingerprint."""
+    from pipeline import hardware
+
+    module = stage_module(name)
+    stage: Stage = module.STAGE
+    components = module.components(config) if hasattr(module, "components") else ()
+    libraries = {*stage.libraries, *stage.optional_libraries}
+    libraries.update(*(component.libraries for component in components))
+    return stage, identity(stage, components, hardware.installed_versions(libraries))
 
 
 @contextmanager
@@ -147,8 +172,10 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
     name, console = work.node.name, get_console()
     place = config.artifacts / name
     key = f"{name}-{work.fingerprint[:16]}"
-    variant, scratch = config.artifacts / ".variants" / key, config.artifacts / ".work" / key
+    variant, scratch = config.artifacts / artifacts.VARIANTS / key, config.artifacts / ".work" / key
     current = _open_if_whole(place)
+    if current is None and (place / artifacts.MANIFEST).is_file():
+        _keep_if_foreign(place)
     if current and current.manifest.fingerprint == work.fingerprint:
         console.print(f"[green]✓[/] {name}: up to date ({place})")
         return current, True
@@ -161,12 +188,12 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
                 f"[green]✓[/] {name}: made before with these settings, taken back ({place})"
             )
             return artifacts.open_artifact(place), True
-    with room(name, scratch):
+    with room(scratch, work.stage.less_memory):
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / artifacts.MANIFEST).unlink(missing_ok=True)
         console.rule(f"[bold]{name}", align="left")
         begin = time.monotonic()
-        outcome = _stage_function(name)(config, work.inputs, scratch)
+        outcome = stage_module(name).run(config, work.inputs, scratch)
         seconds = time.monotonic() - begin
         shutil.rmtree(scratch / artifacts.SCRATCH, ignore_errors=True)
         manifest = _manifest(work, outcome, scratch, seconds)
@@ -179,11 +206,6 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
     return made, False
 
 
-def _stage_function(name: str) -> Any:
-    module = "import_" if name == "import" else name
-    return importlib.import_module(f"pipeline.stages.{module}").run
-
-
 def _open_if_whole(path: Path) -> Artifact | None:
     try:
         return artifacts.open_artifact(path)
@@ -191,11 +213,34 @@ def _open_if_whole(path: Path) -> Artifact | None:
         return None
 
 
+def _keep_if_foreign(place: Path) -> None:
+    """Move what another version of the pipeline made out of the way: it may be hours of work."""
+    try:
+        content = json.loads((place / artifacts.MANIFEST).read_text())
+        schema, name = content["schema"], f"{place.name}-{content['fingerprint'][:16]}"
+    except (ValueError, TypeError, KeyError):
+        return
+    if schema == artifacts.SCHEMA:
+        return
+    kept = place.parent / artifacts.VARIANTS / name
+    kept.parent.mkdir(exist_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    place.rename(kept)
+    get_console().print(
+        f"{place} was written by another version of the pipeline (manifest schema {schema}): it is "
+        f"kept in {kept}, and {place.name} runs again"
+    )
+
+
 def _variant_of(current: Artifact | None, folder: Path) -> Path | None:
     """Where an artifact goes that other settings made, so that going back to them costs nothing."""
     if current is None:
         return None
-    return folder / ".variants" / f"{current.manifest.stage}-{current.manifest.fingerprint[:16]}"
+    return (
+        folder
+        / artifacts.VARIANTS
+        / f"{current.manifest.stage}-{current.manifest.fingerprint[:16]}"
+    )
 
 
 def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Manifest:
@@ -215,7 +260,9 @@ def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Man
         metrics={k: float(v) for k, v in outcome.metrics.items()},
         proof=dict(outcome.proof),
         failure=outcome.failure,
-        code=dict(work.code),
+        versions=dict(work.versions["versions"]),
+        libraries=dict(work.versions["libraries"]),
+        code={**work.code, "package_sha256": _package_digest()},
         environment={
             "packages": hardware.installed_versions(PACKAGES),
             "hardware": hardware.describe(),
@@ -239,6 +286,14 @@ def _content(path: Path, folder: Path) -> str:
     names = (file.relative_to(path).as_posix() for file in files)
     digests = artifacts.sha256_with_index(files, index)
     return artifacts.sha256_of_json(dict(zip(names, digests, strict=True)))
+
+
+def _package_digest() -> str:
+    """Of every source file of the pipeline: provenance, which no fingerprint depends on."""
+    package = Path(__file__).parent
+    files = sorted(package.rglob("*.py"))
+    digests = {f.relative_to(package).as_posix(): artifacts.sha256_of_file(f) for f in files}
+    return artifacts.sha256_of_json(digests)
 
 
 def _git_state() -> dict[str, Any]:

@@ -44,6 +44,8 @@ def make_artifact(
         metrics=metrics or {},
         proof=proof or {},
         failure=failure,
+        versions={"stage": 1},
+        libraries={},
         code={"commit": "c0ffee" * 6 + "abcd", "changed": False},
         environment={},
         seconds=seconds,

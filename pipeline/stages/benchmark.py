@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifact import SCRATCH, Artifact, Outcome
 from pipeline.config import Config
 from pipeline.console import get_console, progress
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from pipeline.serving.load import Level
+
+STAGE = Stage(
+    version=1,
+    libraries=("fastapi", "uvicorn", "httpx", "aiohttp", "numpy"),
+)
+
 
 WARM_UP_REQUESTS = 4
 PERCENTILES = (50, 95, 99)

@@ -22,6 +22,50 @@ from pipeline.serving import runtimes
 from pipeline.serving.checkpoint import exported_checkpoints, hf_checkpoint
 from pipeline.serving.description import describe_profile, gpu_here
 from pipeline.serving.memory import check_lengths, read_decoder
+from pipeline.stage import Component, Stage
+
+STAGE = Stage(
+    version=1,
+    libraries=("tokenizers", "jinja2", "numpy"),
+    less_memory="lower engine.max_batch_size",
+)
+
+
+_HF = ("torch", "transformers", "nvidia-modelopt", "peft", "numpy")
+ENGINES = {
+    "onnxruntime": Component(
+        name="engine/onnxruntime", version=1,
+        libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers"),
+        modules=("pipeline.adapters.onnxruntime", "pipeline.adapters.onnxruntime_session"),
+    ),
+    "hf": Component(
+        name="engine/hf", version=1, libraries=_HF,
+        modules=("pipeline.adapters.hf_session", "pipeline.adapters.hf_adapters",
+                 "pipeline.adapters.hf_embedder"),
+    ),
+    "trtllm": Component(
+        name="engine/trtllm", version=1, libraries=("tensorrt_llm",),
+        modules=("pipeline.adapters.trtllm", "pipeline.adapters.trtllm_engine"),
+    ),
+    "vllm": Component(
+        name="engine/vllm", version=1, libraries=("vllm",),
+        modules=("pipeline.adapters.vllm", "pipeline.adapters.vllm_engine"),
+    ),
+    "remote": Component(
+        name="engine/remote", version=1, libraries=("httpx",),
+        modules=("pipeline.adapters.remote", "pipeline.adapters.remote_engine",
+                 "pipeline.adapters.remote_requests"),
+    ),
+}  # fmt: skip
+
+
+def components(config: Config) -> tuple[Component, ...]:
+    """The engine that is built. `auto` may take any that is installed, so it depends on all."""
+    name = config.engine.name
+    if name == "auto":
+        return tuple(component for key, component in ENGINES.items() if key != "remote")
+    return (ENGINES[name],)
+
 
 PROOF_TOKENS = 24
 PROOF_QUESTIONS = (

@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.errors import DataError
 from pipeline.graph import ROOT
 from pipeline.hardware import GIB
+from pipeline.stage_versions import recorded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +31,6 @@ TRTLLM = (
     "'<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1'"
 )
 VLLM = "pip install vllm==0.24.0 (in an environment of its own: it pins torch 2.11.0)"
-_NEMO = ("torch", "nemo_toolkit", "megatron-core", "nemo_run")
-_MODELOPT = ("torch", "transformers", "nvidia-modelopt")
 
 
 @dataclass(frozen=True)
@@ -45,27 +44,25 @@ class Need:
     mend: str = LOCKED
 
 
-NEEDS = (
-    Need("prepare", ("tokenizers", "jinja2", "pyarrow", "rapidfuzz")),
-    Need("import", (*_NEMO, "transformers")),
-    Need("finetune", _NEMO),
-    Need("merge", (*_NEMO, "transformers", "peft")),
-    Need("quantize", _MODELOPT),
-    Need("quantize", _MODELOPT, "quantize=nvfp4", gpu=True),
-    Need("evaluate", _MODELOPT),
-    Need("export", _MODELOPT),
-    Need("build", ("onnxruntime-genai", "onnx"), "engine=onnxruntime"),
-    Need("build", ("torch", "transformers"), "engine=hf"),
-    Need("build", ("httpx",), "engine=remote"),
-    Need("build", ("tensorrt_llm",), "engine=trtllm", gpu=True, mend=TRTLLM),
-    Need("build", ("vllm",), "engine=vllm", gpu=True, mend=VLLM),
-    Need("benchmark", ("fastapi", "uvicorn", "httpx")),
-    Need("register", ("mlflow",)),
-    Need("serve", ("fastapi", "uvicorn", "prometheus-client")),
-    Need("profiles", ("tokenizers",)),
-    Need("retrain", ("dvc",)),
-    Need("pretrain", _NEMO),
-)
+def _needs() -> Iterator[Need]:
+    """Of every stage: what versions.json records, and of those that make no artifact."""
+    gpu = {"engine/trtllm": TRTLLM, "engine/vllm": VLLM}
+    for name, entry in recorded().items():
+        if name.startswith("engine/"):
+            settings = name.replace("/", "=")
+            yield Need(
+                "build", tuple(entry["required"]), settings, name in gpu, gpu.get(name, LOCKED)
+            )
+        elif name != "build":
+            yield Need(name, tuple(entry["required"]))
+        if name == "quantize":
+            yield Need(name, tuple(entry["required"]), "quantize=nvfp4", gpu=True)
+    yield Need("serve", ("fastapi", "uvicorn", "prometheus-client"))
+    yield Need("profiles", ("tokenizers",))
+    yield Need("retrain", ("dvc",))
+
+
+NEEDS = tuple(_needs())
 
 
 def run(config: Config) -> None:

@@ -24,6 +24,14 @@ from pipeline.dataset import Row, read_split
 from pipeline.errors import DataError
 from pipeline.rendering import shared_chat
 from pipeline.scoring import Estimate, bootstrap, exact_match, paired_difference, token_f1
+from pipeline.stage import Stage
+
+STAGE = Stage(
+    version=1,
+    libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2", "numpy"),
+    less_memory="lower evaluate.batch_size",
+)
+
 
 BASE, TUNED = "base", "tuned"
 

@@ -21,8 +21,15 @@ from pipeline.console import get_console, progress
 from pipeline.errors import ArtifactError, ConfigError, ProofFailed
 from pipeline.model_shape import Shape, read_shape
 from pipeline.qnemo import check_config, check_qnemo
+from pipeline.stage import Stage
 from pipeline.unified_hf import check_same, check_unified_hf
 from pipeline.weight_formats import group_of
+
+STAGE = Stage(
+    version=1,
+    libraries=("torch", "transformers", "nvidia-modelopt", "peft"),
+    less_memory="put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory",
+)
 
 
 @dataclass(frozen=True)

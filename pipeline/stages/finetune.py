@@ -20,7 +20,16 @@ from pipeline.finetune_checks import check
 from pipeline.hardware import GIB
 from pipeline.model_shape import Shape, read_shape
 from pipeline.preflight import check_machine, planned_memory
+from pipeline.stage import NEMO, Stage
 from pipeline.training import Checkpoints, Job
+
+STAGE = Stage(
+    version=1,
+    libraries=NEMO,
+    optional_libraries=("transformer-engine", "triton"),
+    less_memory="lower finetune.micro_batch_size",
+)
+
 
 ASSETS = "hf"  # config.json and tokenizer files, in every NeMo checkpoint
 

@@ -13,6 +13,13 @@ from pipeline.artifact import Artifact, Outcome
 from pipeline.checkpoint_checks import check_folder
 from pipeline.checkpoint_files import clear
 from pipeline.config import Config
+from pipeline.stage import NEMO, Stage
+
+STAGE = Stage(
+    version=1,
+    libraries=NEMO,
+    less_memory="put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory",
+)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:

@@ -18,6 +18,7 @@ from pipeline.checkpoint_files import clear, copy_assets, read_json
 from pipeline.config import Config
 from pipeline.errors import ProofFailed
 from pipeline.model_shape import Shape, read_shape
+from pipeline.stage import NEMO, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from pipeline.adapters.nemo_adapters import AdapterLayer
 
     Tensors = Iterable[tuple[str, torch.Tensor]]
+
+STAGE = Stage(
+    version=1,
+    libraries=NEMO,
+    less_memory="put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory",
+)
+
 
 # Smallest cosine of the written model's logits with the unrounded one's. Rounding to bfloat16
 # changes a weight by at most one part in 256; below this config.json says something else.

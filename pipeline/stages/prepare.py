@@ -21,6 +21,13 @@ from pipeline.data_formats import Conversation, Rejected, find_files, read_file
 from pipeline.dataset import SPLITS, Row, write_split
 from pipeline.errors import ConfigError, DataError
 from pipeline.sorter import Kept, Sorter
+from pipeline.stage import Stage
+
+STAGE = Stage(
+    version=1,
+    libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy"),
+)
+
 
 MAX_CONFLICTS = 100  # of those written to statistics.json
 PERCENTILES = (50, 95, 99)

@@ -17,7 +17,16 @@ from pipeline.config import Config, PretrainConfig
 from pipeline.corpus import BOS, END, PAD, PARTS, Part, load_generator, make_rows, train_tokenizer
 from pipeline.curve import following, write_curve
 from pipeline.errors import ConfigError
+from pipeline.stage import NEMO, Stage
 from pipeline.training import Checkpoints, Job
+
+STAGE = Stage(
+    version=1,
+    libraries=(*NEMO, "tokenizers", "jinja2"),
+    optional_libraries=("transformer-engine", "triton"),
+    less_memory="lower pretrain.micro_batch_size",
+)
+
 
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer-engine", "tokenizers", "numpy")
 CURVE_POINTS = 200  # of the loss curve, kept in provenance.json

@@ -19,10 +19,18 @@ from pipeline.dataset import Row, read_split
 from pipeline.errors import ConfigError, DataError, ProofFailed
 from pipeline.model_shape import Shape, read_shape
 from pipeline.rendering import shared_chat
+from pipeline.stage import Stage
 from pipeline.weight_formats import group_of
 
 if TYPE_CHECKING:
     import torch
+
+STAGE = Stage(
+    version=1,
+    libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2"),
+    less_memory="lower quantize.calibration.batch_size",
+)
+
 
 # On what a format is compared with the model: validation rows, and positions in all of them, where
 # each has as many logits as the vocabulary has tokens.

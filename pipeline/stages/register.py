@@ -15,6 +15,13 @@ from typing import Any
 from pipeline.artifact import Artifact, Outcome
 from pipeline.config import Config
 from pipeline.errors import ArtifactError
+from pipeline.stage import Stage
+
+STAGE = Stage(
+    version=1,
+    libraries=("mlflow",),
+)
+
 
 REQUEST, CARD = "registration.json", "MODEL_CARD.md"
 

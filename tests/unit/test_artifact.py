@@ -28,6 +28,8 @@ def make(folder, files=None, **fields):
         "metrics": {"rows": 3.0},
         "proof": {},
         "failure": None,
+        "versions": {"stage": 1},
+        "libraries": {},
         "code": {},
         "environment": {},
         "seconds": 1.0,

@@ -1,14 +1,18 @@
 """dvc.yaml, the stages' files and the settings speak of the same things."""
 
 import ast
+import sys
 
 import pytest
 import yaml
 
 from pipeline import compose, runner, tokenizer_folder
+from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.graph import OUTSIDE, ROOT, read_graph, select
-from tools.watch import code_of_stage
+from pipeline.stage import stage_module
+from pipeline.stage_versions import recorded
+from tools import versions
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,11 @@ def test_files_and_settings_that_dvc_watches_exist(tree):
 
 
 def test_dvc_depends_on_manifests_never_on_artifact_folders():
-    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        if name == "versions":
+            continue
         inside = [d for d in stage["deps"] if d.startswith("artifacts/")]
+        assert inside.pop(0) == f"artifacts/versions/{name}.json"
         assert all(d.endswith("/manifest.json") for d in inside)
         (out,) = stage["outs"]
         assert list(out.values()) == [{"cache": False, "persist": True}]
@@ -69,20 +76,66 @@ def test_unknown_setting_is_refused():
         select({"a": {"b": 1}}, ("a.c",))
 
 
-def test_every_stage_depends_on_the_code_that_makes_its_artifact(tree):
+def test_no_code_changed_without_a_decision_on_its_results():
+    changed = sorted(
+        name for name, entry in versions.as_recorded().items() if recorded().get(name) != entry
+    )
+    assert not changed, (
+        f"the code of {', '.join(changed)} changed: run `make versions` if results are the same, "
+        f'else `make versions NEW="{" ".join(changed)}"`'
+    )
+
+
+# They move, print or draw what was made, or start the process that makes it.
+DECIDE_NOTHING = {"rich", "matplotlib", "safetensors", "psutil", "pyarrow", "fastapi", "yaml", "llguidance"}
+DISTRIBUTIONS = {
+    "nemo": "nemo_toolkit", "megatron": "megatron-core", "modelopt": "nvidia-modelopt",
+    "transformer_engine": "transformer-engine", "transformer_engine_torch": "transformer-engine",
+    "onnxruntime_genai": "onnxruntime-genai",
+}  # fmt: skip
+
+
+def test_a_stage_declares_the_libraries_that_its_code_imports():
+    parts = versions.components()
+    own = {module for part in parts for module in part.modules}
+    code = {
+        name: (versions.code_of([stage_module(name).__name__], without=own), entry["libraries"])
+        for name, entry in recorded().items()
+        if "/" not in name
+    }
+    code |= {part.name: (versions.code_of(part.modules), part.libraries) for part in parts}
+    build = set(recorded()["build"]["libraries"])
+    for name, (files, declared) in code.items():
+        known = {*declared, *(build if "/" in name else ())} | DECIDE_NOTHING
+        for file in files:
+            for library in _third_party(file):
+                distribution = DISTRIBUTIONS.get(library, library)
+                assert distribution in known, f"{name} uses {distribution} in {file}"
+
+
+def _third_party(file):
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"pipeline"}
+
+
+def test_no_stage_depends_on_code(tree):
     for node in read_graph(tree).values():
-        watched = [str(f) for f in node.files if f.is_relative_to("pipeline")]
-        assert watched == code_of_stage(node.name), "run `make watch`"
+        assert not [f for f in node.files if f.is_relative_to("pipeline")], node.name
 
 
 @pytest.mark.parametrize("file", [*tokenizer_folder.FILES, "config.json", "model.safetensors"])
 def test_a_dataset_depends_on_every_file_of_the_model_that_is_read(tmp_path, file):
     model, folder = tmp_path / "model", tmp_path / "artifacts"
     model.mkdir()
-    tree = compose.compose([f"model.path={model}"])
+    tree = compose.compose([f"model.path={model}", f"artifacts={folder}"])
 
     def fingerprint():
-        return runner.plan(read_graph(tree)["prepare"], {}, tree, folder).fingerprint
+        return runner.plan(read_graph(tree)["prepare"], {}, tree, load(tree)).fingerprint
 
     before = fingerprint()
     (model / file).write_text("{}")

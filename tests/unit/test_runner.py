@@ -1,5 +1,6 @@
 """The runner: reuse, variants, interruptions, refusals. Stages here are small functions."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipeline import artifact, compose, room, runner, tracking
+from pipeline import artifact, compose, hardware, room, runner, tracking
 from pipeline.artifact import Outcome
 from pipeline.config import load
 from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
 from pipeline.graph import ROOT, Node, read_graph, select
+from pipeline.stage import Component, Stage, stage_module
 
 
 @pytest.fixture
@@ -39,14 +41,32 @@ def chain(tmp_path, monkeypatch):
         "second": Node("second", ("first",), (), ("evaluate",)),
     }
     monkeypatch.setattr(runner, "read_graph", lambda tree: nodes)
-    monkeypatch.setattr(runner, "_stage_function", lambda name: stages[name])
+    facts = {}
+
+    def module(name):
+        of_real_name = facts.get(name) or getattr(_real(name), "STAGE", Stage(version=1))
+        found = SimpleNamespace(STAGE=of_real_name, run=stages[name])
+        if name in components:
+            found.components = lambda config: components[name]
+        return found
+
+    components = {}
+    monkeypatch.setattr(runner, "stage_module", module)
 
     def run(name, *overrides):
         tree = compose.compose([f"artifacts={tmp_path}", "tracking.enabled=false", *overrides])
         return runner.run_stage(name, tree, load(tree))
 
     run.calls, run.stages, run.folder, run.nodes = calls, stages, tmp_path, nodes
+    run.facts, run.components = facts, components
     return run
+
+
+def _real(name):
+    try:
+        return stage_module(name)
+    except ModuleNotFoundError:
+        return None
 
 
 def test_makes_once_and_reuses(chain):
@@ -186,7 +206,7 @@ def test_a_torn_archive_of_torch_is_a_full_disk_only_where_little_is_free(chain,
 
 def test_a_disk_that_takes_not_even_the_folder_of_unfinished_work_is_full(tmp_path):
     scratch = tmp_path / ".work" / "first-0"
-    with pytest.raises(ResourceError, match="is full"), room.room("first", scratch):
+    with pytest.raises(ResourceError, match="is full"), room.room(scratch):
         raise OSError(28, "No space left on device")
 
 
@@ -218,10 +238,11 @@ def test_memory_that_ran_out_says_what_to_do(chain, error, stage, said):
 
 
 def test_every_setting_that_a_lack_of_memory_names_exists():
-    settings = [less.split()[1] for less in room.LESS_MEMORY.values()]
     tree = compose.compose([])
+    advice = [stage_module(name).STAGE.less_memory for name in read_graph(tree)]
+    settings = [less.split()[1] for less in advice if less]
     select(tree, tuple(s for s in settings if "." in s))
-    assert set(room.LESS_MEMORY) <= set(read_graph(tree))
+    assert any("." in s for s in settings)
 
 
 def test_other_errors_are_left_as_they_are(chain):
@@ -299,7 +320,8 @@ def test_manifest_names_the_commit_that_ran(chain, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "ROOT", checkout)
     monkeypatch.chdir(checkout)
     chain.stages["first"] = goes_on
-    assert chain("first").manifest.code == {"commit": began, "changed": False}
+    code = chain("first").manifest.code
+    assert (code["commit"], code["changed"]) == (began, False)
 
 
 def test_tracking_is_told_how_it_ended(chain, monkeypatch):
@@ -335,3 +357,65 @@ def test_what_was_made_is_hashed_once(chain, monkeypatch):
     )
     chain("first")
     assert read.count("value") == 1
+
+
+def test_a_new_version_of_the_stage_makes_again_and_the_old_one_comes_back(chain):
+    chain.facts["first"] = Stage(version=1)
+    chain("first")
+    chain.facts["first"] = Stage(version=2)
+    assert chain("first").manifest.versions == {"stage": 2}
+    assert chain.calls == ["first", "first"]
+    chain.facts["first"] = Stage(version=1)
+    chain("first")
+    assert chain.calls == ["first", "first"]
+
+
+def test_a_new_library_makes_again_only_what_uses_it(chain, monkeypatch):
+    installed = {"torch": "2.13.0", "onnx": "1.0"}
+    monkeypatch.setattr(
+        hardware,
+        "installed_versions",
+        lambda names: {n: v for n, v in installed.items() if n in names},
+    )
+    chain.facts["first"] = Stage(1, libraries=("torch",), optional_libraries=("triton",))
+    chain.facts["second"] = Stage(1, libraries=("onnx",))
+    assert chain("first").manifest.libraries == {"torch": "2.13.0"}
+    chain("second")
+    installed["torch"] = "2.14.0"
+    chain("first")
+    chain("second")  # what `first` makes is the same
+    assert chain.calls == ["first", "second", "first"]
+    installed["triton"] = "3.0"  # used where it is installed
+    chain("first")
+    assert chain.calls == ["first", "second", "first", "first"]
+
+
+def test_only_the_component_that_was_chosen_counts(chain):
+    one, other = (Component(f"engine/{n}", 1, (), ()) for n in ("one", "other"))
+    chain.components["first"] = (one,)
+    assert chain("first").manifest.versions == {"stage": 1, "engine/one": 1}
+    chain.components["first"] = (other,)
+    chain("first")
+    chain.components["first"] = (Component("engine/one", 2, (), ()),)
+    chain("first")
+    assert chain.calls == ["first"] * 3
+    chain.components["first"] = (one,)
+    chain("first")
+    assert chain.calls == ["first"] * 3
+
+
+def test_an_artifact_of_an_earlier_version_is_refused_and_kept(chain, capsys):
+    """One sentence for whoever reads it; the stage itself runs again and loses nothing."""
+    made = chain("first")
+    file = made.path / "manifest.json"
+    old = json.loads(file.read_text()) | {"schema": 1}
+    for field in ("versions", "libraries"):
+        del old[field]
+    file.write_text(json.dumps(old))
+    with pytest.raises(ArtifactError, match=r"earlier version.*schema 1.*run `python -m pipeline"):
+        chain("second")
+    chain("first")
+    assert chain.calls == ["first", "first"]
+    kept = chain.folder / ".variants" / f"first-{made.manifest.fingerprint[:16]}"
+    assert (kept / "value").read_text() == "1"
+    assert "runs again" in capsys.readouterr().err

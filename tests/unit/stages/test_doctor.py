@@ -123,7 +123,7 @@ def test_artifacts_and_their_state(
             "files": {"a": {"sha256": "", "bytes": 5}},
             "created": "2026-01-01",
             "failure": None,
-            "schema": 1,
+            "schema": 2,
         }
         (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 

@@ -1,0 +1,157 @@
+"""Record the version of each stage beside the digest of its code: `make versions`.
+
+The fingerprint of an artifact names the declared version of its stage, not its code: a comment
+must not train a model again. So somebody has to decide, whenever code changes, whether results do.
+CI compares pipeline/stages/versions.json with the code and fails until this tool has run:
+
+    make versions                     the results are the same: record the new code
+    make versions NEW="finetune ..."  they differ: raise the version of these stages or engines too
+
+A stage's code is its file and everything of the project that it imports, directly or through other
+modules. Left out is what cannot change a result: the command line, tracking, the planner, messages.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.graph import read_graph  # noqa: E402
+from pipeline.stage import Component, Stage, stage_module  # noqa: E402
+from pipeline.stage_versions import RECORD, recorded  # noqa: E402
+
+# Modules that run, check or report a stage without deciding what it makes.
+NO_RESULT = (
+    "artifact config launcher_config mlflow_config section console errors graph hardware preflight "
+    "runner room spool stage summary tracking planner launchers curve samples"
+).split()
+
+
+def components() -> list[Component]:
+    from pipeline.stages.build import ENGINES
+
+    return list(ENGINES.values())
+
+
+def stage_names() -> list[str]:
+    from pipeline.compose import compose
+
+    return list(read_graph(compose([])))
+
+
+def code_of(modules: Iterable[str], *, without: Iterable[str] = ()) -> list[Path]:
+    """Files that these modules consist of, imports inside functions included.
+
+    without: modules at which to stop, as they are recorded on their own.
+    """
+    seen: set[Path] = set()
+    for module in modules:
+        _follow(module, seen, frozenset(without))
+    return sorted(seen)
+
+
+def _follow(module: str, seen: set[Path], without: frozenset[str]) -> None:
+    file = _file(module)
+    if file is None or file in seen:
+        return
+    seen.add(file)
+    for node in ast.walk(ast.parse(file.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        for name in names:
+            if name.startswith("pipeline.") and name not in without and not _no_result(name):
+                _follow(name, seen, without)
+
+
+def _file(module: str) -> Path | None:
+    path = ROOT / module.replace(".", "/")
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _no_result(module: str) -> bool:
+    return module.split(".")[1] in NO_RESULT
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Of names and bytes: a comment counts, since only a person can tell what a change does."""
+    content = hashlib.sha256()
+    for file in files:
+        content.update(f"{file.relative_to(ROOT)}\n{len(file.read_bytes())}\n".encode())
+        content.update(file.read_bytes())
+    return content.hexdigest()
+
+
+def as_recorded() -> dict[str, dict[str, object]]:
+    """What versions.json has to hold for the code as it is."""
+    parts = components()
+    own = {module for part in parts for module in part.modules}
+    entries: dict[str, dict[str, object]] = {}
+    for name in stage_names():
+        module = stage_module(name)
+        stage: Stage = module.STAGE
+        entries[name] = {
+            "version": stage.version,
+            "libraries": [*stage.libraries, *stage.optional_libraries],
+            "required": list(stage.libraries),
+            "code": digest(code_of([module.__name__], without=own)),
+        }
+    shared = set(code_of([stage_module("build").__name__], without=own))
+    for part in parts:
+        files = [file for file in code_of(part.modules) if file not in shared]
+        entries[part.name] = {
+            "version": part.version,
+            "libraries": list(part.libraries),
+            "required": list(part.libraries),
+            "code": digest(files),
+        }
+    return entries
+
+
+def raise_version(name: str) -> None:
+    """Add one to the version that a stage's file, or an engine's record, declares."""
+    if "/" in name:
+        file, pattern = _declaring_file(name), rf'(name="{name}", version=)(\d+)'
+    else:
+        file = Path(stage_module(name).__file__ or "")
+        pattern = r"(STAGE = Stage\(\s*version=)(\d+)"
+    text, count = re.subn(pattern, lambda m: f"{m[1]}{int(m[2]) + 1}", file.read_text())
+    if count != 1:
+        raise SystemExit(f"{file} does not declare the version of {name} as this tool expects")
+    file.write_text(text)
+
+
+def _declaring_file(name: str) -> Path:
+    files = [f for f in (ROOT / "pipeline").rglob("*.py") if f'name="{name}"' in f.read_text()]
+    if len(files) != 1:
+        raise SystemExit(f"{name} is no component: choose from {', '.join(recorded())}")
+    return files[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--new", nargs="*", default=[], help="stages whose results differ now")
+    names = parser.parse_args().new
+    if names:
+        for name in names:
+            raise_version(name)
+        # Versions were read when this process imported the stages.
+        import os
+
+        os.execv(sys.executable, [sys.executable, __file__])
+    RECORD.write_text(json.dumps(as_recorded(), indent=1) + "\n")
+    print(f"recorded in {RECORD.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
