@@ -89,8 +89,9 @@ def adam() -> tuple[int, dict[str, Callable[[], Any]]]:
     """Clipping, AdamW and the weights in bfloat16, of one layer's two SwiGLU inputs."""
     import transformer_engine_torch as engine
 
+    from pipeline.adapters.adam_step import AdamStep
     from pipeline.adapters.gpu_kernels import adam
-    from pipeline.adapters.split_weights import AdamStep, split
+    from pipeline.adapters.split_weights import split
 
     grad, weight, mean, square = (
         torch.rand(2 * INNER * HIDDEN, device="cuda") * 1e-2 for _ in range(4)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.chat import Chat
-from pipeline.graph import ROOT
 from pipeline.hardware import inspect_machine
+from pipeline.paths import ROOT
 from pipeline.serving.description import Description
 from pipeline.serving.engine import Engine, Sampling
 from pipeline.serving.load import Level, ask, run_load

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.config import Config, load
 from pipeline.errors import ConfigError
-from pipeline.graph import OUTSIDE, ROOT, read_graph
+from pipeline.graph import OUTSIDE, read_graph
+from pipeline.paths import ROOT
 
 CONF = ROOT / "conf"
 PARAMS = ROOT / "params.yaml"

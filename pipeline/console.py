@@ -1,6 +1,7 @@
 """What a person sees: one console and one style of progress bar. Knows nothing of stages."""
 
 import functools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -40,3 +41,8 @@ def progress(*fields: str) -> Iterator["Progress"]:
     columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=get_console(), transient=False) as bar:
         yield bar
+
+
+def natural(text: str) -> list[tuple[str, int]]:
+    """Sort key by which at_4 comes before at_16."""
+    return [(word, int(part or 0)) for word, part in re.findall(r"(\D+)(\d*)", text)]

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.artifact import MANIFEST
 from pipeline.errors import ConfigError
+from pipeline.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # What DVC runs, and in the same form the stage that it does not run.
 DECLARATIONS = ("dvc.yaml", "pipeline/stages/pretrain.yaml")
 # Tells DVC of new versions of stages and libraries (pipeline/stage_versions.py); makes no artifact.

@@ -21,7 +21,8 @@ from pipeline.artifact import kept
 from pipeline.config import Config
 from pipeline.console import get_console
 from pipeline.errors import EXIT_CODE_FILE, Busy, ConfigError
-from pipeline.graph import ROOT, read_graph
+from pipeline.graph import read_graph
+from pipeline.paths import ROOT
 from pipeline.runner import GRAPH_LOCK, hold
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>

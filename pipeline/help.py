@@ -4,7 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-from pipeline.graph import OUTSIDE, ROOT
+from pipeline.graph import OUTSIDE
+from pipeline.paths import ROOT
 
 USAGE = """\
 Usage: python -m pipeline stage=<name> [group=option] [key=value] [--traceback]

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.artifact import Manifest, kept
 from pipeline.errors import ArtifactError, DataError
 from pipeline.hardware import Machine
-from pipeline.profiles import profile_name
+from pipeline.profile import profile_name
 from pipeline.serving.description import Description
 from pipeline.serving.memory import Decoder, read_decoder
 

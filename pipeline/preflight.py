@@ -8,12 +8,12 @@ from pipeline import hardware
 from pipeline.errors import Busy, ConfigError, MissingRuntime, ResourceError
 from pipeline.gpu_use import GpuUse, gpu_use
 from pipeline.hardware import GIB, Machine
-from pipeline.model_shape import Shape, read_shape
+from pipeline.model_shape import Shape
 from pipeline.planner.accelerators import has_fp8
 from pipeline.planner.advice import what_fits
 from pipeline.planner.memory import peak
 from pipeline.planner.workload import Workload, of_job
-from pipeline.training import Checkpoints, Job
+from pipeline.training import Job
 
 # The arithmetic is within a tenth of what was measured: a run that is refused could not have run.
 CERTAIN = 1.1
@@ -86,26 +86,15 @@ def _check_free(use: GpuUse, need: float) -> None:
     )
 
 
-def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceError:
-    """What to tell when memory ran out in a rank. memory: bytes of its GPU; None on a CPU."""
-    if job.section != "finetune":  # which alone has more settings than this one
-        return ResourceError(
-            f"memory ran out while training: lower {job.section}.micro_batch_size (now "
-            f"{job.micro_batch_size}), then run again"
-        )
-    work = of_job(job, read_shape(job.hf), longest=longest, gpu=memory is not None)
-    where = "the machine's memory" if memory is None else f"a GPU's {memory / GIB:.0f} GiB"
-    # Where the planner thought that it would fit, only a smaller run can be the answer.
+def less_memory(job: Job, shape: Shape, *, longest: int) -> str:
+    """Which settings make a job smaller, for the message when memory runs out while it trains.
+
+    Where the planner thinks that the job fits, only a smaller one can be the answer.
+    """
+    gpus = hardware.inspect_machine().gpus
+    work = of_job(job, shape, longest=longest, gpu=bool(gpus))
     less = peak(work).total - 1
-    have = less if memory is None else min(memory, less)
-    kept = len(Checkpoints(job.scratch, job.identity).curve())
-    going_on = (
-        f"goes on from the checkpoint of step {kept}, which is kept" if kept else "begins anew"
-    )
-    return ResourceError(
-        f"{where} ran out while training on rows of up to {longest} tokens: {_mend(work, have)} "
-        f"and run again, which {going_on}"
-    )
+    return _mend(work, min([less, *(float(gpu.memory_bytes) for gpu in gpus)]))
 
 
 def _mend(work: Workload, memory: float) -> str:

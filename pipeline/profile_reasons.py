@@ -1,21 +1,17 @@
 """Why a profile (profiles.py) cannot run on a machine, and what would."""
 
-from typing import TYPE_CHECKING
-
 from pipeline.adapters import trtllm, vllm
 from pipeline.config import EngineConfig
 from pipeline.hardware import Machine, installed_version
+from pipeline.profile import Profile
 from pipeline.serving import memory
 from pipeline.serving.memory import Fit, gib
-
-if TYPE_CHECKING:
-    from pipeline.profiles import Profile
 
 # The least compute capability: of a runtime, and of a precision that it then computes in.
 LEAST_CAPABILITY = {"trtllm": (8, 0), "vllm": (7, 5), "hf": (7, 0), "fp8": (8, 9), "nvfp4": (10, 0)}
 
 
-def too_little(profile: "Profile", found: Fit, engine: EngineConfig, slots: int) -> str:
+def too_little(profile: Profile, found: Fit, engine: EngineConfig, slots: int) -> str:
     """By how much memory is short, and which setting fits.
 
     Args:
@@ -38,7 +34,7 @@ def too_little(profile: "Profile", found: Fit, engine: EngineConfig, slots: int)
     return text + f"weights and a step alone do not fit: {_smaller(profile)}"
 
 
-def _smaller(profile: "Profile") -> str:
+def _smaller(profile: Profile) -> str:
     """What takes less memory than a profile's weights and a step."""
     if not profile.gpu:
         return "choose engine=onnxruntime engine.precision=int4, or a smaller model"
@@ -55,7 +51,7 @@ def _smaller(profile: "Profile") -> str:
     )
 
 
-def not_loaded(profile: "Profile") -> str | None:
+def not_loaded(profile: Profile) -> str | None:
     """Why a runtime does not take the format; None if it does."""
     if profile.runtime == "vllm":
         return vllm.not_loaded(profile.precision)
@@ -64,7 +60,7 @@ def not_loaded(profile: "Profile") -> str | None:
     return None
 
 
-def missing(profile: "Profile") -> str | None:
+def missing(profile: Profile) -> str | None:
     """Why a runtime is not here; None if it is."""
     if profile.runtime == "vllm":
         return vllm.missing()
@@ -82,7 +78,7 @@ def torch_has_cuda() -> bool:
     return not (installed_version("torch") or "+cpu").endswith("+cpu")
 
 
-def lacks_gpu(profile: "Profile", machine: Machine) -> str | None:
+def lacks_gpu(profile: Profile, machine: Machine) -> str | None:
     if not machine.gpus:
         return "this machine has no NVIDIA GPU"
     if len(machine.gpus) < profile.tensor_parallel:

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.artifact import Artifact, kept, open_artifact
 from pipeline.config import Config
 from pipeline.errors import ArtifactError, PipelineError
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.spool import Destination, embedded_store, mask
 
 _LOOK_UP = "pipeline.adapters.mlflow_versions"

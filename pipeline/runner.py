@@ -23,7 +23,8 @@ from pipeline.artifact import Artifact, Manifest, Outcome
 from pipeline.config import Config
 from pipeline.console import get_console
 from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
-from pipeline.graph import ROOT, Node, read_graph, select
+from pipeline.graph import Node, read_graph, select
+from pipeline.paths import ROOT
 from pipeline.room import room
 from pipeline.stage import Stage, identity, stage_module
 

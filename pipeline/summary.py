@@ -13,7 +13,7 @@ from pipeline.artifact import MANIFEST, Artifact, open_artifact
 from pipeline.config import Config
 from pipeline.console import get_console
 from pipeline.errors import ArtifactError
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 
 SUMMARY = "summary.json"
 

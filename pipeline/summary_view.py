@@ -1,13 +1,12 @@
 """What came out of a pipeline run, for a person to read: tables, and what to do next."""
 
 import json
-import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.console import get_console
+from pipeline.console import get_console, natural
 from pipeline.summary import SUMMARY
 
 if TYPE_CHECKING:
@@ -183,11 +182,6 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def natural(text: str) -> list[tuple[str, int]]:
-    """Sort key by which at_4 comes before at_16."""
-    return [(word, int(part or 0)) for word, part in re.findall(r"(\D+)(\d*)", text)]
 
 
 def _figure(value: float) -> str:

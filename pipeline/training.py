@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.errors import ResourceError
+
 # How a step is shared out, over processes and over time: what it computes is the same.
 LAYOUT = ("processes", "nodes", "tensor", "pipeline", "context", "micro_batch_size", "pack_length")
 # Steps between reading the loss off a GPU, for which the host waits. A CPU has nothing to wait for.
@@ -30,6 +32,7 @@ class Job:
     pack_length: tokens of rows put end to end, in place of micro-batches; 0 pads rows instead.
     precision: of the matrix products on a GPU; on a CPU all is float32. processes: of all `nodes`,
     which are machines. made_from: digest of the rows and of the weights to start from.
+    less_memory: which settings would make the job fit, for the message when memory runs out.
     """
 
     section: str
@@ -63,6 +66,7 @@ class Job:
     pack_length: int = 0
     precision: Literal["bf16", "fp8"] = "bf16"
     made_from: str = ""
+    less_memory: str = ""
 
     @property
     def identity(self) -> str:
@@ -74,7 +78,7 @@ class Job:
         settings = {
             name: value
             for name, value in asdict(self).items()
-            if not isinstance(value, Path) and name not in LAYOUT
+            if not isinstance(value, Path) and name not in (*LAYOUT, "less_memory")
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -86,6 +90,21 @@ class Job:
         fields = json.loads(text)
         paths = ("hf", "weights", "train_rows", "validation_rows", "scratch", "out")
         return cls(**fields | {k: Path(fields[k]) if fields[k] else None for k in paths})
+
+
+def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceError:
+    """The error of a rank whose memory ran out.
+
+    longest: tokens of the longest training row. memory: bytes of the rank's GPU; None on a CPU.
+    """
+    mend = job.less_memory or (f"lower {job.section}.micro_batch_size (now {job.micro_batch_size})")
+    where = "the machine's memory" if memory is None else f"a GPU's {memory / 2**30:.0f} GiB"
+    kept = len(Checkpoints(job.scratch, job.identity).curve())
+    resumes = f"resumes from the checkpoint of step {kept}" if kept else "starts again"
+    return ResourceError(
+        f"{where} ran out while training on rows of up to {longest} tokens: {mend} and run again, "
+        f"which {resumes}"
+    )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from tools.try_container import claim, engine
 
 DEPLOY = ROOT / "deploy"

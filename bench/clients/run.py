@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.graph import ROOT
 from pipeline.hardware import inspect_machine
+from pipeline.paths import ROOT
 from pipeline.serving.process import running_server
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
-    from pipeline.adapters.split_weights import AdamStep
+    from pipeline.adapters.adam_step import AdamStep
 
 # Columns of a program: 16 bytes a thread of bfloat16 in each load.
 _BLOCK, _WARPS = 1024, 4

@@ -5,7 +5,7 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from pipeline.summary_view import natural
+from pipeline.console import natural
 
 STAGE = "mlflow.pipeline.stage"  # tag
 ACCURACY = "exact_match/"

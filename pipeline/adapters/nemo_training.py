@@ -37,8 +37,7 @@ from pipeline.adapters.nemo_session import has_transformer_engine, on_gpu
 from pipeline.adapters.settled_parameters import settled_parameters
 from pipeline.batches import TokenRows
 from pipeline.errors import ResourceError
-from pipeline.preflight import out_of_memory
-from pipeline.training import Checkpoints, Job, Point, Trained
+from pipeline.training import Checkpoints, Job, Point, Trained, out_of_memory
 
 if TYPE_CHECKING:
     from nemo.collections.llm import GPTModel

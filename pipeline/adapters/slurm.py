@@ -24,7 +24,7 @@ from typing import Any
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
 from pipeline.errors import MissingRuntime, PipelineError
 from pipeline.launcher_config import SlurmLauncher
-from pipeline.launchers import GRAPH, Work, check_artifacts
+from pipeline.launchers.job import GRAPH, Work, check_artifacts
 
 PROJECT = "/app"  # in the container of the Dockerfile
 TASK = "run"

@@ -13,30 +13,14 @@ gradients beforehand. Checkpoints hold whole float32 weights, as without it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pipeline.adapters.adam_step import AdamStep
 from pipeline.adapters.patching import Patch
 
 _PIECE = 1 << 26  # weights
-
-
-@dataclass(frozen=True)
-class AdamStep:
-    """What a step of AdamW has in common for all weights (arXiv:1711.05101).
-
-    number: of the step, from 1. scale: what gradients are multiplied with, as clipping's factor.
-    """
-
-    rate: float
-    beta1: float
-    beta2: float
-    eps: float
-    decay: float
-    number: int
-    scale: float = 1.0
 
 
 def whole(weight: torch.Tensor, low_bits: torch.Tensor) -> torch.Tensor:

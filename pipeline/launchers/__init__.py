@@ -8,35 +8,16 @@ machines. Imports nothing heavy; NeMo-Run, which writes Slurm's script, is behin
 """
 
 import os
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
 from pipeline.config import Config
 from pipeline.console import get_console
 from pipeline.errors import ConfigError
 from pipeline.launcher_config import KubernetesLauncher, SlurmLauncher
+from pipeline.launchers.job import GRAPH, Work
 
 # Stages that every launcher leaves on this machine.
 HERE = ("config", "doctor", "plan", "profiles", "serve")
-# Those that run all others.
-GRAPH = ("all", "retrain")
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a cluster is to run. name: of the job. gpus: of each of the nodes."""
-
-    name: str
-    stage: str
-    command: tuple[str, ...]
-    nodes: int
-    gpus: int
-
-    def shell(self) -> str:
-        return shlex.join(self.command)
 
 
 def is_elsewhere(stage: str, config: Config) -> bool:
@@ -110,27 +91,6 @@ def work_of(stage: str, arguments: list[str], config: Config) -> Work:
     where = "torchrun" if nodes > 1 else "local"
     command = ["python", "-m", "pipeline", *kept, f"launcher={where}", f"launcher.nodes={nodes}"]
     return Work(f"{config.model.name}-{stage}", stage, tuple(command), nodes, gpus)
-
-
-def check_artifacts(work: Work, artifacts: Path, shared: Sequence[Path], where: str) -> None:
-    """Refuse artifacts that would end with the container.
-
-    shared: folders in the container that outlive it. where: what they are, for people.
-
-    Raises:
-        ConfigError: artifacts are in none of them, or for the whole graph not in a checkout there.
-    """
-    if not any(artifacts.is_relative_to(folder) for folder in shared):
-        example = shared[0] / "artifacts" if shared else "/shared/artifacts"
-        raise ConfigError(
-            f"artifacts={artifacts} would be lost with the container: give artifacts={example}, on "
-            f"{where}"
-        )
-    if work.stage in GRAPH and artifacts.name != "artifacts":
-        raise ConfigError(
-            f"artifacts={artifacts} must be the folder `artifacts` of a checkout on {where}, in "
-            f"which stage={work.stage} runs: such as {shared[0]}/pipeline/artifacts"
-        )
 
 
 def _gpus(stage: str, config: Config, nodes: int) -> int:

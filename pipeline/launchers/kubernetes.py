@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.adapters.ranks import MASTER, MASTER_PORT, NODE_RANK, PORT
 from pipeline.errors import MissingRuntime, PipelineError
 from pipeline.launcher_config import KubernetesLauncher
-from pipeline.launchers import GRAPH, Work, check_artifacts
+from pipeline.launchers.job import GRAPH, Work, check_artifacts
 
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 NAME_LENGTH = 52

@@ -6,9 +6,9 @@ from typing import Any
 from pipeline import hardware
 from pipeline.config import Config
 from pipeline.finetune_checks import check
-from pipeline.graph import ROOT
 from pipeline.hardware import GIB
 from pipeline.model_shape import read_shape
+from pipeline.paths import ROOT
 from pipeline.planner import chain, speed
 from pipeline.planner.accelerators import KNOWN, Accelerator, of_machine
 from pipeline.planner.advice import what_fits

@@ -107,7 +107,7 @@ def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig 
     from pydantic import ValidationError
 
     from pipeline.config import EngineConfig, ServeConfig
-    from pipeline.graph import ROOT
+    from pipeline.paths import ROOT
     from pipeline.section import explain
 
     trees = {

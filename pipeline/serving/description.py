@@ -12,7 +12,7 @@ from pipeline.hardware import inspect_machine
 if TYPE_CHECKING:
     from pipeline.chat import Chat
     from pipeline.config import EngineConfig
-    from pipeline.profiles import Profile
+    from pipeline.profile import Profile
 
 FILE = "engine.json"
 

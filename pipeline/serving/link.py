@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import errors
 from pipeline.errors import PipelineError
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving.description import Description
 from pipeline.serving.engine_process import arguments
 from pipeline.serving.frames import Unpacker, pack, receive

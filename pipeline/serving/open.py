@@ -13,7 +13,8 @@ from pipeline.config import EngineConfig
 from pipeline.console import get_console
 from pipeline.errors import ArtifactError, ConfigError, MissingRuntime, ResourceError
 from pipeline.hardware import inspect_machine
-from pipeline.profiles import RUNTIMES, choose, explain, find_profiles
+from pipeline.profile import RUNTIMES
+from pipeline.profiles import choose, explain, find_profiles
 from pipeline.serving import runtimes
 from pipeline.serving.checkpoint import hf_checkpoint
 from pipeline.serving.description import Description, describe_profile, rebuild

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.errors import PipelineError
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving.address import API_KEY, base_url, listen
 
 READY_SECONDS = 30 * 60  # as the Dockerfile has it: vLLM and TensorRT-LLM compile as they load

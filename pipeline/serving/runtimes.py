@@ -8,7 +8,7 @@ from pipeline.adapters import onnxruntime_session, remote, trtllm, vllm
 from pipeline.chat import Chat
 from pipeline.config import EngineConfig
 from pipeline.hardware import inspect_machine, installed_version
-from pipeline.profiles import Profile
+from pipeline.profile import Profile
 from pipeline.serving.batching import BatchingEngine
 from pipeline.serving.description import Description, gpu_here
 from pipeline.serving.engine import Engine

@@ -17,7 +17,8 @@ from pipeline.config import Config, EngineConfig
 from pipeline.console import get_console
 from pipeline.errors import MissingRuntime, ProofFailed
 from pipeline.hardware import inspect_machine
-from pipeline.profiles import Profile, choose, explain, find_profiles
+from pipeline.profile import Profile
+from pipeline.profiles import choose, explain, find_profiles
 from pipeline.serving import runtimes
 from pipeline.serving.checkpoint import exported_checkpoints, hf_checkpoint
 from pipeline.serving.description import describe_profile, gpu_here
@@ -31,7 +32,7 @@ STAGE = Stage(
 )
 
 
-_HF = ("torch", "transformers", "nvidia-modelopt", "peft", "numpy")
+_HF = ("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers")
 ENGINES = {
     "onnxruntime": Component(
         name="engine/onnxruntime", version=1,

@@ -14,8 +14,8 @@ from pipeline.artifact import MANIFEST, SCHEMA
 from pipeline.checkpoint_checks import check_folder
 from pipeline.config import Config
 from pipeline.errors import DataError
-from pipeline.graph import ROOT
 from pipeline.hardware import GIB
+from pipeline.paths import ROOT
 from pipeline.stage_versions import recorded
 
 if TYPE_CHECKING:

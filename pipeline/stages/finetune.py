@@ -7,6 +7,7 @@ finetune.parallel.processes over 1 it starts that many processes, one a GPU, on 
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.artifact import SCRATCH, Artifact, Outcome, sha256_of_json
@@ -19,7 +20,7 @@ from pipeline.errors import DataError
 from pipeline.finetune_checks import check
 from pipeline.hardware import GIB
 from pipeline.model_shape import Shape, read_shape
-from pipeline.preflight import check_machine, planned_memory
+from pipeline.preflight import check_machine, less_memory, planned_memory
 from pipeline.stage import NEMO, Stage
 from pipeline.training import Checkpoints, Job
 
@@ -93,6 +94,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     )
     longest = int(train.lengths.max()) - 1
     check_machine(job, shape, longest=longest)
+    job = replace(job, less_memory=less_memory(job, shape, longest=longest))
 
     from pipeline.adapters.launch import train_in_processes
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.graph import ROOT
 from pipeline.hardware import Machine, inspect_machine
-from pipeline.profiles import Profile, choose, explain, find_profiles
+from pipeline.paths import ROOT
+from pipeline.profile import Profile
+from pipeline.profiles import choose, explain, find_profiles
 from pipeline.serving.checkpoint import (
     Checkpoint,
     exported_checkpoints,

@@ -88,8 +88,9 @@ def test_packed_rows_are_turned_as_transformer_engine_does() -> None:
 def test_a_step_of_adam_is_transformer_engines_and_torchs() -> None:
     import transformer_engine_torch as engine
 
+    from pipeline.adapters.adam_step import AdamStep
     from pipeline.adapters.gpu_kernels import adam
-    from pipeline.adapters.split_weights import AdamStep, split, whole
+    from pipeline.adapters.split_weights import split, whole
 
     start = torch.randn(100_001, device="cuda")
     exact = torch.nn.Parameter(start.double())

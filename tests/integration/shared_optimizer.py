@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from pipeline.adapters.adam_step import AdamStep
 from pipeline.adapters.optimizer_state import streamed_state
 from pipeline.adapters.patching import replaced
-from pipeline.adapters.split_weights import AdamStep, split, split_weights, whole
+from pipeline.adapters.split_weights import split, split_weights, whole
 
 Tensor = torch.Tensor
 

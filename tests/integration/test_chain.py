@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pipeline.artifact import open_artifact
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 
 CHAIN = "prepare import finetune merge quantize evaluate export build benchmark register".split()
 # Few steps and one format: what is tested is that the stages fit, not how good the model gets.

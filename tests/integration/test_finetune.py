@@ -178,12 +178,13 @@ def test_out_of_memory_it_goes_on_with_smaller_micro_batches(base: Path, tmp_pat
         if point.step == 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    job = make_job(base, tmp_path / "large", method="sft", steps=8)
+    advice = "set finetune.micro_batch_size=2"
+    job = make_job(base, tmp_path / "large", method="sft", steps=8, less_memory=advice)
     with pytest.raises(ResourceError) as refused:
         launch.train_in_processes(job, fail)
     said = str(refused.value)
-    assert "set finetune.micro_batch_size=2 (" in said
-    assert said.endswith("run again, which goes on from the checkpoint of step 3, which is kept")
+    assert advice in said
+    assert said.endswith("run again, which resumes from the checkpoint of step 3")
     smaller = make_job(base, tmp_path / "small", method="sft", steps=8, micro_batch_size=2)
     Checkpoints(smaller.scratch, smaller.identity).adopt([job.scratch])
     again = train(smaller)

@@ -26,8 +26,8 @@ from pipeline.chat import Chat
 from pipeline.compose import compose
 from pipeline.config import Config, load
 from pipeline.dataset import Row, write_split
-from pipeline.graph import ROOT
 from pipeline.model_shape import read_shape
+from pipeline.paths import ROOT
 from pipeline.serving.description import Description
 from pipeline.serving.process import RunningServer, running_server
 from pipeline.stages import benchmark, build

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from tools.complete import CHAIN, LOCK, SERVER, complete, needs, normal, read_lock
 
 # Brought by the images themselves, in the versions that their makers chose.

@@ -11,8 +11,8 @@ import yaml
 from pipeline import compose
 from pipeline.config import load
 from pipeline.errors import ConfigError
-from pipeline.graph import ROOT
 from pipeline.help import help_text
+from pipeline.paths import ROOT
 
 
 def refusal(*arguments):

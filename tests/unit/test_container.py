@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving import launch, nim
 
 SERVERS = ("cpu", "serve-cpu", "serve-vllm", "serve-trtllm")

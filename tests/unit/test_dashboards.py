@@ -8,7 +8,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving.engine import Load
 from pipeline.serving.metrics import Metrics
 

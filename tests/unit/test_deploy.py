@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving import launch, nim
 
 DEPLOY = ROOT / "deploy"

@@ -11,7 +11,7 @@ from pipeline import hardware, preflight
 from pipeline.errors import Busy, ConfigError, MissingRuntime, ResourceError
 from pipeline.gpu_use import GpuUse, Holder
 from pipeline.hardware import GIB, Gpu, Machine
-from pipeline.training import Checkpoints, Job, Point
+from pipeline.training import Checkpoints, Job, Point, out_of_memory
 from tests.unit.planner.cases import shape_of
 
 H200 = Gpu("NVIDIA H200", 140 * GIB, "9.0", mig=False)
@@ -98,27 +98,31 @@ def test_a_gpu_in_use_by_others(with_gpus: Any) -> None:
     preflight.check_machine(job(), shape_of("8b"), longest=4096)  # takes the first one only
 
 
-def test_out_of_memory_names_what_would_fit_and_the_checkpoint(tmp_path: Path) -> None:
+def test_out_of_memory_names_what_would_fit_and_the_checkpoint(
+    with_gpus: Any, tmp_path: Path
+) -> None:
+    with_gpus(A100)
     run = job(write(tmp_path, "8b"), micro_batch_size=4)
-    error = preflight.out_of_memory(run, 4096, memory=80 * GIB)
+    run = replace(run, less_memory=preflight.less_memory(run, shape_of("8b"), longest=4096))
+    error = out_of_memory(run, 4096, memory=80 * GIB)
     assert error.exit_code == 9
     said = str(error)
     assert "a GPU's 80 GiB ran out while training on rows of up to 4096 tokens" in said
     assert "set finetune.micro_batch_size=2 (53.4 GiB)" in said
-    assert said.endswith("run again, which begins anew")
+    assert said.endswith("run again, which starts again")
     points = [Point(step, 1.0, 0.0, 0.0, 0.0) for step in range(1, 8)]
     with Checkpoints(run.scratch, run.identity).writing(7, points, main=True):
         pass
-    said = str(preflight.out_of_memory(run, 4096, memory=80 * GIB))
-    assert said.endswith("which goes on from the checkpoint of step 7, which is kept")
+    said = str(out_of_memory(run, 4096, memory=80 * GIB))
+    assert said.endswith("which resumes from the checkpoint of step 7")
 
 
-def test_out_of_memory_where_the_planner_thought_it_fits_asks_for_less(tmp_path: Path) -> None:
-    run = job(write(tmp_path, "8b"), micro_batch_size=2)
-    said = str(preflight.out_of_memory(run, 4096, memory=140 * GIB))
+def test_out_of_memory_where_the_planner_thought_it_fits_asks_for_less(with_gpus: Any) -> None:
+    with_gpus(H200)
+    said = preflight.less_memory(job(micro_batch_size=2), shape_of("8b"), longest=4096)
     assert "set finetune.micro_batch_size=1 (35.3 GiB)" in said
 
 
 def test_out_of_memory_of_another_stage_names_its_own_setting(tmp_path: Path) -> None:
-    said = str(preflight.out_of_memory(job(tmp_path, section="pretrain"), 256, memory=None))
+    said = str(out_of_memory(job(tmp_path, section="pretrain"), 256, memory=None))
     assert "lower pretrain.micro_batch_size (now 1)" in said

@@ -13,7 +13,8 @@ from pipeline.compose import compose
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, MissingRuntime, ResourceError
 from pipeline.hardware import GIB, Gpu, Machine
-from pipeline.profiles import Profile, choose, explain, find_profiles
+from pipeline.profile import Profile
+from pipeline.profiles import choose, explain, find_profiles
 from pipeline.serving.checkpoint import Checkpoint
 from pipeline.serving.memory import Decoder
 

@@ -16,7 +16,8 @@ from pipeline import artifact, compose, hardware, room, runner, tracking
 from pipeline.artifact import Outcome
 from pipeline.config import load
 from pipeline.errors import ArtifactError, Busy, ConfigError, DataError, GateFailed, ResourceError
-from pipeline.graph import ROOT, Node, read_graph, select
+from pipeline.graph import Node, read_graph, select
+from pipeline.paths import ROOT
 from pipeline.stage import Component, Stage, stage_module
 
 

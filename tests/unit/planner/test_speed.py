@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.planner import speed
 from pipeline.planner.accelerators import KNOWN, NETWORK
 from tests.unit.planner.cases import MEASURED, rows, workload

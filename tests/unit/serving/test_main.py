@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving.__main__ import main, read_settings
 from pipeline.serving.description import Description
 from tests.unit.model_folders import make_model_folder

@@ -8,8 +8,8 @@ import pytest
 from pipeline.compose import compose
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.graph import ROOT
 from pipeline.hardware import GIB
+from pipeline.paths import ROOT
 from pipeline.serving.memory import Decoder, check_lengths, fit, footprint, gib, read_decoder
 
 LLAMA_8B = Decoder(32, 4096, 14336, 32, 8, 128, 128256, 8192, tied=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving import launch, nim
 from pipeline.serving.__main__ import read_settings
 from pipeline.serving.description import Description

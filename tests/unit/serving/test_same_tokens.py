@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.chat import Chat
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine
 from tests.unit.model_folders import TEMPLATES, make_model_folder

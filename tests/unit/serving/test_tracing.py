@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from pipeline.chat import Chat
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving import tracing
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine

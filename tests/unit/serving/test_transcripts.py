@@ -16,7 +16,7 @@ import pytest
 from pipeline.chat import Chat
 from pipeline.data_formats import Conversation, read_file
 from pipeline.errors import ConfigError
-from pipeline.graph import ROOT
+from pipeline.paths import ROOT
 from pipeline.serving import recording
 from pipeline.serving.app import create_app
 from pipeline.serving.batching import BatchingEngine

@@ -11,8 +11,8 @@ from bench.llama_shapes import write
 from pipeline import compose, hardware
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError, DataError, ResourceError
-from pipeline.graph import ROOT
 from pipeline.hardware import GIB, Gpu, Machine
+from pipeline.paths import ROOT
 from pipeline.planner import layouts, speed
 from pipeline.planner.accelerators import KNOWN
 from pipeline.planner.plan import Plan, make_plan

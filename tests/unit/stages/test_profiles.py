@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.compose import compose
 from pipeline.config import Config, load
-from pipeline.graph import ROOT
 from pipeline.hardware import GIB, Gpu, Machine
+from pipeline.paths import ROOT
 from pipeline.stages import profiles
 
 H200 = Gpu("NVIDIA H200", 140 * GIB, "9.0", mig=False)
