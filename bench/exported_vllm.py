@@ -68,9 +68,10 @@ def main() -> int:
 
 def make_reference(artifacts: Path, questions: int) -> list[dict[str, list[int]]]:
     """Prompts of the test split, with the fake-quantized FP8 model's greedy answers."""
-    from pipeline.adapters import hf, modelopt
-    from pipeline.chat import Chat
-    from pipeline.dataset import read_split
+    from pipeline.data.dataset import read_split
+    from pipeline.models import hf_model
+    from pipeline.models.chat.renderer import Chat
+    from pipeline.optimization import ptq as modelopt
 
     folder = artifacts / "quantize" / "fp8"
     model = modelopt.load(folder).float()
@@ -80,7 +81,7 @@ def make_reference(artifacts: Path, questions: int) -> list[dict[str, list[int]]
     found = []
     for row in rows:
         prompt = list(row.prompt_ids or ())
-        answer = hf.greedy(model, prompt, max_new_tokens=NEW_TOKENS, stop_ids=stops)
+        answer = hf_model.greedy(model, prompt, max_new_tokens=NEW_TOKENS, stop_ids=stops)
         found.append({"prompt": prompt, "answer": answer, "stops": list(stops)})
     return found
 

@@ -1,4 +1,4 @@
-"""Kernels of adapters/gpu_kernels.py beside what they take the place of, at Llama-3-8B's shape.
+"""Kernels of training/nemo/patches beside what they replace, at Llama-3-8B's shape.
 
     python bench/gpu_kernels.py --output bench/results/gpu_kernels.json
 
@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.origin import origin, parser_of
-from pipeline.adapters.nemo_session import nemo_session
+from pipeline.training.nemo.session import nemo_session
 
 SEQUENCE, BATCH, GROUPS, QUERIES, SIZE = 4096, 4, 8, 4, 128
 TOKENS, HIDDEN, INNER, RANK = SEQUENCE * BATCH, 4096, 14336, 16
@@ -47,7 +47,7 @@ def random(*shape: int) -> torch.Tensor:
 def swiglu() -> tuple[int, dict[str, Callable[[], Any]]]:
     from megatron.core.fusions.fused_bias_swiglu import swiglu_back as theirs
 
-    from pipeline.adapters.gpu_kernels import swiglu_back
+    from pipeline.training.nemo.patches.triton_kernels import swiglu_back
 
     y, grad = random(TOKENS, 2 * INNER), random(TOKENS, INNER)
     moved = 5 * grad.numel()
@@ -58,7 +58,7 @@ def rotation() -> tuple[int, dict[str, Callable[[], Any]]]:
     """Forward and back."""
     from transformer_engine.pytorch.attention.rope import apply_fused_qkv_rotary_pos_emb
 
-    from pipeline.adapters.gpu_kernels import rotated
+    from pipeline.training.nemo.patches.triton_kernels import rotated
 
     sizes = [QUERIES * SIZE, SIZE, SIZE]
     mixed = random(SEQUENCE, BATCH, GROUPS, sum(sizes)).requires_grad_()
@@ -76,7 +76,7 @@ def rotation() -> tuple[int, dict[str, Callable[[], Any]]]:
 
 
 def low_rank(width: int) -> tuple[int, dict[str, Callable[[], Any]]]:
-    from pipeline.adapters.gpu_kernels import add_low_rank
+    from pipeline.training.nemo.patches.triton_kernels import add_low_rank
 
     total, low, b = random(TOKENS, width), random(TOKENS, RANK), random(width, RANK)
     return 2 * total.numel(), {
@@ -89,9 +89,9 @@ def adam() -> tuple[int, dict[str, Callable[[], Any]]]:
     """Clipping, AdamW and the weights in bfloat16, of one layer's two SwiGLU inputs."""
     import transformer_engine_torch as engine
 
-    from pipeline.adapters.adam_step import AdamStep
-    from pipeline.adapters.gpu_kernels import adam
-    from pipeline.adapters.split_weights import split
+    from pipeline.training.nemo.patches.adam_step import AdamStep
+    from pipeline.training.nemo.patches.master_weights import split
+    from pipeline.training.nemo.patches.triton_kernels import adam
 
     grad, weight, mean, square = (
         torch.rand(2 * INNER * HIDDEN, device="cuda") * 1e-2 for _ in range(4)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.gpu_training import PACKAGES, job_of  # noqa: E402
 from bench.origin import origin, parser_of  # noqa: E402
-from pipeline.training import Job, Point  # noqa: E402
+from pipeline.training.job import Job, Point  # noqa: E402
 
 CASE, SAVED, LAST = "sft-bf16-b2-l26", 2, 3
 
@@ -35,8 +35,8 @@ def train(job: Job) -> dict[str, Any]:
     """Of this process: its steps, the host's memory, and what the checkpoint takes."""
     import torch
 
-    from pipeline.adapters.nemo_session import nemo_session
-    from pipeline.adapters.patching import replaced
+    from pipeline.core.monkeypatch import replaced
+    from pipeline.training.nemo.session import nemo_session
 
     steps: list[dict[str, float]] = []
     begin = time.monotonic()
@@ -56,7 +56,8 @@ def train(job: Job) -> dict[str, Any]:
 
     try:
         with nemo_session():
-            from pipeline.adapters import nemo_recorder, nemo_training
+            from pipeline.training.nemo import callbacks as nemo_recorder
+            from pipeline.training.nemo import trainer as nemo_training
 
             with replaced([(nemo_recorder, "GPU_REPORT_EVERY", 1)]):
                 nemo_training.train(job, report)

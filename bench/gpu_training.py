@@ -3,7 +3,7 @@
     python bench/gpu_training.py CASE … --output bench/results/gpu_training_lora.json
 
 Weights are random and made on the host, the tokenizer is the bundled one; rows are random tokens.
-A case runs the same code as `stage=finetune` (pipeline/adapters/nemo_training.py), reads its speed
+A case runs the same code as `stage=finetune` (pipeline/training/nemo/trainer.py), reads its speed
 between reports of four steps (on several GPUs ten, as the stage does), and is stopped when there
 are enough. Cases:
 
@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.origin import origin, parser_of  # noqa: E402
-from pipeline.batches import TokenRows  # noqa: E402
-from pipeline.training import GPU_REPORT_EVERY, Job, Point  # noqa: E402
+from pipeline.training.batches import TokenRows  # noqa: E402
+from pipeline.training.job import GPU_REPORT_EVERY, Job, Point  # noqa: E402
 
 VOCABULARY, SEQUENCE, GLOBAL_BATCH = 128_256, 4096, 8
 REPORT_EVERY, READINGS = 4, 4  # of the speed, after one that warms up
@@ -122,9 +122,9 @@ def job_of(case: str, folder: Path, reports: int) -> Job:
 def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, Any]:
     import torch
 
-    from pipeline.adapters import launch
-    from pipeline.adapters.nemo_session import nemo_session
-    from pipeline.adapters.patching import replaced
+    from pipeline.core.monkeypatch import replaced
+    from pipeline.training import workers as launch
+    from pipeline.training.nemo.session import nemo_session
 
     points: list[Point] = []
     reports = readings + 1
@@ -154,7 +154,8 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
             launch.train_in_processes(job, report)
         else:
             with nemo_session():
-                from pipeline.adapters import nemo_recorder, nemo_training
+                from pipeline.training.nemo import callbacks as nemo_recorder
+                from pipeline.training.nemo import trainer as nemo_training
 
                 with replaced([(nemo_recorder, "GPU_REPORT_EVERY", every)]):
                     nemo_training.train(job, report)

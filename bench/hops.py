@@ -24,7 +24,7 @@ def timed(found: dict[str, float], *places: tuple[Any, str]) -> Iterator[None]:
     """Seconds spent in functions, by their name, GPU work included."""
     import torch
 
-    from pipeline.adapters.patching import replaced
+    from pipeline.core.monkeypatch import replaced
 
     def timing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
@@ -41,14 +41,14 @@ def timed(found: dict[str, float], *places: tuple[Any, str]) -> Iterator[None]:
 
 
 def artifact(path: Path, kind: str) -> Any:
-    from pipeline.artifact import Artifact
+    from pipeline.core.artifact import Artifact
 
     manifest: Any = SimpleNamespace(kind=kind, stage="made")
     return Artifact(path, manifest)
 
 
 def configuration(work: Path, *overrides: str) -> Any:
-    from pipeline import compose
+    from pipeline.orchestration import compose
 
     model = ["model=local", "model.name=llama-8b", f"model.path={work / 'hf'}"]
     calibration = [
@@ -65,9 +65,9 @@ def make(work: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from pipeline.adapters import hf
-    from pipeline.chat import Chat
-    from pipeline.dataset import Row, write_split
+    from pipeline.data.dataset import Row, write_split
+    from pipeline.models import hf_model
+    from pipeline.models.chat.renderer import Chat
 
     folder = model_folder(work / "hf", 32)
     with torch.device("meta"):
@@ -79,7 +79,7 @@ def make(work: Path) -> dict[str, Any]:
             made = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
             yield name, made.fill_(1.0) if name.endswith("norm.weight") else made.normal_(std=0.02)
 
-    hf.write_weights(folder, tensors(), dtype="bfloat16")
+    hf_model.write_weights(folder, tensors(), dtype="bfloat16")
     dataset = work / "dataset"
     dataset.mkdir()
     draw = np.random.default_rng(0)
@@ -93,22 +93,23 @@ def make(work: Path) -> dict[str, Any]:
 
 
 def import_hop(work: Path) -> dict[str, Any]:
-    from pipeline.adapters import hf, nemo
+    from pipeline.models import hf_model
     from pipeline.stages import import_
+    from pipeline.training.nemo import models as nemo
 
     (work / "nemo").mkdir()
     found: dict[str, float] = {}
-    with timed(found, (nemo, "import_hf"), (hf, "load_model"), (nemo, "open_checkpoint")):
+    with timed(found, (nemo, "import_hf"), (hf_model, "load_model"), (nemo, "open_checkpoint")):
         outcome = import_.run(configuration(work), {}, work / "nemo")
     return {"functions": found, "converting": found["import_hf"], "metrics": outcome.metrics}
 
 
 def finetune_hop(work: Path) -> dict[str, Any]:
     """Process start to the first step, from the imported checkpoint."""
-    from pipeline.adapters.nemo_session import nemo_session
-    from pipeline.batches import TokenRows
-    from pipeline.dataset import read_split
-    from pipeline.training import Job
+    from pipeline.data.dataset import read_split
+    from pipeline.training.batches import TokenRows
+    from pipeline.training.job import Job
+    from pipeline.training.nemo.session import nemo_session
 
     rows = read_split(work / "dataset", "train")
     TokenRows.of((r.input_ids, r.loss_mask) for r in rows).save(work / "rows")
@@ -123,7 +124,8 @@ def finetune_hop(work: Path) -> dict[str, Any]:
     steps: list[float] = []
     started = psutil.Process().create_time()
     with nemo_session():
-        from pipeline.adapters import nemo_recorder, nemo_training
+        from pipeline.training.nemo import callbacks as nemo_recorder
+        from pipeline.training.nemo import trainer as nemo_training
 
         nemo_recorder.GPU_REPORT_EVERY = 1
         imported = time.time() - started
@@ -133,8 +135,10 @@ def finetune_hop(work: Path) -> dict[str, Any]:
 
 
 def merge_hop(work: Path) -> dict[str, Any]:
-    from pipeline.adapters import hf, nemo, nemo_adapters
+    from pipeline.models import hf_model
     from pipeline.stages import merge
+    from pipeline.training.nemo import lora as nemo_adapters
+    from pipeline.training.nemo import models as nemo
 
     inputs = {
         "import": artifact(work / "nemo", "nemo_checkpoint"),
@@ -143,14 +147,22 @@ def merge_hop(work: Path) -> dict[str, Any]:
     (work / "merged").mkdir()
     found: dict[str, float] = {}
     places = [(nemo, "open_checkpoint"), (nemo_adapters, "fold_adapter")]
-    with timed(found, *places, (hf, "write_weights"), (hf, "load_model"), (hf, "model_of")):
+    with timed(
+        found,
+        *places,
+        (hf_model, "write_weights"),
+        (hf_model, "load_model"),
+        (hf_model, "model_of"),
+    ):
         outcome = merge.run(configuration(work), inputs, work / "merged")
     converting = sum(found[n] for n in ("open_checkpoint", "fold_adapter", "write_weights"))
     return {"functions": found, "converting": converting, "metrics": outcome.metrics}
 
 
 def quantize_hop(work: Path) -> dict[str, Any]:
-    from pipeline.adapters import hf, logit_probes, modelopt
+    from pipeline.models import hf_model
+    from pipeline.optimization import logit_probes
+    from pipeline.optimization import ptq as modelopt
     from pipeline.stages import quantize
 
     inputs = {
@@ -160,14 +172,19 @@ def quantize_hop(work: Path) -> dict[str, Any]:
     (work / "quantized").mkdir()
     found: dict[str, float] = {}
     names = ("quantize", "save", "load", "weight_errors")
-    places = [*((modelopt, n) for n in names), (logit_probes, "logits_at"), (hf, "load_model")]
+    places = [
+        *((modelopt, n) for n in names),
+        (logit_probes, "logits_at"),
+        (hf_model, "load_model"),
+    ]
     with timed(found, *places):
         quantize.run(configuration(work), inputs, work / "quantized")
     return {"functions": found}
 
 
 def export_hop(work: Path) -> dict[str, Any]:
-    from pipeline.adapters import dequantize, modelopt_export
+    from pipeline.optimization import dequantize
+    from pipeline.optimization import export as modelopt_export
     from pipeline.stages import export
 
     inputs = {
@@ -185,12 +202,12 @@ def export_hop(work: Path) -> dict[str, Any]:
 
 def qnemo_hop(work: Path) -> dict[str, Any]:
     """For two ranks and for four: written, held against every rule, compared with the source."""
-    from pipeline.adapters import modelopt_export
-    from pipeline.adapters.dequantize import compare
-    from pipeline.adapters.exported_weights import QnemoWeights
-    from pipeline.adapters.hf import WeightReader
-    from pipeline.model_shape import read_shape
-    from pipeline.qnemo import check_config, check_qnemo
+    from pipeline.models.architecture import read_shape
+    from pipeline.models.hf_model import WeightReader
+    from pipeline.optimization import export as modelopt_export
+    from pipeline.optimization.dequantize import compare
+    from pipeline.optimization.exported_reader import QnemoWeights
+    from pipeline.optimization.qnemo_layout import check_config, check_qnemo
 
     source, folder = work / "merged", work / "qnemo"
     shape = read_shape(source)
@@ -223,7 +240,7 @@ def recipe_hop(work: Path) -> dict[str, Any]:
     from modelopt.torch.export import export_hf_checkpoint
     from transformers import AutoModelForCausalLM
 
-    from pipeline.dataset import read_split
+    from pipeline.data.dataset import read_split
 
     begin = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.llama_shapes import write  # noqa: E402
-from pipeline.hardware import GIB  # noqa: E402
-from pipeline.model_shape import read_shape  # noqa: E402
+from pipeline.core.hardware import GIB  # noqa: E402
+from pipeline.models.architecture import read_shape  # noqa: E402
 from pipeline.planner import speed  # noqa: E402
 from pipeline.planner.accelerators import KNOWN, LINK_SHARE, NETWORK  # noqa: E402
 from pipeline.planner.layouts import quickest  # noqa: E402

@@ -23,14 +23,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.chat import Chat
-from pipeline.hardware import inspect_machine
-from pipeline.paths import ROOT
-from pipeline.serving.description import Description
-from pipeline.serving.engine import Engine, Sampling
-from pipeline.serving.load import Level, ask, run_load
-from pipeline.serving.process import running_server
-from pipeline.serving.runtimes import open_runtime
+from pipeline.core.hardware import inspect_machine
+from pipeline.core.paths import ROOT
+from pipeline.engines.base import Engine, Sampling
+from pipeline.engines.description import Description
+from pipeline.engines.registry import open_runtime
+from pipeline.models.chat.renderer import Chat
+from pipeline.serving.benchmark.load_generator import Level, ask, run_load
+from pipeline.serving.benchmark.server_process import running_server
 
 MODEL = "demo"
 MOST_MS, MOST_FIRST_MS, LEAST_GAIN = 3.0, 5.0, 3.0

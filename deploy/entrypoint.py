@@ -14,7 +14,7 @@ LIST_PROFILES = "stage=profiles model=local model.name=model model.path=/model".
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code, as pipeline.errors draws it."""
+    """The exit code, as pipeline.core.errors draws it."""
     # The first process of a container gets no signal that it has no handler for. A server that
     # still starts ends at once; one that runs has its own handler, and finishes its answers.
     signal.signal(signal.SIGTERM, signal.default_int_handler if arguments else _end)
@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> int:
         from pipeline.__main__ import main as run_stage
 
         return run_stage(LIST_PROFILES if arguments == ["list-model-profiles"] else arguments)
-    from pipeline.errors import PipelineError
-    from pipeline.serving.nim import translate
+    from pipeline.core.errors import PipelineError
+    from pipeline.serving.container.nim import translate
 
     try:
         launch = translate(os.environ)

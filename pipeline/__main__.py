@@ -12,14 +12,14 @@ import traceback
 import warnings
 from pathlib import Path
 
-from pipeline.errors import EXIT_CODE_FILE, PipelineError
+from pipeline.core.errors import EXIT_CODE_FILE, PipelineError
 
 INTERRUPTED = 130
 UNREAD = 141  # what a shell tells of a command that SIGPIPE ended
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; the exit code as pipeline.errors draws it."""
+    """Run the command; the exit code as pipeline.core.errors draws it."""
     if not sys.warnoptions:  # what libraries warn of, a user of the pipeline cannot change
         warnings.simplefilter("ignore")
     code = _guarded(arguments)
@@ -67,11 +67,12 @@ def _is_unread() -> bool:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
-        from pipeline.help import help_text
+        from pipeline.orchestration.help import help_text
 
         print(help_text())
         return 0
-    from pipeline import compose, launchers
+    from pipeline.deployment.launchers import submission as launchers
+    from pipeline.orchestration import compose
 
     stage, tree, config = compose.from_command_line(arguments)
     if stage == "config":
@@ -79,7 +80,7 @@ def _run(arguments: list[str]) -> int:
     elif launchers.is_elsewhere(stage, config):
         launchers.submit(stage, arguments, config)
     elif stage == "all":
-        from pipeline.graph_run import run_graph
+        from pipeline.orchestration.graph_run import run_graph
 
         return run_graph(tree, config)
     elif stage == "retrain":
@@ -91,7 +92,7 @@ def _run(arguments: list[str]) -> int:
 
         importlib.import_module(f"pipeline.stages.{stage}").run(config)
     else:
-        from pipeline.runner import run_stage
+        from pipeline.orchestration.runner import run_stage
 
         run_stage(stage, tree, config)
     return 0

@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Artifact, Manifest, hash_files, open_artifact, write_manifest
+from pipeline.core.artifact import (
+    Artifact,
+    Manifest,
+    hash_files,
+    open_artifact,
+    write_manifest,
+)
 
 ACCURACY = {"base": 0.02, "tuned": 0.93, "fp8": 0.92, "int8_sq": 0.915, "int4_awq": 0.89}
 TRAINING = {"method": "dora", "max_steps": 7, "global_batch_size": 16, "learning_rate": 0.002}

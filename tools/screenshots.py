@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.serving.process import running_server  # noqa: E402
+from pipeline.serving.benchmark.server_process import running_server  # noqa: E402
 
 SUMMARY_WIDTH = 110  # characters
 WINDOW: ViewportSize = {"width": 1360, "height": 1100}
@@ -124,8 +124,8 @@ def picture_of_summary(artifacts: Path, picture: Path) -> None:
 
     from rich.console import Console
 
-    from pipeline.summary import SUMMARY
-    from pipeline.summary_view import show_summary
+    from pipeline.orchestration.summary import SUMMARY
+    from pipeline.orchestration.summary_view import show_summary
 
     console = Console(record=True, width=SUMMARY_WIDTH, file=io.StringIO(), highlight=False)
     show_summary(json.loads((artifacts / SUMMARY).read_text()), artifacts, console)

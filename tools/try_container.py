@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError
-from pipeline.serving.load import run_load
+from pipeline.core.errors import PipelineError
+from pipeline.serving.benchmark.load_generator import run_load
 
 ENGINE = os.environ.get("ENGINE", "docker")
 LOCKED_DOWN = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges".split()

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.paths import ROOT
+from pipeline.core.paths import ROOT
 from tools.try_container import claim, engine
 
 DEPLOY = ROOT / "deploy"

@@ -23,15 +23,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.graph import read_graph  # noqa: E402
-from pipeline.stage import Component, Stage, stage_module  # noqa: E402
-from pipeline.stage_versions import RECORD, recorded  # noqa: E402
+from pipeline.core.stage import Component, Stage, stage_module  # noqa: E402
+from pipeline.orchestration.graph import read_graph  # noqa: E402
+from pipeline.orchestration.stage_versions import RECORD, recorded  # noqa: E402
 
-# Modules that run, check or report a stage without deciding what it makes.
+# Rooms and modules that run, check or report a stage without deciding what it makes.
 NO_RESULT = (
-    "artifact config launcher_config mlflow_config section console errors graph hardware preflight "
-    "runner room spool stage summary tracking planner launchers curve samples"
-).split()
+    "pipeline.core", "pipeline.config", "pipeline.tracking", "pipeline.planner",
+    "pipeline.deployment", "pipeline.orchestration", "pipeline.training.progress",
+    "pipeline.data.samples",
+)  # fmt: skip
 
 
 def components() -> list[Component]:
@@ -41,7 +42,7 @@ def components() -> list[Component]:
 
 
 def stage_names() -> list[str]:
-    from pipeline.compose import compose
+    from pipeline.orchestration.compose import compose
 
     return list(read_graph(compose([])))
 
@@ -80,7 +81,7 @@ def _file(module: str) -> Path | None:
 
 
 def _no_result(module: str) -> bool:
-    return module.split(".")[1] in NO_RESULT
+    return any(module == room or module.startswith(f"{room}.") for room in NO_RESULT)
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.hardware import inspect_machine
-from pipeline.paths import ROOT
-from pipeline.serving.process import running_server
+from pipeline.core.hardware import inspect_machine
+from pipeline.core.paths import ROOT
+from pipeline.serving.benchmark.server_process import running_server
 
 HERE = Path(__file__).parent
 RESULTS = ROOT / "bench/results/clients.json"

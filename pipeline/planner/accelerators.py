@@ -5,7 +5,7 @@ Rates are of dense matrix products. A link's rate is in one direction, half of w
 
 from dataclasses import dataclass, replace
 
-from pipeline.hardware import GIB, Gpu, Machine
+from pipeline.core.hardware import GIB, Gpu, Machine
 
 
 @dataclass(frozen=True)

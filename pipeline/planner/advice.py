@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipeline.hardware import GIB
+from pipeline.core.hardware import GIB
 from pipeline.planner.memory import peak
 from pipeline.planner.workload import Workload
 

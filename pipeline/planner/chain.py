@@ -7,8 +7,8 @@ start; on a CPU only training is predicted.
 
 from dataclasses import dataclass
 
-from pipeline.config import Config
-from pipeline.model_shape import Shape
+from pipeline.config.schema import Config
+from pipeline.models.architecture import Shape
 from pipeline.planner.accelerators import Accelerator
 from pipeline.planner.memory import CPU_PROCESS
 from pipeline.planner.workload import Workload, linear_parameters, trained_parameters

@@ -13,7 +13,7 @@ data parallel over 2.
 
 from dataclasses import dataclass
 
-from pipeline.hardware import GIB
+from pipeline.core.hardware import GIB
 from pipeline.planner.workload import (
     Workload,
     linear_layers,

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import hardware
-from pipeline.config import Config
-from pipeline.finetune_checks import check
-from pipeline.hardware import GIB
-from pipeline.model_shape import read_shape
-from pipeline.paths import ROOT
+from pipeline.config.schema import Config
+from pipeline.core import hardware
+from pipeline.core.hardware import GIB
+from pipeline.core.paths import ROOT
+from pipeline.models.architecture import read_shape
 from pipeline.planner import chain, speed
 from pipeline.planner.accelerators import KNOWN, Accelerator, of_machine
 from pipeline.planner.advice import what_fits
@@ -16,6 +15,7 @@ from pipeline.planner.layouts import quickest
 from pipeline.planner.memory import Memory, peak
 from pipeline.planner.rows import rows_of
 from pipeline.planner.workload import Workload, of_settings
+from pipeline.training.settings_checks import check
 
 WORTH = 0.1  # of a step: a layout that saves less is not spoken of
 TIGHT = 0.1  # of memory: how near the prediction has come to what was measured, and then some

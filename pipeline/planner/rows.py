@@ -2,9 +2,9 @@
 
 import json
 
-from pipeline.artifact import MANIFEST
-from pipeline.config import Config
-from pipeline.model_shape import Shape
+from pipeline.config.schema import Config
+from pipeline.core.artifact import MANIFEST
+from pipeline.models.architecture import Shape
 from pipeline.planner.workload import Rows
 
 MULTIPLE = 8  # positions of a padded row (adapters.nemo_data)

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.hardware import GIB
+from pipeline.core.hardware import GIB
 from pipeline.planner.plan import Plan
 from pipeline.planner.workload import Workload, trained_parameters
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.config import FinetuneConfig
-from pipeline.model_shape import Shape
-from pipeline.training import Job
+from pipeline.config.schema import FinetuneConfig
+from pipeline.models.architecture import Shape
+from pipeline.training.job import Job
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Workload:
     @property
     def micro_tokens(self) -> int:
         """Positions in a micro-batch: rows padded to the longest, or one pack, which a row that is
-        longer makes as long as itself (`pipeline.batches.pack`)."""
+        longer makes as long as itself (`pipeline.training.batches.pack`)."""
         if self.pack_length:
             return max(self.pack_length, self.rows.longest)
         return self.micro_batch_size * self.rows.longest

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.core.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:  # a second to import, in which Ctrl-C is to be as quiet as later
-    from pipeline.config import EngineConfig, ServeConfig
+    from pipeline.config.schema import EngineConfig, ServeConfig
 
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code as pipeline.errors draws it."""
+    """Run the command; the exit code as pipeline.core.errors draws it."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.serving",
         description=__doc__,
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(given: argparse.Namespace) -> None:
+    from pipeline.engines.opening import describe
     from pipeline.serving.address import listen, warn_if_open
-    from pipeline.serving.launch import is_built
-    from pipeline.serving.open import describe
+    from pipeline.serving.container.launch import is_built
     from pipeline.serving.server import serve
 
     settings, engine = read_settings(given.settings)
@@ -106,9 +106,9 @@ def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig 
     import yaml
     from pydantic import ValidationError
 
-    from pipeline.config import EngineConfig, ServeConfig
-    from pipeline.paths import ROOT
-    from pipeline.section import explain
+    from pipeline.config.schema import EngineConfig, ServeConfig
+    from pipeline.config.section import explain
+    from pipeline.core.paths import ROOT
 
     trees = {
         "serve": yaml.safe_load((ROOT / "conf/config.yaml").read_text())["serve"],

@@ -6,8 +6,8 @@ import os
 import socket
 from pathlib import Path
 
-from pipeline.console import get_console
-from pipeline.errors import Busy, ConfigError
+from pipeline.core.console import get_console
+from pipeline.core.errors import Busy, ConfigError
 
 # The environment variable with the key that clients must give.
 API_KEY = "SERVE_API_KEY"

@@ -12,17 +12,18 @@ from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from tokenizers import Tokenizer
 
-from pipeline.chat import Chat
-from pipeline.serving import calls, protocol
-from pipeline.serving.calls import InFlight
-from pipeline.serving.door import too_many
-from pipeline.serving.embedding import Embedder
-from pipeline.serving.engine import Engine, EngineFailed, QueueFull
+from pipeline.engines.base import Engine, EngineFailed, QueueFull
+from pipeline.models.chat.renderer import Chat
 from pipeline.serving.metrics import Metrics
-from pipeline.serving.models import Models
-from pipeline.serving.operations import NO_OPERATIONS, Operations
-from pipeline.serving.page import page
-from pipeline.serving.protocol import (
+from pipeline.serving.middleware import request_log
+from pipeline.serving.middleware.auth import too_many
+from pipeline.serving.middleware.rate_limits import RateLimited
+from pipeline.serving.middleware.request_log import InFlight
+from pipeline.serving.middleware.stack import NO_OPERATIONS, Operations
+from pipeline.serving.openai import protocol
+from pipeline.serving.openai.embedding import Embedder
+from pipeline.serving.openai.models import Models
+from pipeline.serving.openai.protocol import (
     AdapterRequest,
     ChatRequest,
     CompletionRequest,
@@ -31,11 +32,11 @@ from pipeline.serving.protocol import (
     Refusal,
     invalid,
 )
-from pipeline.serving.rates import RateLimited
+from pipeline.serving.openai.responses import Json
+from pipeline.serving.openai.sampling_params import Settings
+from pipeline.serving.openai.service import Service
+from pipeline.serving.page import page
 from pipeline.serving.readiness import Readiness
-from pipeline.serving.responses import Json
-from pipeline.serving.service import Service
-from pipeline.serving.settings import Settings
 
 RETRY_AFTER_SECONDS = 1
 MAX_LOGGED = 200  # characters of an error, as of a path
@@ -185,7 +186,7 @@ def create_app(
 
     @app.exception_handler(EngineFailed)
     async def failed(request: Request, error: EngineFailed) -> Response:
-        text = calls.current().error = str(error)
+        text = request_log.current().error = str(error)
         if not engine.down():
             return Json(protocol.error_body(text, "server_error"), 500)
         body = protocol.error_body(text, "server_error", code="engine_down")
@@ -199,5 +200,7 @@ def _noted(body: Mapping[str, Any], status: int, headers: Mapping[str, str] | No
     """A refusal, and in the log its code and field; its message may quote what the client sent."""
     error = body["error"]
     found = " ".join(filter(None, (error["code"], error["param"])))
-    calls.current().error = found[:MAX_LOGGED] or None  # the name of a field can be megabytes long
+    request_log.current().error = (
+        found[:MAX_LOGGED] or None
+    )  # the name of a field can be megabytes long
     return Json(body, status, headers)

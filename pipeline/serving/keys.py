@@ -27,7 +27,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import ConfigError
+from pipeline.core.errors import ConfigError
 from pipeline.serving.address import API_KEY
 
 log = logging.getLogger("pipeline.serving")

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.chat import Chat
-from pipeline.serving.engine import EngineFailed, QueueFull, Sampling
+from pipeline.engines.base import EngineFailed, QueueFull, Sampling
+from pipeline.models.chat.renderer import Chat
 
 log = logging.getLogger("pipeline.serving")
 

@@ -14,18 +14,18 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 
-from pipeline.artifact import open_artifact
-from pipeline.config import ServeConfig
-from pipeline.errors import ArtifactError, ConfigError, DataError
+from pipeline.config.schema import ServeConfig
+from pipeline.core.artifact import open_artifact
+from pipeline.core.errors import ArtifactError, ConfigError, DataError
+from pipeline.engines.description import FILE, Description
+from pipeline.engines.opening import open_engine
+from pipeline.models.chat.tokenizer import read_json
 from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
-from pipeline.serving.description import FILE, Description
 from pipeline.serving.logs import server_log
-from pipeline.serving.open import open_engine
-from pipeline.serving.operations import Operations
-from pipeline.serving.protocol import CompletionRequest
-from pipeline.serving.wire import WireBounds, WireConfig
-from pipeline.tokenizer_folder import read_json
+from pipeline.serving.middleware.http_limits import WireBounds, WireConfig
+from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.openai.protocol import CompletionRequest
 
 log = logging.getLogger("pipeline.serving")
 

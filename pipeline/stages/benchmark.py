@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import SCRATCH, Artifact, Outcome
-from pipeline.config import Config
-from pipeline.console import get_console, progress
-from pipeline.stage import Stage
+from pipeline.config.schema import Config
+from pipeline.core.artifact import SCRATCH, Artifact, Outcome
+from pipeline.core.console import get_console, progress
+from pipeline.core.stage import Stage
 
 if TYPE_CHECKING:
-    from pipeline.serving.load import Level
+    from pipeline.serving.benchmark.load_generator import Level
 
 STAGE = Stage(
     version=1,
@@ -34,10 +34,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     Raises:
         PipelineError: the server does not start, or refuses or cuts an answer.
     """
-    from pipeline.dataset import read_split
-    from pipeline.scoring import exact_match
-    from pipeline.serving.load import run_load
-    from pipeline.serving.process import running_server
+    from pipeline.data.dataset import read_split
+    from pipeline.evaluation.metrics import exact_match
+    from pipeline.serving.benchmark.load_generator import run_load
+    from pipeline.serving.benchmark.server_process import running_server
 
     settings = config.benchmark
     engine = inputs["build"].require("engine").path

@@ -1,6 +1,6 @@
 """Checkpoint → engine for this machine: TensorRT-LLM, vLLM, PyTorch or ONNX Runtime.
 
-What is built is a profile (pipeline/profiles.py): onnxruntime from the merged model, trtllm from
+What is built is a profile (engines/selection.py): onnxruntime from the merged model, trtllm from
 the qnemo checkpoint; vllm, hf and newer trtllm load HF folders as they are.
 """
 
@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.artifact import MANIFEST, SCRATCH, Artifact, Outcome
-from pipeline.chat import FILES, Chat
-from pipeline.checkpoint_files import clear
-from pipeline.config import Config, EngineConfig
-from pipeline.console import get_console
-from pipeline.errors import MissingRuntime, ProofFailed
-from pipeline.hardware import inspect_machine
-from pipeline.profile import Profile
-from pipeline.profiles import choose, explain, find_profiles
-from pipeline.serving import runtimes
-from pipeline.serving.checkpoint import exported_checkpoints, hf_checkpoint
-from pipeline.serving.description import describe_profile, gpu_here
-from pipeline.serving.memory import check_lengths, read_decoder
-from pipeline.stage import Component, Stage
+from pipeline.config.schema import Config, EngineConfig
+from pipeline.core.artifact import MANIFEST, SCRATCH, Artifact, Outcome
+from pipeline.core.console import get_console
+from pipeline.core.errors import MissingRuntime, ProofFailed
+from pipeline.core.hardware import inspect_machine
+from pipeline.core.stage import Component, Stage
+from pipeline.engines import registry as runtimes
+from pipeline.engines.description import describe_profile, gpu_here
+from pipeline.engines.memory import check_lengths, read_decoder
+from pipeline.engines.profile import Profile
+from pipeline.engines.selection import choose, explain, find_profiles
+from pipeline.engines.servable import exported_checkpoints, hf_checkpoint
+from pipeline.models.chat.renderer import FILES, Chat
+from pipeline.models.files import clear
 
 STAGE = Stage(
     version=1,
@@ -37,25 +37,25 @@ ENGINES = {
     "onnxruntime": Component(
         name="engine/onnxruntime", version=1,
         libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers"),
-        modules=("pipeline.adapters.onnxruntime", "pipeline.adapters.onnxruntime_session"),
+        modules=("pipeline.engines.onnxruntime.build", "pipeline.engines.onnxruntime.session"),
     ),
     "hf": Component(
         name="engine/hf", version=1, libraries=_HF,
-        modules=("pipeline.adapters.hf_session", "pipeline.adapters.hf_adapters",
-                 "pipeline.adapters.hf_embedder"),
+        modules=("pipeline.engines.hf.session", "pipeline.engines.hf.lora",
+                 "pipeline.engines.hf.embedder"),
     ),
     "trtllm": Component(
         name="engine/trtllm", version=1, libraries=("tensorrt_llm",),
-        modules=("pipeline.adapters.trtllm", "pipeline.adapters.trtllm_engine"),
+        modules=("pipeline.engines.trtllm.build", "pipeline.engines.trtllm.engine"),
     ),
     "vllm": Component(
         name="engine/vllm", version=1, libraries=("vllm",),
-        modules=("pipeline.adapters.vllm", "pipeline.adapters.vllm_engine"),
+        modules=("pipeline.engines.vllm.arguments", "pipeline.engines.vllm.engine"),
     ),
     "remote": Component(
         name="engine/remote", version=1, libraries=("httpx",),
-        modules=("pipeline.adapters.remote", "pipeline.adapters.remote_engine",
-                 "pipeline.adapters.remote_requests"),
+        modules=("pipeline.engines.remote.description", "pipeline.engines.remote.engine",
+                 "pipeline.engines.remote.requests"),
     ),
 }  # fmt: skip
 
@@ -112,8 +112,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
 def _choose(config: Config, merged: Path, exported: Path) -> Profile:
     """The profile to build, said with why the better ones cannot run here."""
-    from pipeline.adapters import trtllm, vllm
-    from pipeline.measured import measured_here
+    from pipeline.engines.benchmark_history import measured_here
+    from pipeline.engines.trtllm import build as trtllm
+    from pipeline.engines.vllm import arguments as vllm
 
     engine, machine = config.engine, inspect_machine()
     model = read_decoder(merged)
@@ -138,7 +139,7 @@ def _choose(config: Config, merged: Path, exported: Path) -> Profile:
 
 
 def _build_onnxruntime(engine: EngineConfig, profile: Profile, model: Path, out: Path) -> Outcome:
-    from pipeline.adapters import onnxruntime_session as runtime
+    from pipeline.engines.onnxruntime import session as runtime
 
     free = engine.precision == "auto" and not engine.profile
     tries = AUTO if free and profile.precision == AUTO[0][0] else ((profile.precision, 0.0),)
@@ -171,8 +172,8 @@ def _build_and_compare(
     engine: EngineConfig, model: Path, out: Path, precision: str
 ) -> tuple[Chat, dict[str, float]]:
     """Write the engine into `out`, and measure it against PyTorch."""
-    from pipeline.adapters import onnxruntime
-    from pipeline.adapters.onnxruntime_session import DecoderSession
+    from pipeline.engines.onnxruntime import build as onnxruntime
+    from pipeline.engines.onnxruntime.session import DecoderSession
 
     scratch = out / SCRATCH
     onnxruntime.build(model, out, precision, scratch)
@@ -192,7 +193,7 @@ def _build_and_compare(
 
 
 def _build_trtllm(engine: EngineConfig, profile: Profile, checkpoint: Path, out: Path) -> Outcome:
-    from pipeline.adapters import trtllm
+    from pipeline.engines.trtllm import build as trtllm
 
     def show(line: str) -> None:
         get_console().print(line, markup=False)
@@ -223,7 +224,7 @@ def _take_checkpoint(
 
 def _take_remote(engine: EngineConfig, model: Path, out: Path) -> Outcome:
     """The tokenizer and template that requests to another server are rendered with."""
-    from pipeline.adapters import remote
+    from pipeline.engines.remote import description as remote
 
     chat = _take_tokenizer(model, out)
     described = remote.describe(engine, chat)

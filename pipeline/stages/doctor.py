@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import hardware
-from pipeline.artifact import MANIFEST, SCHEMA
-from pipeline.checkpoint_checks import check_folder
-from pipeline.config import Config
-from pipeline.errors import DataError
-from pipeline.hardware import GIB
-from pipeline.paths import ROOT
-from pipeline.stage_versions import recorded
+from pipeline.config.schema import Config
+from pipeline.core import hardware
+from pipeline.core.artifact import MANIFEST, SCHEMA
+from pipeline.core.errors import DataError
+from pipeline.core.hardware import GIB
+from pipeline.core.paths import ROOT
+from pipeline.models.checks import check_folder
+from pipeline.orchestration.stage_versions import recorded
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,16 +15,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluation_report
-from pipeline.artifact import Artifact, Outcome
-from pipeline.chat import Chat
-from pipeline.config import Config, GateConfig
-from pipeline.console import progress
-from pipeline.dataset import Row, read_split
-from pipeline.errors import DataError
-from pipeline.rendering import shared_chat
-from pipeline.scoring import Estimate, bootstrap, exact_match, paired_difference, token_f1
-from pipeline.stage import Stage
+from pipeline.config.schema import Config, GateConfig
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.console import progress
+from pipeline.core.errors import DataError
+from pipeline.core.stage import Stage
+from pipeline.data.dataset import Row, read_split
+from pipeline.evaluation import report as evaluation_report
+from pipeline.evaluation.metrics import (
+    Estimate,
+    bootstrap,
+    exact_match,
+    paired_difference,
+    token_f1,
+)
+from pipeline.models.chat.renderer import Chat
+from pipeline.models.chat.template_consistency import shared_chat
 
 STAGE = Stage(
     version=1,
@@ -134,12 +140,13 @@ def drops(gate: GateConfig, exact: Mapping[str, float], formats: Set[str]) -> li
 
 def _loaders(base: Path, tuned: Path, quantized: Path) -> dict[str, Callable[[], Any]]:
     """How to open each model, in the order of the report."""
-    from pipeline.adapters import hf, modelopt
+    from pipeline.models import hf_model
+    from pipeline.optimization import ptq as modelopt
 
     modelopt.modelopt()
 
     def plain(folder: Path) -> Callable[[], Any]:
-        return lambda: hf.load_model(folder, dtype=modelopt.compute_dtype(folder))
+        return lambda: hf_model.load_model(folder, dtype=modelopt.compute_dtype(folder))
 
     def rounded(folder: Path) -> Callable[[], Any]:
         def load() -> Any:
@@ -165,7 +172,7 @@ def _evaluate(
     *,
     advance: Callable[[int], None],
 ) -> Result:
-    from pipeline.adapters import generation
+    from pipeline.evaluation import generation
 
     started = time.perf_counter()
     answers = generation.answer(
@@ -200,7 +207,7 @@ def question(row: Row) -> "Any":
     Raises:
         DataError: the row's prompt is not the beginning of its conversation.
     """
-    from pipeline.adapters.generation import Question
+    from pipeline.evaluation.generation import Question
 
     prompt = list(row.prompt_ids or ())
     rest, mask = row.input_ids[len(prompt) :], row.loss_mask[len(prompt) :]

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Artifact, Outcome
-from pipeline.config import Config, QuantizationFormat
-from pipeline.console import get_console, progress
-from pipeline.errors import ArtifactError, ConfigError, ProofFailed
-from pipeline.model_shape import Shape, read_shape
-from pipeline.qnemo import check_config, check_qnemo
-from pipeline.stage import Stage
-from pipeline.unified_hf import check_same, check_unified_hf
-from pipeline.weight_formats import group_of
+from pipeline.config.schema import Config, QuantizationFormat
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.console import get_console, progress
+from pipeline.core.errors import ArtifactError, ConfigError, ProofFailed
+from pipeline.core.stage import Stage
+from pipeline.models.architecture import Shape, read_shape
+from pipeline.optimization.formats import group_of
+from pipeline.optimization.qnemo_layout import check_config, check_qnemo
+from pipeline.optimization.unified_hf_layout import check_same, check_unified_hf
 
 STAGE = Stage(
     version=1,
@@ -79,8 +79,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     _check_exclude(config.quantize.exclude, ranks.pipeline_parallel)
     check_splits(shape, format, ranks.tensor_parallel, ranks.pipeline_parallel)
 
-    from pipeline.adapters import modelopt_export
-    from pipeline.adapters.calibrated_scales import check_scales
+    from pipeline.optimization import export as modelopt_export
+    from pipeline.optimization.scale_checks import check_scales
 
     qnemo, unified = out / "qnemo", out / "hf"
     for folder in (qnemo, unified):
@@ -186,9 +186,9 @@ def _require_scales(problems: Sequence[str]) -> None:
 def _compare(
     source: Path, shape: Shape, qnemo: Path, unified: Path
 ) -> dict[str, dict[str, dict[str, float]]]:
-    from pipeline.adapters.dequantize import compare
-    from pipeline.adapters.exported_weights import QnemoWeights, UnifiedWeights
-    from pipeline.adapters.hf import WeightReader
+    from pipeline.models.hf_model import WeightReader
+    from pipeline.optimization.dequantize import compare
+    from pipeline.optimization.exported_reader import QnemoWeights, UnifiedWeights
 
     with (
         WeightReader(source) as weights,

@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.artifact import SCRATCH, Artifact, Outcome, sha256_of_json
-from pipeline.batches import SampleOrder, TokenRows
-from pipeline.checkpoint_files import copy_assets
-from pipeline.config import Config
-from pipeline.curve import following, write_curve
-from pipeline.dataset import read_split
-from pipeline.errors import DataError
-from pipeline.finetune_checks import check
-from pipeline.hardware import GIB
-from pipeline.model_shape import Shape, read_shape
-from pipeline.preflight import check_machine, less_memory, planned_memory
-from pipeline.stage import NEMO, Stage
-from pipeline.training import Checkpoints, Job
+from pipeline.config.schema import Config
+from pipeline.core.artifact import SCRATCH, Artifact, Outcome, sha256_of_json
+from pipeline.core.errors import DataError
+from pipeline.core.hardware import GIB
+from pipeline.core.stage import NEMO, Stage
+from pipeline.data.dataset import read_split
+from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.files import copy_assets
+from pipeline.planner.preflight import check_machine, less_memory, planned_memory
+from pipeline.training.batches import SampleOrder, TokenRows
+from pipeline.training.job import Checkpoints, Job
+from pipeline.training.progress import following, write_curve
+from pipeline.training.settings_checks import check
 
 STAGE = Stage(
     version=1,
@@ -96,7 +96,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     check_machine(job, shape, longest=longest)
     job = replace(job, less_memory=less_memory(job, shape, longest=longest))
 
-    from pipeline.adapters.launch import train_in_processes
+    from pipeline.training.workers import train_in_processes
 
     checkpoints = Checkpoints(job.scratch, job.identity)
     checkpoints.adopt(out.parent.glob(f"{out.name.partition('-')[0]}-*/{SCRATCH}/checkpoints"))

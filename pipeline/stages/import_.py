@@ -9,11 +9,11 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from pipeline.artifact import Artifact, Outcome
-from pipeline.checkpoint_checks import check_folder
-from pipeline.checkpoint_files import clear
-from pipeline.config import Config
-from pipeline.stage import NEMO, Stage
+from pipeline.config.schema import Config
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.stage import NEMO, Stage
+from pipeline.models.checks import check_folder
+from pipeline.models.files import clear
 
 STAGE = Stage(
     version=1,
@@ -33,15 +33,16 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     shape = check_folder(source)
     clear(out)
 
-    from pipeline.adapters import hf, nemo
-    from pipeline.adapters.logit_proof import ProofChain
-    from pipeline.adapters.nemo_session import nemo_session, on_gpu
+    from pipeline.models import hf_model
+    from pipeline.models.logit_proof import ProofChain
+    from pipeline.training.nemo import models as nemo
+    from pipeline.training.nemo.session import nemo_session, on_gpu
 
     with nemo_session():
         nemo.import_hf(source, out)
         # The checkpoint has the machine's precision: the source is rounded alike.
-        source_model = hf.load_model(source, dtype=nemo.checkpoint_dtype()).float()
-        logits = partial(hf.logits, source_model)
+        source_model = hf_model.load_model(source, dtype=nemo.checkpoint_dtype()).float()
+        logits = partial(hf_model.logits, source_model)
         chain = ProofChain(shape, gpu=on_gpu(), reference=logits, name=str(source))
         del source_model, logits
         model = nemo.open_checkpoint(out)

@@ -13,19 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifact import Artifact, Outcome
-from pipeline.checkpoint_files import clear, copy_assets, read_json
-from pipeline.config import Config
-from pipeline.errors import ProofFailed
-from pipeline.model_shape import Shape, read_shape
-from pipeline.stage import NEMO, Stage
+from pipeline.config.schema import Config
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.errors import ProofFailed
+from pipeline.core.stage import NEMO, Stage
+from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.files import clear, copy_assets, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import torch
 
-    from pipeline.adapters.nemo_adapters import AdapterLayer
+    from pipeline.training.nemo.lora import AdapterLayer
 
     Tensors = Iterable[tuple[str, torch.Tensor]]
 
@@ -53,9 +53,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     has_adapter = tuned.kind == "nemo_adapter"
     clear(out)
 
-    from pipeline.adapters import hf, nemo, nemo_adapters
-    from pipeline.adapters.logit_proof import ProofChain
-    from pipeline.adapters.nemo_session import nemo_session, on_gpu
+    from pipeline.models import hf_model
+    from pipeline.models.logit_proof import ProofChain
+    from pipeline.training.nemo import lora as nemo_adapters
+    from pipeline.training.nemo import models as nemo
+    from pipeline.training.nemo.session import nemo_session, on_gpu
 
     assets = (base if has_adapter else tuned.path) / nemo.ASSETS
     shape = read_shape(assets)
@@ -67,20 +69,22 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         chain = ProofChain(shape, gpu=on_gpu(), reference=partial(nemo.logits, model))
         if has_adapter:
             _write_adapter(config, shape, nemo_adapters.adapter_layers(model), out / "adapter")
-            hf_base = hf.model_of(assets, nemo.hf_tensors(model, shape))
-            hf_base = hf.with_adapter(hf_base, out / "adapter")
-            chain.require("hf_base_with_peft_adapter", partial(hf.logits, hf_base))
+            hf_base = hf_model.model_of(assets, nemo.hf_tensors(model, shape))
+            hf_base = hf_model.with_adapter(hf_base, out / "adapter")
+            chain.require("hf_base_with_peft_adapter", partial(hf_model.logits, hf_base))
             del hf_base
             nemo_adapters.fold_adapter(model)
             chain.require("nemo_folded", partial(nemo.logits, model))
-        merged = hf.model_of(assets, nemo.hf_tensors(model, shape))
-        chain.require("hf_folded", partial(hf.logits, merged))
+        merged = hf_model.model_of(assets, nemo.hf_tensors(model, shape))
+        chain.require("hf_folded", partial(hf_model.logits, merged))
         del merged
-        hf.write_weights(out, nemo.hf_tensors(model, shape), dtype=config.model.dtype)
+        hf_model.write_weights(out, nemo.hf_tensors(model, shape), dtype=config.model.dtype)
         _require_written(out, nemo.hf_tensors(model, shape), config.model.dtype)
     _write_assets(config, assets, out)
-    written = hf.load_model(out, dtype="float32")
-    rounding = chain.require_near("hf_written", partial(hf.logits, written), MIN_WRITTEN_COSINE)
+    written = hf_model.load_model(out, dtype="float32")
+    rounding = chain.require_near(
+        "hf_written", partial(hf_model.logits, written), MIN_WRITTEN_COSINE
+    )
     metrics = {
         "max_abs_logit_difference": chain.max_abs_difference,
         "rounding_max_abs_logit_difference": rounding.max_abs_difference,
@@ -90,9 +94,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
 
 def _require_written(folder: Path, tensors: "Tensors", dtype: str) -> None:
-    from pipeline.adapters import hf
+    from pipeline.models import hf_model
 
-    wrong = next(hf.unlike(folder, tensors, dtype=dtype), None)
+    wrong = next(hf_model.unlike(folder, tensors, dtype=dtype), None)
     if wrong:
         raise ProofFailed(
             f"{folder}: {wrong} was not written as it was folded; nothing was kept: run the same "
@@ -103,10 +107,11 @@ def _require_written(folder: Path, tensors: "Tensors", dtype: str) -> None:
 def _write_adapter(
     config: Config, shape: Shape, layers: "list[AdapterLayer]", folder: Path
 ) -> None:
-    from pipeline.adapters import hf, nemo_adapters
+    from pipeline.models import hf_model
+    from pipeline.training.nemo import lora as nemo_adapters
 
     rank = layers[0].a.shape[0]
-    hf.write_adapter(
+    hf_model.write_adapter(
         folder,
         nemo_adapters.peft_tensors(shape, layers),
         base=config.model.path.as_posix(),

@@ -6,8 +6,8 @@ error if the run could not be done. Needs no GPU; plans for this machine or, wit
 
 import json
 
-from pipeline.config import Config
-from pipeline.errors import ResourceError
+from pipeline.config.schema import Config
+from pipeline.core.errors import ResourceError
 from pipeline.planner.plan import make_plan
 from pipeline.planner.table import show
 

@@ -11,17 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import samples
-from pipeline.artifact import Artifact, Outcome
-from pipeline.chat import Chat
-from pipeline.checkpoint_checks import check_folder
-from pipeline.config import Config, DataConfig
-from pipeline.console import get_console, progress
-from pipeline.data_formats import Conversation, Rejected, find_files, read_file
-from pipeline.dataset import SPLITS, Row, write_split
-from pipeline.errors import ConfigError, DataError
-from pipeline.sorter import Kept, Sorter
-from pipeline.stage import Stage
+from pipeline.config.schema import Config, DataConfig
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.console import get_console, progress
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.stage import Stage
+from pipeline.data import samples
+from pipeline.data.dataset import SPLITS, Row, write_split
+from pipeline.data.readers import Conversation, Rejected, find_files, read_file
+from pipeline.data.row_filter import Kept, Sorter
+from pipeline.models.chat.renderer import Chat
+from pipeline.models.checks import check_folder
 
 STAGE = Stage(
     version=1,

@@ -11,14 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import hardware
-from pipeline.artifact import Artifact, Outcome, sha256_of_file
-from pipeline.config import Config, PretrainConfig
-from pipeline.corpus import BOS, END, PAD, PARTS, Part, load_generator, make_rows, train_tokenizer
-from pipeline.curve import following, write_curve
-from pipeline.errors import ConfigError
-from pipeline.stage import NEMO, Stage
-from pipeline.training import Checkpoints, Job
+from pipeline.config.schema import Config, PretrainConfig
+from pipeline.core import hardware
+from pipeline.core.artifact import Artifact, Outcome, sha256_of_file
+from pipeline.core.errors import ConfigError
+from pipeline.core.stage import NEMO, Stage
+from pipeline.training.corpus import (
+    BOS,
+    END,
+    PAD,
+    PARTS,
+    Part,
+    load_generator,
+    make_rows,
+    train_tokenizer,
+)
+from pipeline.training.job import Checkpoints, Job
+from pipeline.training.progress import following, write_curve
 
 STAGE = Stage(
     version=1,
@@ -58,15 +67,15 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         make_rows(part, length=settings.sequence_length).save(rows)
         (rows / "done").touch()
 
-    from pipeline.adapters import nemo
-    from pipeline.adapters.hf import write_weights
-    from pipeline.adapters.nemo_session import nemo_session
-    from pipeline.model_shape import read_shape
+    from pipeline.models.architecture import read_shape
+    from pipeline.models.hf_model import write_weights
+    from pipeline.training.nemo import models as nemo
+    from pipeline.training.nemo.session import nemo_session
 
     job = _job(config, hf, rows, scratch / "checkpoints", out)
     done = len(Checkpoints(job.scratch, job.identity).curve())
     with nemo_session():
-        from pipeline.adapters import nemo_training
+        from pipeline.training.nemo import trainer as nemo_training
 
         with following(job.steps, done) as report:
             trained = nemo_training.train(job, report)

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
-from pipeline.errors import PipelineError
-from pipeline.hardware import Machine, inspect_machine
-from pipeline.paths import ROOT
-from pipeline.profile import Profile
-from pipeline.profiles import choose, explain, find_profiles
-from pipeline.serving.checkpoint import (
+from pipeline.config.schema import Config
+from pipeline.core.errors import PipelineError
+from pipeline.core.hardware import Machine, inspect_machine
+from pipeline.core.paths import ROOT
+from pipeline.engines.memory import gib, read_decoder
+from pipeline.engines.profile import Profile
+from pipeline.engines.selection import choose, explain, find_profiles
+from pipeline.engines.servable import (
     Checkpoint,
     exported_checkpoints,
     hf_checkpoint,
     planned_checkpoints,
 )
-from pipeline.serving.memory import gib, read_decoder
 
 
 def run(config: Config) -> None:
@@ -30,7 +30,7 @@ def run(config: Config) -> None:
     Raises:
         DataError: the model's folder does not say its sizes.
     """
-    from pipeline.measured import measured_here
+    from pipeline.engines.benchmark_history import measured_here
 
     machine = inspect_machine()
     folder = config.artifacts / "merge"

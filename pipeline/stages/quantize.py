@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import Artifact, Outcome
-from pipeline.checkpoint_files import copy_assets, link_weights, weight_files
-from pipeline.config import Config, QuantizationFormat
-from pipeline.console import get_console, progress
-from pipeline.dataset import Row, read_split
-from pipeline.errors import ConfigError, DataError, ProofFailed
-from pipeline.model_shape import Shape, read_shape
-from pipeline.rendering import shared_chat
-from pipeline.stage import Stage
-from pipeline.weight_formats import group_of
+from pipeline.config.schema import Config, QuantizationFormat
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.console import get_console, progress
+from pipeline.core.errors import ConfigError, DataError, ProofFailed
+from pipeline.core.stage import Stage
+from pipeline.data.dataset import Row, read_split
+from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.chat.template_consistency import shared_chat
+from pipeline.models.files import copy_assets, link_weights, weight_files
+from pipeline.optimization.formats import group_of
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     for name in formats:
         _check_fits(name, read_shape(source))
 
-    from pipeline.adapters import hf, logit_probes, modelopt
+    from pipeline.models import hf_model
+    from pipeline.optimization import logit_probes
+    from pipeline.optimization import ptq as modelopt
 
     for name in formats:
         modelopt.require_runtime(name)
@@ -73,7 +75,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     modelopt.modelopt()
     dtype = modelopt.compute_dtype(source)
     # Handed on to the first format, so that it is read once where there is one.
-    loaded = [hf.load_model(source, dtype=dtype)]
+    loaded = [hf_model.load_model(source, dtype=dtype)]
     reference = logit_probes.logits_at(loaded[0], probes)
     proof: dict[str, Any] = {}
     with progress() as bar:
@@ -89,7 +91,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             else:
                 proof[name] = _save_and_prove(
                     modelopt.quantize(
-                        loaded.pop() if loaded else hf.load_model(source, dtype=dtype),
+                        loaded.pop() if loaded else hf_model.load_model(source, dtype=dtype),
                         name,
                         batches,
                         kv_cache=settings.kv_cache,
@@ -174,11 +176,13 @@ def _save_and_prove(
 
     The caller keeps no reference to the model, so that memory holds one at a time.
     """
-    from pipeline.adapters import hf, logit_probes, modelopt
+    from pipeline.models import hf_model
+    from pipeline.optimization import logit_probes
+    from pipeline.optimization import ptq as modelopt
 
     calibrated = logit_probes.logits_at(model, probes)
     errors = modelopt.weight_errors(model)
-    plain_bytes = hf.bytes_of(modelopt.own_dtype(source))
+    plain_bytes = hf_model.bytes_of(modelopt.own_dtype(source))
     size = modelopt.packed_bytes(model, name, plain_bytes=plain_bytes)
     modelopt.save(model, folder, source if name in modelopt.WEIGHTS_KEPT else None)
     config = (folder / "config.json").read_bytes()
@@ -202,9 +206,10 @@ def _save_and_prove(
 def _prove_copy(
     folder: Path, dtype: str, probes: Probes, reference: "torch.Tensor"
 ) -> dict[str, Any]:
-    from pipeline.adapters import hf, logit_probes
+    from pipeline.models import hf_model
+    from pipeline.optimization import logit_probes
 
-    copied = logit_probes.logits_at(hf.load_model(folder, dtype=dtype), probes)
+    copied = logit_probes.logits_at(hf_model.load_model(folder, dtype=dtype), probes)
     return {
         "reload_difference": _require_same("none", copied, reference),
         **logit_probes.divergence(copied, reference),

@@ -1,7 +1,7 @@
 """Reports → a version in the MLflow registry, with a model card; champion past the gate.
 
 The request is complete and content-addressed, so that the tracker carries it out (a version with
-signature, figures and aliases) whenever the registry can be reached: pipeline/tracking.py. Which
+signature, figures and aliases) whenever the registry can be reached (tracking/client.py). Which
 version is champion is decided there, for only the registry knows who holds the alias. What was
 trained, scored and exported is told by the artifacts, never by the present settings, which may be
 others. Knows nothing of MLflow.
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Artifact, Outcome
-from pipeline.config import Config
-from pipeline.errors import ArtifactError
-from pipeline.stage import Stage
+from pipeline.config.schema import Config
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.errors import ArtifactError
+from pipeline.core.stage import Stage
 
 STAGE = Stage(
     version=1,

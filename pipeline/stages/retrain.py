@@ -13,12 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import recordings
-from pipeline.config import Config
-from pipeline.console import get_console
-from pipeline.errors import ArtifactError, ConfigError, GateFailed, PipelineError
-from pipeline.graph_run import refuse_other_artifacts, run_graph
-from pipeline.runner import hold
+from pipeline.config.schema import Config
+from pipeline.core.console import get_console
+from pipeline.core.errors import ArtifactError, ConfigError, GateFailed, PipelineError
+from pipeline.data import snapshots as recordings
+from pipeline.orchestration.graph_run import refuse_other_artifacts, run_graph
+from pipeline.orchestration.runner import hold
 
 LOCK, FINISHED = ".retrain.lock", ".retrain.json"
 MOST_SECONDS = 366 * 24 * 3600  # between looks; a clock ends somewhere beyond

@@ -2,8 +2,8 @@
 
 import os
 
-from pipeline.config import Config
-from pipeline.console import get_console
+from pipeline.config.schema import Config
+from pipeline.core.console import get_console
 
 
 def run(config: Config) -> None:
@@ -19,7 +19,7 @@ def run(config: Config) -> None:
     console, model = get_console(), config.model.name
     folder, title = config.artifacts / "build", model
     if config.serve.version is not None:
-        from pipeline.registered import engine_of
+        from pipeline.engines.registered import engine_of
 
         found = engine_of(config.serve.version, config)
         folder, title = found.artifact.path, f"{model}, {found.title}"

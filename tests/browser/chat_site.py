@@ -11,11 +11,11 @@ from playwright.sync_api import Page, expect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.chat import Chat
+from pipeline.engines.batching.scheduler import BatchingEngine
+from pipeline.models.chat.renderer import Chat
 from pipeline.serving.address import listen
 from pipeline.serving.app import create_app
-from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.operations import Operations
+from pipeline.serving.middleware.stack import Operations
 from pipeline.serving.page import page as chat_page
 from tests.unit.serving.models import ListModel, say
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipeline.chat import Chat
+from pipeline.models.chat.renderer import Chat
 from tests.unit.model_folders import make_model_folder
 
 

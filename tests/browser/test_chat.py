@@ -8,9 +8,9 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from pipeline.chat import Chat
+from pipeline.models.chat.renderer import Chat
 from pipeline.serving.keys import Keyring
-from pipeline.serving.recording import Recorder
+from pipeline.serving.middleware.recording import Recorder
 from tests.browser.chat_site import ANSWER, Site, ask, served, two_models, wait_for_answers
 
 KEY = "sk-right"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from pipeline.chat import Chat
+from pipeline.models.chat.renderer import Chat
 from tests.browser.chat_site import Site, ask, served, wait_for_answers
 
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3, level AA

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from pipeline.adapters.modelopt import modelopt
+from pipeline.optimization.ptq import modelopt
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pipeline.adapters.nemo_session import nemo_session
+from pipeline.training.nemo.session import nemo_session
 
 
 def test_the_swiglu_kernel_gives_the_gradient_of_torch() -> None:
-    from pipeline.adapters.gpu_kernels import swiglu_back
+    from pipeline.training.nemo.patches.triton_kernels import swiglu_back
 
     for rows, width in ((7, 14336), (3, 1000), (1, 1)):
         y = torch.randn(rows, 2 * width, device="cuda", requires_grad=True)
@@ -27,7 +27,7 @@ def test_the_swiglu_kernel_gives_the_gradient_of_torch() -> None:
 def test_rotation_is_transformer_engines(batch: int, groups: int, queries: int, size: int) -> None:
     from transformer_engine.pytorch.attention.rope import apply_fused_qkv_rotary_pos_emb
 
-    from pipeline.adapters.gpu_kernels import rotated
+    from pipeline.training.nemo.patches.triton_kernels import rotated
 
     sequence, sizes = 4096, [queries * size, size, size]
     frequency = 500_000.0 ** -(torch.arange(0, size, 2, device="cuda") / size)
@@ -48,7 +48,7 @@ def test_rotation_is_transformer_engines(batch: int, groups: int, queries: int, 
 
 @pytest.mark.parametrize(("rows", "width", "rank"), [(8192, 4096, 16), (130, 300, 8), (64, 64, 40)])
 def test_a_low_rank_product_is_added_as_torch_does(rows: int, width: int, rank: int) -> None:
-    from pipeline.adapters.gpu_kernels import add_low_rank
+    from pipeline.training.nemo.patches.triton_kernels import add_low_rank
 
     total, low = (torch.randn(rows, n, device="cuda", dtype=torch.bfloat16) for n in (width, rank))
     b = torch.randn(width, rank, device="cuda", dtype=torch.bfloat16)
@@ -62,8 +62,8 @@ def test_a_low_rank_product_is_added_as_torch_does(rows: int, width: int, rank: 
 def test_packed_rows_are_turned_as_transformer_engine_does() -> None:
     from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb
 
-    from pipeline.adapters.gpu_kernels import rotated
-    from pipeline.adapters.packed_rotation import angles_of
+    from pipeline.training.nemo.patches.packed_rope import angles_of
+    from pipeline.training.nemo.patches.triton_kernels import rotated
 
     groups, queries, size = 2, 4, 64
     boundaries = torch.tensor([0, 100, 101, 400, 512], dtype=torch.int32, device="cuda")
@@ -88,9 +88,9 @@ def test_packed_rows_are_turned_as_transformer_engine_does() -> None:
 def test_a_step_of_adam_is_transformer_engines_and_torchs() -> None:
     import transformer_engine_torch as engine
 
-    from pipeline.adapters.adam_step import AdamStep
-    from pipeline.adapters.gpu_kernels import adam
-    from pipeline.adapters.split_weights import split, whole
+    from pipeline.training.nemo.patches.adam_step import AdamStep
+    from pipeline.training.nemo.patches.master_weights import split, whole
+    from pipeline.training.nemo.patches.triton_kernels import adam
 
     start = torch.randn(100_001, device="cuda")
     exact = torch.nn.Parameter(start.double())
@@ -120,7 +120,7 @@ def test_an_output_layer_adds_its_gradient_to_the_sum() -> None:
             linear_with_grad_accumulation_and_async_allreduce as linear,
         )
 
-        from pipeline.adapters.fast_training import fast_training
+        from pipeline.training.nemo.patches.performance import fast_training
 
         x = torch.randn(24, 2, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         weight = torch.nn.Parameter(torch.randn(512, 64, device="cuda", dtype=torch.bfloat16))

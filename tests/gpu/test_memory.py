@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench.gpu_training import SEQUENCE, VOCABULARY, make_rows, model_folder
-from pipeline.adapters import launch
-from pipeline.model_shape import read_shape
-from pipeline.preflight import planned_memory
-from pipeline.training import Job
+from pipeline.models.architecture import read_shape
+from pipeline.planner.preflight import planned_memory
+from pipeline.training import workers as launch
+from pipeline.training.job import Job
 from tests.integration.training_case import start_worker, train_apart
 
 LAYERS = 4

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.adapters import modelopt
-from pipeline.adapters.dequantize import difference
-from pipeline.adapters.exported_weights import UnifiedWeights
-from pipeline.adapters.hf import WeightReader
-from pipeline.artifact import Artifact, Outcome
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.models.hf_model import WeightReader
+from pipeline.optimization import ptq as modelopt
+from pipeline.optimization.dequantize import difference
+from pipeline.optimization.exported_reader import UnifiedWeights
 from pipeline.stages import export, quantize
 from tests.integration.quantization_case import artifact_of, configure, make_inputs
 
@@ -91,7 +91,7 @@ def test_a_machine_without_a_gpu_packs_the_same(
     tmp_path: Path,
 ) -> None:
     code = (
-        "import pathlib, sys; from pipeline.artifact import open_artifact; "
+        "import pathlib, sys; from pipeline.core.artifact import open_artifact; "
         "from pipeline.stages import export; "
         "from tests.integration.quantization_case import configure; "
         "merge, quantize, out = map(pathlib.Path, sys.argv[1:]); "

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.adapters import launch, nemo
-from pipeline.adapters.nemo_session import nemo_session
-from pipeline.training import Job, Trained
+from pipeline.training import workers as launch
+from pipeline.training.job import Job, Trained
+from pipeline.training.nemo import models as nemo
+from pipeline.training.nemo.session import nemo_session
 from tests.integration.training_case import make_job, start_worker, train_apart
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
@@ -140,7 +141,7 @@ def logits_here(base: Path, job: Job) -> torch.Tensor:
 def logits_on_cpu(base: Path, job: Job) -> torch.Tensor:
     file = job.out / "logits.pt"
     code = (
-        "import pathlib, sys, torch; from pipeline.training import Job; "
+        "import pathlib, sys, torch; from pipeline.training.job import Job; "
         "from tests.gpu.test_training import logits_here; "
         "found = logits_here(pathlib.Path(sys.argv[1]), Job.from_json(sys.argv[2])); "
         "torch.save(found, sys.argv[3])"
@@ -155,7 +156,7 @@ def test_the_fused_loss_weighs_each_token_with_its_own_mask() -> None:
     with nemo_session():  # for its quiet imports
         import megatron.core.models.common.language_module.language_module as module
 
-        from pipeline.adapters.fast_training import contiguous_gradient
+        from pipeline.training.nemo.patches.performance import contiguous_gradient
 
     logits = torch.randn(6, 3, 64, device="cuda")  # [sequence, batch, vocabulary]
     labels = torch.randint(0, 64, (3, 6), device="cuda")

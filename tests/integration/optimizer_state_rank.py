@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline.adapters.nemo_session import nemo_session
+from pipeline.training.nemo.session import nemo_session
 
 SHAPES = {"wide": (8, 6), "norm": (7,), "gate": (10, 4), "last": (5, 3)}
 PARTS = ("param", "exp_avg", "exp_avg_sq")
@@ -74,7 +74,7 @@ def main() -> None:
         from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
         from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 
-        from pipeline.adapters.optimizer_state import _streamed
+        from pipeline.training.nemo.patches.optimizer_checkpoint import _streamed
 
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks

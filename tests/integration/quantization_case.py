@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from pipeline.artifact import Artifact
-from pipeline.chat import Chat
-from pipeline.compose import compose
-from pipeline.config import Config, load
-from pipeline.dataset import Row, write_split
+from pipeline.config.schema import Config, load
+from pipeline.core.artifact import Artifact
+from pipeline.data.dataset import Row, write_split
+from pipeline.models.chat.renderer import Chat
+from pipeline.orchestration.compose import compose
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import make_model_folder
 
@@ -45,7 +45,7 @@ def row(chat: Chat, number: int) -> Row:
 
 def make_model(folder: Path, family: str = "Llama", **settings: Any) -> Path:
     """A random model of two layers; family: the beginning of transformers' class names."""
-    from pipeline.adapters import modelopt
+    from pipeline.optimization import ptq as modelopt
 
     modelopt.modelopt()  # before transformers, as the stages do
     import transformers

@@ -9,9 +9,9 @@ import time
 
 import torch.distributed as dist
 
-from pipeline.adapters.launch import end_with_agent, share_job
-from pipeline.adapters.ranks import emit
-from pipeline.training import Trained
+from pipeline.training.job import Trained
+from pipeline.training.torchrun import emit
+from pipeline.training.workers import end_with_agent, share_job
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from pipeline.adapters.adam_step import AdamStep
-from pipeline.adapters.optimizer_state import streamed_state
-from pipeline.adapters.patching import replaced
-from pipeline.adapters.split_weights import split, split_weights, whole
+from pipeline.core.monkeypatch import replaced
+from pipeline.training.nemo.patches.adam_step import AdamStep
+from pipeline.training.nemo.patches.master_weights import split, split_weights, whole
+from pipeline.training.nemo.patches.optimizer_checkpoint import streamed_state
 
 Tensor = torch.Tensor
 
@@ -86,7 +86,7 @@ def shared_optimizer() -> Iterator[None]:
     import megatron.core.optimizer.distrib_optimizer as distributed
     import nemo.lightning as nl
 
-    from pipeline.adapters import nemo_training
+    from pipeline.training.nemo import trainer as nemo_training
 
     kernels, optimizers = ModuleType("gpu_kernels"), ModuleType("optimizers")
     vars(kernels).update(adam=adam)
@@ -121,7 +121,7 @@ def shared_optimizer() -> Iterator[None]:
     patches = [*split_weights(), *streamed_state()]
     for name in modules:
         del sys.modules[name]
-    sys.modules["pipeline.adapters.gpu_kernels"] = kernels
+    sys.modules["pipeline.training.nemo.patches.triton_kernels"] = kernels
     patches += [
         (nemo_training, "DistributedDataParallelConfig", lambda **given: ddp(
             **{**given, "use_distributed_optimizer": True})),
@@ -139,4 +139,4 @@ def shared_optimizer() -> Iterator[None]:
         with replaced(patches):
             yield
     finally:
-        del sys.modules["pipeline.adapters.gpu_kernels"]
+        del sys.modules["pipeline.training.nemo.patches.triton_kernels"]

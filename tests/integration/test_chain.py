@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pipeline.artifact import open_artifact
-from pipeline.paths import ROOT
+from pipeline.core.artifact import open_artifact
+from pipeline.core.paths import ROOT
 
 CHAIN = "prepare import finetune merge quantize evaluate export build benchmark register".split()
 # Few steps and one format: what is tested is that the stages fit, not how good the model gets.

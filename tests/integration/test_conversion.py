@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.adapters import hf, nemo, nemo_adapters
-from pipeline.adapters.nemo_session import nemo_session
-from pipeline.artifact import Outcome
-from pipeline.checkpoint_files import copy_assets
-from pipeline.errors import ProofFailed
-from pipeline.model_shape import read_shape
+from pipeline.core.artifact import Outcome
+from pipeline.core.errors import ProofFailed
+from pipeline.models import hf_model
+from pipeline.models.architecture import read_shape
+from pipeline.models.files import copy_assets
 from pipeline.stages import import_, merge
+from pipeline.training.nemo import lora as nemo_adapters
+from pipeline.training.nemo import models as nemo
+from pipeline.training.nemo.session import nemo_session
 from tests.unit.model_folders import make_model_folder
 
 SMALL = {
@@ -102,7 +104,7 @@ def test_an_imported_model_computes_what_its_source_does(
     shape = read_shape(folders[name])
     assert outcome.metrics["parameters"] == shape.parameters
     # Out again, every weight is the one that went in.
-    with nemo_session(), hf.WeightReader(folders[name]) as source:
+    with nemo_session(), hf_model.WeightReader(folders[name]) as source:
         model = nemo.open_checkpoint(out)
         written = dict(nemo.hf_tensors(model, shape))
         assert written.keys() == dict(shape.tensors()).keys()
@@ -128,7 +130,9 @@ def test_nemo_itself_reads_the_checkpoint(
         trainer = nemo.connect(model)
         nemo.load_weights(trainer, out)
         model.eval()
-        reference = hf.logits(hf.load_model(folders["qwen2, tied"], dtype="float32"), [1, 2, 3])
+        reference = hf_model.logits(
+            hf_model.load_model(folders["qwen2, tied"], dtype="float32"), [1, 2, 3]
+        )
         torch.testing.assert_close(nemo.logits(model, [1, 2, 3]), reference, atol=NEAR, rtol=0)
 
 
@@ -139,7 +143,7 @@ def test_a_checkpoint_is_written_by_threads_of_one_process(
     monkeypatch.delattr(multiprocessing.process.BaseProcess, "start")
     sync, synced = os.fsync, []
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), sync(file)))
-    with nemo_session(), hf.WeightReader(folders["llama"]) as source:
+    with nemo_session(), hf_model.WeightReader(folders["llama"]) as source:
         nemo.import_hf(folders["llama"], tmp_path)
         assert len(list((tmp_path / "weights").glob("*.distcp"))) == 3
         assert len(synced) >= 3
@@ -163,7 +167,7 @@ def test_a_disk_that_is_full_is_told_of_a_checkpoint(
 def test_weights_in_shards_are_imported(folders: dict[str, Path], tmp_path: Path) -> None:
     sharded, out = tmp_path / "sharded", tmp_path / "out"
     out.mkdir()
-    hf.load_model(folders["llama"], dtype="bfloat16").save_pretrained(
+    hf_model.load_model(folders["llama"], dtype="bfloat16").save_pretrained(
         sharded, max_shard_size="50KB"
     )
     copy_assets(folders["llama"], sharded)
@@ -278,13 +282,13 @@ def test_a_merged_model_computes_what_was_trained(
     assert (out / "adapter" / "adapter_model.safetensors").is_file() == (method != "sft")
     # What anyone opens from disk is the tuned model, and no longer the base.
     ids = list(range(5, 60))
-    merged = hf.load_model(out, dtype="float32")
-    source = hf.load_model(folders[name], dtype="float32")
+    merged = hf_model.load_model(out, dtype="float32")
+    source = hf_model.load_model(folders[name], dtype="float32")
     assert merged.config.dtype is torch.float32
-    change = (hf.logits(merged, ids) - hf.logits(source, ids)).abs().max()
+    change = (hf_model.logits(merged, ids) - hf_model.logits(source, ids)).abs().max()
     assert change > 5 * outcome.metrics["max_abs_logit_difference"]
     assert change > 3 * outcome.metrics["rounding_max_abs_logit_difference"]
-    with hf.WeightReader(out) as weights:
+    with hf_model.WeightReader(out) as weights:
         assert weights.tensor("model.norm.weight").dtype is torch.bfloat16
     if method != "sft":
         adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
@@ -294,10 +298,10 @@ def test_a_merged_model_computes_what_was_trained(
             method == "dora",
         )
         assert ("gate_proj" in adapter["target_modules"]) == ("linear_fc1" in targets)
-        adapted_source = hf.with_adapter(source, out / "adapter")
+        adapted_source = hf_model.with_adapter(source, out / "adapter")
         torch.testing.assert_close(
-            hf.logits(adapted_source, ids),
-            hf.logits(merged, ids),
+            hf_model.logits(adapted_source, ids),
+            hf_model.logits(merged, ids),
             atol=2 * outcome.metrics["rounding_max_abs_logit_difference"] + NEAR,
             rtol=0,
         )
@@ -344,9 +348,9 @@ def test_a_merge_that_loses_something_is_refused(
         with pytest.raises(ProofFailed, match="hf_base_with_peft_adapter does not compute"):
             merge.run(config(folders["llama"]), given, out)
     with monkeypatch.context() as patch:  # the written files hold another model
-        write = hf.write_weights
+        write = hf_model.write_weights
         patch.setattr(
-            hf,
+            hf_model,
             "write_weights",
             lambda folder, tensors, dtype: write(
                 folder, ((n, t * (1 + 0.01 * ("1.mlp.down" in n))) for n, t in tensors), dtype=dtype

@@ -19,14 +19,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline import compose
-from pipeline.adapters import launch, nemo
-from pipeline.adapters.nemo_session import nemo_session
-from pipeline.artifact import Outcome
-from pipeline.batches import TokenRows
-from pipeline.errors import PipelineError, ResourceError
+from pipeline.core.artifact import Outcome
+from pipeline.core.errors import PipelineError, ResourceError
+from pipeline.orchestration import compose
 from pipeline.stages import finetune, pretrain
-from pipeline.training import Checkpoints, Job, Point, Trained
+from pipeline.training import workers as launch
+from pipeline.training.batches import TokenRows
+from pipeline.training.job import Checkpoints, Job, Point, Trained
+from pipeline.training.nemo import models as nemo
+from pipeline.training.nemo.session import nemo_session
 from tests.integration.training_case import (
     inputs,
     make_base,
@@ -198,7 +199,7 @@ def test_validating_does_not_count_as_the_time_of_steps(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with nemo_session():
-        from pipeline.adapters.nemo_recorder import Recorder
+        from pipeline.training.nemo.callbacks import Recorder
     waited, validation_loss = 2.0, Recorder._validation_loss
 
     def slow(*arguments: Any) -> float | None:
@@ -229,7 +230,7 @@ def test_a_model_is_wrapped_between_two_waits(monkeypatch: pytest.MonkeyPatch) -
     with nemo_session():
         from nemo.lightning.megatron_parallel import MegatronParallel
 
-        from pipeline.adapters.settled_parameters import settled_parameters
+        from pipeline.training.nemo.patches.ddp_stream_sync import settled_parameters
 
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("waited"))
         monkeypatch.setattr(MegatronParallel, "init_ddp", lambda model: events.append("wrapped"))
@@ -248,7 +249,7 @@ def test_a_loss_divided_beforehand_gives_the_gradients_that_megatron_divides(
         job = make_job(base, tmp_path / name, method="sft", micro_batch_size=2)
         found.append([(p.loss, p.grad_norm) for p in train(job).curve])
         with nemo_session():
-            from pipeline.adapters import nemo_training
+            from pipeline.training.nemo import trainer as nemo_training
         monkeypatch.setattr(nemo_training, "_scale_beforehand", lambda *given: None)
     np.testing.assert_allclose(found[0], found[1], rtol=2e-3)
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
@@ -256,7 +257,7 @@ def test_a_loss_divided_beforehand_gives_the_gradients_that_megatron_divides(
 
 def test_the_gradient_of_an_embedding_is_added_to_its_sum() -> None:
     with nemo_session():
-        from pipeline.adapters.weight_sums import embedding
+        from pipeline.training.nemo.patches.gradient_accumulation import embedding
 
     draw = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(9, 4, generator=draw))
@@ -303,7 +304,7 @@ def frozen_output_gradient() -> tuple[torch.Tensor, list[str]]:
 
 def test_a_frozen_layer_multiplies_its_gradient_in_one_product() -> None:
     with nemo_session():
-        from pipeline.adapters.fast_training import fast_training
+        from pipeline.training.nemo.patches.performance import fast_training
 
         slow, slow_operators = frozen_output_gradient()
         with fast_training():
@@ -323,7 +324,7 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
     with nemo_session():
         from nemo.collections.llm import peft
 
-        from pipeline.adapters.fast_training import fast_training
+        from pipeline.training.nemo.patches.performance import fast_training
 
         for block in (nullcontext(), fast_training()):
             model = nemo.model_for(base / "hf")
@@ -345,7 +346,7 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
 
 def test_training_imports_nothing_that_it_does_not_use(base: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline.adapters import launch; from pipeline.training import Job; "
+        "import sys; from pipeline.adapters import launch; from pipeline.training.job import Job; "
         "launch.train_in_processes(Job.from_json(sys.argv[1]), lambda point: None); "
         "print([m for m in ('modelopt', 'torchmetrics', 'sklearn', 'wandb') if m in sys.modules])"
     )
@@ -378,7 +379,7 @@ def test_a_trained_model_is_not_copied_to_the_host(
 def test_the_gradient_of_a_fused_loss_is_contiguous_as_its_kernel_needs() -> None:
     """As Megatron takes it: [sequence, batch] from the loss, [batch, sequence] to the mask."""
     with nemo_session():
-        from pipeline.adapters.fast_training import contiguous_gradient
+        from pipeline.training.nemo.patches.performance import contiguous_gradient
 
     probe = _Strides()
     for wrap in (lambda function: function, contiguous_gradient):
@@ -390,7 +391,7 @@ def test_the_gradient_of_a_fused_loss_is_contiguous_as_its_kernel_needs() -> Non
 def test_only_a_trained_weight_needs_a_gradients_transpose() -> None:
     """Of Transformer Engine's, which a GPU has: here what its FP8 quantizer is asked for."""
     with nemo_session():
-        from pipeline.adapters.fast_training import _rows_alone
+        from pipeline.training.nemo.patches.performance import _rows_alone
 
     def transposed(*, trained: bool, bias: bool) -> bool:
         asked = {"rowwise": True, "columnwise": True}
@@ -429,7 +430,7 @@ class _Strides:
 
 def test_an_adapter_gathers_tokens_itself_where_their_gradient_would_be_lost() -> None:
     with nemo_session():
-        from pipeline.adapters.adapter_gradients import gathering
+        from pipeline.training.nemo.patches.lora_sequence_parallel import gathering
 
     given = gathering(lambda layer: (False, 8, 16, True, True))
     with_norm = SimpleNamespace(return_layernorm_output_gathered=True)
@@ -444,7 +445,7 @@ def test_an_adapter_starts_from_the_seed_and_its_layer_alone(base: Path) -> None
     with nemo_session():
         from nemo.collections.llm import peft
 
-        from pipeline.adapters.adapter_start import adapter_start
+        from pipeline.training.nemo.patches.lora_init import adapter_start
 
         for seed, drawn_before in ((0, 0), (0, 5), (1, 0)):
             model = nemo.model_for(base / "hf")
@@ -481,7 +482,7 @@ def test_rows_of_a_pack_do_not_see_one_another(base: Path) -> None:
     with nemo_session():
         from nemo.collections.llm.gpt.model.base import gpt_forward_step
 
-        from pipeline.adapters.nemo_data import packed_tensors
+        from pipeline.training.nemo.data import packed_tensors
 
         model = nemo.model_for(base / "hf")
         trainer = nemo.connect(model)
@@ -510,14 +511,14 @@ def test_a_model_is_made_from_nothing(tmp_path: Path) -> None:
     assert outcome.metrics["train_loss"] < provenance["loss_curve"][0][1] - 1
     assert set(provenance["sha256"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
 
-    from pipeline.adapters import hf
+    from pipeline.models import hf_model
 
     # The exported model, in bfloat16, predicts text as the trained one did.
-    model = hf.load_model(tmp_path / "hf", dtype="float32")
+    model = hf_model.load_model(tmp_path / "hf", dtype="float32")
     ids = np.load(tmp_path / ".scratch" / "rows" / "ids.npy")[: 65 * 40].reshape(40, 65)
     total = 0.0
     for row in ids:
-        logits = hf.logits(model, row[:-1].tolist())
+        logits = hf_model.logits(model, row[:-1].tolist())
         target = torch.from_numpy(row[1:].astype(np.int64))
         total += float(torch.nn.functional.cross_entropy(logits, target)) / len(ids)
     assert total == pytest.approx(outcome.metrics["train_loss"], abs=0.3)

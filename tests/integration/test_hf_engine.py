@@ -8,14 +8,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
-from pipeline.adapters import hf
-from pipeline.chat import Chat
-from pipeline.compose import compose
-from pipeline.config import EngineConfig
+from pipeline.config.schema import EngineConfig
+from pipeline.engines.base import Sampling
+from pipeline.engines.opening import describe, open_engine
+from pipeline.models import hf_model
+from pipeline.models.chat.renderer import Chat
+from pipeline.orchestration.compose import compose
 from pipeline.serving.app import create_app
-from pipeline.serving.engine import Sampling
-from pipeline.serving.open import describe, open_engine
-from tests.unit.adapters.test_hf_session import make_adapter, make_model
+from tests.unit.engines.hf.test_session import make_adapter, make_model
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
 
@@ -50,10 +50,10 @@ def test_answers_and_adapters_are_those_of_transformers(
         found = asyncio.run(scenario())
     finally:
         engine.close()
-    model = hf.load_model(folder, dtype="float32")
-    plain = hf.greedy(model, prompt, max_new_tokens=16, stop_ids=chat.stop_ids)
-    model = hf.with_adapter(model, adapter)
-    tuned = hf.greedy(model, prompt, max_new_tokens=16, stop_ids=chat.stop_ids)
+    model = hf_model.load_model(folder, dtype="float32")
+    plain = hf_model.greedy(model, prompt, max_new_tokens=16, stop_ids=chat.stop_ids)
+    model = hf_model.with_adapter(model, adapter)
+    tuned = hf_model.greedy(model, prompt, max_new_tokens=16, stop_ids=chat.stop_ids)
     assert plain != tuned
     assert found == [plain, tuned, plain, tuned]
 

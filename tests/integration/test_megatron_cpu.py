@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.adapters.nemo_session import nemo_session
+from pipeline.training.nemo.session import nemo_session
 
 
 def test_everything_replaced_for_the_cpu_is_put_back() -> None:

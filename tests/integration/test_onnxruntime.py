@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.adapters import onnxruntime
-from pipeline.adapters.onnxruntime_session import DecoderSession
-from pipeline.errors import DataError
-from pipeline.model_shape import read_shape
+from pipeline.core.errors import DataError
+from pipeline.engines.onnxruntime import build as onnxruntime
+from pipeline.engines.onnxruntime.session import DecoderSession
+from pipeline.models.architecture import read_shape
 from tests.unit.model_folders import make_model_folder
 
 VOCABULARY = 400

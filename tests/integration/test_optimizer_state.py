@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.adapters.nemo_session import nemo_session
-from pipeline.training import Job, Trained
+from pipeline.training.job import Job, Trained
+from pipeline.training.nemo.session import nemo_session
 from tests.integration.optimizer_state_rank import SHAPES, whole_state
 from tests.integration.shared_optimizer import shared_optimizer
 from tests.integration.training_case import make_base, make_job
@@ -48,7 +48,7 @@ def train(job: Job, *, stop: int = 0) -> Trained:
         if point.step == stop:
             raise Stop
 
-    from pipeline.adapters import nemo_training
+    from pipeline.training.nemo import trainer as nemo_training
 
     return nemo_training.train(job, report)
 

@@ -16,17 +16,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.adapters import hf, logit_probes, modelopt
-from pipeline.adapters.calibrated_scales import check_scales
-from pipeline.adapters.hf_session import HfSession, is_quantized
-from pipeline.artifact import Artifact, Outcome
-from pipeline.chat import Chat
-from pipeline.checkpoint_files import weight_files
-from pipeline.dataset import Row, read_split
-from pipeline.errors import ArtifactError, MissingRuntime, PipelineError, ProofFailed
-from pipeline.model_shape import read_shape
-from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.engine import Sampling
+from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.errors import (
+    ArtifactError,
+    MissingRuntime,
+    PipelineError,
+    ProofFailed,
+)
+from pipeline.data.dataset import Row, read_split
+from pipeline.engines.base import Sampling
+from pipeline.engines.batching.scheduler import BatchingEngine
+from pipeline.engines.hf.session import HfSession, is_quantized
+from pipeline.models import hf_model
+from pipeline.models.architecture import read_shape
+from pipeline.models.chat.renderer import Chat
+from pipeline.models.files import weight_files
+from pipeline.optimization import logit_probes
+from pipeline.optimization import ptq as modelopt
+from pipeline.optimization.scale_checks import check_scales
 from pipeline.stages import evaluate, export, quantize
 from tests.integration.quantization_case import artifact_of, configure, make_inputs, make_model
 from tests.made_artifacts import make_artifact
@@ -73,7 +80,9 @@ def test_a_quantized_folder_is_served_with_the_tokens_of_generate(
 
     assert is_quantized(folder)
     model = modelopt.load(folder).float()
-    expected = [hf.greedy(model, p, max_new_tokens=12, stop_ids=chat.stop_ids) for p in prompts]
+    expected = [
+        hf_model.greedy(model, p, max_new_tokens=12, stop_ids=chat.stop_ids) for p in prompts
+    ]
     assert asyncio.run(scenario()) == expected
 
 
@@ -107,13 +116,13 @@ def calibrated(
     NVFP4 comes from ModelOpt alone: the stage would simulate it, which needs a GPU; its scales are
     the largest values seen, which does not.
     """
-    from pipeline.adapters import modelopt
+    from pipeline.optimization import ptq as modelopt
 
     source = inputs["merge"].path
     rows = read_split(inputs["prepare"].path, "train")
     batches = quantize.calibration_batches(rows, count=16, batch_size=8, max_length=64, seed=0)
     model = modelopt.quantize(
-        hf.load_model(source, dtype="float32"), "nvfp4", batches, kv_cache="none", exclude=()
+        hf_model.load_model(source, dtype="float32"), "nvfp4", batches, kv_cache="none", exclude=()
     )
     out = tmp_path_factory.mktemp("nvfp4")
     modelopt.save(model, out / "nvfp4", source)
@@ -150,7 +159,11 @@ def test_both_exports_hold_the_source_weights(
 def in_fp8(source: Path, folder: Path) -> dict[str, Artifact]:
     """What export takes of a model."""
     model = modelopt.quantize(
-        hf.load_model(source, dtype="float32"), "fp8", [[[5, 6, 7]]], kv_cache="none", exclude=()
+        hf_model.load_model(source, dtype="float32"),
+        "fp8",
+        [[[5, 6, 7]]],
+        kv_cache="none",
+        exclude=(),
     )
     modelopt.save(model, folder / "quantized" / "fp8", source)
     return {
@@ -176,7 +189,7 @@ def test_one_model_is_held_at_a_time_and_none_while_weights_are_compared(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pipeline.adapters import modelopt
+    from pipeline.optimization import ptq as modelopt
 
     load, opened = modelopt.load, []
 
@@ -228,7 +241,7 @@ def test_a_layer_that_is_left_out_must_be_a_copy(
     inputs: dict[str, Artifact], tmp_path: Path, format: str, kept: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from pipeline.adapters import modelopt_export
+    from pipeline.optimization import export as modelopt_export
 
     config = configure(
         f"quantize={format}", "quantize.exclude=[lm_head,o_proj]", "quantize.compare=[]"
@@ -281,7 +294,8 @@ def test_evaluation_compares_every_model(
 def test_answers_of_a_quantized_model_do_not_depend_on_the_batch(
     inputs: dict[str, Artifact], quantized: tuple[Outcome, Artifact]
 ) -> None:
-    from pipeline.adapters import generation, modelopt
+    from pipeline.evaluation import generation
+    from pipeline.optimization import ptq as modelopt
 
     model = modelopt.load(quantized[1].path / "w4a8_awq")
     questions = [evaluate.question(row) for row in read_split(inputs["prepare"].path, "test")]
@@ -377,7 +391,7 @@ def test_a_wrong_export_is_found(
     writer: str,
     case: str,
 ) -> None:
-    from pipeline.adapters import modelopt_export
+    from pipeline.optimization import export as modelopt_export
 
     format, damage = DAMAGES[case]
     write = getattr(modelopt_export, writer)
@@ -409,9 +423,9 @@ def test_weights_that_calibration_keeps_are_not_written_again(
 def test_logits_at_positions_are_those_of_the_whole(
     inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = hf.load_model(inputs["merge"].path, dtype="float32")
+    model = hf_model.load_model(inputs["merge"].path, dtype="float32")
     rows = [([5, 9, 3, 7, 8, 2], [1, 4]), ([8, 2], [0]), ([4] * 9, []), ([6, 1, 7], [2, 0])]
-    whole = torch.cat([hf.logits(model, ids)[at] for ids, at in rows])
+    whole = torch.cat([hf_model.logits(model, ids)[at] for ids, at in rows])
     for tokens in (1, 12, 100):  # one row at a time, two, all
         monkeypatch.setattr(logit_probes, "_TOKENS", tokens)
         torch.testing.assert_close(logit_probes.logits_at(model, rows), whole)
@@ -433,7 +447,7 @@ def test_values_collected_without_waiting_are_modelopts(
     states, counts = [], []
     for collecting in (modelopt.quick_maxima, nullcontext):
         monkeypatch.setattr(modelopt, "quick_maxima", collecting)
-        model = hf.load_model(inputs["merge"].path, dtype="float32")
+        model = hf_model.load_model(inputs["merge"].path, dtype="float32")
         looked.clear()
         modelopt.quantize(model, format, batches, kv_cache="fp8", exclude=())
         counts.append(len(looked))
@@ -460,7 +474,7 @@ def test_few_positions_are_compared_where_answers_are_long() -> None:
 def test_a_state_that_is_lost_is_found(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.adapters import modelopt
+    from pipeline.optimization import ptq as modelopt
 
     save = modelopt.save
 
@@ -494,7 +508,7 @@ class Harm:
 def test_a_state_with_code_in_it_is_not_opened(
     quantized: tuple[Outcome, Artifact], tmp_path: Path
 ) -> None:
-    from pipeline.adapters import modelopt
+    from pipeline.optimization import ptq as modelopt
 
     folder = tmp_path / "fp8"
     folder.mkdir()
@@ -517,16 +531,16 @@ def test_nvfp4_asks_for_a_gpu(
 def test_outputs_that_are_not_finite_are_an_error(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.adapters import hf
+    from pipeline.models import hf_model
 
-    load_model = hf.load_model
+    load_model = hf_model.load_model
 
     def broken(folder: Path, *, dtype: str) -> Any:
         model = load_model(folder, dtype=dtype)
         model.model.norm.weight.data[0] = float("inf")
         return model
 
-    monkeypatch.setattr(hf, "load_model", broken)
+    monkeypatch.setattr(hf_model, "load_model", broken)
     with pytest.raises(PipelineError, match="not finite"):
         quantize.run(configure("quantize.compare=[]"), inputs, tmp_path)
 

@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.adapters import launch
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.training import Checkpoints, Job, Point
+from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.training import workers as launch
+from pipeline.training.job import Checkpoints, Job, Point
 
 WORKER = "tests.integration.rank"
 
@@ -84,7 +84,7 @@ def test_two_machines_train_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PET_MASTER_PORT", str(port))
     monkeypatch.setenv("PET_NODE_RANK", "0")
     join = (
-        f"from pipeline.adapters.launch import join; join(nodes=2, processes=2, worker={WORKER!r})"
+        f"from pipeline.training.workers import join; join(nodes=2, processes=2, worker={WORKER!r})"
     )
     with subprocess.Popen(
         [sys.executable, "-c", join], env={**os.environ, "PET_NODE_RANK": "1"}

@@ -21,15 +21,15 @@ import pytest
 from openai import OpenAI
 from safetensors.numpy import save_file
 
-from pipeline.artifact import Artifact
-from pipeline.chat import Chat
-from pipeline.compose import compose
-from pipeline.config import Config, load
-from pipeline.dataset import Row, write_split
-from pipeline.model_shape import read_shape
-from pipeline.paths import ROOT
-from pipeline.serving.description import Description
-from pipeline.serving.process import RunningServer, running_server
+from pipeline.config.schema import Config, load
+from pipeline.core.artifact import Artifact
+from pipeline.core.paths import ROOT
+from pipeline.data.dataset import Row, write_split
+from pipeline.engines.description import Description
+from pipeline.models.architecture import read_shape
+from pipeline.models.chat.renderer import Chat
+from pipeline.orchestration.compose import compose
+from pipeline.serving.benchmark.server_process import RunningServer, running_server
 from pipeline.stages import benchmark, build
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import make_model_folder

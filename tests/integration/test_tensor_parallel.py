@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.adapters import launch, nemo
-from pipeline.adapters.nemo_session import nemo_session
-from pipeline.checkpoint_files import copy_assets
-from pipeline.training import Job, Trained
+from pipeline.models.files import copy_assets
+from pipeline.training import workers as launch
+from pipeline.training.job import Job, Trained
+from pipeline.training.nemo import models as nemo
+from pipeline.training.nemo.session import nemo_session
 from tests.integration.training_case import make_base, make_job, make_rows
 
 # Sums run in another order on two ranks: float32 agrees to about 1e-6 a step, and Adam's first

@@ -22,18 +22,19 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from pipeline import compose, spool, tracking
-from pipeline.adapters import mlflow_versions
-from pipeline.adapters.mlflow_sender import PARENT, SENT, STAGE, Sender
-from pipeline.config import Config
-from pipeline.errors import ArtifactError
-from pipeline.mlflow_config import RegisterConfig, TrackingConfig
-from pipeline.registered import engine_of
-from pipeline.spool import Destination
+from pipeline.config.mlflow import RegisterConfig, TrackingConfig
+from pipeline.config.schema import Config
+from pipeline.core.errors import ArtifactError
+from pipeline.engines.registered import engine_of
+from pipeline.orchestration import compose
 from pipeline.stages import register
+from pipeline.tracking import client as tracking
+from pipeline.tracking import mlflow_versions, outbox
+from pipeline.tracking.mlflow_sender import PARENT, SENT, STAGE, Sender
+from pipeline.tracking.outbox import Destination
 from tests.made_artifacts import make_artifact, make_chain
 
-ROOT = Path(spool.__file__).parents[1]
+ROOT = Path(outbox.__file__).parents[1]
 CONFIG = TrackingConfig(enabled=True, uri=None, experiment="bank", upload_weights=False)
 
 
@@ -47,7 +48,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def artifacts(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", spool.OWNER_VARIABLE):
+    for name in ("MLFLOW_TRACKING_URI", outbox.OWNER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     shutil.copytree(migrated, tmp_path / "mlflow")
     return tmp_path
@@ -79,7 +80,7 @@ def end(artifacts: Path) -> None:
 def send(artifacts: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command that a user gives to send what waits."""
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.adapters.mlflow", str(artifacts)],
+        [sys.executable, "-m", "pipeline.tracking.sender_process", str(artifacts)],
         cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
     )  # fmt: skip
 
@@ -114,7 +115,7 @@ def sender_pid(artifacts: Path) -> int:
 
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "pipeline.adapters.mlflow" in words and str(artifacts) in words:
+        if "pipeline.tracking.sender_process" in words and str(artifacts) in words:
             return process.pid
     raise AssertionError("no sender runs")
 
@@ -362,9 +363,9 @@ def test_a_stage_that_was_killed_is_killed_in_mlflow_with_all_its_figures(artifa
     code = (
         "import os, sys, signal\n"
         "from pathlib import Path\n"
-        "from pipeline import tracking\n"
-        "from pipeline.config import TrackingConfig\n"
-        "from pipeline.spool import Destination\n"
+        "from pipeline.tracking import client as tracking\n"
+        "from pipeline.config.schema import TrackingConfig\n"
+        "from pipeline.tracking.outbox import Destination\n"
         "Destination.ensure_sender = lambda self: None\n"
         f"config = TrackingConfig(**{CONFIG.model_dump()!r})\n"
         f"tracking.start_stage(Path({str(artifacts)!r}), stage='finetune', config=config,"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.adapters.ranks import MARK
-from pipeline.artifact import Artifact
-from pipeline.batches import TokenRows
-from pipeline.dataset import Row, write_split
-from pipeline.training import Job, Trained
+from pipeline.core.artifact import Artifact
+from pipeline.data.dataset import Row, write_split
+from pipeline.training.batches import TokenRows
+from pipeline.training.job import Job, Trained
+from pipeline.training.torchrun import MARK
 from tests.unit.model_folders import make_model_folder
 
 MAX_POSITIONS = 128
@@ -46,8 +46,8 @@ def make_base(
     import torch
     import transformers
 
-    from pipeline.adapters.nemo import import_hf
-    from pipeline.adapters.nemo_session import nemo_session
+    from pipeline.training.nemo.models import import_hf
+    from pipeline.training.nemo.session import nemo_session
 
     source = make_model_folder(folder / "source", "demo")
     vocab = len(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"])
@@ -120,7 +120,7 @@ def start_worker(job: Job, **variables: str) -> "subprocess.Popen[str]":
 
     variables: of its environment, beyond this process's.
     """
-    command = [sys.executable, "-m", "pipeline.adapters.launch", job.to_json()]
+    command = [sys.executable, "-m", "pipeline.training.workers", job.to_json()]
     environment = {**os.environ, "RANK": "0", "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

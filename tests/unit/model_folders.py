@@ -183,7 +183,7 @@ def add_weights(folder: Path, max_positions: int = 512) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from pipeline.model_shape import read_shape
+    from pipeline.models.architecture import read_shape
 
     vocab = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
     config = {
@@ -212,7 +212,7 @@ def add_random_weights(folder: Path, *, seed: int = 1, **changes: object) -> Pat
     import numpy as np
     from safetensors.numpy import save_file
 
-    from pipeline.model_shape import read_shape
+    from pipeline.models.architecture import read_shape
 
     config = {
         "architectures": ["LlamaForCausalLM"],

@@ -9,8 +9,8 @@ from typing import Any
 
 from bench.gpu_training import CASE, CONVERSATION_BATCH, GLOBAL_BATCH, SEQUENCE
 from bench.llama_shapes import write
-from pipeline.model_shape import Shape, read_shape
-from pipeline.paths import ROOT
+from pipeline.core.paths import ROOT
+from pipeline.models.architecture import Shape, read_shape
 from pipeline.planner.workload import Rows, Workload
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.hardware import GIB, Gpu
+from pipeline.core.hardware import GIB, Gpu
 from pipeline.planner.accelerators import KNOWN, NVLINK4, PCIE4, of_gpu
 
 

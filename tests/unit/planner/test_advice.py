@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.hardware import GIB
+from pipeline.core.hardware import GIB
 from pipeline.planner.accelerators import KNOWN
 from pipeline.planner.advice import fits, what_fits
 from pipeline.planner.layouts import possible, quickest

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from pipeline.hardware import GIB
-from pipeline.model_shape import read_shape
-from pipeline.paths import ROOT
+from pipeline.core.hardware import GIB
+from pipeline.core.paths import ROOT
+from pipeline.models.architecture import read_shape
 from pipeline.planner.memory import CPU_PROCESS, peak
 from tests.unit.planner.cases import MEASURED, rows, workload
 

@@ -3,7 +3,7 @@
 import json
 
 from bench import scaling_on_paper
-from pipeline.paths import ROOT
+from pipeline.core.paths import ROOT
 
 
 def test_the_table_on_paper_is_todays() -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.paths import ROOT
+from pipeline.core.paths import ROOT
 from pipeline.planner import speed
 from pipeline.planner.accelerators import KNOWN, NETWORK
 from tests.unit.planner.cases import MEASURED, rows, workload

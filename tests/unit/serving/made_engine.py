@@ -1,6 +1,6 @@
 """An engine process around a model without weights, which dies where its folder says so.
 
-Started by tests in place of pipeline.serving.engine_process, with the same arguments. Its model
+Started by tests in place of pipeline.engines.process.worker, with the same arguments. Its model
 answers with the sequence's `mix`; an adapter adds its number to each of the prompt's tokens.
 """
 
@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
-from pipeline.serving import engine_process, runtimes
-from pipeline.serving.answer import Answer
-from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.description import Description
-from pipeline.serving.engine import Sampling
+from pipeline.core.errors import DataError
+from pipeline.engines import registry as runtimes
+from pipeline.engines.base import Sampling
+from pipeline.engines.batching.request import Answer
+from pipeline.engines.batching.scheduler import BatchingEngine
+from pipeline.engines.description import Description
+from pipeline.engines.process import worker as engine_process
 from tests.unit.serving.models import ListModel, mix
 
 SLOTS, MAX_SEQ_LEN = 4, 2000

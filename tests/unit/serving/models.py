@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.chat import Chat
+from pipeline.models.chat.renderer import Chat
 
 GARBAGE = [-1]
 

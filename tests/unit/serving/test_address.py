@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Busy, ConfigError
+from pipeline.core.errors import Busy, ConfigError
 from pipeline.serving import address
 
 

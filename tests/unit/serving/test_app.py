@@ -11,12 +11,12 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from pipeline.chat import Chat
+from pipeline.engines.batching.scheduler import BatchingEngine
+from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
-from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.bounds import Bounds
-from pipeline.serving.operations import Operations
-from pipeline.serving.protocol import CompletionRequest
+from pipeline.serving.middleware.request_limits import Bounds
+from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.openai.protocol import CompletionRequest
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
 from tests.unit.serving.models import ListModel, say

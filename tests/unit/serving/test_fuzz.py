@@ -9,10 +9,10 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.chat import Chat
+from pipeline.engines.batching.guided_decoding import Guides
+from pipeline.engines.batching.scheduler import BatchingEngine
+from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
-from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.guidance import Guides
 from tests.unit.serving.asgi import ask
 from tests.unit.serving.models import ListModel, say
 from tests.unit.serving.tool_templates import tool_chat

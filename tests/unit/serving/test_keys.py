@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.core.errors import ConfigError
 from pipeline.serving import keys
 from pipeline.serving.keys import Keyring, digest, main, read_keys
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.paths import ROOT
+from pipeline.core.paths import ROOT
+from pipeline.engines.description import Description
 from pipeline.serving.__main__ import main, read_settings
-from pipeline.serving.description import Description
 from tests.unit.model_folders import make_model_folder
 
 

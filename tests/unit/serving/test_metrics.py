@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.serving.engine import Load
+from pipeline.engines.base import Load
 from pipeline.serving.metrics import Metrics
 
 # https://docs.nvidia.com/nim/large-language-models/latest/observability.html

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from pipeline.serving.door import Door
 from pipeline.serving.keys import Keyring
+from pipeline.serving.middleware.auth import Door
 from pipeline.serving.page import page
 from tests.unit.serving.asgi import ask
 

@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.chat import Chat
+from pipeline.engines.base import EngineFailed, Sampling
+from pipeline.engines.batching.scheduler import BatchingEngine
+from pipeline.models.chat.renderer import Chat
 from pipeline.serving import readiness
 from pipeline.serving.app import create_app
-from pipeline.serving.batching import BatchingEngine
-from pipeline.serving.engine import EngineFailed, Sampling
 from pipeline.serving.readiness import Readiness
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.models import ListModel, say

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.chat import Chat
-from pipeline.paths import ROOT
+from pipeline.core.paths import ROOT
+from pipeline.engines.batching.scheduler import BatchingEngine
+from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
-from pipeline.serving.batching import BatchingEngine
 from tests.unit.model_folders import TEMPLATES, make_model_folder
 from tests.unit.serving.asgi import ask
 from tests.unit.serving.models import ListModel, mix

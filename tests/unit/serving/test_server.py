@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.serving import server
-from pipeline.serving.calls import InFlight
+from pipeline.serving.middleware.request_log import InFlight
 from pipeline.serving.readiness import Readiness
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipeline.chat import Chat
+from pipeline.models.chat.renderer import Chat
 from tests.unit.model_folders import make_model_folder
 
 # As Qwen 2.5 and Hermes have it.

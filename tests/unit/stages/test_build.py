@@ -7,21 +7,22 @@ from typing import Any
 
 import pytest
 
-from pipeline.adapters import trtllm, vllm
-from pipeline.artifact import Artifact
-from pipeline.chat import Chat
-from pipeline.compose import compose
-from pipeline.config import Config, load
-from pipeline.errors import (
+from pipeline.config.schema import Config, load
+from pipeline.core.artifact import Artifact
+from pipeline.core.errors import (
     ArtifactError,
     ConfigError,
     MissingRuntime,
     ProofFailed,
     ResourceError,
 )
-from pipeline.hardware import Gpu, Machine
-from pipeline.serving import description as descriptions
-from pipeline.serving.description import Description
+from pipeline.core.hardware import Gpu, Machine
+from pipeline.engines import description as descriptions
+from pipeline.engines.description import Description
+from pipeline.engines.trtllm import build as trtllm
+from pipeline.engines.vllm import arguments as vllm
+from pipeline.models.chat.renderer import Chat
+from pipeline.orchestration.compose import compose
 from pipeline.stages import build
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import add_weights, make_model_folder

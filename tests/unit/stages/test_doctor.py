@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import hardware
-from pipeline.compose import compose
-from pipeline.config import Config, load
-from pipeline.graph import OUTSIDE, read_graph
-from pipeline.hardware import GIB, Gpu, Machine
+from pipeline.config.schema import Config, load
+from pipeline.core import hardware
+from pipeline.core.hardware import GIB, Gpu, Machine
+from pipeline.orchestration.compose import compose
+from pipeline.orchestration.graph import OUTSIDE, read_graph
 from pipeline.stages import doctor
 
 BARE = Machine("Linux", "3.11.7", "a processor", 2.0, 23 * GIB, None, ())

@@ -1,9 +1,9 @@
 import pytest
 
-from pipeline.compose import compose
-from pipeline.config import GateConfig, load
-from pipeline.dataset import Row
-from pipeline.errors import ConfigError, DataError
+from pipeline.config.schema import GateConfig, load
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.data.dataset import Row
+from pipeline.orchestration.compose import compose
 from pipeline.stages.evaluate import drops, question, refusals
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import compose
-from pipeline.adapters import launch
-from pipeline.artifact import Artifact
-from pipeline.config import Config
-from pipeline.dataset import Row, write_split
-from pipeline.errors import ConfigError, DataError
-from pipeline.model_shape import Shape
+from pipeline.config.schema import Config
+from pipeline.core.artifact import Artifact
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.data.dataset import Row, write_split
+from pipeline.models.architecture import Shape
+from pipeline.orchestration import compose
 from pipeline.stages import finetune
-from pipeline.training import Checkpoints, Job, Point
+from pipeline.training import workers as launch
+from pipeline.training.job import Checkpoints, Job, Point
 from tests.unit.model_folders import make_model_folder
 
 SHAPE = Shape(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import DataError
+from pipeline.core.errors import DataError
 from pipeline.stages import import_
 from tests.unit.model_folders import add_weights, make_model_folder
 
@@ -19,7 +19,7 @@ def config(folder: Path) -> Any:
 def test_a_bad_folder_is_refused_without_nemo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("nemo", "megatron", "pipeline.adapters.nemo", "pipeline.adapters.hf"):
+    for name in ("nemo", "megatron", "pipeline.training.nemo.models", "pipeline.models.hf_model"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it would be an ImportError
     folder = add_weights(make_model_folder(tmp_path / "model", "demo"))
     (folder / "pytorch_model.bin").touch()

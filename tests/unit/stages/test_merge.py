@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ArtifactError
+from pipeline.core.errors import ArtifactError
 from pipeline.stages import merge
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import add_weights, make_model_folder
@@ -25,7 +25,7 @@ def config(dtype: str = "bfloat16") -> Any:
 def test_inputs_of_another_kind_are_refused_without_nemo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imported: str, tuned: str, wrong: str
 ) -> None:
-    for name in ("nemo", "megatron", "pipeline.adapters.nemo", "pipeline.adapters.hf"):
+    for name in ("nemo", "megatron", "pipeline.training.nemo.models", "pipeline.models.hf_model"):
         monkeypatch.setitem(sys.modules, name, None)
     inputs = {
         "import": make_artifact(tmp_path, "import", imported),

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from bench.llama_shapes import write
-from pipeline import compose, hardware
 from pipeline.__main__ import main
-from pipeline.errors import ConfigError, DataError, ResourceError
-from pipeline.hardware import GIB, Gpu, Machine
-from pipeline.paths import ROOT
+from pipeline.core import hardware
+from pipeline.core.errors import ConfigError, DataError, ResourceError
+from pipeline.core.hardware import GIB, Gpu, Machine
+from pipeline.core.paths import ROOT
+from pipeline.orchestration import compose
 from pipeline.planner import layouts, speed
 from pipeline.planner.accelerators import KNOWN
 from pipeline.planner.plan import Plan, make_plan

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.chat import Chat
-from pipeline.compose import compose
-from pipeline.config import Config, load
-from pipeline.dataset import SPLITS, read_split
-from pipeline.errors import ConfigError, DataError
+from pipeline.config.schema import Config, load
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.data.dataset import SPLITS, read_split
+from pipeline.models.chat.renderer import Chat
+from pipeline.orchestration.compose import compose
 from pipeline.stages import prepare
 from tests.unit.model_folders import add_weights, make_model_folder
 

@@ -5,13 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import compose, corpus
-from pipeline.chat import Chat
-from pipeline.config import Config
-from pipeline.corpus import Part, load_generator, make_rows, part_ids, train_tokenizer
-from pipeline.errors import ConfigError, DataError
-from pipeline.model_shape import read_shape
+from pipeline.config.schema import Config
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.data import corpus
+from pipeline.models.architecture import read_shape
+from pipeline.models.chat.renderer import Chat
+from pipeline.orchestration import compose
 from pipeline.stages import pretrain
+from pipeline.training.corpus import (
+    Part,
+    load_generator,
+    make_rows,
+    part_ids,
+    train_tokenizer,
+)
 
 GENERATOR = Path("data/general/generate.py")
 MESSAGES = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.compose import compose
-from pipeline.config import Config, load
-from pipeline.hardware import GIB, Gpu, Machine
-from pipeline.paths import ROOT
+from pipeline.config.schema import Config, load
+from pipeline.core.hardware import GIB, Gpu, Machine
+from pipeline.core.paths import ROOT
+from pipeline.orchestration.compose import compose
 from pipeline.stages import profiles
 
 H200 = Gpu("NVIDIA H200", 140 * GIB, "9.0", mig=False)

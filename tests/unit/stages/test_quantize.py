@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.compose import compose
-from pipeline.config import QuantizationFormat, load
-from pipeline.dataset import Row
-from pipeline.errors import ConfigError, DataError
-from pipeline.model_shape import Shape
+from pipeline.config.schema import QuantizationFormat, load
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.data.dataset import Row
+from pipeline.models.architecture import Shape
+from pipeline.orchestration.compose import compose
 from pipeline.stages.quantize import _check_fits, calibration_batches
 
 LLAMA = Shape(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import compose
-from pipeline.errors import ArtifactError, ConfigError
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.orchestration import compose
 from pipeline.stages import register
 from tests.made_artifacts import ACCURACY, make_artifact, make_chain
 

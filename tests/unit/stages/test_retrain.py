@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 
-from pipeline import compose
-from pipeline.config import load
-from pipeline.errors import ArtifactError, Busy, ConfigError, GateFailed, ResourceError
-from pipeline.runner import hold
+from pipeline.config.schema import load
+from pipeline.core.errors import (
+    ArtifactError,
+    Busy,
+    ConfigError,
+    GateFailed,
+    ResourceError,
+)
+from pipeline.orchestration import compose
+from pipeline.orchestration.runner import hold
 from pipeline.stages import retrain
-from tests.unit.test_recordings import record, row
+from tests.unit.data.test_snapshots import record, row
 
 Look = Callable[..., int]
 

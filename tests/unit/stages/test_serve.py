@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import compose, registered
-from pipeline.registered import Registered
+from pipeline.engines import registered
+from pipeline.engines.registered import Registered
+from pipeline.orchestration import compose
 from pipeline.serving import server
 from pipeline.stages import serve
 from tests.made_artifacts import make_artifact

@@ -1,1 +1,0 @@
-"""The only rooms that import a vendor's library; they speak paths, token ids and dataclasses."""

@@ -1,0 +1,1 @@
+"""Types and bounds of the settings. Defaults live in conf/."""

@@ -1,0 +1,285 @@
+"""Artifacts: what stages leave for one another, and how it is kept whole.
+
+An artifact is a folder with a `manifest.json`, which is written last, before the folder is renamed
+into place: a folder without one is unfinished, a file that differs from its manifest is altered.
+Opening either is an error that names the command to run. Knows nothing of what stages do.
+
+    artifacts/<stage>/                       the current artifact of a stage
+    artifacts/.work/<stage>-<fingerprint>/   being written, or left by an interrupted run
+    artifacts/.variants/<stage>-<fingerprint>/   made with other settings; comes back when they do
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import ArtifactError, ResourceError
+
+MANIFEST = "manifest.json"
+SCRATCH = ".scratch"
+VERIFIED = ".verified"
+VARIANTS = ".variants"
+SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage says of its work.
+
+    kind: the artifact's kind, as in docs/ARCHITECTURE.md.
+    metrics: flat figures, for the tracker and the summary.
+    proof: measured evidence that the work is right (differences of logits, cosines …).
+    failure: why a gate refuses the result; the artifact is kept, the run fails with the reason.
+    """
+
+    kind: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    proof: Mapping[str, Any] = field(default_factory=dict)
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json: what an artifact is, and everything it came from."""
+
+    kind: str
+    stage: str
+    fingerprint: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]  # stage → digest of the artifact that was read
+    files: Mapping[str, Mapping[str, Any]]  # path → {"sha256", "bytes"}
+    metrics: Mapping[str, float]
+    proof: Mapping[str, Any]
+    failure: str | None
+    versions: Mapping[str, int]  # declared: of the stage, and of its components
+    libraries: Mapping[str, str]  # those that decide the result; part of the fingerprint
+    code: Mapping[str, Any]  # git commit, whether the tree was changed, digest of the package
+    environment: Mapping[str, Any]  # package versions, hardware
+    seconds: float
+    peak_memory_bytes: int
+    created: str
+    schema: int = SCHEMA
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content: the kind and every file's hash, without times or hosts."""
+        content = {"kind": self.kind, "files": {n: f["sha256"] for n, f in self.files.items()}}
+        return sha256_of_json(content)
+
+    @property
+    def bytes(self) -> int:
+        return sum(f["bytes"] for f in self.files.values())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened, verified artifact."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    def require(self, *kinds: str) -> "Artifact":
+        """Itself, if it is of one of these kinds.
+
+        Raises:
+            ArtifactError: it is of another kind.
+        """
+        if self.kind not in kinds:
+            raise ArtifactError(
+                f"{self.path} is a {self.kind}, and a {' or '.join(kinds)} is needed: run "
+                f"`python -m pipeline stage={self.manifest.stage}` again with matching settings"
+            )
+        return self
+
+
+def sha256_of_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
+    """Open an artifact and verify every file against its manifest.
+
+    Files whose size and time of change are as when they were last verified are not read again
+    (like git's index), so that a checkpoint of 100 GB opens at once.
+
+    Raises:
+        ArtifactError: missing, half-written, or altered.
+    """
+    stage = stage or path.name
+    again = f"run `python -m pipeline stage={stage}`"
+    if not path.is_dir():
+        raise ArtifactError(f"{path} does not exist: {again} first")
+    if not (path / MANIFEST).is_file():
+        raise ArtifactError(f"{path} has no {MANIFEST}, so it is not whole: remove it and {again}")
+    manifest = read_manifest(path, again)
+    index = _verified_index(path)
+    known = _read_json(index)
+    verified = {}
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing though the manifest names it: {again}")
+        stamp = _stamp(file)
+        read = known.get(name) != [stamp, expected["sha256"]]
+        if read and not _matches(file, expected):
+            raise ArtifactError(f"{file} was altered after it was written: {again}")
+        verified[name] = [stamp, expected["sha256"]]
+    if verified != known:
+        _write_json(index, verified)
+    return Artifact(path, manifest)
+
+
+def read_manifest(path: Path, again: str) -> Manifest:
+    """The manifest of a folder, its files not verified.
+
+    again: the command that makes the artifact, for the message.
+
+    Raises:
+        ArtifactError: it cannot be read, or another version of the pipeline wrote it.
+    """
+    try:
+        content = json.loads((path / MANIFEST).read_text())
+        schema = content["schema"]
+        if schema == SCHEMA:
+            return Manifest(**content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}): {again}") from error
+    age = "an earlier" if isinstance(schema, int) and schema < SCHEMA else "another"
+    raise ArtifactError(
+        f"{path} was written by {age} version of the pipeline (manifest schema {schema}, this one "
+        f"reads {SCHEMA}): {again}; the artifact that is there is kept in {path.parent / VARIANTS}"
+    )
+
+
+def note_verified(path: Path, manifest: Manifest) -> None:
+    """Note that the files are as their hashes in the manifest, which were taken a moment ago, so
+    that opening the artifact does not read them all again."""
+    found = {name: [_stamp(path / name), f["sha256"]] for name, f in manifest.files.items()}
+    _write_json(_verified_index(path), found)
+
+
+def kept(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
+    """A stage's artifact and its variants, those whose manifests can be read; not verified."""
+    for folder in (artifacts / stage, *sorted((artifacts / VARIANTS).glob(f"{stage}-*"))):
+        try:
+            yield folder, Manifest(**json.loads((folder / MANIFEST).read_text()))
+        except (OSError, ValueError, TypeError):
+            continue
+
+
+def sha256_with_index(files: Sequence[Path], index: Path) -> list[str]:
+    """sha256 of files outside the artifacts, each read again only when its size or time changed."""
+    known = _read_json(index)
+    before = dict(known)
+    digests = []
+    for file in files:
+        stamp, name = _stamp(file), str(file.resolve())
+        if known.get(name, [None])[0] != stamp:
+            known[name] = [stamp, sha256_of_file(file)]
+        digests.append(known[name][1])
+    if known != before:
+        _write_json(index, known)
+    return digests
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest as the last file of the folder, and have the disk keep it."""
+    temporary = folder / (MANIFEST + ".tmp")
+    with temporary.open("w") as stream:
+        json.dump({**asdict(manifest)}, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / MANIFEST)
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and size of every file below the folder, hashed in parallel.
+
+    Raises:
+        ArtifactError: the folder holds a link, which would point elsewhere once moved.
+    """
+    files = sorted(_files(folder))
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(sha256_of_file, files))
+    return {
+        f.relative_to(folder).as_posix(): {"sha256": h, "bytes": f.stat().st_size}
+        for f, h in zip(files, hashes, strict=True)
+    }
+
+
+def replace_folder(new: Path, place: Path, aside: Path | None) -> None:
+    """Rename `new` to `place`; what stood there goes to `aside`, or away.
+
+    Raises:
+        ResourceError: the disk is full or refuses the write.
+    """
+    try:
+        if place.exists():
+            if aside is None:
+                shutil.rmtree(place)
+            else:
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                place.rename(aside)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(place)
+    except OSError as error:
+        raise ResourceError(
+            f"{place} cannot be written ({error}): free the disk and run again"
+        ) from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise ArtifactError(f"{path} is a link; an artifact holds only files")
+        if path.is_file() and path.name != MANIFEST:
+            yield path
+
+
+def _matches(file: Path, expected: Mapping[str, Any]) -> bool:
+    same_size = file.stat().st_size == expected["bytes"]
+    return same_size and sha256_of_file(file) == expected["sha256"]
+
+
+def _stamp(file: Path) -> str:
+    status = file.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+
+
+def _verified_index(path: Path) -> Path:
+    """The index lies beside the artifacts, not in them: an artifact never changes."""
+    return path.parent / VERIFIED / f"{path.name}.json"
+
+
+def _read_json(path: Path) -> dict[str, list[str]]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_json(path: Path, content: Mapping[str, list[str]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(content))
+        temporary.replace(path)
+    except OSError:  # an index is a convenience; a read-only folder of artifacts is fine
+        pass

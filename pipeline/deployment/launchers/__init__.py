@@ -1,0 +1,1 @@
+"""Hands a command to torchrun, Slurm or Kubernetes."""

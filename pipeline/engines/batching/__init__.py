@@ -1,0 +1,1 @@
+"""Continuous batching for engines that compute one step at a time."""

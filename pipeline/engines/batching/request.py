@@ -1,0 +1,72 @@
+"""One request in a batching engine: where it stands, and the stream of its tokens."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from pipeline.engines.base import EngineFailed, Sampling, Token
+from pipeline.engines.batching.sampling import Sampler
+
+# How an answer ends: by itself, or by the error that its reader gets.
+Ending = StopAsyncIteration | EngineFailed | ValueError
+Item = Token | Ending
+
+
+class Answer:
+    """A TokenStream (engine.py); the engine's thread owns all of it but `items`."""
+
+    def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        self.prompt = list(prompt)
+        self.sampling = sampling
+        self.sampler = Sampler(sampling, self.prompt)
+        self.cached = 0  # tokens of prompt and answer that the model's cache holds
+        self.last = -1  # the newest token, which the cache does not hold yet
+        self.count = 0
+        self.cancelled = False
+        self.error: EngineFailed | ValueError | None = None  # it cannot go on
+        self.prompt_logprobs: list[Token] | None = None
+        self.started: float | None = None  # time.perf_counter() when it left the queue
+        self.loop = asyncio.get_running_loop()
+        self.items: asyncio.Queue[Item] = asyncio.Queue()
+        self._ending: Ending | None = None
+
+    def __aiter__(self) -> "Answer":
+        return self
+
+    async def __anext__(self) -> list[Token]:
+        tokens: list[Token] = []
+        while self._ending is None and not (tokens and self.items.empty()):
+            item = await self.items.get()
+            if isinstance(item, Token):
+                tokens.append(item)
+            else:
+                self._ending = item
+        if tokens:
+            return tokens
+        assert self._ending is not None
+        raise self._ending
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    @property
+    def ended(self) -> bool:
+        full = self.count == self.sampling.max_tokens
+        return full or self.last in self.sampling.stop_ids or self.error is not None
+
+
+def deliver(items: Iterable[tuple[Answer, Item]]) -> None:
+    """Hand items to the event loops that wait for them: one call for each loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Answer, Item]]] = {}
+    for answer, item in items:
+        by_loop.setdefault(answer.loop, []).append((answer, item))
+    for loop, waiting in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_put, waiting)
+        except RuntimeError:  # the loop is closed: nobody reads any more
+            for answer, _ in waiting:
+                answer.cancel()
+
+
+def _put(items: Sequence[tuple[Answer, Item]]) -> None:
+    for answer, item in items:
+        answer.items.put_nowait(item)

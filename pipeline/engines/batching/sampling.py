@@ -1,0 +1,129 @@
+"""Choosing a token from logits, on the CPU."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.engines.base import EngineFailed, Sampling, Token
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.engines.batching.guided_decoding import Matching
+
+GREEDY = 1e-5  # temperatures below take the likeliest token, as in vLLM
+LEAST = -9999.0  # stands for minus infinity, which JSON has no word for, as in OpenAI's API
+
+
+class Sampler:
+    """Chooses the tokens of one answer.
+
+    As vLLM does, in this order: what the guide allows, logit_bias, penalties, then temperature,
+    min_p, top_k, top_p and chance. Log-probabilities are the model's own, before any of these.
+
+    Args:
+        prompt: its tokens count as seen for repetition_penalty.
+        matching: the answer's guide, if it has one.
+    """
+
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int] = (), matching: "Matching | None" = None
+    ) -> None:
+        import numpy as np
+
+        self._np = np
+        self._sampling = sampling
+        self._prompt = prompt
+        self._matching = matching
+        draws = sampling.temperature > GREEDY
+        self._random = np.random.default_rng(sampling.seed) if draws else None
+        self._penalizes = bool(sampling.frequency_penalty or sampling.presence_penalty)
+        self._penalizes |= sampling.repetition_penalty != 1
+        self._alters = bool(self._penalizes or sampling.logit_bias or matching)
+        self._counts: NDArray[np.float32] | None = None  # of each token in the answer
+        self._seen: NDArray[np.bool_] | None = None  # tokens of prompt and answer
+
+    def choose(self, logits: "NDArray[np.float32]") -> Token:
+        """A token from logits [vocabulary].
+
+        Raises:
+            EngineFailed: the logits hold no number.
+            ValueError: the guide cannot be followed any further.
+        """
+        best = int(logits.argmax())
+        if not self._np.isfinite(logits[best]):
+            raise EngineFailed("the model gave logits that are not finite")
+        altered = logits
+        if self._alters:
+            altered = self._alter(logits.copy())
+            best = int(altered.argmax())
+        token = best if self._random is None else self._draw(altered, best, self._random)
+        if self._matching:
+            self._matching.accept(token)
+        if self._counts is not None and self._seen is not None:
+            self._counts[token] += 1
+            self._seen[token] = True
+        if self._sampling.logprobs is None:
+            return Token(token)
+        return score(logits[None], [token], self._sampling.logprobs)[0]
+
+    def _alter(self, logits: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        np, how = self._np, self._sampling
+        if self._matching:
+            self._matching.mask(logits)
+        for token, bias in how.logit_bias.items():
+            logits[token] += bias
+        if self._penalizes:
+            if self._counts is None or self._seen is None:
+                self._counts = np.zeros(len(logits), np.float32)
+                self._seen = np.zeros(len(logits), np.bool_)
+                self._seen[list(self._prompt)] = True
+            scale = np.where(logits > 0, 1 / how.repetition_penalty, how.repetition_penalty)
+            logits = np.where(self._seen, logits * scale, logits)
+            logits -= how.frequency_penalty * self._counts
+            logits -= how.presence_penalty * (self._counts > 0)
+        return logits
+
+    def _draw(self, logits: "NDArray[np.float32]", best: int, random: "np.random.Generator") -> int:
+        np, how = self._np, self._sampling
+        # The best token's logit is 0 then, so that no exponential overflows.
+        scaled = (logits.astype(np.float64) - float(logits[best])) / how.temperature
+        if how.min_p > 0:
+            scaled[scaled < np.log(how.min_p)] = -np.inf
+        if 0 < how.top_k < len(scaled):
+            scaled[scaled < np.partition(scaled, -how.top_k)[-how.top_k]] = -np.inf
+        weights = np.exp(scaled)
+        if how.top_p < 1:
+            order = np.argsort(-weights, kind="stable")
+            before = np.cumsum(weights[order]) - weights[order]
+            weights[order[before >= how.top_p * weights.sum()]] = 0
+        edges = np.cumsum(weights)
+        chosen = np.searchsorted(edges, random.random() * edges[-1], side="right")
+        return int(min(chosen, np.flatnonzero(weights)[-1]))
+
+
+def score(logits: "NDArray[np.float32]", ids: Sequence[int], tops: int) -> list[Token]:
+    """Tokens with their log-probabilities, and those of the `tops` likeliest in their places.
+
+    Args:
+        logits: [tokens, vocabulary], in whose places `ids` came.
+    """
+    import numpy as np
+
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+    values = np.maximum(values, LEAST)
+    return [
+        Token(token, float(row[token]), _likeliest(row, tops))
+        for row, token in zip(values, ids, strict=True)
+    ]
+
+
+def _likeliest(row: "NDArray[np.float64]", count: int) -> tuple[tuple[int, float], ...]:
+    """(id, value) of the highest values, falling; of equal ones the lower id first."""
+    import numpy as np
+
+    count = min(count, len(row))
+    found = np.argpartition(-row, count - 1)[:count].tolist() if count else []
+    return tuple((i, float(row[i])) for i in sorted(found, key=lambda i: (-row[i], i)))

@@ -1,0 +1,210 @@
+"""An embedding model in PyTorch: token ids in, one vector a text out.
+
+How the tokens' vectors become one is what the folder's sentence-transformers files say
+(modules.json, 1_Pooling/config.json). Without them it is their mean, of length 1, as OpenAI's are.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline.core.errors import DataError
+from pipeline.engines.base import EngineFailed, Load, QueueFull
+
+TOKENIZER = "tokenizer.json"
+MODULES = "modules.json"
+LIMITS = "sentence_bert_config.json"
+# Ways of pooling that sentence-transformers knows, by the name of their switch.
+POOLINGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+# Their positions are counted from behind the padding token's number (transformers, modeling_*.py).
+AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
+# Ends of the names of architectures that write text, those that see pictures among them.
+WRITING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+BATCH_TOKENS = 16_384  # of one forward pass, padding included
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """kind: mean, cls or last. normalized: whether vectors are brought to length 1."""
+
+    kind: str
+    normalized: bool
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """What the folder's sentence-transformers files say.
+
+    Raises:
+        DataError: they ask for a module or a pooling that is not known here.
+    """
+    if not (folder / MODULES).is_file():
+        return Pooling("mean", normalized=True)
+    modules = json.loads((folder / MODULES).read_text())
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+        raise DataError(
+            f"{folder / MODULES} asks for {', '.join(sorted(unknown))}, which cannot be served: "
+            "choose an embedding model of Transformer, Pooling and Normalize alone"
+        )
+    place = next((m["path"] for m in modules if m["type"].endswith("Pooling")), None)
+    if place is None:
+        raise DataError(f"{folder / MODULES} names no Pooling: the folder is not whole")
+    settings = json.loads((folder / place / "config.json").read_text())
+    asked = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on]
+    if len(asked) != 1 or asked[0] not in POOLINGS:
+        raise DataError(
+            f"{folder / place / 'config.json'} asks for {' and '.join(asked) or 'no pooling'}, and "
+            f"one of {', '.join(POOLINGS)} can be served"
+        )
+    return Pooling(POOLINGS[asked[0]], normalized="Normalize" in kinds)
+
+
+def embeds(folder: Path) -> bool:
+    """Whether a folder's model makes embeddings: it is no decoder, or the files say how to pool.
+
+    Raises:
+        DataError: there is no config.json.
+    """
+    if (folder / MODULES).is_file():
+        return True
+    file = folder / "config.json"
+    try:
+        names = json.loads(file.read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{file} cannot be read ({error}): give an HF model's folder") from error
+    return bool(names) and not any(name.endswith(WRITING) for name in names)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer with the special tokens that it adds to texts; neither cuts nor pads.
+
+    Raises:
+        DataError: there is none, or it is broken.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(
+            f"{folder / TOKENIZER} cannot be read ({error}): make it there with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+class HfEmbedder:
+    """An engine (engine.Engine) that embeds and answers nothing.
+
+    Args:
+        max_queue: calls that may wait.
+
+    Raises:
+        DataError: transformers does not take the folder, or its pooling is not known here.
+    """
+
+    features = frozenset({"embeddings"})
+
+    def __init__(self, folder: Path, *, max_queue: int) -> None:
+        import torch
+        from transformers import AutoModel
+
+        self._pooling = read_pooling(folder)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self._model = AutoModel.from_pretrained(
+                folder,
+                dtype=torch.float32 if device == "cpu" else "auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder} cannot be served by transformers: {error}") from error
+        self._model = self._model.to(device).eval()
+        self.max_seq_len = self.max_input_len = _longest(folder, self._model.config)
+        self._max_queue, self._calls = max_queue, 0
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """A vector for each of the texts, given as token ids.
+
+        Raises:
+            QueueFull: as many calls wait as may. EngineFailed: the model gave no numbers.
+        """
+        if self._calls > self._max_queue:
+            raise QueueFull
+        self._calls += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._worker, self._embed, prompts)
+        finally:
+            self._calls -= 1
+
+    def generate(self, prompt: Sequence[int], sampling: Any) -> Any:
+        raise EngineFailed("this model makes embeddings and answers nothing")
+
+    def load(self) -> Load:
+        return Load(min(self._calls, 1), max(0, self._calls - 1))
+
+    def down(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """In the worker; texts of like length share a pass, so that little is padded."""
+        import torch
+
+        vectors: dict[int, list[float]] = {}
+        left = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        while left:
+            count = max(1, BATCH_TOKENS // len(prompts[left[0]]))
+            batch, left = left[:count], left[count:]
+            found = self._pass([list(prompts[i]) for i in batch])
+            if not torch.isfinite(found).all():
+                raise EngineFailed("the model gave vectors that are not finite")
+            vectors |= dict(zip(batch, found.tolist(), strict=True))
+        return [vectors[i] for i in range(len(prompts))]
+
+    def _pass(self, rows: list[list[int]]) -> Any:
+        import torch
+
+        width, device = len(rows[0]), self._model.device
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(width, device=device) < lengths[:, None]
+        with torch.inference_mode():
+            states = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            states = states.float()
+            if self._pooling.kind == "mean":
+                vectors = (states * mask[..., None]).sum(1) / lengths[:, None]
+            elif self._pooling.kind == "cls":
+                vectors = states[:, 0]
+            else:
+                vectors = states[torch.arange(len(rows)), lengths - 1]
+            if self._pooling.normalized:
+                vectors = torch.nn.functional.normalize(vectors, dim=-1)
+            return vectors.cpu()
+
+
+def _longest(folder: Path, config: Any) -> int:
+    """Tokens of a text at most: the model's positions, or fewer where the folder says so."""
+    positions = int(config.max_position_embeddings)
+    if config.model_type in AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    if (folder / LIMITS).is_file():
+        said = json.loads((folder / LIMITS).read_text()).get("max_seq_length")
+        return min(positions, said or positions)
+    return positions

@@ -1,0 +1,237 @@
+"""An engine in a process of its own that is started again when it dies.
+
+A crash of the runtime (a fault in its native code, the kernel's out-of-memory killer) then costs
+the answers in progress, which end with EngineFailed, and not the server: it is not ready at once,
+and ready again when the new process has given an answer. It is the same engine that comes back,
+also when another took its folder's place meanwhile.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling
+from pipeline.engines.description import Description
+from pipeline.engines.process.client import Link
+from pipeline.engines.process.worker import OF_ALL
+from pipeline.engines.token_stream import PushedStream
+
+log = logging.getLogger("pipeline.serving")
+
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.1, 30.0
+STEADY_SECONDS = 60.0  # a process that lived so long did not die of its start
+ENDS = ("end", "refused", "failed")
+
+
+class SupervisedEngine:
+    """An engine (engine.Engine) whose work another process does.
+
+    Args:
+        folder, description: what the process opens.
+        max_queue: requests that may wait for a slot.
+
+    Raises:
+        PipelineError: the engine cannot be opened; as open_engine raises it.
+    """
+
+    def __init__(self, folder: Path, description: Description, *, max_queue: int) -> None:
+        self._description, self._max_queue = description, max_queue
+        self.room = description.max_batch_size + max_queue
+        self._held = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+        self._open: dict[int, PushedStream | asyncio.Future[Any]] = {}
+        self._ids = itertools.count()
+        self._adapters: dict[str, Path] = {}
+        self._down: str | None = None
+        self._closing = False
+        self._reviving: asyncio.Task[None] | None = None
+        self._wait = FIRST_WAIT_SECONDS
+        with ExitStack() as undone:  # unless all of it succeeds
+            undone.callback(os.close, self._held)
+            self._start(folder)
+            undone.callback(self._link.close)
+            facts = self._link.wait_until_open()
+            undone.pop_all()
+        self.max_input_len: int = facts["max_input_len"]
+        self.max_seq_len: int = facts["max_seq_len"]
+        self.features: frozenset[str] = facts["features"]
+        self._cache_use: float | None = facts["cache_use"]
+
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._link.pid
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
+        """See engine.Engine.generate.
+
+        Raises:
+            QueueFull: as many requests wait as may. EngineFailed: the engine is being restarted.
+            ValueError: prompt and answer do not fit into max_seq_len.
+        """
+        self._require_up()
+        if not 0 < len(prompt) <= self.max_seq_len - sampling.max_tokens or sampling.max_tokens < 1:
+            raise ValueError(f"{len(prompt)} + {sampling.max_tokens} tokens do not fit")
+        if len(self._open) >= self.room:
+            raise QueueFull
+        return self._begin(prompt, sampling)
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        self._require_up()
+        if len(self._open) > self._max_queue:
+            raise QueueFull
+        return await self._ask("embed", [list(prompt) for prompt in prompts])
+
+    def adapters(self) -> list[str]:
+        return list(self._adapters)
+
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        """Load a LoRA adapter; a process that is started anew loads it again.
+
+        Raises:
+            ValueError: it does not fit the model.
+        """
+        self._require_up()
+        await self._ask("add_adapter", name, str(folder))
+        self._adapters[name] = folder
+
+    async def remove_adapter(self, name: str) -> None:
+        self._require_up()
+        del self._adapters[name]
+        await self._ask("remove_adapter", name)
+
+    def load(self) -> Load:
+        slots = self._description.max_batch_size
+        running = min(slots, len(self._open))
+        return Load(running, len(self._open) - running, self._cache_use)
+
+    def down(self) -> str | None:
+        """Why no answer can come now; None if one can."""
+        return self._down
+
+    def close(self) -> None:
+        self._closing = True
+        self._lose("the server is shutting down")
+        if self._reviving:
+            self._reviving.cancel()
+        self._link.close()
+        os.close(self._held)
+
+    def _require_up(self) -> None:
+        if self._down:
+            raise EngineFailed(self._down)
+
+    def _start(self, folder: Path) -> None:
+        self._link = Link(folder, self._description, self._take, self._died)
+        self._started = time.monotonic()
+
+    def _begin(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
+        request = next(self._ids)
+        stream = self._open[request] = PushedStream(lambda: self._cancel(request))
+        self._link.send((request, "generate", list(prompt), sampling))
+        return stream
+
+    def _cancel(self, request: int) -> None:
+        if self._open.pop(request, None):
+            self._link.send((request, "cancel"))
+
+    async def _ask(self, what: str, *values: Any) -> Any:
+        """Have the process do something, and wait for what comes of it."""
+        request = next(self._ids)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._open[request] = future
+        self._link.send((request, what, *values))
+        return await future
+
+    def _take(self, events: Sequence[tuple[int, str, Any]]) -> None:
+        """What the process says; of a request that was cancelled, it may still say something."""
+        for request, what, value in events:
+            if request == OF_ALL:
+                self._cache_use = value
+            elif target := self._open.get(request):
+                if what in ENDS:
+                    del self._open[request]
+                _tell(target, what, value)
+
+    def _died(self, code: int) -> None:
+        self._lose(f"the engine's process ended (exit code {code}) and is being started again")
+        self._reviving = asyncio.get_running_loop().create_task(self._revive())
+
+    def _lose(self, reason: str) -> None:
+        self._down = reason
+        if self._cache_use is not None:
+            self._cache_use = 0.0
+        lost, self._open = self._open, {}
+        for target in lost.values():
+            _tell(target, "failed", reason)
+
+    async def _revive(self) -> None:
+        """Start processes until one gives an answer, at growing intervals if they die young.
+
+        Nothing that goes wrong ends it (no memory or no descriptor for a process, for instance):
+        the server would stay without an engine for good.
+        """
+        log.error("not ready: %s", self._down)
+        if time.monotonic() - self._started > STEADY_SECONDS:
+            self._wait = FIRST_WAIT_SECONDS
+        while True:
+            await asyncio.sleep(self._wait)
+            self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
+            try:
+                # Where it is now: `stage=build` puts an engine aside when it makes another.
+                self._start(Path(os.readlink(f"/proc/self/fd/{self._held}")))
+                await asyncio.to_thread(self._link.wait_until_open)
+                await self._prove()
+            except Exception as error:
+                if self._closing or self._reviving is not asyncio.current_task():
+                    return  # it died while it was proven: another task is at it
+                self._link.close()
+                self._down = f"the engine's process could not be started again: {error}"
+                log.error("not ready: %s", self._down)
+                continue
+            break
+        self._down = None
+        log.info("ready: the engine's process was started again")
+
+    async def _prove(self) -> None:
+        """A real answer of the new process, which has its adapters again."""
+        for name, folder in list(self._adapters.items()):
+            try:
+                await self._ask("add_adapter", name, str(folder))
+            except (ValueError, EngineFailed) as error:
+                if self._reviving is not asyncio.current_task():
+                    raise  # the process has died of it
+                del self._adapters[name]  # gone meanwhile, or so: the others can go on
+                log.error("without the adapter %s: %s", name, error)
+        if "embeddings" in self.features:
+            await self._ask("embed", [[0]])
+            return
+        async for _ in self._begin([0], Sampling(max_tokens=1, temperature=0)):
+            pass
+
+
+def _tell(target: PushedStream | asyncio.Future[Any], what: str, value: Any) -> None:
+    """Hand on what the process said of a request."""
+    if isinstance(target, PushedStream):
+        if what == "begun":
+            target.prompt_logprobs, target.started = value
+        elif what == "tokens":
+            target.put(value)
+        else:
+            target.end(_error(what, value))
+    elif not target.done():
+        if error := _error(what, value):
+            target.set_exception(error)
+        else:
+            target.set_result(value)
+
+
+def _error(what: str, value: Any) -> Exception | None:
+    if what == "failed":
+        return EngineFailed(value)
+    return ValueError(value) if what == "refused" else None

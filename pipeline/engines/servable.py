@@ -1,0 +1,96 @@
+"""Folders of weights that could be served: in which form and precision they are."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.core.errors import DataError
+from pipeline.engines.vllm import arguments as vllm
+
+# What quant_algo of a checkpoint is called here.
+ALGORITHMS: Mapping[str | None, str] = {
+    "FP8": "fp8",
+    "NVFP4": "nvfp4",
+    "W8A8_SQ_PER_CHANNEL": "int8_sq",
+    "W4A16_AWQ": "int4_awq",
+    "W4A8_AWQ": "w4a8_awq",
+}
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+MODELOPT_STATE = "modelopt_state.pth"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that could be served.
+
+    form: hf; modelopt, which is HF with ModelOpt's fake quantization; unified, ModelOpt's quantized
+        HF; qnemo, TensorRT-LLM's, for so many GPUs as tensor_parallel says.
+    precision: of the weights. fp8_cache: keys and values are kept in 8 bits.
+    stored: bytes of the weights; 0 if they are not there yet.
+    """
+
+    form: Literal["hf", "modelopt", "unified", "qnemo"]
+    precision: str
+    fp8_cache: bool = False
+    tensor_parallel: int = 1
+    stored: int = 0
+
+
+def hf_checkpoint(folder: Path) -> Checkpoint:
+    """An HF folder, whoever wrote it.
+
+    Raises:
+        DataError: it has no config.json, or is quantized in a way that is not known here.
+    """
+    algorithm, cache = vllm.quantization_of(folder)
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if algorithm is not None:
+        precision = _precision(folder, algorithm)
+        return Checkpoint("unified", precision, fp8_cache=cache == "FP8", stored=stored)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{folder / 'config.json'} cannot be read ({error}): give an HF model's folder"
+        ) from error
+    form: Literal["hf", "modelopt"] = "modelopt" if (folder / MODELOPT_STATE).is_file() else "hf"
+    return Checkpoint(form, DTYPES.get(dtype, "fp32"), stored=stored)
+
+
+def exported_checkpoints(exported: Path) -> list[Checkpoint]:
+    """Those that stage=export wrote: qnemo, and the unified one if it is quantized.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    file = exported / "qnemo" / "config.json"
+    try:
+        config = json.loads(file.read_text())
+        quantization = config.get("quantization") or {}
+        algorithm = quantization.get("quant_algo")
+        cache = quantization.get("kv_cache_quant_algo") == "FP8"
+        ranks, dtype = int(config["mapping"]["tp_size"]), config["dtype"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read ({error!r}): run stage=export again") from error
+    precision = _precision(file, algorithm) if algorithm else DTYPES.get(dtype, "bf16")
+    qnemo = Checkpoint("qnemo", precision, cache, ranks)
+    return [qnemo] + [Checkpoint("unified", precision, cache)] * (algorithm is not None)
+
+
+def planned_checkpoints(format: str, kv_cache: str, ranks: int, dtype: str) -> list[Checkpoint]:
+    """What export would write with these settings."""
+    cache, precision = kv_cache == "fp8", DTYPES[dtype] if format == "none" else format
+    qnemo = Checkpoint("qnemo", precision, cache, ranks)
+    return [qnemo] + [Checkpoint("unified", precision, cache)] * (format != "none")
+
+
+def _precision(place: Path, algorithm: str) -> str:
+    if algorithm not in ALGORITHMS:
+        known = ", ".join(str(name) for name in ALGORITHMS)
+        raise DataError(
+            f"{place} is of {algorithm}, which is not known here: choose one of {known}"
+        )
+    return ALGORITHMS[algorithm]

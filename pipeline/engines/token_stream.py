@@ -1,0 +1,51 @@
+"""An answer's tokens, put there by whoever hears of them first and read by whoever asked."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from pipeline.engines.base import Token
+
+
+class PushedStream:
+    """The tokens of one answer (engine.TokenStream); used in one event loop.
+
+    Args:
+        on_cancel: called once if the answer is given up before its end.
+    """
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self.prompt_logprobs: list[Token] | None = None
+        self.started: float | None = None  # time.perf_counter() when it left the queue
+        self._on_cancel = on_cancel
+        self._tokens: list[Token] = []
+        self._ending: Exception | None = None
+        self._news = asyncio.Event()
+
+    def __aiter__(self) -> "PushedStream":
+        return self
+
+    async def __anext__(self) -> list[Token]:
+        if not self._tokens and self._ending is None:
+            await self._news.wait()
+        self._news.clear()
+        if self._tokens:
+            tokens, self._tokens = self._tokens, []
+            return tokens
+        raise self._ending or StopAsyncIteration
+
+    def put(self, tokens: Sequence[Token]) -> None:
+        """Tokens that have come; those of an answer that was given up go nowhere."""
+        if self._ending is None:
+            self._tokens += tokens
+            self._news.set()
+
+    def end(self, error: Exception | None = None) -> None:
+        """No token comes after those that were put; raise `error` behind them, if there is one."""
+        if self._ending is None:
+            self._ending = error or StopAsyncIteration()
+            self._news.set()
+
+    def cancel(self) -> None:
+        if self._ending is None:
+            self.end()
+            self._on_cancel()

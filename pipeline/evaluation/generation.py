@@ -1,0 +1,178 @@
+"""Greedy answers of an HF model to many questions, and what the expected answers cost it.
+
+One forward pass over question and expected answer gives the loss and, as long as the likeliest
+token is the expected one, the greedy answer too: the expected answer serves as the draft of
+speculative decoding (arXiv:2211.17192), which for greedy decoding changes nothing but the time. An
+answer that departs from it is generated onwards from the first differing token. Knows no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import DataError, PipelineError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Question:
+    """prompt: token ids up to where the answer begins. expected: ids of the answer and its end."""
+
+    prompt: Sequence[int]
+    expected: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """ids: the greedy answer, up to and with a stop token. loss: summed over the expected tokens,
+    in nats. tokens: how many these are."""
+
+    ids: list[int]
+    loss: float
+    tokens: int
+
+
+def answer(
+    model: Any,
+    questions: Sequence[Question],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Answer]:
+    """The model's greedy answer to each question, and its loss on the expected one.
+
+    Questions of like length share a batch. advance: called with the number of questions done.
+
+    Raises:
+        DataError: a question is longer than the model's positions.
+        PipelineError: the model's outputs are not finite.
+    """
+    import torch
+
+    positions = model.config.max_position_embeddings
+    for number, question in enumerate(questions):
+        if (length := len(question.prompt) + len(question.expected)) > positions:
+            raise DataError(
+                f"test question {number} has {length} tokens and the model {positions} positions: "
+                f"lower prepare.max_length to {positions} and run stage=prepare again"
+            )
+    answers: dict[int, Answer] = {}
+    unfinished: list[tuple[int, list[int], int]] = []  # question, ids so far, tokens left
+    with torch.inference_mode():
+        for batch in _batches([len(q.prompt) + len(q.expected) for q in questions], batch_size):
+            chosen = [questions[i] for i in batch]
+            for i, question, (greedy, loss) in zip(
+                batch, chosen, _follow(model, chosen), strict=True
+            ):
+                budget = min(max_new_tokens, positions - len(question.prompt))
+                ids, ended = _accept(question.expected, greedy, stop_ids, budget)
+                answers[i] = Answer(ids, loss, len(question.expected))
+                if not ended:
+                    unfinished.append((i, ids, budget - len(ids)))
+            advance(len(batch) - sum(i in batch for i, _, _ in unfinished))
+        lengths = [len(questions[i].prompt) + len(ids) for i, ids, _ in unfinished]
+        for batch in _batches(lengths, batch_size):
+            chosen_rows = [unfinished[j] for j in batch]
+            prompts = [[*questions[i].prompt, *ids] for i, ids, _ in chosen_rows]
+            budgets = [left for _, _, left in chosen_rows]
+            more = _generate(model, prompts, budgets, stop_ids)
+            for (i, ids, _), tail in zip(chosen_rows, more, strict=True):
+                answers[i] = Answer([*ids, *tail], answers[i].loss, answers[i].tokens)
+            advance(len(batch))
+    return [answers[i] for i in range(len(questions))]
+
+
+def _follow(model: Any, questions: Sequence[Question]) -> Iterator[tuple[list[int], float]]:
+    """For each question the likeliest token at each place of its expected answer, and the loss."""
+    import torch
+
+    rows = [[*q.prompt, *q.expected] for q in questions]
+    width = max(map(len, rows))
+    # Padding is on the right, where a causal model's earlier positions cannot see it.
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    hidden = model.base_model(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+    ).last_hidden_state
+    for row, question in enumerate(questions):
+        start = len(question.prompt) - 1
+        wanted = torch.tensor(question.expected)
+        states = hidden[row, start : start + len(wanted)]
+        logits = model.get_output_embeddings()(states).float().cpu()
+        _require_finite(logits)
+        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+        yield logits.argmax(-1).tolist(), float(loss)
+
+
+def _accept(
+    expected: Sequence[int], greedy: Sequence[int], stop_ids: Sequence[int], budget: int
+) -> tuple[list[int], bool]:
+    """The greedy answer as far as it is known, and whether it ends there.
+
+    greedy: the likeliest token after the prompt and each of the expected tokens but the last.
+    """
+    known = []
+    for wanted, token in zip(expected[:budget], greedy, strict=False):
+        known.append(token)
+        if token in stop_ids:
+            return known, True
+        if token != wanted:
+            break
+    return known, len(known) == budget
+
+
+def _generate(
+    model: Any, prompts: Sequence[Sequence[int]], budgets: Sequence[int], stop_ids: Sequence[int]
+) -> list[list[int]]:
+    """Greedy continuations, up to and with a stop token or as long as the row's budget."""
+    import torch
+    from transformers import GenerationConfig
+
+    width = max(map(len, prompts))
+    # Padding is on the left, so that new tokens follow the prompt; positions count without it.
+    ids = torch.tensor([[stop_ids[0]] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    output = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        # A configuration of its own: the model's may ask for sampling or for penalties.
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max(budgets),
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+        ),
+        use_model_defaults=False,
+    )
+    return [
+        _until_stop(row[width:].tolist()[:budget], stop_ids)
+        for row, budget in zip(output, budgets, strict=True)
+    ]
+
+
+def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    end = next((place for place, token in enumerate(ids, start=1) if token in stop_ids), len(ids))
+    return ids[:end]
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """All places, those of like length together; longest first, so that memory runs out at once."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _require_finite(logits: torch.Tensor) -> None:
+    import torch
+
+    if not torch.isfinite(logits).all():
+        raise PipelineError(
+            "the model's outputs are not finite: quantize again with more calibration rows "
+            "(quantize.calibration.rows), or check the training's loss"
+        )

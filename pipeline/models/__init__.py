@@ -1,0 +1,1 @@
+"""Model folders: architecture, files, checks, proofs of conversions."""

@@ -1,0 +1,265 @@
+"""The sizes of a model, from the config.json of its HF folder: what the adapters build models from.
+
+    shape = read_shape(folder)
+
+`checkpoint_checks` says whether the whole folder can be used. Knows neither torch nor a vendor's
+library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import DataError
+from pipeline.models.files import read_json
+
+Json = Mapping[str, Any]
+
+# Tensor names of the three families, from transformers' modeling_{llama,qwen2,mistral}.py.
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+LM_HEAD = "lm_head.weight"
+
+_ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "MistralForCausalLM": "mistral",
+}
+
+_LARGEST = 1e38  # of a number in config.json: what float32 holds
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """Rotary frequencies stretched as Llama 3.1 does (transformers, `rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only transformer of the Llama kind: sizes in units of elements."""
+
+    family: str  # llama, qwen2 or mistral
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int  # rows of the embedding matrix
+    max_positions: int
+    rope_theta: float
+    rope_scaling: Llama3Rope | None
+    norm_eps: float
+    tied: bool  # the output layer is the embedding matrix
+    qkv_bias: bool
+    attention_dropout: float
+    initializer_range: float
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every weight of the HF checkpoint, by name, with its shape."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        yield EMBEDDING, (self.vocab, self.hidden)
+        for i in range(self.layers):
+            layer = f"model.layers.{i}."
+            yield layer + "input_layernorm.weight", (self.hidden,)
+            for name, rows in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
+                yield layer + f"self_attn.{name}.weight", (rows, self.hidden)
+                if self.qkv_bias:
+                    yield layer + f"self_attn.{name}.bias", (rows,)
+            yield layer + "self_attn.o_proj.weight", (self.hidden, q)
+            yield layer + "post_attention_layernorm.weight", (self.hidden,)
+            yield layer + "mlp.gate_proj.weight", (self.ffn, self.hidden)
+            yield layer + "mlp.up_proj.weight", (self.ffn, self.hidden)
+            yield layer + "mlp.down_proj.weight", (self.hidden, self.ffn)
+        yield FINAL_NORM, (self.hidden,)
+        if not self.tied:
+            yield LM_HEAD, (self.vocab, self.hidden)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for _, shape in self.tensors())
+
+
+def read_shape(folder: Path) -> Shape:
+    """The sizes in config.json, which must be of a known architecture.
+
+    Raises:
+        DataError: no config.json, a field is missing or wrong, or it asks for what the families
+            here do not have (custom code, another activation, a bias, a sliding window ...).
+    """
+    file = folder / "config.json"
+    return shape_of(
+        file,
+        read_json(file, "give the folder of an HF model (config.json, *.safetensors, tokenizer)"),
+    )
+
+
+def shape_of(file: Path, config: Json) -> Shape:
+    """`read_shape` of a config.json that was read. file: its place, for errors."""
+    check_no_code(file, config)
+    family = _family(file, config)
+    if "rope_parameters" in config:
+        raise DataError(
+            f"{file} was written by transformers 5 (rope_parameters): transformers 4.57 would read "
+            "the default rotary base; write rope_theta and rope_scaling at the top level instead"
+        )
+    if config.get("quantization_config"):
+        raise DataError(f"{file}: the weights are already quantized: import the unquantized model")
+    _require(file, config, "hidden_act", "silu")
+    for bias in ("attention_bias", "mlp_bias"):
+        _require(file, config, bias, False)
+    hidden, heads = _size(file, config, "hidden_size"), _size(file, config, "num_attention_heads")
+    max_positions = _size(file, config, "max_position_embeddings")
+    _check_no_window(file, config, family, max_positions)
+    shape = Shape(
+        family=family,
+        layers=_size(file, config, "num_hidden_layers"),
+        hidden=hidden,
+        ffn=_size(file, config, "intermediate_size"),
+        heads=heads,
+        # Only LlamaConfig falls back to one key-value head a head.
+        kv_heads=_size(file, config, "num_key_value_heads", heads if family == "llama" else None),
+        head_dim=_size(file, config, "head_dim", hidden // heads),
+        vocab=_size(file, config, "vocab_size"),
+        max_positions=max_positions,
+        rope_theta=_number(file, config, "rope_theta", 10_000.0, positive=True),
+        rope_scaling=_rope_scaling(file, config, family),
+        norm_eps=_number(file, config, "rms_norm_eps", 1e-6, positive=True),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=family == "qwen2",
+        attention_dropout=_number(file, config, "attention_dropout", 0.0, below=1),
+        initializer_range=_number(file, config, "initializer_range", 0.02),
+    )
+    if shape.heads % shape.kv_heads:
+        raise DataError(
+            f"{file}: num_attention_heads={shape.heads} is no multiple of "
+            f"num_key_value_heads={shape.kv_heads}: one of the two is wrong"
+        )
+    return shape
+
+
+def check_no_code(file: Path, config: Json) -> None:
+    if config.get("auto_map"):
+        raise DataError(
+            f"{file} has auto_map, which names Python code to run from the model's folder: such "
+            "code is never run here; use a model whose architecture transformers has itself"
+        )
+
+
+def _family(file: Path, config: Json) -> str:
+    """Which of the three families it is, as `architectures` and `model_type` both say."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{file}: architectures={names!r} should be a list of names, such as "
+            f"{list(_ARCHITECTURES)[:1]}: mend it"
+        )
+    family = next((_ARCHITECTURES[name] for name in names if name in _ARCHITECTURES), None)
+    if family is None:
+        raise DataError(
+            f"{file}: architecture {', '.join(names) or 'not given'} is not supported: "
+            f"use a model of {', '.join(_ARCHITECTURES)}"
+        )
+    if config.get("model_type") != family:  # by which transformers chooses its class
+        raise DataError(
+            f"{file}: model_type={config.get('model_type')!r} does not fit architectures={names}: "
+            f"write {family!r}"
+        )
+    return family
+
+
+def _rope_scaling(file: Path, config: Json, family: str) -> Llama3Rope | None:
+    scaling = config.get("rope_scaling")
+    if scaling is None:
+        return None
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling
+    if kind == "default":
+        return None
+    if kind != "llama3" or family != "llama":
+        raise DataError(
+            f"{file}: rope_scaling of type {kind!r} is not supported for {family}: use a model "
+            "without it, or a Llama with type 'llama3'"
+        )
+    low, high = (
+        _number(file, scaling, f"{band}_freq_factor", positive=True, within="rope_scaling.")
+        for band in ("low", "high")
+    )
+    if low >= high:
+        raise DataError(
+            f"{file}: rope_scaling.low_freq_factor={low:g} should be below high_freq_factor="
+            f"{high:g}: mend it"
+        )
+    return Llama3Rope(
+        factor=_number(file, scaling, "factor", positive=True, within="rope_scaling."),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_positions=_size(
+            file, scaling, "original_max_position_embeddings", within="rope_scaling."
+        ),
+    )
+
+
+def _check_no_window(file: Path, config: Json, family: str, max_positions: int) -> None:
+    """A window that never cuts anything off is full attention; a smaller one is refused."""
+    # MistralConfig's own default is a window of 4096.
+    window = config.get("sliding_window", 4096 if family == "mistral" else None)
+    # Qwen2 keeps a size that counts only with use_sliding_window (transformers, Qwen2Config).
+    used = config.get("use_sliding_window", False) if family == "qwen2" else family == "mistral"
+    if not used or window is None:
+        return
+    window = _size(file, {"sliding_window": window}, "sliding_window")
+    if window < max_positions:
+        raise DataError(
+            f"{file}: sliding_window={window} is smaller than max_position_embeddings="
+            f"{max_positions}, and windowed attention is not supported: lower "
+            f"max_position_embeddings to {window}, within which the model is the same"
+        )
+
+
+def _require(file: Path, config: Json, name: str, wanted: object) -> None:
+    value = config.get(name, wanted)
+    if value != wanted:
+        raise DataError(
+            f"{file}: {name}={value!r} is not supported (only {wanted!r}): use another model"
+        )
+
+
+def _size(file: Path, config: Json, name: str, default: int | None = None, within: str = "") -> int:
+    """A whole number above 0. within: the section it stands in, for the message."""
+    value = config.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DataError(
+            f"{file}: {within}{name}={value!r} should be a whole number above 0: mend it"
+        )
+    return value
+
+
+def _number(
+    file: Path,
+    config: Json,
+    name: str,
+    default: float | None = None,
+    *,
+    positive: bool = False,
+    below: float = _LARGEST,
+    within: str = "",
+) -> float:
+    """A number that is not negative. positive: nor 0. within: as in `_size`."""
+    value = config.get(name, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < below or (positive and value == 0):
+        least = "above 0" if positive else "from 0"
+        raise DataError(
+            f"{file}: {within}{name}={value!r} should be a number {least}, below {below:g}: mend it"
+        )
+    return float(value)

@@ -1,0 +1,109 @@
+"""Messages in OpenAI's form: what a conversation may look like. Knows no model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.core.errors import DataError
+
+# role and content are text; weight 0 marks an assistant turn that is context, not to be trained on.
+Message = Mapping[str, Any]
+
+ROLES = ("system", "user", "assistant")
+
+
+class Unusable(DataError):
+    """A conversation that cannot be used. `reason` is one of a few fixed phrases, for counting."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def parse_messages(value: object, *, answered: bool) -> list[Message]:
+    """OpenAI messages as turns of plain text: maybe a system turn, then user, assistant, user …
+
+    Args:
+        value: decoded JSON. `content` may be a string or a list of text parts, and the role
+            `developer` is `system`.
+        answered: whether the last turn must be the assistant's (a training row) or the user's
+            (a prompt).
+
+    Raises:
+        Unusable: which turn is wrong, and why.
+    """
+    if not isinstance(value, list) or not value:
+        raise Unusable("no messages", "messages must be a list of at least one turn")
+    turns = [parse_turn(turn, f"messages[{i}]") for i, turn in enumerate(value)]
+    for i, turn in enumerate(turns):
+        if not turn["content"].strip():
+            raise _empty(turn["role"], f"messages[{i}]")
+    spoken = turns[1:] if turns[0]["role"] == "system" else turns
+    for i, turn in enumerate(spoken):
+        expected = "assistant" if i % 2 else "user"
+        if turn["role"] != expected:
+            place = i + len(turns) - len(spoken)
+            raise Unusable(
+                "roles out of order", f"messages[{place}] is {turn['role']}, {expected} was to come"
+            )
+    last = "assistant" if answered else "user"
+    if not spoken or spoken[-1]["role"] != last:
+        reason = "no assistant turn" if answered else "no user turn"
+        raise Unusable(reason, f"the last turn must be the {last}'s")
+    return turns
+
+
+def parse_turn(turn: object, place: str) -> Message:
+    """One turn of text; only the assistant's may be empty, since a model can answer with nothing.
+
+    Raises:
+        Unusable: why it is none; `place` says where it is.
+    """
+    if not isinstance(turn, dict):
+        raise Unusable("bad message", f"{place} is not an object with role and content")
+    role, content = turn.get("role"), turn.get("content")
+    if role == "developer":
+        role = "system"
+    if role not in ROLES:
+        raise Unusable("unknown role", f"{place} has role {role!r}; allowed: {', '.join(ROLES)}")
+    content = text_of(content, place)
+    if content is None or (role != "assistant" and not content.strip()):
+        raise _empty(role, place)
+    weight = turn.get("weight", 1)
+    if weight not in (0, 1):
+        raise Unusable("bad message", f"{place} has weight {weight!r}; allowed: 0 and 1")
+    turned = {"role": role, "content": content}
+    return turned if weight else {**turned, "weight": 0}
+
+
+def _empty(role: str, place: str) -> Unusable:
+    return Unusable(f"empty {role} turn", f"{place} has no text")
+
+
+def text_of(content: object, place: str) -> str | None:
+    """A turn's content, given as text or as a list of text parts; None if there is none.
+
+    Raises:
+        Unusable: it is something else.
+    """
+    if isinstance(content, list):
+        parts = [
+            p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None
+            for p in content
+        ]
+        if not all(isinstance(part, str) for part in parts):
+            raise Unusable("not text", f"{place} has a part that is not text")
+        content = "".join(str(part) for part in parts)
+    if content is not None and not isinstance(content, str):
+        raise Unusable("not text", f"{place} has content that is not text")
+    if content is not None and not _is_unicode(content):
+        raise Unusable("bad Unicode", f"{place} holds half a surrogate pair")
+    return content
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,298 @@
+"""Conversations to token ids and loss mask, and back: the one place where text becomes tokens.
+
+Training, calibration, evaluation and serving all render here, with the model's own chat template,
+so they cannot disagree. The ids are those of transformers' `apply_chat_template(tokenize=True)`:
+the template alone decides about BOS, and the tokenizer adds nothing. Knows only the model's folder.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline.core.errors import DataError
+from pipeline.models.chat.messages import Message, Unusable
+from pipeline.models.chat.template import ChatTemplate
+from pipeline.models.chat.tokenizer import (
+    FILES,
+    load_tokenizer,
+    read_json,
+    read_template,
+    special_tokens,
+)
+
+# The smallest conversation: shows how a template ends a turn.
+PROBE: tuple[Message, ...] = (
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as tokens.
+
+    ids: token ids of the whole conversation.
+    mask: 1 for each token that the assistant has to produce (its text and the token that ends its
+        turn), else 0; as long as `ids`.
+    """
+
+    ids: list[int]
+    mask: list[int]
+
+
+class Chat:
+    """The tokenizer and the chat template of a model."""
+
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, template: ChatTemplate, special: Mapping[str, str]
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.template = template
+        self.special_tokens = special
+        added = tokenizer.get_added_tokens_decoder()
+        self._control_ids = {i for i, token in added.items() if token.special}
+        control = [re.escape(added[i].content) for i in sorted(self._control_ids)]
+        self._control = re.compile("|".join(sorted(control, key=len, reverse=True)) or r"(?!)")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Chat":
+        """Read the tokenizer and the chat template of an HF folder.
+
+        Raises:
+            DataError: a file is missing or broken, or there is no usable chat template.
+        """
+        config = read_json(folder / "tokenizer_config.json")
+        fallback = read_json(folder / "special_tokens_map.json", required=False)
+        merged = {**fallback, **{k: v for k, v in config.items() if v is not None}}
+        special = special_tokens(folder, merged)
+        template = ChatTemplate(read_template(folder, config), special, str(folder))
+        chat = cls(folder, load_tokenizer(folder, merged, special), template, special)
+        chat._check_on_probe()
+        return chat
+
+    def render(self, messages: Sequence[Message]) -> Rendered:
+        """Tokens and loss mask of a conversation.
+
+        The whole text is tokenized once and each assistant turn's characters are mapped to tokens
+        by offset. A turn starts where the generation prompt ends, which is where a served answer
+        starts, and ends with the control token behind its text. A token that straddles the start
+        holds text of the assistant and is trained; a control token that swallowed white space there
+        is not.
+
+        Raises:
+            DataError: the template refuses the conversation, alters an assistant turn or does not
+                end it, or the text holds one of the model's control tokens.
+        """
+        text = self.text(messages)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        ids, offsets = encoding.ids, encoding.offsets
+        mask = [0] * len(ids)
+        position = 0
+        for start, end, trained in self._assistant_spans(messages, text):
+            while position < len(ids) and not self._starts(ids[position], offsets[position], start):
+                position += 1
+            while position < len(ids):
+                mask[position] = trained
+                position += 1
+                if ids[position - 1] in self._control_ids and offsets[position - 1][1] > end:
+                    break
+            else:
+                raise Unusable(
+                    "no end of turn",
+                    f"the chat template of {self.folder} ends the assistant's turn with no control "
+                    "token, so a model trained with it would never stop: add {{ eos_token }} "
+                    "behind the assistant's content in it",
+                )
+        return Rendered(ids, mask)
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation up to where the assistant's next turn begins.
+
+        Args:
+            tools: OpenAI's descriptions of those that may be called.
+
+        Raises:
+            DataError: as for `render`.
+        """
+        text = self.text(messages, generation_prompt=True, tools=tools)
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        except TypeError:  # as the library has it
+            raise Unusable("bad Unicode", "the conversation holds half a surrogate pair") from None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it is; other threads go on meanwhile, which `prompt` does not let.
+
+        Raises:
+            DataError: half a surrogate pair is in it.
+        """
+        try:
+            return list(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        except TypeError:  # as the library has it
+            raise Unusable("bad Unicode", "the text holds half a surrogate pair") from None
+
+    def decode(self, ids: Sequence[int], *, control_tokens: bool = False) -> str:
+        """Text of token ids, without control tokens unless they are asked for."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=not control_tokens))
+
+    def text(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """What the template makes of a conversation, before tokenization.
+
+        Raises:
+            DataError: the template refuses it, or the text holds one of the model's control tokens,
+                with which a user could write turns in another's name.
+        """
+        given = {f"messages[{i}]": message for i, message in enumerate(messages)}
+        for place, part in {**given, "tools": tools}.items():
+            for text in _texts_in(part):
+                if found := self._control.search(text):
+                    raise Unusable(
+                        "control token in text",
+                        f"{place} holds {found.group()!r}, which the model reads as structure",
+                    )
+        return self.template.expand(messages, generation_prompt=generation_prompt, tools=tools)
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the template's end of turn, then each eos the model names."""
+        probe = self.render(PROBE)
+        last_trained = max(i for i, trained in enumerate(probe.mask) if trained)
+        stops: list[int | None] = [probe.ids[last_trained]]
+        if eos := self.special_tokens.get("eos_token"):
+            stops.append(self.tokenizer.token_to_id(eos))
+        named = read_json(self.folder / "generation_config.json", required=False).get(
+            "eos_token_id"
+        )
+        stops += named if isinstance(named, list) else [named]
+        return list(dict.fromkeys(i for i in stops if isinstance(i, int)))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the rendering: template, tokenizer.json and special tokens."""
+        digest = hashlib.sha256(self.template.source.encode())
+        digest.update((self.folder / "tokenizer.json").read_bytes())
+        digest.update(json.dumps(self.special_tokens, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows that the model's embedding needs: the largest token id and one."""
+        return 1 + max(int(i) for i in self.tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def tokenizer_files(self) -> list[Path]:
+        return [self.folder / name for name in FILES if (self.folder / name).is_file()]
+
+    def save(self, folder: Path) -> None:
+        """Copy the tokenizer files, unchanged, so that the same rendering loads from there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.tokenizer_files():
+            shutil.copyfile(file, folder / file.name)
+
+    def _check_on_probe(self) -> None:
+        """Refuse here what would fail, or silently go wrong, on every conversation."""
+        try:
+            ids, prompt = self.render(PROBE).ids, self.prompt(PROBE[:1])
+        except Unusable as error:
+            raise DataError(
+                f"a question and its answer cannot be written for this model: {error}: mend its "
+                f"template, or put one that takes them into {self.folder / 'chat_template.jinja'}"
+            ) from error
+        if ids[: len(prompt)] != prompt:
+            raise DataError(
+                f"the tokenizer of {self.folder} splits the end of the generation prompt into "
+                "other tokens when an answer follows, so training and serving would differ: end "
+                "the assistant's header in the chat template with a control token"
+            )
+
+    def _starts(self, token: int, offset: tuple[int, int], start: int) -> bool:
+        """Whether a token is the first of a turn whose characters begin at `start`."""
+        begin, end = offset
+        return begin >= start or (end > start and token not in self._control_ids)
+
+    def _assistant_spans(
+        self, messages: Sequence[Message], text: str
+    ) -> Iterator[tuple[int, int, int]]:
+        """For each turn the first character that the assistant must produce, the end of its text,
+        and whether it is to be trained on (OpenAI's `weight`).
+        """
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        for turn, (begin, end) in zip(
+            turns, self._content_spans(messages, turns, text), strict=True
+        ):
+            prompt = self.template.expand(messages[:turn], generation_prompt=True)
+            if text.startswith(prompt) and len(prompt) <= begin:
+                begin = len(prompt)
+            elif turn == len(messages) - 1:
+                raise Unusable(
+                    "prompt differs from training",
+                    f"the chat template of {self.folder} prompts for an answer with "
+                    f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
+                    "and serving would differ: mend the add_generation_prompt part of the template",
+                )
+            yield begin, end, messages[turn].get("weight", 1)
+
+    def _content_spans(
+        self, messages: Sequence[Message], turns: Sequence[int], text: str
+    ) -> list[tuple[int, int]]:
+        """Where the assistant's contents stand in `text`, whatever the template does around them.
+
+        They are rendered again with marks about them, outside of their white space and, for
+        templates that trim, inside. Without its marks that text must be the first one again.
+        """
+        if not turns:
+            return []
+        mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
+        for inside in (False, True):
+            marked = [dict(message) for message in messages]
+            for k, turn in enumerate(turns):
+                content = marked[turn]["content"]
+                stripped = content.strip() if inside else content
+                left = content[: len(content) - len(content.lstrip())] if inside else ""
+                right = content[len(left) + len(stripped) :]
+                marked[turn]["content"] = (
+                    f"{left}{mark}{2 * k}{mark}{stripped}{mark}{2 * k + 1}{mark}{right}"
+                )
+            parts = re.split(
+                f"{mark}(\\d+){mark}", self.template.expand(marked, generation_prompt=False)
+            )
+            if (
+                parts[1::2] == [str(k) for k in range(2 * len(turns))]
+                and "".join(parts[::2]) == text
+            ):
+                ends = [sum(map(len, parts[: i + 1 : 2])) for i in range(0, len(parts) - 1, 2)]
+                return list(zip(ends[::2], ends[1::2], strict=True))
+        raise Unusable(
+            "turn altered by the template",
+            "the chat template does not show every assistant turn as it was given (some drop the "
+            "reasoning of earlier turns): split it so that each row ends with the turn to train on",
+        )
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value of JSON, names of fields among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield name
+            yield from _texts_in(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _texts_in(inner)

@@ -1,0 +1,164 @@
+"""The text side of a model's folder: its tokenizer, chat template and special tokens.
+
+Reads them as transformers does. Knows nothing of conversations.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from pipeline.core.errors import DataError
+
+# What a model's folder may hold about text; weights and the architecture are not ours.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+def read_template(folder: Path, config: Mapping[str, Any]) -> str:
+    """The Jinja text of the chat template, from its own file or else from tokenizer_config.json.
+
+    Raises:
+        DataError: there is none, or it is not UTF-8.
+    """
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8 ({error}): save it as such") from error
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next(
+            (
+                t.get("template")
+                for t in template
+                if isinstance(t, dict) and t.get("name") == "default"
+            ),
+            None,
+        )
+    if not isinstance(template, str) or not template:
+        raise DataError(
+            f"{folder} has no chat template, so nothing says how to write a conversation for this "
+            "model: take its instruct version, or put a template into chat_template.jinja there"
+        )
+    return template
+
+
+def load_tokenizer(
+    folder: Path, config: Mapping[str, Any], special: Mapping[str, str]
+) -> Tokenizer:
+    """The tokenizer as transformers sets it up, so that ids agree.
+
+    Args:
+        config: tokenizer_config.json; special: bos_token, eos_token … by name.
+
+    Raises:
+        DataError: the file is missing or broken, or the configuration declares no valid tokens.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise DataError(
+            f"{folder} has no tokenizer.json: take a model folder with one, or make it there with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"{file} is not a tokenizer ({error}): fetch it again") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # It could only add special tokens, which the template does, and trim white space off offsets.
+    tokenizer.post_processor = None
+    try:
+        _add_tokens(tokenizer, config, special)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / 'tokenizer_config.json'} declares tokens that cannot be read ({error!r}): "
+            "fetch it again"
+        ) from error
+    if hasattr(tokenizer.pre_tokenizer, "add_prefix_space"):
+        tokenizer.pre_tokenizer.add_prefix_space = bool(config.get("add_prefix_space", False))
+    return tokenizer
+
+
+def _add_tokens(
+    tokenizer: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]
+) -> None:
+    """Add the tokens that only tokenizer_config.json declares."""
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    declared = config.get("added_tokens_decoder", {})
+    tokens = [AddedToken(**declared[number]) for number in sorted(declared, key=int)]
+    names = [*special.values(), *map(text_of, config.get("additional_special_tokens") or [])]
+    tokens += [AddedToken(name, special=True) for name in names]
+    for token in tokens:
+        if token.content not in known:
+            known.add(token.content)
+            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+
+
+def text_of(token: object) -> str:
+    """The text of a special token, which files hold as a string or as an object.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise TypeError(f"{token!r} is no token")
+    return text
+
+
+def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of bos_token, eos_token … by name, those that there are.
+
+    Raises:
+        DataError: one is neither a text nor an object with one.
+    """
+    special = {}
+    for name in SPECIAL:
+        if config.get(name):
+            try:
+                special[name] = text_of(config[name])
+            except TypeError as error:
+                raise DataError(
+                    f"{folder / 'tokenizer_config.json'}: {name} cannot be read ({error}): write "
+                    "its text"
+                ) from error
+    return special
+
+
+def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
+    """The object in a JSON file; empty where the file may be missing and is.
+
+    Raises:
+        DataError: it is missing, or holds no JSON object.
+    """
+    if not file.is_file():
+        if not required:
+            return {}
+        raise DataError(f"{file} is missing: take a model folder with its tokenizer files")
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file} is not valid JSON ({error}): fetch it again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file} must hold a JSON object: fetch it again")
+    return value

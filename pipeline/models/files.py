@@ -1,0 +1,179 @@
+"""The files of an HF model folder: found, linked and copied, and their headers read.
+
+    weight_files(folder); tensor_shapes(file); copy_assets(folder, target)
+
+Reads no weights.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import DataError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+CONFIGS = ("config.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+# Bits of an element, by the names that safetensors has for them.
+_BITS = {
+    name: bits
+    for bits, names in (
+        (4, "F4"),
+        (6, "F6_E2M3 F6_E3M2"),
+        (8, "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"),
+        (16, "U16 I16 F16 BF16"),
+        (32, "U32 I32 F32"),
+        (64, "U64 I64 F64 C64"),
+    )
+    for name in names.split()
+}
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a safetensors header describes it. dtype: its name there, as F32 or BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_json(file: Path, mending: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: the file is missing or holds no JSON object; ends with `mending`.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist: {mending}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error}): {mending}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file} holds no JSON object: {mending}")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, in the index's order.
+
+    Raises:
+        DataError: there are none, or the index names a file that is not there.
+    """
+    single, index = folder / WEIGHTS, folder / WEIGHTS_INDEX
+    if not index.is_file():
+        if single.is_file():
+            return [single]
+        raise DataError(
+            f"{single} does not exist: only safetensors weights are read; save the model with "
+            "save_pretrained(folder, safe_serialization=True)"
+        )
+    names = read_json(index, "download the model again").get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise DataError(f"{index} has no weight_map: download the model again")
+    for tensor, name in names.items():
+        if not isinstance(name, str):
+            raise DataError(
+                f"{index}: weight_map has {name!r} for {tensor}, which should be a file's name: "
+                "download the model again"
+            )
+    files = [folder / name for name in sorted(set(names.values()))]
+    for file in files:
+        if file.parent != folder or not file.is_file():
+            raise DataError(f"{file} does not exist though {index.name} names it: download it")
+    return files
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file; as `stored_tensors`."""
+    return {name: stored.shape for name, stored in stored_tensors(file).items()}
+
+
+def stored_tensors(file: Path) -> dict[str, Stored]:
+    """The tensors in a safetensors file by name, from its header alone.
+
+    Raises:
+        DataError: the header is no safetensors header, the file is shorter than it says, or the
+            tensors do not lie one behind the other as long as they are.
+    """
+    mending = "download or save the file again"
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            raise DataError(f"{file} is no safetensors file, or was cut short: {mending}")
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {n: t for n, t in header.items() if n != "__metadata__"}
+            places = sorted((*t["data_offsets"], n) for n, t in tensors.items())
+            found = {n: Stored(t["dtype"], tuple(t["shape"])) for n, t in tensors.items()}
+            end = 0
+            for begin, stop, name in places:
+                _check_place(name, found[name], begin - end, stop - begin)
+                end = stop
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} has a damaged header ({error}): {mending}") from error
+    if size != 8 + length + end:
+        raise DataError(f"{file} holds {size} bytes and should hold {8 + length + end}: {mending}")
+    return found
+
+
+def _check_place(name: str, stored: Stored, gap: int, length: int) -> None:
+    """Refuse what safetensors would. gap: bytes between this tensor and the one before it."""
+    if stored.dtype not in _BITS:
+        raise ValueError(f"{name} has the unknown dtype {stored.dtype}")
+    bits = math.prod(stored.shape) * _BITS[stored.dtype]
+    if gap or 8 * length != bits:
+        raise ValueError(
+            f"data_offsets of {name} do not follow the tensor before it, or are not the "
+            f"{bits // 8} bytes of {stored.dtype} {list(stored.shape)}"
+        )
+
+
+def copy_assets(source: Path, target: Path) -> None:
+    """Copy the configuration and tokenizer files, byte for byte; no weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*CONFIGS, *TOKENIZER_FILES):
+        if (source / name).is_file():
+            (target / name).write_bytes((source / name).read_bytes())
+
+
+def link_weights(source: Path, target: Path, prefix: str = "") -> dict[str, str]:
+    """Give a folder the weight files of another: the same files, or copies on another disk.
+
+    prefix: of their names in `target`. Returns each tensor's file, as an index has it.
+    """
+    found: dict[str, str] = {}
+    for file in weight_files(source):
+        place = target / f"{prefix}{file.name}"
+        place.unlink(missing_ok=True)
+        try:
+            place.hardlink_to(file)
+        except OSError:
+            shutil.copyfile(file, place)
+        found |= dict.fromkeys(tensor_shapes(file), place.name)
+    return found
+
+
+def clear(folder: Path) -> None:
+    """Remove what an interrupted run left in a work folder."""
+    for leftover in folder.iterdir():
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()

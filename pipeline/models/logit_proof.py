@@ -1,0 +1,147 @@
+"""Proof that two models compute the same: their logits on fixed prompts, compared.
+
+The prompts are token ids drawn over the whole vocabulary, so that every kind of embedding row,
+position and attention span takes part whatever the tokenizer; both models are computed in float32.
+Knows nothing of where the logits come from.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import DataError, ProofFailed
+from pipeline.models.architecture import Shape
+
+if TYPE_CHECKING:
+    import torch
+
+    Logits = Callable[[Sequence[int]], torch.Tensor]  # token ids → [tokens, vocabulary]
+
+LENGTHS = (16, 64, 160)  # tokens
+# Largest difference of a logit. Float32 sums in another order differ by 1e-6 to 1e-4; on a GPU
+# Transformer Engine multiplies float32 matrices with TF32's 10-bit mantissas, layer after layer.
+CPU_TOLERANCE = 1e-3
+GPU_TOLERANCE = 1e-2  # times the largest logit
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far apart the logits of two models are, over all positions of the prompts."""
+
+    positions: int
+    max_abs_difference: float
+    min_cosine: float
+    same_greedy_tokens: int  # positions where both models prefer the same token
+    undecided: int  # positions where they do not, and the reference has a tie within the tolerance
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        greedy = self.same_greedy_tokens + self.undecided == self.positions
+        return greedy and self.max_abs_difference <= self.tolerance
+
+
+class ProofChain:
+    """One reference's logits, and how near each conversion of it comes, step by step.
+
+    proof: the figures of every step so far, by name, for the manifest.
+    max_abs_difference: the largest of a logit, over the steps that had to agree.
+    """
+
+    def __init__(
+        self, shape: Shape, *, gpu: bool, reference: Logits, name: str = "the source model"
+    ) -> None:
+        """reference: gives the logits [tokens, vocabulary] of a prompt; asked at once.
+
+        name: of the reference, for errors.
+
+        Raises:
+            DataError: its logits are not finite, so that nothing can be as they are.
+        """
+        self._prompts = prompts(shape.vocab, shape.max_positions)
+        self._reference = [reference(prompt) for prompt in self._prompts]
+        if not all(bool(logits.isfinite().all()) for logits in self._reference):
+            raise DataError(
+                f"{name} computes logits that are not finite: a weight is NaN or too "
+                "large, or config.json has a wrong number; mend or download the model again"
+            )
+        self._gpu = gpu
+        self.proof: dict[str, dict[str, Any]] = {}
+        self.max_abs_difference = 0.0
+
+    def require(self, step: str, logits: Logits) -> Comparison:
+        """Compare a step, which must compute the same.
+
+        Raises:
+            ProofFailed: it does not.
+        """
+        comparison = self._compare(step, logits)
+        if not comparison.holds:
+            raise _failed(step, comparison, f"at most {comparison.tolerance:.3g} is allowed")
+        self.max_abs_difference = max(self.max_abs_difference, comparison.max_abs_difference)
+        return comparison
+
+    def require_near(self, step: str, logits: Logits, min_cosine: float) -> Comparison:
+        """Compare a step that rounds, and so may differ a little.
+
+        Raises:
+            ProofFailed: the logits point elsewhere.
+        """
+        comparison = self._compare(step, logits)
+        if comparison.min_cosine < min_cosine:
+            raise _failed(step, comparison, f"a cosine of at least {min_cosine} is asked")
+        return comparison
+
+    def _compare(self, step: str, logits: Logits) -> Comparison:
+        found = [logits(prompt) for prompt in self._prompts]
+        comparison = compare(self._reference, found, gpu=self._gpu)
+        self.proof[step] = asdict(comparison)
+        return comparison
+
+
+def _failed(step: str, comparison: Comparison, rule: str) -> ProofFailed:
+    return ProofFailed(
+        f"{step} does not compute what its source computes: logits differ by up to "
+        f"{comparison.max_abs_difference:.3g}, their smallest cosine is "
+        f"{comparison.min_cosine:.6f}, and {comparison.same_greedy_tokens} of "
+        f"{comparison.positions} greedy tokens are the same; {rule}. Nothing was kept: report it "
+        "with the model's config.json"
+    )
+
+
+def prompts(vocab: int, max_positions: int) -> list[list[int]]:
+    """Token ids that are the same in every run, for a vocabulary and a context length."""
+    draw = random.Random(0)
+    return [
+        [draw.randrange(vocab) for _ in range(min(length, max_positions))] for length in LENGTHS
+    ]
+
+
+def compare(
+    reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor], *, gpu: bool
+) -> Comparison:
+    """Compare logits [tokens, vocabulary] prompt by prompt. `gpu` chooses the tolerance.
+
+    Logits that are not finite are infinitely far away.
+    """
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    largest = max(float(r.abs().max()) for r in reference)
+    tolerance = GPU_TOLERANCE * largest if gpu else CPU_TOLERANCE
+    difference, cosine, same, undecided, positions = 0.0, 1.0, 0, 0, 0
+    for a, b in zip(reference, other, strict=True):
+        finite = bool(torch.isfinite(b).all())
+        difference = max(difference, float((a - b).abs().max()) if finite else math.inf)
+        near = float(cosine_similarity(a.double(), b.double()).min()) if finite else -1.0
+        cosine = min(cosine, near)
+        agree = a.argmax(-1) == b.argmax(-1)
+        top = a.topk(2).values
+        undecided += int((~agree & (top[:, 0] - top[:, 1] <= tolerance)).sum())
+        same += int(agree.sum())
+        positions += len(a)
+    return Comparison(positions, difference, cosine, same, undecided, tolerance)

@@ -1,0 +1,1 @@
+"""Smaller weights: formats, calibration with ModelOpt, export and its proofs."""

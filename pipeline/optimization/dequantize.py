@@ -1,0 +1,130 @@
+"""Weights as exported folders hold them: unpacked, scaled, and compared with their source.
+
+    dequantize(LAYOUTS["nvfp4"], stored, scale, second, None)      # [out, in] float32
+    compare({"qnemo": ours, "hf": theirs}, source, shape)          # of exported_weights
+
+Written from the formats' descriptions and not with ModelOpt, so that comparing the result with the
+source proves the files. Tensors are read one by one, on the GPU if there is one. Knows nothing of
+configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape
+from pipeline.optimization.formats import Layout
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.models.hf_model import WeightReader
+
+# The sixteen values of FP4 E2M1 by their bits: sign, two of exponent, one of mantissa (OCP
+# Microscaling Formats 1.0, section 5.3.3).
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+# Elements that are compared at once, in float64: what stays in a CPU's cache, what fills a GPU.
+_BLOCK = {"cpu": 2**16, "cuda": 2**24}
+_READERS = 4  # tensors on their way to a GPU at once: one thread does not keep it busy
+
+
+class Weights(Protocol):
+    """What a folder stands for, by HF's names."""
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """A weight; None if it stands for nothing of its own."""
+
+
+def dequantize(
+    layout: Layout,
+    stored: torch.Tensor,
+    scale: torch.Tensor,
+    second: torch.Tensor | None,
+    prescale: torch.Tensor | None,
+) -> torch.Tensor:
+    """weight[o, i] = value[o, i] * scale * prescale[i], [out, in] float32.
+
+    stored: of two neighbours that share a byte the first, of even number, is in the low half.
+    scale: one number, one a row [out], or one a group [out, in / group]. Where it is FP8, it has a
+        scale itself, `second`; where not, `second` tells how the weights were rounded once more.
+    """
+    import torch
+
+    if layout.packed == "columns":
+        byte = torch.arange(256, device=stored.device)
+        value = torch.tensor(_E2M1, device=stored.device)
+        pairs = value[torch.stack([byte & 15, byte >> 4], dim=1)]  # byte → two values
+        weight = torch.nn.functional.embedding(stored.int(), pairs).flatten(1)
+    elif layout.packed == "rows":
+        packed = stored.view(torch.uint8).to(torch.int16)
+        halves = torch.stack([packed & 15, packed >> 4], dim=1)  # [out / 2, 2, in]
+        weight = ((halves ^ 8) - 8).flatten(0, 1).float()  # two's complement of four bits
+    else:
+        weight = stored.float()
+    scale = scale.float()
+    if layout.scale_type == "F8_E4M3" and second is not None:
+        scale = scale * second
+    if layout.group:
+        weight.unflatten(1, (-1, layout.group)).mul_(scale.unsqueeze(-1))
+    else:
+        weight *= scale.reshape(-1, 1)  # a single number spreads over all rows
+    return weight if prescale is None else weight.mul_(prescale.float())
+
+
+def compare(
+    forms: Mapping[str, Weights], source: WeightReader, shape: Shape
+) -> dict[str, dict[str, dict[str, float]]]:
+    """For each form and each weight that it stands for: `difference` from the source's."""
+    import torch
+
+    names = {name: name for name, _ in shape.tensors()}  # ours → the source's
+    if shape.tied:
+        names[LM_HEAD] = EMBEDDING  # which a form may hold apart
+
+    def row(name: str) -> dict[str, dict[str, float]]:
+        theirs = on_device(source.tensor(names[name]))
+        found = {form: weights.tensor(name) for form, weights in forms.items()}
+        return {form: difference(ours, theirs) for form, ours in found.items() if ours is not None}
+
+    tables: dict[str, dict[str, dict[str, float]]] = {form: {} for form in forms}
+    with ThreadPoolExecutor(_READERS if torch.cuda.is_available() else 1) as pool:
+        for name, figures in zip(names, pool.map(row, names), strict=True):
+            for form, figure in figures.items():
+                tables[form][name] = figure
+    return tables
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, float]:
+    """Cosine of two tensors, |ours - theirs| / |theirs|, and the factor that brings theirs nearest
+    to ours: 1 however much was rounded, where scales are right."""
+    import torch
+
+    sums = torch.zeros(4, dtype=torch.float64, device=theirs.device)
+    block = _BLOCK[theirs.device.type]
+    blocks = (tensor.flatten().split(block) for tensor in (ours, theirs))
+    for a, b in zip(*blocks, strict=True):
+        x, y = a.double(), b.double()
+        sums += torch.stack([x @ y, x @ x, y @ y, (x - y).square_().sum()])
+    dot, ours_square, theirs_square, square = sums.tolist()
+    # A tensor of zeros, as a bias can be, has no direction: only its being copied counts.
+    if square == 0:
+        return {"cosine": 1.0, "error": 0.0, "scale": 1.0}
+    if not (ours_square and theirs_square):
+        return {"cosine": 0.0, "error": math.inf, "scale": 0.0}
+    sizes = math.sqrt(ours_square) * math.sqrt(theirs_square)
+    return {
+        "cosine": dot / sizes,
+        "error": math.sqrt(square / theirs_square),
+        "scale": dot / theirs_square,
+    }
+
+
+def on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the GPU if there is one."""
+    import torch
+
+    return tensor.cuda() if torch.cuda.is_available() else tensor

@@ -1,0 +1,187 @@
+"""Writing a quantized model's packed weights with ModelOpt: qnemo and unified HF folders.
+
+Each call opens the quantized folder anew, as ModelOpt's exporters alter the model. What ModelOpt
+0.37 leaves out is put right here: AWQ's group size in config.json, the claim to be quantized on an
+unquantized model, one scale for FP8 layers that runtimes join, weights in the source's type,
+tokenizer files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import PipelineError
+from pipeline.models.architecture import read_shape
+from pipeline.models.files import TOKENIZER_FILES
+from pipeline.optimization import ptq as modelopt
+from pipeline.optimization.formats import JOINED
+
+if TYPE_CHECKING:
+    import torch
+
+# What stays float32 in a unified checkpoint; every other plain tensor is in the source's type.
+_SCALES = ("weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale")
+# ModelOpt's name of the way that Llama, Mistral and, but for a bias, Qwen2 are built: it writes the
+# weights of each, and lacks only TensorRT-LLM's own fields for Qwen2.
+_DECODER = "llama"
+_QWEN2_FIELDS = {"qwen_type": "qwen2", "attn_bias": True, "mlp_bias": False, "seq_length": 8192}
+
+
+def write_qnemo(
+    quantized: Path, source: Path, out: Path, *, tensor_parallel: int, pipeline_parallel: int
+) -> None:
+    """Write a TensorRT-LLM checkpoint with a tokenizer.
+
+    quantized: folder of one format, as modelopt.save left it. source: the HF folder it was made
+        from, which gives the type of what is not quantized, and the tokenizer files.
+
+    Raises:
+        PipelineError: ModelOpt refuses the model.
+    """
+    import torch
+
+    exporter = modelopt.modelopt().export
+    model = modelopt.load(quantized)
+    with _refusals(f"qnemo from {quantized}"), torch.inference_mode():
+        exporter.export_tensorrt_llm_checkpoint(
+            model,
+            _DECODER,
+            _half_type(source),
+            out,
+            inference_tensor_parallel=tensor_parallel,
+            inference_pipeline_parallel=pipeline_parallel,
+        )
+    if read_shape(source).family == "qwen2":
+        file = out / "config.json"
+        config = json.loads(file.read_text()) | _QWEN2_FIELDS
+        file.write_text(json.dumps(config, indent=4) + "\n")
+    _copy_text_files(source, out)
+
+
+def write_unified_hf(quantized: Path, source: Path, out: Path) -> None:
+    """Write ModelOpt's unified HF checkpoint; arguments and errors as for `write_qnemo`."""
+    import torch
+
+    from pipeline.models import hf_model
+
+    exporter = modelopt.modelopt().export
+    model = modelopt.load(quantized)
+    own = modelopt.own_dtype(source)
+
+    def save(folder: Path, *, state_dict: Mapping[str, torch.Tensor], **_: Any) -> None:
+        """In place of transformers' writer: shards side by side, plain tensors in their type."""
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        wanted = getattr(torch, own)
+        typed = ((name, _typed(name, tensor, wanted)) for name, tensor in state_dict.items())
+        hf_model.write_weights(folder, typed, dtype=None)
+
+    model.save_pretrained = save
+    with _refusals(f"unified HF from {quantized}"), torch.no_grad():
+        _join_scales(model)
+        # In the type that it was calibrated in, so that weights are rounded once.
+        exporter.export_hf_checkpoint(model, model.dtype, out)
+    del model.save_pretrained  # it holds the model, and memory may not hold another
+    _mend_config(out, own)
+    _copy_text_files(source, out)
+
+
+def _join_scales(model: Any) -> None:
+    """Give FP8 layers that runtimes join the largest of their scales, so that none rounds again.
+
+    ModelOpt does so for qnemo, and for the unified folder in every other format.
+    """
+    tools = modelopt.modelopt().export.quant_utils
+    if tools.get_quantization_format(model) != "fp8":
+        return
+    for module in model.modules():
+        for names in JOINED:
+            if all(hasattr(module, name) for name in names):
+                tools.preprocess_linear_fusion([getattr(module, name) for name in names])
+
+
+def _half_type(source: Path) -> torch.dtype:
+    """The 16-bit type that TensorRT-LLM computes in: the source's if it has one."""
+    import torch
+
+    own: torch.dtype = getattr(torch, modelopt.own_dtype(source))
+    return own if own.itemsize == 2 else torch.bfloat16
+
+
+def _typed(name: str, tensor: torch.Tensor, plain: torch.dtype) -> torch.Tensor:
+    """A tensor of a unified checkpoint in the type that it is stored in."""
+    if not tensor.is_floating_point() or tensor.element_size() == 1:
+        return tensor  # packed weights, and scales in FP8
+    return tensor.float() if name.endswith(_SCALES) else tensor.to(plain)
+
+
+def _mend_config(out: Path, dtype: str) -> None:
+    file, quant_file = out / "config.json", out / "hf_quant_config.json"
+    config = json.loads(file.read_text())
+    config["dtype"] = config["torch_dtype"] = dtype  # by its new name and its old one
+    quantization = json.loads(quant_file.read_text())["quantization"]
+    if quantization["quant_algo"] is None:
+        # It would claim to be ModelOpt's, which vLLM refuses without an algorithm.
+        del config["quantization_config"]
+        quant_file.unlink()
+    else:
+        for key in ("group_size", "has_zero_point", "pre_quant_scale"):
+            if key in quantization:
+                config["quantization_config"][key] = quantization[key]
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _copy_text_files(source: Path, out: Path) -> None:
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (source / name).is_file():
+            (out / name).write_bytes((source / name).read_bytes())
+    if not (source / "generation_config.json").is_file():
+        from transformers import GenerationConfig, PretrainedConfig
+
+        # As transformers makes one of config.json: the ids at which an answer ends.
+        config = PretrainedConfig.from_pretrained(source)
+        GenerationConfig.from_model_config(config).save_pretrained(out)
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """ModelOpt's chatter away, and its many kinds of refusal as one."""
+    logger = logging.getLogger("transformers")  # warns of a name that ModelOpt uses
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), _packing_anywhere():
+            warnings.simplefilter("ignore")
+            yield
+    except (AssertionError, NotImplementedError, AttributeError, KeyError, ValueError) as error:
+        raise PipelineError(
+            f"ModelOpt cannot write {what}: {type(error).__name__} {error}; change quantize.format "
+            "or quantize.exclude (layers that runtimes fuse, as q_proj with k_proj and v_proj, go "
+            "together) and run stage=quantize again"
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _packing_anywhere() -> Iterator[None]:
+    """Within it ModelOpt packs NVFP4 without a GPU too, as it does every other format.
+
+    It asks the GPU first whether it has FP4 instructions, for a kernel of TensorRT-LLM's that
+    exporting never uses, and to ask is an error where there is no GPU.
+    """
+    from modelopt.torch.quantization.qtensor import nvfp4_tensor
+
+    ask = nvfp4_tensor.fp4_compatible
+    nvfp4_tensor.fp4_compatible = lambda: False
+    try:
+        yield
+    finally:
+        nvfp4_tensor.fp4_compatible = ask

@@ -1,0 +1,193 @@
+"""The weights that an exported folder stands for, unpacked and re-joined, by HF's names.
+
+    with QnemoWeights(folder, shape) as ours:
+        ours.tensor("model.layers.0.self_attn.q_proj.weight")      # [out, in] float32
+
+Every linear weight is given as it acts on the layer's input: times the scale vector of AWQ or
+SmoothQuant. What is not quantized is given in the type that it is stored in.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.models.architecture import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
+from pipeline.models.files import tensor_shapes, weight_files
+from pipeline.optimization.dequantize import dequantize, on_device
+from pipeline.optimization.formats import BY_ALGORITHM
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.models.hf_model import WeightReader
+
+_NORMS = {
+    "input_layernorm": "input_layernorm",
+    "post_attention_layernorm": "post_layernorm",
+}
+# HF name → qnemo name, and the dimension on which ranks share it. TensorRT-LLM's fc is HF's gate.
+_LINEARS = {
+    "self_attn.o_proj": ("attention.dense", 1),
+    "mlp.gate_proj": ("mlp.fc", 0),
+    "mlp.up_proj": ("mlp.gate", 0),
+    "mlp.down_proj": ("mlp.proj", 1),
+}
+_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# Linear layers whose input is a norm's output: name → norm.
+_AFTER = {
+    **dict.fromkeys(_FUSED, "input_layernorm"),
+    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
+}
+
+
+class QnemoWeights:
+    """Of all ranks of a qnemo folder."""
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        self._folder, self._shape = folder, shape
+        self._layout = BY_ALGORITHM.get(config["quantization"]["quant_algo"])
+        self._tp, self._pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
+        q, kv = (n * shape.head_dim // self._tp for n in (shape.heads, shape.kv_heads))
+        # Each rank holds its share of the queries, then of the keys, then of the values.
+        self._rows = dict(
+            zip(_FUSED, (slice(0, q), slice(q, q + kv), slice(q + kv, q + 2 * kv)), strict=True)
+        )
+        self._stack = ExitStack()
+
+    def __enter__(self) -> QnemoWeights:
+        from safetensors import safe_open
+
+        self._ranks = [
+            self._stack.enter_context(
+                safe_open(self._folder / f"rank{rank}.safetensors", framework="pt")
+            )
+            for rank in range(self._tp * self._pp)
+        ]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        import torch
+
+        if name == LM_HEAD and name not in self._ranks[-1].keys():  # noqa: SIM118
+            return None  # it is the embedding
+        if name in (EMBEDDING, LM_HEAD):
+            first = name == EMBEDDING
+            files = self._ranks[: self._tp] if first else self._ranks[-self._tp :]
+            theirs = "transformer.vocab_embedding.weight" if first else name
+            return torch.cat([on_device(f.get_tensor(theirs)) for f in files])[: self._shape.vocab]
+        if name == FINAL_NORM:
+            return on_device(self._ranks[-1].get_tensor("transformer.ln_f.weight"))
+        number, part, kind = _layer_name(name)
+        stage, local = divmod(number, self._shape.layers // self._pp)
+        files = self._ranks[stage * self._tp : (stage + 1) * self._tp]
+        layer = f"transformer.layers.{local}."
+        if part in _NORMS:
+            return on_device(files[0].get_tensor(f"{layer}{_NORMS[part]}.weight"))
+        if part in _FUSED:
+            module, dimension, rows = "attention.qkv", 0, self._rows[part]
+        else:
+            (module, dimension), rows = _LINEARS[part], slice(None)
+        if kind == "bias":
+            whole = [file.get_tensor(f"{layer}{module}.bias") for file in files]
+            return on_device(torch.cat([bias[rows] for bias in whole]))
+        return torch.cat([self._linear(f, layer + module, rows) for f in files], dim=dimension)
+
+    def _linear(self, file: Any, module: str, rows: slice) -> torch.Tensor:
+        """Rows of a rank's part of a linear weight, [rows, in]."""
+        if self._layout is None or f"{module}.weights_scaling_factor" not in file.keys():  # noqa: SIM118
+            return on_device(file.get_tensor(f"{module}.weight")[rows])
+
+        def optional(wanted: bool, name: str) -> torch.Tensor | None:
+            return on_device(file.get_tensor(f"{module}.{name}")) if wanted else None
+
+        scale = on_device(file.get_tensor(f"{module}.weights_scaling_factor"))
+        stored = file.get_tensor(f"{module}.weight")
+        halved = self._layout.packed == "rows" and rows.stop is not None
+        return dequantize(
+            self._layout,
+            on_device(stored[slice(rows.start // 2, rows.stop // 2) if halved else rows]),
+            scale if scale.numel() == 1 else scale[rows],
+            optional(self._layout.second_scale, "weights_scaling_factor_2"),
+            optional(self._layout.prescaled, "prequant_scaling_factor"),
+        )
+
+
+class UnifiedWeights:
+    """Of a unified HF folder.
+
+    AWQ's input scale lies in the norm in front of a layer: the source's norm is undone from the
+    layers behind, and such a norm then stands for nothing of its own.
+    """
+
+    def __init__(self, folder: Path, source: WeightReader) -> None:
+        from pipeline.models.hf_model import WeightReader
+
+        quant_file = folder / "hf_quant_config.json"
+        algorithm = (
+            json.loads(quant_file.read_text())["quantization"]["quant_algo"]
+            if quant_file.is_file()
+            else None
+        )
+        self._layout = BY_ALGORITHM.get(algorithm)
+        self._in_norms = bool(self._layout and self._layout.group and self._layout.prescaled)
+        self._names = {name for file in weight_files(folder) for name in tensor_shapes(file)}
+        self._source, self._written = source, WeightReader(folder)
+
+    def __enter__(self) -> UnifiedWeights:
+        self._written.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._written.__exit__(*exception)
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        module = name.rpartition(".")[0]
+        if name == LM_HEAD:
+            return self._optional(name)
+        if name in (EMBEDDING, FINAL_NORM):
+            return self._read(name)
+        number, part, kind = _layer_name(name)
+        layer = f"model.layers.{number}."
+        if self._in_norms and part in _NORMS:
+            behind = (f"{layer}{linear}.weight_scale" for linear, n in _AFTER.items() if n == part)
+            return None if any(scale in self._names for scale in behind) else self._read(name)
+        scale = self._optional(f"{module}.weight_scale")
+        if self._layout is None or kind == "bias" or scale is None:
+            return self._read(name)
+        weight = dequantize(
+            self._layout,
+            self._read(name),
+            scale,
+            self._optional(f"{module}.weight_scale_2"),
+            self._optional(f"{module}.pre_quant_scale"),
+        )
+        if self._in_norms and part in _AFTER:
+            weight *= self._scale_in(f"{layer}{_AFTER[part]}.weight")
+        return weight
+
+    def _read(self, name: str) -> torch.Tensor:
+        return on_device(self._written.tensor(name))
+
+    def _optional(self, name: str) -> torch.Tensor | None:
+        return self._read(name) if name in self._names else None
+
+    def _scale_in(self, norm: str) -> torch.Tensor:
+        """What a norm multiplies beyond the source's, [hidden]."""
+        import torch
+
+        theirs, ours = self._read(norm).float(), on_device(self._source.tensor(norm)).float()
+        return torch.where(ours == 0, 1.0, theirs / ours)
+
+
+def _layer_name(name: str) -> tuple[int, str, str]:
+    """model.layers.<number>.<part>.<kind>, of a tensor in a layer."""
+    number, _, rest = name.removeprefix("model.layers.").partition(".")
+    part, _, kind = rest.rpartition(".")
+    return int(number), part, kind

@@ -1,0 +1,178 @@
+"""The rules of a qnemo folder: a TensorRT-LLM checkpoint and a tokenizer.
+
+    check_qnemo(folder, "fp8")     # broken rules in words, none for a good folder
+    check_config(folder, shape)    # sizes that are not the source model's
+
+From TensorRT-LLM 1.2: docs/legacy/architecture/checkpoint.md for the files and their sharding,
+models/modeling_utils.py and quantization/layers.py for the tensors that each format's layers fill.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from pipeline.config.schema import QuantizationFormat
+from pipeline.models.architecture import Shape
+from pipeline.optimization.formats import (
+    TOKENIZER,
+    TYPES,
+    Json,
+    Tensor,
+    check_algorithm,
+    compare,
+    layout_of,
+    missing_files,
+    read_header,
+)
+
+
+def check_qnemo(folder: Path, format: QuantizationFormat) -> list[str]:
+    """Broken rules of a qnemo folder that should hold weights of a format."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        tp, pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
+        problems = _check_mapping(config, folder)
+        problems += check_algorithm(config["quantization"], format)
+        problems += _check_files(folder, config)
+        for pp_rank in range(pp):
+            for tp_rank in range(tp):
+                file = folder / f"rank{pp_rank * tp + tp_rank}.safetensors"
+                if file.is_file():
+                    found = _vectors(read_header(file))
+                    problems += compare(file.name, found, _rank(config, pp_rank))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return [f"{folder} cannot be read: {type(error).__name__} {error}"]
+    return problems
+
+
+def check_config(folder: Path, shape: Shape) -> list[str]:
+    """Sizes in a qnemo folder's config.json that are not the source model's."""
+    config = json.loads((folder / "config.json").read_text())
+    expected = {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_size": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.max_positions,
+        "rotary_base": shape.rope_theta,
+        "norm_epsilon": shape.norm_eps,
+        "hidden_act": "silu",
+    }
+    scaling = config.get("rotary_scaling")
+    if shape.rope_scaling is None:
+        expected["rotary_scaling"] = None
+    else:
+        scaling = scaling or {}
+        kind = "type" if "type" in scaling else "rope_type"  # TensorRT-LLM reads either
+        expected["rotary_scaling"] = scaling | {
+            kind: "llama3",
+            "factor": shape.rope_scaling.factor,
+            "low_freq_factor": shape.rope_scaling.low_freq_factor,
+            "high_freq_factor": shape.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": shape.rope_scaling.original_max_positions,
+        }
+    return [
+        f"config.json: {name} is {config.get(name)!r}, the source has {value!r}"
+        for name, value in expected.items()
+        if config.get(name) != value
+    ]
+
+
+def _check_mapping(config: Json, folder: Path) -> list[str]:
+    mapping, problems = config["mapping"], []
+    tp, pp = mapping["tp_size"], mapping["pp_size"]
+    if mapping["world_size"] != tp * pp:
+        problems.append(f"mapping: world_size {mapping['world_size']} is not {tp} x {pp}")
+    wanted = {f"rank{rank}.safetensors" for rank in range(tp * pp)}
+    found = {file.name for file in folder.glob("*.safetensors")}
+    problems += [f"{name} is missing" for name in sorted(wanted - found)]
+    problems += [f"{name} belongs to no rank" for name in sorted(found - wanted)]
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        if config[name] % tp:
+            problems.append(f"{name} {config[name]} cannot be split over {tp} ranks")
+    if config["num_hidden_layers"] % pp:
+        problems.append(f"{config['num_hidden_layers']} layers cannot be split over {pp} stages")
+    if not config["use_parallel_embedding"] or config["embedding_sharding_dim"] != 0:
+        problems.append("the embedding must be split on dimension 0 (use_parallel_embedding)")
+    return problems
+
+
+def _check_files(folder: Path, config: Json) -> list[str]:
+    problems = missing_files(folder, TOKENIZER)
+    quantized = config["quantization"]["quant_algo"] is not None
+    if quantized == (folder / "quant_cfg.json").is_file():
+        problems.append(
+            "quant_cfg.json is there for one format in all layers"
+            if quantized
+            else "quant_cfg.json is missing, which an unquantized checkpoint has"
+        )
+    return problems
+
+
+def _vectors(header: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A header in which a single number, (), counts as a vector of one, (1,).
+
+    TensorRT-LLM's parameters take either (parameter.py, `value`), and ModelOpt writes both.
+    """
+    return {name: (kind, shape or (1,)) for name, (kind, shape) in header.items()}
+
+
+def _rank(config: Json, pp_rank: int) -> dict[str, Tensor]:
+    """Tensors of a rank's file; all tensor-parallel ranks of a stage have the same shapes."""
+    tp, pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
+    dtype, hidden = TYPES[config["dtype"]], config["hidden_size"]
+    head, kv_heads = config["head_size"], config["num_key_value_heads"]
+    q, kv = config["num_attention_heads"] * head // tp, kv_heads * head // tp
+    ffn, rows = config["intermediate_size"] // tp, math.ceil(config["vocab_size"] / tp)
+    expected: dict[str, Tensor] = {}
+    if pp_rank == 0:
+        expected["transformer.vocab_embedding.weight"] = (dtype, (rows, hidden))
+    if pp_rank == pp - 1:
+        expected["transformer.ln_f.weight"] = (dtype, (hidden,))
+        if not config["share_embedding_table"]:
+            expected["lm_head.weight"] = (dtype, (rows, hidden))
+    linears = {
+        "attention.qkv": (q + 2 * kv, hidden),
+        "attention.dense": (hidden, q),
+        "mlp.fc": (ffn, hidden),
+        "mlp.gate": (ffn, hidden),
+        "mlp.proj": (hidden, ffn),
+    }
+    for number in range(config["num_hidden_layers"] // pp):
+        layer = f"transformer.layers.{number}."
+        expected[layer + "input_layernorm.weight"] = (dtype, (hidden,))
+        expected[layer + "post_layernorm.weight"] = (dtype, (hidden,))
+        if config.get("attn_bias"):
+            expected[layer + "attention.qkv.bias"] = (dtype, (q + 2 * kv,))
+        if config["quantization"]["kv_cache_quant_algo"] == "FP8":
+            for part in ("k", "v", "kv"):
+                expected[layer + f"attention.{part}_cache_scaling_factor"] = ("F32", (1,))
+        for name, shape in linears.items():
+            expected |= _linear(layer + name, shape, dtype, config["quantization"])
+    return expected
+
+
+def _linear(
+    module: str, shape: tuple[int, int], dtype: str, quantization: Json
+) -> Iterator[tuple[str, Tensor]]:
+    layout = layout_of(module, quantization)
+    if layout is None:
+        yield module + ".weight", (dtype, shape)
+        return
+    yield module + ".weight", (layout.weight, layout.stored_shape(*shape))
+    yield (
+        module + ".weights_scaling_factor",
+        (layout.scale_type, layout.scale_shape(*shape) or (1,)),
+    )
+    if layout.inputs_scaled:
+        yield module + ".activation_scaling_factor", ("F32", (1,))
+    if layout.second_scale:
+        yield module + ".weights_scaling_factor_2", ("F32", (1,))
+    if layout.prescaled:
+        yield module + ".prequant_scaling_factor", (dtype, (shape[1],))

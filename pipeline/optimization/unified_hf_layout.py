@@ -1,0 +1,171 @@
+"""The rules of ModelOpt's unified HF checkpoint: broken ones in words, none for a good folder.
+
+    check_unified_hf(folder, "fp8")
+
+From ModelOpt 0.37 (torch/export/unified_export_hf.py) and from what vLLM makes of such a folder
+(model_executor/layers/quantization/modelopt.py); TensorRT-LLM's PyTorch backend reads the same.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from pipeline.config.schema import QuantizationFormat
+from pipeline.core.errors import DataError
+from pipeline.models.architecture import read_shape, shape_of
+from pipeline.optimization.formats import (
+    JOINED,
+    TOKENIZER,
+    TYPES,
+    Json,
+    Tensor,
+    check_algorithm,
+    compare,
+    layout_of,
+    missing_files,
+    read_header,
+)
+
+_SCALES = (".weight_scale", ".weight_scale_2", ".input_scale")
+
+
+def check_unified_hf(folder: Path, format: QuantizationFormat) -> list[str]:
+    """Broken rules of a unified HF folder that should hold weights of a format."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        problems = missing_files(folder, TOKENIZER)
+        claimed = config.get("quantization_config")
+        quant_file = folder / "hf_quant_config.json"
+        if (claimed is None) != (not quant_file.is_file()):
+            problems.append(
+                f"{quant_file.name} and quantization_config in config.json belong together: both "
+                "for a quantized model, neither for another"
+            )
+        quantization: Json = {"quant_algo": None, "kv_cache_quant_algo": None}
+        if quant_file.is_file():
+            quantization = json.loads(quant_file.read_text())["quantization"]
+        problems += check_algorithm(quantization, format)
+        if claimed is not None:
+            problems += _check_claim(claimed, quantization)
+        header: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            header |= read_header(file)
+        problems += compare(folder.name, header, _expected(config, quantization))
+        problems += _check_joined(folder)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return [f"{folder} cannot be read: {type(error).__name__} {error}"]
+    return problems
+
+
+def check_same(folder: Path, source: Path) -> list[str]:
+    """Sizes, rotary embedding and the like in a unified folder's config.json that are not the
+    source model's."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("quantization_config", None)
+    try:
+        ours, theirs = vars(shape_of(file, config)), vars(read_shape(source))
+    except DataError as error:
+        return [str(error)]
+    return [
+        f"config.json: {name} is {ours[name]!r}, the source has {value!r}"
+        for name, value in theirs.items()
+        if ours[name] != value
+    ]
+
+
+def _check_claim(claimed: Json, quantization: Json) -> list[str]:
+    """config.json against hf_quant_config.json: runtimes read either."""
+    problems = []
+    if claimed.get("quant_method") != "modelopt":
+        problems.append(f"quant_method {claimed.get('quant_method')!r} is not 'modelopt'")
+    pairs = {"quant_algo": "quant_algo", "ignore": "exclude_modules", "group_size": "group_size"}
+    for ours, theirs in pairs.items():
+        if claimed.get(ours) != quantization.get(theirs):
+            problems.append(
+                f"config.json has {ours} {claimed.get(ours)!r} and hf_quant_config.json "
+                f"{quantization.get(theirs)!r}"
+            )
+    if ("kv_cache_scheme" in claimed) != bool(quantization["kv_cache_quant_algo"]):
+        problems.append("kv_cache_scheme disagrees with kv_cache_quant_algo")
+    return problems
+
+
+def _check_joined(folder: Path) -> list[str]:
+    """Layers that runtimes join must agree on the scales that are one number.
+
+    vLLM takes the largest: of NVFP4 it leaves the weights as they were rounded with another
+    (ModelOptNvFp4LinearMethod), of FP8 it rounds them a second time (requantize_with_max_scale).
+    """
+    scales: dict[str, float] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if name.endswith(_SCALES) and not tensors.get_slice(name).get_shape():
+                    scales[name] = float(tensors.get_tensor(name))
+    problems = []
+    for block in sorted({name.rsplit(".", 2)[0] for name in scales}):
+        for layers, scale in itertools.product(JOINED, _SCALES):
+            names = [f"{block}.{layer}{scale}" for layer in layers]
+            if len({scales[name] for name in names if name in scales}) > 1:
+                problems.append(
+                    f"{block}: {scale[1:]} of {', '.join(layers)} differ, and runtimes join them"
+                )
+    return problems
+
+
+def _expected(config: Json, quantization: Json) -> dict[str, Tensor]:
+    """The folder's tensors."""
+    dtype = TYPES[config.get("dtype") or config["torch_dtype"]]
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    q, kv = heads * head, config["num_key_value_heads"] * head
+    ffn = config["intermediate_size"]
+    vocabulary = (dtype, (config["vocab_size"], hidden))
+    expected: dict[str, Tensor] = {"model.embed_tokens.weight": vocabulary}
+    expected["model.norm.weight"] = (dtype, (hidden,))
+    if not config.get("tie_word_embeddings"):
+        expected["lm_head.weight"] = vocabulary
+    linears = {
+        "self_attn.q_proj": (q, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, q),
+        "mlp.gate_proj": (ffn, hidden),
+        "mlp.up_proj": (ffn, hidden),
+        "mlp.down_proj": (hidden, ffn),
+    }
+    for number in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{number}."
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            expected[f"{layer}{norm}.weight"] = (dtype, (hidden,))
+        if quantization["kv_cache_quant_algo"] == "FP8":
+            expected[layer + "self_attn.k_proj.k_scale"] = ("F32", ())
+            expected[layer + "self_attn.v_proj.v_scale"] = ("F32", ())
+        for name, shape in linears.items():
+            expected |= _linear(layer + name, shape, dtype, quantization)
+            if config["model_type"] == "qwen2" and name[-6:] in ("q_proj", "k_proj", "v_proj"):
+                expected[layer + name + ".bias"] = (dtype, shape[:1])
+    return expected
+
+
+def _linear(
+    module: str, shape: tuple[int, int], dtype: str, quantization: Json
+) -> Iterator[tuple[str, Tensor]]:
+    layout = layout_of(module, quantization)
+    if layout is None:
+        yield module + ".weight", (dtype, shape)
+        return
+    yield module + ".weight", (layout.unified_weight, layout.stored_shape(*shape))
+    yield module + ".weight_scale", (layout.scale_type, layout.scale_shape(*shape))
+    if layout.inputs_scaled:
+        yield module + ".input_scale", ("F32", ())
+    if layout.second_scale:
+        yield module + ".weight_scale_2", ("F32", ())
+    # AWQ's vector is folded into the norm in front, where there is one.
+    after_norm = not module.endswith(("o_proj", "down_proj"))
+    if layout.prescaled and not (layout.group and after_norm):
+        yield module + ".pre_quant_scale", (dtype, (shape[1],))

@@ -1,0 +1,1 @@
+"""The command line, the graph, and the run of one stage or of all."""

@@ -1,0 +1,71 @@
+"""The graph as dvc.yaml declares it: what each stage reads, which settings and files it needs.
+
+Reading it here too means that a stage run alone, `stage=all` and `dvc repro` can never disagree.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.artifact import MANIFEST
+from pipeline.core.errors import ConfigError
+from pipeline.core.paths import ROOT
+
+# What DVC runs, and in the same form the stage that it does not run.
+DECLARATIONS = ("dvc.yaml", "pipeline/stages/pretrain.yaml")
+# Reports versions of stages and libraries to DVC (stage_versions.py); makes no artifact.
+VERSIONS = "versions"
+# Not in the graph: they make no link of the chain. `all` is the graph itself.
+OUTSIDE = ("retrain", "pretrain", "serve", "profiles", "doctor", "plan")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage: its input stages, the files and the parts of the configuration it depends on."""
+
+    name: str
+    inputs: tuple[str, ...]
+    files: tuple[Path, ...]
+    params: tuple[str, ...]
+
+
+def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
+    """Stages by name, in the order of the files, with `${…}` filled in from the configuration."""
+    import yaml
+
+    declared: dict[str, Any] = {}
+    for file in DECLARATIONS:
+        declared |= yaml.safe_load((ROOT / file).read_text())["stages"]
+    del declared[VERSIONS]
+    return {name: _node(name, entry, tree) for name, entry in declared.items()}
+
+
+def select(tree: Mapping[str, Any], params: tuple[str, ...]) -> dict[str, Any]:
+    """The parts of the configuration under these dotted names.
+
+    Raises:
+        ConfigError: dvc.yaml names a setting that does not exist.
+    """
+    chosen: dict[str, Any] = {}
+    for name in params:
+        value: Any = tree
+        for key in name.split("."):
+            if key not in value:
+                raise ConfigError(
+                    f"dvc.yaml depends on the setting {name}, which conf/ does not have"
+                )
+            value = value[key]
+        chosen[name] = value
+    return chosen
+
+
+def _node(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Node:
+    def fill(match: re.Match[str]) -> str:
+        return str(select(tree, (match[1],))[match[1]])
+
+    paths = [Path(re.sub(r"\$\{([\w.]+)\}", fill, dependency)) for dependency in entry["deps"]]
+    manifests = [p for p in paths if p.name == MANIFEST]
+    files = [p for p in paths if p.name != MANIFEST and p.parent.name != VERSIONS]
+    return Node(name, tuple(m.parent.name for m in manifests), tuple(files), tuple(entry["params"]))

@@ -1,0 +1,319 @@
+"""One stage, from its inputs to its committed artifact: open → run → commit → track.
+
+Knows what an artifact is and when one can be reused; nothing of DVC, nor of what a stage does.
+"""
+
+import fcntl
+import json
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import Config
+from pipeline.core import artifact as artifacts
+from pipeline.core.artifact import Artifact, Manifest, Outcome
+from pipeline.core.console import get_console
+from pipeline.core.errors import (
+    ArtifactError,
+    Busy,
+    ConfigError,
+    DataError,
+    GateFailed,
+    ResourceError,
+)
+from pipeline.core.paths import ROOT
+from pipeline.core.resource_errors import room
+from pipeline.core.stage import Stage, identity, stage_module
+from pipeline.orchestration.graph import Node, read_graph, select
+from pipeline.tracking import client as tracking
+
+# Versions that every manifest names, where installed. Which of them count is for the stage to say.
+PACKAGES = (
+    "torch numpy transformers tokenizers safetensors nemo_toolkit megatron-core nvidia-modelopt "
+    "transformer-engine peft onnxruntime onnxruntime-genai tensorrt_llm vllm"
+).split()
+
+# Held in the folder of artifacts: by a stage, and by a run of the whole graph, which starts stages.
+STAGE_LOCK, GRAPH_LOCK = ".lock", ".graph.lock"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is about to do, and the identity of it."""
+
+    node: Node
+    inputs: Mapping[str, Artifact]
+    settings: Mapping[str, Any]
+    files: Mapping[str, str]  # path → digest
+    stage: Stage
+    versions: Mapping[str, Any]  # of the stage and its libraries: see core/stage.py
+    fingerprint: str
+    code: Mapping[str, Any]  # the commit that runs it
+
+
+def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
+    """Run a stage, or take what an earlier run with the same settings and inputs left.
+
+    Args:
+        name: the stage's name, as in dvc.yaml.
+        tree: the composed configuration; config: the same, validated.
+
+    Raises:
+        PipelineError: any of pipeline.core.errors, with what to do next.
+    """
+    folder = config.artifacts
+    node = read_graph(tree)[name]
+    with hold(folder):
+        inputs = {stage: artifacts.open_artifact(folder / stage) for stage in node.inputs}
+        work = plan(node, inputs, tree, config)
+        track = tracking.start_stage(
+            folder,
+            stage=name,
+            config=config.tracking,
+            params=work.settings,
+            inputs=inputs,
+            files=work.files,
+        )
+        try:
+            made, reused = _take_or_make(work, config)
+            failure = made.manifest.failure
+            track.finish("FAILED" if failure else "FINISHED", made, reused=reused, error=failure)
+        except BaseException as error:
+            track.finish(
+                "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED",
+                None,
+                error=str(error) or type(error).__name__,
+            )
+            raise
+    waiting = tracking.waiting_line(folder, config.tracking)
+    if waiting:
+        get_console().print(waiting)
+    if failure:
+        raise GateFailed(f"{failure} (report: {made.path})")
+    return made
+
+
+def plan(
+    node: Node, inputs: Mapping[str, Artifact], tree: Mapping[str, Any], config: Config
+) -> Work:
+    """The identity of what a stage would make.
+
+    It is made of settings, the content of inputs and files, the declared version of the stage and
+    the versions of the libraries that it uses. The code itself is no part of it: a comment must
+    not train again (docs/ARCHITECTURE.md).
+    """
+    if Path.cwd().resolve() != ROOT.resolve():
+        raise ConfigError(
+            f"paths of settings are relative to the checkout, and this is {Path.cwd()}: run the "
+            f"command in {ROOT}"
+        )
+    code = _git_state()  # now, for a checkout may go on to another commit while a stage runs
+    settings = select(tree, node.params)
+    files = {str(path): _content(ROOT / path, config.artifacts) for path in node.files}
+    stage, versions = _versions(node.name, config)
+    identity = {
+        "stage": node.name,
+        "settings": settings,
+        "inputs": {stage: a.manifest.digest for stage, a in inputs.items()},
+        "files": files,
+        **versions,
+    }
+    fingerprint = artifacts.sha256_of_json(identity)
+    return Work(node, inputs, settings, files, stage, versions, fingerprint, code)
+
+
+def _versions(name: str, config: Config) -> tuple[Stage, Mapping[str, Any]]:
+    """The facts of a stage, and its part of the fingerprint."""
+    from pipeline.core import hardware
+
+    module = stage_module(name)
+    stage: Stage = module.STAGE
+    components = module.components(config) if hasattr(module, "components") else ()
+    libraries = {*stage.libraries, *stage.optional_libraries}
+    libraries.update(*(component.libraries for component in components))
+    return stage, identity(stage, components, hardware.installed_versions(libraries))
+
+
+@contextmanager
+def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[int]:
+    """Keep other runs out of the folder; the system lets go of it however the process ends.
+
+    lock: name of the file that says so. Yields its descriptor: a process that inherits it holds the
+    folder for as long as it lives, too.
+
+    Raises:
+        Busy: another run holds it. ResourceError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / lock).open("a+")
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be written ({error.strerror}): choose artifacts=…"
+        ) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "unknown"
+            raise Busy(
+                f"{folder} is in use by process {owner}: wait for it, or run single stages with "
+                "artifacts=…"
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield stream.fileno()
+
+
+def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
+    """The artifact, and whether it was there already."""
+    name, console = work.node.name, get_console()
+    place = config.artifacts / name
+    key = f"{name}-{work.fingerprint[:16]}"
+    variant, scratch = config.artifacts / artifacts.VARIANTS / key, config.artifacts / ".work" / key
+    current = _open_if_whole(place)
+    if current is None and (place / artifacts.MANIFEST).is_file():
+        _keep_if_foreign(place)
+    if current and current.manifest.fingerprint == work.fingerprint:
+        console.print(f"[green]✓[/] {name}: up to date ({place})")
+        return current, True
+    aside = _variant_of(current, config.artifacts)
+    for kept in (variant, scratch):  # the latter: killed between the manifest and the rename
+        found = _open_if_whole(kept)
+        if found and found.manifest.fingerprint == work.fingerprint:
+            artifacts.replace_folder(kept, place, aside)
+            console.print(
+                f"[green]✓[/] {name}: made before with these settings, taken back ({place})"
+            )
+            return artifacts.open_artifact(place), True
+    with room(scratch, work.stage.less_memory):
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / artifacts.MANIFEST).unlink(missing_ok=True)
+        console.rule(f"[bold]{name}", align="left")
+        begin = time.monotonic()
+        outcome = stage_module(name).run(config, work.inputs, scratch)
+        seconds = time.monotonic() - begin
+        shutil.rmtree(scratch / artifacts.SCRATCH, ignore_errors=True)
+        manifest = _manifest(work, outcome, scratch, seconds)
+        artifacts.write_manifest(scratch, manifest)
+        artifacts.replace_folder(scratch, place, aside)
+        artifacts.note_verified(place, manifest)
+    made = artifacts.open_artifact(place)
+    size = f"{made.manifest.bytes / 2**20:,.1f} MiB"
+    console.print(f"[green]✓[/] {name}: {outcome.kind} in {place} ({size}, {seconds:.1f} s)")
+    return made, False
+
+
+def _open_if_whole(path: Path) -> Artifact | None:
+    try:
+        return artifacts.open_artifact(path)
+    except ArtifactError:
+        return None
+
+
+def _keep_if_foreign(place: Path) -> None:
+    """Move what another version of the pipeline made out of the way: it may be hours of work."""
+    try:
+        content = json.loads((place / artifacts.MANIFEST).read_text())
+        schema, name = content["schema"], f"{place.name}-{content['fingerprint'][:16]}"
+    except (ValueError, TypeError, KeyError):
+        return
+    if schema == artifacts.SCHEMA:
+        return
+    kept = place.parent / artifacts.VARIANTS / name
+    kept.parent.mkdir(exist_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    place.rename(kept)
+    get_console().print(
+        f"{place} was written by another version of the pipeline (manifest schema {schema}): it is "
+        f"kept in {kept}, and {place.name} runs again"
+    )
+
+
+def _variant_of(current: Artifact | None, folder: Path) -> Path | None:
+    """Where an artifact goes that other settings made, so that going back to them costs nothing."""
+    if current is None:
+        return None
+    return (
+        folder
+        / artifacts.VARIANTS
+        / f"{current.manifest.stage}-{current.manifest.fingerprint[:16]}"
+    )
+
+
+def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Manifest:
+    from pipeline.core import hardware
+
+    used = [
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    return Manifest(
+        kind=outcome.kind,
+        stage=work.node.name,
+        fingerprint=work.fingerprint,
+        config=dict(work.settings),
+        inputs={stage: a.manifest.digest for stage, a in work.inputs.items()},
+        files=artifacts.hash_files(folder),
+        metrics={k: float(v) for k, v in outcome.metrics.items()},
+        proof=dict(outcome.proof),
+        failure=outcome.failure,
+        versions=dict(work.versions["versions"]),
+        libraries=dict(work.versions["libraries"]),
+        code={**work.code, "package_sha256": _package_digest()},
+        environment={
+            "packages": hardware.installed_versions(PACKAGES),
+            "hardware": hardware.describe(),
+        },
+        seconds=round(seconds, 3),
+        peak_memory_bytes=max(used) * 1024,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _content(path: Path, folder: Path) -> str:
+    """Digest of a file, or of every file below a folder."""
+    index = folder / artifacts.VERIFIED / "external.json"
+    if path.is_file():
+        return artifacts.sha256_with_index([path], index)[0]
+    if not path.is_dir():
+        raise DataError(
+            f"{path} does not exist: correct the setting that names it (--help lists them)"
+        )
+    files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    names = (file.relative_to(path).as_posix() for file in files)
+    digests = artifacts.sha256_with_index(files, index)
+    return artifacts.sha256_of_json(dict(zip(names, digests, strict=True)))
+
+
+def _package_digest() -> str:
+    """Of every source file of the pipeline: provenance, which no fingerprint depends on."""
+    package = ROOT / "pipeline"
+    files = sorted(package.rglob("*.py"))
+    digests = {f.relative_to(package).as_posix(): artifacts.sha256_of_file(f) for f in files}
+    return artifacts.sha256_of_json(digests)
+
+
+def _git_state() -> dict[str, Any]:
+    """The commit of the code, and whether files differ from it; empty outside a checkout."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit, "changed": bool(changed)}

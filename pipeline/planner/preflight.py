@@ -1,0 +1,104 @@
+"""Before training starts: does this machine have what the run takes? And after: why it did not.
+
+Refusals name what, where and the setting that would fit; sizes are the planner's. None of it
+changes what a run computes.
+"""
+
+from pipeline.core import hardware
+from pipeline.core.errors import Busy, ConfigError, MissingRuntime, ResourceError
+from pipeline.core.gpu_use import GpuUse, gpu_use
+from pipeline.core.hardware import GIB, Machine
+from pipeline.models.architecture import Shape
+from pipeline.planner.accelerators import has_fp8
+from pipeline.planner.advice import what_fits
+from pipeline.planner.memory import peak
+from pipeline.planner.workload import Workload, of_job
+from pipeline.training.job import Job
+
+# The arithmetic is within a tenth of what was measured: a run that is refused could not have run.
+CERTAIN = 1.1
+
+
+def check_machine(job: Job, shape: Shape, *, longest: int) -> None:
+    """Refuse a job that this machine cannot run.
+
+    longest: tokens of the longest training row.
+
+    Raises:
+        ConfigError: more processes than GPUs. MissingRuntime: FP8 on a GPU without it.
+        ResourceError: more memory than there is. Busy: others hold memory that the job needs.
+    """
+    machine = hardware.inspect_machine()
+    work = of_job(job, shape, longest=longest, gpu=bool(machine.gpus))
+    need = peak(work).total
+    if not machine.gpus:
+        here = job.processes // job.nodes
+        _check_size(work, need, machine.memory_bytes / here, "each process", "this machine")
+        return
+    _check_gpus(job, machine)
+    smallest = min(machine.gpus, key=lambda gpu: gpu.memory_bytes)
+    _check_size(work, need, smallest.memory_bytes, "each GPU", smallest.name)
+    for use in gpu_use()[: job.processes // job.nodes]:
+        _check_free(use, need)
+
+
+def planned_memory(job: Job, shape: Shape, *, longest: int) -> float:
+    """Bytes of tensors that the planner expects at the peak of a job on a GPU."""
+    return peak(of_job(job, shape, longest=longest, gpu=True)).tensors
+
+
+def _check_gpus(job: Job, machine: Machine) -> None:
+    here = job.processes // job.nodes
+    if here > len(machine.gpus):
+        tensor = f" (tensor={job.tensor})" if job.tensor > len(machine.gpus) else ""
+        raise ConfigError(
+            f"{job.section}.parallel.processes={job.processes}{tensor} needs {here} GPUs a machine "
+            f"and this one has {len(machine.gpus)}: lower it to {len(machine.gpus) * job.nodes}, "
+            "spread it with launcher.nodes=…, or make more visible with CUDA_VISIBLE_DEVICES"
+        )
+    for gpu in machine.gpus[:here]:
+        if job.precision == "fp8" and not has_fp8(gpu):
+            raise MissingRuntime(
+                f"{job.section}.precision=fp8: {gpu.name} (compute capability "
+                f"{gpu.compute_capability}) has no FP8, which 8.9 and later have: set "
+                f"{job.section}.precision=bf16"
+            )
+
+
+def _check_size(work: Workload, need: float, have: float, each: str, where: str) -> None:
+    """have: 0 where the system does not say."""
+    if have and need > CERTAIN * have:
+        raise ResourceError(
+            f"training takes about {need / GIB:.1f} GiB of {each} and {where} has "
+            f"{have / GIB:.1f}: {_mend(work, have)}"
+        )
+
+
+def _check_free(use: GpuUse, need: float) -> None:
+    """Refuse a GPU of which others hold so much that the job surely does not fit beside them."""
+    if not use.holders or need <= CERTAIN * use.free:
+        return
+    others = "; ".join(map(str, use.holders[:3]))
+    raise Busy(
+        f"GPU {use.index} ({use.name}) has {use.free / GIB:.1f} of {use.total / GIB:.1f} GiB free "
+        f"and training takes about {need / GIB:.1f}: {others}. Wait for it, end it, or choose "
+        "other GPUs with CUDA_VISIBLE_DEVICES"
+    )
+
+
+def less_memory(job: Job, shape: Shape, *, longest: int) -> str:
+    """Which settings make a job smaller, for the message when memory runs out while it trains.
+
+    Where the planner thinks that the job fits, only a smaller one can be the answer.
+    """
+    gpus = hardware.inspect_machine().gpus
+    work = of_job(job, shape, longest=longest, gpu=bool(gpus))
+    less = peak(work).total - 1
+    return _mend(work, min([less, *(float(gpu.memory_bytes) for gpu in gpus)]))
+
+
+def _mend(work: Workload, memory: float) -> str:
+    ways = what_fits(work, memory)
+    if ways:
+        return f"set {' or '.join(ways)}"
+    return "take more or larger GPUs, a smaller model, or shorter rows (prepare.max_length)"

@@ -1,0 +1,122 @@
+"""A load on an OpenAI endpoint: N requests, so many at once, each timed token by token.
+
+Speaks HTTP with aiohttp, whose parser is compiled: the client shares the machine with the server
+that it measures. Load tools that would fit (aiperf, guidellm) need far more packages than that.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+
+TIMEOUT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One streamed answer. first, last: seconds from the request to these tokens."""
+
+    text: str
+    tokens: int
+    first: float
+    last: float
+
+    @property
+    def per_token(self) -> float | None:
+        """Seconds between tokens; None for an answer of one token."""
+        return (self.last - self.first) / (self.tokens - 1) if self.tokens > 1 else None
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a load of `concurrency` requests at once gave, in the order of the requests."""
+
+    concurrency: int
+    seconds: float
+    answers: list[Timed]
+
+
+def run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int) -> Level:
+    """Send chat completions, `concurrency` at once, and wait for all.
+
+    Args:
+        base_url: such as http://127.0.0.1:8000/v1.
+        bodies: requests of /chat/completions, without the fields that ask for streaming.
+
+    Raises:
+        PipelineError: the server refused or cut one.
+    """
+    return asyncio.run(_run_load(base_url, bodies, concurrency))
+
+
+async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int) -> Level:
+    import aiohttp
+
+    answers: dict[int, Timed] = {}
+    left = iter(enumerate(bodies))
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=concurrency),
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+    ) as session:
+
+        async def work() -> None:
+            for index, body in left:
+                answers[index] = await ask(session, f"{base_url}/chat/completions", body)
+
+        begin = time.perf_counter()
+        try:
+            await asyncio.gather(*(work() for _ in range(concurrency)))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise PipelineError(
+                f"the server at {base_url} did not answer ({type(error).__name__}: {error}): "
+                "`python -m pipeline stage=serve` shows whether it runs"
+            ) from error
+        seconds = time.perf_counter() - begin
+    return Level(concurrency, seconds, [answers[i] for i in range(len(bodies))])
+
+
+async def ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
+    """One chat completion, streamed and timed.
+
+    Args:
+        session: aiohttp's. url: of /chat/completions.
+
+    Raises:
+        PipelineError: the server refused or cut it.
+    """
+    streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    begin = time.perf_counter()
+    first = last = 0.0
+    parts: list[str] = []
+    tokens = 0
+    async with session.post(url, json=streamed) as response:
+        if response.status != 200:
+            raise PipelineError(f"{url} answered {response.status}: {await response.text()}")
+        async for line in _lines(response.content):
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise PipelineError(f"{url} broke off: {event['error']['message']}")
+            if event["usage"]:
+                tokens = event["usage"]["completion_tokens"]
+            elif event["choices"][0]["delta"].get("role") is None:
+                last = time.perf_counter() - begin
+                first = first or last
+                parts.append(event["choices"][0]["delta"].get("content", ""))
+    return Timed("".join(parts), tokens, first, last)
+
+
+async def _lines(content: Any) -> AsyncIterator[bytes]:
+    """Lines as they come, many at a time: aiohttp's own iteration wakes up for each of them."""
+    rest = b""
+    async for data in content.iter_any():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest

@@ -1,0 +1,124 @@
+"""A server in a process of its own, for as long as a block of code runs."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.paths import ROOT
+from pipeline.serving.address import API_KEY, base_url, listen
+
+READY_SECONDS = 30 * 60  # as the Dockerfile has it: vLLM and TensorRT-LLM compile as they load
+STOP_SECONDS = 10
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """url: of the API. start_seconds: from its start to its first answer."""
+
+    url: str
+    pid: int
+    start_seconds: float
+
+    def peak_memory_bytes(self) -> int:
+        """The most that the server and its processes, of which one has the model, have held so far.
+
+        Each one's own most, added up: pages that they share count once for each.
+        """
+        try:
+            server = psutil.Process(self.pid)
+            held = [_peak(process.pid) for process in (server, *server.children(recursive=True))]
+        except psutil.Error as error:
+            raise PipelineError(f"process {self.pid} cannot be looked at: {error}") from error
+        if not held[0]:
+            raise PipelineError(f"the system does not tell the memory of process {self.pid}")
+        return sum(held)
+
+
+def _peak(pid: int) -> int:
+    """Bytes that a process has held at most; 0 if it has ended or the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    found = (1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return next(found, 0)
+
+
+@contextmanager
+def running_server(
+    engine: Path, *, model: str, log: Path, settings: Sequence[str] = ()
+) -> Iterator[RunningServer]:
+    """Serve an engine's folder on a free loopback port; gone when the block ends, however it does.
+
+    Args:
+        log: file for what the server says.
+        settings: of `python -m pipeline.serving`, as serve.key=value.
+
+    Raises:
+        PipelineError: it did not become ready; the message ends with its own last words.
+    """
+    begin = time.monotonic()
+    with listen("127.0.0.1", 0) as listening, log.open("wb") as stream:
+        url = base_url(listening)
+        fd = str(listening.fileno())
+        command = [sys.executable, "-m", "pipeline.serving", "--fd", fd]
+        command += ["--engine", str(engine.resolve()), "--model", model, *settings]
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name != API_KEY},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            pass_fds=[listening.fileno()],
+            preexec_fn=_end_with_parent,
+        )
+    try:
+        _wait_until_ready(process, url, log)
+        yield RunningServer(url, process.pid, time.monotonic() - begin)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _end_with_parent() -> None:
+    """In the child: be stopped when the parent is killed, which leaves it no time to say so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise PipelineError(
+                f"the server ended with exit code {process.returncode}: {_last_words(log)}"
+            )
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.05)
+    raise PipelineError(f"the server was not ready in {READY_SECONDS} s: {_last_words(log)}")
+
+
+def _last_words(log: Path) -> str:
+    lines = [s for s in log.read_text(errors="replace").splitlines() if '"level": "info"' not in s]
+    return " | ".join(lines[-3:]) or "it said nothing"

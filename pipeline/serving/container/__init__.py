@@ -1,0 +1,1 @@
+"""Start-up of the container, in the manner of NVIDIA NIM."""

@@ -1,0 +1,300 @@
+"""OpenAI's requests and errors, as far as this server speaks them. Responses: responses.py.
+
+Requests are checked as OpenAI's API does: types are not converted, an unknown field is refused by
+name, null is the default, and a field that we do not support is refused unless it asks for nothing.
+What vLLM and NVIDIA NIM add to them (class Extensions) is taken in their spelling.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.serving.openai.prompt_types import Prompts
+
+MAX_STOPS = 4
+MAX_CHOICES = 16
+MAX_TOP_LOGPROBS = 20
+MAX_TOOLS = 128
+MAX_GUIDED_CHOICES = 1000  # llguidance follows 2,000 at most
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+
+# Fields of OpenAI's API that ask for nothing when they hold one of these.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "suffix": ("",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+
+class _Part(BaseModel):
+    """An object inside of a request; what clients put there besides is ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Part):
+    include_usage: bool | None = None
+
+
+class TextFormat(_Part):
+    type: Literal["text"]
+
+
+class JsonFormat(_Part):
+    type: Literal["json_object"]
+
+
+class Schema(_Part):
+    name: str
+    value: dict[str, Any] = Field(alias="schema")
+
+
+class SchemaFormat(_Part):
+    type: Literal["json_schema"]
+    json_schema: Schema
+
+
+class Function(_Part):
+    name: str = Field(pattern=r"^[\w.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Part):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Part):
+    name: str
+
+
+class ToolName(_Part):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class Extensions(BaseModel):
+    """Fields of vLLM and NIM; NIM takes them at the top or inside of `nvext`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    top_k: int | None = Field(None, ge=-1, description="0 and -1 keep all tokens")
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    ignore_eos: bool | None = None
+    guided_json: str | dict[str, Any] | None = Field(None, description="a JSON schema")
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = Field(None, min_length=1, max_length=MAX_GUIDED_CHOICES)
+    guided_grammar: str | None = Field(None, description="in Lark's or in GBNF's notation")
+
+
+class _Request(Extensions):
+    """What both endpoints take. Temperature and top_p of None are the model's own."""
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[TokenId, Bias] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    nvext: Extensions | None = None
+    # Said for OpenAI's own bookkeeping, or hints that change no answer.
+    metadata: Any = None
+    prediction: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    store: Any = None
+    user: Any = None
+
+    @field_validator(*NEUTRAL, check_fields=False)
+    @classmethod
+    def _is_neutral(cls, value: Any, info: Any) -> Any:
+        if value is not None and value not in NEUTRAL[info.field_name]:
+            raise PydanticCustomError(
+                "unsupported", "this server does not support {name}", {"name": info.field_name}
+            )
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _has_few_stops(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) > MAX_STOPS:
+            raise PydanticCustomError(
+                "too_many", "at most {limit} stop strings are allowed", {"limit": MAX_STOPS}
+            )
+        return value
+
+    def get(self, name: str) -> Any:
+        """A field's value, from the top or else from `nvext`; None if it is in neither."""
+        value = getattr(self, name, None)
+        return getattr(self.nvext, name, None) if value is None else value
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings; empty ones, which would end every answer, are none."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in given if stop]
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(_Request):
+    """POST /v1/chat/completions. `messages` are checked where they are rendered."""
+
+    messages: list[Any]
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    response_format: (
+        Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None
+    ) = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
+    parallel_tool_calls: bool | None = None
+    audio: Any = None
+    function_call: Any = None
+    functions: Any = None
+    modalities: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def tops(self) -> int | None:
+        """Likeliest tokens to tell of beside each token; None for no log-probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(_Request):
+    """POST /v1/completions; a prompt is text or token ids, or a list of either."""
+
+    prompt: Prompts
+    max_tokens: int | None = Field(None, ge=0, description="0 only with echo")
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: bool | None = None
+    best_of: Any = None
+    suffix: Any = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+    @property
+    def tops(self) -> int | None:
+        return self.logprobs
+
+
+class EmbeddingRequest(BaseModel):
+    """POST /v1/embeddings; an input is text or token ids, or a list of either."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+    user: Any = None
+
+
+class AdapterRequest(BaseModel):
+    """POST /v1/load_lora_adapter and /v1/unload_lora_adapter, as vLLM has them."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    lora_name: str = Field(pattern=r"^[\w./:@-]{1,128}$")
+    lora_path: str | None = None
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """What every refusal and failure looks like; see error_body."""
+
+    error: ErrorDetail
+
+
+def error_body(
+    message: str,
+    kind: str = "invalid_request_error",
+    *,
+    param: str | None = None,
+    code: str | None = None,
+) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Refusal(Exception):
+    """An answer in OpenAI's error shape."""
+
+    def __init__(self, status: int, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(message, **fields)
+
+
+def invalid(param: str, message: str, code: str = "invalid_value") -> Refusal:
+    """A Refusal of one field's value."""
+    return Refusal(400, message, param=param, code=code)
+
+
+def explain(errors: list[Any]) -> dict[str, Any]:
+    """The body for a request that does not validate, from pydantic's list of errors."""
+    first = errors[0]
+    # Behind "body" comes the field; what follows it names branches of a union.
+    param = next((str(part) for part in first["loc"][1:2] if isinstance(part, str)), None)
+    if first["type"] == "json_invalid":
+        return error_body("the body of the request is not valid JSON")
+    if first["type"] == "extra_forbidden":
+        param = ".".join(str(part) for part in first["loc"][1:])
+        return error_body(
+            f"Unrecognized request argument supplied: {param}",
+            param=param,
+            code="unknown_parameter",
+        )
+    if param is None:
+        return error_body("the body must be a JSON object, sent as Content-Type: application/json")
+    if first["type"] == "missing" and len(first["loc"]) == 2:
+        return error_body(
+            f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter"
+        )
+    # An error of one branch of its union would mislead.
+    if param in ("prompt", "input") and first["type"] != "too_many":
+        text = f"Invalid '{param}': give text, token ids or a list of either; no list may be empty"
+        return error_body(text, param=param, code="invalid_value")
+    code = "unsupported_parameter" if first["type"] == "unsupported" else "invalid_value"
+    inner = [str(part) for part in first["loc"][2:]]
+    place = f" (at {'.'.join(inner)})" if inner else ""
+    return error_body(f"Invalid '{param}': {first['msg']}{place}", param=param, code=code)

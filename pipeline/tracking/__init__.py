@@ -1,0 +1,1 @@
+"""What happened, delivered to MLflow: an outbox, and a process that sends it."""

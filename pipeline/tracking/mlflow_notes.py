@@ -1,0 +1,76 @@
+"""What a person reads first in MLflow: key figures of a pipeline run, and descriptions of runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mlflow.entities import Run
+
+from pipeline.core.console import natural
+
+STAGE = "mlflow.pipeline.stage"  # tag
+ACCURACY = "exact_match/"
+FIGURES = 6
+GAP = "\u2003"  # MLflow's tables have no space between columns
+
+
+def figures_of(
+    stage: str, figures: Mapping[str, float], *, reused: bool
+) -> Iterator[tuple[str, float]]:
+    """A stage's final figures as they are shown on the parent run, in sections of the charts."""
+    for name, value in figures.items():
+        if not name.startswith("stage/"):
+            yield f"{stage}/{name}", value
+        elif not reused:  # time and memory were another run's
+            yield f"{name.removeprefix('stage/')}/{stage}", value
+
+
+def of_stage(stage: str, end: Mapping[str, Any]) -> str:
+    """Markdown: why it failed, or what it made and where that is."""
+    lines = []
+    if end.get("error"):
+        lines.append(f"**{end['status'].lower()}**: {end['error']}")
+    if end.get("path"):
+        made = "was there already, from an earlier run" if end.get("reused") else "made by this run"
+        lines.append(f"{end['kind']}, {made}: `{end['path']}` (sha256 `{end['digest'][:12]}`)")
+    return "\n\n".join(lines) or stage
+
+
+def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> str:
+    """Markdown: how good the models are, then a line a stage with its time and its figures."""
+    lines = []
+    scores = {
+        name.removeprefix(ACCURACY): value
+        for run in stages
+        if run.data.tags[STAGE] == "evaluate"
+        for name, value in run.data.metrics.items()
+        if name.startswith(ACCURACY)
+    }
+    if scores:
+        ranked = sorted(scores.items(), key=lambda item: item[1])
+        shown = ", ".join(f"{name} **{value:.1%}**" for name, value in ranked)
+        lines += [f"Exact match on held-out questions: {shown}", ""]
+    if registered:
+        lines += [
+            f"Registered as [{registered['name']} version {registered['version']}]"
+            f"(#/models/{registered['name']}/versions/{registered['version']}), "
+            f"{' and '.join(registered['aliases'])}: {registered['reason']}",
+            "",
+        ]
+    lines += ["| stage | seconds | |", "|---|--:|---|"]
+    for run in stages:
+        place = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        seconds = run.data.metrics.get("stage/seconds")
+        time = "" if seconds is None else f"{seconds:.1f}"
+        time = "reused" if run.data.tags.get("reused") else time
+        state = run.info.status
+        result = _figures(run) if state == "FINISHED" else f"**{state.lower()}**"
+        lines.append(f"| [{run.data.tags[STAGE]}]({place}) {GAP} | {time} {GAP} | {result} |")
+    return "\n".join(lines)
+
+
+def _figures(run: Run) -> str:
+    """The first few figures, but not time and memory, nor what the register run has of others."""
+    hidden = ("stage", "benchmark", ACCURACY) if run.data.tags[STAGE] == "register" else ("stage",)
+    ranked = sorted(run.data.metrics.items(), key=lambda item: natural(item[0]))
+    shown = [f"{name} {value:.4g}" for name, value in ranked if not name.startswith(hidden)]
+    return ", ".join(shown[:FIGURES])

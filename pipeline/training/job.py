@@ -1,0 +1,215 @@
+"""What a training run is, without what runs it: the job, its curve, its checkpoints on disk.
+
+Knows neither NeMo nor torch, so that settings are refused before either is imported.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.core.errors import ResourceError
+
+# How a step is shared out, over processes and over time: what it computes is the same.
+LAYOUT = ("processes", "nodes", "tensor", "pipeline", "context", "micro_batch_size", "pack_length")
+# Steps between reading the loss off a GPU, for which the host waits. A CPU has nothing to wait for.
+GPU_REPORT_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a training run depends on.
+
+    hf: folder of config.json and tokenizer files. weights: NeMo checkpoint to start from, or None
+    for random weights. train_rows, validation_rows: folders of `TokenRows`. scratch: where
+    checkpoints for going on are kept. out: where the result goes. section: the configuration's
+    section, to name a setting in a message. Batch sizes are in rows, max_length in tokens.
+    pack_length: tokens of rows put end to end, in place of micro-batches; 0 pads rows instead.
+    precision: of the matrix products on a GPU; on a CPU all is float32. processes: of all `nodes`,
+    which are machines. made_from: digest of the rows and of the weights to start from.
+    less_memory: which settings would make the job fit, for the message when memory runs out.
+    """
+
+    section: str
+    method: Literal["lora", "dora", "sft"]
+    hf: Path
+    weights: Path | None
+    train_rows: Path
+    validation_rows: Path | None
+    scratch: Path
+    out: Path
+    seed: int
+    steps: int
+    max_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    learning_rate: float
+    min_learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    clip_grad: float
+    validate_every: int
+    checkpoint_every: int
+    rank: int = 0
+    alpha: int = 0
+    dropout: float = 0.0
+    processes: int = 1
+    nodes: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    pack_length: int = 0
+    precision: Literal["bf16", "fp8"] = "bf16"
+    made_from: str = ""
+    less_memory: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint must have been made with for this job to go on from it.
+
+        Not how many processes share a step nor the size of its micro-batches: they compute the
+        same, and a checkpoint is whole. So a run that lacked memory goes on with smaller ones.
+        """
+        settings = {
+            name: value
+            for name, value in asdict(self).items()
+            if not isinstance(value, Path) and name not in (*LAYOUT, "less_memory")
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        fields = json.loads(text)
+        paths = ("hf", "weights", "train_rows", "validation_rows", "scratch", "out")
+        return cls(**fields | {k: Path(fields[k]) if fields[k] else None for k in paths})
+
+
+def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceError:
+    """The error of a rank whose memory ran out.
+
+    longest: tokens of the longest training row. memory: bytes of the rank's GPU; None on a CPU.
+    """
+    mend = job.less_memory or (f"lower {job.section}.micro_batch_size (now {job.micro_batch_size})")
+    where = "the machine's memory" if memory is None else f"a GPU's {memory / 2**30:.0f} GiB"
+    kept = len(Checkpoints(job.scratch, job.identity).curve())
+    resumes = f"resumes from the checkpoint of step {kept}" if kept else "starts again"
+    return ResourceError(
+        f"{where} ran out while training on rows of up to {longest} tokens: {mend} and run again, "
+        f"which {resumes}"
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step of a training curve.
+
+    step: from 1. loss: mean over the trained tokens of the global batch, in nats.
+    tokens_per_second: tokens read, without padding. validation_loss: in nats, at some steps.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run. seconds, save_seconds: of this process, without what it resumed from.
+
+    gpu_memory: bytes of tensors at the peak, of the fullest rank; 0 on a CPU.
+    """
+
+    curve: list[Point]
+    seconds: float
+    save_seconds: float
+    trainable_parameters: int
+    resumed_from: int
+    gpu_memory: int = 0
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Trained":
+        fields = json.loads(text)
+        return cls(**fields | {"curve": [Point(**p) for p in fields["curve"]]})
+
+
+class Checkpoints:
+    """Checkpoints of a run, the newest one whole at any time.
+
+    Each is written beside its place and then renamed there, with the curve up to its step; what a
+    killed run left half-written has another name and is removed by the next write.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self._folder = folder
+        self._identity = identity
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint of this job, or None."""
+        whole = sorted(self._folder.glob("step-*[0-9]"))
+        if whole and self._progress(whole[-1]).get("identity") == self._identity:
+            return whole[-1]
+        return None
+
+    def curve(self) -> list[Point]:
+        """The curve up to the newest checkpoint."""
+        newest = self.newest()
+        return [Point(**p) for p in self._progress(newest)["curve"]] if newest else []
+
+    def adopt(self, others: Iterable[Path]) -> None:
+        """Take over the newest checkpoint of this very job that lies in another's folder.
+
+        A run that was begun with other micro-batches or another layout left it there.
+        """
+        if self.newest():
+            return
+        found = [Checkpoints(other, self._identity).newest() for other in others]
+        newest = max((path for path in found if path), key=lambda path: path.name, default=None)
+        if newest:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True)
+            os.replace(newest, self._folder / newest.name)
+
+    @contextmanager
+    def writing(self, step: int, curve: list[Point], *, main: bool) -> Iterator[Path]:
+        """A folder for the checkpoint of `step`; it becomes the newest when the block is left.
+
+        main: whether this process renames and removes folders, which one of a job's does. All have
+        written when the block of the main one ends.
+        """
+        place = self._folder / f"step-{step:09d}"
+        partial = self._folder / f"partial-{step:09d}"
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        yield partial
+        if main:
+            progress: dict[str, Any] = {"identity": self._identity}
+            progress["curve"] = [asdict(p) for p in curve]
+            (partial / "progress.json").write_text(json.dumps(progress))
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(partial, place)
+            for old in self._folder.iterdir():
+                if old != place:
+                    shutil.rmtree(old)
+
+    @staticmethod
+    def _progress(checkpoint: Path) -> dict[str, Any]:
+        """Identity and curve; nothing if a machine that stopped left the file torn."""
+        try:
+            return json.loads((checkpoint / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}

@@ -1,0 +1,1 @@
+"""Training, import and merge with NeMo on Megatron-Core."""

@@ -1,0 +1,191 @@
+"""Follows a training run of NeMo's: reports each step, validates, saves checkpoints and the result.
+
+Stands in for what Lightning would log and save; added to the trainer's callbacks by
+`nemo_training.train`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from nemo.lightning import _strategy_lib
+from nemo.lightning.io.pl import TrainerContext
+
+from pipeline.core.errors import PipelineError
+from pipeline.models.architecture import read_shape
+from pipeline.training.job import GPU_REPORT_EVERY, Checkpoints, Job, Point, Trained
+from pipeline.training.nemo.session import on_gpu
+
+
+class Recorder(pl.Callback):
+    """Follows a run: reports each step, validates, saves checkpoints and the result."""
+
+    def __init__(self, job: Job, checkpoints: Checkpoints, report: Callable[[Point], None]) -> None:
+        self._job = job
+        self._checkpoints = checkpoints
+        self._report = report
+        self._curve = checkpoints.curve()
+        self.first_step = len(self._curve)
+        self._logged: dict[str, Any] = {}
+        self._pending: list[tuple[int, float, torch.Tensor, Any]] = []
+        self._tokens = 0
+        # Of the adapter, or of the model's attention.
+        self._draws = job.dropout > 0 or read_shape(job.hf).attention_dropout > 0
+        self._every = GPU_REPORT_EVERY if on_gpu() else 1
+        self._began = self._marked = time.perf_counter()
+        self._trainable = self._gpu_memory = 0
+        self._saving = 0.0
+
+    def log(self, name: str, value: Any, **options: Any) -> None:
+        """Stands in for LightningModule.log, which NeMo calls in each step."""
+        self._logged[name] = value
+
+    def on_train_start(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        self._began = self._marked = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, model: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+        if self._draws:
+            seed = self._job.seed * 1_000_003 + step
+            torch.manual_seed(seed)
+            if on_gpu():
+                model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        model: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step, job = trainer.global_step, self._job
+        norm = self._logged["grad_norm"]
+        self._pending.append((step, self._rate, outputs["loss"].detach(), norm))
+        self._tokens += trainer.datamodule.tokens(step - 1)
+        last = step == job.steps
+        validate = last or step % job.validate_every == 0
+        save = not last and step % job.checkpoint_every == 0
+        if validate or save or step % self._every == 0:
+            self._flush(trainer, self._validate(trainer) if validate else None)
+        if save:
+            self._save(trainer, step)
+
+    def on_train_end(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        """Save the weights, while the process groups still are there."""
+        self._seconds = time.perf_counter() - self._began
+        self._trainable = _count_trainable(trainer)
+        self._gpu_memory = _peak_memory(trainer) if on_gpu() else 0
+        begin = time.perf_counter()
+        trainer.save_checkpoint(self._job.out, weights_only=True)
+        if trainer.is_global_zero:
+            context = TrainerContext.from_trainer(trainer)
+            context.io_dump(self._job.out / "context", yaml_attrs=["model"])
+        trainer.strategy.barrier()
+        self._saving = time.perf_counter() - begin
+
+    def _flush(self, trainer: pl.Trainer, validation_loss: float | None) -> None:
+        """Turn the steps since the last time into points of the curve."""
+        if not self._pending:
+            return
+        steps, rates, losses, norms = zip(*self._pending, strict=True)
+        stacked = torch.stack(losses).float()
+        _strategy_lib._sync_from_last_pipeline_stage(stacked, broadcast=True)
+        values = stacked.tolist()
+        now = time.perf_counter()
+        speed = self._tokens / (now - self._marked)
+        for step, rate, loss, norm in zip(steps, rates, values, norms, strict=True):
+            self._require_finite("loss", loss, step)
+            # Megatron scales gradients down to a norm; to an infinite one, to nothing.
+            self._require_finite("gradient's norm", norm, step)
+            final = step == steps[-1]
+            self._curve.append(
+                Point(step, loss, rate, float(norm), speed, validation_loss if final else None)
+            )
+            if trainer.is_global_zero:
+                self._report(self._curve[-1])
+        self._pending.clear()
+        self._tokens = 0
+        self._marked = time.perf_counter()
+
+    def _require_finite(self, name: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise PipelineError(
+                f"the {name} is {value} at step {step} of {self._job.steps}: lower the learning "
+                f"rate (now {self._job.learning_rate:g}), lengthen the warm-up, or look at the "
+                f"rows of that step with the dataset's samples.html"
+            )
+
+    def _validate(self, trainer: pl.Trainer) -> float | None:
+        """The validation loss, in nats. The time that it takes is not the steps'."""
+        if on_gpu():
+            torch.cuda.synchronize()  # what the steps still compute is theirs
+        begin = time.perf_counter()
+        loss = self._validation_loss(trainer)
+        self._marked += time.perf_counter() - begin
+        return loss
+
+    def _validation_loss(self, trainer: pl.Trainer) -> float | None:
+        """Mean loss of all validation tokens, in nats; None without validation rows."""
+        data = trainer.datamodule
+        parallel = trainer.strategy.model
+        total, tokens = 0.0, 0
+        parallel.eval()
+        with torch.no_grad():
+            for batch, count in data.validation():
+                loss = parallel.validation_step(iter([(batch, 0, 0)]))
+                _strategy_lib._sync_from_last_pipeline_stage(loss, broadcast=True)
+                total += float(loss) * count
+                tokens += count
+        parallel.train()
+        return total / tokens if tokens else None
+
+    def _save(self, trainer: pl.Trainer, step: int) -> None:
+        with self._checkpoints.writing(step, self._curve, main=trainer.is_global_zero) as folder:
+            trainer.strategy.barrier()  # the folder is there
+            trainer.save_checkpoint(folder)
+            trainer.strategy.barrier()  # and every rank's part in it
+        self._marked = time.perf_counter()
+
+    def result(self) -> Trained:
+        return Trained(
+            curve=self._curve,
+            seconds=self._seconds,
+            save_seconds=self._saving,
+            trainable_parameters=self._trainable,
+            resumed_from=self.first_step,
+            gpu_memory=self._gpu_memory,
+        )
+
+
+def _count_trainable(trainer: pl.Trainer) -> int:
+    """Trained parameters of the whole model. Those that every tensor rank holds count once."""
+    from megatron.core import parallel_state
+
+    first = parallel_state.get_tensor_model_parallel_rank() == 0
+    count = sum(
+        p.numel()
+        for p in trainer.lightning_module.parameters()
+        if p.requires_grad and (first or getattr(p, "tensor_model_parallel", False))
+    )
+    total = torch.tensor(count, device=trainer.strategy.root_device)
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())
+    return int(total)
+
+
+def _peak_memory(trainer: pl.Trainer) -> int:
+    """Bytes of tensors at the peak, of the fullest rank."""
+    most = torch.tensor(torch.cuda.max_memory_allocated(), device=trainer.strategy.root_device)
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    return int(most)

@@ -1,0 +1,186 @@
+"""Token rows as NeMo's trainer takes them: one global batch a step, this rank's share of it.
+
+Knows nothing of models; which rows a step sees is decided in `pipeline.training.batches`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import nemo.collections.llm.gpt.model.base as gpt
+import torch
+from megatron.core import parallel_state
+from nemo.lightning.megatron_parallel import MegatronStep
+from nemo.lightning.pytorch.plugins import MegatronDataSampler
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.training.batches import (
+    Ints,
+    SampleOrder,
+    TokenRows,
+    collate,
+    collate_packs,
+    pack,
+    packed_length,
+    padded_length,
+    validation_batches,
+)
+from pipeline.training.job import Job
+
+Tensors = dict[str, torch.Tensor]
+# FP8 products need a multiple of 16 positions; padding to 64 costs packs of thousands nothing.
+PACK_MULTIPLE = 64
+
+
+class _Sampler(MegatronDataSampler):
+    """Tells Megatron the batch sizes, and leaves the choice of samples to the dataset.
+
+    With the loader type "batch" NeMo takes a global batch a step, of any length, and cuts it into
+    micro-batches. Of packed rows every pack is one, and there are not as many in each step.
+    """
+
+    def __init__(self, job: Job, packs: Callable[[MegatronStep[Any, Any]], int]) -> None:
+        super().__init__(
+            seq_len=job.max_length,
+            micro_batch_size=1 if job.pack_length else job.micro_batch_size,
+            global_batch_size=job.global_batch_size,
+            dataloader_type="batch",
+            output_log=False,
+        )
+        self._packs = packs if job.pack_length else None
+
+    def on_megatron_step_start(self, step: MegatronStep[Any, Any]) -> MegatronStep[Any, Any]:
+        step = super().on_megatron_step_start(step)
+        if self._packs is None:
+            return step
+        return dataclasses.replace(step, num_microbatches=self._packs(step))
+
+    def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
+        return dataloader
+
+
+class Data(pl.LightningDataModule):
+    """The training batches from the trainer's step on, and the validation batches."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._job = job
+        self._train = TokenRows.load(job.train_rows)
+        self._validation = TokenRows.load(job.validation_rows) if job.validation_rows else None
+        self._order = SampleOrder(self._train.lengths, job.global_batch_size, job.seed)
+        # Matrix kernels like multiples of 8, and those of FP8 need 16; context parallel cuts a row
+        # into 2 parts a rank.
+        kernels = 16 if job.precision == "fp8" else 8
+        self._multiple = math.lcm(kernels, job.tensor, 2 * job.context if job.context > 1 else 1)
+        self._validating: int | None = None  # packs of the validation batch in progress
+        self.data_sampler = _Sampler(job, self._microbatches)
+
+    def train_dataloader(self) -> DataLoader[Tensors]:
+        return DataLoader(_Steps(self, self.trainer.global_step), batch_size=None)
+
+    def tokens(self, step: int) -> int:
+        """Tokens of the step's rows, without padding."""
+        return int(self._train.lengths[self._order.rows(step)].sum())
+
+    def trained_tokens(self, step: int) -> int:
+        """Those of them that count in the loss."""
+        return self._train.trained_tokens(self._order.rows(step))
+
+    def training_batch(self, step: int) -> Tensors:
+        return self._tensors(self._train, self._order.rows(step))
+
+    def validation(self) -> Iterator[tuple[Tensors, int]]:
+        """All validation rows once: batches, and the number of trained tokens in each."""
+        rows = self._validation
+        if rows is None:
+            return
+        for chosen in validation_batches(len(rows), self._job.global_batch_size):
+            count = rows.trained_tokens(chosen[chosen >= 0])
+            batch = self._tensors(rows, chosen)
+            self._validating = len(batch["tokens"])
+            yield batch, count
+            self._validating = None
+
+    def _microbatches(self, step: MegatronStep[Any, Any]) -> int:
+        """Packs of this rank in a step."""
+        if self._validating is not None:
+            return self._validating
+        packs = self._packs(self._train, self._order.rows(self.trainer.global_step))
+        return len(packs) // parallel_state.get_data_parallel_world_size()
+
+    def _packs(self, rows: TokenRows, chosen: Ints) -> list[Ints]:
+        ranks = parallel_state.get_data_parallel_world_size()
+        return pack(rows.lengths, chosen, pack_length=self._job.pack_length, ranks=ranks)
+
+    def _tensors(self, rows: TokenRows, chosen: Ints) -> Tensors:
+        """What NeMo calls a batch: this rank's part of the `chosen` rows.
+
+        tokens, labels, position_ids [rows, length] int64; loss_mask [rows, length] float32. In
+        place of rows packs, if the job has them.
+        """
+        rank = parallel_state.get_data_parallel_rank()
+        ranks = parallel_state.get_data_parallel_world_size()
+        part = slice(rank, None, ranks)
+        if self._job.pack_length:
+            return self._packed(rows, self._packs(rows, chosen), part)
+        length = padded_length(rows, chosen, self._multiple)
+        batch = collate(rows, chosen, length=length, part=part)
+        count = len(batch.tokens)
+        tensors = {
+            "tokens": torch.from_numpy(batch.tokens),
+            "labels": torch.from_numpy(batch.labels),
+            "loss_mask": torch.from_numpy(batch.loss_mask),
+            "position_ids": torch.arange(length).expand(count, length),
+        }
+        if not gpt.HAVE_TE:  # whose attention is causal by itself
+            hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+            tensors["attention_mask"] = hidden.expand(count, 1, length, length)
+        return tensors
+
+    def _packed(self, rows: TokenRows, packs: list[Ints], part: slice) -> Tensors:
+        length = packed_length(rows.lengths, packs, math.lcm(PACK_MULTIPLE, self._multiple))
+        return packed_tensors(rows, packs[part], length=length)
+
+
+def packed_tensors(rows: TokenRows, packs: list[Ints], *, length: int) -> Tensors:
+    """Packs of rows as NeMo takes them, each row seeing itself alone: [packs, length] each.
+
+    With Transformer Engine the boundaries of rows go along: cu_seqlens [packs, most rows + 2].
+    Without it a mask does: [packs, 1, length, length], true where a position is hidden.
+    """
+    batch = collate_packs(rows, packs, length=length)
+    boundaries = torch.from_numpy(batch.boundaries)
+    tensors = {
+        "tokens": torch.from_numpy(batch.tokens),
+        "labels": torch.from_numpy(batch.labels),
+        "loss_mask": torch.from_numpy(batch.loss_mask),
+        "position_ids": torch.from_numpy(batch.positions),
+    }
+    if gpt.HAVE_TE:
+        counts = (boundaries >= 0).sum(1, keepdim=True)
+        sizes = boundaries.diff(dim=1).clamp(min=0).amax(1, keepdim=True)
+        given = {"cu_seqlens": boundaries, "cu_seqlens_argmin": counts, "max_seqlen": sizes}
+        return tensors | given
+    places = torch.arange(length)
+    ends = torch.where(boundaries < 0, length, boundaries)
+    row = (places[None, :, None] >= ends[:, None, :]).sum(-1)  # [packs, length]
+    other = row[:, :, None] != row[:, None, :]
+    later = places[None, None, :] > places[None, :, None]
+    return tensors | {"attention_mask": (other | later)[:, None]}
+
+
+class _Steps(Dataset[Tensors]):
+    """The global batches from `first` on; its length is all steps', as Lightning counts."""
+
+    def __init__(self, data: Data, first: int) -> None:
+        self._data, self._first = data, first
+
+    def __len__(self) -> int:
+        return self._data._job.steps
+
+    def __getitem__(self, index: int) -> Tensors:
+        return self._data.training_batch(self._first + index)

@@ -1,0 +1,290 @@
+"""Models of NeMo 2.0 on Megatron-Core: made from HF folders, saved, opened, and read back.
+
+    with nemo_session():                           # of the module of that name
+        model_for(hf_folder, seq_length=512)       # a NeMo LlamaModel, Qwen2Model or MistralModel
+        tokenizer_for(folder)                      # NeMo's tokenizer object; runs no model code
+        import_hf(hf_folder, out)                  # HF folder -> out/weights out/context out/hf
+        model = open_checkpoint(folder)            # back from disk, ready to compute
+        model = open_checkpoint(base, adapter=a)   # with the LoRA or DoRA of a nemo_adapter on it
+        logits(model, ids)                         # [tokens, vocabulary], float32, on the CPU
+        hf_tensors(model, shape)                   # the weights by HF name
+        trainer = connect(model)                   # a model of model_for, made real here
+        load_weights(trainer, folder)              # weights from a checkpoint into it
+        save_checkpoint(trainer, out)              # out/weights and out/context
+        model_options()                            # what a Megatron config needs on this machine
+
+A checkpoint is a genuine NeMo 2.0 folder: `weights/` (Megatron's distributed checkpoint) and
+`context/` (the model's configuration and tokenizer), with `hf/` beside them: config.json and the
+tokenizer files of the HF model, from which `open_checkpoint` builds the model again. Weights are
+float32 on the CPU and bfloat16 on a GPU. Knows nothing of training, stages or artifacts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.files import copy_assets
+from pipeline.models.hf_model import WeightReader
+from pipeline.training.nemo import weight_map
+from pipeline.training.nemo.patches.checkpoint_save import WRITERS
+from pipeline.training.nemo.session import EXTRA_STATE, has_transformer_engine, on_gpu
+
+if TYPE_CHECKING:
+    import torch
+    from nemo.collections.llm import GPTConfig, GPTModel
+    from nemo.collections.llm.peft import DoRA, LoRA
+    from nemo.lightning import Trainer
+
+ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
+_READERS = 8
+
+
+def checkpoint_dtype() -> str:
+    """Precision of the checkpoints that are written on this machine."""
+    return "bfloat16" if on_gpu() else "float32"
+
+
+def checkpoint_files() -> int | None:
+    """Files that a rank writes of a checkpoint, at the same time; None leaves it to Megatron."""
+    return WRITERS if on_gpu() else None
+
+
+def model_options() -> dict[str, Any]:
+    """Fields of a Megatron model's configuration that this machine decides."""
+    precision = _precision(checkpoint_dtype())
+    if has_transformer_engine():
+        return {
+            **precision,
+            # Reads the logits in their own precision and leaves the gradient in their place, where
+            # Megatron's makes copies in float32.
+            "cross_entropy_fusion_impl": "te",
+            # NeMo asks for these in Llama's configurations, not in Qwen's and Mistral's.
+            "apply_rope_fusion": True,
+            "bias_activation_fusion": True,
+            "bias_dropout_fusion": True,
+        }
+    return {
+        **precision,
+        "use_cpu_initialization": not on_gpu(),
+        # Kernels of Transformer Engine and Apex, or such as torch.compile would first build.
+        "apply_rope_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_dropout_fusion": False,
+        "bias_activation_fusion": False,
+        "cross_entropy_loss_fusion": False,
+        # Apex's layer norm only.
+        "persist_layer_norm": False,
+        # Frees a tensor's storage by a trick that needs pipeline parallelism on GPUs.
+        "deallocate_pipeline_outputs": False,
+    }
+
+
+def _precision(dtype: str) -> dict[str, Any]:
+    import torch
+
+    kind = getattr(torch, dtype)
+    return {"bf16": dtype == "bfloat16", "params_dtype": kind, "pipeline_dtype": kind}
+
+
+def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any) -> GPTModel:
+    """A NeMo model of the shape in `hf_folder`/config.json, without weights yet.
+
+    seq_length: longest sequence in tokens; the model's own maximum when None.
+    options: fields of the Megatron configuration, over those that the folder and machine give.
+
+    The vocabulary keeps exactly the embedding's rows, so that logits agree with HF's one by one;
+    a tensor parallel size must divide it.
+    """
+    shape = read_shape(hf_folder)
+    config_class, model_class, fields = _family(shape)
+    fields |= {
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "ffn_hidden_size": shape.ffn,
+        "num_attention_heads": shape.heads,
+        "num_query_groups": shape.kv_heads,
+        "kv_channels": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "make_vocab_size_divisible_by": 1,
+        "seq_length": seq_length or shape.max_positions,
+        "rotary_base": shape.rope_theta,
+        "rotary_percent": 1.0,
+        "layernorm_epsilon": shape.norm_eps,
+        "share_embeddings_and_output_weights": shape.tied,
+        "add_qkv_bias": shape.qkv_bias,
+        "init_method_std": shape.initializer_range,
+        "attention_dropout": shape.attention_dropout,
+        "hidden_dropout": 0.0,
+    }
+    config: GPTConfig = config_class(**(fields | model_options() | options))
+    model = model_class(config, tokenizer=tokenizer_for(hf_folder))
+    model.register_load_state_dict_post_hook(_without_extra_state)
+    return model
+
+
+def _without_extra_state(module: Any, keys: Any) -> None:
+    """No checkpoint has Transformer Engine's extra state (see nemo_session): it is not missing."""
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(EXTRA_STATE)]
+
+
+def _family(shape: Shape) -> tuple[type[GPTConfig], type[GPTModel], dict[str, Any]]:
+    """The NeMo classes of a family, and the fields that it alone has."""
+    if shape.family == "qwen2":
+        from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config, Qwen2Model
+
+        return Qwen2Config, Qwen2Model, {}
+    if shape.family == "mistral":
+        from nemo.collections.llm.gpt.model.mistral import MistralConfig7B, MistralModel
+
+        # Full attention: a smaller window was refused when the folder was checked.
+        return MistralConfig7B, MistralModel, {"window_size": None, "cp_comm_type": None}
+    from nemo.collections.llm.gpt.model.llama import Llama31Config, LlamaConfig, LlamaModel
+
+    if (rope := shape.rope_scaling) is None:
+        return LlamaConfig, LlamaModel, {}
+    scaling = {
+        "scale_factor": rope.factor,
+        "low_freq_factor": rope.low_freq_factor,
+        "high_freq_factor": rope.high_freq_factor,
+        "old_context_len": rope.original_max_positions,
+    }
+    return Llama31Config, LlamaModel, scaling
+
+
+def tokenizer_for(folder: Path) -> Any:
+    """NeMo's tokenizer object of an HF folder. Its context keeps a copy of `folder`'s files."""
+    from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
+
+    return AutoTokenizer(str(folder), trust_remote_code=False)
+
+
+def import_hf(hf_folder: Path, out: Path) -> None:
+    """Write an HF model as a NeMo 2.0 checkpoint: out/weights, out/context, out/hf.
+
+    Tensors are read a few at a time, so that the model is held once, and by several threads: one
+    alone, copying from a mapped file to a GPU, is no match for a disk. NeMo's own importers hold
+    the model twice, run the tokenizer's code and share one temporary folder among all runs.
+    """
+    shape = read_shape(hf_folder)
+    copy_assets(hf_folder, out / ASSETS)
+    model = model_for(out / ASSETS, perform_initialization=False)
+    trainer = connect(model)
+    parameter = _parameters(model)
+    with WeightReader(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
+
+        def fill(rule: weight_map.Rule) -> None:
+            into = parameter(rule.megatron)
+            into.copy_(rule.fuse(shape, (source.tensor(name).to(into.device) for name in rule.hf)))
+
+        for _ in pool.map(fill, weight_map.rules(shape)):
+            pass
+    save_checkpoint(trainer, out)
+
+
+def save_checkpoint(trainer: Trainer, out: Path) -> None:
+    """Write the weights of a trainer's model to out/weights, and what it is to out/context."""
+    from nemo.lightning.io.pl import TrainerContext
+
+    trainer.save_checkpoint(out, weights_only=True)
+    if trainer.is_global_zero:
+        TrainerContext.from_trainer(trainer).io_dump(out / "context", yaml_attrs=["model"])
+    trainer.strategy.barrier()
+
+
+def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
+    """The model in a nemo_checkpoint, in evaluation mode, with a nemo_adapter on it if given.
+
+    It is float32 on every machine: what is opened here is compared, folded and written, and
+    rounding belongs at the end of that.
+    """
+    exact = _precision("float32")
+    model = model_for(folder / ASSETS, perform_initialization=False, **exact)
+    trainer = connect(model)
+    load_weights(trainer, folder)
+    if adapter is not None:
+        from nemo.lightning import io
+
+        peft: LoRA | DoRA = io.load_context(adapter / "context", subpath="model.model_transform")
+        model.trainer = trainer
+        peft(model)
+        load_weights(trainer, adapter, only_adapter=True)
+    return model.eval()
+
+
+def connect(model: GPTModel) -> Trainer:
+    """Build the Megatron module of `model` on this machine; gives its Lightning trainer."""
+    import torch
+    from lightning.pytorch.trainer.states import TrainerFn
+    from nemo.lightning import MegatronStrategy, Trainer
+
+    strategy = MegatronStrategy(
+        ddp="pytorch",
+        setup_optimizers=False,
+        ckpt_save_optimizer=False,
+        ckpt_async_save=False,  # needs CUDA, and there is nothing to overlap with
+        ckpt_torch_dist_multiproc=checkpoint_files(),
+        ckpt_parallel_load=False,  # one rank reads everything anyway
+    )
+    trainer = Trainer(
+        accelerator="gpu" if on_gpu() else "cpu",
+        devices=1,
+        num_nodes=1,
+        strategy=strategy,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # One process needs no network port for its process group.
+    strategy.store = torch.distributed.HashStore()
+    trainer.state.fn = TrainerFn.TESTING  # no gradients: no distributed data parallel wrapper
+    strategy.connect(model)
+    strategy.setup_environment()
+    model.configure_model()
+    strategy.setup(trainer)
+    return trainer
+
+
+def load_weights(trainer: Trainer, folder: Path, *, only_adapter: bool = False) -> None:
+    """Read a checkpoint's weights into the model of `connect`, or an adapter's alone."""
+    strategy = trainer.strategy
+    weights = folder / "weights"
+    metadata = strategy.unwrapped_checkpoint_io.load_content_metadata(weights)
+    state = strategy.megatron_parallel.sharded_state_dict(metadata=metadata)
+    if only_adapter:
+        state = {name: tensor for name, tensor in state.items() if ".adapter." in name}
+    loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, {"state_dict": state})
+    strategy.load_model_state_dict(loaded, strict=not only_adapter)
+
+
+def _parameters(model: GPTModel) -> Callable[[str], torch.Tensor]:
+    """Reads the Megatron module's parameters by the names of `nemo_weights`."""
+    # A layer with an adapter keeps the weights that it wraps one level down.
+    found = {n.replace(".to_wrap.", "."): p for n, p in model.module.named_parameters()}
+
+    def parameter(name: str) -> torch.Tensor:
+        return found[name if name in found else weight_map.local_name(name)].detach()
+
+    return parameter
+
+
+def logits(model: GPTModel, ids: Sequence[int]) -> torch.Tensor:
+    """Logits after each of the token ids: [tokens, vocabulary], float32, on the CPU."""
+    import torch
+
+    device = next(model.module.parameters()).device
+    tokens = torch.tensor([ids], device=device)
+    positions = torch.arange(len(ids), device=device)[None]
+    with torch.inference_mode():
+        output = model.module(tokens, positions, attention_mask=None)
+    return output[0].float().cpu()
+
+
+def hf_tensors(model: GPTModel, shape: Shape) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's weights under their HF names, one after another."""
+    return weight_map.unfused(shape, _parameters(model))

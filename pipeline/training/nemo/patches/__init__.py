@@ -1,0 +1,1 @@
+"""Replacements of the vendors' code, each with its reason."""

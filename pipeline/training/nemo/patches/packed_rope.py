@@ -1,0 +1,95 @@
+"""Rotary embedding of packs, where queries and keys are.
+
+Megatron-Core turns packed rows' queries and keys one after the other, each after a copy, where it
+turns rows of one length in one kernel (`fused_single_qkv_rope`). That kernel takes an angle for
+each position of a sequence, and a pack is one whose angles begin anew with each row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.core.monkeypatch import Patch
+
+if TYPE_CHECKING:
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+
+def packed_rotation() -> list[Patch]:
+    """What to replace in Megatron-Core 0.15 while a model is trained on a GPU."""
+    from megatron.core.transformer.attention import Attention, SelfAttention
+
+    parts = "get_query_key_value_tensors"
+    return [
+        (Attention, "forward", _with_angles(Attention.forward)),
+        (SelfAttention, parts, _rotated_parts(getattr(SelfAttention, parts))),
+    ]
+
+
+def angles_of(freqs: torch.Tensor, boundaries: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The angles of each token of a pack: [tokens, 1, 1, size].
+
+    freqs: [longest row, 1, 1, size], the angles of a row's positions. boundaries: [rows + 1], where
+    rows begin and the last one ends; what follows is padding, whose angles nobody reads.
+    """
+    places = torch.arange(tokens, device=boundaries.device, dtype=boundaries.dtype)
+    rows = torch.searchsorted(boundaries, places, right=True) - 1
+    return freqs[(places - boundaries[rows]).clamp(max=len(freqs) - 1)]
+
+
+def _with_angles(original: Any) -> Any:
+    """Attention that knows a pack's angles, which Megatron itself then does not turn by. Ranks that
+    share a row are not given packs (pipeline.training.settings_checks)."""
+
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        *arguments: Any,
+        rotary_pos_emb: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **options: Any,
+    ) -> Any:
+        self._angles = None
+        if packed_seq_params is not None and rotary_pos_emb is not None:
+            self._angles = _angles(self, hidden_states, rotary_pos_emb, packed_seq_params)
+            rotary_pos_emb = None
+        return original(
+            self,
+            hidden_states,
+            *arguments,
+            rotary_pos_emb=rotary_pos_emb,
+            packed_seq_params=packed_seq_params,
+            **options,
+        )
+
+    return forward
+
+
+def _angles(
+    self: Any, hidden_states: torch.Tensor, freqs: torch.Tensor, packed: PackedSeqParams
+) -> torch.Tensor:
+    """Those of a pack, made by its first layer and kept with its boundaries."""
+    found: torch.Tensor | None = getattr(packed, "angles", None)
+    if found is None:
+        tokens = len(hidden_states)
+        if self.config.sequence_parallel:
+            tokens *= self.config.tensor_model_parallel_size
+        found = angles_of(freqs, packed.cu_seqlens_q, tokens)
+        packed.angles = found  # type: ignore[attr-defined]
+    return found
+
+
+def _rotated_parts(original: Any) -> Any:
+    """Query, key and value of an attention layer, turned by its angles."""
+
+    def parts(self: Any, hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if (angles := self._angles) is None:
+            return original(self, hidden_states, *arguments, **options)
+        from pipeline.training.nemo.patches.triton_kernels import rotated
+
+        mixed, sizes = original(self, hidden_states, split_qkv=False)
+        return rotated(mixed, angles, angles, sizes)
+
+    return parts

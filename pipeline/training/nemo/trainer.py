@@ -1,0 +1,239 @@
+"""Trains a model with NeMo 2.0 on Megatron-Core, on this machine's CPU or GPUs.
+
+    with nemo_session():
+        trained = train(job, report)     # writes job.out/weights and job.out/context
+
+The same code runs in float32 over gloo and in bfloat16 with the distributed optimizer over NCCL;
+`training/workers.py` starts it in several processes. Which rows a step sees is a function of
+the seed and the step (`training/batches.py`), and randomness within a step is seeded with both, so
+that a run that goes on from a checkpoint computes what an uninterrupted one does.
+
+Knows nothing of conversations, stages or artifacts.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import nemo.lightning as nl
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+from megatron.core.optimizer import OptimizerConfig
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig
+from nemo.lightning.resume import AdapterPath
+
+from pipeline.core.errors import ResourceError
+from pipeline.training.batches import TokenRows
+from pipeline.training.job import Checkpoints, Job, Point, Trained, out_of_memory
+from pipeline.training.nemo.callbacks import Recorder
+from pipeline.training.nemo.data import Data
+from pipeline.training.nemo.models import checkpoint_files, model_for
+from pipeline.training.nemo.patches.ddp_stream_sync import settled_parameters
+from pipeline.training.nemo.patches.lora_init import adapter_start
+from pipeline.training.nemo.patches.lora_sequence_parallel import whole_gradients
+from pipeline.training.nemo.patches.performance import fast_training
+from pipeline.training.nemo.session import has_transformer_engine, on_gpu
+
+if TYPE_CHECKING:
+    from nemo.collections.llm import GPTModel
+
+# E4M3 forward, E5M2 backward; scales from the largest values of the last 16 steps, so that no pass
+# over the data only looks for them (arXiv:2209.05433).
+FP8 = {
+    "fp8": "hybrid",
+    "fp8_recipe": "delayed",
+    "fp8_amax_history_len": 16,
+    "fp8_amax_compute_algo": "max",
+}
+
+
+def train(job: Job, report: Callable[[Point], None]) -> Trained:
+    """Train as `job` says, from its newest checkpoint if there is one, and save the result.
+
+    report: called on the first rank after each step, in order (on a GPU ten steps at a time).
+
+    Must run within `nemo_session()`, in every process of the job.
+
+    Raises:
+        PipelineError: the loss or the gradient's norm is not a finite number.
+        ResourceError: memory ran out.
+    """
+    pl.seed_everything(job.seed)
+    fused = has_transformer_engine()
+    model = model_for(
+        job.hf,
+        seq_length=job.max_length,
+        # The mean over the tokens of the global batch, not the mean of micro-batches' means.
+        calculate_per_token_loss=True,
+        gradient_accumulation_fusion=fused and job.method == "sft",
+        # Queries and keys are turned where they are, without copies; packs' in packed_rotation.py.
+        fused_single_qkv_rope=fused and not job.pack_length,
+    )
+    checkpoints = Checkpoints(job.scratch, job.identity)
+    recorder = Recorder(job, checkpoints, report)
+    # What NeMo logs goes to the recorder; Lightning's bookkeeping of it costs a step 10 ms.
+    model.log = recorder.log
+    trainer = _trainer(job)
+    trainer.callbacks.append(recorder)
+    _add_adapter(job, model, trainer)
+    optimizer, data = _optimizer(job), Data(job)
+    optimizer.connect(model)
+    if job.method == "sft":
+        _scale_beforehand(model, optimizer, lambda: data.trained_tokens(trainer.global_step))
+    if resume := checkpoints.newest():
+        base = None if job.method == "sft" else job.weights
+        trainer.ckpt_path = AdapterPath(resume, base_model_path=base) if base else str(resume)
+    elif job.weights is not None:
+        trainer.strategy.restore_config = RestoreConfig(path=str(job.weights))
+    try:
+        with (
+            fast_training(),
+            adapter_start(job.seed),
+            settled_parameters(),
+            whole_gradients(),
+            _readable_failures(job),
+        ):
+            trainer.fit(model, data)
+    finally:
+        destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes
+    return recorder.result()
+
+
+def _trainer(job: Job) -> nl.Trainer:
+    gpu = on_gpu()
+    ddp = DistributedDataParallelConfig(
+        # Whether ranks share the optimizer's state. Without it Megatron takes torch's Adam, which
+        # counts steps in a tensor of no dimension, and the shared state cannot hold that.
+        use_distributed_optimizer=has_transformer_engine(),
+        # An adapter's gradients are small sums; a whole model's are accumulated in float32.
+        grad_reduce_in_fp32=not gpu or job.method == "sft",
+        check_for_nan_in_grad=False,  # the recorder looks at loss and norm, without another wait
+    )
+    strategy = nl.MegatronStrategy(
+        tensor_model_parallel_size=job.tensor,
+        pipeline_model_parallel_size=job.pipeline,
+        context_parallel_size=job.context,
+        sequence_parallel=gpu and job.tensor > 1,  # gloo has no reduce-scatter
+        pipeline_dtype=torch.bfloat16 if gpu else torch.float32,
+        ddp=ddp,
+        gradient_as_bucket_view=True,
+        ckpt_optim_fully_reshardable=True,  # to go on with another number of ranks
+        ckpt_async_save=False,
+        ckpt_torch_dist_multiproc=checkpoint_files(),
+        ckpt_parallel_load=job.processes > 1,
+        replace_progress_bar=False,
+    )
+    if gpu:
+        precision = nl.MegatronMixedPrecision(
+            precision="bf16-mixed",
+            params_dtype=torch.bfloat16,
+            pipeline_dtype=torch.bfloat16,
+            autocast_enabled=False,
+            grad_reduce_in_fp32=ddp.grad_reduce_in_fp32,
+            **(FP8 if job.precision == "fp8" else {}),
+        )
+    else:
+        precision = nl.MegatronMixedPrecision(precision="32")
+    strategy.log_train_loss = False  # the recorder keeps it, without Lightning's bookkeeping
+    trainer = nl.Trainer(
+        accelerator="gpu" if gpu else "cpu",
+        devices=job.processes // job.nodes,
+        num_nodes=job.nodes,
+        max_steps=job.steps,
+        strategy=strategy,
+        plugins=precision,
+        limit_val_batches=0,  # the recorder validates
+        num_sanity_val_steps=0,
+        log_every_n_steps=job.steps + 1,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    if job.processes == 1:
+        # One process needs no network port for its process group.
+        strategy.store = torch.distributed.HashStore()
+    return trainer
+
+
+def _add_adapter(job: Job, model: GPTModel, trainer: nl.Trainer) -> None:
+    """Put LoRA or DoRA on every linear layer, once the base is loaded."""
+    if job.method == "sft":
+        return
+    from nemo.collections.llm import peft
+
+    make = peft.DoRA if job.method == "dora" else peft.LoRA
+    adapter = make(dim=job.rank, alpha=job.alpha, dropout=job.dropout)
+    model.model_transform = adapter
+    model.__io__.model_transform = adapter.__io__  # what the checkpoint's context tells of it
+    # The adapter itself as the callback: only so are gradient buffers made for it alone.
+    trainer.callbacks.append(adapter)
+
+
+def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
+    """AdamW with a linear warm-up and a cosine decay; betas as in arXiv:2005.14165."""
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=job.learning_rate,
+        adam_beta2=0.95,
+        weight_decay=job.weight_decay,
+        clip_grad=job.clip_grad,
+        bf16=on_gpu(),
+        fp16=False,
+        use_distributed_optimizer=has_transformer_engine(),
+        # Float32 weights without a second copy of their upper half; see split_weights.py. Adapters'
+        # gradients are bfloat16, which Megatron's other optimizer copies to float32.
+        use_precision_aware_optimizer=has_transformer_engine() and job.method == "sft",
+    )
+    schedule = nl.lr_scheduler.CosineAnnealingScheduler(
+        max_steps=job.steps,
+        warmup_steps=job.warmup_steps,
+        constant_steps=0,
+        min_lr=job.min_learning_rate,
+    )
+    return nl.MegatronOptimizerModule(config, lr_scheduler=schedule)
+
+
+def _scale_beforehand(
+    model: GPTModel, optimizer: nl.MegatronOptimizerModule, tokens: Callable[[], int]
+) -> None:
+    """Divide each micro-batch's loss by the tokens of the global batch.
+
+    Megatron divides the sums of the gradients instead: one more pass over all of a model's.
+    """
+    finalize = optimizer.finalize_model_grads
+
+    def without_division(chunks: Any, num_tokens: Any = None, **options: Any) -> None:
+        finalize(chunks, None, **options)
+
+    optimizer.finalize_model_grads = without_division
+    model.config.grad_scale_func = lambda loss: loss / tokens()
+
+
+@contextmanager
+def _readable_failures(job: Job) -> Iterator[None]:
+    """Say what to do about a lack of memory; let Ctrl-C be one, where Lightning exits with 1."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        signal.signal(signal.SIGINT, interrupt)
+        raise KeyboardInterrupt from error
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(job) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise _out_of_memory(job) from error
+
+
+def _out_of_memory(job: Job) -> ResourceError:
+    longest = int(TokenRows.load(job.train_rows).lengths.max()) - 1
+    memory = torch.cuda.get_device_properties().total_memory if on_gpu() else None
+    return out_of_memory(job, longest, memory=memory)

@@ -1,0 +1,82 @@
+"""A training curve: a progress line and metrics while it grows, JSON and a picture in the end."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.core.console import get_console, progress
+from pipeline.tracking import client as tracking
+from pipeline.training.job import Point
+
+METRICS_EVERY = 5  # steps between figures for the tracker
+LINE_SECONDS = 10.0  # between lines where there is no terminal
+
+
+@contextmanager
+def following(steps: int, done: int) -> Iterator[Callable[[Point], None]]:
+    """Gives the function to call with each step: it shows a live line and logs metrics.
+
+    steps: of the whole run. done: those of an earlier, interrupted attempt.
+    """
+    console = get_console()
+    if console.is_terminal:
+        with progress("loss", "speed") as bar:
+            task = bar.add_task("train", total=steps, completed=done, loss="", speed="")
+
+            def show(point: Point) -> None:
+                speed = f"{point.tokens_per_second:,.0f} tokens/s"
+                bar.update(task, completed=point.step, loss=f"{point.loss:.4f}", speed=speed)
+
+            yield _logged(show, steps)
+        return
+    began = shown = time.monotonic()
+
+    def tell(point: Point) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < LINE_SECONDS and point.step != steps and point.validation_loss is None:
+            return
+        shown = now
+        left = (now - began) / (point.step - done) * (steps - point.step)
+        checked = point.validation_loss
+        validation = "" if checked is None else f" validation {checked:.4f}"
+        console.print(
+            f"step {point.step}/{steps} loss {point.loss:.4f}{validation} "
+            f"{point.tokens_per_second:,.0f} tokens/s {left:,.0f} s left"
+        )
+
+    yield _logged(tell, steps)
+
+
+def _logged(show: Callable[[Point], None], steps: int) -> Callable[[Point], None]:
+    def report(point: Point) -> None:
+        show(point)
+        if point.step % METRICS_EVERY == 0 or point.validation_loss is not None or point.step == 1:
+            figures = {k: v for k, v in asdict(point).items() if k != "step" and v is not None}
+            tracking.log_metrics(figures, step=point.step)
+
+    return report
+
+
+def write_curve(folder: Path, curve: Sequence[Point], *, title: str) -> None:
+    """Write curve.json (a list of points) and loss_curve.png into the folder."""
+    (folder / "curve.json").write_text(json.dumps([asdict(p) for p in curve], indent=1) + "\n")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([p.step for p in curve], [p.loss for p in curve], lw=0.8, alpha=0.7, label="training")
+    checked = [(p.step, p.validation_loss) for p in curve if p.validation_loss is not None]
+    if checked:
+        axes.plot(*zip(*checked, strict=True), "o-", ms=4, label="validation")
+    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(folder / "loss_curve.png")

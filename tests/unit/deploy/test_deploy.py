@@ -1,0 +1,213 @@
+"""compose.yaml, and serve.sh with commands in place of Docker that only note what they are told."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.core.paths import ROOT
+from pipeline.serving.container import launch, nim
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVICES: Mapping[str, Any] = COMPOSE["services"]
+
+
+def test_the_two_servers_differ_in_name_and_model_alone() -> None:
+    a, b = (dict(SERVICES[f"server-{letter}"]) for letter in "ab")
+    for server, letter in ((a, "a"), (b, "b")):
+        assert server.pop("container_name") == f"pipeline-server-{letter}"
+        assert server.pop("profiles") == [letter]
+        model, *others = server.pop("volumes")
+        assert model == f"${{MODEL_{letter.upper()}:-../artifacts/build}}:{launch.MODEL}:ro"
+        assert others == [f"cache:{nim.CACHE}"]
+    assert a == b
+
+
+def test_gpus_are_given_to_the_servers_alone() -> None:
+    added = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
+    assert set(added) == {"server-a", "server-b"}
+    assert set(added) <= set(SERVICES)
+    assert added["server-a"] == added["server-b"]
+    assert not set(added["server-a"]) & set(SERVICES["server-a"]), "it only adds"
+
+
+def test_servers_are_set_by_variables_that_they_know() -> None:
+    names = set(SERVICES["server-a"]["environment"])
+    assert names <= {*nim.VARIABLES, "SERVE_API_KEY"}
+
+
+def test_servers_are_locked_down_and_may_drain() -> None:
+    server = SERVICES["server-a"]
+    assert (server["read_only"], server["tmpfs"], server["cap_drop"]) == (True, ["/tmp"], ["ALL"])
+    longest = yaml.safe_load((ROOT / "conf/config.yaml").read_text())["serve"]["request_timeout"]
+    assert int(server["stop_grace_period"].removesuffix("s")) > longest
+
+
+def test_the_proxy_asks_either_server_while_it_is_ready() -> None:
+    lines = (DEPLOY / "proxy/haproxy.cfg").read_text().splitlines()
+    servers = {line.split()[-1] for line in lines if line.split()[:1] == ["server"]}
+    assert servers == {f"{name}:{launch.PORT}" for name in SERVICES if name.startswith("server-")}
+    assert "    option httpchk GET /health/ready" in lines
+    ((every, fall),) = re.findall(r"inter (\d+)ms fall (\d+)", "\n".join(lines))
+    assert int(fall) > 1, "or one late check would take a busy server out"
+    seconds = (int(fall) + 1) * int(every) / 1000
+    assert seconds < launch.DRAIN_SECONDS, "or requests would be sent in vain"
+
+
+def test_the_proxy_waits_for_headers_as_the_servers_do_and_hides_metrics() -> None:
+    text = (DEPLOY / "proxy/haproxy.cfg").read_text()
+    serve = yaml.safe_load((ROOT / "conf/config.yaml").read_text())["serve"]
+    assert f"timeout http-request {serve['header_timeout']}s" in text
+    # A server takes /%6detrics for /metrics.
+    assert "deny deny_status 404 if { path,url_dec -m str /metrics /v1/metrics }" in text
+
+
+def test_only_this_host_reaches_the_ports() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert len(ports) == 4
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_what_is_mounted_exists_or_is_declared() -> None:
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            if source.startswith("./"):
+                assert (DEPLOY / source).is_dir(), f"{name}: {volume}"
+            elif not source.startswith("$"):
+                assert source in COMPOSE["volumes"], f"{name}: {volume}"
+
+
+def test_images_are_named_without_a_registry() -> None:
+    for name, service in SERVICES.items():
+        variable, _, default = service["image"].removeprefix("${").removesuffix("}").partition(":-")
+        assert variable.isupper(), name
+        assert "." not in default.split("/")[0] or "/" not in default, name
+
+
+def test_prometheus_finds_every_server_by_the_name_they_share() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    assert found["names"] == SERVICES["server-a"]["networks"]["default"]["aliases"]
+    assert found["port"] == launch.PORT
+    assert job["job_name"] == "server", "the alerts and the dashboard ask for it"
+
+
+class Host:
+    """A copy of deploy/ and commands that note their arguments in `told`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.deploy = folder / "deploy"
+        shutil.copytree(DEPLOY, self.deploy, ignore=shutil.ignore_patterns(".env"))
+        self._told = folder / "told"
+        self._state = folder / "state"
+        stub = folder / "stub"
+        stub.write_text(
+            f"""#!/bin/sh
+            echo "$@" >> {self._told}
+            case "$*" in
+            *healthcheck*) grep -q "running 0" {self._state} ;;
+            *inspect*) echo "$3" | sed "s/{{{{.State.Running}}}}/true/
+                s/{{{{.State.Status}}}} {{{{.RestartCount}}}}/$(cat {self._state})/" ;;
+            esac
+            """
+        )
+        stub.chmod(0o755)
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "COMPOSE": f"{stub} compose",
+            "ENGINE": str(stub),
+            "READY_SECONDS": "3",
+        }
+
+    def serve(self, model: Path, state: str = "running 0") -> subprocess.CompletedProcess[str]:
+        """Run serve.sh; `state`: the new container's, and how often it was started again."""
+        self._told.write_text("")
+        self._state.write_text(state)
+        return subprocess.run(
+            ["sh", str(self.deploy / "serve.sh"), str(model)],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def told(self) -> list[str]:
+        return self._told.read_text().splitlines()
+
+    def remembers(self) -> dict[str, str]:
+        lines = (self.deploy / ".env").read_text().split()
+        assert len(lines) == len({line.partition("=")[0] for line in lines})
+        return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / f"support-{n}" for n in (1, 2)]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_the_first_model_starts_everything(host: Host, models: list[Path]) -> None:
+    assert host.serve(models[0]).returncode == 0
+    told = host.told()
+    assert told[0] == "compose up -d server-a"
+    assert "compose up -d proxy mlflow prometheus grafana" in told
+    assert not [line for line in told if "compose stop" in line]
+    assert host.remembers() == {"MODEL_A": str(models[0]), "LIVE": "a", "COMPOSE_PROFILES": "a"}
+
+
+def test_the_next_takes_over_before_the_former_stops(host: Host, models: list[Path]) -> None:
+    host.serve(models[0])
+    assert host.serve(models[1]).returncode == 0
+    told = host.told()
+    order = [
+        "compose up -d server-b",
+        "exec pipeline-server-b python3 deploy/healthcheck.py",
+        "compose stop server-a",
+    ]
+    assert [line for line in told if line in order] == order
+    assert host.remembers() == {
+        "MODEL_A": str(models[0]),
+        "MODEL_B": str(models[1]),
+        "LIVE": "b",
+        "COMPOSE_PROFILES": "b",
+    }
+
+
+@pytest.mark.parametrize("state", ["exited 0", "restarting 1", "running 1"])
+def test_a_model_that_does_not_start_changes_nothing(
+    host: Host, models: list[Path], state: str
+) -> None:
+    host.serve(models[0])
+    refused = host.serve(models[1], state)
+    assert refused.returncode == 1
+    assert "did not become ready" in refused.stderr
+    assert "server-a serves on" in refused.stderr
+    told = host.told()
+    assert sum("healthcheck" in line for line in told) == 1, "it never becomes ready: no waiting"
+    assert told[-1] == "compose stop server-b"
+    assert "compose stop server-a" not in told
+    assert host.remembers()["LIVE"] == "a"
+
+
+def test_without_a_folder_it_says_what_it_wants(host: Host, tmp_path: Path) -> None:
+    refused = host.serve(tmp_path / "nowhere")
+    assert refused.returncode == 2
+    assert "usage: deploy/serve.sh FOLDER" in refused.stderr
+    assert host.told() == []

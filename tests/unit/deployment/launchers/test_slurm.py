@@ -1,0 +1,86 @@
+"""The batch script that NeMo-Run writes, and what reaches sbatch, for which a program stands in."""
+
+import gc
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import ConfigError, MissingRuntime, PipelineError
+from pipeline.deployment.launchers import submission as launchers
+from tests.unit.deployment.launchers.cases import (
+    EXPECTED,
+    SLURM,
+    TRAINING,
+    configured,
+    write_program,
+)
+
+# Pipes that NeMo-Run leaves open.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    """NeMo-Run sets up the root logger, and leaves pipes open of which Python warns later."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    with warnings.catch_warnings(action="ignore"):
+        gc.collect()  # its experiment's end, which takes a handler away, too
+    root.setLevel(level)
+    root.handlers = handlers
+
+
+def test_the_script_shown_is_the_expected_one(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*TRAINING, *SLURM, "launcher.job_folder=/shared/jobs", "launcher.dry_run=true"]
+    launchers.submit("finetune", arguments, configured(arguments))
+    assert capsys.readouterr().out == (EXPECTED / "slurm.sh").read_text()
+
+
+def test_sbatch_gets_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "home"))
+    arguments = [*TRAINING, *SLURM, f"launcher.job_folder={tmp_path / 'jobs'}"]
+    config = configured(arguments)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    with pytest.raises(MissingRuntime, match="run it on the cluster's login node"):
+        launchers.submit("finetune", arguments, config)
+    got = tmp_path / "got"
+    write_program(tmp_path / "bin", "sbatch", f'echo "$@" > {got}; echo 4242')
+    launchers.submit("finetune", arguments, config)
+    *options, script = got.read_text().split()
+    assert options == ["--requeue", "--parsable"]
+    batch = Path(script)
+    assert batch.is_relative_to(tmp_path / "jobs")
+    assert "#SBATCH --nodes=8" in batch.read_text()
+    (task,) = batch.parent.glob("run/scripts/run.sh")
+    assert task.read_text() in (EXPECTED / "slurm.sh").read_text()
+    assert "job 4242 on batch on 8 machines, 8 GPUs each" in capsys.readouterr().err
+    write_program(tmp_path / "bin", "sbatch", "echo sbatch: error: Invalid account >&2; exit 1")
+    with pytest.raises(PipelineError, match=r"sbatch refused the job: .*Invalid account"):
+        launchers.submit("finetune", arguments, config)
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "said"),
+    [
+        ("import", [], r"artifacts would be lost .* give artifacts=/shared/artifacts, on a folder"),
+        ("import", ["artifacts=/other/artifacts"], "would be lost with the container"),
+        ("all", ["artifacts=/shared/made"], "must be the folder `artifacts` of a checkout"),
+    ],
+)
+def test_artifacts_outlive_the_container(stage: str, given: list[str], said: str) -> None:
+    arguments = [f"stage={stage}", *SLURM, *given, "launcher.job_folder=/jobs"]
+    with pytest.raises(ConfigError, match=said):
+        launchers.submit(stage, arguments, configured(arguments))
+
+
+def test_the_whole_graph_runs_in_its_checkout(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["stage=all", *SLURM, "artifacts=/shared/my harbor/artifacts"]
+    arguments += ["launcher.job_folder=/jobs", "launcher.dry_run=true"]
+    launchers.submit("all", arguments, configured(arguments))
+    assert "\ncd '/shared/my harbor'\n" in capsys.readouterr().out

@@ -1,0 +1,68 @@
+"""What an engine's process does with messages, whenever they come."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.engines.base import Load, Sampling, Token
+from pipeline.engines.process.framing import pack
+from pipeline.engines.process.worker import _Worker
+from pipeline.engines.token_stream import PushedStream
+
+ASKED = pack((0, "generate", [1], Sampling(max_tokens=9)))
+CANCELLED = pack((0, "cancel"))
+
+
+class Silent:
+    """Gives every answer a first token and never another; counts those in progress."""
+
+    def __init__(self) -> None:
+        self.begun = self.cancelled = 0
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
+        def count() -> None:
+            self.cancelled += 1
+
+        self.begun += 1
+        stream = PushedStream(count)
+        stream.put([Token(5)])
+        return stream
+
+    def load(self) -> Load:
+        return Load(self.begun - self.cancelled, 0)
+
+    def down(self) -> str | None:
+        return None
+
+
+def serve(*messages: bytes) -> tuple[Silent, int]:
+    """The engine, and how many of its requests the process still holds after the messages."""
+    engine: Any = Silent()
+
+    async def run() -> int:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        with ours:
+            worker = _Worker(engine, theirs)
+            working = asyncio.create_task(worker.run())
+            for message in messages:
+                await loop.sock_sendall(ours, message)
+                if message != messages[-1]:
+                    await loop.sock_recv(ours, 1 << 16)  # the token has come
+        await working  # it ends with its socket, having read everything
+        await asyncio.sleep(0.01)
+        return len(worker._tasks)
+
+    return engine, asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_an_answer_that_is_cancelled_frees_its_slot() -> None:
+    engine, held = serve(ASKED, CANCELLED)
+    assert (engine.begun, engine.cancelled, held) == (1, 1, 0)
+
+
+def test_a_cancel_that_comes_together_with_its_request_is_heeded() -> None:
+    engine, held = serve(ASKED + CANCELLED)
+    assert (engine.begun - engine.cancelled, held) == (0, 0)

@@ -1,0 +1,60 @@
+"""Sizes are read as transformers reads them."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import DataError
+from pipeline.models.architecture import Llama3Rope, read_shape
+from tests.unit.model_folders import add_weights, edit, make_model_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return add_weights(make_model_folder(tmp_path / "model", "demo"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "accepted"),
+    [
+        ("MistralForCausalLM", {"sliding_window": None}, True),
+        ("MistralForCausalLM", {"sliding_window": 512}, True),
+        ("MistralForCausalLM", {"sliding_window": 511}, False),
+        ("MistralForCausalLM", {"max_position_embeddings": 4097}, False),  # the default is 4096
+        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": False}, True),
+        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": True}, False),
+        ("LlamaForCausalLM", {"sliding_window": 8}, True),  # LlamaConfig has no such field
+    ],
+)
+def test_sliding_windows_that_cut_are_refused(
+    folder: Path, architecture: str, settings: dict[str, object], accepted: bool
+) -> None:
+    family = architecture.removesuffix("ForCausalLM").lower()
+    edit("config.json", architectures=[architecture], model_type=family, **settings)(folder)
+    if accepted:
+        assert read_shape(folder).family == family
+    else:
+        with pytest.raises(DataError, match="windowed attention is not supported"):
+            read_shape(folder)
+
+
+def test_defaults_are_those_of_transformers(folder: Path) -> None:
+    edit("config.json", num_key_value_heads=...)(folder)
+    shape = read_shape(folder)
+    assert (shape.kv_heads, shape.head_dim) == (2, 4)
+    assert (shape.rope_theta, shape.rope_scaling, shape.tied) == (10_000.0, None, False)
+    edit("config.json", architectures=["Qwen2ForCausalLM"], model_type="qwen2")(folder)
+    with pytest.raises(DataError, match="num_key_value_heads=None"):
+        read_shape(folder)
+
+
+def test_llama3_rope_scaling_is_read(folder: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    edit("config.json", rope_scaling=scaling)(folder)
+    assert read_shape(folder).rope_scaling == Llama3Rope(8.0, 1.0, 4.0, 64)

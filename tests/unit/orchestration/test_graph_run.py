@@ -1,0 +1,149 @@
+"""The whole graph: one run at a time, whose settings no other changes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config.schema import load
+from pipeline.core.errors import Busy
+from pipeline.orchestration import compose, graph, graph_run
+from pipeline.orchestration.runner import hold
+from tests.made_artifacts import make_artifact
+
+
+class Stopped(Exception):
+    """Where DVC would have begun."""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the checkout, with settings of its own."""
+    for file in graph.DECLARATIONS:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(graph.ROOT / file, tmp_path / file)
+    monkeypatch.setattr(graph, "ROOT", tmp_path)
+    monkeypatch.setattr(graph_run, "ROOT", tmp_path)
+    monkeypatch.setattr(compose, "PARAMS", tmp_path / "params.yaml")
+    return tmp_path
+
+
+def run(checkout: Path, *overrides: str) -> None:
+    where = [f"artifacts={checkout / 'artifacts'}", "tracking.enabled=false"]
+    tree = compose.compose([*where, *overrides])
+    graph_run.run_graph(tree, load(tree))
+
+
+def test_a_second_run_leaves_the_settings_of_the_one_that_runs(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dvc(*given: Any) -> int:
+        monkeypatch.setattr(graph_run, "_repro", lambda *_: pytest.fail("DVC started twice"))
+        with pytest.raises(Busy, match=r"in use by process .* wait for it"):
+            run(checkout, "seed=2")
+        raise Stopped
+
+    monkeypatch.setattr(graph_run, "_repro", dvc)
+    with pytest.raises(Stopped):
+        run(checkout, "seed=1")
+    assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 1
+    monkeypatch.setattr(graph_run, "_repro", lambda *_: 1)
+    run(checkout, "seed=2")
+    assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 2
+
+
+def test_a_run_leaves_the_settings_of_a_dvc_that_runs(checkout: Path) -> None:
+    lock = checkout / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    entry = {"pid": os.getpid(), "cmd": "dvc repro"}
+    lock.write_text(json.dumps({"write": {"/a": entry}, "read": {"/b": [entry]}}))
+    with pytest.raises(Busy, match=rf"DVC \(process {os.getpid()}\) runs the graph"):
+        run(checkout, "seed=2")
+    assert not (checkout / "params.yaml").exists()
+
+
+# Stands for DVC, which `python -m dvc` finds in the checkout first.
+DVC = """
+import os, pathlib, signal, sys, time
+def interrupted(*_):
+    pathlib.Path("interrupted").touch()
+    sys.exit(1)
+signal.signal(signal.SIGINT, interrupted)
+pathlib.Path("pid.tmp").write_text(str(os.getpid()))
+os.replace("pid.tmp", "pid")
+time.sleep(60)
+"""
+
+
+def pid_of_dvc(checkout: Path) -> int:
+    deadline = time.monotonic() + 20
+    while not (checkout / "pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return int((checkout / "pid").read_text())
+
+
+def test_what_ends_the_command_interrupts_dvc(checkout: Path) -> None:
+    (checkout / "dvc.py").write_text(DVC)
+
+    def end() -> None:
+        pid_of_dvc(checkout)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with hold(checkout / "artifacts") as lock, pytest.raises(KeyboardInterrupt):
+        graph_run._repro(os.environ, lock)
+    ending.join()
+    assert (checkout / "interrupted").exists()
+    assert not Path(f"/proc/{pid_of_dvc(checkout)}").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_dvc_ends_with_a_command_that_is_killed_and_keeps_the_lock_until_then(
+    checkout: Path,
+) -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    (checkout / "dvc.py").write_text(DVC.replace("signal.signal", deaf + "signal.signal", 1))
+    code = (
+        "import os, pathlib; from pipeline.orchestration import graph_run;"
+        "from pipeline.orchestration.runner import hold;"
+        f"graph_run.ROOT = pathlib.Path({str(checkout)!r})\n"
+        f"with hold(graph_run.ROOT / 'artifacts') as lock: graph_run._repro(os.environ, lock)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as command:
+        dvc = pid_of_dvc(checkout)
+        command.kill()
+    with pytest.raises(Busy), hold(checkout / "artifacts"):
+        pass
+    os.kill(dvc, signal.SIGKILL)
+
+
+def test_what_dvc_recorded_of_other_settings_is_forgotten(checkout: Path) -> None:
+    config = {"finetune": {"max_steps": 170}, "seed": 1}
+    for stage in ("finetune", "merge"):
+        make_artifact(checkout / "artifacts", stage, "any", config=config)
+    entry = {"cmd": "x", "params": {"params.yaml": config}}
+    other = {"cmd": "x", "params": {"params.yaml": {**config, "finetune": {"max_steps": 60}}}}
+    lock = checkout / "dvc.lock"
+    said = {"schema": "2.0", "stages": {"prepare": entry, "finetune": other, "merge": entry}}
+    lock.write_text(yaml.safe_dump(said))
+    graph_run._forget_what_was_not_made(checkout / "artifacts")
+    assert yaml.safe_load(lock.read_text())["stages"] == {"prepare": entry, "merge": entry}
+
+
+def test_settings_are_replaced_whole(checkout: Path) -> None:
+    compose.write_params(compose.compose([]))
+    with compose.PARAMS.open() as reading:
+        compose.write_params(compose.compose(["seed=2"]))
+        assert yaml.safe_load(reading)["seed"] == 1
+    assert not list(checkout.glob("*.tmp"))

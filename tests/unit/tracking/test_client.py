@@ -1,0 +1,299 @@
+"""What stages write to the spool: everything, at once, without secrets, and never at their cost."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.schema import TrackingConfig
+from pipeline.tracking import client as tracking
+from pipeline.tracking import outbox as spool
+from pipeline.tracking.outbox import Destination, Group, Owner, read_events
+from tests.made_artifacts import make_artifact, make_chain
+
+CONFIG = TrackingConfig(enabled=True, uri=None, experiment="bank", upload_weights=False)
+
+
+@pytest.fixture(autouse=True)
+def no_sender(monkeypatch: pytest.MonkeyPatch) -> list[Destination]:
+    """Senders that would have been started."""
+    started: list[Destination] = []
+    monkeypatch.setattr(Destination, "ensure_sender", lambda self: started.append(self))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv(spool.OWNER_VARIABLE, raising=False)
+    return started
+
+
+def start(artifacts: Path, stage: str = "finetune", **others: Any) -> tracking.StageRun:
+    given = {"config": CONFIG, "params": {"seed": 1}, "inputs": {}, **others}
+    return tracking.start_stage(artifacts, stage=stage, **given)
+
+
+def spooled(artifacts: Path) -> list[dict[str, Any]]:
+    (file,) = Destination.of(artifacts).runs()
+    return read_events(file, 0)[0]
+
+
+def test_a_stage_run_is_in_the_spool_as_it_happens(
+    tmp_path: Path, no_sender: list[Destination]
+) -> None:
+    data = make_artifact(tmp_path, "prepare", "dataset", metrics={"rows": 9})
+    run = start(tmp_path, params={"finetune": {"method": "lora"}}, inputs={"prepare": data})
+    begin = spooled(tmp_path)[0]
+    assert begin["event"] == "start"
+    assert begin["params"] == {"finetune.method": "lora"}
+    assert begin["inputs"]["prepare"]["digest"] == data.manifest.digest
+    assert begin["inputs"]["prepare"]["figures"] == {"rows": 9.0}
+
+    tracking.log_metrics({"train/loss": 0.5}, step=7)
+    assert spooled(tmp_path)[1]["metrics"] == {"train/loss": [0.5, 7]}
+
+    made = make_artifact(tmp_path, "finetune", "nemo_adapter", metrics={"train/loss": 0.4, "x": 2})
+    run.finish("FINISHED", made)
+    end = spooled(tmp_path)[2]
+    assert end["status"] == "FINISHED"
+    assert end["digest"] == made.manifest.digest
+    assert end["metrics"]["train/loss"] == [0.4, 7]  # at the end of its curve
+    assert end["metrics"]["x"] == [2.0, 0]
+    assert end["metrics"]["stage/seconds"] == [2.5, 0]
+    assert len(no_sender) == 2
+
+
+def test_figures_outside_a_stage_run_go_nowhere(tmp_path: Path) -> None:
+    start(tmp_path).finish("FAILED", None, error="no memory")
+    before = spooled(tmp_path)
+    tracking.log_metrics({"loss": 1.0}, step=1)
+    assert spooled(tmp_path) == before
+    assert before[-1]["error"] == "no memory"
+
+
+def test_tracking_switched_off_leaves_no_trace(tmp_path: Path) -> None:
+    off = CONFIG.model_copy(update={"enabled": False})
+    run = start(tmp_path, config=off)
+    tracking.log_metrics({"loss": 1.0}, step=1)
+    run.finish("FINISHED", make_artifact(tmp_path, "finetune", "nemo_adapter"))
+    assert tracking.wait_until_sent(tmp_path, off, timeout=5) == tracking.Delivery()
+    assert not (tmp_path / ".tracking").exists()
+
+
+def test_reports_are_kept_as_they_were_and_weights_are_not(tmp_path: Path) -> None:
+    big = "x" * (tracking.REPORT_BYTES + 1)
+    files = {"report.json": "{}", "accuracy.png": b"png", "big.html": big, "model.bin": b"weights"}
+    made = make_artifact(tmp_path, "evaluate", "report", files=files)
+    start(tmp_path, "evaluate").finish("FINISHED", made)
+    (made.path / "report.json").write_text("of a later run")
+    (kept,) = Destination.of(tmp_path).spool.glob("*.files")
+    assert sorted(f.name for f in kept.iterdir()) == [
+        "accuracy.png",
+        "manifest.json",
+        "report.json",
+    ]
+    assert (kept / "report.json").read_text() == "{}"
+
+
+def test_a_model_folder_shows_plots_but_not_its_configuration(tmp_path: Path) -> None:
+    files = {
+        "config.json": "{}",
+        "tokenizer.json": "{}",
+        "loss.png": b"png",
+        "model.safetensors": b"",
+    }
+    made = make_artifact(tmp_path, "merge", "hf_checkpoint", files=files)
+    assert tracking.reports_of(made) == ["loss.png"]
+
+
+def test_a_disk_that_refuses_costs_a_warning_and_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".tracking").write_text("a file where a folder is needed")
+    run = start(tmp_path)
+    tracking.log_metrics({"loss": 1.0}, step=1)
+    run.finish("FINISHED", make_artifact(tmp_path, "finetune", "nemo_adapter"))
+    assert "nothing is tracked" in capsys.readouterr().err
+
+
+def test_a_spool_that_makes_no_sense_costs_a_warning_and_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spool = Destination.of(tmp_path).spool
+    spool.mkdir(parents=True)
+    (spool / "1.group").write_text("not JSON")
+    start(tmp_path).finish("FAILED", None)
+    assert "JSONDecodeError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["api_key", "hub.token", "password", "db_password", "aws-secret", "access_key", "X_APIKEY"],
+)
+def test_secrets_are_masked_wherever_they_are_nested(key: str) -> None:
+    assert tracking.flatten({"serve": {key: "hunter2"}}) == {f"serve.{key}": "***"}
+
+
+def test_settings_that_only_sound_secret_are_kept() -> None:
+    settings = {"max_tokens": 32, "tokens_per_second": 1, "token_f1": 0.5, "password": None}
+    assert tracking.flatten(settings) == {name: str(value) for name, value in settings.items()}
+
+
+@given(st.text("abcABC012%._-", min_size=12, max_size=20))
+def test_the_password_of_a_url_never_gets_out(password: str) -> None:
+    flat = tracking.flatten({"tracking": {"uri": f"https://me:{password}@host/x"}, "a": ["b"]})
+    assert flat == {"tracking.uri": "https://me:***@host/x", "a": '["b"]'}
+
+
+def test_destination_is_the_environments_then_the_configured_then_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = CONFIG.model_copy(update={"uri": "http://team:5000"})
+    assert Destination.of(tmp_path, CONFIG).uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    assert Destination.of(tmp_path, configured).uri == "http://team:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mine:5000")
+    mine = Destination.of(tmp_path, configured)
+    assert mine.uri == "http://me:hunter2@mine:5000"
+    assert "hunter2" not in str(mine.folder)
+    assert mine.artifact_root is None
+
+
+def test_a_password_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mine:5000")
+    monkeypatch.setattr(sys, "argv", ["pipeline", "tracking.uri=http://me:hunter2@mine:5000"])
+    start(tmp_path, params={"uri": "http://me:hunter2@mine"}).finish(
+        "FAILED", None, error="http://me:hunter2@mine:5000 is away"
+    )
+    written = [f.read_text() for f in (tmp_path / ".tracking").rglob("*") if f.is_file()]
+    assert written
+    assert not [text for text in written if "hunter2" in text]
+
+
+def test_stages_of_one_process_share_a_pipeline_run_until_it_ends(tmp_path: Path) -> None:
+    for stage in ("prepare", "import"):
+        start(tmp_path, stage).finish("FAILED", None)
+    place = Destination.of(tmp_path)
+    (group,) = place.groups()
+    assert group.stages == ("prepare", "import")
+    assert len(place.runs_of(group.id)) == 2
+    replace(group, ended=True).write(place.spool)
+    start(tmp_path, "merge")
+    assert len(list(place.groups())) == 2
+
+
+def test_stages_of_other_processes_join_the_owner_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Owner(os.getppid(), Owner.this().started - 100)
+    monkeypatch.setenv(spool.OWNER_VARIABLE, f"{owner.pid}:{owner.started}")
+    start(tmp_path)
+    (group,) = Destination.of(tmp_path).groups()
+    assert group.owner == owner
+    assert tracking.new_group() != {spool.OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
+
+
+def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None:
+    ask = "from pipeline.tracking.outbox import Owner; print(Owner.of_group().pid)"
+    through_a_shell = ["sh", "-c", f"{sys.executable} -c '{ask}'; true"]
+    dvc = tmp_path / "dvc"
+    dvc.write_text(
+        "import os, subprocess\n"
+        "print(os.getpid(), flush=True)\n"
+        f"subprocess.run({through_a_shell!r}, check=True)\n"
+    )
+    output = subprocess.run(
+        [sys.executable, str(dvc)], capture_output=True, text=True, check=True,
+        cwd=Path(spool.__file__).parents[1],
+    ).stdout.split()  # fmt: skip
+    assert output[0] == output[1]
+
+
+def test_an_owner_is_alive_only_as_the_process_that_it_was() -> None:
+    me = Owner.this()
+    assert me.is_alive()
+    assert not Owner(me.pid, me.started - 60).is_alive()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert not Owner(child.pid, me.started).is_alive()
+    assert Group("a", me, 0.0, "bank", "root").is_open()
+    assert not Group("a", me, 0.0, "bank", "root", ended=True).is_open()
+
+
+def test_a_line_that_was_cut_off_costs_only_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.jsonl"
+    file.write_bytes(b'{"n": 1}\n{"n": \n{"n": 2}\n{"n": 3')
+    events, end = read_events(file, 0)
+    assert events == [{"n": 1}, {"n": 2}]
+    assert "broken line" in capsys.readouterr().err
+    with file.open("ab") as stream:
+        stream.write(b"}\n")
+    assert read_events(file, end) == ([{"n": 3}], file.stat().st_size)
+
+
+def test_only_stages_that_did_not_run_are_recorded_as_reused(tmp_path: Path) -> None:
+    made = make_chain(tmp_path)
+    tracking.track_reused(tmp_path, CONFIG, made)
+    assert Destination.of(tmp_path).is_empty()  # DVC had nothing to do
+    start(tmp_path, "prepare").finish("FINISHED", made["prepare"])
+    tracking.track_reused(tmp_path, CONFIG, ["prepare", "import", "register"])
+    runs = [read_events(file, 0)[0] for file in Destination.of(tmp_path).runs()]
+    assert [(events[0]["stage"], events[-1]["reused"]) for events in runs] == [
+        ("prepare", False),
+        ("import", True),
+    ]
+
+
+def test_a_failing_destination_is_waited_for_no_longer_and_told_in_a_line(tmp_path: Path) -> None:
+    assert tracking.waiting_line(tmp_path, CONFIG) is None
+    start(tmp_path).finish("FAILED", None)
+    assert tracking.waiting_line(tmp_path, CONFIG) is None  # it is on its way
+    place = Destination.of(tmp_path)
+    (place.folder / "trouble.txt").write_text("ConnectionError: refused\n")
+    delivery = tracking.wait_until_sent(tmp_path, CONFIG, timeout=60)
+    assert delivery == tracking.Delivery(1, "ConnectionError: refused", None)
+    line = tracking.waiting_line(tmp_path, CONFIG)
+    assert line
+    assert "1 stage runs wait" in line
+    assert "ConnectionError: refused" in line
+    assert f"python -m pipeline.tracking.sender_process {tmp_path}" in line
+
+
+def test_what_mlflow_refused_is_told(tmp_path: Path) -> None:
+    rejected = Destination.of(tmp_path).folder / "rejected"
+    rejected.mkdir(parents=True)
+    (rejected / "1-finetune.jsonl").write_text("")
+    line = tracking.waiting_line(tmp_path, CONFIG)
+    assert line
+    assert str(rejected) in line
+
+
+def test_waiting_ends_with_the_time_given(tmp_path: Path) -> None:
+    start(tmp_path).finish("FAILED", None)
+    assert tracking.wait_until_sent(tmp_path, CONFIG, timeout=0.2).waiting == 1
+
+
+def test_the_answer_of_the_registry_comes_with_the_delivery(tmp_path: Path) -> None:
+    start(tmp_path).finish("FAILED", None)
+    place = Destination.of(tmp_path)
+    (group,) = place.groups()
+    for id, expected in (("another", None), (group.id, {"group": group.id, "version": 3})):
+        answer = json.dumps({"group": id, "version": 3})
+        (place.folder / "registered.json").write_text(answer)
+        assert place.registered(group.id) == expected
+
+
+def test_stages_never_import_mlflow() -> None:
+    code = (
+        "import sys, pipeline.orchestration.runner, pipeline.tracking.client\n"
+        "import pipeline.orchestration.summary\n"
+        "import pipeline.stages.register, pipeline.tracking.sender_process\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('mlflow', 'torch', 'pandas')])"
+    )
+    root = Path(spool.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
