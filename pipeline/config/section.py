@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from pipeline.core.tables import table
 
 
 def _not_empty(value: object) -> object:
@@ -19,6 +21,17 @@ Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]  # of learning: above 1 numbers overflow
 Place = Annotated[Path, BeforeValidator(_not_empty)]
+
+
+def choice(kind: str, *others: str) -> AfterValidator:
+    """Of a text that names a record of a table (core/tables.py), or one of the other words."""
+
+    def check(name: str) -> str:
+        if name not in others:
+            table(kind)[name]
+        return name
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
