@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from pipeline.core.paths import ROOT
-from pipeline.orchestration.graph import OUTSIDE
+from pipeline.orchestration.graph import OUTSIDE, VERSIONS
 
 USAGE = """\
 Usage: python -m pipeline stage=<name> [group=option] [key=value] [--traceback]
@@ -45,7 +45,8 @@ def help_text() -> str:
 
 def _stages() -> str:
     """Names in the graph's order, each with the first line of its file's docstring."""
-    in_graph = re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
+    declared = re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
+    in_graph = [name for name in declared if name != VERSIONS]
     lines = [f"  {name:<10} {_docstring(name)}" for name in [*in_graph, *OUTSIDE]]
     lines.append(
         f"  {'all':<10} The graph from prepare to register, by DVC, and a summary of what came out."

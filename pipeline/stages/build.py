@@ -36,7 +36,7 @@ _HF = ("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers")
 ENGINES = {
     "onnxruntime": Component(
         name="engine/onnxruntime", version=1,
-        libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers"),
+        libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers", "peft"),
         modules=("pipeline.engines.onnxruntime.build", "pipeline.engines.onnxruntime.session"),
     ),
     "hf": Component(
