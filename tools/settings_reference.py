@@ -229,11 +229,12 @@ def _plural(name: str) -> str:
     )
 
 
+# No line is broken between a sign and its number.
 _BOUNDS = (
-    ("minimum", "≥ {}"),
-    ("exclusiveMinimum", "> {}"),
-    ("maximum", "≤ {}"),
-    ("exclusiveMaximum", "< {}"),
+    ("minimum", "≥\N{NO-BREAK SPACE}{}"),
+    ("exclusiveMinimum", ">\N{NO-BREAK SPACE}{}"),
+    ("maximum", "≤\N{NO-BREAK SPACE}{}"),
+    ("exclusiveMaximum", "<\N{NO-BREAK SPACE}{}"),
     ("minItems", "at least {} entry"),
     ("pattern", "matches `{}`"),
 )
@@ -290,7 +291,7 @@ def render(parts: list[Part], defaults: Defaults) -> str:
 
 def _options(group: str, options: tuple[Option, ...], defaults: Defaults) -> list[str]:
     chosen = defaults.chosen.get(group)
-    lines = ["| option | |", "|---|---|"]
+    lines = ["| option | meaning |", "|---|---|"]
     for option in options:
         mark = " (default)" if option.name == chosen else ""
         lines.append(f"| `{group}={option.name}`{mark} | {_cell(option.summary)} |")

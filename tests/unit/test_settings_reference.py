@@ -88,7 +88,7 @@ def test_every_meaning_is_of_a_setting() -> None:
 
 
 def test_fields_are_put_in_words(parts: list[Part], conf: Defaults) -> None:
-    text = render(parts, conf)
+    text = render(parts, conf).replace("\N{NO-BREAK SPACE}", " ")
     assert [line for line in text.split("\n") if line.startswith("| `tuning.")] == [
         "| `tuning.rate` | number | > 0 | `0.5`; b: `0.25` | how fast |",
         "| `tuning.length` | integer or null | ≥ 8 | `null` | how long |",
