@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from tools.setting_meanings import MEANINGS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from tools import settings_reference
 from tools.setting_meanings import MEANINGS
 from tools.settings_reference import PAGE, Defaults, Part, read_defaults, read_parts, render
