@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.config.mlflow import TrackingConfig
+from pipeline.config.tracking import TrackingConfig
 
 SENDER = "pipeline.tracking.sender_process"
 OWNER_VARIABLE = "PIPELINE_RUN"  # "pid:start time" of the process that a pipeline run lives in
