@@ -21,7 +21,6 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from pipeline.config.schema import Config
-from tools.setting_meanings import MEANINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -170,7 +169,7 @@ def _settings(
 def _setting(name: str, field: FieldInfo, found: Mapping[str, Any]) -> Setting:
     annotated: Any = Annotated[field.annotation, field]
     schema = TypeAdapter(annotated).json_schema()
-    meaning = MEANINGS.get(name) or field.description or ""
+    meaning = field.description or ""
     defaults = {option: _shown(value) for option, value in found.items()}
     return Setting(name, _type(schema), _bounds(schema), meaning, defaults)
 

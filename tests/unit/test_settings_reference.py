@@ -9,7 +9,6 @@ from pydantic import BaseModel, Field
 
 from pipeline.config.schema import Config
 from tools import settings_reference
-from tools.setting_meanings import MEANINGS
 from tools.settings_reference import PAGE, Defaults, Part, read_defaults, read_parts, render
 
 
@@ -82,11 +81,6 @@ def test_every_setting_has_a_meaning() -> None:
     assert settings_reference.undescribed(parts) == []
 
 
-def test_every_meaning_is_of_a_setting() -> None:
-    parts = read_parts(Config, read_defaults(settings_reference.CONF))
-    assert MEANINGS.keys() <= {setting.name for part in parts for setting in part.settings}
-
-
 def test_fields_are_put_in_words(parts: list[Part], conf: Defaults) -> None:
     text = render(parts, conf).replace("\N{NO-BREAK SPACE}", " ")
     assert [line for line in text.split("\n") if line.startswith("| `tuning.")] == [
@@ -112,7 +106,6 @@ def test_a_setting_without_meaning_is_named(parts: list[Part]) -> None:
 
 
 def test_page_is_refused_with_a_setting_without_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings_reference, "MEANINGS", {})
     monkeypatch.setattr(settings_reference, "undescribed", lambda _: ["seed"])
     with pytest.raises(SystemExit, match="no description in the schema for seed"):
         settings_reference.page()
