@@ -27,7 +27,7 @@ from pipeline.core.hardware import inspect_machine
 from pipeline.core.paths import ROOT
 from pipeline.engines.base import Engine, Sampling
 from pipeline.engines.description import Description
-from pipeline.engines.registry import open_runtime
+from pipeline.engines.registry import ENGINES
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.benchmark.load_generator import Level, ask, run_load
 from pipeline.serving.benchmark.server_process import running_server
@@ -58,7 +58,7 @@ def main() -> int:
         }
         for turns in messages
     ]
-    engine = open_runtime(engine_folder, description, max_queue=AT_ONCE)
+    engine = ENGINES[description.runtime].open(engine_folder, description, AT_ONCE)
     with (
         tempfile.TemporaryDirectory() as folder,
         running_server(engine_folder, model=MODEL, log=Path(folder) / "server.log") as server,

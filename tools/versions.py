@@ -36,9 +36,9 @@ NO_RESULT = (
 
 
 def components() -> list[Component]:
-    from pipeline.stages.build import ENGINES
+    from pipeline.engines.registry import ENGINES
 
-    return list(ENGINES.values())
+    return [record.component for record in ENGINES.values()]
 
 
 def stage_names() -> list[str]:
@@ -122,7 +122,7 @@ def as_recorded() -> dict[str, dict[str, object]]:
 def raise_version(name: str) -> None:
     """Add one to the version that a stage's file, or an engine's record, declares."""
     if "/" in name:
-        file, pattern = _declaring_file(name), rf'(name="{name}", version=)(\d+)'
+        file, pattern = _declaring_file(name), rf'(name="{name}",\s+version=)(\d+)'
     else:
         file = Path(stage_module(name).__file__ or "")
         pattern = r"(STAGE = Stage\(\s*version=)(\d+)"

@@ -1,17 +1,17 @@
 """Settings of the engine that serves the model (conf/engine)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Positive, Section
+from pipeline.config.section import Positive, Section, choice
 
 
 class EngineConfig(Section):
     """The engine and what it is built for."""
 
-    name: Literal["auto", "onnxruntime", "hf", "trtllm", "vllm", "remote"] = Field(
+    name: Annotated[str, choice("engine", "auto")] = Field(
         description="Engine that serves the model; auto takes the best one that can run here"
     )
     profile: str | None = Field(

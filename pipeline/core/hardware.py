@@ -19,17 +19,14 @@ from typing import Any, Protocol, TypeVar
 
 GIB = 2**30
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")  # there is no GPU to ask for without one
-# The libraries that decide what can run, by what they do here.
-RUNTIMES = {
+# The libraries that decide what can run, by what they do here; engines' own are in their records.
+LIBRARIES = {
     "torch": "tensors",
     "transformers": "HF models",
     "nemo_toolkit": "training, import, merge",
     "megatron-core": "training, import, merge",
     "transformer-engine": "training on GPUs",
     "nvidia-modelopt": "quantization, export",
-    "onnxruntime-genai": "engine on CPUs",
-    "tensorrt_llm": "engine on GPUs",
-    "vllm": "engine on GPUs",
 }
 # Versions that cannot do their part, and why.
 CONFLICTS = {

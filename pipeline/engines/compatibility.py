@@ -1,15 +1,13 @@
 """Why a profile (profiles.py) cannot run on a machine, and what would."""
 
 from pipeline.config.engine import EngineConfig
-from pipeline.core.hardware import Machine, installed_version
-from pipeline.engines import memory
+from pipeline.core.hardware import Machine
 from pipeline.engines.memory import Fit, gib
 from pipeline.engines.profile import Profile
-from pipeline.engines.trtllm import build as trtllm
-from pipeline.engines.vllm import arguments as vllm
+from pipeline.engines.registry import ENGINES
 
-# The least compute capability: of a runtime, and of a precision that it then computes in.
-LEAST_CAPABILITY = {"trtllm": (8, 0), "vllm": (7, 5), "hf": (7, 0), "fp8": (8, 9), "nvfp4": (10, 0)}
+# The least compute capability of a precision; an engine's is in its record.
+LEAST_CAPABILITY = {"fp8": (8, 9), "nvfp4": (10, 0)}
 
 
 def too_little(profile: Profile, found: Fit, engine: EngineConfig, slots: int) -> str:
@@ -23,7 +21,7 @@ def too_little(profile: Profile, found: Fit, engine: EngineConfig, slots: int) -
         f"it takes {gib(found.needed)} and {where} {gib(found.capacity)}: "
         f"{gib(found.lacking)} too little; "
     )
-    if profile.runtime not in memory.PAGED and slots:
+    if slots and not ENGINES[profile.runtime].memory.paged:
         return text + f"engine.max_batch_size={slots} fits"
     if found.longest > 1:
         shorter = f"engine.max_seq_len={found.longest}"
@@ -44,39 +42,12 @@ def _smaller(profile: Profile) -> str:
             "choose a smaller format (quantize=fp8, quantize=int4_awq) or more GPUs "
             "(export.tensor_parallel)"
         )
-    if profile.runtime == "hf":
+    if not ENGINES[profile.runtime].spreads:
         return "choose engine=vllm, which spreads a model over several GPUs, or a smaller model"
     return (
         "choose a smaller format (quantize=fp8) or more GPUs "
         "(engine.arguments.tensor_parallel_size)"
     )
-
-
-def not_loaded(profile: Profile) -> str | None:
-    """Why a runtime does not take the format; None if it does."""
-    if profile.runtime == "vllm":
-        return vllm.not_loaded(profile.precision)
-    if profile.runtime == "trtllm" and profile.form != "qnemo":
-        return trtllm.not_loaded(profile.precision)
-    return None
-
-
-def missing(profile: Profile) -> str | None:
-    """Why a runtime is not here; None if it is."""
-    if profile.runtime == "vllm":
-        return vllm.missing()
-    if profile.runtime == "trtllm":
-        return trtllm.missing() if profile.form == "qnemo" else trtllm.missing_llm()
-    package = {"hf": "transformers", "onnxruntime": "onnxruntime-genai"}[profile.runtime]
-    if not installed_version(package):
-        return f"{package} is not installed"
-    if profile.gpu and not torch_has_cuda():
-        return "PyTorch is installed without CUDA"
-    return None
-
-
-def torch_has_cuda() -> bool:
-    return not (installed_version("torch") or "+cpu").endswith("+cpu")
 
 
 def lacks_gpu(profile: Profile, machine: Machine) -> str | None:
@@ -85,8 +56,11 @@ def lacks_gpu(profile: Profile, machine: Machine) -> str | None:
     if len(machine.gpus) < profile.tensor_parallel:
         return f"it is for {profile.tensor_parallel} GPUs, and here are {len(machine.gpus)}"
     here = min(tuple(map(int, gpu.compute_capability.split("."))) for gpu in machine.gpus)
-    for what in (profile.runtime, profile.precision):
-        least = LEAST_CAPABILITY.get(what, (0, 0))
+    least_of = {
+        profile.runtime: ENGINES[profile.runtime].least_capability,
+        profile.precision: LEAST_CAPABILITY.get(profile.precision, (0, 0)),
+    }
+    for what, least in least_of.items():
         if here < least:
             return (
                 f"{what} needs compute capability {least[0]}.{least[1]}, and this GPU has "

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError
-from pipeline.core.hardware import inspect_machine
 
 if TYPE_CHECKING:
     from pipeline.config.engine import EngineConfig
@@ -105,12 +104,6 @@ def describe_profile(
         lora_rank=profile.lora_rank,
         memory_bytes=int(profile.fit.needed) if profile.fit else 0,
     )
-
-
-def gpu_here() -> dict[str, str]:
-    """What an engine for a GPU is bound to; empty without one."""
-    gpus = inspect_machine().gpus
-    return {"gpu": gpus[0].name, "compute_capability": gpus[0].compute_capability} if gpus else {}
 
 
 def rebuild(folder: Path) -> str:

@@ -29,16 +29,24 @@ PRODUCT_BYTES: Mapping[str, float] = {
 }  # fmt: skip
 # ONNX Runtime GenAI rounds the output layer too, and leaves the embedding in float32.
 ROUNDS_OUTPUT = ("int8", "int4")
-PAGED = ("trtllm", "vllm")
-# Tokens of a forward pass at most: the runtimes' defaults (vLLM's for large GPUs), and ours
-# (batching.PROMPT_TOKENS_PER_STEP).
-STEP_TOKENS = {"trtllm": 8192, "vllm": 8192, "hf": 512, "onnxruntime": 512}
-# Share of a GPU that a runtime takes: vLLM's gpu_memory_utilization; TensorRT-LLM's
-# free_gpu_memory_fraction, which is of what the weights leave, so that this errs to the safe side.
-GPU_SHARE = {"trtllm": 0.9, "vllm": 0.9, "hf": 1.0}
 GPU_OVERHEAD = 1.5 * GIB
-# Of the server and its engine's process on a CPU, without a model (measured, resident).
-CPU_OVERHEAD = {"onnxruntime": 0.2 * GIB, "hf": 0.7 * GIB}
+
+
+@dataclass(frozen=True)
+class MemoryRule:
+    """How an engine uses the memory of a device.
+
+    paged: sequences share pages of the cache, so that one sequence of full length must fit. If not,
+        each slot has a row of full length.
+    step_tokens: of one forward pass at most.
+    gpu_share: of a GPU that the runtime takes.
+    cpu_overhead: bytes of the server and the engine's process without a model.
+    """
+
+    paged: bool = False
+    step_tokens: int = 512  # PROMPT_TOKENS_PER_STEP of engines/batching/scheduler.py
+    gpu_share: float = 1.0
+    cpu_overhead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ class Footprint:
 
 def footprint(
     model: Decoder,
-    runtime: str,
+    rule: MemoryRule,
     precision: str,
     *,
     gpu: bool,
@@ -174,16 +182,16 @@ def footprint(
     tables = model.table * (full if model.tied else full + output)
     weights = stored or model.products * PRODUCT_BYTES[precision] + tables
     weights += full * model.adapter(lora_rank)
-    tokens = STEP_TOKENS[runtime]
+    tokens = rule.step_tokens
     activations = tokens * (2 * model.hidden + 3 * model.ffn / tensor_parallel) * full
     # The paged runtimes compute logits of the tokens to be chosen alone; float32 beside their own.
-    scored = slots if runtime in PAGED else max(tokens, slots)
+    scored = slots if rule.paged else max(tokens, slots)
     logits = scored * model.vocab * (full + 4 if gpu else 4)
     kv_heads = max(1, model.kv_heads / tensor_parallel)
     return Footprint(
         weights=weights / tensor_parallel,
         step=activations + logits,
-        overhead=GPU_OVERHEAD if gpu else CPU_OVERHEAD[runtime],
+        overhead=GPU_OVERHEAD if gpu else rule.cpu_overhead,
         token=2 * model.layers * kv_heads * model.head_dim * cache_bytes,
     )
 
@@ -208,11 +216,11 @@ class Fit:
 
 
 def fit(
-    model: Decoder, runtime: str, takes: Footprint, capacity: float, slots: int, length: int
+    model: Decoder, rule: MemoryRule, takes: Footprint, capacity: float, slots: int, length: int
 ) -> Fit:
     """Sequences of `length` tokens, `slots` of them at once, on a device of so many bytes."""
     room = takes.room(capacity)
-    rows = 1 if runtime in PAGED else slots
+    rows = 1 if rule.paged else slots
     return Fit(
         needed=takes.fixed + takes.token * rows * length,
         capacity=capacity,

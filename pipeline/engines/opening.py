@@ -7,25 +7,20 @@ from tokenizers import Tokenizer
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.artifact import sha256_of_file
-from pipeline.core.console import get_console
 from pipeline.core.errors import (
     ArtifactError,
     ConfigError,
-    MissingRuntime,
     ResourceError,
 )
 from pipeline.core.hardware import inspect_machine
-from pipeline.engines import registry as runtimes
 from pipeline.engines.base import Engine
 from pipeline.engines.description import Description, describe_profile, rebuild
 from pipeline.engines.hf.embedder import TOKENIZER, embeds, read_tokenizer
 from pipeline.engines.memory import capacity, check_lengths, gib, read_decoder
 from pipeline.engines.process.supervisor import SupervisedEngine
-from pipeline.engines.profile import RUNTIMES
-from pipeline.engines.remote import description as remote
-from pipeline.engines.selection import choose, explain, find_profiles
+from pipeline.engines.registry import AUTO, ENGINES, first_with, named
+from pipeline.engines.selection import choose_aloud, find_profiles
 from pipeline.engines.servable import hf_checkpoint
-from pipeline.engines.vllm import arguments as vllm
 from pipeline.models.chat.renderer import Chat
 
 
@@ -47,48 +42,42 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
         MissingRuntime: it is not on this machine. ResourceError: too little memory.
         DataError: the folder is no HF model's.
     """
-    if engine.name == "remote":
-        return remote.describe(engine, Chat.load(folder))
+    record = named(engine.name)
+    if record and record.elsewhere:
+        return record.elsewhere(engine, Chat.load(folder))
     if embeds(folder):
         return _describe_embedder(folder, engine)
     model = read_decoder(folder)
     check_lengths(engine, model.positions)
-    # ONNX Runtime serves only what stage=build made.
-    profiles = [
-        profile
-        for profile in find_profiles(
-            model,
-            [hf_checkpoint(folder)],
-            engine,
-            inspect_machine(),
-            lora_rank=engine.lora_rank,
-            measured={},
-        )
-        if profile.runtime != "onnxruntime"
-    ]
-    try:
-        chosen = choose(profiles, engine)
-    except MissingRuntime as error:
-        lacks_vllm = engine.name == "vllm" and vllm.missing()
-        raise vllm.refusal(str(error)) if lacks_vllm else error from None
-    for line in explain(profiles, chosen, engine):
-        get_console().print(f"engine={engine.name}: {line}", markup=False, soft_wrap=True)
-    version, hardware = runtimes.here(chosen.runtime)
-    settings = runtimes.settings(chosen, folder, engine)
-    return describe_profile(chosen, engine, Chat.load(folder), version or "", hardware, settings)
+    found = find_profiles(
+        model,
+        [hf_checkpoint(folder)],
+        engine,
+        inspect_machine(),
+        lora_rank=engine.lora_rank,
+        measured={},
+    )
+    chosen = choose_aloud([p for p in found if not ENGINES[p.runtime].needs_build], engine)
+    record = ENGINES[chosen.runtime]
+    settings = record.settings(chosen, folder, engine)
+    return describe_profile(
+        chosen, engine, Chat.load(folder), record.version() or "", record.hardware(), settings
+    )
 
 
 def _describe_embedder(folder: Path, engine: EngineConfig) -> Description:
-    """Of an embedding model, which PyTorch alone serves here."""
-    if engine.name not in ("auto", "hf"):
-        raise ConfigError(f"{folder} makes embeddings: serve it with engine.name=hf")
+    """Of an embedding model, which one engine serves here."""
+    record = first_with("embeddings")
+    if engine.name not in (AUTO, record.name):
+        raise ConfigError(
+            f"{folder} is an embedding model: serve it with engine.name={record.name}"
+        )
     read_tokenizer(folder)
-    version, hardware = runtimes.here("hf")
     return Description(
-        runtime="hf",
-        version=version or "",
+        runtime=record.name,
+        version=record.version() or "",
         precision="fp32",
-        hardware=hardware,
+        hardware=record.hardware(),
         rendering=sha256_of_file(folder / TOKENIZER),
         max_batch_size=1,
         max_input_len=engine.max_input_len,
@@ -110,11 +99,12 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
             f"the tokenizer or chat template in {folder} is not the one that the engine was built "
             f"with, so prompts would differ from those in training: {rebuild(folder)}"
         )
-    description.require(folder, *runtimes.here(description.runtime))
+    record = ENGINES[description.runtime]
+    description.require(folder, record.version(), record.hardware())
     _require_memory(folder, description)
     engine: Engine
-    if description.runtime in runtimes.OF_THEIR_OWN:
-        engine = runtimes.open_runtime(folder, description, max_queue=max_queue)
+    if record.own_process:
+        engine = record.open(folder, description, max_queue)
     else:
         engine = SupervisedEngine(folder, description, max_queue=max_queue)
     return Served(engine, chat, description)
@@ -122,7 +112,7 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
 
 def _load_texts(folder: Path, description: Description) -> tuple[Chat | Tokenizer, str]:
     """What makes token ids of requests, and its hash."""
-    if description.runtime == "hf" and embeds(folder):
+    if "embeddings" in ENGINES[description.runtime].features and embeds(folder):
         return read_tokenizer(folder), sha256_of_file(folder / TOKENIZER)
     chat = Chat.load(folder)
     return chat, chat.sha256
@@ -131,7 +121,7 @@ def _load_texts(folder: Path, description: Description) -> tuple[Chat | Tokenize
 def _require_memory(folder: Path, description: Description) -> None:
     """Refuse at once what would end in the kernel's killing the engine later."""
     machine = inspect_machine()
-    on_gpu = description.runtime in RUNTIMES and description.precision != "fp32"
+    on_gpu = "gpu" in ENGINES[description.runtime].devices and description.precision != "fp32"
     here = capacity(machine, gpus=len(machine.gpus) if on_gpu else 0)
     if here and description.memory_bytes > here:
         raise ResourceError(

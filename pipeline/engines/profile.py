@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.engines.memory import Fit
 
-# NIM's order, best first. Its runtimes are the first two; precisions of the same kind stand
-# together. On a CPU int8 is weight-only and comes before float32, because stage=build takes it only
-# where it gives the answers of float32.
-RUNTIMES = ("trtllm", "vllm", "hf")
-CPU_RUNTIMES = ("onnxruntime", "hf")
+# Of the profiles of one engine, best first, as NVIDIA NIM sorts them; precisions of the same kind
+# stand together. On a CPU int8 is weight-only and comes before float32, because stage=build takes
+# int8 only where it gives the answers of float32.
 PRECISIONS = ("fp8", "int8_sq", "fp16", "bf16", "fp32", "nvfp4", "int4_awq", "w4a8_awq")
 CPU_PRECISIONS = ("int8", "fp32", "int4")
 LORA = "-feat_lora"
@@ -41,17 +39,10 @@ class Profile:
         )
 
     @property
-    def order(self) -> tuple[float, ...]:
-        """Best first: GPU, measured (fastest first), runtime, precision, most GPUs."""
-        runtimes = RUNTIMES if self.gpu else CPU_RUNTIMES
-        precisions = PRECISIONS if self.gpu else CPU_PRECISIONS
-        return (
-            not self.gpu,
-            -(self.tokens_per_second or 0),
-            runtimes.index(self.runtime),
-            precisions.index(self.precision),
-            -self.tensor_parallel,
-        )
+    def precision_place(self) -> int:
+        """Place among the precisions of its device; the unknown ones come last."""
+        known = PRECISIONS if self.gpu else CPU_PRECISIONS
+        return known.index(self.precision) if self.precision in known else len(known)
 
 
 def profile_name(runtime: str, precision: str, tensor_parallel: int, *, lora: bool) -> str:

@@ -1,24 +1,27 @@
 """Profiles: the ways in which a model could be served, which of them can run here, and the best.
 
-A profile is a runtime, a precision and a number of GPUs, named as NVIDIA NIM names its own:
-`<runtime>-<precision>-tp<GPUs>-pp1[-feat_lora]`. They are sorted in NIM's documented order; see
-docs/engines.md. Imports none of the runtimes.
+A profile is an engine, a precision and a number of GPUs, named as NVIDIA NIM names its own:
+`<engine>-<precision>-tp<GPUs>-pp1[-feat_lora]`. They are sorted in NIM's documented order; see
+docs/engines.md. Imports none of the engines' libraries.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from pipeline.config.engine import EngineConfig
-from pipeline.core.errors import ConfigError, ResourceError
+from pipeline.core.console import get_console
+from pipeline.core.errors import ConfigError, MissingRuntime, ResourceError
 from pipeline.core.hardware import Machine
 from pipeline.engines import compatibility as reasons
 from pipeline.engines import memory
 from pipeline.engines.memory import Decoder, Fit
-from pipeline.engines.profile import CPU_PRECISIONS, LORA, Profile
+from pipeline.engines.profile import LORA, Profile
+from pipeline.engines.record import Site
+from pipeline.engines.registry import AUTO, ENGINES, named
 from pipeline.engines.servable import Checkpoint
-from pipeline.engines.trtllm import build as trtllm
 
 GROUP_SIZES = (1, 2, 4, 8)
 
@@ -43,11 +46,42 @@ def find_profiles(
     groups = [n for n in GROUP_SIZES if n <= most and model.heads % n == 0]
     if "tensor_parallel_size" in engine.arguments:
         groups = [engine.arguments["tensor_parallel_size"]]
-    for profile in _candidates(checkpoints, groups, machine, lora_rank):
-        checkpoint = next(c for c in checkpoints if c.form == profile.form)
-        judged = _judge(profile, checkpoint, model, engine, machine)
-        found.append(replace(judged, tokens_per_second=measured.get(profile.name)))
-    return sorted(found, key=lambda profile: profile.order)
+    site = Site(groups, bool(machine.gpus), (0, lora_rank) if lora_rank else (0,))
+    for record in ENGINES.values():
+        for profile in record.profiles(checkpoints, site):
+            checkpoint = next(c for c in checkpoints if c.form == profile.form)
+            judged = _judge(profile, checkpoint, model, engine, machine)
+            found.append(replace(judged, tokens_per_second=measured.get(profile.name)))
+    return sorted(found, key=_order)
+
+
+def _order(profile: Profile) -> tuple[float, ...]:
+    """Best first: GPU, measured (fastest first), engine, precision, most GPUs."""
+    return (
+        not profile.gpu,
+        -(profile.tokens_per_second or 0),
+        list(ENGINES).index(profile.runtime),
+        profile.precision_place,
+        -profile.tensor_parallel,
+    )
+
+
+def choose_aloud(
+    profiles: Sequence[Profile], engine: EngineConfig, *, exported: Path | None = None
+) -> Profile:
+    """The same as choose, and print why; an engine that was named says how to get it.
+
+    exported: what stage=export wrote, if there is anything, for the commands in messages.
+    """
+    try:
+        chosen = choose(profiles, engine)
+    except MissingRuntime as error:
+        if record := named(engine.name):
+            raise record.unavailable(str(error), engine, exported) from None
+        raise
+    for line in explain(profiles, chosen, engine):
+        get_console().print(f"engine={engine.name}: {line}", markup=False, soft_wrap=True)
+    return chosen
 
 
 def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
@@ -60,17 +94,19 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
     if engine.profile:
         if engine.profile.endswith(LORA) and not engine.lora_rank:
             raise ConfigError(
-                f"engine.profile={engine.profile} needs engine.lora_rank=<of the adapters>, too"
+                f"engine.profile={engine.profile} also needs engine.lora_rank=<rank of adapters>"
             )
-        named = [p for p in profiles if p.name == engine.profile]
-        if not named:
+        allowed = [p for p in profiles if p.name == engine.profile]
+        if not allowed:
             known = ", ".join(profile.name for profile in profiles)
-            raise ConfigError(f"engine.profile={engine.profile} is none of this model: {known}")
-        allowed = named
+            raise ConfigError(
+                f"engine.profile={engine.profile} does not exist for this model: choose from "
+                f"{known}"
+            )
     else:
         lora = engine.lora_rank > 0
         allowed = [p for p in profiles if (p.lora_rank > 0) == lora]
-        allowed = [p for p in allowed if engine.name in ("auto", p.runtime)]
+        allowed = [p for p in allowed if engine.name in (AUTO, p.runtime)]
         allowed = [p for p in allowed if not _other_precision(p, engine)]
     for profile in allowed:
         if profile.reason is None:
@@ -87,8 +123,9 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
 
 
 def _other_precision(profile: Profile, engine: EngineConfig) -> bool:
-    """engine.precision is of ONNX Runtime's engines; the others take the checkpoint's."""
-    return profile.runtime == "onnxruntime" and engine.precision not in ("auto", profile.precision)
+    """engine.precision is for engines that round weights; the others keep the checkpoint's."""
+    rounds = bool(ENGINES[profile.runtime].precisions)
+    return rounds and engine.precision not in ("auto", profile.precision)
 
 
 def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) -> list[str]:
@@ -98,7 +135,7 @@ def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) 
     for profile in profiles:
         if profile == chosen:
             break
-        asked = engine.name in ("auto", profile.runtime)
+        asked = engine.name in (AUTO, profile.runtime)
         if profile.reason and asked and (profile.lora_rank > 0) == (chosen.lora_rank > 0):
             lines.append(f"not {profile.name}: {profile.reason}")
     why = "the first of NVIDIA NIM's order that can run here"
@@ -109,45 +146,6 @@ def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) 
     return [*lines, f"takes {chosen.name}: {why}"]
 
 
-def _candidates(
-    checkpoints: Sequence[Checkpoint], groups: Sequence[int], machine: Machine, lora_rank: int
-) -> Iterator[Profile]:
-    """What could be served at all, were every runtime and GPU here.
-
-    groups: numbers of GPUs that a model may be spread over.
-    """
-    # Where TensorRT-LLM still builds engines they come first; a newer one loads HF folders alone.
-    builds = trtllm.missing() is None or trtllm.llm_version() is None
-    built = set()
-    for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.form != "qnemo"):
-        form, precision = checkpoint.form, checkpoint.precision
-        if form == "qnemo":
-            profile = Profile("trtllm", precision, checkpoint.tensor_parallel or 1, 0, True, form)
-            if builds or trtllm.not_loaded(precision):
-                built.add(profile.name)
-                yield profile
-            continue
-        for rank in (0, lora_rank) if lora_rank else (0,):
-            if form in ("hf", "unified"):
-                for tensor_parallel in groups:
-                    for runtime in ("vllm", "trtllm"):
-                        profile = Profile(runtime, precision, tensor_parallel, rank, True, form)
-                        # TensorRT-LLM takes adapters on models that are not quantized.
-                        takes = runtime == "vllm" or not rank or form == "hf"
-                        if takes and profile.name not in built:
-                            yield profile
-            if form == "hf" or (form == "modelopt" and not rank):
-                # In float32 alike on both: where PyTorch has a GPU it takes that.
-                on_gpu = bool(machine.gpus) and reasons.torch_has_cuda()
-                if on_gpu or precision != "fp32":
-                    yield Profile("hf", precision, 1, rank, True, form)
-                if not on_gpu:
-                    yield Profile("hf", "fp32", 1, rank, False, form)
-        if form == "hf":
-            for rounded in CPU_PRECISIONS:
-                yield Profile("onnxruntime", rounded, 1, 0, False, form)
-
-
 def _judge(
     profile: Profile,
     checkpoint: Checkpoint,
@@ -156,14 +154,15 @@ def _judge(
     machine: Machine,
 ) -> Profile:
     """A profile with what it takes, or why it cannot run here."""
+    record = ENGINES[profile.runtime]
     reason = reasons.lacks_gpu(profile, machine) if profile.gpu else None
-    reason = reason or reasons.missing(profile)
-    if reason is None and (reason := reasons.not_loaded(profile)):
+    reason = reason or record.missing(profile)
+    if reason is None and (reason := record.not_loaded(profile)):
         profile = replace(profile, error=ConfigError)
     footprint = partial(
         memory.footprint,
         model,
-        profile.runtime,
+        record.memory,
         profile.precision,
         gpu=profile.gpu,
         cache_bytes=(1 if checkpoint.fp8_cache else 2) if profile.gpu else 4,
@@ -177,12 +176,11 @@ def _judge(
     if not capacity:  # the machine does not say: the runtime finds out
         return replace(profile, reason=reason)
     if profile.gpu:
-        share = memory.GPU_SHARE[profile.runtime]
-        capacity *= engine.arguments.get("gpu_memory_utilization", share)
+        capacity *= engine.arguments.get("gpu_memory_utilization", record.memory.gpu_share)
 
     def fit(slots: int) -> Fit:
         takes = footprint(slots=slots)
-        return memory.fit(model, profile.runtime, takes, capacity, slots, engine.max_seq_len)
+        return memory.fit(model, record.memory, takes, capacity, slots, engine.max_seq_len)
 
     found = fit(engine.max_batch_size)
     if reason:

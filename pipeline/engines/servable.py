@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.core.errors import DataError
-from pipeline.engines.vllm import arguments as vllm
 
 # What quant_algo of a checkpoint is called here.
 ALGORITHMS: Mapping[str | None, str] = {
@@ -44,7 +43,7 @@ def hf_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         DataError: it has no config.json, or is quantized in a way that is not known here.
     """
-    algorithm, cache = vllm.quantization_of(folder)
+    algorithm, cache = quantization_of(folder)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if algorithm is not None:
         precision = _precision(folder, algorithm)
@@ -85,6 +84,18 @@ def planned_checkpoints(format: str, kv_cache: str, ranks: int, dtype: str) -> l
     cache, precision = kv_cache == "fp8", DTYPES[dtype] if format == "none" else format
     qnemo = Checkpoint("qnemo", precision, cache, ranks)
     return [qnemo] + [Checkpoint("unified", precision, cache)] * (format != "none")
+
+
+def quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:
+    """quant_algo and kv_cache_quant_algo of hf_quant_config.json; both None without the file."""
+    file = checkpoint / "hf_quant_config.json"
+    if not file.is_file():
+        return None, None
+    try:
+        quantization = json.loads(file.read_text())["quantization"]
+        return quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo")
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{file} cannot be read ({error!r}): run stage=export again") from error
 
 
 def _precision(place: Path, algorithm: str) -> str:

@@ -1,29 +1,101 @@
-"""Figures of merit for answers, and how sure they are. Knows neither models nor tokens.
+"""The table of metrics: how an answer is scored, and how the score is shown and used.
 
-Exact match and word F1 follow SQuAD (arXiv:1606.05250) without its removal of articles and
-punctuation, which in a bank's answers are content ("1.5 %" is not "15 %"). Intervals are percentile
-bootstraps over questions (Efron and Tibshirani 1993, chapter 13).
+    from pipeline.evaluation.metrics import METRICS, Metric, of_texts
+    METRICS.add(Metric(name="same_start", title="same start", ..., values=of_texts(same_start)))
+
+Evaluation's report, the gate, the model card, MLflow and the summary ask the records. Exact match
+and word F1 follow SQuAD (arXiv:1606.05250) without its removal of articles and punctuation, which
+in a bank's answers are content ("1.5 %" is not "15 %"). Knows neither models nor tokens.
 """
 
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-CONFIDENCE = 0.95
-_CHUNK = 100  # resamples at a time: [chunk, questions] counts in memory
+from pipeline.core.tables import Table
+from pipeline.evaluation.confidence import Estimate, bootstrap
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % confidence interval."""
+class Answers:
+    """A model's answers to the test questions, one entry a question.
 
-    value: float
-    low: float
-    high: float
+    texts, expected: the answers, and the right ones.
+    losses: summed over the tokens of the expected answer, in nats. tokens: how many these are.
+    """
+
+    texts: Sequence[str]
+    expected: Sequence[str]
+    losses: Sequence[float] = ()
+    tokens: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit.
+
+    name: in report.json, in MLflow (name/model) and in settings.
+    title: as in "exact match". meaning: what it measures, for the report.
+    values: one a question. weights: one a question; the metric is sum(values) / sum(weights).
+        None: the mean of the values.
+    transform: of that quotient; monotonic, so that it holds for the ends of the interval, too.
+    format: of a value, as in Python's format(): ".1%" or ".3f".
+    higher_is_better: which way is better.
+    gates: the gate, the registry's champion rule and the benchmark can use it. It must be a mean
+        that follows from the texts of the answers alone.
+    brief: it is in the terminal's table, too, which has 80 columns.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    values: Callable[[Answers], Sequence[float]]
+    weights: Callable[[Answers], Sequence[float]] | None = None
+    transform: Callable[[float], float] = float
+    format: str = ".1%"
+    higher_is_better: bool = True
+    gates: bool = False
+    brief: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The title at the beginning of a line."""
+        return self.title[0].upper() + self.title[1:]
+
+    def estimate(self, answers: Answers, *, samples: int, seed: int) -> Estimate:
+        """The metric with its interval over the questions, from so many resamples.
+
+        Raises:
+            ValueError: there are no answers.
+        """
+        weights = self.weights(answers) if self.weights else None
+        found = bootstrap(self.values(answers), weights, samples=samples, seed=seed)
+        low, high = sorted((self.transform(found.low), self.transform(found.high)))
+        return Estimate(self.transform(found.value), low, high)
+
+    def mean(self, answers: Answers) -> float:
+        """The mean over the questions, of a metric that gates."""
+        values = self.values(answers)
+        return sum(values) / len(values)
+
+    def gain(self, ours: float, theirs: float) -> float:
+        """By how much our value is better than theirs; negative if it is worse."""
+        return ours - theirs if self.higher_is_better else theirs - ours
+
+    def text(self, value: float, *, signed: bool = False) -> str:
+        return format(value, "+" * signed + self.format)
+
+
+def of_texts(score: Callable[[str, str], float]) -> Callable[[Answers], list[float]]:
+    """Metric.values from the score of one answer against the expected one."""
+
+    def values(answers: Answers) -> list[float]:
+        return [float(score(*pair)) for pair in zip(answers.texts, answers.expected, strict=True)]
+
+    return values
 
 
 def normalise(text: str) -> str:
@@ -47,45 +119,45 @@ def token_f1(answer: str, expected: str) -> float:
     return 2 * shared / (len(ours) + len(theirs))
 
 
-def bootstrap(
-    values: Sequence[float],
-    weights: Sequence[float] | None = None,
-    *,
-    samples: int,
-    seed: int,
-) -> Estimate:
-    """sum(values) / sum(weights), by default the mean, with its interval over the questions.
+METRICS: Table[Metric] = Table(
+    "metric",
+    Metric(
+        name="exact_match",
+        title="exact match",
+        meaning="share of the answers that are the expected one, but for case and white space",
+        values=of_texts(exact_match),
+        gates=True,
+    ),
+    Metric(
+        name="token_f1",
+        title="token F1",
+        meaning="words in common with the expected answer, without case and white space",
+        values=of_texts(token_f1),
+        gates=True,
+    ),
+    Metric(
+        name="answer_loss",
+        title="answer loss",
+        meaning="nats per token of the expected answer",
+        values=lambda answers: answers.losses,
+        weights=lambda answers: answers.tokens,
+        format=".3f",
+        higher_is_better=False,
+    ),
+    Metric(
+        name="perplexity",
+        title="perplexity",
+        meaning="exponential of the answer loss",
+        values=lambda answers: answers.losses,
+        weights=lambda answers: answers.tokens,
+        transform=math.exp,
+        format=".3f",
+        higher_is_better=False,
+        brief=False,
+    ),
+)
 
-    values, weights: one a question; weights are positive.
-    samples: resamples to draw, with replacement, of all questions.
 
-    Raises:
-        ValueError: there are no values, or not as many weights.
-    """
-    top = np.asarray(values, dtype=np.float64)
-    bottom = np.ones_like(top) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not len(top) or len(top) != len(bottom):
-        raise ValueError(f"{len(top)} values and {len(bottom)} weights cannot be averaged")
-    random = np.random.default_rng(seed)
-    chance = np.full(len(top), 1 / len(top))
-    ratios = []
-    for start in range(0, samples, _CHUNK):
-        counts = random.multinomial(len(top), chance, size=min(_CHUNK, samples - start))
-        ratios.append((counts @ top) / (counts @ bottom))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
-    return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
-
-
-def paired_difference(
-    ours: Sequence[float], theirs: Sequence[float], *, samples: int, seed: int
-) -> Estimate:
-    """Mean of ours - theirs, question by question: surer than the two intervals apart.
-
-    Raises:
-        ValueError: they are not as many, or there are none.
-    """
-    if len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} and {len(theirs)} values are not of the same questions")
-    difference = np.subtract(ours, theirs, dtype=np.float64)
-    return bootstrap(difference.tolist(), samples=samples, seed=seed)
+def gate_metric() -> Metric:
+    """What the gate, the champion rule and the benchmark use: the first that can be used so."""
+    return next(metric for metric in METRICS.values() if metric.gates)

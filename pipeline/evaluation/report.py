@@ -5,22 +5,53 @@ Knows figures and intervals; neither models nor questions.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.console import get_console
-from pipeline.evaluation.metrics import CONFIDENCE, Estimate
+from pipeline.evaluation.confidence import CONFIDENCE, Estimate
+from pipeline.evaluation.metrics import METRICS, Metric, gate_metric
 
-TITLES = {
-    "exact_match": "exact match",
-    "exact_match_less_tuned": "against tuned",
-    "token_f1": "token F1",
-    "answer_loss": "answer loss",
-    "perplexity": "perplexity",
-}
-_SHARES = ("exact_match", "exact_match_less_tuned", "token_f1")
 _GREY, _GREEN = "#9aa0a6", "#76b900"
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of the tables. signed: a difference. brief: in the terminal, too."""
+
+    name: str
+    title: str
+    metric: Metric
+    signed: bool = False
+    brief: bool = True
+
+    def cell(self, figures: Mapping[str, Any]) -> str:
+        """A model's figure and its interval, as in 93.0 % (90.1 to 95.4)."""
+        estimate = figures.get(self.name)
+        if estimate is None:
+            return ""
+        value, low, high = (
+            self.metric.text(estimate[key], signed=self.signed) for key in ("value", "low", "high")
+        )
+        unit = " %" * value.endswith("%")
+        value, low, high = (text.removesuffix("%") for text in (value, low, high))
+        return f"{value}{unit} ({low} to {high})"
+
+
+def columns() -> list[Column]:
+    """Each metric; beside the gate's, its difference from the tuned model."""
+    found = []
+    for metric in METRICS.values():
+        found.append(Column(metric.name, metric.title, metric, brief=metric.brief))
+        if metric is gate_metric():
+            found.append(Column(less_tuned(metric), "against tuned", metric, signed=True))
+    return found
+
+
+def less_tuned(metric: Metric) -> str:
+    """The name of a metric's difference from the tuned model in the report."""
+    return f"{metric.name}_less_tuned"
 
 
 def build(
@@ -34,7 +65,8 @@ def build(
 ) -> dict[str, Any]:
     """The report as JSON can hold it.
 
-    figures: by model, then by name as in TITLES. differences: exact match less the tuned model's.
+    figures: by model, then by the metric's name. differences: of the gate's metric, less the tuned
+        model's.
     failures: why the gate refuses. beyond: why it would refuse a format that is only compared.
     seconds: that each model took.
     """
@@ -42,7 +74,7 @@ def build(
     for model, estimates in figures.items():
         entry: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         if model in differences:
-            entry["exact_match_less_tuned"] = asdict(differences[model])
+            entry[less_tuned(gate_metric())] = asdict(differences[model])
         models[model] = {**entry, "seconds": seconds[model]}
     return {
         "questions": questions,
@@ -65,11 +97,12 @@ def show(report: Mapping[str, Any]) -> None:
 
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("model", no_wrap=True)
-    for title in list(TITLES.values())[:-1]:
-        table.add_column(title, justify="right", no_wrap=True)
+    first, *others = (column for column in columns() if column.brief)
+    for column in (first, *others):
+        table.add_column(column.title, justify="right", no_wrap=True)
     for model, figures in report["models"].items():
-        exact, *others, _ = _cells(figures)
-        table.add_row(model, exact, *(cell.partition(" (")[0] for cell in others))
+        cells = (column.cell(figures).partition(" (")[0] for column in others)
+        table.add_row(model, first.cell(figures), *cells)
     get_console().print(table)
     for drop in report["gate"]["beyond"]:
         get_console().print(f"[yellow]compared only:[/] {drop}", soft_wrap=True)
@@ -77,53 +110,38 @@ def show(report: Mapping[str, Any]) -> None:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The table and the gate's verdict."""
-    gate = report["gate"]
+    gate, shown = report["gate"], columns()
     verdict = "passed" if gate["passed"] else "refused: " + "; ".join(gate["failures"])
     lines = [
         f"# Evaluation on {report['questions']} test questions",
         "",
-        "| " + " | ".join(["model", *TITLES.values()]) + " |",
-        "|---" + "|---:" * len(TITLES) + "|",
+        "| " + " | ".join(["model", *(column.title for column in shown)]) + " |",
+        "|---" + "|---:" * len(shown) + "|",
         *(
-            "| " + " | ".join([model, *_cells(figures)]) + " |"
+            "| " + " | ".join([model, *(column.cell(figures) for column in shown)]) + " |"
             for model, figures in report["models"].items()
         ),
         "",
         f"Gate {verdict}.",
         "",
         *(line for drop in gate["beyond"] for line in (f"Compared only: {drop}.", "")),
-        "Greedy answers. In brackets 95 % bootstrap intervals over the questions. Exact match and "
-        "F1 ignore case and white space; loss is in nats per token of the expected answer, "
-        "perplexity its exponential.",
+        "Greedy answers. In brackets 95 % bootstrap intervals over the questions.",
+        "",
+        *(f"- {metric.heading}: {metric.meaning}." for metric in METRICS.values()),
         "",
     ]
     return "\n".join(lines)
 
 
-def _cells(figures: Mapping[str, Any]) -> list[str]:
-    """Figure and interval of each column, of one model."""
-    cells = []
-    for name in TITLES:
-        estimate = figures.get(name)
-        if estimate is None:
-            cells.append("")
-            continue
-        scale, form = (100, "+.1f" if "less" in name else ".1f") if name in _SHARES else (1, ".3f")
-        value, low, high = (f"{scale * estimate[k]:{form}}" for k in ("value", "low", "high"))
-        cells.append(f"{value}{' %' if name in _SHARES else ''} ({low} to {high})")
-    return cells
-
-
 def _draw(models: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Bars of exact match with their intervals."""
+    """Bars of the gate's metric with their intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.1 * len(models) + 1, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    names = list(models)
+    metric, names = gate_metric(), list(models)
     value, low, high = (
-        [100 * models[name]["exact_match"][key] for name in names]
-        for key in ("value", "low", "high")
+        [100 * models[name][metric.name][key] for name in names] for key in ("value", "low", "high")
     )
     colours = [_GREY if name == "base" else _GREEN for name in names]
     axes.bar(names, value, color=colours, width=0.6)
@@ -134,6 +152,6 @@ def _draw(models: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         axes.text(place, top + 2, f"{height:.1f}", ha="center", fontweight="bold")
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("exact match, % (95 % interval)")
+    axes.set_ylabel(f"{metric.title}, % (95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import get_console, natural
+from pipeline.evaluation.metrics import exact_match, gate_metric
 from pipeline.orchestration.summary import SUMMARY
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def show_summary(
     parts: list[tuple[str, RenderableType | None]] = [
         ("Stages", _stage_table(summary)),
         ("Answers to questions that training never saw", _answer_table(artifacts)),
-        ("Exact match on them, with its 95 % interval", _accuracy_table(summary)),
+        (f"{gate_metric().heading} on them, with its 95 % interval", _accuracy_table(summary)),
         ("Engine", _engine_table(summary)),
         ("Next", _next_steps(summary, artifacts)),
     ]
@@ -91,15 +92,22 @@ def _stage_table(summary: Mapping[str, Any]) -> "Table":
 def _accuracy_table(summary: Mapping[str, Any]) -> "Table | None":
     if not summary["accuracy"]:
         return None
-    table = _table("", "", ">exact match", ">interval", "")
-    for name, score in summary["accuracy"].items():
-        match = score["exact_match"]
+    metric = gate_metric()
+    scores = {name: score[metric.name] for name, score in summary["accuracy"].items()}
+    # A share's bar is full at 100 %, another metric's at the largest value.
+    shares = metric.format.endswith("%")
+    full = 1.0 if shares else max(score["value"] for score in scores.values())
+    table = _table("", "", f">{metric.title}", ">interval", "")
+    for name, score in scores.items():
+        low, high = (
+            f"{score[k]:.0%}" if shares else metric.text(score[k]) for k in ("low", "high")
+        )
         colour = "red" if name == "base" else "green"
         table.add_row(
             name,
-            f"[{colour}]{_bar(match['value'], 1, BAR)}[/]",
-            f"{match['value']:.1%}",
-            f"[dim]{match['low']:.0%} to {match['high']:.0%}[/]",
+            f"[{colour}]{_bar(score['value'], full, BAR)}[/]",
+            metric.text(score["value"]),
+            f"[dim]{low} to {high}[/]",
             "[bold]shipped[/]" if name == summary["format"] else "",
         )
     gate = summary["gate"]
@@ -129,10 +137,7 @@ def _answer_table(artifacts: Path) -> "Table | None":
 
 
 def _is_right(row: Mapping[str, Any], model: str) -> bool:
-    answer, expected = (
-        " ".join(t.casefold().split()) for t in (row["answers"][model], row["expected"])
-    )
-    return answer == expected
+    return exact_match(row["answers"][model], row["expected"])
 
 
 def _engine_table(summary: Mapping[str, Any]) -> "Table | None":

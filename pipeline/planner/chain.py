@@ -8,6 +8,7 @@ start; on a CPU only training is predicted.
 from dataclasses import dataclass
 
 from pipeline.config.schema import Config
+from pipeline.engines.registry import ENGINES, named
 from pipeline.models.architecture import Shape
 from pipeline.planner.accelerators import Accelerator
 from pipeline.planner.memory import CPU_PROCESS
@@ -20,8 +21,6 @@ PACKED = {
 }  # fmt: skip
 # Formats whose weights are the merged model's, linked and not written again (stages.quantize).
 LINKED = ("none", "fp8", "nvfp4")
-# An engine of ONNX Runtime by precision; auto may keep float32.
-ONNX = {"auto": 4.0, "fp32": 4.0, "int8": 1.5, "int4": 1.2}
 SMALL = 0.5e6  # tokenizers, reports, plots
 
 # Bytes a parameter that a stage holds at once, at most. On a GPU import opens what it wrote in
@@ -99,13 +98,15 @@ def packed(shape: Shape, format: str) -> float:
 
 
 def engine(config: Config, work: Workload) -> float:
-    """Bytes of a built engine; vLLM's and PyTorch's are links to checkpoints."""
-    name = config.engine.name
-    if name in ("vllm", "hf", "remote"):
+    """Bytes of a built engine."""
+    device = "gpu" if work.gpu else "cpu"
+    record = named(config.engine.name)
+    record = record or next(r for r in ENGINES.values() if device in r.devices)
+    if record.disk == "linked":
         return 0.0
-    if name == "onnxruntime" or (name == "auto" and not work.gpu):
-        return ONNX[config.engine.precision] * work.shape.parameters
-    return packed(work.shape, config.quantize.format)
+    if record.disk == "packed":
+        return packed(work.shape, config.quantize.format)
+    return record.disk[config.engine.precision] * work.shape.parameters
 
 
 def checkpoint_bytes(work: Workload) -> float:

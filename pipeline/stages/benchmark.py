@@ -35,7 +35,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         PipelineError: the server does not start, or refuses or cuts an answer.
     """
     from pipeline.data.dataset import read_split
-    from pipeline.evaluation.metrics import exact_match
+    from pipeline.evaluation.metrics import Answers, gate_metric
     from pipeline.serving.benchmark.load_generator import run_load
     from pipeline.serving.benchmark.server_process import running_server
 
@@ -67,15 +67,15 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             bar.advance(task)
         memory = server.peak_memory_bytes()
     figures = [_figures(level) for level in levels]
-    right = [
-        exact_match(answer.text, row.answer or "")
-        for level in levels
-        for answer, row in zip(level.answers, rows, strict=True)
-    ]
+    metric = gate_metric()
+    served = Answers(
+        texts=[answer.text for level in levels for answer in level.answers],
+        expected=[row.answer or "" for _ in levels for row in rows],
+    )
     first = [answer.text for answer in levels[0].answers]
     alike = [a.text == text for lv in levels for a, text in zip(lv.answers, first, strict=True)]
     overall = {
-        "served_exact_match": sum(right) / len(right),
+        f"served_{metric.name}": metric.mean(served),
         "same_answer_at_every_load": sum(alike) / len(alike),
         "start_seconds": server.start_seconds,
         "peak_memory_mib": memory / 2**20,
@@ -88,13 +88,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     named = {
         f"{name}/at_{load['at_once']}": load[key]
         for load in figures
-        for name, key in METRICS.items()
+        for name, key in TRACKED.items()
     }
     return Outcome("benchmark", {**overall, **named})
 
 
 # What goes to the tracker of each load: its name there, and in the report.
-METRICS = {
+TRACKED = {
     "output_tokens_per_second": "output_tokens_per_second",
     "requests_per_second": "requests_per_second",
     "first_token_ms": "first_token_ms_p50",

@@ -15,6 +15,7 @@ from pipeline.core.artifact import MANIFEST, SCHEMA
 from pipeline.core.errors import DataError
 from pipeline.core.hardware import GIB
 from pipeline.core.paths import ROOT
+from pipeline.engines.registry import ENGINES
 from pipeline.models.checks import check_folder
 from pipeline.orchestration.stage_versions import recorded
 
@@ -25,12 +26,7 @@ if TYPE_CHECKING:
 MIN_MEMORY, MIN_DISK = 6 * GIB, 5 * GIB  # what the bundled demo takes
 NATIVE_FP8, NATIVE_FP4 = (8, 9), (10, 0)  # compute capabilities
 
-LOCKED = "make setup"
-TRTLLM = (
-    'docker run --rm -it --gpus all --ipc=host -v "$PWD":/src -w /src '
-    "'<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1'"
-)
-VLLM = "pip install vllm==0.24.0 (in an environment of its own: it pins torch 2.11.0)"
+MEND = "make setup"
 
 
 @dataclass(frozen=True)
@@ -41,28 +37,27 @@ class Need:
     packages: tuple[str, ...]
     settings: str = ""
     gpu: bool = False
-    mend: str = LOCKED
+    mend: str = MEND
 
 
-def _needs() -> Iterator[Need]:
+def needs() -> list[Need]:
     """Of every stage: what versions.json records, and of those that make no artifact."""
-    gpu = {"engine/trtllm": TRTLLM, "engine/vllm": VLLM}
+    found = []
     for name, entry in recorded().items():
-        if name.startswith("engine/"):
-            settings = name.replace("/", "=")
-            yield Need(
-                "build", tuple(entry["required"]), settings, name in gpu, gpu.get(name, LOCKED)
-            )
-        elif name != "build":
-            yield Need(name, tuple(entry["required"]))
-        if name == "quantize":
-            yield Need(name, tuple(entry["required"]), "quantize=nvfp4", gpu=True)
-    yield Need("serve", ("fastapi", "uvicorn", "prometheus-client"))
-    yield Need("profiles", ("tokenizers",))
-    yield Need("retrain", ("dvc",))
-
-
-NEEDS = tuple(_needs())
+        if name not in ("build", "quantize") and "/" not in name:
+            found.append(Need(name, tuple(entry["required"])))
+        elif name == "quantize":
+            packages = tuple(entry["required"])
+            found.append(Need(name, packages))
+            found.append(Need(name, packages, "quantize=nvfp4", gpu=True))
+    for record in ENGINES.values():
+        gpu = record.devices == ("gpu",)
+        packages, settings = record.component.libraries, f"engine={record.name}"
+        found.append(Need("build", packages, settings, gpu, record.remedy))
+    found.append(Need("serve", ("fastapi", "uvicorn", "prometheus-client")))
+    found.append(Need("profiles", ("tokenizers",)))
+    found.append(Need("retrain", ("dvc",)))
+    return found
 
 
 def run(config: Config) -> None:
@@ -127,17 +122,22 @@ def _base_model(config: Config) -> str:
 def _runtimes() -> "Table":
     table = _table("Libraries", "library", "version", "for", "")
     conflicts = hardware.find_conflicts()
-    for package in {**hardware.RUNTIMES, **conflicts}:
+    purposes = dict(hardware.LIBRARIES)
+    for record in ENGINES.values():
+        if record.package:
+            where = " and ".join(f"{device.upper()}s" for device in record.devices)
+            purposes.setdefault(record.package, f"engine on {where}")
+    for package in {**purposes, **conflicts}:
         version = hardware.installed_version(package)
         shown = version or "[dim]not installed[/]"
         note = f"[red]{conflicts[package]}[/]" if package in conflicts else ""
-        table.add_row(package, shown, hardware.RUNTIMES.get(package, ""), note)
+        table.add_row(package, shown, purposes.get(package, ""), note)
     return table
 
 
 def _stages(machine: hardware.Machine) -> "Table":
     table = _table("Stages", "stage", "with", "here", "because")
-    for need in NEEDS:
+    for need in needs():
         missing = _missing(need, machine)
         here = "[red]no[/]" if missing else "[green]yes[/]"
         table.add_row(need.stage, need.settings, here, ", ".join(missing))
@@ -152,7 +152,7 @@ def _missing(need: Need, machine: hardware.Machine) -> list[str]:
 
 def _show_mends(console: "Console", machine: hardware.Machine) -> None:
     mends: dict[str, list[str]] = {}
-    for need in NEEDS:
+    for need in needs():
         if any(not hardware.installed_version(name) for name in need.packages):
             where = "" if machine.gpus or not need.gpu else "on a machine with an NVIDIA GPU: "
             mends.setdefault(where + need.mend, []).append(need.settings or need.stage)
@@ -181,7 +181,7 @@ def _artifact_rows(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
     """
     from rich.markup import escape
 
-    stages = dict.fromkeys(need.stage for need in NEEDS)
+    stages = dict.fromkeys(need.stage for need in needs())
     for stage in stages:
         path = folder / stage
         if not path.is_dir():

@@ -7,11 +7,9 @@ those that are only compared (quantize.compare) the report says which it would r
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,8 @@ from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data.dataset import Row, read_split
 from pipeline.evaluation import report as evaluation_report
-from pipeline.evaluation.metrics import (
-    Estimate,
-    bootstrap,
-    exact_match,
-    paired_difference,
-    token_f1,
-)
+from pipeline.evaluation.confidence import Estimate, paired_difference
+from pipeline.evaluation.metrics import METRICS, Answers, gate_metric
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.template_consistency import shared_chat
 
@@ -45,12 +38,9 @@ BASE, TUNED = "base", "tuned"
 
 @dataclass(frozen=True)
 class Result:
-    """What a model made of the questions, one entry a question, and its figures."""
+    """A model's answers and its figures, by the names of metrics."""
 
-    answers: list[str]
-    matches: list[float]
-    losses: list[float]
-    tokens: list[float]
+    answers: Answers
     figures: dict[str, Estimate]
     seconds: float
 
@@ -87,14 +77,15 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         if name != TUNED
     }
     method = "adapter" if (tuned / "adapter").is_dir() else "full"
-    exact = {name: result.figures["exact_match"].value for name, result in results.items()}
+    metric = gate_metric()
+    scores = {name: result.figures[metric.name].value for name, result in results.items()}
     gate = config.evaluate.gate
-    failures = refusals(gate, method, exact, shipped)
+    failures = refusals(gate, method, scores, shipped)
     report = evaluation_report.build(
         {name: result.figures for name, result in results.items()},
         differences,
         failures,
-        drops(gate, exact, set(exact) - {shipped}),
+        drops(gate, scores, set(scores) - {shipped}),
         questions=len(rows),
         seconds={name: result.seconds for name, result in results.items()},
     )
@@ -110,33 +101,39 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     return Outcome("report", metrics, proof=report, failure="; ".join(failures) or None)
 
 
-def refusals(gate: GateConfig, method: str, exact: Mapping[str, float], shipped: str) -> list[str]:
+def refusals(gate: GateConfig, method: str, scores: Mapping[str, float], shipped: str) -> list[str]:
     """Why the gate refuses, in words; empty if it does not.
 
-    method: what was trained, "adapter" or "full". exact: exact match by model: base, tuned and
-    formats. shipped: the format that is exported.
+    method: what was trained, "adapter" or "full". scores: values of the gate's metric by model:
+    base, tuned and formats. shipped: the format that is exported.
     """
-    least = getattr(gate.min_exact_match, method)
+    metric, least = gate_metric(), getattr(gate.min_exact_match, method)
     problems = []
-    if exact[TUNED] < least:
+    if metric.gain(scores[TUNED], least) < 0:
         problems.append(
-            f"the tuned model answers {exact[TUNED]:.1%} exactly and "
-            f"evaluate.gate.min_exact_match.{method} asks for {least:.1%}: train longer "
+            f"the {metric.title} of the tuned model is {metric.text(scores[TUNED])}, and "
+            f"evaluate.gate.min_{metric.name}.{method} requires {metric.text(least)}: train longer "
             "(finetune.max_steps) or look at predictions.jsonl"
         )
     mend = "choose another format or raise quantize.calibration.rows"
-    return problems + [f"{drop}: {mend}" for drop in drops(gate, exact, {shipped})]
+    return problems + [f"{drop}: {mend}" for drop in drops(gate, scores, {shipped})]
 
 
-def drops(gate: GateConfig, exact: Mapping[str, float], formats: Set[str]) -> list[str]:
+def drops(gate: GateConfig, scores: Mapping[str, float], formats: Set[str]) -> list[str]:
     """Which of the formats lose more than the gate allows, in words."""
-    return [
-        f"{name} answers {exact[name]:.1%} exactly, {exact[TUNED] - exact[name]:.1%} less "
-        f"than the tuned model, and evaluate.gate.max_drop.{name} allows {allowed:.1%}"
-        for name, allowed in gate.max_drop.items()
-        # A drop of exactly what is allowed is allowed, however the difference is rounded.
-        if name in formats & exact.keys() and exact[TUNED] - exact[name] > allowed + 1e-9
-    ]
+    metric, found = gate_metric(), []
+    for name, allowed in gate.max_drop.items():
+        if name not in formats & scores.keys():
+            continue
+        loss = metric.gain(scores[TUNED], scores[name])
+        # A loss of exactly what is allowed is allowed, however the difference is rounded.
+        if loss > allowed + 1e-9:
+            found.append(
+                f"{name}: its {metric.title} is {metric.text(scores[name])}, "
+                f"{metric.text(loss)} worse than the tuned model's, and "
+                f"evaluate.gate.max_drop.{name} allows {metric.text(allowed)}"
+            )
+    return found
 
 
 def _loaders(base: Path, tuned: Path, quantized: Path) -> dict[str, Callable[[], Any]]:
@@ -184,22 +181,23 @@ def _evaluate(
         batch_size=config.evaluate.batch_size,
         advance=advance,
     )
-    texts = [chat.decode([i for i in a.ids if i not in chat.stop_ids]) for a in answers]
-    expected = [str(row.answer) for row in rows]
-    matches = [float(exact_match(*pair)) for pair in zip(texts, expected, strict=True)]
-    overlaps = [token_f1(*pair) for pair in zip(texts, expected, strict=True)]
-    losses = [a.loss for a in answers]
-    tokens = [float(a.tokens) for a in answers]
-    interval = partial(bootstrap, samples=config.evaluate.bootstrap_samples, seed=config.seed)
-    loss = interval(losses, tokens)
-    figures = {
-        "exact_match": interval(matches),
-        "token_f1": interval(overlaps),
-        "answer_loss": loss,
-        "perplexity": Estimate(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high)),
+    found = Answers(
+        texts=[chat.decode([i for i in a.ids if i not in chat.stop_ids]) for a in answers],
+        expected=[str(row.answer) for row in rows],
+        losses=[a.loss for a in answers],
+        tokens=[float(a.tokens) for a in answers],
+    )
+    figures = score(found, config)
+    return Result(found, figures, time.perf_counter() - started)
+
+
+def score(answers: Answers, config: Config) -> dict[str, Estimate]:
+    """Every metric of a model's answers."""
+    samples, seed = config.evaluate.bootstrap_samples, config.seed
+    return {
+        name: metric.estimate(answers, samples=samples, seed=seed)
+        for name, metric in METRICS.items()
     }
-    seconds = time.perf_counter() - started
-    return Result(texts, matches, losses, tokens, figures, seconds)
 
 
 def question(row: Row) -> "Any":
@@ -222,9 +220,13 @@ def question(row: Row) -> "Any":
 
 
 def _difference(ours: Result, tuned: Result, config: Config) -> Estimate:
-    """Exact match of a model less that of the tuned model."""
+    """The gate's metric of a model, less that of the tuned model."""
+    values = gate_metric().values
     return paired_difference(
-        ours.matches, tuned.matches, samples=config.evaluate.bootstrap_samples, seed=config.seed
+        values(ours.answers),
+        values(tuned.answers),
+        samples=config.evaluate.bootstrap_samples,
+        seed=config.seed,
     )
 
 
@@ -234,7 +236,7 @@ def _write_predictions(file: Path, rows: Sequence[Row], results: Mapping[str, Re
             record = {
                 "question": row.messages[-2]["content"],
                 "expected": row.answer,
-                "answers": {name: result.answers[place] for name, result in results.items()},
+                "answers": {name: result.answers.texts[place] for name, result in results.items()},
                 "source": row.source,
             }
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -16,6 +16,7 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.errors import ArtifactError
 from pipeline.core.stage import Stage
+from pipeline.evaluation.metrics import gate_metric
 
 STAGE = Stage(
     version=1,
@@ -37,13 +38,21 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     scores = json.loads((evaluate.path / "report.json").read_text())["models"]
     shipped = inputs["export"].manifest.proof["format"]
     gate = evaluate.manifest.failure
-    accuracy = scores[shipped]["exact_match"]["value"]
+    metric = gate_metric()
+    value = scores[shipped][metric.name]["value"]
     metrics = {
-        f"exact_match/{name}": score["exact_match"]["value"] for name, score in scores.items()
+        f"{metric.name}/{name}": score[metric.name]["value"] for name, score in scores.items()
     }
     request = {
         "name": config.register_.name,
-        "exact_match": accuracy,
+        # What the registry's champion rule compares, and how it says so.
+        "metric": {
+            "name": metric.name,
+            "title": metric.title,
+            "format": metric.format,
+            "higher_is_better": metric.higher_is_better,
+        },
+        metric.name: value,
         "gate_passed": gate is None,
         "gate_reason": gate or "",
         "params": {
@@ -54,7 +63,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         },
         "metrics": metrics | _prefixed("benchmark", inputs["benchmark"].manifest.metrics),
         "tags": {
-            "exact_match": repr(accuracy),  # whole: the next version is compared with it
+            metric.name: repr(value),  # whole: the next version is compared with it
             "format": shipped,
             "gate": "passed" if gate is None else "failed",
             "dataset": inputs["prepare"].manifest.digest,  # scores of one dataset compare
@@ -67,7 +76,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     (out / CARD).write_text(_card(config.register_.name, inputs, scores, shipped))
     return Outcome(
         "registration",
-        metrics={"exact_match": accuracy, "gate_passed": float(gate is None)},
+        metrics={metric.name: value, "gate_passed": float(gate is None)},
         proof={"digests": {stage: artifact.manifest.digest for stage, artifact in inputs.items()}},
     )
 
@@ -106,7 +115,7 @@ def _card(
     base = inputs["merge"].manifest.config["model"]["name"]
     data = inputs["prepare"].manifest.config["data"]["folder"]
     trained = inputs["finetune"].manifest.config
-    settings = trained["finetune"]
+    settings, metric = trained["finetune"], gate_metric()
     method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[settings["method"]]
     lines = [
         f"# {name}",
@@ -114,16 +123,13 @@ def _card(
         f"{base} tuned by {method} on {data}, shipped as "
         f"**{form}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
         "",
-        "| model | exact match | 95 % interval |",
+        f"| model | {metric.title} | 95 % interval |",
         "|---|--:|--:|",
     ]
     for model, score in scores.items():
-        match = score["exact_match"]
+        value, low, high = (metric.text(score[metric.name][k]) for k in ("value", "low", "high"))
         mark = "**" if model == shipped else ""
-        lines.append(
-            f"| {mark}{model}{mark} | {mark}{match['value']:.1%}{mark} "
-            f"| {match['low']:.1%} to {match['high']:.1%} |"
-        )
+        lines.append(f"| {mark}{model}{mark} | {mark}{value}{mark} | {low} to {high} |")
     lines += [
         "",
         "Measured on held-out questions whose phrasings training never saw.",

@@ -6,9 +6,9 @@ from typing import Any
 from mlflow.entities import Run
 
 from pipeline.core.console import natural
+from pipeline.core.tables import table
 
 STAGE = "mlflow.pipeline.stage"  # tag
-ACCURACY = "exact_match/"
 FIGURES = 6
 GAP = "\u2003"  # MLflow's tables have no space between columns
 
@@ -37,18 +37,19 @@ def of_stage(stage: str, end: Mapping[str, Any]) -> str:
 
 def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> str:
     """Markdown: how good the models are, then a line a stage with its time and its figures."""
-    lines = []
+    lines, metric = [], _gate_metric()
+    prefix = f"{metric.name}/"
     scores = {
-        name.removeprefix(ACCURACY): value
+        name.removeprefix(prefix): value
         for run in stages
         if run.data.tags[STAGE] == "evaluate"
         for name, value in run.data.metrics.items()
-        if name.startswith(ACCURACY)
+        if name.startswith(prefix)
     }
     if scores:
-        ranked = sorted(scores.items(), key=lambda item: item[1])
-        shown = ", ".join(f"{name} **{value:.1%}**" for name, value in ranked)
-        lines += [f"Exact match on held-out questions: {shown}", ""]
+        ranked = sorted(scores.items(), key=lambda item: metric.gain(item[1], 0))
+        shown = ", ".join(f"{name} **{metric.text(value)}**" for name, value in ranked)
+        lines += [f"{metric.heading} on held-out questions: {shown}", ""]
     if registered:
         lines += [
             f"Registered as [{registered['name']} version {registered['version']}]"
@@ -70,7 +71,13 @@ def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> 
 
 def _figures(run: Run) -> str:
     """The first few figures, but not time and memory, nor what the register run has of others."""
-    hidden = ("stage", "benchmark", ACCURACY) if run.data.tags[STAGE] == "register" else ("stage",)
+    others = ("benchmark", f"{_gate_metric().name}/") if run.data.tags[STAGE] == "register" else ()
+    hidden = ("stage", *others)
     ranked = sorted(run.data.metrics.items(), key=lambda item: natural(item[0]))
     shown = [f"{name} {value:.4g}" for name, value in ranked if not name.startswith(hidden)]
     return ", ".join(shown[:FIGURES])
+
+
+def _gate_metric() -> Any:
+    """What the gate and the champion rule use (pipeline/evaluation/metrics.py)."""
+    return next(metric for metric in table("metric").values() if metric.gates)

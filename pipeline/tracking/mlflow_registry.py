@@ -15,6 +15,10 @@ from mlflow.types.schema import Array, ColSpec, Object, Property, Schema
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST, CARD = "registration.json", "MODEL_CARD.md"
+# Of a registration that an earlier version of the pipeline left waiting in the outbox.
+EARLIER_METRIC = {
+    "name": "exact_match", "title": "exact match", "format": ".1%", "higher_is_better": True,
+}  # fmt: skip
 _MESSAGE = Object([Property("role", "string"), Property("content", "string")])
 # What /v1/chat/completions takes and gives.
 SIGNATURE = ModelSignature(
@@ -118,20 +122,26 @@ def _is_champion(
     client: MlflowClient, version: ModelVersion, request: Mapping[str, Any]
 ) -> tuple[bool, str]:
     """Whether the version becomes champion, and why: the gate must have passed, and the champion's
-    exact match must not be higher. At a tie the newer data and code win."""
+    metric must not be better. At a tie the newer data and code win."""
     if not request["gate_passed"]:
         return False, f"the gate refused it ({request['gate_reason']})"
-    score = float(request["exact_match"])
+    metric = request.get("metric", EARLIER_METRIC)
+    name, title = metric["name"], metric["title"]
+    score = float(request[name])
+    shown = f"{score:{metric['format']}} {title}"
     try:
         holder = client.get_model_version_by_alias(request["name"], CHAMPION)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        return True, f"{score:.1%} exact match, the gate passed, and there was no champion"
+        return True, f"{shown}, the gate passed, and there was no champion"
     if holder.version == version.version:
         return True, holder.tags.get(CHAMPION, "the gate passed")
-    held = float(holder.tags.get("exact_match", 0))
+    if name not in holder.tags:
+        return True, f"{shown}, and version {holder.version} has no {title}"
+    held = float(holder.tags[name])
+    wins = score >= held if metric["higher_is_better"] else score <= held
     same = holder.tags.get("dataset") == request["tags"]["dataset"]
-    compared = f"{score:.1%} exact match, version {holder.version} has {held:.1%}"
+    compared = f"{shown}, version {holder.version} has {held:{metric['format']}}"
     compared += "" if same else " on another dataset"
-    return score >= held, compared + ("" if score >= held else " and stays champion")
+    return wins, compared + ("" if wins else " and stays champion")

@@ -288,7 +288,7 @@ def test_evaluation_compares_every_model(
     assert set(json.loads(predictions[0])["answers"]) == set(models)
     assert (tmp_path / "accuracy.png").is_file()
     # A random model answers nothing, which is what the gate is for.
-    assert "min_exact_match.full asks for 90.0%" in str(outcome.failure)
+    assert "min_exact_match.full requires 90.0%" in str(outcome.failure)
 
 
 def test_answers_of_a_quantized_model_do_not_depend_on_the_batch(

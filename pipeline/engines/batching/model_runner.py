@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# What BatchingEngine can do beyond sampling with any model (engines/base.py).
+FEATURES = frozenset({"logprobs", "prompt_logprobs", "logit_bias", "penalties"})
+
+
 class StepModel(Protocol):
     """A model with a KV cache of `slots` rows; used by one thread at a time.
 

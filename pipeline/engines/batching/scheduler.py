@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engines.base import EngineFailed, Guide, Load, QueueFull, Sampling, Token
 from pipeline.engines.batching.guided_decoding import Guides
-from pipeline.engines.batching.model_runner import AdaptedModel, StepModel
+from pipeline.engines.batching.model_runner import FEATURES, AdaptedModel, StepModel
 from pipeline.engines.batching.request import Answer, Ending, Item, deliver
 from pipeline.engines.batching.sampling import Sampler, score
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROMPT_TOKENS_PER_STEP = 512
-FEATURES = frozenset({"logprobs", "prompt_logprobs", "logit_bias", "penalties"})
 
 
 class _Change:

@@ -5,9 +5,7 @@ lets a request join only when the whole batch before it has ended, and shows no 
 """
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +18,6 @@ if TYPE_CHECKING:
 GRAPH = "model.onnx"
 GENAI_CONFIG = "genai_config.json"
 AGAIN = "run `python -m pipeline stage=build`"
-
-
-def runtime_version() -> str:
-    return metadata.version("onnxruntime")
-
-
-def hardware() -> dict[str, str]:
-    """What an engine is bound to: the processor's architecture."""
-    return {"device": "cpu", "architecture": platform.machine()}
 
 
 class DecoderSession:

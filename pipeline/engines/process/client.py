@@ -57,7 +57,7 @@ class Link:
         """What the process says of the engine once it has opened it; blocks until then.
 
         Raises:
-            PipelineError: it could not; the error that open_runtime raised there, or that it died.
+            PipelineError: it could not; the error that was raised there, or that it died.
         """
         try:
             word, facts, text = receive(self._socket)

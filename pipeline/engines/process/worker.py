@@ -24,7 +24,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.engines.base import Engine, EngineFailed, TokenStream
 from pipeline.engines.description import Description
 from pipeline.engines.process.framing import Unpacker, pack
-from pipeline.engines.registry import open_runtime
+from pipeline.engines.registry import ENGINES
 
 READ_BYTES = 1 << 16
 WATCH_SECONDS = 0.5
@@ -45,7 +45,7 @@ def main() -> None:
     description = Description(**json.loads(given.description))
     try:
         # The server bounds the queue: it has to refuse at once.
-        engine = open_runtime(given.folder, description, max_queue=sys.maxsize)
+        engine = ENGINES[description.runtime].open(given.folder, description, sys.maxsize)
     except PipelineError as error:
         connection.sendall(pack(("failed", type(error).__name__, str(error))))
         sys.exit(error.exit_code)

@@ -2,18 +2,22 @@
 
 import os
 import re
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError
 from pipeline.engines.description import Description
-from pipeline.models.chat.renderer import Chat
+
+if TYPE_CHECKING:
+    from pipeline.models.chat.renderer import Chat
 
 API_KEY = "REMOTE_API_KEY"  # environment variable; never in a file nor in the log
 VERSION = "v1"  # of the API
+FEATURES = frozenset({"penalties", "logit_bias"})
 
 
-def describe(engine: EngineConfig, chat: Chat) -> Description:
+def describe(engine: EngineConfig, chat: "Chat") -> Description:
     """A server that has the model whose tokenizer and template `chat` are.
 
     Raises:

@@ -17,7 +17,7 @@ from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError, MissingRuntime
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling, Token
 from pipeline.engines.description import Description
-from pipeline.engines.remote.description import API_KEY, headers, without_password
+from pipeline.engines.remote.description import API_KEY, FEATURES, headers, without_password
 from pipeline.engines.remote.requests import (
     BEHIND,
     KNOWN_TOGETHER,
@@ -51,7 +51,7 @@ class RemoteEngine:
         lacks: settings of sampling that the server does not know.
     """
 
-    features = frozenset({"penalties", "logit_bias"})
+    features = FEATURES
 
     def __init__(self, chat: Chat, description: Description, *, max_queue: int) -> None:
         self._chat = chat

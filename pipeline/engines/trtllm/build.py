@@ -20,8 +20,14 @@ from pipeline.core.errors import ArtifactError, DataError, MissingRuntime
 
 IMAGE = "<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1"
 COMMAND = "trtllm-build"
-ENGINES = "engine"  # below the artifact: rank*.engine and their config.json
+ENGINE_FOLDER = "engine"  # below the artifact: rank*.engine and their config.json
 LOG = "trtllm-build.log"
+# What it can do beyond sampling (engines/base.py), by backend, but for adapters.
+FEATURES = {
+    "pytorch": frozenset({"logprobs", "guide"}),
+    # Engines are built without the logits that log-probabilities come from.
+    "tensorrt": frozenset({"penalties"}),
+}
 MAX_NUM_TOKENS = 8192  # trtllm-build's default
 # In these every product of linear layers has a kernel of its own; the plugin would slow them down.
 WITHOUT_GEMM_PLUGIN = ("FP8", "W8A8_SQ_PER_CHANNEL")
@@ -139,7 +145,7 @@ def build(
     """
     if reason := missing():
         raise refusal(reason, checkpoint, engine)
-    command = build_command(checkpoint, out / ENGINES, engine)
+    command = build_command(checkpoint, out / ENGINE_FOLDER, engine)
     with (
         (out / LOG).open("w") as log,
         subprocess.Popen(
@@ -157,7 +163,7 @@ def build(
             f"{' | '.join(last)}; the whole log is in {out / LOG}"
         )
     config = _read_config(checkpoint)
-    _require_ranks(out / ENGINES, config["mapping"]["world_size"])
+    _require_ranks(out / ENGINE_FOLDER, config["mapping"]["world_size"])
     precision = (config.get("quantization") or {}).get("quant_algo") or config["dtype"]
     return {"version": version(), "precision": precision, "command": shlex.join(command)}
 

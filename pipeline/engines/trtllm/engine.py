@@ -17,16 +17,11 @@ from pipeline.core.errors import DataError
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling
 from pipeline.engines.gpu_requests import adapter_of, guide_arguments, tokens_of
 from pipeline.engines.token_stream import PushedStream
-from pipeline.engines.trtllm.build import ENGINES
+from pipeline.engines.trtllm.build import ENGINE_FOLDER, FEATURES
 
 GUIDANCE = "llguidance"
 # What a LoRA adapter may adapt, by TensorRT-LLM's names: every product of a layer.
 LORA_MODULES = "attn_q attn_k attn_v attn_dense mlp_h_to_4h mlp_4h_to_h mlp_gate".split()
-FEATURES = {
-    "pytorch": frozenset({"logprobs", "guide"}),
-    # Engines are built without the logits that log-probabilities come from.
-    "tensorrt": frozenset({"penalties"}),
-}
 
 
 class TrtllmEngine:
@@ -149,7 +144,7 @@ def _open(folder: Path, backend: str, arguments: Mapping[str, Any], lora_rank: i
     if backend == "tensorrt":
         from tensorrt_llm._tensorrt_engine import LLM
 
-        return LLM(str(folder / ENGINES), tokenizer=str(folder), **arguments)
+        return LLM(str(folder / ENGINE_FOLDER), tokenizer=str(folder), **arguments)
     from tensorrt_llm import LLM
 
     more: dict[str, Any] = {}

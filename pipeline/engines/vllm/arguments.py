@@ -1,17 +1,20 @@
 """vLLM: the arguments with which it serves a unified HF checkpoint. Imports nothing of it."""
 
-import json
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.engine import EngineConfig
-from pipeline.core.errors import ConfigError, DataError, MissingRuntime
+from pipeline.core.errors import ConfigError, MissingRuntime
+from pipeline.engines.servable import quantization_of
 
 # vLLM's name for each quantization that ModelOpt's unified checkpoint says; the others it cannot
 # load (docs/features/quantization/modelopt).
 QUANTIZATION = {"FP8": "modelopt", "NVFP4": "modelopt_fp4"}
 LOADED = ("bf16", "fp16", "fp32", *(name.lower() for name in QUANTIZATION))
+FEATURES = frozenset(
+    {"logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties", "adapters"}
+)
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
 
 
@@ -78,15 +81,3 @@ def _allowed_rank(rank: int) -> int:
             f"engine.lora_rank={rank} is over vLLM's {LORA_RANKS[-1]}: merge the adapter instead"
         )
     return next(allowed for allowed in LORA_RANKS if allowed >= rank)
-
-
-def quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:
-    """quant_algo and kv_cache_quant_algo of hf_quant_config.json; both None without the file."""
-    file = checkpoint / "hf_quant_config.json"
-    if not file.is_file():
-        return None, None
-    try:
-        quantization = json.loads(file.read_text())["quantization"]
-        return quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo")
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{file} cannot be read ({error!r}): run stage=export again") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import DataError
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling, Token
 from pipeline.engines.gpu_requests import adapter_of, guide_arguments, tokens_of
+from pipeline.engines.vllm.arguments import FEATURES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -71,8 +72,7 @@ class VllmEngine:
         self._ids = itertools.count()
         self._adapters: dict[str, Any] = {}
         self._adapter_ids = itertools.count(1)
-        features = {"logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties"}
-        self.features = frozenset(features | ({"adapters"} if config.lora_config else set()))
+        self.features = FEATURES if config.lora_config else FEATURES - {"adapters"}
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> "_Stream":
         """See engine.Engine.generate."""

@@ -2,27 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ConfigError
 from pipeline.engines.description import FILE
+from pipeline.engines.registry import ENGINES
 
 MODEL = "/model"
 PORT = 8000
 DRAIN_SECONDS = 3  # until the balancer before the container has asked for its health again
-
-# TensorRT-LLM's own for vLLM's arguments.
-_OF_TRTLLM: Mapping[str, Callable[[Any], tuple[str, Any]]] = {
-    "gpu_memory_utilization": lambda share: (
-        "kv_cache_config",
-        {"free_gpu_memory_fraction": share},
-    ),
-    "enable_prefix_caching": lambda on: ("kv_cache_config", {"enable_block_reuse": on}),
-    "enforce_eager": lambda on: ("cuda_graph_config", None if on else {}),
-}
 
 
 @dataclass
@@ -71,14 +62,9 @@ class Launch:
             *self.settings,
         ]
 
-    def _arguments_of_the_runtime(self) -> dict[str, Any]:
-        if self.runtime != "trtllm":
-            return self.arguments
-        named: dict[str, Any] = {}
-        for name, value in self.arguments.items():
-            key, value = _OF_TRTLLM[name](value) if name in _OF_TRTLLM else (name, value)
-            named[key] = {**named.get(key, {}), **value} if isinstance(value, dict) else value
-        return named
+    def _arguments_of_the_runtime(self) -> Mapping[str, Any]:
+        translate = ENGINES[self.runtime].from_vllm_arguments if self.runtime else None
+        return translate(self.arguments) if translate else self.arguments
 
 
 def is_built(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.core.errors import ConfigError
 from pipeline.engines.benchmark_history import name_of
 from pipeline.engines.description import Description
+from pipeline.engines.registry import ENGINES
 from pipeline.serving.container.launch import MODEL, Launch, is_built
 
 CACHE = "/opt/nim/.cache"
@@ -25,7 +26,8 @@ CACHE = "/opt/nim/.cache"
 # As Kubernetes tells a container of a Service whose name begins with nim; none of NIM's.
 _SERVICE_LINK = re.compile(r"NIM_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
 # The first part of a profile's name, in NIM and in stage=profiles, and ours.
-_RUNTIMES = {"tensorrt_llm": "trtllm"} | {n: n for n in ("trtllm", "vllm", "hf", "onnxruntime")}
+_HERE = {name: record for name, record in ENGINES.items() if not record.elsewhere}
+_RUNTIMES = {r.nim_name: n for n, r in _HERE.items() if r.nim_name} | {n: n for n in _HERE}
 _WORDS = ", ".join(_RUNTIMES)
 # Where libraries keep what they compile or load, below the cache's folder.
 _CACHES = {
@@ -98,7 +100,8 @@ def _contradictions(launch: Launch, given: Mapping[str, str]) -> list[str]:
         return [f"{' and '.join(folders)} name different folders: give one of them"]
     folder = Path(launch.model or MODEL)
     if not is_built(folder):
-        useless = [] if launch.runtime in ("vllm", "trtllm") else [*_OF_THE_GPU]
+        takes = launch.runtime and ENGINES[launch.runtime].from_vllm_arguments
+        useless = [] if takes else [*_OF_THE_GPU]
         text = "is of vLLM and TensorRT-LLM: choose one with NIM_MODEL_PROFILE"
         return [f"{name} {text}" for name in given if name in useless]
     fixed = [n for n in given if n in _OF_THE_ENGINE]

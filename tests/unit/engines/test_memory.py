@@ -17,6 +17,7 @@ from pipeline.engines.memory import (
     gib,
     read_decoder,
 )
+from pipeline.engines.registry import ENGINES
 from pipeline.orchestration.compose import compose
 
 LLAMA_8B = Decoder(32, 4096, 14336, 32, 8, 128, 128256, 8192, tied=False)
@@ -25,7 +26,7 @@ DEMO = Decoder(4, 256, 768, 8, 4, 32, 2048, 512, tied=False)
 
 def takes(model: Decoder, runtime: str, precision: str, **changes: float):  # type: ignore[no-untyped-def]
     usual = {"gpu": True, "slots": 16, "cache_bytes": 2.0}
-    return footprint(model, runtime, precision, **{**usual, **changes})  # type: ignore[arg-type]
+    return footprint(model, ENGINES[runtime].memory, precision, **{**usual, **changes})  # type: ignore[arg-type]
 
 
 def test_sizes_are_read_with_transformers_own_defaults(tmp_path: Path) -> None:
@@ -97,13 +98,20 @@ def test_an_int8_engine_of_the_demo_takes_what_its_file_does() -> None:
 def test_pages_need_one_whole_sequence_and_rows_need_all() -> None:
     paged = takes(LLAMA_8B, "vllm", "bf16")
     room = 10_000 * paged.token
-    found = fit(LLAMA_8B, "vllm", paged, paged.fixed + room, slots=16, length=8192)
+    found = fit(LLAMA_8B, ENGINES["vllm"].memory, paged, paged.fixed + room, slots=16, length=8192)
     assert (found.longest, found.most, found.lacking) == (8192, 1, 0)
     rows = takes(LLAMA_8B, "hf", "bf16")
-    found = fit(LLAMA_8B, "hf", rows, rows.fixed + 10_000 * rows.token, slots=16, length=8192)
+    found = fit(
+        LLAMA_8B,
+        ENGINES["hf"].memory,
+        rows,
+        rows.fixed + 10_000 * rows.token,
+        slots=16,
+        length=8192,
+    )
     assert (found.longest, found.most) == (625, 1)
     assert found.lacking == pytest.approx((16 * 8192 - 10_000) * rows.token)
-    nothing = fit(LLAMA_8B, "vllm", paged, paged.fixed / 2, slots=16, length=8192)
+    nothing = fit(LLAMA_8B, ENGINES["vllm"].memory, paged, paged.fixed / 2, slots=16, length=8192)
     assert (nothing.longest, nothing.most) == (0, 0)
     assert nothing.lacking > paged.fixed / 2
 

@@ -18,7 +18,7 @@ from pipeline.core.errors import (
 from pipeline.core.hardware import GIB, Gpu, Machine
 from pipeline.engines import opening
 from pipeline.engines.description import Description
-from pipeline.engines.onnxruntime import session as onnxruntime_session
+from pipeline.engines.onnxruntime.record import ONNXRUNTIME
 from pipeline.engines.opening import describe, open_engine
 from pipeline.engines.vllm import arguments as vllm
 from pipeline.models.chat.renderer import Chat
@@ -35,9 +35,9 @@ def folder(tmp_path: Path) -> Path:
 def made(folder: Path) -> Description:
     return Description(
         runtime="onnxruntime",
-        version=onnxruntime_session.runtime_version(),
+        version=ONNXRUNTIME.version() or "",
         precision="fp32",
-        hardware=onnxruntime_session.hardware(),
+        hardware=ONNXRUNTIME.hardware(),
         rendering=Chat.load(folder).sha256,
         max_batch_size=2,
         max_input_len=8,
@@ -142,7 +142,7 @@ def test_an_embedding_model_is_described_by_its_tokenizer(
     (folder / "config.json").write_text('{"architectures": ["BertModel"]}')
     described = describe(folder, settings)
     assert described.runtime == "hf"
-    with pytest.raises(ConfigError, match=r"makes embeddings: serve it with engine\.name=hf"):
+    with pytest.raises(ConfigError, match=r"is an embedding model: serve it with engine\.name=hf"):
         describe(folder, settings.model_copy(update={"name": "vllm"}))
     (folder / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json cannot be read"):

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config.engine import EngineConfig
+from pipeline.core import hardware
 from pipeline.core.errors import ConfigError, MissingRuntime, ResourceError
 from pipeline.core.hardware import GIB, Gpu, Machine
-from pipeline.engines import compatibility
 from pipeline.engines.memory import Decoder
 from pipeline.engines.profile import Profile
 from pipeline.engines.selection import choose, explain, find_profiles
@@ -54,7 +54,7 @@ def engine() -> EngineConfig:
 def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(*names: str, **versions: str) -> None:
         here = {name: EVERYTHING[name] for name in names} | versions
-        monkeypatch.setattr(compatibility, "installed_version", here.get)
+        monkeypatch.setattr(hardware, "installed_version", here.get)
         monkeypatch.setattr(vllm, "version", lambda: here.get("vllm"))
         monkeypatch.setattr(trtllm, "llm_version", lambda: here.get("tensorrt_llm"))
         monkeypatch.setattr(trtllm, "version", lambda: here.get("tensorrt_llm"))

@@ -5,13 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.metrics import (
-    bootstrap,
-    exact_match,
-    normalise,
-    paired_difference,
-    token_f1,
-)
+from pipeline.evaluation.confidence import bootstrap, paired_difference
+from pipeline.evaluation.metrics import METRICS, Answers, exact_match, normalise, token_f1
 
 values = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40)
 
@@ -96,3 +91,18 @@ def test_paired_difference_is_surer_than_two_intervals() -> None:
 def test_what_cannot_be_compared_is_refused(left: list[float], right: list[float]) -> None:
     with pytest.raises(ValueError, match=r"values"):
         paired_difference(left, right, samples=100, seed=0)
+
+
+def test_each_metric_is_estimated_from_the_same_answers() -> None:
+    answers = Answers(["a b", "c"], ["A b", "d"], losses=[2.0, 4.0], tokens=[2.0, 4.0])
+    found = {n: m.estimate(answers, samples=100, seed=1) for n, m in METRICS.items()}
+    values = {name: estimate.value for name, estimate in found.items()}
+    assert values == pytest.approx(
+        {"exact_match": 0.5, "token_f1": 0.5, "answer_loss": 1.0, "perplexity": math.e}
+    )
+    assert all(e.low <= e.value <= e.high for e in found.values())
+
+
+def test_better_is_what_the_record_says() -> None:
+    assert METRICS["exact_match"].gain(0.9, 0.8) == pytest.approx(0.1)
+    assert METRICS["answer_loss"].gain(0.9, 0.8) == pytest.approx(-0.1)

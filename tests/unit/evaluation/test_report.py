@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.confidence import Estimate
 from pipeline.evaluation.report import build, markdown, write
 
 

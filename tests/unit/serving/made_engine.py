@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError
-from pipeline.engines import registry as runtimes
 from pipeline.engines.base import Sampling
 from pipeline.engines.batching.request import Answer
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.engines.description import Description
 from pipeline.engines.process import worker as engine_process
+from pipeline.engines.registry import ENGINES
 from tests.unit.serving.models import ListModel, mix
 
 SLOTS, MAX_SEQ_LEN = 4, 2000
@@ -61,5 +61,5 @@ def open_made(folder: Path, description: Description, max_queue: int) -> Any:
 
 
 if __name__ == "__main__":
-    runtimes.OPENERS = {"made": open_made}
+    ENGINES.add(replace(ENGINES["hf"], name="made", open=open_made))
     engine_process.main()

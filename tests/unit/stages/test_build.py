@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import Config, load
+from pipeline.core import hardware
 from pipeline.core.artifact import Artifact
 from pipeline.core.errors import (
     ArtifactError,
@@ -17,8 +18,9 @@ from pipeline.core.errors import (
     ResourceError,
 )
 from pipeline.core.hardware import Gpu, Machine
-from pipeline.engines import description as descriptions
 from pipeline.engines.description import Description
+from pipeline.engines.onnxruntime import record as onnxruntime
+from pipeline.engines.record import BuildJob
 from pipeline.engines.trtllm import build as trtllm
 from pipeline.engines.vllm import arguments as vllm
 from pipeline.models.chat.renderer import Chat
@@ -78,7 +80,7 @@ def with_engine(config: Config, **settings: Any) -> Config:
 
 def have_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine("Linux", "3.12", "cpu", 2, 2**34, "580", (GPU,))
-    for module in (descriptions, build):
+    for module in (hardware, build):
         monkeypatch.setattr(module, "inspect_machine", lambda: machine)
 
 
@@ -89,13 +91,11 @@ class Measured:
         self.asked: list[str] = []
         self._agreement, self._cosine = agreement, cosine
 
-    def __call__(
-        self, engine: Any, model: Path, out: Path, precision: str
-    ) -> tuple[Chat, dict[str, float]]:
+    def __call__(self, job: BuildJob, out: Path, precision: str) -> tuple[Chat, dict[str, float]]:
         self.asked.append(precision)
         (out / "model.onnx").write_text(precision)
         agreement = self._agreement[precision]
-        return Chat.load(model), {"token_agreement": agreement, "min_cosine": self._cosine}
+        return Chat.load(job.checkpoint), {"token_agreement": agreement, "min_cosine": self._cosine}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_auto_takes_int8_only_where_it_changes_nothing(
     taken: list[str],
 ) -> None:
     measured = Measured(agreement)
-    monkeypatch.setattr(build, "_build_and_compare", measured)
+    monkeypatch.setattr(onnxruntime, "build_and_compare", measured)
     outcome = build.run(config, inputs, out)
     assert measured.asked == taken
     assert (out / "model.onnx").read_text() == taken[-1]
@@ -136,7 +136,7 @@ def test_an_engine_that_answers_otherwise_is_refused(
     agreement: float,
     cosine: float,
 ) -> None:
-    monkeypatch.setattr(build, "_build_and_compare", Measured({precision: agreement}, cosine))
+    monkeypatch.setattr(onnxruntime, "build_and_compare", Measured({precision: agreement}, cosine))
     chosen = with_engine(config, name="onnxruntime", precision=precision)
     with pytest.raises(ProofFailed, match=f"the {precision} engine .* differs from PyTorch"):
         build.run(chosen, inputs, out)
@@ -216,10 +216,12 @@ def test_a_profile_that_is_named_wins(
     config: Config, inputs: dict[str, Artifact], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = Measured({"fp32": 1.0})
-    monkeypatch.setattr(build, "_build_and_compare", measured)
+    monkeypatch.setattr(onnxruntime, "build_and_compare", measured)
     build.run(with_engine(config, profile="onnxruntime-fp32-tp1-pp1"), inputs, out)
     assert measured.asked == ["fp32"]
-    with pytest.raises(ConfigError, match=r"engine\.profile=vllm-x is none of this model"):
+    with pytest.raises(
+        ConfigError, match=r"engine\.profile=vllm-x does not exist for this model: choose from"
+    ):
         build.run(with_engine(config, profile="vllm-x"), inputs, out)
 
 

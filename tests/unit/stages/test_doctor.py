@@ -37,7 +37,7 @@ def report(
     installed: dict[str, str] | None = None,
 ) -> list[str]:
     """Lines of the report, white space put together."""
-    everything = {name: "1.0" for need in doctor.NEEDS for name in need.packages}
+    everything = {name: "1.0" for need in doctor.needs() for name in need.packages}
     versions = everything if installed is None else installed
     monkeypatch.setattr(hardware, "inspect_machine", lambda: machine)
     monkeypatch.setattr(hardware, "installed_version", versions.get)
@@ -48,7 +48,7 @@ def report(
 
 def test_every_stage_is_judged(tree: dict[str, Any]) -> None:
     need_nothing = {"doctor", "plan"}
-    assert {need.stage for need in doctor.NEEDS} == {*read_graph(tree), *OUTSIDE} - need_nothing
+    assert {need.stage for need in doctor.needs()} == {*read_graph(tree), *OUTSIDE} - need_nothing
 
 
 def test_machine_with_everything(
@@ -68,7 +68,7 @@ def test_machine_with_everything(
 def test_machine_without_gpu(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    installed = {name: "1.0" for need in doctor.NEEDS if not need.gpu for name in need.packages}
+    installed = {name: "1.0" for need in doctor.needs() if not need.gpu for name in need.packages}
     lines = report(config, monkeypatch, capsys, installed=installed)
     assert "finetune yes" in lines
     assert "quantize quantize=nvfp4 no no NVIDIA GPU" in lines

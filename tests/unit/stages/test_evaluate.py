@@ -33,10 +33,10 @@ def test_what_was_trained_decides_the_least_exact_match(
 def test_a_format_that_loses_too_much_is_refused_where_it_is_shipped(gate: GateConfig) -> None:
     exact = {"base": 0.0, "tuned": 0.95, "fp8": 0.92, "int8_sq": 0.93, "int4_awq": 0.89}
     (problem,) = refusals(gate, "adapter", exact, "fp8")
-    assert problem.startswith("fp8 answers 92.0% exactly, 3.0% less")
+    assert problem.startswith("fp8: its exact match is 92.0%, 3.0% worse than the tuned model's")
     assert "choose another format" in problem
     assert refusals(gate, "adapter", exact, "int8_sq") == []
-    assert [drop.split()[0] for drop in drops(gate, exact, set(exact))] == ["fp8", "int4_awq"]
+    assert [d.split(":")[0] for d in drops(gate, exact, set(exact))] == ["fp8", "int4_awq"]
 
 
 def test_a_loss_of_just_what_is_allowed_passes(gate: GateConfig) -> None:

@@ -1,0 +1,37 @@
+"""What the pipeline must know of another server as an engine (engines/record.py)."""
+
+from pathlib import Path
+
+from pipeline.core.stage import Component
+from pipeline.engines.base import Engine
+from pipeline.engines.description import Description
+from pipeline.engines.record import EngineRecord
+from pipeline.engines.remote import description as remote
+
+
+def _open(folder: Path, description: Description, max_queue: int) -> Engine:
+    from pipeline.engines.remote.engine import RemoteEngine
+    from pipeline.models.chat.renderer import Chat
+
+    return RemoteEngine(Chat.load(folder), description, max_queue=max_queue)
+
+
+REMOTE = EngineRecord(
+    name="remote",
+    component=Component(
+        name="engine/remote",
+        version=1,
+        libraries=("httpx",),
+        modules=(
+            "pipeline.engines.remote.record",
+            "pipeline.engines.remote.description",
+            "pipeline.engines.remote.engine",
+            "pipeline.engines.remote.requests",
+        ),
+    ),
+    version=lambda: remote.VERSION,
+    open=_open,
+    features=remote.FEATURES,
+    own_process=True,
+    elsewhere=remote.describe,
+)
