@@ -1,10 +1,12 @@
 """How sure a figure is: percentile bootstraps over the questions.
 
-Efron and Tibshirani 1993, chapter 13. Knows neither models nor metrics.
+Efron and Tibshirani 1993, chapter 13. Knows no models.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pipeline.evaluation.metrics import Answers, Metric
 
 CONFIDENCE = 0.95
 _CHUNK = 100  # resamples at a time: [chunk, questions] counts in memory
@@ -17,6 +19,18 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+def estimate(metric: Metric, answers: Answers, *, samples: int, seed: int) -> Estimate:
+    """A metric with its interval over the questions, from so many resamples.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    weights = metric.weights(answers) if metric.weights else None
+    found = bootstrap(metric.values(answers), weights, samples=samples, seed=seed)
+    low, high = sorted((metric.transform(found.low), metric.transform(found.high)))
+    return Estimate(metric.transform(found.value), low, high)
 
 
 def bootstrap(

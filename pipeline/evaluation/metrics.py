@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.core.tables import Table
-from pipeline.evaluation.confidence import Estimate, bootstrap
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,6 @@ class Metric:
     def heading(self) -> str:
         """The title at the beginning of a line."""
         return self.title[0].upper() + self.title[1:]
-
-    def estimate(self, answers: Answers, *, samples: int, seed: int) -> Estimate:
-        """The metric with its interval over the questions, from so many resamples.
-
-        Raises:
-            ValueError: there are no answers.
-        """
-        weights = self.weights(answers) if self.weights else None
-        found = bootstrap(self.values(answers), weights, samples=samples, seed=seed)
-        low, high = sorted((self.transform(found.low), self.transform(found.high)))
-        return Estimate(self.transform(found.value), low, high)
 
     def mean(self, answers: Answers) -> float:
         """The mean over the questions, of a metric that gates."""

@@ -21,7 +21,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data.dataset import Row, read_split
 from pipeline.evaluation import report as evaluation_report
-from pipeline.evaluation.confidence import Estimate, paired_difference
+from pipeline.evaluation.confidence import Estimate, estimate, paired_difference
 from pipeline.evaluation.metrics import METRICS, Answers, gate_metric
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.template_consistency import shared_chat
@@ -195,7 +195,7 @@ def score(answers: Answers, config: Config) -> dict[str, Estimate]:
     """Every metric of a model's answers."""
     samples, seed = config.evaluate.bootstrap_samples, config.seed
     return {
-        name: metric.estimate(answers, samples=samples, seed=seed)
+        name: estimate(metric, answers, samples=samples, seed=seed)
         for name, metric in METRICS.items()
     }
 

@@ -137,7 +137,7 @@ ONNXRUNTIME = EngineRecord(
     component=Component(
         name="engine/onnxruntime",
         version=1,
-        libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers"),
+        libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers", "peft"),
         modules=(
             "pipeline.engines.onnxruntime.record",
             "pipeline.engines.onnxruntime.build",

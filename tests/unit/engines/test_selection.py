@@ -342,9 +342,9 @@ def test_a_profile_that_is_named_wins_or_says_why_it_cannot(
     chosen = choose(profiles, named)
     assert chosen.name == "hf-bf16-tp1-pp1"
     assert explain(profiles, chosen, named)[-1].endswith("engine.profile names it")
-    with pytest.raises(ConfigError, match="none of this model: trtllm-fp8"):
+    with pytest.raises(ConfigError, match="does not exist for this model: choose from trtllm-fp8"):
         choose(profiles, engine.model_copy(update={"profile": "vllm-int3-tp1-pp1"}))
-    with pytest.raises(ConfigError, match=r"feat_lora needs engine\.lora_rank="):
+    with pytest.raises(ConfigError, match=r"feat_lora also needs engine\.lora_rank="):
         choose(profiles, engine.model_copy(update={"profile": "vllm-bf16-tp1-pp1-feat_lora"}))
     installed("vllm")
     with pytest.raises(MissingRuntime, match="hf-bf16-tp1-pp1 cannot run here: transformers is"):

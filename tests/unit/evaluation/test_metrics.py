@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.confidence import bootstrap, paired_difference
+from pipeline.evaluation.confidence import bootstrap, estimate, paired_difference
 from pipeline.evaluation.metrics import METRICS, Answers, exact_match, normalise, token_f1
 
 values = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40)
@@ -95,8 +95,8 @@ def test_what_cannot_be_compared_is_refused(left: list[float], right: list[float
 
 def test_each_metric_is_estimated_from_the_same_answers() -> None:
     answers = Answers(["a b", "c"], ["A b", "d"], losses=[2.0, 4.0], tokens=[2.0, 4.0])
-    found = {n: m.estimate(answers, samples=100, seed=1) for n, m in METRICS.items()}
-    values = {name: estimate.value for name, estimate in found.items()}
+    found = {n: estimate(m, answers, samples=100, seed=1) for n, m in METRICS.items()}
+    values = {name: figure.value for name, figure in found.items()}
     assert values == pytest.approx(
         {"exact_match": 0.5, "token_f1": 0.5, "answer_loss": 1.0, "perplexity": math.e}
     )

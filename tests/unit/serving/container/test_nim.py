@@ -211,7 +211,7 @@ def test_log_levels(name: str, least: int) -> None:
         ("NIM_MODEL_NAME", "hf://meta-llama/Llama-3.1-8B-Instruct", "nothing is downloaded"),
         ("NIM_MODEL_PATH", "/nowhere", "no such folder"),
         ("NIM_SERVED_MODEL_NAME", "a,b", "one name"),
-        ("NIM_MODEL_PROFILE", "sglang", "or tensorrt_llm, trtllm, vllm, hf, onnxruntime"),
+        ("NIM_MODEL_PROFILE", "sglang", "or tensorrt_llm, trtllm, vllm, onnxruntime, hf"),
         ("NIM_JSONL_LOGGING", "0", "JSON lines"),
         ("NIM_JSONL_LOGGING", "yes", "1 or 0"),
         ("NIM_LOG_LEVEL", "LOUD", "choose from"),
