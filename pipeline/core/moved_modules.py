@@ -107,7 +107,7 @@ MOVED = {
     "serving.batching": "engines.batching.scheduler",
     "serving.bounds": "serving.middleware.request_limits",
     "serving.calls": "serving.middleware.request_log",
-    "serving.checkpoint": "engines.servable",
+    "serving.checkpoint": "engines.checkpoint",
     "serving.conversation": "serving.openai.conversation",
     "serving.description": "engines.description",
     "serving.door": "serving.middleware.auth",

@@ -1,7 +1,8 @@
-"""What the server asks of an engine: token ids in, token ids out, cancellable.
+"""The interface of an engine: token ids in, token ids out, cancellable.
 
-An engine knows nothing of text, of HTTP or of OpenAI. BatchingEngine (batching.py) is one around a
-model that is stepped token by token; runtimes that batch by themselves need only this protocol.
+An engine knows nothing about text, HTTP or OpenAI. BatchingEngine (batching/scheduler.py) is an
+engine around a model that runs token by token; runtimes that batch by themselves only need this
+protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 
 @dataclass(frozen=True)
 class Guide:
-    """What an answer must match; text: the schema (JSON), the pattern, the grammar."""
+    """What an answer must match. text: the JSON schema, the pattern or the grammar."""
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     text: str
@@ -25,10 +26,10 @@ class Sampling:
     max_tokens: tokens of the answer at most.
     temperature: 0 takes the likeliest token. top_p: 1 keeps all. top_k: 0 keeps all.
     seed: the same seed gives the same answer; None a random one.
-    stop_ids: tokens that end the answer; the one that does is given out as its last.
-    frequency_penalty, presence_penalty, repetition_penalty, min_p, logit_bias: as vLLM has them.
-    logprobs: of the chosen token, and so many likeliest; None for none.
-    prompt_logprobs: the same of the prompt's tokens. adapter: name of the one to answer with.
+    stop_ids: tokens that end the answer; the one that ends it is returned as its last token.
+    frequency_penalty, presence_penalty, repetition_penalty, min_p, logit_bias: as in vLLM.
+    logprobs: return those of the chosen token and of this many most likely ones; None for none.
+    prompt_logprobs: the same for the prompt's tokens. adapter: name of the LoRA adapter to use.
     """
 
     max_tokens: int
@@ -49,7 +50,7 @@ class Sampling:
 
 
 class Token(NamedTuple):
-    """A token; if asked for, its log-probability, and (id, log-probability) of the likeliest."""
+    """A token, and if asked for its log-probability and (id, log-probability) of the top ones."""
 
     id: int
     logprob: float | None = None
@@ -57,9 +58,9 @@ class Token(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Sequences being answered, and those that wait for a slot.
+    """Sequences that are running, and those that wait for a slot.
 
-    cache_use: share of the KV cache that holds tokens, 0 to 1; None if the runtime does not say.
+    cache_use: share of the KV cache that is in use, 0 to 1; None if the runtime does not report it.
     """
 
     running: int
@@ -68,11 +69,12 @@ class Load(NamedTuple):
 
 
 class TokenStream(Protocol):
-    """The tokens of one answer as they come: each time those that are new, one or more.
+    """The tokens of one answer as they are generated: one or more new ones at each step.
 
-    Iterating raises EngineFailed if the engine breaks down, ValueError if it finds only now that it
-    cannot do what was asked, and QueueFull if it has no room after all.
-    prompt_logprobs: the prompt's tokens with theirs, where asked for, before the first token.
+    Iterating raises EngineFailed if the engine fails, ValueError if the engine finds out only now
+    that it cannot serve the request, and QueueFull if it has no free place after all.
+    prompt_logprobs: the prompt's tokens with their log-probabilities, if they were asked for; set
+    before the first token.
     """
 
     @property
@@ -83,16 +85,16 @@ class TokenStream(Protocol):
     async def __anext__(self) -> list[Token]: ...
 
     def cancel(self) -> None:
-        """Free the slot; without effect once the answer has ended."""
+        """Free the slot; no effect once the answer has ended."""
 
 
 class Engine(Protocol):
-    """max_input_len, max_seq_len: tokens of a prompt, and of prompt and answer together.
+    """max_input_len: tokens of a prompt. max_seq_len: tokens of prompt and answer together.
 
     features: what it can do beyond sampling: logprobs, prompt_logprobs, guide, logit_bias,
         penalties; adapters (an AdapterEngine), embeddings (an EmbeddingEngine).
-    room: answers that it can hold at once, those that wait among them; only of one that knows.
-    lacks: only of an engine that cannot do all of Sampling: names of what it refuses.
+    room: requests that it can hold at once, including those that wait; only if the engine knows it.
+    lacks: fields of Sampling that it refuses; only if there are any.
     """
 
     max_input_len: int
@@ -100,48 +102,48 @@ class Engine(Protocol):
     features: frozenset[str]
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
-        """Begin an answer; called in the event loop that will read it.
+        """Start an answer; call it in the event loop that reads the stream.
 
         Raises:
-            QueueFull: as many requests wait as may. EngineFailed: the engine is down.
+            QueueFull: the queue is full. EngineFailed: the engine is down.
         """
 
     def down(self) -> str | None:
-        """Why no answer can come now; None if one can."""
+        """Why the engine cannot answer now; None if it can."""
 
     def load(self) -> Load: ...
 
     def close(self) -> None:
-        """End every answer with EngineFailed and let go of the model."""
+        """End every answer with EngineFailed and release the model."""
 
 
 class AdapterEngine(Engine, Protocol):
-    """LoRA adapters as models of their own, added and removed while running."""
+    """LoRA adapters, served as models of their own, added and removed while the engine runs."""
 
     def adapters(self) -> Sequence[str]:
-        """Names of those that are loaded."""
+        """Names of the loaded adapters."""
 
     async def add_adapter(self, name: str, folder: Path) -> None:
-        """Load one in the PEFT library's form.
+        """Load an adapter in the PEFT library's format.
 
         Raises:
             ValueError: it is not one, or not of this model's shape.
         """
 
     async def remove_adapter(self, name: str) -> None:
-        """Let go of one; answers in progress with it are finished."""
+        """Unload an adapter; answers in progress that use it are finished."""
 
 
 class EmbeddingEngine(Engine, Protocol):
-    """Makes vectors of texts; generate answers nothing."""
+    """Computes embeddings; generate is not supported."""
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """A vector for each of the texts, given as token ids."""
+        """One vector for each text, given as token ids."""
 
 
 class QueueFull(Exception):
-    """The engine has as many waiting requests as it may hold."""
+    """The engine's queue of waiting requests is full."""
 
 
 class EngineFailed(Exception):
-    """The engine could not go on with an answer."""
+    """The engine failed before the answer was complete."""

@@ -1,4 +1,4 @@
-"""What earlier benchmarks on this machine measured, by the name of the profile."""
+"""Results of earlier benchmarks on this machine, by the name of the profile."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +10,13 @@ from pipeline.engines.description import Description
 from pipeline.engines.memory import Decoder, read_decoder
 from pipeline.engines.profile import profile_name
 
-RATE = "output_tokens_per_second/"  # of the benchmark's metrics: one for each load
+RATE = "output_tokens_per_second/"  # prefix of a metric of stage=benchmark: one for each load
 
 
 def measured_here(artifacts: Path, model: Decoder, machine: Machine) -> dict[str, float]:
-    """Tokens a second at the best load, of every profile of a model of these sizes.
+    """Tokens a second at the best load, for each profile measured with a model of this size.
 
-    Benchmarks of other hardware, of other sizes, and of engines that are gone do not count.
+    Benchmarks on other hardware, of other sizes, or of deleted engines do not count.
     """
     merged = dict(kept(artifacts, "merge"))
     built = dict(kept(artifacts, "build"))
@@ -53,7 +53,7 @@ def _sizes(merged: Path) -> Decoder | None:
 
 
 def _same(manifest: Manifest, machine: Machine) -> bool:
-    """Whether it was made on hardware like this."""
+    """Whether the benchmark ran on hardware like this."""
     there: Mapping[str, object] = manifest.environment.get("hardware", {})
     gpus = [gpu["name"] for gpu in there.get("gpus", ())]  # type: ignore[attr-defined]
     here = (machine.cpu, machine.cores, [gpu.name for gpu in machine.gpus])

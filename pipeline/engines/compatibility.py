@@ -1,4 +1,4 @@
-"""Why a profile (profiles.py) cannot run on a machine, and what would."""
+"""Why a profile (selection.py) cannot run on a machine, and which setting would help."""
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.hardware import Machine
@@ -11,14 +11,14 @@ LEAST_CAPABILITY = {"fp8": (8, 9), "nvfp4": (10, 0)}
 
 
 def too_little(profile: Profile, found: Fit, engine: EngineConfig, slots: int) -> str:
-    """By how much memory is short, and which setting fits.
+    """How much memory is missing, and which setting fits.
 
     Args:
-        slots: engine.max_batch_size at most, with a step of so many; 0 if not even 1 fits.
+        slots: the largest engine.max_batch_size that fits; 0 if not even 1 fits.
     """
-    where = "a GPU gives it" if profile.gpu else "this machine has"
+    where = "of a GPU it gets" if profile.gpu else "this machine has"
     text = (
-        f"it takes {gib(found.needed)} and {where} {gib(found.capacity)}: "
+        f"it needs {gib(found.needed)} and {where} {gib(found.capacity)}: "
         f"{gib(found.lacking)} too little; "
     )
     if slots and not ENGINES[profile.runtime].memory.paged:
@@ -30,11 +30,11 @@ def too_little(profile: Profile, found: Fit, engine: EngineConfig, slots: int) -
         return text + f"{shorter} fits"
     if slots:
         return text + f"engine.max_batch_size={slots} fits"
-    return text + f"weights and a step alone do not fit: {_smaller(profile)}"
+    return text + f"the weights and one step alone do not fit: {_smaller(profile)}"
 
 
 def _smaller(profile: Profile) -> str:
-    """What takes less memory than a profile's weights and a step."""
+    """What needs less memory than the weights and one step of a profile."""
     if not profile.gpu:
         return "choose engine=onnxruntime engine.precision=int4, or a smaller model"
     if profile.form == "qnemo":
@@ -54,7 +54,7 @@ def lacks_gpu(profile: Profile, machine: Machine) -> str | None:
     if not machine.gpus:
         return "this machine has no NVIDIA GPU"
     if len(machine.gpus) < profile.tensor_parallel:
-        return f"it is for {profile.tensor_parallel} GPUs, and here are {len(machine.gpus)}"
+        return f"it needs {profile.tensor_parallel} GPUs, and this machine has {len(machine.gpus)}"
     here = min(tuple(map(int, gpu.compute_capability.split("."))) for gpu in machine.gpus)
     least_of = {
         profile.runtime: ENGINES[profile.runtime].least_capability,

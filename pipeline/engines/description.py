@@ -1,4 +1,4 @@
-"""engine.json: what an engine is, what it was made for, and whether it can run here."""
+"""engine.json: what an engine is, what it was built for, and whether it can run here."""
 
 import json
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ FILE = "engine.json"
 class Description:
     """The content of engine.json.
 
-    runtime, version: the library that runs it.
-    hardware: what it is bound to, as the runtime's adapter names it.
+    runtime, version: the engine's name in the table of engines, and the version of its library.
+    hardware: what it is bound to (EngineRecord.hardware).
     rendering: Chat.sha256 of the model that it was built from.
-    settings: further arguments that the runtime's adapter left for itself.
-    tensor_parallel: GPUs that share the model. lora_rank: of adapters that it has room for.
-    memory_bytes: what it takes of each device, full; 0 if that is not known.
+    settings: further arguments for opening it (EngineRecord.settings).
+    tensor_parallel: GPUs that share the model. lora_rank: largest rank of LoRA adapters.
+    memory_bytes: what it needs on each device at full load; 0 if that is not known.
     """
 
     runtime: str
@@ -50,7 +50,7 @@ class Description:
         """The description of an engine's folder.
 
         Raises:
-            ArtifactError: there is no engine.json, or it is not one.
+            ArtifactError: there is no engine.json, or it cannot be read.
         """
         try:
             return cls(**json.loads((folder / FILE).read_text()))
@@ -60,7 +60,7 @@ class Description:
             ) from error
 
     def require(self, folder: Path, version: str | None, hardware: Mapping[str, str]) -> None:
-        """Refuse an engine that was made for another place.
+        """Refuse an engine that was built for another machine.
 
         Args:
             version, hardware: of the runtime here; None if it is not installed.
@@ -71,13 +71,13 @@ class Description:
         """
         if self.version != version:
             raise ArtifactError(
-                f"{folder} was built with {self.runtime} {self.version}, and here is "
+                f"{folder} was built with {self.runtime} {self.version}, and this machine has "
                 f"{version or 'none'}: {rebuild(folder)}"
             )
         if dict(self.hardware) != dict(hardware):
             raise ArtifactError(
-                f"{folder} was built for {_words(self.hardware)}, and this is {_words(hardware)}: "
-                f"{rebuild(folder)}"
+                f"{folder} was built for {_words(self.hardware)}, and this machine has "
+                f"{_words(hardware)}: {rebuild(folder)}"
             )
 
 
@@ -89,7 +89,7 @@ def describe_profile(
     hardware: Mapping[str, str],
     settings: Mapping[str, Any] | None = None,
 ) -> Description:
-    """What is served by a profile, with the lengths that the configuration asks for."""
+    """The description of a profile, with the lengths from the configuration."""
     return Description(
         runtime=profile.runtime,
         version=version,
@@ -107,7 +107,7 @@ def describe_profile(
 
 
 def rebuild(folder: Path) -> str:
-    """The command that makes an engine anew, though its settings are the same."""
+    """The command that builds an engine again with the same settings."""
     return f"`rm -r {folder} && python -m pipeline stage=build`"
 
 

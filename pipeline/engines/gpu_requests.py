@@ -1,11 +1,11 @@
-"""What requests to vLLM and to TensorRT-LLM, and the tokens that come back, have in common."""
+"""What vLLM and TensorRT-LLM have in common: arguments of a request, and tokens of an answer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.engines.base import Guide, Token
 
-# How both call what an answer must match.
+# Both libraries' names for the kinds of guides.
 GUIDES = {"json_schema": "json", "regex": "regex", "lark": "grammar"}
 
 
@@ -20,25 +20,25 @@ def adapter_of(adapters: Mapping[str, Any], name: str | None) -> Any:
     """The runtime's own request for a LoRA adapter; None for the model itself.
 
     Raises:
-        ValueError: it was removed meanwhile.
+        ValueError: the adapter was removed in the meantime.
     """
     if name is not None and name not in adapters:
-        raise ValueError(f"no adapter {name!r} is loaded any more")
+        raise ValueError(f"the adapter {name!r} is no longer loaded")
     return None if name is None else adapters[name]
 
 
 def tokens_of(
     ids: Sequence[int], logprobs: Sequence[Mapping[int, Any] | None] | None, tops: int
 ) -> list[Token]:
-    """Tokens with their log-probabilities, where there are some, and those of the `tops` likeliest.
+    """Tokens with their log-probabilities, if given, and those of the `tops` most likely tokens.
 
-    logprobs: a mapping for each token, of id to log-probability and rank, the token itself among
-        them; None for a prompt's first, before which there is nothing.
+    logprobs: for each token, a mapping from id to log-probability and rank that includes the token
+        itself; None for the first token of a prompt.
     """
     if not logprobs:
         return [Token(token) for token in ids]
     found = []
-    for token, here in zip(ids, logprobs, strict=False):  # an aborted answer repeats them
+    for token, here in zip(ids, logprobs, strict=False):  # an aborted answer repeats tokens
         if here is None:
             found.append(Token(token))
             continue

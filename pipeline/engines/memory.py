@@ -1,14 +1,15 @@
-"""Memory of a served model, from its sizes and precisions: what it needs, and what fits.
+"""Memory of a served model, computed from its sizes and precision: what it needs, and what fits.
 
     bytes on a device = weights + cache + step + overhead
 
-    weights   layers' products at their precision, embedding and output layer, / tensor parallel
-    cache     2 (keys, values) · layers · key-value heads · head size · bytes, of each token held
-    step      what one forward pass holds at once: a layer's activations, and logits
-    overhead  the runtime itself: CUDA's context and kernels, a process's libraries
+    weights   linear layers at their precision, embedding and output layer, / tensor parallel
+    cache     2 (keys, values) · layers · key-value heads · head size · bytes, for each cached token
+    step      what one forward pass holds at a time: the activations of a layer, and logits
+    overhead  the runtime itself: CUDA context and kernels, libraries of the process
 
-vLLM and TensorRT-LLM cut the cache into pages that all sequences share, so one sequence of full
-length must fit; our own engines keep a row of full length for each sequence. Imports nothing heavy.
+vLLM and TensorRT-LLM divide the cache into pages that all sequences share, so that one sequence of
+full length must fit; our own engines keep a row of full length for each slot. Imports nothing
+heavy.
 """
 
 import json
@@ -21,13 +22,13 @@ from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.hardware import GIB, Machine
 
-# Bytes a weight of the layers' products, scales included: int8 and int4 of ONNX Runtime have one
+# Bytes a weight of the linear layers, scales included: int8 and int4 of ONNX Runtime have one
 # float32 for 32 weights, AWQ one float16 for 128, NVFP4 one float8 for 16.
 PRODUCT_BYTES: Mapping[str, float] = {
     "fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8_sq": 1, "int4_awq": 0.5 + 2 / 128,
     "w4a8_awq": 0.5 + 2 / 128, "nvfp4": 0.5 + 1 / 16, "int8": 1 + 4 / 32, "int4": 0.5 + 4 / 32,
 }  # fmt: skip
-# ONNX Runtime GenAI rounds the output layer too, and leaves the embedding in float32.
+# ONNX Runtime GenAI quantizes the output layer too, and leaves the embedding in float32.
 ROUNDS_OUTPUT = ("int8", "int4")
 GPU_OVERHEAD = 1.5 * GIB
 
@@ -65,24 +66,24 @@ class Decoder:
 
     @property
     def products(self) -> int:
-        """Weights of the layers' products."""
+        """Weights of the linear layers."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.ffn)
 
     @property
     def table(self) -> int:
-        """Weights of the embedding; as many in the output layer."""
+        """Weights of the embedding; the output layer has as many."""
         return self.vocab * self.hidden
 
     def adapter(self, rank: int) -> int:
-        """Weights of a LoRA adapter on every product: rank · (inputs + outputs) each."""
+        """Weights of a LoRA adapter on every linear layer: rank · (inputs + outputs) each."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         ends = (self.hidden + q) + 2 * (self.hidden + kv) + (q + self.hidden)
         return self.layers * rank * (ends + 3 * (self.hidden + self.ffn))
 
 
 def read_decoder(folder: Path) -> Decoder:
-    """The sizes in a folder's config.json, with transformers' own defaults.
+    """The sizes in a folder's config.json, with the defaults of transformers.
 
     Raises:
         DataError: there is no config.json, or it is not of a decoder with these sizes.
@@ -90,7 +91,7 @@ def read_decoder(folder: Path) -> Decoder:
     file = folder / "config.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text())
-        config = config.get("text_config") or config  # of a model that sees pictures, too
+        config = config.get("text_config") or config  # of a vision-language model
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         return Decoder(
             layers=int(config["num_hidden_layers"]),
@@ -105,7 +106,7 @@ def read_decoder(folder: Path) -> Decoder:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{file} does not say the model's sizes ({error!r}): give an HF model's folder"
+            f"{file} does not give the model's sizes ({error!r}): give the folder of an HF model"
         ) from error
 
 
@@ -116,33 +117,33 @@ def check_lengths(engine: EngineConfig, positions: int) -> None:
 
     Raises:
         ConfigError: a prompt of full length leaves no room for an answer, or sequences are longer
-            than the model's.
+            than the model allows.
     """
     if engine.max_input_len >= engine.max_seq_len:
         raise ConfigError(
-            f"engine.max_input_len={engine.max_input_len} leaves no room for an answer in "
-            f"engine.max_seq_len={engine.max_seq_len}: raise the latter or lower the former"
+            f"engine.max_input_len={engine.max_input_len} leaves no room for an answer within "
+            f"engine.max_seq_len={engine.max_seq_len}: raise the second or lower the first"
         )
     if engine.max_seq_len > positions:
         raise ConfigError(
-            f"engine.max_seq_len={engine.max_seq_len} is over the {positions} positions of the "
-            f"model: set it to {positions} at most"
+            f"engine.max_seq_len={engine.max_seq_len} is more than the {positions} positions of "
+            f"the model: set it to {positions} or less"
         )
 
 
 def capacity(machine: Machine, *, gpus: int) -> int:
-    """Bytes on each device of a group of so many GPUs, 0 of them for the processor's memory.
+    """Bytes on each device of a group of `gpus` GPUs; 0 means the memory of the processor.
 
-    A GPU without memory of its own has the machine's. 0 if the machine does not say.
+    A GPU without memory of its own shares the machine's. 0 if the machine does not report it.
     """
     largest = sorted((gpu.memory_bytes for gpu in machine.gpus), reverse=True)[:gpus]
-    # The smallest of a group holds as much as the others.
+    # Every GPU of a group holds the same share, so the smallest decides.
     return min(largest, default=0) or machine.memory_bytes
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on each device. token: of the cache, for each token that it holds."""
+    """Bytes on each device. token: bytes of the cache for each token."""
 
     weights: float
     step: float
@@ -153,8 +154,8 @@ class Footprint:
     def fixed(self) -> float:
         return self.weights + self.step + self.overhead
 
-    def room(self, capacity: float) -> int:
-        """Tokens that the cache can hold beside the rest."""
+    def cache_tokens(self, capacity: float) -> int:
+        """Tokens for which the cache has space beside the rest."""
         return max(0, int((capacity - self.fixed) // self.token))
 
 
@@ -170,12 +171,12 @@ def footprint(
     lora_rank: int = 0,
     stored: int = 0,
 ) -> Footprint:
-    """What serving takes on each device.
+    """What serving needs on each device.
 
     Args:
-        precision: of the products, as in PRODUCT_BYTES. cache_bytes: of a key or value.
-        slots: sequences at once. lora_rank: of one adapter on every product; 0 for none.
-        stored: bytes of the weights where they are loaded as they are; 0: worked out from sizes.
+        precision: of the linear layers, as in PRODUCT_BYTES. cache_bytes: of a key or value.
+        slots: sequences at a time. lora_rank: of one adapter on every linear layer; 0 for none.
+        stored: bytes of the weights if they are loaded as they are; 0: computed from the sizes.
     """
     full = PRODUCT_BYTES[precision] if precision in ("fp32", "fp16", "bf16") else 2 if gpu else 4
     output = PRODUCT_BYTES[precision] if precision in ROUNDS_OUTPUT else full
@@ -184,7 +185,7 @@ def footprint(
     weights += full * model.adapter(lora_rank)
     tokens = rule.step_tokens
     activations = tokens * (2 * model.hidden + 3 * model.ffn / tensor_parallel) * full
-    # The paged runtimes compute logits of the tokens to be chosen alone; float32 beside their own.
+    # Paged runtimes compute logits only where a token is chosen, in float32 beside their own type.
     scored = slots if rule.paged else max(tokens, slots)
     logits = scored * model.vocab * (full + 4 if gpu else 4)
     kv_heads = max(1, model.kv_heads / tensor_parallel)
@@ -198,10 +199,10 @@ def footprint(
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a footprint fits, and what would.
+    """Whether a footprint fits, and what would fit.
 
-    needed, capacity: bytes. longest: tokens of a sequence, at most the model's positions; 0 if
-    none fits. most: sequences of full length at once.
+    needed, capacity: bytes. longest: tokens of the longest sequence that fits, up to the model's
+    positions; 0 if none fits. most: sequences of full length at a time.
     """
 
     needed: float
@@ -211,21 +212,21 @@ class Fit:
 
     @property
     def lacking(self) -> float:
-        """Bytes that are too few; 0 if it fits."""
+        """Bytes that are missing; 0 if it fits."""
         return max(0.0, self.needed - self.capacity)
 
 
 def fit(
     model: Decoder, rule: MemoryRule, takes: Footprint, capacity: float, slots: int, length: int
 ) -> Fit:
-    """Sequences of `length` tokens, `slots` of them at once, on a device of so many bytes."""
-    room = takes.room(capacity)
+    """Sequences of `length` tokens, `slots` at a time, on a device with `capacity` bytes."""
+    tokens = takes.cache_tokens(capacity)
     rows = 1 if rule.paged else slots
     return Fit(
         needed=takes.fixed + takes.token * rows * length,
         capacity=capacity,
-        longest=min(model.positions, room // rows),
-        most=room // length,
+        longest=min(model.positions, tokens // rows),
+        most=tokens // length,
     )
 
 

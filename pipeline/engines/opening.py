@@ -1,4 +1,4 @@
-"""From a model's folder to a running engine, or to the reason why it cannot run here."""
+"""Opens an engine from a folder, or says why it cannot run here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,19 @@ from pipeline.core.errors import (
 )
 from pipeline.core.hardware import inspect_machine
 from pipeline.engines.base import Engine
+from pipeline.engines.checkpoint import hf_checkpoint
 from pipeline.engines.description import Description, describe_profile, rebuild
 from pipeline.engines.hf.embedder import TOKENIZER, embeds, read_tokenizer
 from pipeline.engines.memory import capacity, check_lengths, gib, read_decoder
 from pipeline.engines.process.supervisor import SupervisedEngine
 from pipeline.engines.registry import AUTO, ENGINES, first_with, named
-from pipeline.engines.selection import choose_aloud, find_profiles
-from pipeline.engines.servable import hf_checkpoint
+from pipeline.engines.selection import find_profiles, select_profile
 from pipeline.models.chat.renderer import Chat
 
 
 @dataclass(frozen=True)
 class Served:
-    """An engine with the chat that renders for it, or the tokenizer of an embedding model."""
+    """An engine, with the chat that renders its prompts or the tokenizer of an embedding model."""
 
     engine: Engine
     chat: Chat | Tokenizer
@@ -34,13 +34,13 @@ class Served:
 
 
 def describe(folder: Path, engine: EngineConfig) -> Description:
-    """What serving an HF folder as it is means, without a build.
+    """The description of an engine that serves an HF folder as it is, without a build.
 
     Raises:
-        ConfigError: no runtime that `engine.name` allows opens HF folders of this format; or the
-            lengths asked for do not fit the model or each other.
-        MissingRuntime: it is not on this machine. ResourceError: too little memory.
-        DataError: the folder is no HF model's.
+        ConfigError: no engine that `engine.name` allows loads HF folders of this format; or the
+            lengths do not fit the model or each other.
+        MissingRuntime: the engine is not installed. ResourceError: too little memory.
+        DataError: the folder does not hold an HF model.
     """
     record = named(engine.name)
     if record and record.elsewhere:
@@ -57,7 +57,7 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
         lora_rank=engine.lora_rank,
         measured={},
     )
-    chosen = choose_aloud([p for p in found if not ENGINES[p.runtime].needs_build], engine)
+    chosen = select_profile([p for p in found if not ENGINES[p.runtime].needs_build], engine)
     record = ENGINES[chosen.runtime]
     settings = record.settings(chosen, folder, engine)
     return describe_profile(
@@ -66,7 +66,7 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
 
 
 def _describe_embedder(folder: Path, engine: EngineConfig) -> Description:
-    """Of an embedding model, which one engine serves here."""
+    """The description of an embedding model, which only one engine can serve."""
     record = first_with("embeddings")
     if engine.name not in (AUTO, record.name):
         raise ConfigError(
@@ -86,11 +86,11 @@ def _describe_embedder(folder: Path, engine: EngineConfig) -> Description:
 
 
 def open_engine(folder: Path, *, max_queue: int, description: Description | None = None) -> Served:
-    """Load what `stage=build` made, or a folder as `describe` said.
+    """Open what `stage=build` made, or a folder that `describe` described.
 
     Raises:
-        ArtifactError: it is not whole, or was made for another runtime, hardware or rendering.
-        ResourceError: it takes more memory than is here; the message gives both.
+        ArtifactError: it is not complete, or was built for another runtime, hardware or rendering.
+        ResourceError: it needs more memory than this machine has; the message gives both.
     """
     description = description or Description.read(folder)
     chat, rendering = _load_texts(folder, description)
@@ -111,7 +111,7 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
 
 
 def _load_texts(folder: Path, description: Description) -> tuple[Chat | Tokenizer, str]:
-    """What makes token ids of requests, and its hash."""
+    """What turns requests into token ids, and its hash."""
     if "embeddings" in ENGINES[description.runtime].features and embeds(folder):
         return read_tokenizer(folder), sha256_of_file(folder / TOKENIZER)
     chat = Chat.load(folder)
@@ -119,15 +119,15 @@ def _load_texts(folder: Path, description: Description) -> tuple[Chat | Tokenize
 
 
 def _require_memory(folder: Path, description: Description) -> None:
-    """Refuse at once what would end in the kernel's killing the engine later."""
+    """Refuse at once an engine that the kernel would kill later for lack of memory."""
     machine = inspect_machine()
     on_gpu = "gpu" in ENGINES[description.runtime].devices and description.precision != "fp32"
     here = capacity(machine, gpus=len(machine.gpus) if on_gpu else 0)
     if here and description.memory_bytes > here:
         raise ResourceError(
-            f"{folder} takes {gib(description.memory_bytes)} with {description.max_batch_size} "
-            f"answers of {description.max_seq_len} tokens at once, and here are {gib(here)}: "
-            f"{gib(description.memory_bytes - here)} too little; lower engine.max_batch_size or "
-            "engine.max_seq_len (`python -m pipeline stage=profiles` shows what fits) and build "
-            "again"
+            f"{folder} needs {gib(description.memory_bytes)} for {description.max_batch_size} "
+            f"sequences of {description.max_seq_len} tokens at a time, and this machine has "
+            f"{gib(here)}: {gib(description.memory_bytes - here)} too little; lower "
+            "engine.max_batch_size or engine.max_seq_len (`python -m pipeline stage=profiles` "
+            "shows what fits) and build again"
         )

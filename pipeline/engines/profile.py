@@ -1,4 +1,4 @@
-"""One way to serve a model, and its place among the others."""
+"""One way to serve a model, and its name."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ LORA = "-feat_lora"
 
 @dataclass(frozen=True)
 class Profile:
-    """A way to serve. reason: why it cannot run here; low_memory: that it is only for memory.
+    """A way to serve. reason: why it cannot run here. low_memory: memory is the only reason.
 
-    tokens_per_second: measured on this machine by stage=benchmark, None if it was not.
+    tokens_per_second: measured on this machine by stage=benchmark; None if not measured.
     """
 
     runtime: str

@@ -17,10 +17,10 @@ from pipeline.core import hardware
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.core.stage import Component
 from pipeline.engines.base import Engine
+from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description, describe_profile
 from pipeline.engines.memory import MemoryRule
 from pipeline.engines.profile import Profile
-from pipeline.engines.servable import Checkpoint
 
 if TYPE_CHECKING:
     from pipeline.core.artifact import Outcome

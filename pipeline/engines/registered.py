@@ -1,9 +1,9 @@
-"""The engine of a version in the registry, found again among what earlier runs left.
+"""The engine of a registered version, found among the artifacts of earlier runs.
 
-    found = engine_of("champion", config)    # found.artifact.path is an engine's folder
+    found = engine_of("champion", config)    # found.artifact.path is the engine's folder
 
-The registry names what it holds by digest; where that is now, `artifacts/build` or a variant that
-other settings or data made, is looked for here. Knows nothing of MLflow.
+The registry names an engine by its digest. This module finds where it is now: in `artifacts/build`,
+or among the variants that other settings or data made. It does not import MLflow.
 """
 
 import json
@@ -26,7 +26,7 @@ _LOOK_UP_SECONDS = 120
 
 @dataclass(frozen=True)
 class Registered:
-    """A registered version and its engine. aliases: as champion, if it has any."""
+    """A registered version and its engine. aliases: such as champion."""
 
     artifact: Artifact
     version: int
@@ -40,13 +40,13 @@ class Registered:
 
 
 def engine_of(version: str | int, config: Config) -> Registered:
-    """The engine of a version of config.register's model, whole and unaltered.
+    """The engine of a version of the model that config.register names, verified.
 
-    version: its number or one of its aliases.
+    version: a number or an alias.
 
     Raises:
-        ArtifactError: there is no such version, or its engine is not here any more.
-        PipelineError: the registry cannot be asked.
+        ArtifactError: there is no such version, or its engine is no longer here.
+        PipelineError: the registry does not answer.
     """
     name = config.register_.name
     answer = _look_up(name, version, config)
@@ -58,18 +58,19 @@ def engine_of(version: str | int, config: Config) -> Registered:
             engine = open_artifact(folder, stage="build").require("engine")
             return Registered(engine, answer["version"], tuple(answer["aliases"]))
     raise ArtifactError(
-        f"version {answer['version']} of {name} is engine {digest[:12]}, which {config.artifacts} "
-        "does not hold: run `stage=all` with the settings of its run in MLflow, or choose another"
+        f"version {answer['version']} of {name} is engine {digest[:12]}, which is not in "
+        f"{config.artifacts}: run `stage=all` with the settings of its run in MLflow, or choose "
+        "another version"
     )
 
 
 def _look_up(name: str, version: str | int, config: Config) -> Mapping[str, Any]:
-    """What the registry says, asked in a process of its own: MLflow takes seconds to import and
+    """What the registry answers. A process of its own asks it: MLflow takes seconds to import, and
     more memory than a server."""
     place = Destination.of(config.artifacts, config.tracking)
     if place.artifact_root and not embedded_store(config.artifacts).is_file():
         where = f"the registry below {config.artifacts}"
-        return {"missing": f"{where} has no version of {name} yet: `stage=all` makes one"}
+        return {"missing": f"{where} has no version of {name} yet: run `stage=all`"}
     command = [sys.executable, "-m", _LOOK_UP, name, str(version)]
     try:
         answer = subprocess.run(
@@ -78,14 +79,14 @@ def _look_up(name: str, version: str | int, config: Config) -> Mapping[str, Any]
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise PipelineError(
-            f"{mask(place.uri)} did not answer within {_LOOK_UP_SECONDS} s: without serve.version "
-            "what was built last is served"
+            f"{mask(place.uri)} did not answer within {_LOOK_UP_SECONDS} s: leave serve.version "
+            "out to serve the engine in artifacts/build"
         ) from None
     if answer.returncode:
         why = mask((answer.stderr.strip().splitlines() or ["no reason was given"])[-1])
         raise PipelineError(
-            f"the registry at {mask(place.uri)} cannot be asked ({why}): without serve.version "
-            "what was built last is served"
+            f"the registry at {mask(place.uri)} does not answer ({why}): leave serve.version out "
+            "to serve the engine in artifacts/build"
         )
     found: Mapping[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return found

@@ -17,11 +17,11 @@ from pipeline.core.errors import ConfigError, MissingRuntime, ResourceError
 from pipeline.core.hardware import Machine
 from pipeline.engines import compatibility as reasons
 from pipeline.engines import memory
+from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.memory import Decoder, Fit
 from pipeline.engines.profile import LORA, Profile
 from pipeline.engines.record import Site
 from pipeline.engines.registry import AUTO, ENGINES, named
-from pipeline.engines.servable import Checkpoint
 
 GROUP_SIZES = (1, 2, 4, 8)
 
@@ -35,11 +35,11 @@ def find_profiles(
     lora_rank: int,
     measured: Mapping[str, float],
 ) -> list[Profile]:
-    """Every profile of a model, best first, each with why it cannot run here or what it takes.
+    """Every profile of a model, best first, each with why it cannot run here or what it needs.
 
     Args:
-        lora_rank: of the adapters that the profiles with LoRA make room for.
-        measured: tokens a second by the names of profiles, on this machine.
+        lora_rank: of the adapters that profiles with LoRA leave memory for.
+        measured: tokens a second on this machine, by the names of profiles.
     """
     found = []
     most = max(1, len(machine.gpus))
@@ -66,12 +66,12 @@ def _order(profile: Profile) -> tuple[float, ...]:
     )
 
 
-def choose_aloud(
+def select_profile(
     profiles: Sequence[Profile], engine: EngineConfig, *, exported: Path | None = None
 ) -> Profile:
-    """The same as choose, and print why; an engine that was named says how to get it.
+    """Choose a profile and print why; for a named engine, an error says how to install it.
 
-    exported: what stage=export wrote, if there is anything, for the commands in messages.
+    exported: what stage=export wrote, if anything, for the commands in messages.
     """
     try:
         chosen = choose(profiles, engine)
@@ -85,11 +85,11 @@ def choose_aloud(
 
 
 def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
-    """The profile that is asked for by name, or else the first that can run here.
+    """The profile that engine.profile names, or else the first one that can run here.
 
     Raises:
-        ConfigError: there is none of that name. MissingRuntime: none can run here; or the one that
-            was asked for cannot. ResourceError: for want of memory; says what would fit.
+        ConfigError: there is no profile of that name. MissingRuntime: no profile can run here, or
+            the named one cannot. ResourceError: too little memory; says what would fit.
     """
     if engine.profile:
         if engine.profile.endswith(LORA) and not engine.lora_rank:
@@ -111,13 +111,13 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
     for profile in allowed:
         if profile.reason is None:
             return profile
-    # The nearest to running: what lacks memory alone.
+    # The one closest to running: only memory is missing.
     refused = min(allowed, key=lambda p: not p.low_memory, default=None)
     if refused is None:
         raise ConfigError(
             f"engine={engine.name} has no profile for this model"
             + (" with LoRA adapters (engine.lora_rank)" if engine.lora_rank else "")
-            + ": `python -m pipeline stage=profiles` shows those that there are"
+            + ": `python -m pipeline stage=profiles` lists all profiles"
         )
     raise refused.error(f"{refused.name} cannot run here: {refused.reason}")
 
@@ -129,7 +129,7 @@ def _other_precision(profile: Profile, engine: EngineConfig) -> bool:
 
 
 def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) -> list[str]:
-    """Which profile was chosen and why, and why not those that come before it."""
+    """Which profile was chosen and why, and why not the better ones."""
     running = sum(profile.reason is None for profile in profiles)
     lines = [f"{running} of {len(profiles)} profiles can run here"]
     for profile in profiles:
@@ -138,12 +138,12 @@ def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) 
         asked = engine.name in (AUTO, profile.runtime)
         if profile.reason and asked and (profile.lora_rank > 0) == (chosen.lora_rank > 0):
             lines.append(f"not {profile.name}: {profile.reason}")
-    why = "the first of NVIDIA NIM's order that can run here"
+    why = "the first in NVIDIA NIM's order that can run here"
     if engine.profile:
         why = "engine.profile names it"
     elif chosen.tokens_per_second:
         why = f"the fastest measured here, {chosen.tokens_per_second:,.0f} tokens/s"
-    return [*lines, f"takes {chosen.name}: {why}"]
+    return [*lines, f"using {chosen.name}: {why}"]
 
 
 def _judge(
@@ -153,7 +153,7 @@ def _judge(
     engine: EngineConfig,
     machine: Machine,
 ) -> Profile:
-    """A profile with what it takes, or why it cannot run here."""
+    """A profile with what it needs, or why it cannot run here."""
     record = ENGINES[profile.runtime]
     reason = reasons.lacks_gpu(profile, machine) if profile.gpu else None
     reason = reason or record.missing(profile)
@@ -173,7 +173,7 @@ def _judge(
     if reason and not machine.gpus and profile.gpu:
         return replace(profile, reason=reason)
     capacity = float(memory.capacity(machine, gpus=profile.tensor_parallel * profile.gpu))
-    if not capacity:  # the machine does not say: the runtime finds out
+    if not capacity:  # the machine does not report it: the runtime will find out
         return replace(profile, reason=reason)
     if profile.gpu:
         capacity *= engine.arguments.get("gpu_memory_utilization", record.memory.gpu_share)

@@ -1,4 +1,4 @@
-"""An answer's tokens, put there by whoever hears of them first and read by whoever asked."""
+"""The tokens of an answer: one side puts them, the other side reads them."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -7,10 +7,10 @@ from pipeline.engines.base import Token
 
 
 class PushedStream:
-    """The tokens of one answer (engine.TokenStream); used in one event loop.
+    """The tokens of one answer (base.TokenStream); used in one event loop.
 
     Args:
-        on_cancel: called once if the answer is given up before its end.
+        on_cancel: called once if the answer is cancelled before its end.
     """
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
@@ -34,13 +34,13 @@ class PushedStream:
         raise self._ending or StopAsyncIteration
 
     def put(self, tokens: Sequence[Token]) -> None:
-        """Tokens that have come; those of an answer that was given up go nowhere."""
+        """Add new tokens; ignored once the answer has ended."""
         if self._ending is None:
             self._tokens += tokens
             self._news.set()
 
     def end(self, error: Exception | None = None) -> None:
-        """No token comes after those that were put; raise `error` behind them, if there is one."""
+        """End the answer; the reader gets `error` after the last token, if there is one."""
         if self._ending is None:
             self._ending = error or StopAsyncIteration()
             self._news.set()

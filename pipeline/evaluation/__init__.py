@@ -1,1 +1,1 @@
-"""Answers, metrics and the report."""
+"""Generated answers, metrics and the report."""

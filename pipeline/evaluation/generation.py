@@ -1,9 +1,9 @@
-"""Greedy answers of an HF model to many questions, and what the expected answers cost it.
+"""Greedy answers of an HF model to many questions, and its loss on the expected answers.
 
-One forward pass over question and expected answer gives the loss and, as long as the likeliest
-token is the expected one, the greedy answer too: the expected answer serves as the draft of
-speculative decoding (arXiv:2211.17192), which for greedy decoding changes nothing but the time. An
-answer that departs from it is generated onwards from the first differing token. Knows no text.
+One forward pass over question and expected answer gives the loss and, as long as the most likely
+token is the expected one, the greedy answer too: the expected answer is the draft of speculative
+decoding (arXiv:2211.17192), which with greedy decoding only saves time. An answer that differs is
+generated from the first differing token on. This module knows token ids only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def answer(
 ) -> list[Answer]:
     """The model's greedy answer to each question, and its loss on the expected one.
 
-    Questions of like length share a batch. advance: called with the number of questions done.
+    Questions of similar length share a batch. advance: called with the number of finished
+    questions.
 
     Raises:
         DataError: a question is longer than the model's positions.
@@ -89,7 +90,7 @@ def answer(
 
 
 def _follow(model: Any, questions: Sequence[Question]) -> Iterator[tuple[list[int], float]]:
-    """For each question the likeliest token at each place of its expected answer, and the loss."""
+    """For each question: the likeliest token at each place of the expected answer, and the loss."""
     import torch
 
     rows = [[*q.prompt, *q.expected] for q in questions]
@@ -113,9 +114,9 @@ def _follow(model: Any, questions: Sequence[Question]) -> Iterator[tuple[list[in
 def _accept(
     expected: Sequence[int], greedy: Sequence[int], stop_ids: Sequence[int], budget: int
 ) -> tuple[list[int], bool]:
-    """The greedy answer as far as it is known, and whether it ends there.
+    """The known part of the greedy answer, and whether the answer ends there.
 
-    greedy: the likeliest token after the prompt and each of the expected tokens but the last.
+    greedy: the most likely token after the prompt and after each expected token but the last.
     """
     known = []
     for wanted, token in zip(expected[:budget], greedy, strict=False):
@@ -130,7 +131,7 @@ def _accept(
 def _generate(
     model: Any, prompts: Sequence[Sequence[int]], budgets: Sequence[int], stop_ids: Sequence[int]
 ) -> list[list[int]]:
-    """Greedy continuations, up to and with a stop token or as long as the row's budget."""
+    """Greedy continuations, up to and including a stop token, within each row's budget."""
     import torch
     from transformers import GenerationConfig
 
@@ -141,7 +142,7 @@ def _generate(
     output = model.generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
-        # A configuration of its own: the model's may ask for sampling or for penalties.
+        # Our own configuration: the model's may ask for sampling or penalties.
         generation_config=GenerationConfig(
             do_sample=False,
             max_new_tokens=max(budgets),
@@ -162,7 +163,7 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """All places, those of like length together; longest first, so that memory runs out at once."""
+    """All indices, similar lengths together; longest first, to run out of memory at once."""
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     for start in range(0, len(order), size):
         yield order[start : start + size]

@@ -1,7 +1,7 @@
-"""Engine → report: latency and throughput through its HTTP endpoint, and right answers.
+"""Engine → report: latency and throughput through its HTTP endpoint, and accuracy.
 
-Test questions go to a server process at several loads. The answers are compared with the expected
-ones: what is served is the model that was evaluated.
+Test questions are sent to a server process at several loads. The answers are compared with the
+expected ones, to show that the served model is the one that was evaluated.
 """
 
 import json
@@ -32,7 +32,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """See pipeline/stages/__init__.py.
 
     Raises:
-        PipelineError: the server does not start, or refuses or cuts an answer.
+        PipelineError: the server does not start, or refuses or truncates an answer.
     """
     from pipeline.data.dataset import read_split
     from pipeline.evaluation.metrics import Answers, gate_metric
@@ -93,7 +93,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     return Outcome("benchmark", {**overall, **named})
 
 
-# What goes to the tracker of each load: its name there, and in the report.
+# Tracked metrics of each load: their names in the tracker and in the report.
 TRACKED = {
     "output_tokens_per_second": "output_tokens_per_second",
     "requests_per_second": "requests_per_second",
@@ -102,7 +102,7 @@ TRACKED = {
     "latency_ms": "latency_ms_p50",
     "latency_ms_p95": "latency_ms_p95",
 }
-# What a person sees of each load.
+# Columns of the table.
 COLUMNS = {
     "at once": "at_once",
     "requests/s": "requests_per_second",
@@ -116,7 +116,7 @@ COLUMNS = {
 
 
 def _figures(level: "Level") -> dict[str, Any]:
-    """Throughput and percentiles of a load; times in milliseconds."""
+    """Throughput and percentiles at one load; times in milliseconds."""
     tokens = sum(answer.tokens for answer in level.answers)
     times = {
         "first_token_ms": [answer.first for answer in level.answers],
@@ -137,7 +137,7 @@ def _figures(level: "Level") -> dict[str, Any]:
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
-    """The smallest value that so many percent of them do not exceed (nearest rank)."""
+    """The percentile of the values by nearest rank."""
     ordered = sorted(values)
     return ordered[max(0, -(-percent * len(ordered) // 100) - 1)]
 

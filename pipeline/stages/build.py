@@ -13,13 +13,13 @@ from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console
 from pipeline.core.hardware import inspect_machine
 from pipeline.core.stage import Component, Stage
+from pipeline.engines.checkpoint import exported_checkpoints, hf_checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.memory import check_lengths, read_decoder
 from pipeline.engines.profile import Profile
 from pipeline.engines.record import BuildJob, size_mib, take_tokenizer
 from pipeline.engines.registry import ENGINES, named
-from pipeline.engines.selection import choose_aloud, find_profiles
-from pipeline.engines.servable import exported_checkpoints, hf_checkpoint
+from pipeline.engines.selection import find_profiles, select_profile
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.files import clear
 
@@ -31,7 +31,7 @@ STAGE = Stage(
 
 
 def components(config: Config) -> tuple[Component, ...]:
-    """The engine that is built. `auto` may choose any that runs here, so it depends on all."""
+    """The engine that is built. `auto` may choose any local engine, so it depends on all."""
     if record := named(config.engine.name):
         return (record.component,)
     return tuple(record.component for record in ENGINES.values() if not record.elsewhere)
@@ -41,9 +41,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """See pipeline/stages/__init__.py.
 
     Raises:
-        MissingRuntime: the runtime is not on this machine; says where it is and what to type.
-        ResourceError: there is too little memory; says by how much and what would fit.
-        ProofFailed: the engine does not answer as PyTorch does.
+        MissingRuntime: the engine's runtime is not installed; says how to get it.
+        ResourceError: there is too little memory; says how much is missing and what would fit.
+        ProofFailed: the engine's outputs differ from PyTorch's.
     """
     engine = config.engine
     merged = inputs["merge"].require("hf_checkpoint").path
@@ -73,7 +73,7 @@ def _choose(config: Config, merged: Path, exported: Path) -> Profile:
         lora_rank=engine.lora_rank,
         measured=measured_here(config.artifacts, model, machine),
     )
-    return choose_aloud(profiles, engine, exported=exported)
+    return select_profile(profiles, engine, exported=exported)
 
 
 def _take_elsewhere(

@@ -1,6 +1,6 @@
-"""What this machine has, which stages can run here, and what to install for the rest.
+"""Report what this machine has, which stages can run here, and what to install for the rest.
 
-Imports nothing that could be broken, so that it answers where nothing else does.
+Imports nothing that could be broken, so that it works where nothing else does.
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-MIN_MEMORY, MIN_DISK = 6 * GIB, 5 * GIB  # what the bundled demo takes
+MIN_MEMORY, MIN_DISK = 6 * GIB, 5 * GIB  # for the bundled demo
 NATIVE_FP8, NATIVE_FP4 = (8, 9), (10, 0)  # compute capabilities
 
 MEND = "make setup"
@@ -31,7 +31,7 @@ MEND = "make setup"
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage, with these settings, needs: packages, a GPU, and what gets the packages."""
+    """What a stage needs with these settings: packages, a GPU, and how to get the packages."""
 
     stage: str
     packages: tuple[str, ...]
@@ -61,7 +61,7 @@ def needs() -> list[Need]:
 
 
 def run(config: Config) -> None:
-    """Print the report. Nothing that it finds is an error: it is there to be read."""
+    """Print the report. Nothing that it finds is an error."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -95,7 +95,7 @@ def _machine(machine: hardware.Machine, config: Config) -> "Table":
         parts += [f"native {' and '.join(formats)}"] * bool(formats) + ["MIG"] * gpu.mig
         table.add_row("GPU", ", ".join(parts))
     if not machine.gpus:
-        table.add_row("GPU", "none that this process can use")
+        table.add_row("GPU", "none available to this process")
     elif machine.driver:
         table.add_row("driver", machine.driver)
     table.add_row("base model", _base_model(config))
@@ -104,7 +104,7 @@ def _machine(machine: hardware.Machine, config: Config) -> "Table":
 
 def _size(size: int, least: int) -> str:
     text = f"{size / GIB:.1f} GiB"
-    return text if size >= least else f"[yellow]{text}[/], and the demo takes {least / GIB:.0f} GiB"
+    return text if size >= least else f"[yellow]{text}[/], and the demo needs {least / GIB:.0f} GiB"
 
 
 def _base_model(config: Config) -> str:
@@ -145,7 +145,7 @@ def _stages(machine: hardware.Machine) -> "Table":
 
 
 def _missing(need: Need, machine: hardware.Machine) -> list[str]:
-    """What keeps a stage from running here."""
+    """Why a stage cannot run here."""
     missing = [f"no {name}" for name in need.packages if not hardware.installed_version(name)]
     return missing + ["no NVIDIA GPU"] * (need.gpu and not machine.gpus)
 
@@ -177,7 +177,7 @@ def _artifacts(config: Config) -> "Table":
 def _artifact_rows(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
     """Stage, kind, state, size and time of each artifact.
 
-    Compares sizes, not hashes: a checkpoint of 100 GB takes no longer than a small one.
+    Compares sizes, not hashes, so that a checkpoint of 100 GB takes no longer than a small one.
     """
     from rich.markup import escape
 
@@ -195,19 +195,19 @@ def _artifact_rows(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
             known = manifest["schema"] == SCHEMA
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             again = f"run `python -m pipeline stage={stage}`"
-            yield stage, "", f"[red]not whole[/]: {again}", "", ""
+            yield stage, "", f"[red]incomplete[/]: {again}", "", ""
             continue
-        state = "[green]whole[/]"
+        state = "[green]complete[/]"
         if failure:
             state = f"[yellow]refused[/]: {escape(failure)}"
         if altered:
             state = f"[red]altered[/]: {escape(altered[0])}; run `python -m pipeline stage={stage}`"
         if not known:
-            state = f"[red]of another version[/]: run `python -m pipeline stage={stage}`"
+            state = f"[red]from another version[/]: run `python -m pipeline stage={stage}`"
         yield stage, kind, state, size, made
     for path in sorted((folder / ".work").glob("*-*")):
         stage = path.name.rsplit("-", 1)[0]
-        yield stage, "", "[yellow]interrupted[/]: the same command goes on", "", ""
+        yield stage, "", "[yellow]interrupted[/]: the same command resumes it", "", ""
 
 
 def _has_size(file: Path, size: int) -> bool:

@@ -1,9 +1,9 @@
 """Dataset and models → report: how well base, tuned and quantized answer; the gate.
 
-Every model answers the questions of the test split greedily, and is charged the loss of the
-expected answers. Figures carry 95 % intervals; a format is compared with the tuned model question
-by question. The gate decides whether the tuned model may go on, in the format that is exported; of
-those that are only compared (quantize.compare) the report says which it would refuse.
+Every model answers the questions of the test split greedily, and its loss on the expected answers
+is measured. Figures have 95 % intervals; a format is compared with the tuned model question by
+question. The gate decides whether the tuned model passes, in the format that is exported. For
+formats that are only compared (quantize.compare) the report says which ones the gate would refuse.
 """
 
 import json
@@ -50,7 +50,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     and accuracy.png.
 
     Raises:
-        DataError: there are no test questions, or a model cannot hold one.
+        DataError: there are no test questions, or one is longer than a model's positions.
         PipelineError: a model's outputs are not finite.
     """
     dataset = inputs["prepare"].require("dataset")
@@ -201,10 +201,10 @@ def score(answers: Answers, config: Config) -> dict[str, Estimate]:
 
 
 def question(row: Row) -> "Any":
-    """The tokens that the model is given, and those that it is to answer with.
+    """The tokens of the prompt, and those of the expected answer.
 
     Raises:
-        DataError: the row's prompt is not the beginning of its conversation.
+        DataError: the rendered conversation does not begin with the row's prompt.
     """
     from pipeline.evaluation.generation import Question
 
@@ -212,10 +212,10 @@ def question(row: Row) -> "Any":
     rest, mask = row.input_ids[len(prompt) :], row.loss_mask[len(prompt) :]
     if not prompt or row.input_ids[: len(prompt)] != prompt or 1 not in mask:
         raise DataError(
-            f"{row.source}: the prompt is not the beginning of the rendered conversation: the chat "
+            f"{row.source}: the rendered conversation does not begin with the prompt: the chat "
             "template must render the generation prompt as it renders an assistant's turn"
         )
-    # The template may put more behind the end of the turn, which the model does not produce.
+    # The template may add text after the end of the turn, which the model does not generate.
     return Question(prompt, rest[: len(mask) - mask[::-1].index(1)])
 
 

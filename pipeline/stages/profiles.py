@@ -1,7 +1,7 @@
-"""How the model could be served on this machine, and how not, as NVIDIA NIM lists it.
+"""The ways in which the model can be served on this machine, as NVIDIA NIM lists them.
 
-Outside the graph: it reads the merged model and the export, or what they will be, and makes
-nothing. The same list decides what `engine=auto` takes.
+Not part of the graph: it reads the merged model and the export, or plans what they will be, and
+writes nothing. `engine=auto` chooses from the same list.
 """
 
 import json
@@ -13,22 +13,22 @@ from pipeline.config.schema import Config
 from pipeline.core.errors import PipelineError
 from pipeline.core.hardware import Machine, inspect_machine
 from pipeline.core.paths import ROOT
-from pipeline.engines.memory import gib, read_decoder
-from pipeline.engines.profile import Profile
-from pipeline.engines.selection import choose, explain, find_profiles
-from pipeline.engines.servable import (
+from pipeline.engines.checkpoint import (
     Checkpoint,
     exported_checkpoints,
     hf_checkpoint,
     planned_checkpoints,
 )
+from pipeline.engines.memory import gib, read_decoder
+from pipeline.engines.profile import Profile
+from pipeline.engines.selection import choose, explain, find_profiles
 
 
 def run(config: Config) -> None:
     """Print the profiles to standard output, as config.profiles.format says.
 
     Raises:
-        DataError: the model's folder does not say its sizes.
+        DataError: the model's folder does not give its sizes.
     """
     from pipeline.engines.benchmark_history import measured_here
 
@@ -57,7 +57,7 @@ def run(config: Config) -> None:
 
 
 def _exported(config: Config) -> list[Checkpoint]:
-    """What stage=export made, or would make."""
+    """What stage=export wrote, or would write."""
     made = config.artifacts / "export"
     if (made / "qnemo" / "config.json").is_file():
         return exported_checkpoints(made)
@@ -70,7 +70,7 @@ def _exported(config: Config) -> list[Checkpoint]:
 
 
 def _groups(profiles: Sequence[Profile]) -> dict[str, list[Profile]]:
-    """As NIM's list-model-profiles has them."""
+    """The groups of NIM's list-model-profiles."""
     runs = [profile for profile in profiles if profile.reason is None]
     low = [profile for profile in profiles if profile.low_memory]
     return {
@@ -92,8 +92,8 @@ def _show(
     console.print(f"[bold]Model[/] {escape(str(folder))}", soft_wrap=True)
     console.print(
         f"[bold]System[/] {gpus or 'no NVIDIA GPU'}; {machine.cores:g} cores, "
-        f"{gib(machine.memory_bytes)}; {engine.max_batch_size} at once of {engine.max_seq_len} "
-        "tokens\n"
+        f"{gib(machine.memory_bytes)}; {engine.max_batch_size} sequences of {engine.max_seq_len} "
+        "tokens at a time\n"
     )
     for title, members in _groups(profiles).items():
         console.print(f"[bold]{title}[/]" + ("" if members else ": none"))
@@ -108,8 +108,8 @@ def _line(profile: Profile) -> str:
     if profile.reason or profile.fit is None:
         return profile.reason or ""
     fit = profile.fit
-    text = f"{gib(fit.needed)} of {gib(fit.capacity)}, {fit.longest} tokens at most, {fit.most}"
-    text += " at once of full length"
+    text = f"{gib(fit.needed)} of {gib(fit.capacity)}, up to {fit.longest} tokens, {fit.most}"
+    text += " sequences of full length"
     if profile.tokens_per_second:
         text += f"; measured {profile.tokens_per_second:,.0f} tokens/s"
     return text

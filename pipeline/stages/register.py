@@ -1,10 +1,10 @@
-"""Reports → a version in the MLflow registry, with a model card; champion past the gate.
+"""Reports → a version in the MLflow registry, with a model card; champion if the gate passed.
 
-The request is complete and content-addressed, so that the tracker carries it out (a version with
-signature, figures and aliases) whenever the registry can be reached (tracking/client.py). Which
-version is champion is decided there, for only the registry knows who holds the alias. What was
-trained, scored and exported is told by the artifacts, never by the present settings, which may be
-others. Knows nothing of MLflow.
+The request is complete and content-addressed, so that the tracker can execute it (a version with
+signature, figures and aliases) whenever the registry can be reached (tracking/client.py). The
+tracker decides which version is champion, because only the registry knows which one has the alias.
+What was trained, scored and exported comes from the artifacts, never from the current settings,
+which may differ. This module does not import MLflow.
 """
 
 import json
@@ -31,7 +31,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """Write registration.json and MODEL_CARD.md.
 
     Raises:
-        ArtifactError: the artifacts were not made of one another.
+        ArtifactError: the artifacts were not made from one another.
     """
     _require_one_lineage(inputs)
     evaluate, trained = inputs["evaluate"], inputs["finetune"].manifest.config
@@ -63,10 +63,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         },
         "metrics": metrics | _prefixed("benchmark", inputs["benchmark"].manifest.metrics),
         "tags": {
-            metric.name: repr(value),  # whole: the next version is compared with it
+            metric.name: repr(value),  # unrounded: the next version is compared with it
             "format": shipped,
             "gate": "passed" if gate is None else "failed",
-            "dataset": inputs["prepare"].manifest.digest,  # scores of one dataset compare
+            "dataset": inputs[
+                "prepare"
+            ].manifest.digest,  # scores on the same dataset can be compared
             **{f"digest.{stage}": artifact.manifest.digest for stage, artifact in inputs.items()},
         },
         "artifacts": {stage: _location(artifact) for stage, artifact in inputs.items()},
@@ -82,13 +84,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
 
 def _require_one_lineage(inputs: Mapping[str, Artifact]) -> None:
-    """A stage run alone leaves those after it as they were: their figures are of other weights."""
+    """Refuse artifacts of different weights: a stage that runs alone does not update later ones."""
     for stage, artifact in inputs.items():
         for source, digest in artifact.manifest.inputs.items():
             if source in inputs and digest != inputs[source].manifest.digest:
                 raise ArtifactError(
-                    f"{artifact.path} was made of another {source} than {inputs[source].path}: run "
-                    f"`python -m pipeline stage={stage}` again with matching settings"
+                    f"{artifact.path} was made from another {source} than {inputs[source].path}: "
+                    f"run `python -m pipeline stage={stage}` again with matching settings"
                 )
 
 
@@ -109,7 +111,7 @@ def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 def _card(
     name: str, inputs: Mapping[str, Artifact], scores: Mapping[str, Any], shipped: str
 ) -> str:
-    """Markdown, in the order in which a reader asks: what, how good, from what, where."""
+    """The model card in Markdown: what it is, how good it is, how it was made, where it is."""
     form = "unquantized" if shipped == "none" else shipped
     gate, code = inputs["evaluate"].manifest.failure, inputs["merge"].manifest.code
     base = inputs["merge"].manifest.config["model"]["name"]
@@ -132,7 +134,7 @@ def _card(
         lines.append(f"| {mark}{model}{mark} | {mark}{value}{mark} | {low} to {high} |")
     lines += [
         "",
-        "Measured on held-out questions whose phrasings training never saw.",
+        "Measured on held-out questions whose phrasings were not in the training data.",
         "",
         f"- Training: {settings['max_steps']} steps of {settings['global_batch_size']} "
         f"conversations, learning rate {settings['learning_rate']:g}, seed {trained['seed']}",

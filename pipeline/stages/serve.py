@@ -1,4 +1,4 @@
-"""The built engine as an OpenAI endpoint, until it is stopped."""
+"""Serve the built engine as an OpenAI endpoint, until it is stopped."""
 
 import os
 
@@ -7,12 +7,12 @@ from pipeline.core.console import get_console
 
 
 def run(config: Config) -> None:
-    """Serve artifacts/build, or a registered version's engine, on config.serve's address until
-    Ctrl-C or SIGTERM.
+    """Serve artifacts/build, or the engine of a registered version, on config.serve's address,
+    until Ctrl-C or SIGTERM.
 
     Raises:
         ArtifactError: there is no engine, or none for this machine, or no such version. Busy: the
-        port is in use. PipelineError: the registry cannot be asked for the version.
+        port is in use. PipelineError: the registry does not answer.
     """
     from pipeline.serving import address
 
@@ -23,7 +23,7 @@ def run(config: Config) -> None:
 
         found = engine_of(config.serve.version, config)
         folder, title = found.artifact.path, f"{model}, {found.title}"
-    # Before the engine loads: a port in use is known at once.
+    # Before the engine is loaded, so that a port in use is an error at once.
     listening = address.listen(config.serve.host, config.serve.port)
     from pipeline.serving.server import serve
 
@@ -33,10 +33,10 @@ def run(config: Config) -> None:
 
     def announce() -> None:
         page = url.removesuffix("v1")
-        line = f"\n[bold]serving {title}[/]; a chat page is at {page} (Ctrl-C ends it)\n"
+        line = f"\n[bold]serving {title}[/]; the chat page is at {page} (Ctrl-C to stop)\n"
         console.print(line, soft_wrap=True)
         if with_key:
-            console.print(f"with a key in {address.API_KEY}:")
+            console.print(f"with your key in {address.API_KEY}:")
         console.print(address.how_to_call(url, model, with_key), markup=False, soft_wrap=True)
         console.print()
 
@@ -49,7 +49,7 @@ def run(config: Config) -> None:
             announce=announce,
         )
     console.print(
-        "stopped: every answer in progress was finished"
+        "stopped: all answers in progress were finished"
         if finished
-        else "stopped: answers in progress were cut; the log has a line for each"
+        else "stopped: answers in progress were aborted; the log has a line for each"
     )

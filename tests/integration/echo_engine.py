@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pipeline.core.stage import Component
 from pipeline.engines.base import Load, Sampling, Token
+from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.profile import Profile
 from pipeline.engines.record import EngineRecord, Site
 from pipeline.engines.registry import ENGINES
-from pipeline.engines.servable import Checkpoint
 from pipeline.engines.token_stream import PushedStream
 
 

@@ -1,6 +1,6 @@
-"""Answers that match a JSON schema, a pattern or a grammar: masks of the tokens that may come next.
+"""Guided decoding: answers that match a JSON schema, a pattern or a grammar.
 
-The work is llguidance's (https://github.com/guidance-ai/llguidance), over the model's own tokens.
+llguidance (https://github.com/guidance-ai/llguidance) computes which tokens may come next.
 """
 
 import json
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
     from numpy.typing import NDArray
 
-# As much white space between the parts of JSON as people write; without a bound a small model can
-# go on with line breaks until its answer is cut.
+# As much white space in JSON as people write. Without a bound a small model can generate line
+# breaks until its answer is cut.
 JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"[ \t\n]{0,20}"}
 
 
 def tokens_of(chat: Chat) -> "LLTokenizer":
-    """A model's tokens as llguidance knows them; takes about a second for a large vocabulary."""
+    """A model's tokens in llguidance's form; takes about a second for a large vocabulary."""
     import llguidance
 
     return llguidance.LLTokenizer(chat.tokenizer.to_str(), eos_token=chat.stop_ids)
 
 
 class Guides:
-    """Guides for the answers of one model."""
+    """Guided decoding for one model."""
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
@@ -39,10 +39,10 @@ class Guides:
         return tokens_of(self._chat)
 
     def begin(self, guide: Guide) -> "Matching":
-        """What follows one answer; a large schema takes a second.
+        """The matcher of one answer; a large schema takes a second.
 
         Raises:
-            ValueError: the guide is not valid, or asks for what is not supported; says what.
+            ValueError: the guide is not valid, or uses something unsupported; says what.
         """
         import llguidance
 
@@ -53,7 +53,7 @@ class Guides:
 
 
 class Matching:
-    """How far one answer has come in its guide.
+    """The state of guided decoding in one answer.
 
     Args:
         vocab_size: tokens that the matcher knows.
@@ -67,10 +67,10 @@ class Matching:
         self._bits = masks.allocate_token_bitmask(1, vocab_size)
 
     def mask(self, logits: "NDArray[np.float32]") -> None:
-        """Set the logits [vocabulary] of tokens that may not come next to minus infinity.
+        """Set the logits [vocabulary] of tokens that are not allowed next to minus infinity.
 
         Raises:
-            ValueError: the guide has become too complex to be followed.
+            ValueError: the guide has become too complex.
         """
         self._masks.fill_next_token_bitmask(self._matcher, self._bits)
         if self._matcher.is_error():
@@ -78,15 +78,15 @@ class Matching:
         self._masks.apply_token_bitmask_inplace(logits, self._bits)
 
     def accept(self, token: int) -> None:
-        """Go on by the token that was chosen, which the mask allowed."""
+        """Advance by the chosen token, which the mask allowed."""
         self._matcher.consume_token(token)
 
 
 def grammar_of(guide: Guide) -> str:
-    """A guide as llguidance's grammar.
+    """The grammar of a guide, for llguidance.
 
     Raises:
-        ValueError: a schema is no JSON, or nested too deep.
+        ValueError: a schema is not JSON, or is nested too deeply.
     """
     from llguidance import LLMatcher
 
@@ -96,7 +96,7 @@ def grammar_of(guide: Guide) -> str:
         try:
             schema = json.loads(guide.text)
         except RecursionError:
-            raise ValueError("the schema is nested thousands deep") from None
+            raise ValueError("the schema is nested too deeply") from None
     elif guide.kind == "regex":
         return LLMatcher.grammar_from_regex(guide.text)
     else:
@@ -105,6 +105,6 @@ def grammar_of(guide: Guide) -> str:
 
 
 def _reason(matcher: "LLMatcher") -> str:
-    """What the library says, without what follows if it has crashed."""
+    """The library's message, without the backtrace of a crash."""
     error = matcher.get_error().partition("<backtrace>")[0]
-    return f"the answer cannot be guided: {' '.join(error.split())[:300]}"
+    return f"guided decoding is not possible: {' '.join(error.split())[:300]}"

@@ -1,4 +1,4 @@
-"""What BatchingEngine asks of a model: a step at a time, many sequences at once."""
+"""The interface of a model that BatchingEngine runs: step by step, many sequences at a time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 FEATURES = frozenset({"logprobs", "prompt_logprobs", "logit_bias", "penalties"})
 
 
-class StepModel(Protocol):
+class ModelRunner(Protocol):
     """A model with a KV cache of `slots` rows; used by one thread at a time.
 
-    See adapters.onnxruntime_session.DecoderSession.
+    See onnxruntime/session.py.
     """
 
     slots: int
     max_seq_len: int
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
-        """Read `ids` as tokens start … of a row's sequence; logits [len(ids), vocabulary]."""
+        """Read `ids` as tokens of a sequence from `start` on; logits [len(ids), vocabulary]."""
 
     def decode(self, ids: Sequence[int], lengths: Sequence[int]) -> "NDArray[np.float32]":
-        """One more token for each of the first rows; logits [len(ids), vocabulary], which may
-        change with the next call.
+        """Add one token to each of the first rows; logits [len(ids), vocabulary], which the next
+        call may overwrite.
 
         Args:
             lengths: tokens in each row, the new one included.
@@ -37,17 +37,18 @@ class StepModel(Protocol):
         """Copy a sequence of `length` tokens, and its adapter, to another row."""
 
 
-class AdaptedModel(StepModel, Protocol):
-    """One that has LoRA adapters; see adapters.hf_session.HfSession."""
+class LoraModelRunner(ModelRunner, Protocol):
+    """A model with LoRA adapters; see hf/lora.py."""
 
     def use_adapter(self, row: int, name: str | None) -> None:
-        """Answer a row's next sequence with an adapter; None: with the model itself."""
+        """Request a row's next sequence with an adapter; None: with the model itself."""
 
     def add_adapter(self, name: str, folder: Path) -> None:
-        """
+        """Load an adapter in the PEFT library's format.
+
         Raises:
-            ValueError: it is no adapter of this model.
+            ValueError: it is not an adapter for this model.
         """
 
     def remove_adapter(self, name: str) -> None:
-        """Let go of an adapter that no row in use names."""
+        """Unload an adapter that no running sequence uses."""

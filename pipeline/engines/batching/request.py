@@ -1,4 +1,4 @@
-"""One request in a batching engine: where it stands, and the stream of its tokens."""
+"""One request in a batching engine: its state, and the stream of its tokens."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from pipeline.engines.base import EngineFailed, Sampling, Token
 from pipeline.engines.batching.sampling import Sampler
 
-# How an answer ends: by itself, or by the error that its reader gets.
+# How a stream ends: normally, or with the error that its reader gets.
 Ending = StopAsyncIteration | EngineFailed | ValueError
 Item = Token | Ending
 
 
-class Answer:
-    """A TokenStream (engine.py); the engine's thread owns all of it but `items`."""
+class Request:
+    """A TokenStream (base.py); the engine's thread owns all of it except `items`."""
 
     def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
         self.prompt = list(prompt)
@@ -22,14 +22,14 @@ class Answer:
         self.last = -1  # the newest token, which the cache does not hold yet
         self.count = 0
         self.cancelled = False
-        self.error: EngineFailed | ValueError | None = None  # it cannot go on
+        self.error: EngineFailed | ValueError | None = None  # it has failed
         self.prompt_logprobs: list[Token] | None = None
         self.started: float | None = None  # time.perf_counter() when it left the queue
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[Item] = asyncio.Queue()
         self._ending: Ending | None = None
 
-    def __aiter__(self) -> "Answer":
+    def __aiter__(self) -> "Request":
         return self
 
     async def __anext__(self) -> list[Token]:
@@ -54,19 +54,19 @@ class Answer:
         return full or self.last in self.sampling.stop_ids or self.error is not None
 
 
-def deliver(items: Iterable[tuple[Answer, Item]]) -> None:
-    """Hand items to the event loops that wait for them: one call for each loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Answer, Item]]] = {}
-    for answer, item in items:
-        by_loop.setdefault(answer.loop, []).append((answer, item))
+def deliver(items: Iterable[tuple[Request, Item]]) -> None:
+    """Pass items to the event loops that wait for them, with one call for each loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Request, Item]]] = {}
+    for request, item in items:
+        by_loop.setdefault(request.loop, []).append((request, item))
     for loop, waiting in by_loop.items():
         try:
             loop.call_soon_threadsafe(_put, waiting)
-        except RuntimeError:  # the loop is closed: nobody reads any more
-            for answer, _ in waiting:
-                answer.cancel()
+        except RuntimeError:  # the loop is closed: there is no reader
+            for request, _ in waiting:
+                request.cancel()
 
 
-def _put(items: Sequence[tuple[Answer, Item]]) -> None:
-    for answer, item in items:
-        answer.items.put_nowait(item)
+def _put(items: Sequence[tuple[Request, Item]]) -> None:
+    for request, item in items:
+        request.items.put_nowait(item)

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from pipeline.engines.batching.guided_decoding import Matching
 
 GREEDY = 1e-5  # temperatures below take the likeliest token, as in vLLM
-LEAST = -9999.0  # stands for minus infinity, which JSON has no word for, as in OpenAI's API
+LEAST = -9999.0  # stands for minus infinity, which JSON cannot express, as in OpenAI's API
 
 
 class Sampler:
-    """Chooses the tokens of one answer.
+    """Samples the tokens of one answer.
 
-    As vLLM does, in this order: what the guide allows, logit_bias, penalties, then temperature,
-    min_p, top_k, top_p and chance. Log-probabilities are the model's own, before any of these.
+    In the same order as vLLM: guided decoding, logit_bias, penalties, temperature, min_p, top_k,
+    top_p, then a random draw. Log-probabilities are the model's own, before any of these.
 
     Args:
-        prompt: its tokens count as seen for repetition_penalty.
-        matching: the answer's guide, if it has one.
+        prompt: its tokens count for repetition_penalty.
+        matching: the state of guided decoding, if the request has a guide.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Sampler:
         """A token from logits [vocabulary].
 
         Raises:
-            EngineFailed: the logits hold no number.
-            ValueError: the guide cannot be followed any further.
+            EngineFailed: the logits are not finite.
+            ValueError: the guide has become too complex.
         """
         best = int(logits.argmax())
         if not self._np.isfinite(logits[best]):
@@ -103,10 +103,10 @@ class Sampler:
 
 
 def score(logits: "NDArray[np.float32]", ids: Sequence[int], tops: int) -> list[Token]:
-    """Tokens with their log-probabilities, and those of the `tops` likeliest in their places.
+    """Tokens with their log-probabilities, and those of the `tops` most likely tokens.
 
     Args:
-        logits: [tokens, vocabulary], in whose places `ids` came.
+        logits: [tokens, vocabulary], from which `ids` were chosen.
     """
     import numpy as np
 
@@ -121,7 +121,7 @@ def score(logits: "NDArray[np.float32]", ids: Sequence[int], tops: int) -> list[
 
 
 def _likeliest(row: "NDArray[np.float64]", count: int) -> tuple[tuple[int, float], ...]:
-    """(id, value) of the highest values, falling; of equal ones the lower id first."""
+    """(id, value) of the highest values, in falling order; the lower id first if they are equal."""
     import numpy as np
 
     count = min(count, len(row))

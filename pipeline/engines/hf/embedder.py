@@ -1,7 +1,8 @@
-"""An embedding model in PyTorch: token ids in, one vector a text out.
+"""An embedding model in PyTorch: token ids in, one vector for each text out.
 
-How the tokens' vectors become one is what the folder's sentence-transformers files say
-(modules.json, 1_Pooling/config.json). Without them it is their mean, of length 1, as OpenAI's are.
+The folder's sentence-transformers files (modules.json, 1_Pooling/config.json) say how the tokens'
+vectors are pooled. Without them the mean is used, normalized to length 1 as OpenAI's embeddings
+are.
 """
 
 import asyncio
@@ -20,32 +21,32 @@ from pipeline.engines.base import EngineFailed, Load, QueueFull
 TOKENIZER = "tokenizer.json"
 MODULES = "modules.json"
 LIMITS = "sentence_bert_config.json"
-# Ways of pooling that sentence-transformers knows, by the name of their switch.
+# Kinds of pooling in sentence-transformers, by the name of their switch.
 POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "last",
 }
-# Their positions are counted from behind the padding token's number (transformers, modeling_*.py).
+# Their positions start after the id of the padding token (transformers, modeling_*.py).
 AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
-# Ends of the names of architectures that write text, those that see pictures among them.
+# Ends of the names of architectures that generate text, including vision-language models.
 WRITING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 BATCH_TOKENS = 16_384  # of one forward pass, padding included
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """kind: mean, cls or last. normalized: whether vectors are brought to length 1."""
+    """kind: mean, cls or last. normalized: whether vectors have length 1."""
 
     kind: str
     normalized: bool
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """What the folder's sentence-transformers files say.
+    """The pooling from the folder's sentence-transformers files.
 
     Raises:
-        DataError: they ask for a module or a pooling that is not known here.
+        DataError: they ask for a module or a pooling that is not supported.
     """
     if not (folder / MODULES).is_file():
         return Pooling("mean", normalized=True)
@@ -53,24 +54,24 @@ def read_pooling(folder: Path) -> Pooling:
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise DataError(
-            f"{folder / MODULES} asks for {', '.join(sorted(unknown))}, which cannot be served: "
-            "choose an embedding model of Transformer, Pooling and Normalize alone"
+            f"{folder / MODULES} asks for {', '.join(sorted(unknown))}, which is not supported: "
+            "choose an embedding model that has only Transformer, Pooling and Normalize"
         )
     place = next((m["path"] for m in modules if m["type"].endswith("Pooling")), None)
     if place is None:
-        raise DataError(f"{folder / MODULES} names no Pooling: the folder is not whole")
+        raise DataError(f"{folder / MODULES} names no Pooling: the folder is not complete")
     settings = json.loads((folder / place / "config.json").read_text())
     asked = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on]
     if len(asked) != 1 or asked[0] not in POOLINGS:
         raise DataError(
-            f"{folder / place / 'config.json'} asks for {' and '.join(asked) or 'no pooling'}, and "
-            f"one of {', '.join(POOLINGS)} can be served"
+            f"{folder / place / 'config.json'} asks for {' and '.join(asked) or 'no pooling'}: "
+            f"choose a model with one of {', '.join(POOLINGS)}"
         )
     return Pooling(POOLINGS[asked[0]], normalized="Normalize" in kinds)
 
 
 def embeds(folder: Path) -> bool:
-    """Whether a folder's model makes embeddings: it is no decoder, or the files say how to pool.
+    """Whether a folder holds an embedding model: it is not a decoder, or its files define pooling.
 
     Raises:
         DataError: there is no config.json.
@@ -81,22 +82,24 @@ def embeds(folder: Path) -> bool:
     try:
         names = json.loads(file.read_text()).get("architectures") or []
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{file} cannot be read ({error}): give an HF model's folder") from error
+        raise DataError(
+            f"{file} cannot be read ({error}): give the folder of an HF model"
+        ) from error
     return bool(names) and not any(name.endswith(WRITING) for name in names)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer with the special tokens that it adds to texts; neither cuts nor pads.
+    """The tokenizer, which adds its special tokens to texts; it neither truncates nor pads.
 
     Raises:
-        DataError: there is none, or it is broken.
+        DataError: there is no tokenizer, or it cannot be read.
     """
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except Exception as error:  # the library raises a bare Exception
         raise DataError(
-            f"{folder / TOKENIZER} cannot be read ({error}): make it there with "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
+            f"{folder / TOKENIZER} cannot be read ({error}): create it with transformers' "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -104,13 +107,13 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 class HfEmbedder:
-    """An engine (engine.Engine) that embeds and answers nothing.
+    """An engine (base.Engine) that only computes embeddings.
 
     Args:
         max_queue: calls that may wait.
 
     Raises:
-        DataError: transformers does not take the folder, or its pooling is not known here.
+        DataError: transformers cannot load the folder, or its pooling is not supported.
     """
 
     features = frozenset({"embeddings"})
@@ -137,10 +140,10 @@ class HfEmbedder:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="embedder")
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """A vector for each of the texts, given as token ids.
+        """One vector for each text, given as token ids.
 
         Raises:
-            QueueFull: as many calls wait as may. EngineFailed: the model gave no numbers.
+            QueueFull: the queue is full. EngineFailed: the vectors are not finite.
         """
         if self._calls > self._max_queue:
             raise QueueFull
@@ -152,7 +155,7 @@ class HfEmbedder:
             self._calls -= 1
 
     def generate(self, prompt: Sequence[int], sampling: Any) -> Any:
-        raise EngineFailed("this model makes embeddings and answers nothing")
+        raise EngineFailed("this model makes embeddings and cannot generate text")
 
     def load(self) -> Load:
         return Load(min(self._calls, 1), max(0, self._calls - 1))
@@ -164,7 +167,7 @@ class HfEmbedder:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """In the worker; texts of like length share a pass, so that little is padded."""
+        """Runs in the worker thread; texts of similar length share a pass, to pad little."""
         import torch
 
         vectors: dict[int, list[float]] = {}
@@ -174,7 +177,7 @@ class HfEmbedder:
             batch, left = left[:count], left[count:]
             found = self._pass([list(prompts[i]) for i in batch])
             if not torch.isfinite(found).all():
-                raise EngineFailed("the model gave vectors that are not finite")
+                raise EngineFailed("the model's vectors are not finite")
             vectors |= dict(zip(batch, found.tolist(), strict=True))
         return [vectors[i] for i in range(len(prompts))]
 
@@ -200,7 +203,7 @@ class HfEmbedder:
 
 
 def _longest(folder: Path, config: Any) -> int:
-    """Tokens of a text at most: the model's positions, or fewer where the folder says so."""
+    """Tokens of the longest text: the model's positions, or fewer if the folder says so."""
     positions = int(config.max_position_embeddings)
     if config.model_type in AFTER_PADDING:
         positions -= config.pad_token_id + 1

@@ -1,4 +1,4 @@
-"""LoRA adapters on a model in PyTorch, by the PEFT library: each row of a batch names its own."""
+"""LoRA adapters on a model in PyTorch, with the PEFT library: each row of a batch has its own."""
 
 import itertools
 import json
@@ -14,17 +14,17 @@ NO_ADAPTER = "__base__"  # PEFT's name for the model without one
 PREFIX = "base_model.model."  # PEFT's, before the names of modules
 
 
-class AdaptedHfSession(HfSession):
-    """An HfSession with adapters (step_model.AdaptedModel)."""
+class LoraHfSession(HfSession):
+    """An HfSession with LoRA adapters (model_runner.LoraModelRunner)."""
 
     def __init__(self, folder: Path, slots: int, max_seq_len: int) -> None:
         super().__init__(folder, slots, max_seq_len)
-        self._adapters: dict[str, str] = {}  # PEFT's names of them: it takes no "." in one
+        self._adapters: dict[str, str] = {}  # their names in PEFT, which allows no "."
         self._ids = itertools.count()
-        self._rows = [NO_ADAPTER] * slots  # the adapter of each row, by PEFT's name
+        self._rows = [NO_ADAPTER] * slots  # the adapter of each row, by its name in PEFT
 
     def use_adapter(self, row: int, name: str | None) -> None:
-        """Answer a row's next sequence with an adapter; None: with the model itself."""
+        """Use an adapter for a row's next sequence; None: the model itself."""
         self._rows[row] = self._adapters[name] if name else NO_ADAPTER
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -33,10 +33,10 @@ class AdaptedHfSession(HfSession):
         self._rows[target] = self._rows[source]
 
     def add_adapter(self, name: str, folder: Path) -> None:
-        """Load a LoRA adapter in the PEFT library's form.
+        """Load a LoRA adapter in the PEFT library's format.
 
         Raises:
-            ValueError: it is not one, or not of this model's shape.
+            ValueError: it is not a LoRA adapter, or does not fit this model.
         """
         check_adapter(self._model, folder)
         from peft import PeftModel
@@ -49,19 +49,19 @@ class AdaptedHfSession(HfSession):
                 self._model = PeftModel.from_pretrained(
                     base, folder, adapter_name=given, local_files_only=True
                 ).eval()
-        except Exception as error:  # PEFT's are of all kinds
+        except Exception as error:  # PEFT raises errors of many kinds
             _undo(base, given, whole=not self._adapters)
-            raise ValueError(f"PEFT does not take the adapter in {folder}: {error}") from error
+            raise ValueError(f"PEFT cannot load the adapter in {folder}: {error}") from error
         self._adapters[name] = given
 
     def remove_adapter(self, name: str) -> None:
-        """Let go of an adapter that no row in use names."""
+        """Unload an adapter that no running sequence uses."""
         given = self._adapters.pop(name)
         if self._adapters:
-            # PEFT looks its active one up at each step.
+            # PEFT looks up its active adapter at each step.
             self._model.set_adapter(next(iter(self._adapters.values())))
             self._model.delete_adapter(given)
-        else:  # PEFT runs no model that has had adapters and has none
+        else:  # PEFT cannot run a model whose last adapter was deleted
             self._model = self._model.unload()
 
     def _options(self, rows: Sequence[int]) -> dict[str, Any]:
@@ -71,9 +71,9 @@ class AdaptedHfSession(HfSession):
 
 
 def _undo(model: Any, adapter: str, *, whole: bool) -> None:
-    """Take out of a model what PEFT has put there of an adapter that it could not load.
+    """Remove what PEFT has added to a model for an adapter that it could not load.
 
-    whole: its layers, too, which no other adapter uses.
+    whole: remove its layers, too, because no other adapter uses them.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -92,7 +92,7 @@ def _undo(model: Any, adapter: str, *, whole: bool) -> None:
 
 
 def check_adapter(model: Any, folder: Path) -> None:
-    """Refuse what is no LoRA adapter of a model's shape, before anything of it is loaded.
+    """Refuse an adapter that does not fit a model, before any of it is loaded.
 
     Raises:
         ValueError: names what is wrong.
@@ -103,14 +103,16 @@ def check_adapter(model: Any, folder: Path) -> None:
         settings = json.loads((folder / CONFIG).read_text())
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # of files, of JSON, of safetensors: they share no base
-        raise ValueError(f"{folder} is no adapter in the PEFT library's form: {error}") from error
+    except Exception as error:  # of files, JSON or safetensors: there is no common base class
+        raise ValueError(
+            f"{folder} is not an adapter in the PEFT library's format: {error}"
+        ) from error
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         raise ValueError(
-            f"{folder} is not plain LoRA, and only that can be switched from row to row: merge it "
-            "with `python -m pipeline stage=merge` and serve the merged model"
+            f"{folder} is not plain LoRA, the only kind that can differ from request to request: "
+            "merge it with `python -m pipeline stage=merge` and serve the merged model"
         )
-    # In a model that has adapters PEFT adds to the names, and wraps what is adapted.
+    # In a model with adapters PEFT changes the names and wraps the adapted layers.
     linear = {
         name.removeprefix(PREFIX).removesuffix(".base_layer"): tuple(module.weight.shape)
         for name, module in model.named_modules()
@@ -133,8 +135,8 @@ def check_adapter(model: Any, folder: Path) -> None:
         if part.endswith(".weight") and rank not in ranks:
             said = ", ".join(map(str, sorted(ranks, key=str)))
             raise ValueError(
-                f"{folder / CONFIG} says r={said}, and {module} in {WEIGHTS} is of rank {rank}: "
-                "mend it, or save the adapter again"
+                f"{folder / CONFIG} says r={said}, and {module} in {WEIGHTS} has rank {rank}: "
+                "correct it, or save the adapter again"
             )
 
 

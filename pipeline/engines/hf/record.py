@@ -8,15 +8,15 @@ from pipeline.core.hardware import GIB
 from pipeline.core.stage import Component
 from pipeline.engines.base import Engine
 from pipeline.engines.batching.model_runner import FEATURES
+from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.memory import MemoryRule
 from pipeline.engines.profile import Profile
 from pipeline.engines.record import EngineRecord, Site, not_installed
-from pipeline.engines.servable import Checkpoint
 
 
 def _profiles(checkpoints: Sequence[Checkpoint], site: Site) -> Iterator[Profile]:
-    # In float32 alike on both: where PyTorch has a GPU it takes that.
+    # PyTorch uses a GPU if there is one.
     on_gpu = site.gpus and _torch_has_cuda()
     for checkpoint in checkpoints:
         form = checkpoint.form
@@ -44,14 +44,14 @@ def _open(folder: Path, description: Description, max_queue: int) -> Engine:
     from pipeline.engines.batching.guided_decoding import Guides
     from pipeline.engines.batching.scheduler import BatchingEngine
     from pipeline.engines.hf.embedder import HfEmbedder, embeds
-    from pipeline.engines.hf.lora import AdaptedHfSession
+    from pipeline.engines.hf.lora import LoraHfSession
     from pipeline.engines.hf.session import HfSession, is_quantized
     from pipeline.models.chat.renderer import Chat
 
     torch.set_num_threads(max(1, int(hardware.inspect_machine().cores)))
     if embeds(folder):
         return HfEmbedder(folder, max_queue=max_queue)
-    session = HfSession if is_quantized(folder) else AdaptedHfSession
+    session = HfSession if is_quantized(folder) else LoraHfSession
     return BatchingEngine(
         session(folder, description.max_batch_size, description.max_seq_len),
         max_input_len=description.max_input_len,

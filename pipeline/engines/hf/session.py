@@ -1,7 +1,7 @@
-"""PyTorch with transformers: runs an HF model token by token, many sequences at once.
+"""PyTorch with transformers: runs an HF model token by token, many sequences at a time.
 
-The same steps as ONNX Runtime's session, so that engines/batching/scheduler.py drives both. The KV
-cache is ours: a buffer with a row for each sequence, each of its own length.
+Has the same steps as ONNX Runtime's session, so that engines/batching/scheduler.py can run both.
+The KV cache is ours: a buffer with a row for each sequence, each with its own length.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError, ResourceError
-from pipeline.engines.servable import MODELOPT_STATE
+from pipeline.engines.checkpoint import MODELOPT_STATE
 from pipeline.models.files import read_json
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ class HfSession:
 
     Args:
         folder: an HF folder, or one of ModelOpt's fake-quantized ones.
-        slots: sequences at once. max_seq_len: tokens of each, prompt and answer.
+        slots: sequences at a time. max_seq_len: tokens of each, prompt and answer.
 
     Raises:
-        DataError: transformers does not take the folder, its model is not a decoder of text
-            alone, or its attention has a window that is shorter than the sequences.
-        ResourceError: no memory for it.
+        DataError: transformers cannot load the folder, its model is not a text-only decoder, or its
+            attention window is shorter than the sequences.
+        ResourceError: too little memory.
     """
 
     def __init__(self, folder: Path, slots: int, max_seq_len: int) -> None:
@@ -44,7 +44,7 @@ class HfSession:
             raise ResourceError(
                 f"{folder} and a KV cache for {slots} sequences of {max_seq_len} tokens do not fit "
                 "into memory: lower engine.max_batch_size or engine.max_seq_len; "
-                "`python -m pipeline stage=profiles` shows what each takes"
+                "`python -m pipeline stage=profiles` shows what fits"
             ) from error
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} cannot be served by transformers: {error}") from error
@@ -52,17 +52,17 @@ class HfSession:
         self.vocab_size: int = self._model.config.vocab_size
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
-        """Read `ids` as tokens start … of a row's sequence.
+        """Read `ids` as the tokens of a row's sequence from `start` on.
 
         Returns:
-            Logits [len(ids), vocabulary]: behind each of them, what may come next.
+            Logits [len(ids), vocabulary]: for each token, those of the next one.
         """
         end = start + len(ids)
         positions = self._torch.arange(start, end)[None]
         return self._run([row], [list(ids)], positions, end)[0]
 
     def decode(self, ids: Sequence[int], lengths: Sequence[int]) -> "NDArray[np.float32]":
-        """One more token for each of the first len(ids) rows.
+        """Add one token to each of the first len(ids) rows.
 
         Args:
             lengths: tokens in each row, the new one included.
@@ -83,7 +83,7 @@ class HfSession:
     ) -> "NDArray[np.float32]":
         torch, device = self._torch, self._model.device
         positions = positions.to(device)
-        # Each token sees those of its own row up to itself.
+        # Each token attends to those of its own row up to itself.
         mask = torch.arange(longest, device=device) <= positions[:, :, None]
         self._cache.aim(rows, positions, longest)
         with torch.inference_mode():
@@ -98,14 +98,14 @@ class HfSession:
             return output.logits.float().cpu().numpy()
 
     def _options(self, rows: Sequence[int]) -> dict[str, Any]:
-        """More arguments of a pass over these rows."""
+        """Further arguments of a forward pass over these rows."""
         return {}
 
 
 class _RowCache:
     """Keys and values of every layer, [slots, heads, tokens, head size].
 
-    Has the part of transformers' Cache that a forward pass with a mask of its own uses.
+    Has the part of transformers' Cache that a forward pass with a mask of our own uses.
     """
 
     is_compileable = False
@@ -119,7 +119,7 @@ class _RowCache:
         shape = (slots, heads, max_seq_len, size)
 
         def buffers() -> list[Any]:
-            # Zeroed pages of the processor's memory are taken only once they are written.
+            # On a CPU, zeroed pages use memory only once they are written.
             return [
                 torch.zeros(shape, dtype=model.dtype, device=model.device)
                 for _ in range(config.num_hidden_layers)
@@ -128,14 +128,14 @@ class _RowCache:
         self.keys, self.values = buffers(), buffers()
 
     def aim(self, rows: Sequence[int], positions: "torch.Tensor", longest: int) -> None:
-        """Where the next pass writes: the rows, and the positions [rows, tokens] in them."""
+        """Set where the next pass writes: the rows, and the positions [rows, tokens] in them."""
         self._first, self._count = rows[0], len(rows)
         self._positions, self._longest = positions, longest
 
     def update(
         self, key: "torch.Tensor", value: "torch.Tensor", layer: int, *_: Any, **__: Any
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Write a layer's new keys and values; all of the rows' so far."""
+        """Write a layer's new keys and values, and return all of these rows."""
         import torch
 
         part = slice(self._first, self._first + self._count)
@@ -151,24 +151,24 @@ class _RowCache:
 
 
 def is_quantized(folder: Path) -> bool:
-    """Whether it is one of ModelOpt's folders, which rounds as the quantized model would."""
+    """Whether ModelOpt wrote the folder with fake quantization."""
     return (folder / MODELOPT_STATE).is_file()
 
 
 def _check_text_alone(folder: Path) -> None:
-    """Refuse models that see pictures, too, whose decoder is a part of theirs."""
+    """Refuse vision-language models, of which the decoder is only a part."""
     config = read_json(folder / "config.json", "give an HF model's folder")
     names = config.get("architectures") or []
     if pictured := [name for name in names if name.endswith("ForConditionalGeneration")]:
         raise DataError(
-            f"{folder} holds a {pictured[0]}, and engine.name=hf serves decoders of text alone: "
-            "serve it with engine.name=vllm"
+            f"{folder} holds a {pictured[0]}, and engine.name=hf serves text-only decoders: serve "
+            "it with engine.name=vllm"
         )
 
 
 def _check_no_window(folder: Path, config: Any, max_seq_len: int) -> None:
-    """Refuse sequences beyond a sliding window: our mask has every token see all before it."""
-    # Models of which some layers alone have it list the kind of each.
+    """Refuse sequences longer than a sliding window: our mask lets tokens attend to all before."""
+    # Models in which only some layers have a window list the kind of each layer.
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
     sizes = {
         "sliding_attention": getattr(config, "sliding_window", None),
@@ -177,8 +177,8 @@ def _check_no_window(folder: Path, config: Any, max_seq_len: int) -> None:
     window = min((size for kind, size in sizes.items() if size and kind in kinds), default=None)
     if window is not None and window < max_seq_len:
         raise DataError(
-            f"{folder}: attention reaches back {window} tokens, and engine.name=hf answers right "
-            f"within them alone: set engine.max_seq_len={window}, or serve it with engine.name=vllm"
+            f"{folder}: attention reaches back {window} tokens, and engine.name=hf is correct only "
+            f"within them: set engine.max_seq_len={window}, or serve it with engine.name=vllm"
         )
 
 

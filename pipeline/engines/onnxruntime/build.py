@@ -1,7 +1,7 @@
 """ONNX Runtime: a CPU engine from an HF folder, and its comparison with PyTorch.
 
 The engine is a folder of ONNX Runtime GenAI (genai_config.json, model.onnx), built by its model
-builder, so `onnxruntime_genai.Model` opens it too; onnxruntime_session.py runs it for us.
+builder, so that `onnxruntime_genai.Model` can open it too; session.py runs it here.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.import_blocking import absent
 from pipeline.engines.onnxruntime.session import GENAI_CONFIG, GRAPH, DecoderSession
 
-# Weights in blocks of 32 with a scale each; products with activations in 8-bit integers.
+# Weights in blocks of 32 with one scale each; activations as 8-bit integers in matrix products.
 BLOCK_SIZE = 32
 INT8_ACCURACY = 4
 
@@ -25,15 +25,15 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
     """Write the engine of an HF folder into `out`.
 
     Args:
-        precision: fp32; int8 (every linear layer, weight-only blocks); int4 (k-quant, the layers
-            that suffer most in int8, as llama.cpp chooses them).
+        precision: fp32; int8 (every linear layer, weight-only blocks); int4 (k-quant, with the most
+            sensitive layers in int8, as llama.cpp chooses them).
         scratch: a folder for the builder's temporary files.
 
     Raises:
-        DataError: the builder does not know the architecture or cannot read the weights.
+        DataError: the builder does not support the architecture or cannot read the weights.
     """
-    # transformers takes it for assisted generation only; that, pandas and scipy with it, is half of
-    # the seconds that the builder takes to import.
+    # transformers uses sklearn only for assisted generation. With pandas and scipy it is half of
+    # the builder's import time.
     with _quiet() as said, absent("sklearn"):
         from onnxruntime_genai.models.builder import create_model
 
@@ -52,7 +52,7 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
                 _quantize_to_int8(target, out)
         except (NotImplementedError, KeyError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # a full disk is no fault of the model's
+                raise  # a full disk is not the model's fault
             tail = " ".join(said.getvalue().split()[-30:])
             raise DataError(
                 f"{model} cannot become an ONNX Runtime engine ({error}; {tail}): use a Llama, "
@@ -61,11 +61,11 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
 
 
 def _with_original_context(model: Path, scratch: Path) -> Path:
-    """The folder for the builder to read: one that says Llama 3's original context where it looks.
+    """The folder for the builder, with Llama 3's original context where the builder looks.
 
-    The builder seeks `original_max_position_embeddings` in rope_scaling with hasattr, which a dict
-    never has, takes the stretched context for the original one and so gets every frequency wrong.
-    At the top of config.json it finds it.
+    The builder looks for `original_max_position_embeddings` in rope_scaling with hasattr, which
+    fails for a dict. It then uses the extended context as the original one, and every frequency is
+    wrong. At the top level of config.json it finds the value.
     """
     config = json.loads((model / "config.json").read_text())
     original = (config.get("rope_scaling") or {}).get("original_max_position_embeddings")
@@ -93,7 +93,7 @@ def _quantize_to_int8(source: Path, out: Path) -> None:
     )
     quantizer = MatMulNBitsQuantizer(onnx.load(str(source / GRAPH)), algo_config=settings)
     quantizer.process()
-    # The library appends to a weights file that is there already.
+    # The library appends to an existing file of weights.
     (out / f"{GRAPH}.data").unlink(missing_ok=True)
     quantizer.model.save_model_to_file(str(out / GRAPH), True)
     (out / GENAI_CONFIG).write_bytes((source / GENAI_CONFIG).read_bytes())
@@ -101,7 +101,7 @@ def _quantize_to_int8(source: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
-    """Keep the builder's prints, bars and logs from the terminal; gives them, for errors."""
+    """Keep the builder's output and logs off the terminal; yields the output, for errors."""
     said = io.StringIO()
     names = ["onnxruntime.quantization.matmul_nbits_quantizer", "neural_compressor"]
     loggers = [logging.getLogger(name) for name in names]
@@ -124,14 +124,15 @@ def compare_with_torch(
     new_tokens: int,
     stop_ids: Sequence[int],
 ) -> dict[str, float]:
-    """Measure an engine against the HF model in PyTorch, float32.
+    """Compare an engine with the HF model in PyTorch, float32.
 
-    PyTorch answers each prompt greedily. The engine reads prompt and answer, for its logits; and it
-    answers on its own, through its cache.
+    PyTorch answers each prompt greedily. The engine reads prompt and answer for its logits, and
+    also answers by itself, with its cache.
 
     Returns:
-        token_agreement: share of the answers' positions where both find the same token most likely.
-        same_answers: share of prompts with the same answer, token by token.
+        token_agreement: share of the answers' positions at which both have the same most likely
+        token.
+        same_answers: share of prompts with the same answer, token for token.
         min_cosine, max_difference: of the logits at those positions.
     """
     import numpy as np

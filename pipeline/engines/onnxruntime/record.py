@@ -14,6 +14,7 @@ from pipeline.core.hardware import GIB
 from pipeline.core.stage import Component
 from pipeline.engines.base import Engine
 from pipeline.engines.batching.model_runner import FEATURES
+from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.memory import MemoryRule
 from pipeline.engines.profile import CPU_PRECISIONS, Profile
@@ -25,7 +26,6 @@ from pipeline.engines.record import (
     size_mib,
     take_tokenizer,
 )
-from pipeline.engines.servable import Checkpoint
 
 if TYPE_CHECKING:
     from pipeline.core.artifact import Outcome
@@ -40,10 +40,10 @@ PROOF_QUESTIONS = (
     "Can you tell me when the branch opens on Saturday?",
     "Thank you, that is all.",
 )
-# The least cosine of logits against PyTorch in float32, and the least agreement on the likeliest
-# token, with which an engine counts as the same model.
+# What an engine must reach to count as the same model: the cosine of its logits with those of
+# PyTorch in float32, and the share of positions with the same most likely token.
 LEAST = {"fp32": (0.9999, 0.99), "int8": (0.99, 0.9), "int4": (0.8, 0.4)}
-# `auto` takes the smallest that agrees this well: what int8 saves is not worth a changed answer.
+# `auto` uses int8 only if it agrees this well: what int8 saves is not worth a changed answer.
 AUTO = (("int8", 0.99), ("fp32", 0.0))
 
 
@@ -60,7 +60,7 @@ def hardware_here() -> Mapping[str, str]:
 
 
 def _build(job: BuildJob, out: Path) -> "Outcome":
-    """By ONNX Runtime GenAI's builder, compared with PyTorch.
+    """Build with ONNX Runtime GenAI's builder, and compare with PyTorch.
 
     Raises:
         ProofFailed: the engine does not answer as PyTorch does.
@@ -82,8 +82,8 @@ def _build(job: BuildJob, out: Path) -> "Outcome":
     if proof["min_cosine"] < cosine or proof["token_agreement"] < agreement:
         raise ProofFailed(
             f"the {precision} engine of {model} differs from PyTorch: cosine of logits "
-            f"{proof['min_cosine']:.5f} (at least {cosine}), same likeliest token in "
-            f"{proof['token_agreement']:.1%} (at least {agreement:.0%}): build with "
+            f"{proof['min_cosine']:.5f} (at least {cosine}), same most likely token at "
+            f"{proof['token_agreement']:.1%} of positions (at least {agreement:.0%}): build with "
             "engine.precision=fp32" + (", or report this model" if precision == "fp32" else "")
         )
     replace(job.describe(chat), precision=precision).write(out)
@@ -94,7 +94,7 @@ def _build(job: BuildJob, out: Path) -> "Outcome":
 
 
 def build_and_compare(job: BuildJob, out: Path, precision: str) -> tuple["Chat", dict[str, float]]:
-    """Write the engine into `out`, and measure it against PyTorch."""
+    """Write the engine into `out`, and compare it with PyTorch."""
     from pipeline.core.artifact import SCRATCH
     from pipeline.engines.onnxruntime import build as onnxruntime
     from pipeline.engines.onnxruntime.session import DecoderSession

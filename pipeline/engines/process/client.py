@@ -1,4 +1,4 @@
-"""An engine's process, seen from the server: its start, the messages to and from it, its end."""
+"""The server's side of an engine process: starting it, messages, and its end."""
 
 import asyncio
 import socket
@@ -16,18 +16,18 @@ from pipeline.engines.process.framing import Unpacker, pack, receive
 from pipeline.engines.process.worker import arguments
 
 READ_BYTES = 1 << 18
-EXIT_SECONDS = 10  # from the end of its socket to its own
+EXIT_SECONDS = 10  # until it ends, once its socket is closed
 
 
-class Link:
+class WorkerClient:
     """A process that opens an engine's folder, and the socket to it.
 
     Args:
-        on_events: called with what it says: (request, what, value) each.
+        on_events: called with its messages: (request, what, value) each.
         on_end: called with its exit code when it has ended by itself.
 
     Raises:
-        PipelineError: the system has no room for a process or a socket.
+        PipelineError: the system cannot create a process or a socket.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class Link:
         except OSError as error:
             raise PipelineError(
                 f"the process of the {self._runtime} engine cannot be started "
-                f"({error.strerror}): the system lacks memory, processes or open files (ulimit -a)"
+                f"({error.strerror}): too little memory, or too many processes or "
+                "open files (ulimit -a)"
             ) from error
 
     @property
@@ -54,17 +55,18 @@ class Link:
         return self._process.pid
 
     def wait_until_open(self) -> dict[str, Any]:
-        """What the process says of the engine once it has opened it; blocks until then.
+        """Facts of the engine once the process has opened it; blocks until then.
 
         Raises:
-            PipelineError: it could not; the error that was raised there, or that it died.
+            PipelineError: it failed; the error that was raised there, or that the process ended.
         """
         try:
             word, facts, text = receive(self._socket)
         except (EOFError, OSError):
             raise PipelineError(
                 f"the process of the {self._runtime} engine ended while it opened {self._folder} "
-                f"(exit code {self._exit_code()}; -9 is the kernel's, for want of memory)"
+                f"(exit code {self._exit_code()}; -9 means that the kernel killed it, usually for "
+                "lack of memory)"
             ) from None
         if word == "failed":
             self._exit_code()
@@ -73,7 +75,7 @@ class Link:
         return facts
 
     def send(self, message: Any) -> None:
-        """Called in the event loop that will hear of the answers; never blocks."""
+        """Call it in the event loop that handles the events; never blocks."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._socket, self._read)
@@ -95,7 +97,7 @@ class Link:
         except BlockingIOError:
             pass
         except OSError:
-            return  # the reader sees the end, too
+            return  # the reader notices the end, too
         if self._unsent:
             self._loop.add_writer(self._socket, self._write)
         else:
@@ -121,7 +123,7 @@ class Link:
         self._socket.close()
 
     def _exit_code(self) -> int:
-        """Of the process, whose end of the socket is closed."""
+        """The exit code of the process, whose socket is closed."""
         try:
             return self._process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -132,7 +134,7 @@ class Link:
 def _started(
     folder: Path, description: Description
 ) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """The process, and our end of the socket to it; neither, if it cannot be started."""
+    """The process, and our end of the socket to it; no socket stays open if it does not start."""
     ours, theirs = socket.socketpair()
     with theirs, ExitStack() as undone:
         undone.callback(ours.close)

@@ -1,7 +1,7 @@
 """Messages between the server and its engine's process: a length, then a pickle.
 
-Pickle, because both ends are this program on this machine, over a socket that nobody else holds;
-it takes a batch of tokens apart faster than JSON.
+Pickle is safe here, because both ends are this program on one machine and nobody else has the
+socket. It reads a batch of tokens faster than JSON.
 """
 
 import pickle
@@ -19,7 +19,7 @@ def pack(message: Any) -> bytes:
 
 
 class Unpacker:
-    """Messages out of bytes as they come."""
+    """Turns bytes, as they arrive, into messages."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -37,10 +37,10 @@ class Unpacker:
 
 
 def receive(connection: socket.socket) -> Any:
-    """One message from a blocking socket.
+    """Read one message from a blocking socket.
 
     Raises:
-        EOFError: the other end is gone.
+        EOFError: the other end is closed.
     """
     size = HEAD.unpack(_receive(connection, HEAD.size))[0]
     return pickle.loads(_receive(connection, size))

@@ -1,9 +1,9 @@
-"""An engine in a process of its own that is started again when it dies.
+"""An engine in a process of its own that is restarted when it dies.
 
-A crash of the runtime (a fault in its native code, the kernel's out-of-memory killer) then costs
-the answers in progress, which end with EngineFailed, and not the server: it is not ready at once,
-and ready again when the new process has given an answer. It is the same engine that comes back,
-also when another took its folder's place meanwhile.
+A crash of the runtime (a fault in native code, the kernel's out-of-memory killer) then ends the
+answers in progress with EngineFailed, and not the server. The server reports that it is not ready,
+and is ready again when the new process has given an answer. The same engine is opened again, even
+if another one has taken its folder's place.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from typing import Any
 
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling
 from pipeline.engines.description import Description
-from pipeline.engines.process.client import Link
+from pipeline.engines.process.client import WorkerClient
 from pipeline.engines.process.worker import OF_ALL
 from pipeline.engines.token_stream import PushedStream
 
 log = logging.getLogger("pipeline.serving")
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.1, 30.0
-STEADY_SECONDS = 60.0  # a process that lived so long did not die of its start
+STEADY_SECONDS = 60.0  # a process that lived this long did not fail at its start
 ENDS = ("end", "refused", "failed")
 
 
 class SupervisedEngine:
-    """An engine (engine.Engine) whose work another process does.
+    """An engine (base.Engine) that runs in another process.
 
     Args:
         folder, description: what the process opens.
@@ -51,11 +51,11 @@ class SupervisedEngine:
         self._closing = False
         self._reviving: asyncio.Task[None] | None = None
         self._wait = FIRST_WAIT_SECONDS
-        with ExitStack() as undone:  # unless all of it succeeds
+        with ExitStack() as undone:  # unless everything succeeds
             undone.callback(os.close, self._held)
             self._start(folder)
-            undone.callback(self._link.close)
-            facts = self._link.wait_until_open()
+            undone.callback(self._client.close)
+            facts = self._client.wait_until_open()
             undone.pop_all()
         self.max_input_len: int = facts["max_input_len"]
         self.max_seq_len: int = facts["max_seq_len"]
@@ -64,14 +64,14 @@ class SupervisedEngine:
 
     @property
     def pid(self) -> int:
-        """Of the engine's process."""
-        return self._link.pid
+        """Process id of the engine."""
+        return self._client.pid
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
-        """See engine.Engine.generate.
+        """See base.Engine.generate.
 
         Raises:
-            QueueFull: as many requests wait as may. EngineFailed: the engine is being restarted.
+            QueueFull: the queue is full. EngineFailed: the engine is being restarted.
             ValueError: prompt and answer do not fit into max_seq_len.
         """
         self._require_up()
@@ -91,7 +91,7 @@ class SupervisedEngine:
         return list(self._adapters)
 
     async def add_adapter(self, name: str, folder: Path) -> None:
-        """Load a LoRA adapter; a process that is started anew loads it again.
+        """Load a LoRA adapter; a restarted process loads it again.
 
         Raises:
             ValueError: it does not fit the model.
@@ -111,7 +111,7 @@ class SupervisedEngine:
         return Load(running, len(self._open) - running, self._cache_use)
 
     def down(self) -> str | None:
-        """Why no answer can come now; None if one can."""
+        """Why the engine cannot answer now; None if it can."""
         return self._down
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class SupervisedEngine:
         self._lose("the server is shutting down")
         if self._reviving:
             self._reviving.cancel()
-        self._link.close()
+        self._client.close()
         os.close(self._held)
 
     def _require_up(self) -> None:
@@ -127,29 +127,29 @@ class SupervisedEngine:
             raise EngineFailed(self._down)
 
     def _start(self, folder: Path) -> None:
-        self._link = Link(folder, self._description, self._take, self._died)
+        self._client = WorkerClient(folder, self._description, self._take, self._died)
         self._started = time.monotonic()
 
     def _begin(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
         request = next(self._ids)
         stream = self._open[request] = PushedStream(lambda: self._cancel(request))
-        self._link.send((request, "generate", list(prompt), sampling))
+        self._client.send((request, "generate", list(prompt), sampling))
         return stream
 
     def _cancel(self, request: int) -> None:
         if self._open.pop(request, None):
-            self._link.send((request, "cancel"))
+            self._client.send((request, "cancel"))
 
     async def _ask(self, what: str, *values: Any) -> Any:
-        """Have the process do something, and wait for what comes of it."""
+        """Send a request to the process, and wait for the result."""
         request = next(self._ids)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._open[request] = future
-        self._link.send((request, what, *values))
+        self._client.send((request, what, *values))
         return await future
 
     def _take(self, events: Sequence[tuple[int, str, Any]]) -> None:
-        """What the process says; of a request that was cancelled, it may still say something."""
+        """Handle messages of the process; some may still concern cancelled requests."""
         for request, what, value in events:
             if request == OF_ALL:
                 self._cache_use = value
@@ -159,7 +159,7 @@ class SupervisedEngine:
                 _tell(target, what, value)
 
     def _died(self, code: int) -> None:
-        self._lose(f"the engine's process ended (exit code {code}) and is being started again")
+        self._lose(f"the engine's process ended (exit code {code}) and is being restarted")
         self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     def _lose(self, reason: str) -> None:
@@ -171,10 +171,10 @@ class SupervisedEngine:
             _tell(target, "failed", reason)
 
     async def _revive(self) -> None:
-        """Start processes until one gives an answer, at growing intervals if they die young.
+        """Start processes until one gives an answer, at growing intervals if they end early.
 
-        Nothing that goes wrong ends it (no memory or no descriptor for a process, for instance):
-        the server would stay without an engine for good.
+        No error ends this loop (such as no memory or no descriptor for a process): the server would
+        stay without an engine.
         """
         log.error("not ready: %s", self._down)
         if time.monotonic() - self._started > STEADY_SECONDS:
@@ -183,30 +183,30 @@ class SupervisedEngine:
             await asyncio.sleep(self._wait)
             self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
             try:
-                # Where it is now: `stage=build` puts an engine aside when it makes another.
+                # Its present path: `stage=build` moves an engine away when it makes another.
                 self._start(Path(os.readlink(f"/proc/self/fd/{self._held}")))
-                await asyncio.to_thread(self._link.wait_until_open)
+                await asyncio.to_thread(self._client.wait_until_open)
                 await self._prove()
             except Exception as error:
                 if self._closing or self._reviving is not asyncio.current_task():
-                    return  # it died while it was proven: another task is at it
-                self._link.close()
-                self._down = f"the engine's process could not be started again: {error}"
+                    return  # it died during the check: another task restarts it
+                self._client.close()
+                self._down = f"the engine's process could not be restarted: {error}"
                 log.error("not ready: %s", self._down)
                 continue
             break
         self._down = None
-        log.info("ready: the engine's process was started again")
+        log.info("ready: the engine's process was restarted")
 
     async def _prove(self) -> None:
-        """A real answer of the new process, which has its adapters again."""
+        """Load the adapters into the new process, and wait for a real answer."""
         for name, folder in list(self._adapters.items()):
             try:
                 await self._ask("add_adapter", name, str(folder))
             except (ValueError, EngineFailed) as error:
                 if self._reviving is not asyncio.current_task():
-                    raise  # the process has died of it
-                del self._adapters[name]  # gone meanwhile, or so: the others can go on
+                    raise  # the process died of it
+                del self._adapters[name]  # such as deleted meanwhile: the others still work
                 log.error("without the adapter %s: %s", name, error)
         if "embeddings" in self.features:
             await self._ask("embed", [[0]])
@@ -216,7 +216,7 @@ class SupervisedEngine:
 
 
 def _tell(target: PushedStream | asyncio.Future[Any], what: str, value: Any) -> None:
-    """Hand on what the process said of a request."""
+    """Pass a message of the process to its request."""
     if isinstance(target, PushedStream):
         if what == "begun":
             target.prompt_logprobs, target.started = value

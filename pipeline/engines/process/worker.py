@@ -1,9 +1,9 @@
-"""An engine in a process of its own: opens it and does what the server asks over a socket.
+"""The process of an engine: opens it, and serves the server's requests over a socket.
 
-Started by supervised.py. Tokens of all answers that one step of the engine gave leave in one
-message. It ends with the server, and when its engine can give no more answers.
+Started by client.py. The tokens of all answers from one step of the engine are sent in one message.
+The process ends with the server, and when its engine is down.
 
-From the server: (id, what, arguments …); to it: [(id, what, value), …], where OF_ALL is the id of
+From the server: (id, what, arguments …). To it: [(id, what, value), …], where the id OF_ALL marks
 what concerns no single request: the share of the cache in use.
 """
 
@@ -37,14 +37,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--description", required=True, help="Description, in JSON")
     given = parser.parse_args()
-    # Ctrl-C in a terminal, and the SIGTERM of `timeout` and of systemd, reach this process too: the
+    # Ctrl-C in a terminal, and SIGTERM from `timeout` and systemd, reach this process too, but the
     # server decides when it ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=given.fd)
     description = Description(**json.loads(given.description))
     try:
-        # The server bounds the queue: it has to refuse at once.
+        # The server limits the queue, because it has to refuse at once.
         engine = ENGINES[description.runtime].open(given.folder, description, sys.maxsize)
     except PipelineError as error:
         connection.sendall(pack(("failed", type(error).__name__, str(error))))
@@ -62,7 +62,7 @@ def main() -> None:
 
 class _Worker:
     def __init__(self, engine: Engine, connection: socket.socket) -> None:
-        # Only what its features say is asked of it.
+        # Callers ask it only for what is in its features.
         self._engine: Any = engine
         self._connection = connection
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -70,7 +70,7 @@ class _Worker:
         self._cache_use = engine.load().cache_use  # as the server knows it
 
     async def run(self) -> None:
-        """Serve until the server is gone or the engine is down."""
+        """Serve until the server has ended or the engine is down."""
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
         self._loop = asyncio.get_running_loop()
         watching = asyncio.create_task(self._watch())
@@ -82,7 +82,7 @@ class _Worker:
         self._writer.close()
 
     async def _watch(self) -> None:
-        """End the process when the engine is down: the server starts another."""
+        """End the process when the engine is down; the server starts another."""
         while self._engine.down() is None:
             await asyncio.sleep(WATCH_SECONDS)
             if self._engine.load().cache_use != self._cache_use:
@@ -91,7 +91,7 @@ class _Worker:
 
     def _take(self, request: int, what: str, *arguments: Any) -> None:
         if what == "cancel":
-            if task := self._tasks.get(request):  # which may not have begun yet
+            if task := self._tasks.get(request):  # which may not have started yet
                 task.cancel()
             return
         work = self._answer if what == "generate" else getattr(self, f"_{what}")
@@ -99,7 +99,7 @@ class _Worker:
         task.add_done_callback(lambda _: self._tasks.pop(request))
 
     async def _guarded(self, request: int, work: Any, arguments: tuple[Any, ...]) -> None:
-        """Do it, and end it with a message in any case: the server waits for one."""
+        """Do the work, and always end with a message, because the server waits for one."""
         try:
             self._send(request, "end", await work(request, *arguments))
         except ValueError as error:
@@ -132,7 +132,7 @@ class _Worker:
         await self._engine.remove_adapter(name)
 
     def _send(self, request: int, what: str, value: Any) -> None:
-        """Send once all answers that were woken together have said what they have."""
+        """Send a message with those of other requests in the same round of the event loop."""
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append((request, what, value))
@@ -147,7 +147,7 @@ class _Worker:
 
 
 def arguments(folder: Path, description: Description, fd: int) -> list[str]:
-    """The command that starts it."""
+    """The command that starts the process."""
     text = json.dumps(dataclasses.asdict(description))
     module = [sys.executable, "-m", "pipeline.engines.process.worker"]
     return [*module, "--fd", str(fd), "--folder", str(folder), "--description", text]

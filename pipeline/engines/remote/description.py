@@ -1,4 +1,4 @@
-"""Another server of OpenAI's API as an engine: what is written down of it."""
+"""Another server with OpenAI's API as an engine: its settings and description."""
 
 import os
 import re
@@ -12,16 +12,16 @@ from pipeline.engines.description import Description
 if TYPE_CHECKING:
     from pipeline.models.chat.renderer import Chat
 
-API_KEY = "REMOTE_API_KEY"  # environment variable; never in a file nor in the log
+API_KEY = "REMOTE_API_KEY"  # environment variable; never written to a file or the log
 VERSION = "v1"  # of the API
 FEATURES = frozenset({"penalties", "logit_bias"})
 
 
 def describe(engine: EngineConfig, chat: "Chat") -> Description:
-    """A server that has the model whose tokenizer and template `chat` are.
+    """The description of a server that has the model with this tokenizer and template.
 
     Raises:
-        ConfigError: engine.arguments does not say where it is, or holds what it does not know.
+        ConfigError: engine.arguments does not say where it is, or has an unknown key.
     """
     given = dict(engine.arguments)
     url, model = str(given.pop("base_url", None) or ""), str(given.pop("model", None) or "")
@@ -33,7 +33,7 @@ def describe(engine: EngineConfig, chat: "Chat") -> Description:
     if given:
         raise ConfigError(
             f"engine=remote does not know engine.arguments.{next(iter(given))}: it takes base_url "
-            f"and model; a key is read from the environment, {API_KEY}"
+            f"and model; the key is read from the environment variable {API_KEY}"
         )
     return Description(
         runtime="remote",
@@ -49,22 +49,22 @@ def describe(engine: EngineConfig, chat: "Chat") -> Description:
 
 
 def headers() -> dict[str, str]:
-    """What a request says of who asks: the key, without the white space around it in a secret.
+    """Headers of a request: the key, without the white space that a secret may have around it.
 
     Raises:
-        ConfigError: the key cannot stand in a header; the message does not quote it.
+        ConfigError: the key cannot be part of a header; the message does not quote it.
     """
     key = os.environ.get(API_KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f"{API_KEY} holds a line break or another character that no HTTP header may: set it "
-            "anew, to one line of plain ASCII"
+            f"{API_KEY} holds a line break or another character that an HTTP header cannot have: "
+            "set it to one line of plain ASCII"
         )
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def without_password(url: str) -> str:
-    """A URL as it may stand in a message: without the user and password before its host."""
+    """A URL for messages: without the user and password before its host."""
     return re.sub(r"(?<=//)[^/]*@", "", url)
 
 

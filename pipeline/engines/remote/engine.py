@@ -30,25 +30,25 @@ from pipeline.engines.token_stream import PushedStream
 from pipeline.models.chat.renderer import Chat
 
 CONNECT_SECONDS, READ_SECONDS = 10, 600
-PROBE_SECONDS = 1.0  # between looks at whether a server that was gone is back
-PIECES = ("a", " b", "c", " d\n", "é", "  e")  # text that has to come back as it went
+PROBE_SECONDS = 1.0  # between checks of a server that is down
+PIECES = ("a", " b", "c", " d\n", "é", "  e")  # text that must survive a round trip
 
 
 class RemoteEngine:
-    """An engine (engine.Engine) on another machine.
+    """An engine (base.Engine) on another machine.
 
     Args:
-        chat: the tokenizer of the model there. description: settings say where it is.
-        max_queue: requests that may be on the way beyond description.max_batch_size.
+        chat: the tokenizer of that model. description: its settings say where the server is.
+        max_queue: requests in flight beyond description.max_batch_size.
 
     Raises:
         ConfigError: the key cannot be sent.
-        MissingRuntime: the server does not answer, is none of OpenAI's API, refuses the key or has
-            no such model.
-        ArtifactError: it gives no token ids, and the tokenizer cannot do without.
+        MissingRuntime: the server does not answer, does not have OpenAI's API, refuses the key or
+            has no such model.
+        ArtifactError: it returns no token ids, and the tokenizer needs them.
 
     Attributes:
-        lacks: settings of sampling that the server does not know.
+        lacks: fields of Sampling that the server does not support.
     """
 
     features = FEATURES
@@ -71,13 +71,13 @@ class RemoteEngine:
         self.lacks = SAMPLING_FIELDS - self._known
         if not self._gives_ids and not _is_piecewise(chat):
             raise ArtifactError(
-                f"{self._place} sends no token ids, and the tokenizer in {chat.folder} does not "
-                "give text back piece by piece: use a server with return_token_ids (vLLM 0.10.2 or "
+                f"{self._place} returns no token ids, and the tokenizer in {chat.folder} does not "
+                "encode text piece by piece: use a server with return_token_ids (vLLM 0.10.2 or "
                 "newer), or serve the model here"
             )
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
-        """See engine.Engine.generate."""
+        """See base.Engine.generate."""
         if self._down:
             raise EngineFailed(self._down)
         if len(self._streams) >= self.room:
@@ -101,11 +101,11 @@ class RemoteEngine:
             stream.end(EngineFailed(self._down))
         for task in self._tasks:
             task.cancel()
-        if self._client:  # made in the event loop in which this is called, too
+        if self._client:  # it belongs to the event loop in which this is called
             self._start(self._client.aclose())
 
     def _find_model(self) -> int | None:
-        """The longest sequence that the server has the model for; None if it does not say."""
+        """The longest sequence that the server accepts; None if it does not say."""
         try:
             answer = httpx.get(
                 f"{self._url}/models", headers=self._headers, timeout=CONNECT_SECONDS
@@ -130,7 +130,7 @@ class RemoteEngine:
         return longest if isinstance(longest, int) else None
 
     def _try_out(self) -> tuple[frozenset[str], bool]:
-        """Which fields beyond OpenAI's the server takes, and whether it gives token ids."""
+        """Which fields beyond OpenAI's the server accepts, and whether it returns token ids."""
         prompt = self._chat.prompt([{"role": "user", "content": "Hello"}])
         how = Sampling(1, temperature=0, stop_ids=frozenset(self._chat.stop_ids))
         plain = request_body(self._model, prompt, how, frozenset())
@@ -146,7 +146,7 @@ class RemoteEngine:
                 )
             except httpx.HTTPError as error:
                 raise MissingRuntime(
-                    f"engine=remote: {self._place}/completions gave no answer ({error}): look into "
+                    f"engine=remote: {self._place}/completions does not answer ({error}): look at "
                     "that server's log, or set engine.arguments.base_url"
                 ) from error
             if answer.status_code == 200:
@@ -161,10 +161,10 @@ class RemoteEngine:
         return frozenset(known), gives_ids
 
     def _entries(self, answer: httpx.Response, name: str) -> list[dict[str, Any]]:
-        """The objects that an answer lists under a name.
+        """The objects that a response lists under a name.
 
         Raises:
-            MissingRuntime: it does not, so that it is another kind of server.
+            MissingRuntime: there are none: it is another kind of server.
         """
         try:
             found = answer.json()[name]
@@ -173,8 +173,8 @@ class RemoteEngine:
         if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
             return found
         raise MissingRuntime(
-            f"engine=remote: {self._place} is no OpenAI server: it answers {answer.url.path} with "
-            f"{answer.text[:80]!r}; set engine.arguments.base_url=http://host:port/v1"
+            f"engine=remote: {self._place} does not have OpenAI's API: it answers "
+            f"{answer.url.path} with {answer.text[:80]!r}; set engine.arguments.base_url=http://host:port/v1"
         )
 
     def _leave(self, stream: PushedStream) -> None:
@@ -188,7 +188,7 @@ class RemoteEngine:
         return task
 
     async def _follow(self, body: Any, stream: PushedStream, stop_id: int | None) -> None:
-        """Hand on an answer as it comes; to be cancelled closes the connection, which ends it."""
+        """Pass on an answer as it arrives; cancelling closes the connection, which ends it."""
         client = self._client = self._client or httpx.AsyncClient(
             headers=self._headers,
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
@@ -202,23 +202,23 @@ class RemoteEngine:
                     raise refusal(answer.status_code, answer.text)
                 async for line in answer.aiter_lines():
                     self._take(line, stream, stop_id)
-            stream.end(EngineFailed(f"{BEHIND} ended an answer in its middle"))
+            stream.end(EngineFailed(f"{BEHIND} ended an answer before it was complete"))
         except (EngineFailed, QueueFull, ValueError) as error:
             stream.end(error)
         except httpx.HTTPError as error:
             self._lose(error)
             stream.end(EngineFailed(self._down or ""))
-        except Exception as error:  # whatever it was: nobody is to wait for the rest
+        except Exception as error:  # whatever it was: the reader must not wait for more
             cause = f"{type(error).__name__}: {error}"
-            stream.end(EngineFailed(f"{BEHIND} sent what cannot be read ({cause})"))
+            stream.end(EngineFailed(f"{BEHIND} sent something unreadable ({cause})"))
         finally:
             self._streams.pop(stream, None)
 
     def _take(self, line: str, stream: PushedStream, stop_id: int | None) -> None:
-        """One line of server-sent events; one that tells of no choice keeps the connection.
+        """Handle one line of server-sent events; lines without a choice only keep the connection.
 
         Raises:
-            EngineFailed: it tells of an error, or is no event.
+            EngineFailed: it reports an error, or is not an event.
         """
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
@@ -226,13 +226,13 @@ class RemoteEngine:
         try:
             event = json.loads(data)
         except ValueError as error:
-            raise EngineFailed(f"{BEHIND} sent an event that is no JSON: {data[:200]}") from error
+            raise EngineFailed(f"{BEHIND} sent an event that is not JSON: {data[:200]}") from error
         if event.get("error"):
             raise EngineFailed(f"{BEHIND}: {message(data)}")
         for choice in event.get("choices") or ():
             tokens = [Token(token) for token in self._ids(choice)]
             if choice.get("finish_reason") == "stop" and stop_id is not None:
-                # The text does not hold the token that ended it, whichever that was.
+                # The response does not contain the stop token.
                 tokens = [*(t for t in tokens if t.id not in self._chat.stop_ids), Token(stop_id)]
             if tokens:
                 stream.put(tokens)
@@ -252,7 +252,7 @@ class RemoteEngine:
             self._start(self._wait_for_it())
 
     async def _wait_for_it(self) -> None:
-        """Be up again when the server answers."""
+        """Wait until the server answers again."""
         assert self._client
         while True:
             await asyncio.sleep(PROBE_SECONDS)
@@ -267,7 +267,7 @@ class RemoteEngine:
 
 
 def _is_piecewise(chat: Chat) -> bool:
-    """Whether text that is tokenized piece by piece is the same text again."""
+    """Whether encoding text piece by piece and decoding it gives the same text."""
     ids = [i for piece in PIECES for i in _encode(chat, piece)]
     return chat.decode(ids) == "".join(PIECES)
 

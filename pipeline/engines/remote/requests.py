@@ -1,4 +1,4 @@
-"""Requests to another server of OpenAI's API, and what its refusals mean."""
+"""Requests to another server with OpenAI's API, and what its errors mean."""
 
 import json
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import Any
 
 from pipeline.engines.base import EngineFailed, QueueFull, Sampling
 
-BEHIND = "the server behind this one"  # to clients: its address is in the log alone
-# Fields beyond OpenAI's that servers know or refuse together, with values that change nothing.
+BEHIND = "the server behind this one"  # for clients: only the log has its address
+# Fields beyond OpenAI's that servers accept or refuse together, with values that change nothing.
 KNOWN_TOGETHER: tuple[dict[str, Any], ...] = (
     {"return_token_ids": True, "stop_token_ids": []},
     {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
@@ -20,10 +20,10 @@ BUSY = (429, 503)
 def request_body(
     model: str, prompt: Sequence[int], sampling: Sampling, known: frozenset[str]
 ) -> dict[str, Any]:
-    """A request to /completions. known: fields beyond OpenAI's that the server takes.
+    """A request to /completions. known: fields beyond OpenAI's that the server accepts.
 
     Raises:
-        ValueError: it does not take what is asked for.
+        ValueError: the server does not support the request.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -43,20 +43,20 @@ def request_body(
         "top_k": (sampling.top_k, 0),
         "min_p": (sampling.min_p, 0),
         "repetition_penalty": (sampling.repetition_penalty, 1),
-        # Without tokens that end an answer the model's own would still end it over there.
+        # Without stop tokens in the request the server would still use the model's own.
         "ignore_eos": (not sampling.stop_ids, False),
     }
     for name, (value, neutral) in wishes.items():
         if value == neutral:
             continue
         if any(name in fields for fields in KNOWN_TOGETHER) and name not in known:
-            raise ValueError(f"{name}: {BEHIND} does not know it")
+            raise ValueError(f"{name}: {BEHIND} does not support it")
         body[name] = value
     return body
 
 
 def refusal(status: int, text: str) -> Exception:
-    """What an answer other than 200 is to the client of ours: his mistake, a queue, a failure."""
+    """The error for a status other than 200: the client's mistake, a full queue, or a failure."""
     if status in (400, 404, 413, 422):
         return ValueError(message(text))
     if status in BUSY:
@@ -65,9 +65,9 @@ def refusal(status: int, text: str) -> Exception:
 
 
 def message(text: str) -> str:
-    """What a server says of an error, as OpenAI's API has it."""
+    """The message of an error, in the format of OpenAI's API."""
     try:
         error = json.loads(text)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
-        return " ".join(text.split())[:200]  # such as a web server's page, of many lines
+        return " ".join(text.split())[:200]  # such as an error page of a web server

@@ -1,8 +1,8 @@
 """TensorRT-LLM: the `trtllm-build` command for a qnemo checkpoint, and running it where it is.
 
-TensorRT-LLM is not in the package index; it runs in NVIDIA's containers. Its engine backend ended
-after 1.2, so 1.0 to 1.2 build engines. The flags are those of `trtllm-build --help` in 1.2. Imports
-nothing of it.
+TensorRT-LLM is not in the package index; it runs in NVIDIA's containers. Versions 1.0 to 1.2 build
+engines; later ones have no engine backend. The flags are those of `trtllm-build --help` in 1.2.
+This module does not import TensorRT-LLM.
 """
 
 import json
@@ -29,12 +29,12 @@ FEATURES = {
     "tensorrt": frozenset({"penalties"}),
 }
 MAX_NUM_TOKENS = 8192  # trtllm-build's default
-# In these every product of linear layers has a kernel of its own; the plugin would slow them down.
+# In these formats every linear layer has a kernel of its own; the plugin would slow them down.
 WITHOUT_GEMM_PLUGIN = ("FP8", "W8A8_SQ_PER_CHANNEL")
 
 
 def version() -> str | None:
-    """The installed TensorRT-LLM, if its engine builder is here too."""
+    """Version of the installed TensorRT-LLM, if its engine builder is installed too."""
     try:
         return metadata.version("tensorrt_llm") if shutil.which(COMMAND) else None
     except metadata.PackageNotFoundError:
@@ -47,12 +47,12 @@ def missing() -> str | None:
     if found is None:
         return "TensorRT-LLM is not installed"
     if not re.match(r"1\.[012](\.|$)", found):
-        return f"TensorRT-LLM {found} is installed, and engines are built by 1.0 to 1.2"
+        return f"TensorRT-LLM {found} is installed, and only 1.0 to 1.2 build engines"
     return None
 
 
 def llm_version() -> str | None:
-    """The installed TensorRT-LLM, whose LLM API is all that serving an HF folder needs."""
+    """Version of the installed TensorRT-LLM, whose LLM API is enough to serve an HF folder."""
     try:
         return metadata.version("tensorrt_llm")
     except metadata.PackageNotFoundError:
@@ -65,20 +65,22 @@ def missing_llm() -> str | None:
     if found is None:
         return "TensorRT-LLM is not installed"
     if not re.match(r"[1-9]", found):
-        return f"TensorRT-LLM {found} is installed, and HF folders are served from 1.0 on"
+        return f"TensorRT-LLM {found} is installed, and HF folders need 1.0 or later"
     return None
 
 
 def not_loaded(precision: str) -> str | None:
-    """Why its PyTorch backend does not load a format; None if it does."""
+    """Why its PyTorch backend cannot load a format; None if it can."""
     loaded = ("bf16", "fp16", "fp8", "nvfp4")
-    return None if precision in loaded else f"TensorRT-LLM's PyTorch backend: no {precision}"
+    return (
+        None if precision in loaded else f"TensorRT-LLM's PyTorch backend does not load {precision}"
+    )
 
 
 def build_command(checkpoint: Path, out: Path, engine: EngineConfig) -> list[str]:
     """The arguments of `trtllm-build` for a qnemo checkpoint.
 
-    Tensor and pipeline parallelism are the checkpoint's; one worker builds each rank.
+    Tensor and pipeline parallelism come from the checkpoint; one worker builds each rank.
 
     Raises:
         DataError: the checkpoint's config.json cannot be read.
@@ -101,7 +103,7 @@ def build_command(checkpoint: Path, out: Path, engine: EngineConfig) -> list[str
 
 
 def llm_arguments(engine: EngineConfig, tensor_parallel: int, *, built: bool) -> dict[str, Any]:
-    """Arguments of the LLM class; an engine that is built has most of them already."""
+    """Arguments of the LLM class; a built engine already contains most of them."""
     arguments: dict[str, Any] = {"max_batch_size": engine.max_batch_size}
     if not built:
         arguments |= {
@@ -113,7 +115,7 @@ def llm_arguments(engine: EngineConfig, tensor_parallel: int, *, built: bool) ->
 
 
 def container_command(checkpoint: Path, out: Path, engine: EngineConfig) -> str:
-    """The same in NVIDIA's container, as a line for a shell on a machine with a GPU and Docker."""
+    """The same in NVIDIA's container, as a shell command for a machine with a GPU and Docker."""
     inside = build_command(checkpoint, out, engine)
     inside[inside.index(str(checkpoint))] = "/checkpoint"
     inside[inside.index(str(out))] = "/engine"
@@ -123,7 +125,7 @@ def container_command(checkpoint: Path, out: Path, engine: EngineConfig) -> str:
 
 
 def refusal(reason: str, checkpoint: Path, engine: EngineConfig) -> MissingRuntime:
-    """What to do where TensorRT-LLM is not."""
+    """The error where TensorRT-LLM is not installed, with what to do."""
     command = container_command(checkpoint, Path("trtllm-engine"), engine)
     return MissingRuntime(
         f"engine=trtllm: {reason}. Run this stage inside {IMAGE}, or build the engine from the "
@@ -135,13 +137,13 @@ def refusal(reason: str, checkpoint: Path, engine: EngineConfig) -> MissingRunti
 def build(
     checkpoint: Path, out: Path, engine: EngineConfig, show: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Build the engine into out/engine, with its log in out; `show` gets each line of it.
+    """Build the engine into out/engine, with its log in `out`; `show` gets each line of the log.
 
     Returns:
         The TensorRT-LLM version, the checkpoint's precision and the command, for the manifest.
 
     Raises:
-        MissingRuntime: TensorRT-LLM is not here. ArtifactError: trtllm-build failed.
+        MissingRuntime: TensorRT-LLM is not installed. ArtifactError: trtllm-build failed.
     """
     if reason := missing():
         raise refusal(reason, checkpoint, engine)
@@ -160,7 +162,7 @@ def build(
     if process.returncode != 0:
         raise ArtifactError(
             f"{COMMAND} failed with exit code {process.returncode} on {checkpoint}: "
-            f"{' | '.join(last)}; the whole log is in {out / LOG}"
+            f"{' | '.join(last)}; the full log is in {out / LOG}"
         )
     config = _read_config(checkpoint)
     _require_ranks(out / ENGINE_FOLDER, config["mapping"]["world_size"])
@@ -172,7 +174,9 @@ def _require_ranks(folder: Path, ranks: int) -> None:
     wanted = [f"rank{rank}.engine" for rank in range(ranks)]
     lacking: Sequence[str] = [name for name in wanted if not (folder / name).is_file()]
     if lacking:
-        raise ArtifactError(f"{COMMAND} ended well but left no {', '.join(lacking)} in {folder}")
+        raise ArtifactError(
+            f"{COMMAND} succeeded but did not write {', '.join(lacking)} to {folder}"
+        )
 
 
 def _read_config(checkpoint: Path) -> dict[str, Any]:
@@ -181,7 +185,7 @@ def _read_config(checkpoint: Path) -> dict[str, Any]:
         config["mapping"]["world_size"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{checkpoint / 'config.json'} is not of a TensorRT-LLM checkpoint ({error!r}): run "
-            "`python -m pipeline stage=export`"
+            f"{checkpoint / 'config.json'} does not describe a TensorRT-LLM checkpoint "
+            f"({error!r}): run `python -m pipeline stage=export`"
         ) from error
     return config

@@ -1,7 +1,7 @@
-"""TensorRT-LLM's LLM API as an engine of ours: token ids in, token ids out.
+"""TensorRT-LLM's LLM API as an engine: token ids in, token ids out.
 
 Two backends: `tensorrt` runs the engines of trtllm-build (1.0 to 1.2), `pytorch` loads HF folders,
-quantized ones among them. Written against the documentation of 1.2; it has not run here.
+including quantized ones. Written from the documentation of 1.2; it has not run yet.
 https://nvidia.github.io/TensorRT-LLM/llm-api/reference.html
 """
 
@@ -20,20 +20,20 @@ from pipeline.engines.token_stream import PushedStream
 from pipeline.engines.trtllm.build import ENGINE_FOLDER, FEATURES
 
 GUIDANCE = "llguidance"
-# What a LoRA adapter may adapt, by TensorRT-LLM's names: every product of a layer.
+# What a LoRA adapter may adapt, in TensorRT-LLM's names: every linear layer.
 LORA_MODULES = "attn_q attn_k attn_v attn_dense mlp_h_to_4h mlp_4h_to_h mlp_gate".split()
 
 
 class TrtllmEngine:
-    """An engine (engine.Engine) around tensorrt_llm.LLM.
+    """An engine (base.Engine) around tensorrt_llm.LLM.
 
     Args:
         folder: an HF folder, or one with `engine/` in it.
         backend: pytorch or tensorrt. arguments: of the LLM class, by their names.
-        lora_rank: of adapters at most; 0 for none.
+        lora_rank: the largest rank of adapters; 0 for none.
 
     Raises:
-        DataError: TensorRT-LLM does not take the model or the arguments.
+        DataError: TensorRT-LLM does not accept the model or the arguments.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TrtllmEngine:
             ) from error
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
-        """See engine.Engine.generate."""
+        """See base.Engine.generate."""
         from tensorrt_llm import SamplingParams
         from tensorrt_llm.sampling_params import GuidedDecodingParams
 
@@ -102,10 +102,10 @@ class TrtllmEngine:
         return list(self._adapters)
 
     async def add_adapter(self, name: str, folder: Path) -> None:
-        """Have a LoRA adapter in the PEFT library's form ready; the first answer with it loads it.
+        """Register a LoRA adapter in the PEFT library's format; its first request loads it.
 
         Raises:
-            ValueError: it is not one, or of too high a rank.
+            ValueError: it is not a LoRA adapter, or its rank is too high.
         """
         from tensorrt_llm.executor.request import LoRARequest
 
@@ -113,7 +113,7 @@ class TrtllmEngine:
         self._adapters[name] = LoRARequest(name, next(self._adapter_ids), str(folder))
 
     async def remove_adapter(self, name: str) -> None:
-        """Take no more answers with it; its place in TensorRT-LLM's cache goes to the next."""
+        """Accept no more requests with it; TensorRT-LLM's cache reuses its place."""
         del self._adapters[name]
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class TrtllmEngine:
         self._llm.shutdown()
 
     async def _follow(self, result: Any, stream: PushedStream, tops: int | None) -> None:
-        """Hand on the tokens of an answer as they come."""
+        """Pass on the tokens of an answer as they are generated."""
         from tensorrt_llm.executor.utils import RequestError
 
         try:
@@ -131,9 +131,9 @@ class TrtllmEngine:
                 logprobs = completion.logprobs_diff if tops is not None else None
                 stream.put(tokens_of(completion.token_ids_diff, logprobs, tops or 0))
             stream.end()
-        except (ValueError, RequestError) as error:  # of this request alone
+        except (ValueError, RequestError) as error:  # of this request only
             stream.end(ValueError(str(error)))
-        except Exception as error:  # of its worker processes, wrapped or not
+        except Exception as error:  # of its worker processes, possibly wrapped
             self._down = f"TensorRT-LLM failed: {error}"
             stream.end(EngineFailed(self._down))
         finally:
@@ -164,14 +164,14 @@ def _open(folder: Path, backend: str, arguments: Mapping[str, Any], lora_rank: i
 
 
 def sampling_arguments(sampling: Sampling, backend: str) -> dict[str, Any]:
-    """The arguments of TensorRT-LLM's SamplingParams, but for the guide.
+    """The arguments of TensorRT-LLM's SamplingParams, except those of guided decoding.
 
     Raises:
-        ValueError: the backend cannot do what is asked for.
+        ValueError: the backend does not support the request.
     """
     arguments: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
-        # An answer ends where the request says, and its last token is given out.
+        # The request says where an answer ends, and the last token is returned.
         "end_id": -1,
         "pad_id": 0,
         "stop_token_ids": sorted(sampling.stop_ids) or None,
@@ -179,19 +179,19 @@ def sampling_arguments(sampling: Sampling, backend: str) -> dict[str, Any]:
         "detokenize": False,
     }
     if sampling.temperature == 0:
-        arguments["top_k"] = 1  # its temperatures are above 0
+        arguments["top_k"] = 1  # its temperature must be above 0
     else:
         arguments |= {
             "temperature": sampling.temperature,
-            # Left out they would mean greedy, and one seed for all.
+            # Without these it would be greedy, with one seed for all requests.
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
             "seed": random.getrandbits(63) if sampling.seed is None else sampling.seed,
         }
     if sampling.logprobs is not None:
-        arguments["logprobs"] = max(1, sampling.logprobs)  # 0 would mean none
+        arguments["logprobs"] = max(1, sampling.logprobs)  # 0 would switch them off
     if sampling.min_p and backend == "pytorch":
-        raise ValueError("min_p: TensorRT-LLM's PyTorch backend cannot do it")
+        raise ValueError("min_p: TensorRT-LLM's PyTorch backend does not support it")
     if sampling.min_p:
         arguments["min_p"] = sampling.min_p
     for name in ("frequency_penalty", "presence_penalty"):
@@ -203,7 +203,7 @@ def sampling_arguments(sampling: Sampling, backend: str) -> dict[str, Any]:
 
 
 def check_adapter(folder: Path, highest: int) -> None:
-    """Refuse what TensorRT-LLM would only find out with the first answer.
+    """Refuse an adapter that TensorRT-LLM would only refuse at the first request.
 
     Raises:
         ValueError: names what is wrong.
@@ -212,10 +212,14 @@ def check_adapter(folder: Path, highest: int) -> None:
         settings = json.loads((folder / "adapter_config.json").read_text())
         rank, kind = int(settings["r"]), settings["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is no adapter in the PEFT library's form: {error}") from error
+        raise ValueError(
+            f"{folder} is not an adapter in the PEFT library's format: {error}"
+        ) from error
     if not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(f"{folder} has no adapter_model.safetensors")
     if kind != "LORA" or settings.get("use_dora"):
         raise ValueError(f"{folder} is not plain LoRA: merge it and serve the merged model")
     if rank > highest:
-        raise ValueError(f"{folder} is of rank {rank}, and engine.lora_rank={highest}: raise it")
+        raise ValueError(
+            f"{folder} has rank {rank}, and engine.lora_rank is {highest}: raise engine.lora_rank"
+        )

@@ -9,6 +9,7 @@ from pipeline.core.console import get_console
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.core.stage import Component
 from pipeline.engines.base import Engine
+from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.memory import MemoryRule
 from pipeline.engines.profile import Profile
@@ -21,7 +22,6 @@ from pipeline.engines.record import (
     take_checkpoint,
     take_tokenizer,
 )
-from pipeline.engines.servable import Checkpoint
 from pipeline.engines.trtllm import build as trtllm
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _ARGUMENTS: Mapping[str, Callable[[Any], tuple[str, Any]]] = {
 
 
 def _profiles(checkpoints: Sequence[Checkpoint], site: Site) -> Iterator[Profile]:
-    # Where this version still builds engines they come first; a newer one loads HF folders alone.
+    # A version that still builds engines prefers them; a newer one only loads HF folders.
     builds = trtllm.missing() is None or trtllm.llm_version() is None
     built = set()
     for checkpoint in checkpoints:
@@ -53,7 +53,7 @@ def _profiles(checkpoints: Sequence[Checkpoint], site: Site) -> Iterator[Profile
         if checkpoint.form not in ("hf", "unified"):
             continue
         for rank in site.lora_ranks:
-            # It takes adapters on models that are not quantized.
+            # It supports adapters only on models that are not quantized.
             if rank and checkpoint.form != "hf":
                 continue
             for gpus in site.groups:
@@ -76,7 +76,7 @@ def _settings(profile: Profile, checkpoint: Path, engine: EngineConfig) -> dict[
 
 
 def _build(job: BuildJob, out: Path) -> "Outcome":
-    """By trtllm-build from a qnemo checkpoint; HF folders are loaded as they are."""
+    """Run trtllm-build on a qnemo checkpoint; HF folders are loaded as they are."""
     from pipeline.core.artifact import Outcome
 
     if job.profile.form != "qnemo":
@@ -143,7 +143,8 @@ TRTLLM = EngineRecord(
     not_loaded=_not_loaded,
     least_capability=(8, 0),
     spreads=True,
-    # Its free_gpu_memory_fraction is of what the weights leave, so that this errs to the safe side.
+    # Its free_gpu_memory_fraction applies to what the weights leave: this estimate is on the safe
+    # side.
     memory=MemoryRule(paged=True, step_tokens=8192, gpu_share=0.9),
     build=_build,
     settings=_settings,

@@ -1,4 +1,4 @@
-"""vLLM: the arguments with which it serves a unified HF checkpoint. Imports nothing of it."""
+"""vLLM: its arguments for serving an HF checkpoint. Does not import vLLM."""
 
 from importlib import metadata
 from pathlib import Path
@@ -6,16 +6,16 @@ from typing import Any
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, MissingRuntime
-from pipeline.engines.servable import quantization_of
+from pipeline.engines.checkpoint import quantization_of
 
-# vLLM's name for each quantization that ModelOpt's unified checkpoint says; the others it cannot
-# load (docs/features/quantization/modelopt).
+# vLLM's name for each quantization of ModelOpt's unified checkpoints; it cannot load the others
+# (vLLM's docs/features/quantization/modelopt).
 QUANTIZATION = {"FP8": "modelopt", "NVFP4": "modelopt_fp4"}
 LOADED = ("bf16", "fp16", "fp32", *(name.lower() for name in QUANTIZATION))
 FEATURES = frozenset(
     {"logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties", "adapters"}
 )
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of max_lora_rank
 
 
 def version() -> str | None:
@@ -31,7 +31,7 @@ def missing() -> str | None:
 
 
 def not_loaded(precision: str) -> str | None:
-    """Why vLLM cannot load a format, by its name here; None if it can."""
+    """Why vLLM cannot load a format; None if it can."""
     if precision in LOADED:
         return None
     return (
@@ -49,10 +49,10 @@ def refusal(reason: str) -> MissingRuntime:
 
 
 def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dict[str, Any]:
-    """vLLM's engine arguments for an HF checkpoint that it loads, without the model's place.
+    """vLLM's engine arguments for an HF checkpoint, without the model's path.
 
     Raises:
-        ConfigError: engine.lora_rank is over vLLM's highest.
+        ConfigError: engine.lora_rank is above vLLM's highest.
         DataError: the checkpoint's hf_quant_config.json cannot be read.
     """
     algorithm, kv_cache = quantization_of(checkpoint)
@@ -71,13 +71,14 @@ def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dic
 
 
 def _allowed_rank(rank: int) -> int:
-    """The least of vLLM's ranks that holds it.
+    """The smallest of vLLM's ranks that is large enough.
 
     Raises:
-        ConfigError: it is over the highest.
+        ConfigError: the rank is above the highest.
     """
     if rank > LORA_RANKS[-1]:
         raise ConfigError(
-            f"engine.lora_rank={rank} is over vLLM's {LORA_RANKS[-1]}: merge the adapter instead"
+            f"engine.lora_rank={rank} is above vLLM's limit of {LORA_RANKS[-1]}: merge the adapter "
+            "instead"
         )
     return next(allowed for allowed in LORA_RANKS if allowed >= rank)

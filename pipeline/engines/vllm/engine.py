@@ -1,8 +1,7 @@
-"""vLLM's asynchronous engine as an engine of ours: token ids in, token ids out.
+"""vLLM's asynchronous engine as an engine: token ids in, token ids out.
 
-vLLM batches by itself, in a process of its own; its streams end in our event loop without a copy of
-the text: detokenizing is ours, so that every engine's tokens become text in the same way. Written
-against vLLM 0.24.
+vLLM batches by itself, in a process of its own. It returns token ids only: the server detokenizes,
+so that every engine's tokens become text in the same way. Written for vLLM 0.24.
 """
 
 import asyncio
@@ -19,12 +18,12 @@ from pipeline.engines.vllm.arguments import FEATURES
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-# Of the two libraries that vLLM can take, the one that our own engines guide with.
+# vLLM supports several libraries; this one is what our own engines use.
 GUIDANCE = "guidance"
 
 
 class VllmEngine:
-    """An engine (engine.Engine) around vLLM's AsyncLLM.
+    """An engine (base.Engine) around vLLM's AsyncLLM.
 
     Args:
         folder: an HF model, its tokenizer beside it.
@@ -33,7 +32,7 @@ class VllmEngine:
         max_queue: requests that may wait for a slot.
 
     Raises:
-        DataError: vLLM does not take the model or the arguments.
+        DataError: vLLM does not accept the model or the arguments.
     """
 
     def __init__(
@@ -48,14 +47,14 @@ class VllmEngine:
         try:
             settings = AsyncEngineArgs(
                 model=str(folder),
-                generation_config="vllm",  # defaults and ends of answers are each request's
+                generation_config="vllm",  # each request has its own defaults and stop tokens
                 structured_outputs_config=StructuredOutputsConfig(backend=GUIDANCE),
                 disable_log_stats=True,
                 **arguments,
             )
             self._llm: Any = AsyncLLM.from_engine_args(
                 settings,
-                # As `vllm serve` has it: the sizes of its batches follow from that.
+                # As in `vllm serve`: it decides the sizes of batches.
                 usage_context=UsageContext.OPENAI_API_SERVER,
                 stat_loggers=[self._seen.logger],
             )
@@ -75,7 +74,7 @@ class VllmEngine:
         self.features = FEATURES if config.lora_config else FEATURES - {"adapters"}
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> "_Stream":
-        """See engine.Engine.generate."""
+        """See base.Engine.generate."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -105,14 +104,14 @@ class VllmEngine:
         return Load(self._seen.running, self._seen.waiting, self._seen.cache_use)
 
     def down(self) -> str | None:
-        """Why no answer can come now; None if one can."""
+        """Why the engine cannot answer now; None if it can."""
         return "the vLLM engine has stopped" if self._llm.errored else None
 
     def adapters(self) -> list[str]:
         return list(self._adapters)
 
     async def add_adapter(self, name: str, folder: Path) -> None:
-        """Load a LoRA adapter in the PEFT library's form.
+        """Load a LoRA adapter in the PEFT library's format.
 
         Raises:
             ValueError: it does not fit the model.
@@ -122,7 +121,7 @@ class VllmEngine:
         request = LoRARequest(name, next(self._adapter_ids), str(folder))
         try:
             await self._llm.add_lora(request)
-        except Exception as error:  # as its worker processes raise it, wrapped
+        except Exception as error:  # its worker processes raise it, wrapped
             raise ValueError(f"{folder} cannot be used as an adapter: {error}") from error
         self._adapters[name] = request
 
@@ -141,7 +140,7 @@ class VllmEngine:
 
 
 class _Stream:
-    """The tokens of one answer (engine.TokenStream)."""
+    """The tokens of one answer (base.TokenStream)."""
 
     def __init__(
         self,
@@ -172,12 +171,14 @@ class _Stream:
             except Exception as error:
                 self._end()
                 raise EngineFailed(f"vLLM failed: {error.__cause__ or error}") from error
-            except asyncio.CancelledError:  # vLLM aborts the request by itself then
+            except asyncio.CancelledError:  # vLLM then aborts the request by itself
                 self._end()
                 raise
             if output.finished:
                 self._end()
-                async for _ in self._outputs:  # to its end: one left half-way is aborted
+                async for (
+                    _
+                ) in self._outputs:  # read to the end: vLLM aborts a request that is left half-way
                     pass
             if output.prompt_logprobs and self.prompt_logprobs is None:
                 self.prompt_logprobs = tokens_of(self._prompt, output.prompt_logprobs, self._tops)
@@ -198,13 +199,13 @@ class _Stream:
 
 
 class _Seen:
-    """What vLLM's scheduler last said of itself: sequences that run and wait, cache in use."""
+    """The last statistics of vLLM's scheduler: running and waiting sequences, cache in use."""
 
     running = waiting = 0
     cache_use = 0.0
 
     def logger(self, config: Any, index: int = 0) -> Any:
-        """A logger of vLLM's metrics that keeps them here."""
+        """A logger for vLLM's metrics that stores them here."""
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         seen = self
@@ -224,7 +225,7 @@ class _Seen:
 
 
 def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
-    """The arguments of vLLM's SamplingParams, but for the guide and the kind of output."""
+    """The arguments of vLLM's SamplingParams, except guided decoding and the kind of output."""
     prompt_logprobs = (sampling.logprobs or 0) if sampling.prompt_logprobs else None
     return {
         "max_tokens": sampling.max_tokens,
@@ -239,9 +240,9 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
         "logit_bias": dict(sampling.logit_bias) or None,
         "logprobs": sampling.logprobs,
         "prompt_logprobs": prompt_logprobs,
-        # An answer ends where the request says, not where the folder's configuration does.
+        # The request says where an answer ends, not the folder's configuration.
         "stop_token_ids": sorted(sampling.stop_ids),
         "ignore_eos": True,
         "detokenize": False,
-        "skip_clone": True,  # made for this one request
+        "skip_clone": True,  # it is used for this request only
     }

@@ -8,11 +8,11 @@ from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.core.stage import Component
 from pipeline.engines.base import Engine
+from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.memory import MemoryRule
 from pipeline.engines.profile import Profile
 from pipeline.engines.record import EngineRecord, Site, gpu_here
-from pipeline.engines.servable import Checkpoint
 from pipeline.engines.vllm import arguments
 
 

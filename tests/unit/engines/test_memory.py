@@ -119,7 +119,7 @@ def test_pages_need_one_whole_sequence_and_rows_need_all() -> None:
 def test_the_most_tokens_and_not_one_more() -> None:
     found = takes(LLAMA_8B, "vllm", "fp8")
     capacity = 24 * GIB
-    tokens = found.room(capacity)
+    tokens = found.cache_tokens(capacity)
     assert found.fixed + tokens * found.token <= capacity
     assert found.fixed + (tokens + 1) * found.token > capacity
 

@@ -11,10 +11,10 @@ from pipeline.config.engine import EngineConfig
 from pipeline.core import hardware
 from pipeline.core.errors import ConfigError, MissingRuntime, ResourceError
 from pipeline.core.hardware import GIB, Gpu, Machine
+from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.memory import Decoder
 from pipeline.engines.profile import Profile
 from pipeline.engines.selection import choose, explain, find_profiles
-from pipeline.engines.servable import Checkpoint
 from pipeline.engines.trtllm import build as trtllm
 from pipeline.engines.vllm import arguments as vllm
 from pipeline.orchestration.compose import compose

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.core.errors import DataError
 from pipeline.engines.base import Sampling
-from pipeline.engines.batching.request import Answer
+from pipeline.engines.batching.request import Request
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.engines.description import Description
 from pipeline.engines.process import worker as engine_process
@@ -31,7 +31,7 @@ class MadeEngine(BatchingEngine):
         self.features = frozenset({"adapters"})
         self._folder, self._numbers = folder, dict[str, int]()
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Answer:
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Request:
         if sampling.adapter:
             prompt = [token + self._numbers[sampling.adapter] for token in prompt]
             sampling = replace(sampling, adapter=None)

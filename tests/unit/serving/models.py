@@ -11,7 +11,7 @@ GARBAGE = [-1]
 
 
 class ListModel:
-    """A batching.StepModel whose cache holds the tokens themselves, and which checks its use.
+    """A batching.ModelRunner whose cache holds the tokens themselves, and which checks its use.
 
     Args:
         follow: the token that comes after a sequence.

@@ -107,7 +107,7 @@ def test_what_is_no_guide_is_refused(guides: Guides, guide: Guide, words: str) -
 
 
 def test_as_many_choices_as_the_protocol_takes_are_kept_to(chat: Chat, guides: Guides) -> None:
-    choices = [f"Answer {number}." for number in range(MAX_GUIDED_CHOICES)]
+    choices = [f"Request {number}." for number in range(MAX_GUIDED_CHOICES)]
     grammar = "start: " + " | ".join(json.dumps(choice) for choice in choices)
     assert answer(chat, guides, Guide("lark", grammar), 1) in choices
 

@@ -347,7 +347,7 @@ def test_without_a_tokenizer_there_are_no_guides(engine: BatchingEngine) -> None
     asyncio.run(run())
 
 
-class AdaptedModel(ListModel):
+class LoraModelRunner(ListModel):
     """Its adapters are numbers, which are added to what would follow."""
 
     def __init__(self) -> None:
@@ -387,7 +387,7 @@ def adapted(prompt: Sequence[int], count: int, shift: int) -> list[int]:
 
 
 def test_answers_with_adapters_in_one_batch() -> None:
-    engine = BatchingEngine(AdaptedModel(), max_input_len=60, max_queue=30)
+    engine = BatchingEngine(LoraModelRunner(), max_input_len=60, max_queue=30)
     names: list[tuple[str | None, int]] = [("one", 1), (None, 0), ("two", 2)]
 
     async def run() -> None:
@@ -412,7 +412,7 @@ WITH_ONE = dataclasses.replace(greedy(5), adapter="one")
 
 
 async def remove_during_an_answer(
-    engine: BatchingEngine, model: AdaptedModel
+    engine: BatchingEngine, model: LoraModelRunner
 ) -> tuple["asyncio.Task[list[int]]", "asyncio.Task[None]"]:
     """An answer to [7] with the adapter "one", held up at the model's gate, and the removal."""
     await engine.add_adapter("one", Path("1"))
@@ -426,7 +426,7 @@ async def remove_during_an_answer(
 
 
 def test_an_adapter_goes_when_its_last_answer_has_ended() -> None:
-    model = AdaptedModel()
+    model = LoraModelRunner()
     engine = BatchingEngine(model, max_input_len=60, max_queue=30)
 
     async def run() -> None:
@@ -444,7 +444,7 @@ def test_an_adapter_goes_when_its_last_answer_has_ended() -> None:
 
 
 def test_a_name_is_taken_until_the_last_answer_with_it_has_ended() -> None:
-    model = AdaptedModel()
+    model = LoraModelRunner()
     engine = BatchingEngine(model, max_input_len=60, max_queue=30)
 
     async def run() -> None:

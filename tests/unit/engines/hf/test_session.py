@@ -13,7 +13,7 @@ import torch
 from pipeline.core.errors import DataError
 from pipeline.engines.base import Sampling
 from pipeline.engines.batching.scheduler import BatchingEngine
-from pipeline.engines.hf.lora import AdaptedHfSession
+from pipeline.engines.hf.lora import LoraHfSession
 from pipeline.engines.hf.session import HfSession
 from pipeline.models import hf_model
 from pipeline.models.architecture import read_shape
@@ -117,7 +117,7 @@ def test_rows_of_a_batch_are_each_answered_by_their_own_adapter(tmp_path: Path) 
     assert wanted["a"] != wanted["b"] != wanted[None]
 
     async def scenario() -> None:
-        session = AdaptedHfSession(folder, SLOTS, MAX_SEQ_LEN)
+        session = LoraHfSession(folder, SLOTS, MAX_SEQ_LEN)
         engine = BatchingEngine(session, max_input_len=100, max_queue=99)
         assert "adapters" in engine.features
         try:
@@ -154,7 +154,7 @@ def change_config(folder: Path, name: str = "adapter_config.json", **changes: An
 
 def test_what_is_no_adapter_of_this_model_is_refused(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
-    session = AdaptedHfSession(folder, SLOTS, MAX_SEQ_LEN)
+    session = LoraHfSession(folder, SLOTS, MAX_SEQ_LEN)
     larger = add_random_weights(make_model_folder(tmp_path / "larger", "demo"), hidden_size=128)
     deeper = add_random_weights(make_model_folder(tmp_path / "deeper", "demo"), num_hidden_layers=3)
     refused: Mapping[str, tuple[Path, str]] = {
@@ -184,7 +184,7 @@ def test_what_is_no_adapter_of_this_model_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_may_have_any_name(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
-    session = AdaptedHfSession(folder, SLOTS, MAX_SEQ_LEN)
+    session = LoraHfSession(folder, SLOTS, MAX_SEQ_LEN)
     plain = session.prefill(0, PROMPTS[2], 0)
     for seed, name in enumerate(("support-1.5", "base_model.lora_A")):
         session.add_adapter(name, make_adapter(tmp_path / name, folder, seed))
@@ -199,7 +199,7 @@ def test_an_adapter_may_have_any_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("others", [0, 1])
 def test_an_adapter_that_fails_leaves_nothing_behind(tmp_path: Path, others: int) -> None:
     folder = make_model(tmp_path / "model")
-    session = AdaptedHfSession(folder, SLOTS, MAX_SEQ_LEN)
+    session = LoraHfSession(folder, SLOTS, MAX_SEQ_LEN)
     for seed in range(others):
         session.add_adapter("other", make_adapter(tmp_path / "other", folder, seed))
     plain = session.prefill(0, PROMPTS[2], 0)

@@ -1,4 +1,4 @@
-"""Folders of weights that could be served: in which form and precision they are."""
+"""Checkpoints that an engine can load: their form and precision."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Literal
 
 from pipeline.core.errors import DataError
 
-# What quant_algo of a checkpoint is called here.
+# Names of formats here, by quant_algo of a checkpoint.
 ALGORITHMS: Mapping[str | None, str] = {
     "FP8": "fp8",
     "NVFP4": "nvfp4",
@@ -22,12 +22,12 @@ MODELOPT_STATE = "modelopt_state.pth"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that could be served.
+    """A folder with a checkpoint.
 
     form: hf; modelopt, which is HF with ModelOpt's fake quantization; unified, ModelOpt's quantized
-        HF; qnemo, TensorRT-LLM's, for so many GPUs as tensor_parallel says.
-    precision: of the weights. fp8_cache: keys and values are kept in 8 bits.
-    stored: bytes of the weights; 0 if they are not there yet.
+        HF; qnemo, a TensorRT-LLM checkpoint for `tensor_parallel` GPUs.
+    precision: of the weights. fp8_cache: keys and values are cached in 8 bits.
+    stored: bytes of the weights; 0 if they do not exist yet.
     """
 
     form: Literal["hf", "modelopt", "unified", "qnemo"]
@@ -38,10 +38,10 @@ class Checkpoint:
 
 
 def hf_checkpoint(folder: Path) -> Checkpoint:
-    """An HF folder, whoever wrote it.
+    """The checkpoint in an HF folder.
 
     Raises:
-        DataError: it has no config.json, or is quantized in a way that is not known here.
+        DataError: it has no config.json, or its quantization is not supported.
     """
     algorithm, cache = quantization_of(folder)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -53,14 +53,14 @@ def hf_checkpoint(folder: Path) -> Checkpoint:
         dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{folder / 'config.json'} cannot be read ({error}): give an HF model's folder"
+            f"{folder / 'config.json'} cannot be read ({error}): give the folder of an HF model"
         ) from error
     form: Literal["hf", "modelopt"] = "modelopt" if (folder / MODELOPT_STATE).is_file() else "hf"
     return Checkpoint(form, DTYPES.get(dtype, "fp32"), stored=stored)
 
 
 def exported_checkpoints(exported: Path) -> list[Checkpoint]:
-    """Those that stage=export wrote: qnemo, and the unified one if it is quantized.
+    """The checkpoints that stage=export wrote: qnemo, and unified HF if it is quantized.
 
     Raises:
         DataError: one of them cannot be read.
@@ -80,7 +80,7 @@ def exported_checkpoints(exported: Path) -> list[Checkpoint]:
 
 
 def planned_checkpoints(format: str, kv_cache: str, ranks: int, dtype: str) -> list[Checkpoint]:
-    """What export would write with these settings."""
+    """The checkpoints that stage=export would write with these settings."""
     cache, precision = kv_cache == "fp8", DTYPES[dtype] if format == "none" else format
     qnemo = Checkpoint("qnemo", precision, cache, ranks)
     return [qnemo] + [Checkpoint("unified", precision, cache)] * (format != "none")
@@ -102,6 +102,6 @@ def _precision(place: Path, algorithm: str) -> str:
     if algorithm not in ALGORITHMS:
         known = ", ".join(str(name) for name in ALGORITHMS)
         raise DataError(
-            f"{place} is of {algorithm}, which is not known here: choose one of {known}"
+            f"{place} is quantized with {algorithm}, which is not supported: choose from {known}"
         )
     return ALGORITHMS[algorithm]
