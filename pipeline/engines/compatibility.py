@@ -16,11 +16,9 @@ def too_little(profile: Profile, found: Fit, engine: EngineConfig, slots: int) -
     Args:
         slots: the largest engine.max_batch_size that fits; 0 if not even 1 fits.
     """
-    where = "of a GPU it gets" if profile.gpu else "this machine has"
-    text = (
-        f"it needs {gib(found.needed)} and {where} {gib(found.capacity)}: "
-        f"{gib(found.lacking)} too little; "
-    )
+    size = gib(found.capacity)
+    here = f"a GPU has {size} for it" if profile.gpu else f"this machine has {size}"
+    text = f"it needs {gib(found.needed)}, and {here}: {gib(found.lacking)} too little; "
     if slots and not ENGINES[profile.runtime].memory.paged:
         return text + f"engine.max_batch_size={slots} fits"
     if found.longest > 1:

@@ -32,7 +32,7 @@ def test_an_added_engine_is_planned_built_and_served(tmp_path: Path) -> None:
     said = output_of("echo_engine", tmp_path)
     assert "build engine=echo yes" in said["stage=doctor"]
     assert "echo-fp32-tp1-pp1" in said["stage=profiles"]
-    assert "takes echo-fp32-tp1-pp1" in said["stage=profiles"]
+    assert "using echo-fp32-tp1-pp1" in said["stage=profiles"]
     assert "build" in said["stage=plan"]
     described = json.loads((tmp_path / "build" / "engine.json").read_text())
     assert (described["runtime"], described["version"]) == ("echo", "1.0")

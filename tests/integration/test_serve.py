@@ -361,7 +361,7 @@ def test_a_signal_ends_the_server_well_and_cuts_no_answer(
         assert len(ends) == streams
         assert set(ends) == {"length"}
         assert process.returncode == 0
-        assert "every answer in progress was finished" in said
+        assert "all answers in progress were finished" in said
         assert f"curl http://127.0.0.1:{port}/v1/chat/completions" in said
         lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
         assert [line["message"] for line in lines[:2]] == ["loading", "ready"]
@@ -432,7 +432,7 @@ def test_an_engine_process_killed_under_load_costs_its_answers_and_not_the_serve
             process.send_signal(signal.SIGKILL)
             while (answer := httpx.get(ready)).status_code == 200:
                 assert time.monotonic() < deadline
-            assert "is being started again" in answer.text
+            assert "is being restarted" in answer.text
             found = [error.result() for error in errors]
         for error in found:
             assert isinstance(error, openai.APIError)

@@ -123,7 +123,7 @@ def test_without_a_gpu_the_processor_serves(installed: Any, engine: EngineConfig
     assert reason(profiles, "vllm-fp8-tp1-pp1") == "this machine has no NVIDIA GPU"
     lines = explain(profiles, choose(profiles, engine), engine)
     assert "not trtllm-fp8-tp1-pp1: this machine has no NVIDIA GPU" in lines
-    assert "the first of NVIDIA NIM's order" in lines[-1]
+    assert "the first in NVIDIA NIM's order" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_a_newer_tensorrt_llm_loads_the_hf_folder(installed: Any, engine: Engine
     assert form("1.3.0") == "unified"
     awq = (Checkpoint("qnemo", "int4_awq"), Checkpoint("unified", "int4_awq"))
     assert reason(found(engine, machine(H200), awq), "trtllm-int4_awq-tp1-pp1") == (
-        "TensorRT-LLM 1.3.0 is installed, and engines are built by 1.0 to 1.2"
+        "TensorRT-LLM 1.3.0 is installed, and only 1.0 to 1.2 build engines"
     )
 
 
 def test_checkpoints_for_more_gpus_than_there_are(installed: Any, engine: EngineConfig) -> None:
     wide = (Checkpoint("qnemo", "fp8", tensor_parallel=4),)
     assert reason(found(engine, machine(H200), wide), "trtllm-fp8-tp4-pp1") == (
-        "it is for 4 GPUs, and here are 1"
+        "it needs 4 GPUs, and this machine has 1"
     )
     assert running(found(engine, machine(*[H200] * 4), wide)) == ["trtllm-fp8-tp4-pp1"]
 
@@ -203,7 +203,7 @@ def test_as_many_gpus_as_are_asked_for(installed: Any, engine: EngineConfig) -> 
     four = machine(*[H200] * 4)
     assert choose(found(asked, four), asked).name == "vllm-fp8-tp2-pp1"
     assert choose(found(engine, four), asked).tensor_parallel == 4
-    with pytest.raises(MissingRuntime, match="it is for 2 GPUs, and here are 1"):
+    with pytest.raises(MissingRuntime, match="it needs 2 GPUs, and this machine has 1"):
         choose(found(asked, machine(H200)), asked)
 
 
@@ -250,7 +250,7 @@ def test_a_gpu_without_memory_of_its_own_has_the_machines(
     assert chosen.fit
     assert chosen.fit.capacity == 0.9 * 128 * GIB
     little = found(engine, replace(where, memory_bytes=8 * GIB))
-    assert "a GPU gives it 7.2 GiB" in reason(little, "vllm-bf16-tp1-pp1")
+    assert "a GPU has 7.2 GiB for it" in reason(little, "vllm-bf16-tp1-pp1")
 
 
 def test_a_machine_that_does_not_say_its_memory_has_enough(
@@ -306,7 +306,7 @@ def test_too_little_memory_names_the_setting_that_fits(
     assert choose(found(fewer, replace(CPU, memory_bytes=16 * GIB), bf16), fewer)
 
     tiny = machine(Gpu("T4", 4 * GIB, "9.0", mig=False))
-    with pytest.raises(ResourceError, match="weights and a step alone do not fit: choose"):
+    with pytest.raises(ResourceError, match="the weights and one step alone do not fit: choose"):
         choose(found(asked, tiny, bf16), asked)
 
 

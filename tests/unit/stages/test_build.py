@@ -192,7 +192,7 @@ def test_auto_takes_the_first_profile_that_can_run_and_says_why_not_those_before
     chosen = build._choose(config, inputs["merge"].path, inputs["export"].path)
     assert chosen.name == taken
     said = " ".join(capsys.readouterr().err.split())
-    assert f"takes {taken}" in said
+    assert f"using {taken}" in said
     for name in ("trtllm", "vllm"):
         if name not in installed and gpu and (taken[:6], name) != ("trtllm", "vllm"):
             assert f"not {name}-fp8-tp1-pp1: no {name} here" in said

@@ -83,7 +83,7 @@ def test_machine_with_nothing(
 ) -> None:
     poor = Machine("Linux", "3.11.7", "a processor", 1.0, 2 * GIB, None, ())
     lines = report(config, monkeypatch, capsys, poor, installed={})
-    assert "memory 2.0 GiB, and the demo takes 6 GiB" in lines
+    assert "memory 2.0 GiB, and the demo needs 6 GiB" in lines
     assert "register no no mlflow" in lines
     (mend,) = [line for line in lines if line.startswith("For prepare, import, finetune")]
     assert mend.endswith(": make setup")

@@ -47,7 +47,7 @@ def test_groups_in_words(
     assert "no NVIDIA GPU; 2 cores, 23.0 GiB" in text
     assert "this machine has no NVIDIA GPU" in text[lacking:]
     last = text.strip().splitlines()[-1]
-    assert last.startswith("engine=auto: takes onnxruntime-int8-tp1-pp1: the first of NVIDIA NIM")
+    assert last.startswith("engine=auto: using onnxruntime-int8-tp1-pp1: the first in NVIDIA NIM")
 
 
 def test_groups_for_programs(
@@ -56,7 +56,7 @@ def test_groups_for_programs(
     config = configured(tmp_path, **{"profiles.format": "json", "quantize": "int4_awq"})
     found = json.loads(report(config, monkeypatch, capsys))
     assert found["chosen"] == "onnxruntime-int8-tp1-pp1"
-    assert found["why"][-1].startswith("takes onnxruntime-int8-tp1-pp1: the first of NVIDIA NIM")
+    assert found["why"][-1].startswith("using onnxruntime-int8-tp1-pp1: the first in NVIDIA NIM")
     assert found["model"].endswith("data/base_model")
     (best, *_) = found["runnable"]
     assert best["name"] == found["chosen"]

@@ -86,7 +86,7 @@ def test_figures_of_other_weights_are_refused(tmp_path: Path, again: str, stale:
     made = make_chain(tmp_path)
     made[again] = make_artifact(tmp_path, again, made[again].kind, files={"data.txt": "others"})
     config = compose.from_command_line(["stage=register"])[2]
-    said = rf"{stale} was made of another {again} than .*: run .* stage={stale}` again"
+    said = rf"{stale} was made from another {again} than .*: run .* stage={stale}` again"
     with pytest.raises(ArtifactError, match=said):
         register.run(config, {stage: made[stage] for stage in INPUTS}, tmp_path)
 

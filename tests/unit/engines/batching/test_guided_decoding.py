@@ -114,7 +114,7 @@ def test_as_many_choices_as_the_protocol_takes_are_kept_to(chat: Chat, guides: G
 
 def test_of_a_crash_of_the_library_only_its_message_is_shown() -> None:
     matcher: Any = SimpleNamespace(get_error=lambda: "too large\n<backtrace>\n 0: core::panic")
-    assert _reason(matcher) == "the answer cannot be guided: too large"
+    assert _reason(matcher) == "guided decoding is not possible: too large"
 
 
 def test_a_model_with_families_of_tokenizers(tmp_path: Path) -> None:

@@ -451,7 +451,7 @@ def test_a_name_is_taken_until_the_last_answer_with_it_has_ended() -> None:
         answering, leaving = await remove_during_an_answer(engine, model)
         leaving.cancel()  # whoever asked waits no longer
         await asyncio.sleep(0)
-        with pytest.raises(ValueError, match="answers with the former 'one' go on"):
+        with pytest.raises(ValueError, match="requests still use the former 'one'"):
             await engine.add_adapter("one", Path("2"))
         model.gate.release(100)
         assert await answering == adapted([7], 5, 1)

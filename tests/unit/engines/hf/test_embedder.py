@@ -96,7 +96,7 @@ def test_pooling_is_what_the_folder_says(model: Path, tmp_path: Path, mode: str,
     [
         ({"pooling_mode_max_tokens": True}, ("Transformer", "Pooling"), "pooling_mode_max_tokens"),
         ({}, ("Transformer", "Pooling"), "no pooling"),
-        ({}, ("Transformer", "Pooling", "Dense"), "Dense, which cannot be served"),
+        ({}, ("Transformer", "Pooling", "Dense"), "Dense, which is not supported"),
         ({}, ("Transformer",), "names no Pooling"),
     ],
 )

@@ -168,7 +168,7 @@ def test_what_is_no_adapter_of_this_model_is_refused(tmp_path: Path) -> None:
             change_config(make_adapter(tmp_path / "other", folder, 1), peft_type="PREFIX_TUNING"),
             "not plain LoRA",
         ),
-        "empty": (tmp_path, "no adapter in the PEFT library's form"),
+        "empty": (tmp_path, "not an adapter in the PEFT library's format"),
     }
     before = session.prefill(0, PROMPTS[2], 0)
     for name, (place, words) in refused.items():

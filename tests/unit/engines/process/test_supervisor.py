@@ -137,7 +137,7 @@ def test_killed_under_load_it_fails_what_it_held_and_comes_back_by_itself(tmp_pa
             ends = await asyncio.gather(*answers, return_exceptions=True)
             assert [type(end) for end in ends] == [EngineFailed] * 9
             assert "exit code -9" in str(ends[0])
-            assert "is being started again" in (engine.down() or "")
+            assert "is being restarted" in (engine.down() or "")
             with pytest.raises(EngineFailed, match="started again"):
                 engine.generate([1], greedy(1))
             assert engine.load() == (0, 0, 0.0)
@@ -227,7 +227,7 @@ def test_it_is_tried_again_until_it_opens_and_an_adapter_that_does_not_is_left_o
     run(scenario)
     assert "not ready" in caplog.text
     assert "without the adapter three" in caplog.text
-    assert "ready: the engine's process was started again" in caplog.text
+    assert "ready: the engine's process was restarted" in caplog.text
 
 
 def test_a_system_without_room_for_a_process_is_asked_again(
@@ -319,7 +319,7 @@ def test_closed_it_ends_its_answers_and_leaves_no_process(tmp_path: Path) -> Non
         with pytest.raises(EngineFailed, match="shutting down"):
             await answer
 
-        # Closed while it is being started again, it leaves none either.
+        # Closed while it is being restarted, it leaves none either.
         engine = SupervisedEngine(tmp_path, MADE, max_queue=1)
         first = engine.pid
         assert await read(engine, [1], greedy(1)) == alone([1], 1)

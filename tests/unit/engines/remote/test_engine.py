@@ -382,7 +382,9 @@ def test_a_server_of_another_kind_is_told_in_a_line(
             said = models if scope["path"] == "/v1/models" else completions
             await Response(said, media_type="text/html")(scope, receive, send)
 
-    lacking = pytest.raises(MissingRuntime, match=r"/v1 is no OpenAI server: it answers /v1/")
+    lacking = pytest.raises(
+        MissingRuntime, match=r"/v1 does not have OpenAI's API: it answers /v1/"
+    )
     with running(other) as url, lacking as refused:
         opened(chat, url)
     assert "\n" not in str(refused.value)
@@ -498,7 +500,7 @@ def test_a_server_that_answers_no_question_is_told_of(
         raise httpx.ReadTimeout("timed out")
 
     monkeypatch.setattr(httpx, "post", wait_in_vain)
-    lacking = pytest.raises(MissingRuntime, match=r"/completions gave no answer \(timed out\)")
+    lacking = pytest.raises(MissingRuntime, match=r"/completions does not answer \(timed out\)")
     with running(Scripted([7, 7])) as url, lacking:
         opened(chat, url)
 

@@ -325,7 +325,7 @@ def test_adapters(tmp_path: Path) -> None:
         assert lora == LoRARequest("b", 2, str(tmp_path / "b"))
         await engine.remove_adapter("a")
         assert engine.adapters() == ["b"]
-        with pytest.raises(ValueError, match="no adapter 'a' is loaded any more"):
+        with pytest.raises(ValueError, match="the adapter 'a' is no longer loaded"):
             engine.generate([1], how(adapter="a"))
 
     asyncio.run(scenario())
@@ -337,7 +337,7 @@ def test_adapters(tmp_path: Path) -> None:
         ({"r": 16}, r"is of rank 16, and engine\.lora_rank=8"),
         ({"use_dora": True}, "not plain LoRA"),
         ({"peft_type": "IA3"}, "not plain LoRA"),
-        ({"r": None}, "no adapter in the PEFT library's form"),
+        ({"r": None}, "not an adapter in the PEFT library's format"),
     ],
 )
 def test_adapters_that_it_would_only_stumble_over_later(

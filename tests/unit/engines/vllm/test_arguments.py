@@ -54,7 +54,7 @@ def test_adapters_and_arguments_of_ones_own(tmp_path: Path) -> None:
     arguments = vllm.profile(checkpoint(tmp_path, "FP8"), engine, 1)
     assert (arguments["enable_lora"], arguments["max_lora_rank"]) == (True, 32)
     assert {name: arguments[name] for name in own} == own
-    with pytest.raises(ConfigError, match=r"lora_rank=600 is over vLLM's 512"):
+    with pytest.raises(ConfigError, match=r"lora_rank=600 is above vLLM's limit of 512"):
         vllm.profile(tmp_path, ENGINE.model_copy(update={"lora_rank": 600}), 1)
 
 
