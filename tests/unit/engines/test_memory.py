@@ -51,7 +51,7 @@ def test_lengths_leave_room_for_an_answer_within_the_models_positions() -> None:
     engine = EngineConfig.model_validate(compose([])["engine"])
     assert (engine.max_input_len, engine.max_seq_len) == (256, 384)
     check_lengths(engine, 384)
-    with pytest.raises(ConfigError, match=r"max_seq_len=384 is over the 383 positions"):
+    with pytest.raises(ConfigError, match=r"max_seq_len=384 is more than the 383 positions"):
         check_lengths(engine, 383)
     with pytest.raises(ConfigError, match=r"max_input_len=256 leaves no room .*max_seq_len=256"):
         check_lengths(engine.model_copy(update={"max_seq_len": 256}), 384)

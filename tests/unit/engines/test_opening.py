@@ -53,13 +53,16 @@ def test_a_description_reads_as_it_was_written(folder: Path, made: Description) 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": "1.0.0"}, r"built with onnxruntime 1\.0\.0, and here is "),
+        ({"version": "1.0.0"}, r"built with onnxruntime 1\.0\.0, and this machine has "),
         (
             {"hardware": {"device": "cpu", "architecture": "riscv"}},
-            "built for riscv, cpu, and this",
+            "built for riscv, cpu, and this machine has",
         ),
         ({"rendering": "0" * 64}, "prompts would differ from those in training"),
-        ({"runtime": "vllm", "version": "0.14"}, r"built with vllm 0\.14, and here is none"),
+        (
+            {"runtime": "vllm", "version": "0.14"},
+            r"built with vllm 0\.14, and this machine has none",
+        ),
     ],
 )
 def test_an_engine_for_another_place_is_refused_with_the_command_to_rebuild(
@@ -75,9 +78,9 @@ def test_an_engine_that_does_not_fit_here_is_refused_with_both_sizes(
     folder: Path, made: Description
 ) -> None:
     replace(made, memory_bytes=2**50).write(folder)
-    with pytest.raises(ResourceError, match=r"takes 1048576\.0 GiB .* lower engine") as refused:
+    with pytest.raises(ResourceError, match=r"needs 1048576\.0 GiB .* lower engine") as refused:
         open_engine(folder, max_queue=1)
-    assert "2 answers of 16 tokens" in str(refused.value)
+    assert "2 sequences of 16 tokens" in str(refused.value)
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_an_hf_folder_is_described_as_the_first_profile_that_opens_it(
     refused = (
         ({"name": "onnxruntime"}, ConfigError, "engine=onnxruntime has no profile"),
         ({"name": "vllm"}, MissingRuntime, "pip install vllm"),
-        ({"max_seq_len": 513}, ConfigError, "over the 512 positions"),
+        ({"max_seq_len": 513}, ConfigError, "more than the 512 positions"),
         ({"max_seq_len": 128}, ConfigError, "leaves no room for an answer"),
         ({"max_batch_size": 10**6}, ResourceError, r"engine\.max_batch_size=\d+ fits"),
     )

@@ -276,7 +276,7 @@ def test_where_nothing_fits_the_remedy_is_one_of_that_profile(
 ) -> None:
     tiny = replace(machine(replace(H200, memory_bytes=2 * GIB)), memory_bytes=2 * GIB)
     named = engine.model_copy(update={"profile": profile})
-    with pytest.raises(ResourceError, match=f"a step alone do not fit: .*{remedy}"):
+    with pytest.raises(ResourceError, match=f"one step alone do not fit: .*{remedy}"):
         choose(found(engine, tiny), named)
 
 

@@ -146,7 +146,7 @@ def test_an_engine_that_answers_otherwise_is_refused(
     ("settings", "words"),
     [
         ({"max_input_len": 400, "max_seq_len": 400}, "leaves no room for an answer"),
-        ({"max_seq_len": 513}, "over the 512 positions"),
+        ({"max_seq_len": 513}, "more than the 512 positions"),
     ],
 )
 def test_lengths_that_cannot_be_are_refused(

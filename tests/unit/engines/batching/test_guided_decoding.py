@@ -94,7 +94,7 @@ def test_guides_of_one_model_do_not_know_of_each_other(chat: Chat, guides: Guide
     [
         (Guide("json_schema", '{"type": "obj"}'), "obj"),
         (Guide("json_schema", "{"), "Expecting"),
-        (Guide("json_schema", "[" * 5000 + "]" * 5000), "nested thousands deep"),
+        (Guide("json_schema", "[" * 5000 + "]" * 5000), "nested too deeply"),
         (Guide("json_schema", '{"$ref": "http://elsewhere/schema"}'), "guided"),
         (Guide("regex", "("), "regex"),
         (Guide("lark", "start: missing"), "missing"),

@@ -143,7 +143,7 @@ def test_its_failure_ends_with_its_last_words(
 
 def test_a_rank_that_is_missing_is_an_error(tmp_path: Path, installed: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(ArtifactError, match=r"left no rank1\.engine"):
+    with pytest.raises(ArtifactError, match=r"did not write rank1\.engine"):
         trtllm.build(checkpoint(tmp_path / "c", ranks=2), tmp_path / "out", ENGINE, print)
 
 

@@ -334,7 +334,7 @@ def test_adapters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"r": 16}, r"is of rank 16, and engine\.lora_rank=8"),
+        ({"r": 16}, r"has rank 16, and engine\.lora_rank is 8"),
         ({"use_dora": True}, "not plain LoRA"),
         ({"peft_type": "IA3"}, "not plain LoRA"),
         ({"r": None}, "not an adapter in the PEFT library's format"),
