@@ -87,7 +87,7 @@ def _location(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
     return {
         "kind": manifest.kind,
-        "path": str(artifact.path.absolute()),
+        "path": str(artifact.path),
         "digest": manifest.digest,
         "bytes": manifest.bytes,
     }

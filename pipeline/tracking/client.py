@@ -63,7 +63,8 @@ class StageRun:
         end: dict[str, Any] = {"status": status, "reused": reused, "error": mask(error or "")}
         if artifact:
             manifest = artifact.manifest
-            end |= {"path": str(artifact.path.absolute()), "kind": manifest.kind}
+            path = self._place.relative(artifact.path) if self._place else str(artifact.path)
+            end |= {"path": path, "kind": manifest.kind}
             end |= {"digest": manifest.digest, "bytes": manifest.bytes, "code": manifest.code}
             end["metrics"] = self._final(artifact)
             self._keep_reports(artifact)
@@ -146,7 +147,7 @@ def start_stage(
                 group=asdict(group),
                 owner=asdict(Owner.this()),
                 params=flatten(params),
-                inputs={name: _source(artifact) for name, artifact in inputs.items()},
+                inputs={name: _source(artifact, place) for name, artifact in inputs.items()},
                 files=files or {},
                 command=mask(" ".join(["python -m pipeline", *sys.argv[1:]])),
                 upload_weights=config.upload_weights,
@@ -265,10 +266,10 @@ def reports_of(artifact: Artifact) -> list[str]:
     ]
 
 
-def _source(artifact: Artifact) -> dict[str, Any]:
+def _source(artifact: Artifact, place: Destination) -> dict[str, Any]:
     digest = artifact.manifest.digest
     figures = dict(artifact.manifest.metrics) if artifact.kind == "dataset" else {}
-    path = str(artifact.path.absolute())
+    path = place.relative(artifact.path)
     return {"kind": artifact.kind, "path": path, "digest": digest, "figures": figures}
 
 

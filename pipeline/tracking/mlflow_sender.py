@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,15 @@ from pipeline.tracking.mlflow_entities import (
     dataset_input,
     source_tags,
 )
-from pipeline.tracking.outbox import Destination, Group, Owner, mask, read_events
+from pipeline.tracking.outbox import (
+    Destination,
+    Group,
+    Owner,
+    embedded_store,
+    mask,
+    read_events,
+)
+from pipeline.tracking.relative_paths import make_relative
 
 # Tags that begin with "mlflow." are not shown.
 SENT, RUN, STAGE = "mlflow.pipeline.sent", "mlflow.pipeline.run", "mlflow.pipeline.stage"
@@ -63,6 +71,7 @@ class Sender:
         if place.artifact_root:  # the folder of the database too
             place.artifact_root.mkdir(parents=True, exist_ok=True)
         self.place = place
+        self._make_relative()
         mlflow.set_tracking_uri(place.uri)  # the registry's client looks models up there
         self.client = MlflowClient()
         self.sending: dict[Path, Sending] = {}
@@ -72,6 +81,11 @@ class Sender:
 
     def send_all(self) -> bool:
         """Send what the spool holds now. Returns whether more can come."""
+        # An embedded store has relative paths, which MLflow resolves against the working folder.
+        with chdir(self.place.base if self.place.artifact_root else "."):
+            return self._send_all()
+
+    def _send_all(self) -> bool:
         groups = [(group, group.is_open()) for group in self.place.groups()]
         for file in self.place.runs():
             with self._or_refuse(file):
@@ -208,7 +222,7 @@ class Sender:
             for plot in files.rglob("*.png"):
                 self.client.log_artifact(parent, str(plot), "plots")
         if end.get("path") and sending.start["upload_weights"] and not end["reused"]:
-            self._upload(run_id, Path(end["path"]), end["digest"])
+            self._upload(run_id, self.place.base / end["path"], end["digest"])
         if end.get("kind") == "registration" and not end["reused"]:
             self._register(run_id, files, sending.start["group"]["id"])
         self.client.set_terminated(run_id, end["status"], end["time"])
@@ -261,15 +275,22 @@ class Sender:
             known = self.client.get_experiment_by_name(name)
             if known and known.lifecycle_stage == "deleted":
                 self.client.restore_experiment(known.experiment_id)
-            root = self.place.artifact_root
-            self.experiments[name] = (
-                known.experiment_id
-                if known
-                else self.client.create_experiment(
-                    name, artifact_location=(root / allowed_name(name)).as_uri() if root else None
+            if known:
+                self.experiments[name] = known.experiment_id
+            else:
+                root = self.place.artifact_root
+                location = (root / allowed_name(name)).as_uri() if root else None
+                self.experiments[name] = self.client.create_experiment(
+                    name, artifact_location=location
                 )
-            )
+                self._make_relative()
         return self.experiments[name]
+
+    def _make_relative(self) -> None:
+        """Rewrite the paths of an embedded store, which MLflow writes whole."""
+        database = embedded_store(self.place.artifacts)
+        if self.place.artifact_root and database.is_file():
+            make_relative(database)
 
     def _parent(self, group: Group) -> str:
         if group.id not in self.parents:

@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config.mlflow import TrackingConfig
+from pipeline.core.artifact import main_folder
 
 SENDER = "pipeline.tracking.sender_process"
 OWNER_VARIABLE = "PIPELINE_RUN"  # "pid:start time" of the process that a pipeline run lives in
@@ -113,8 +114,9 @@ class Group:
 
 
 def embedded_store(artifacts: Path) -> Path:
-    """The file of the SQLite store that is used where no server is named."""
-    return artifacts / "mlflow" / "mlflow.db"
+    """The file of the SQLite store that is used where no server is named. The runs of a sweep are
+    tracked in the project's store, where they are compared with the others."""
+    return main_folder(artifacts) / "mlflow" / "mlflow.db"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Destination:
     @classmethod
     def of(cls, artifacts: Path, config: TrackingConfig | None = None) -> "Destination":
         """MLFLOW_TRACKING_URI, else the configured URI, else a SQLite store below `artifacts`."""
-        artifacts = artifacts.absolute()
+        artifacts = main_folder(artifacts.absolute())
         embedded = f"sqlite:///{embedded_store(artifacts)}"
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (config and config.uri) or embedded
         waiting = artifacts / ".tracking"
@@ -142,6 +144,16 @@ class Destination:
     @property
     def artifacts(self) -> Path:
         return self.folder.parent.parent
+
+    @property
+    def base(self) -> Path:
+        """The folder that paths in events, and in an embedded store, are relative to."""
+        return self.artifacts.parent
+
+    def relative(self, path: Path) -> str:
+        """A path as events say it: relative where that is possible, so that a project can move."""
+        path = path.absolute()
+        return str(path.relative_to(self.base) if path.is_relative_to(self.base) else path)
 
     @property
     def spool(self) -> Path:
