@@ -37,8 +37,18 @@ def graph_file() -> Path:
 
 
 def conf_folders() -> list[Path]:
-    """Folders with groups and options, in the order in which they are searched: conf/ of the
-    project, if it has one, then the package's own."""
+    """Folders with groups and options: the package's defaults, then what the project adds to them.
+
+    A project whose conf/ has a config.yaml of its own, as a checkout, uses that alone.
+    """
     project = find_project(Path.cwd())
-    own = project / "conf" if project else None
-    return [own, CONF] if own and own.is_dir() and own.resolve() != CONF else [CONF]
+    own = project / "conf" if project else CONF
+    if own.resolve() == CONF or not own.is_dir():
+        return [CONF]
+    return [own] if (own / "config.yaml").is_file() else [CONF, own]
+
+
+def options_of(group: str) -> dict[str, Path]:
+    """The files of a group's options, by the option's name."""
+    files = [file for folder in conf_folders() for file in (folder / group).glob("*.yaml")]
+    return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}

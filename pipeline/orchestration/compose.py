@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Config, load
 from pipeline.core.errors import ConfigError
-from pipeline.core.paths import PARAMS_FILE, conf_folders
+from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
 from pipeline.orchestration import arguments as command_line
 from pipeline.orchestration.graph import OUTSIDE, declared_stages
 
@@ -109,13 +109,26 @@ def hydra(
 
     words = [_readable(override) for override in overrides]
     first, *others = conf_folders()
-    if others:  # what is found first wins
-        words.append(f"hydra.searchpath=[{','.join(quote(f'file://{f}') for f in others)}]")
+    for other in others:
+        _refuse_same_names(first, other)
+        words.append(f"hydra.searchpath=[{quote(f'file://{other}')}]")
     try:
         with initialize_config_dir(str(first), job_name="pipeline", version_base="1.3"):
-            yield GlobalHydra.instance().hydra, words
+            composer = GlobalHydra.instance().hydra
+            assert composer
+            yield composer, words
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
+
+
+def _refuse_same_names(package: Path, own: Path) -> None:
+    """Raise ConfigError if the project has an option that the package has too: Hydra would take
+    the package's and say nothing."""
+    for file in sorted(own.rglob("*.yaml")):
+        if (package / file.relative_to(own)).is_file():
+            raise ConfigError(
+                f"{file} has the name of an option that the package brings: give it another name"
+            )
 
 
 def _readable(override: str) -> str:
@@ -230,7 +243,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     option = re.search(r"Could not find '([\w.-]+)/([^']+)'", text)
     if option and (options := options_of(option[1])):
         group, name = option.groups()
-        return f"{group}={name} does not exist{_nearest(name, sorted(options))}"
+        return f"{group}={name} does not exist{_nearest(name, list(options))}"
     key = re.search(r"Could not override '([\w.@/-]+)'", text)
     if key:
         return f"{key[1]} is not a setting{_nearest(key[1], _settings())}"
@@ -240,12 +253,6 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f'{name}={value} holds a comma: write "{name}=[{value}]" or "{name}=\'{value}\'"'
     first = " ".join(text.split())
     return f"{first} (given: {' '.join(overrides)})"
-
-
-def options_of(group: str) -> dict[str, Path]:
-    """The files of a group's options, by the option's name."""
-    files = [file for folder in conf_folders() for file in sorted((folder / group).glob("*.yaml"))]
-    return {file.stem: file for file in reversed(files)}
 
 
 def _settings() -> list[str]:

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from pipeline.core.paths import CONF, PACKAGE, conf_folders
+from pipeline.core.paths import PACKAGE, conf_folders, options_of
 from pipeline.orchestration.graph import OUTSIDE, declared_stages
 
 # Stages without a file of their own.
@@ -80,20 +80,16 @@ def module_docstring(stage: str) -> str:
 
 def _defaults() -> dict[str, str]:
     """Each group's default option."""
-    config = (CONF / "config.yaml").read_text()
+    config = (conf_folders()[0] / "config.yaml").read_text()
     return dict(re.findall(r"^  - (\w+): (\w+)$", config, re.MULTILINE))
 
 
 def _groups() -> str:
     defaults = _defaults()
-    options: dict[str, dict[str, Path]] = {}
-    for folder in reversed(conf_folders()):  # the project's own come after and replace
-        for file in sorted(folder.glob("*/*.yaml")):
-            options.setdefault(file.parent.name, {})[file.stem] = file
     lines = []
-    for group, files in sorted(options.items()):
+    for group in sorted({p.name for c in conf_folders() for p in c.iterdir() if p.is_dir()}):
         lines.append(f"  {group}")
-        for option, file in sorted(files.items()):
+        for option, file in options_of(group).items():
             star = "*" if defaults.get(group) == option else " "
             lines.append(f"  {star} {option:<14} {_first_comment(file)}")
     return "\n".join(lines) + "\n"
@@ -113,9 +109,9 @@ def _settings() -> str:
     """
     text = ""
     for group, option in _defaults().items():
-        file = CONF / group / f"{option}.yaml"
+        file = conf_folders()[0] / group / f"{option}.yaml"
         if file.is_file():  # experiment: null is none
             settings = re.sub(r"\A(#.*\n)+", "", file.read_text())
             text += f"{group}:\n" + re.sub(r"^(?=.)", "  ", settings, flags=re.MULTILINE) + "\n"
-    text += (CONF / "config.yaml").read_text().split("\n\n", 1)[1]
+    text += (conf_folders()[0] / "config.yaml").read_text().split("\n\n", 1)[1]
     return "\n".join(f"  {line}" if line else "" for line in text.rstrip().split("\n")) + "\n"

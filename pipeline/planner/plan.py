@@ -6,7 +6,6 @@ from typing import Any
 from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.hardware import GIB
-from pipeline.core.paths import ROOT
 from pipeline.models.architecture import read_shape
 from pipeline.planner import chain, speed
 from pipeline.planner.accelerators import KNOWN, Accelerator, of_machine
@@ -65,7 +64,7 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     """Raises ConfigError or DataError for settings that no machine could run."""
-    shape = read_shape(ROOT / config.model.path)
+    shape = read_shape(config.model.path)
     check(config.finetune, shape, nodes=config.launcher.nodes)
     machine = hardware.inspect_machine()
     name = config.plan.gpu

@@ -108,11 +108,11 @@ def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig 
 
     from pipeline.config.schema import EngineConfig, ServeConfig
     from pipeline.config.section import explain
-    from pipeline.core.paths import ROOT
+    from pipeline.core.paths import CONF
 
     trees = {
-        "serve": yaml.safe_load((ROOT / "conf/config.yaml").read_text())["serve"],
-        "engine": yaml.safe_load((ROOT / "conf/engine/auto.yaml").read_text()),
+        "serve": yaml.safe_load((CONF / "config.yaml").read_text())["serve"],
+        "engine": yaml.safe_load((CONF / "engine/auto.yaml").read_text()),
     }
     given = set()
     for override in overrides:

@@ -14,7 +14,6 @@ from pipeline.core import hardware
 from pipeline.core.artifact import MANIFEST, SCHEMA
 from pipeline.core.errors import DataError
 from pipeline.core.hardware import GIB
-from pipeline.core.paths import ROOT
 from pipeline.models.checks import check_folder
 from pipeline.orchestration.stage_versions import recorded
 
@@ -115,7 +114,7 @@ def _size(size: int, least: int) -> str:
 def _base_model(config: Config) -> str:
     from rich.markup import escape
 
-    folder = ROOT / config.model.path
+    folder = config.model.path
     try:
         shape = check_folder(folder)
     except DataError as error:

@@ -51,6 +51,7 @@ def artifacts(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("MLFLOW_TRACKING_URI", outbox.OWNER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     shutil.copytree(migrated, tmp_path / "mlflow")
+    monkeypatch.chdir(tmp_path.parent)  # the store's paths are relative to it
     return tmp_path
 
 

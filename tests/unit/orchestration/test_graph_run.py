@@ -131,8 +131,8 @@ def test_dvc_ends_with_a_command_that_is_killed_and_keeps_the_lock_until_then(
 
 def test_a_missing_file_is_refused_before_anything_is_written(checkout: Path) -> None:
     before = sorted(checkout.iterdir())
+    tree = compose.compose(["data.folder=data/none"])
     with pytest.raises(DataError, match="data/none does not exist: correct the setting"):
-        tree = compose.compose(["data.folder=data/none"])
         graph_run.run_graph(tree, load(tree))
     assert sorted(checkout.iterdir()) == before
     assert (checkout / "params.yaml").read_text() == "{}"
