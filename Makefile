@@ -4,6 +4,8 @@
 # make test-browser  the chat page in a headless Chromium: Debian's (apt-get install chromium),
 #                    Chrome, or Playwright's own (.venv/bin/playwright install chromium)
 # make check         lint, format, types
+# make coverage      the tests of `make test`, with the share of the package's lines that they run
+# make docs          the documentation site, in site/; writes docs/settings.md anew
 # make versions      record the code of each stage after a change that leaves its results the same;
 #                    NEW="finetune merge" raises their versions, as after one that does not
 # make lock          resolve pyproject.toml into the hashed lock files
@@ -18,7 +20,7 @@ TORCH ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
 
-.PHONY: setup demo test test-gpu test-browser check versions lock
+.PHONY: setup demo test test-gpu test-browser check coverage docs versions lock
 
 setup: .venv/.installed
 
@@ -38,6 +40,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+coverage: setup
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html
+
+docs: setup
+	$(BIN)/python -m tools.settings_reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 versions: setup
 	$(BIN)/python tools/versions.py $(if $(NEW),--new $(NEW))

@@ -1,1 +1,1 @@
-"""Types and bounds of the settings. Defaults live in conf/."""
+"""Types, bounds and meanings of the settings: one module a group. Defaults live in conf/."""

@@ -1,10 +1,19 @@
 """What every part of the configuration is made of."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
+from pydantic_core import core_schema
 
 from pipeline.core.tables import table
 
@@ -23,15 +32,32 @@ Rate = Annotated[float, Field(gt=0, le=1)]  # of learning: above 1 numbers overf
 Place = Annotated[Path, BeforeValidator(_not_empty)]
 
 
-def choice(kind: str, *others: str) -> AfterValidator:
-    """Of a text that names a record of a table (core/tables.py), or one of the other words."""
+@dataclass(frozen=True)
+class Choice:
+    """Annotation of a text that names a record of a table, or one of the other words."""
 
-    def check(name: str) -> str:
-        if name not in others:
-            table(kind)[name]
+    kind: str
+    others: tuple[str, ...]
+
+    def check(self, name: str) -> str:
+        if name not in self.others:
+            table(self.kind)[name]
         return name
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": [*table(self.kind), *self.others]}
+
+
+def choice(kind: str, *others: str) -> Choice:
+    """A setting that names a record of a table (core/tables.py), or one of the other words."""
+    return Choice(kind, others)
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.config.schema import PrepareConfig
+from pipeline.config.prepare import PrepareConfig
 from pipeline.data.dataset import Row
 from pipeline.data.deduplication import Conflict, Conflicts, Duplicates, Leaks
 from pipeline.data.readers import Conversation, Rejected

@@ -1,6 +1,6 @@
 """Why a profile (profiles.py) cannot run on a machine, and what would."""
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.hardware import Machine, installed_version
 from pipeline.engines import memory
 from pipeline.engines.memory import Fit, gib

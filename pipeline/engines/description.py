@@ -10,7 +10,7 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.hardware import inspect_machine
 
 if TYPE_CHECKING:
-    from pipeline.config.schema import EngineConfig
+    from pipeline.config.engine import EngineConfig
     from pipeline.engines.profile import Profile
     from pipeline.models.chat.renderer import Chat
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.artifact import sha256_of_file
 from pipeline.core.console import get_console
 from pipeline.core.errors import (

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.hardware import inspect_machine, installed_version
 from pipeline.engines.base import Engine
 from pipeline.engines.batching.guided_decoding import Guides

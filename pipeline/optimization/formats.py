@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from safetensors import safe_open
 
-from pipeline.config.schema import QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
 
 Json = Mapping[str, Any]
 Tensor = tuple[str, tuple[int, ...]]  # safetensors type, shape

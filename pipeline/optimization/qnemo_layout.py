@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pipeline.config.schema import QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
 from pipeline.models.architecture import Shape
 from pipeline.optimization.formats import (
     TOKENIZER,

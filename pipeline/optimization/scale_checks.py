@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from pipeline.config.schema import QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
 from pipeline.models.architecture import Shape
 from pipeline.models.files import weight_files
 from pipeline.optimization.formats import JOINED

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.config.schema import QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
 from pipeline.core.errors import DataError
 from pipeline.models.architecture import read_shape, shape_of
 from pipeline.optimization.formats import (

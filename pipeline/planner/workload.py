@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.config.schema import FinetuneConfig
+from pipeline.config.finetune import FinetuneConfig
 from pipeline.models.architecture import Shape
 from pipeline.training.job import Job
 

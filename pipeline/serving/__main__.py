@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:  # a second to import, in which Ctrl-C is to be as quiet as later
-    from pipeline.config.schema import EngineConfig, ServeConfig
+    from pipeline.config.engine import EngineConfig
+    from pipeline.config.serve import ServeConfig
 
 INTERRUPTED = 130
 
@@ -106,8 +107,9 @@ def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig 
     import yaml
     from pydantic import ValidationError
 
-    from pipeline.config.schema import EngineConfig, ServeConfig
+    from pipeline.config.engine import EngineConfig
     from pipeline.config.section import explain
+    from pipeline.config.serve import ServeConfig
     from pipeline.core.paths import CONF
 
     trees = {

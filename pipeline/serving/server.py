@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 
-from pipeline.config.schema import ServeConfig
+from pipeline.config.serve import ServeConfig
 from pipeline.core.artifact import open_artifact
 from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.engines.description import FILE, Description

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.schema import Config, EngineConfig
+from pipeline.config.engine import EngineConfig
+from pipeline.config.schema import Config
 from pipeline.core.artifact import MANIFEST, SCRATCH, Artifact, Outcome
 from pipeline.core.console import get_console
 from pipeline.core.errors import MissingRuntime, ProofFailed
@@ -36,7 +37,7 @@ _HF = ("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers")
 ENGINES = {
     "onnxruntime": Component(
         name="engine/onnxruntime", version=1,
-        libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers"),
+        libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers", "peft"),
         modules=("pipeline.engines.onnxruntime.build", "pipeline.engines.onnxruntime.session"),
     ),
     "hf": Component(

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import Config, GateConfig
+from pipeline.config.evaluate import GateConfig
+from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import progress
 from pipeline.core.errors import DataError

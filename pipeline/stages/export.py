@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import Config, QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
+from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
 from pipeline.core.errors import ArtifactError, ConfigError, ProofFailed

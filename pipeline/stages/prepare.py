@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import Config, DataConfig
+from pipeline.config.data import DataConfig
+from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
 from pipeline.core.errors import ConfigError, DataError

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import Config, PretrainConfig
+from pipeline.config.pretrain import PretrainConfig
+from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.artifact import Artifact, Outcome, sha256_of_file
 from pipeline.core.errors import ConfigError

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.schema import Config, QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
+from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
 from pipeline.core.errors import ConfigError, DataError, ProofFailed

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.mlflow import TrackingConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.core.artifact import MANIFEST, Artifact, open_artifact
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError

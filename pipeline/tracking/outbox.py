@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.config.mlflow import TrackingConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.core.artifact import main_folder
 
 SENDER = "pipeline.tracking.sender_process"

@@ -1,6 +1,6 @@
 """Whether fine-tuning's settings fit one another and the model. Imports nothing heavy."""
 
-from pipeline.config.schema import FinetuneConfig
+from pipeline.config.finetune import FinetuneConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.architecture import Shape
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.engines.base import Sampling
 from pipeline.engines.opening import describe, open_engine
 from pipeline.models import hf_model

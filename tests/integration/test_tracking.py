@@ -22,8 +22,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from pipeline.config.mlflow import RegisterConfig, TrackingConfig
+from pipeline.config.register import RegisterConfig
 from pipeline.config.schema import Config
+from pipeline.config.tracking import TrackingConfig
 from pipeline.core.errors import ArtifactError
 from pipeline.engines.registered import engine_of
 from pipeline.orchestration import compose
@@ -365,7 +366,7 @@ def test_a_stage_that_was_killed_is_killed_in_mlflow_with_all_its_figures(artifa
         "import os, sys, signal\n"
         "from pathlib import Path\n"
         "from pipeline.tracking import client as tracking\n"
-        "from pipeline.config.schema import TrackingConfig\n"
+        "from pipeline.config.tracking import TrackingConfig\n"
         "from pipeline.tracking.outbox import Destination\n"
         "Destination.ensure_sender = lambda self: None\n"
         f"config = TrackingConfig(**{CONFIG.model_dump()!r})\n"

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.launchers import KubernetesLauncher
+from pipeline.config.launcher import KubernetesLauncher
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.deployment.launchers.job import GRAPH, Work, check_artifacts
 from pipeline.training.torchrun import MASTER, MASTER_PORT, NODE_RANK, PORT

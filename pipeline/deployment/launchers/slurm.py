@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.launchers import SlurmLauncher
+from pipeline.config.launcher import SlurmLauncher
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.deployment.launchers.job import GRAPH, Work, check_artifacts
 from pipeline.training.torchrun import MASTER, MASTER_PORT, NODE_RANK, PORT

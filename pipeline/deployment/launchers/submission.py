@@ -9,7 +9,7 @@ machines. Imports nothing heavy; NeMo-Run, which writes Slurm's script, is behin
 
 import os
 
-from pipeline.config.launchers import KubernetesLauncher, SlurmLauncher
+from pipeline.config.launcher import KubernetesLauncher, SlurmLauncher
 from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import ConfigError

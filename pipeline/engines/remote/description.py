@@ -4,7 +4,7 @@ import os
 import re
 from urllib.parse import urlsplit
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError
 from pipeline.engines.description import Description
 from pipeline.models.chat.renderer import Chat

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ArtifactError, DataError, MissingRuntime
 
 IMAGE = "<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1"

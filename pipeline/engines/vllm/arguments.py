@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, DataError, MissingRuntime
 
 # vLLM's name for each quantization that ModelOpt's unified checkpoint says; the others it cannot

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 
-from pipeline.config.schema import ServeConfig
+from pipeline.config.serve import ServeConfig
 from pipeline.serving.keys import Keyring
 from pipeline.serving.middleware.auth import Door
 from pipeline.serving.middleware.recording import Recorder

@@ -55,5 +55,7 @@ def test_a_setting_names_a_record_or_another_word(
     assert Drawing(shape="none").shape == "none"
     with pytest.raises(ValidationError, match="did you mean square"):
         Drawing(shape="sqare")
+    names = Drawing.model_json_schema()["properties"]["shape"]["enum"]
+    assert names == ["triangle", "square", "none"]
     shapes.add(Shape("sqare", 4))
     assert Drawing(shape="sqare").shape == "sqare"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.hardware import GIB
 from pipeline.core.paths import ROOT

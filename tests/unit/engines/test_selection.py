@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, MissingRuntime, ResourceError
 from pipeline.core.hardware import GIB, Gpu, Machine
 from pipeline.engines import compatibility

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.schema import QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
 from pipeline.optimization.qnemo_layout import check_config, check_qnemo
 from tests.unit.exported_folders import (
     ALGORITHMS,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.config.schema import QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
 from pipeline.optimization.unified_hf_layout import check_unified_hf
 from tests.unit.exported_folders import (
     ALGORITHMS,

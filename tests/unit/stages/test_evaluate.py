@@ -1,6 +1,7 @@
 import pytest
 
-from pipeline.config.schema import GateConfig, load
+from pipeline.config.evaluate import GateConfig
+from pipeline.config.schema import load
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.dataset import Row
 from pipeline.orchestration.compose import compose

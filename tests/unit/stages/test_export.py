@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config.schema import QuantizationFormat
+from pipeline.config.quantize import QuantizationFormat
 from pipeline.core.errors import ConfigError, ProofFailed
 from pipeline.stages.export import LINEAR, _check_exclude, _prove, check_splits
 from tests.unit.stages.test_quantize import LLAMA

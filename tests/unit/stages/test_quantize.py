@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import QuantizationFormat, load
+from pipeline.config.quantize import QuantizationFormat
+from pipeline.config.schema import load
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.dataset import Row
 from pipeline.models.architecture import Shape

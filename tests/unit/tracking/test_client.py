@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import TrackingConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import client as tracking
 from pipeline.tracking import outbox as spool
 from pipeline.tracking.outbox import Destination, Group, Owner, read_events

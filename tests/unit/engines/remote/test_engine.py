@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ArtifactError, ConfigError, MissingRuntime
 from pipeline.engines.base import EngineFailed, QueueFull, Sampling
 from pipeline.engines.batching.scheduler import BatchingEngine

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ArtifactError, DataError, MissingRuntime
 from pipeline.engines.trtllm import build as trtllm
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, MissingRuntime
 from pipeline.engines.vllm import arguments as vllm
 

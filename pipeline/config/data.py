@@ -1,0 +1,25 @@
+"""Settings of the data files (conf/data)."""
+
+from pydantic import Field
+
+from pipeline.config.section import Place, Section
+
+
+class DataConfig(Section):
+    """The files to read. All names are globs below `folder`."""
+
+    folder: Place = Field(description="Folder with the data files")
+    train: tuple[str, ...] = Field(
+        min_length=1, description="Files with training conversations, as globs below the folder"
+    )
+    test: tuple[str, ...] = Field(
+        min_length=1,
+        description="Files with test conversations, as globs below the folder",
+    )
+    sources: tuple[str, ...] = Field(
+        description="Plain texts with `## heading` sections to train on, as globs below the folder"
+    )
+    recorded: str = Field(
+        min_length=1,
+        description="Folder below it with snapshots of served conversations; may be absent",
+    )

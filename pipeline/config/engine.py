@@ -1,0 +1,45 @@
+"""Settings of the engine that serves the model (conf/engine)."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.config.section import Positive, Section
+
+
+class EngineConfig(Section):
+    """The engine and what it is built for."""
+
+    name: Literal["auto", "onnxruntime", "hf", "trtllm", "vllm", "remote"] = Field(
+        description="Engine that serves the model; auto takes the best one that can run here"
+    )
+    profile: str | None = Field(
+        description="Profile of the engine, as stage=profiles lists it; null takes the best"
+    )
+    precision: Literal["auto", "fp32", "int8", "int4"] = Field(
+        description="Weights of onnxruntime; auto takes int8 if it answers as fp32 does, else fp32"
+    )
+    max_batch_size: Positive = Field(description="Answers that are generated at once")
+    max_input_len: Positive = Field(description="Tokens of a prompt")
+    max_seq_len: Positive = Field(description="Tokens of a prompt and its answer together")
+    lora_rank: int = Field(
+        ge=0,
+        description="Largest rank of LoRA adapters that can be added while it serves; 0 is none",
+    )
+    arguments: Mapping[str, Any] = Field(
+        description="Further arguments of the engine's own, by its own names"
+    )
+
+    @field_validator("arguments")
+    @classmethod
+    def _reckoned_with(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those that a profile is chosen by; the engine checks the others itself."""
+        size, share = (
+            arguments.get(name, 1) for name in ("tensor_parallel_size", "gpu_memory_utilization")
+        )
+        if type(size) is not int or size < 1:
+            raise ValueError("tensor_parallel_size must be a whole number of GPUs")
+        if type(share) not in (int, float) or not 0 < share <= 1:
+            raise ValueError("gpu_memory_utilization must be above 0, at most 1")
+        return arguments

@@ -1,0 +1,25 @@
+"""Settings of stage=prepare: how rows become a dataset."""
+
+from pydantic import Field
+
+from pipeline.config.section import Section, Share
+
+
+class PrepareConfig(Section):
+    """How rows become a dataset."""
+
+    max_length: int = Field(
+        ge=8, description="Tokens of a rendered conversation; a longer row is refused, never cut"
+    )
+    validation_share: float = Field(
+        ge=0, le=0.5, description="Share of the training rows that are kept for validation"
+    )
+    # Below 0.9 the search for candidates would miss pairs (pipeline/data/deduplication.py).
+    near_duplicate_threshold: float = Field(
+        ge=0.9, le=1, description="Similarity to another training row from which a row is dropped"
+    )
+    leak_threshold: float = Field(
+        ge=0.9, le=1, description="Similarity to a test question from which a row is dropped"
+    )
+    max_reject_share: Share = Field(description="Share of refused rows above which the stage fails")
+    samples: int = Field(ge=0, description="Rendered conversations to print")

@@ -1,0 +1,46 @@
+"""Settings of stage=serve: the server and its limits."""
+
+from pydantic import Field
+
+from pipeline.config.section import Place, Positive, Seconds, Section
+
+
+class ServeConfig(Section):
+    """The server. Sizes are in bytes, times in seconds."""
+
+    host: str = Field(description="Address to listen on; 0.0.0.0 is every network interface")
+    port: int = Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one")
+    version: int | str | None = Field(
+        description="Registered version to serve, by number or alias; null serves the last build"
+    )
+    max_queue: Positive = Field(
+        description="Requests that wait for a slot; one more is answered with status 429"
+    )
+    keys_file: Place | None = Field(
+        description="File of API keys, written by `python -m pipeline.serving.keys`; null has none"
+    )
+    max_connections: Positive = Field(
+        description="Open connections; one more is answered with status 503"
+    )
+    max_header_bytes: int = Field(ge=1024, description="Bytes of a request's headers")
+    max_body_bytes: int = Field(ge=1024, description="Bytes of a request's body")
+    header_timeout: Seconds = Field(description="Seconds until a request's headers are complete")
+    body_timeout: Seconds = Field(description="Seconds until a request's body is complete")
+    request_timeout: Seconds = Field(description="Seconds until an answer is complete")
+    stalled_timeout: Seconds = Field(
+        description="Seconds until a client that reads nothing of its answer is disconnected"
+    )
+    keep_alive_timeout: Positive = Field(
+        description="Seconds until an idle connection is closed; must exceed the proxy's own"
+    )
+    drain_delay: float = Field(
+        ge=0,
+        description="Seconds between the stop signal and the first refused request",
+    )
+    log_content: bool = Field(description="Whether the log includes prompts and answers")
+    record: Place | None = Field(
+        description="Folder for conversations whose users agreed to their use; null records none"
+    )
+    adapters: Place | None = Field(
+        description="Folder of LoRA adapters, each served under its folder's name; null has none"
+    )
