@@ -35,7 +35,7 @@ from pipeline.tracking.mlflow_sender import PARENT, SENT, STAGE, Sender
 from pipeline.tracking.outbox import Destination
 from tests.made_artifacts import make_artifact, make_chain
 
-ROOT = Path(outbox.__file__).parents[1]
+ROOT = Path(outbox.__file__).parents[2]
 CONFIG = TrackingConfig(enabled=True, uri=None, experiment="bank", upload_weights=False)
 
 
@@ -349,6 +349,43 @@ def test_a_registered_engine_is_found_by_number_and_by_alias(artifacts: Path) ->
     assert look("bank-model", "candidate")["version"] == 2
     assert look("bank-model", "7")["missing"].startswith("bank-model has no version 7")
     assert look("other", "1")["missing"].startswith("no version of other is registered yet")
+
+
+@pytest.mark.usefixtures("no_sender")
+def test_a_copy_and_a_moved_project_track_into_themselves(
+    artifacts: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def track_and_send(folder: Path) -> dict[str, Any]:
+        """Also the logged files of each run, which are read where the project lies now."""
+        track(folder, "finetune", files={"loss.png": b"png"})
+        end(folder)
+        monkeypatch.chdir(folder.parent)
+        sender = Sender(Destination.of(folder, CONFIG))
+        sender.send_all()
+        experiment = sender.client.get_experiment_by_name("bank")
+        return {
+            run.info.run_id: {f.path for f in sender.client.list_artifacts(run.info.run_id)}
+            for run in sender.client.search_runs([experiment.experiment_id])
+        }
+
+    before = track_and_send(artifacts)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    copy = Path(shutil.copytree(artifacts, elsewhere / "copy" / artifacts.name))
+    found = track_and_send(copy)
+    assert len(found) == 2 * len(before)
+    assert all(found.values())
+    files = sorted((artifacts / "mlflow" / "files").rglob("*"))
+    moved = elsewhere / "moved" / "renamed"
+    moved.parent.mkdir()
+    shutil.move(artifacts, moved)
+    found = track_and_send(moved)
+    assert len(found) == 2 * len(before)
+    assert all(found.values())
+    assert not artifacts.exists()
+    assert len(sorted((moved / "mlflow" / "files").rglob("*"))) > len(files)
+    database = outbox.embedded_store(moved)
+    for folder in (artifacts, elsewhere):
+        assert str(folder).encode() not in database.read_bytes()
 
 
 @pytest.mark.usefixtures("no_sender")
