@@ -1,4 +1,4 @@
-"""Attributes of libraries replaced for a while."""
+"""Temporarily replacing attributes of libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Patch = tuple[Any, str, Any]  # owner, attribute, replacement
 
 @contextmanager
 def replaced(patches: Iterable[Patch]) -> Iterator[None]:
-    """Set each attribute, and put back what was there in reverse order, also after an error."""
+    """Set each attribute; restore them in reverse order at the end, even after errors."""
     with ExitStack() as stack:
         for owner, name, replacement in patches:
             if name in vars(owner):

@@ -1,4 +1,4 @@
-"""Where modules of earlier versions are now: an old import names the new one in a sentence."""
+"""New places of modules of earlier versions: importing an old name reports the new one."""
 
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -158,22 +158,22 @@ MOVED = {
 }
 
 
-# Packages that are gone: empty ones stand in, so that Python asks for the module inside.
+# Removed packages: empty ones replace them, so that Python looks for the module inside.
 GONE = ("adapters", "launchers")
 
 
 class _Empty(Loader):
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is in it."""
+        """The package is empty."""
 
 
 class MovedModules(MetaPathFinder):
-    """The last finder: it is asked only for what no other one found."""
+    """The last finder: Python asks it only for modules that no other finder found."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """None for what never was in the pipeline.
+        """None for modules that the pipeline never had.
 
         Raises:
             ModuleNotFoundError: an earlier version had the module; names where it is now.

@@ -134,11 +134,11 @@ def _refuse_same_names(package: Path, own: Path) -> None:
 def _readable(override: str) -> str:
     """An override with quotes where Hydra's grammar needs them: é, ~, & and others.
 
-    One that Hydra can read stays as it is. A value that it cannot is taken as the text that it is,
-    and a list as texts between commas; ~/ is the home folder, which shells leave to us here.
+    An override that Hydra can read is not changed. Otherwise the value is read as plain text, and a
+    list as texts between commas. ~/ is the home folder: shells do not expand it after `=`.
 
     Raises:
-        ConfigError: quotes do not help; says which override, and how to write it.
+        ConfigError: quotes do not help; names the override and says how to write it.
     """
     if _parses(override):
         return override

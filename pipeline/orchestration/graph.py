@@ -1,6 +1,6 @@
-"""The graph as dvc.yaml declares it: what each stage reads, which settings and files it needs.
+"""The graph that dvc.yaml declares: which inputs, files and settings each stage depends on.
 
-Reading it here too means that a stage run alone, `stage=all` and `dvc repro` can never disagree.
+A single stage, `stage=all` and `dvc repro` all read it from there, so they cannot disagree.
 """
 
 import re
@@ -17,7 +17,7 @@ from pipeline.core.paths import PACKAGE, graph_file
 PRETRAIN = PACKAGE / "stages" / "pretrain.yaml"
 # Reports versions of stages and libraries to DVC (stage_versions.py); makes no artifact.
 VERSIONS = "versions"
-# Not in the graph: they make no link of the chain. `all` is the graph itself.
+# Stages outside the graph: nothing in the chain depends on them. `all` is the graph itself.
 OUTSIDE = ("retrain", "pretrain", "serve", "profiles", "doctor", "plan")
 
 

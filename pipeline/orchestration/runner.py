@@ -23,7 +23,7 @@ from pipeline.core.artifact import Artifact, Manifest, Outcome
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError, Busy, DataError, GateFailed, ResourceError
 from pipeline.core.paths import PACKAGE
-from pipeline.core.resource_errors import room
+from pipeline.core.resource_errors import resource_errors
 from pipeline.core.stage import Stage, identity, stage_module
 from pipeline.orchestration.graph import Node, read_graph, select
 from pipeline.tracking import client as tracking
@@ -203,7 +203,7 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
             artifacts.replace_folder(cached, place, aside)
             console.print(f"[green]✓[/] {name}: restored from cache ({place})")
             return artifacts.open_artifact(place), True
-    with room(scratch, work.stage.less_memory):
+    with resource_errors(scratch, work.stage.less_memory):
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / artifacts.MANIFEST).unlink(missing_ok=True)
         console.rule(f"[bold]{name}", align="left")

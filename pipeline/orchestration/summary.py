@@ -1,6 +1,6 @@
-"""What came out of a pipeline run: artifacts/summary.json.
+"""The results of a pipeline run: artifacts/summary.json.
 
-Reads manifests and reports only; imports nothing heavy. `summary_view` shows it to a person.
+Reads only manifests and reports; imports nothing heavy. `summary_view` prints it.
 """
 
 import json

@@ -218,7 +218,7 @@ def test_a_torn_archive_of_torch_is_a_full_disk_only_where_little_is_free(chain,
 
 def test_a_disk_that_takes_not_even_the_folder_of_unfinished_work_is_full(tmp_path):
     scratch = tmp_path / ".work" / "first-0"
-    with pytest.raises(ResourceError, match="is full"), resource_errors.room(scratch):
+    with pytest.raises(ResourceError, match="is full"), resource_errors.resource_errors(scratch):
         raise OSError(28, "No space left on device")
 
 
