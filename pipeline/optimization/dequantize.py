@@ -1,7 +1,7 @@
 """Weights as exported folders hold them: unpacked, scaled, and compared with their source.
 
-    dequantize(LAYOUTS["nvfp4"], stored, scale, second, None)      # [out, in] float32
-    compare({"qnemo": ours, "hf": theirs}, source, shape)          # of exported_weights
+    dequantize(storage, stored, scale, second, None)               # [out, in] float32
+    compare({"qnemo": ours, "hf": theirs}, source, shape)          # of exported_reader
 
 Written from the formats' descriptions and not with ModelOpt, so that comparing the result with the
 source proves the files. Tensors are read one by one, on the GPU if there is one. Knows nothing of
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape
-from pipeline.optimization.formats import Layout
+from pipeline.optimization.formats import Storage
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class Weights(Protocol):
 
 
 def dequantize(
-    layout: Layout,
+    storage: Storage,
     stored: torch.Tensor,
     scale: torch.Tensor,
     second: torch.Tensor | None,
@@ -52,27 +52,34 @@ def dequantize(
     scale: one number, one a row [out], or one a group [out, in / group]. Where it is FP8, it has a
         scale itself, `second`; where not, `second` tells how the weights were rounded once more.
     """
-    import torch
 
-    if layout.packed == "columns":
-        byte = torch.arange(256, device=stored.device)
-        value = torch.tensor(_E2M1, device=stored.device)
-        pairs = value[torch.stack([byte & 15, byte >> 4], dim=1)]  # byte → two values
-        weight = torch.nn.functional.embedding(stored.int(), pairs).flatten(1)
-    elif layout.packed == "rows":
-        packed = stored.view(torch.uint8).to(torch.int16)
-        halves = torch.stack([packed & 15, packed >> 4], dim=1)  # [out / 2, 2, in]
-        weight = ((halves ^ 8) - 8).flatten(0, 1).float()  # two's complement of four bits
-    else:
-        weight = stored.float()
+    weight = _numbers(storage, stored)
     scale = scale.float()
-    if layout.scale_type == "F8_E4M3" and second is not None:
+    if storage.scale_type == "F8_E4M3" and second is not None:
         scale = scale * second
-    if layout.group:
-        weight.unflatten(1, (-1, layout.group)).mul_(scale.unsqueeze(-1))
+    if storage.group:
+        weight.unflatten(1, (-1, storage.group)).mul_(scale.unsqueeze(-1))
     else:
         weight *= scale.reshape(-1, 1)  # a single number spreads over all rows
     return weight if prescale is None else weight.mul_(prescale.float())
+
+
+def _numbers(storage: Storage, stored: torch.Tensor) -> torch.Tensor:
+    """What stored weights stand for before any scale, [out, in] float32."""
+    import torch
+
+    if not storage.packed:
+        return stored.float()
+    if storage.number == "e2m1":
+        value = torch.tensor(_E2M1, device=stored.device)
+    else:  # two's complement of four bits
+        value = torch.tensor([(code ^ 8) - 8.0 for code in range(16)], device=stored.device)
+    byte = torch.arange(256, device=stored.device)
+    pairs = value[torch.stack([byte & 15, byte >> 4], dim=1)]  # byte → two values
+    halves = torch.nn.functional.embedding(stored.view(torch.uint8).int(), pairs)
+    if storage.packed == "columns":
+        return halves.flatten(1)  # [out, in / 2, 2]
+    return halves.transpose(1, 2).flatten(0, 1)  # [out / 2, 2, in]
 
 
 def compare(

@@ -28,20 +28,9 @@ from pipeline.core.errors import ArtifactError, MissingRuntime
 from pipeline.core.import_blocking import absent
 from pipeline.models.files import WEIGHTS_INDEX, link_weights, weight_files
 from pipeline.optimization.calibration import quick_maxima
-from pipeline.optimization.formats import TYPES, read_header
+from pipeline.optimization.formats import FORMATS
+from pipeline.optimization.layout_rules import TYPES, read_header
 
-# ModelOpt's configuration of each format, and bits of a packed weight.
-_CONFIGS = {
-    "fp8": "FP8_DEFAULT_CFG",
-    "int8_sq": "INT8_SMOOTHQUANT_CFG",
-    "int4_awq": "INT4_AWQ_CFG",
-    "w4a8_awq": "W4A8_AWQ_BETA_CFG",
-    "nvfp4": "NVFP4_DEFAULT_CFG",
-}
-# NVFP4's scales are no part of the calibrated state: eight bits for sixteen weights.
-_WEIGHT_BITS = {"fp8": 8, "int8_sq": 8, "int4_awq": 4, "w4a8_awq": 4, "nvfp4": 4.5}
-# Formats whose calibration finds largest values alone; the others scale the weights, too.
-WEIGHTS_KEPT = ("fp8", "nvfp4")
 _QUANTIZERS = "quantizers.safetensors"
 _STATE = "modelopt_state.pth"  # ModelOpt's name
 
@@ -70,19 +59,21 @@ def own_dtype(folder: Path) -> str:
 
 
 def require_runtime(format: str) -> None:
-    """Refuse a format that cannot be simulated here.
+    """Refuse a format that cannot be calibrated here.
 
     Raises:
-        MissingRuntime: NVFP4 without a GPU that has FP8 instructions.
+        MissingRuntime: its calibration needs a GPU that this machine does not have.
     """
-    if format != "nvfp4":
+    least = FORMATS[format].calibrates_on
+    if least is None:
         return
     import torch
 
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < least:
         raise MissingRuntime(
-            "quantize.format=nvfp4 needs a GPU to calibrate (Ada, Hopper or Blackwell; to serve, "
-            "Blackwell) and this machine has none: run this stage on a GPU host, or choose fp8"
+            f"quantize.format={format} needs a GPU of compute capability {least[0]}.{least[1]} or "
+            "later to calibrate, and this machine has none: run this stage on such a GPU host, or "
+            "choose fp8"
         )
 
 
@@ -99,7 +90,8 @@ def quantize(
     import torch
 
     mtq = modelopt().quantization
-    config = copy.deepcopy(getattr(mtq, _CONFIGS[format]))
+    named = FORMATS[format].modelopt
+    config: Any = copy.deepcopy(getattr(mtq, named) if isinstance(named, str) else named)
     if kv_cache == "fp8":
         config["quant_cfg"] |= copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
     config["quant_cfg"] |= {f"*{name}*": {"enable": False} for name in exclude}
@@ -118,8 +110,8 @@ def quantize(
 def save(model: Any, folder: Path, source: Path | None = None) -> None:
     """Write an HF folder that `load` opens: weights before rounding, and ModelOpt's state.
 
-    source: folder of the model that was quantized, if its weights were kept (WEIGHTS_KEPT): they
-        are linked then, and only the quantizers' values are written.
+    source: folder of the model that was quantized, if the format keeps its weights: they are
+        linked then, and only the quantizers' values are written.
     """
     import torch
     from safetensors.torch import save_file
@@ -203,7 +195,7 @@ def packed_bytes(model: Any, format: str, *, plain_bytes: int) -> int:
     """
     total = sum(p.numel() for p in model.parameters()) * plain_bytes
     for module in _quantized_modules(model):
-        saved = int(module.weight.numel() * (8 * plain_bytes - _WEIGHT_BITS[format]) / 8)
+        saved = int(module.weight.numel() * (8 * plain_bytes - FORMATS[format].calibrated_bits) / 8)
         state = [*module.weight_quantizer.buffers(), *module.input_quantizer.buffers()]
         total += sum(buffer.numel() * 4 for buffer in state) - saved
     return total

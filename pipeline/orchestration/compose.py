@@ -16,6 +16,8 @@ from pipeline.orchestration.graph import OUTSIDE, read_graph
 
 CONF = ROOT / "conf"
 PARAMS = ROOT / "params.yaml"
+# Mappings whose keys are the user's: one that is not there yet is added.
+OPEN = ("engine.arguments.", "evaluate.gate.max_drop.")
 HEADER = (
     "# The composed configuration that DVC runs: written by `python -m pipeline stage=all …` and\n"
     "# `dvc exp run -S …`. Defaults and their explanations are in conf/.\n"
@@ -67,7 +69,7 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [_readable(override) for override in overrides]
+    overrides = [_readable(f"++{o}" if o.startswith(OPEN) else o) for o in overrides]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra_compose("config", overrides=overrides)

@@ -13,6 +13,7 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.stage import NEMO, Stage
 from pipeline.models.checks import check_folder
+from pipeline.models.families import check_stage
 from pipeline.models.files import clear
 
 STAGE = Stage(
@@ -31,6 +32,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """
     source = config.model.path
     shape = check_folder(source)
+    check_stage(shape.family, "import")
     clear(out)
 
     from pipeline.models import hf_model

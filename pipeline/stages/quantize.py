@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
-from pipeline.core.errors import ConfigError, DataError, ProofFailed
+from pipeline.core.errors import DataError, ProofFailed
 from pipeline.core.stage import Stage
 from pipeline.data.dataset import Row, read_split
-from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.architecture import read_shape
 from pipeline.models.chat.template_consistency import shared_chat
 from pipeline.models.files import copy_assets, link_weights, weight_files
-from pipeline.optimization.formats import group_of
+from pipeline.optimization.formats import FORMATS
+from pipeline.optimization.settings_checks import check_quantize
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     dataset = inputs["prepare"].require("dataset")
     shared_chat(dataset, source)
     formats = tuple(dict.fromkeys((settings.format, *settings.compare)))
-    for name in formats:
-        _check_fits(name, read_shape(source))
+    check_quantize(config, read_shape(source))
 
     from pipeline.models import hf_model
     from pipeline.optimization import logit_probes
@@ -85,10 +84,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             bar.update(task, description=f"quantize {name}")
             folder = out / name
             shutil.rmtree(folder, ignore_errors=True)
-            if name == "none":
+            if not FORMATS[name].quantized:
                 loaded.clear()
                 _copy(source, folder)
-                proof[name] = _prove_copy(folder, dtype, probes, reference)
+                proof[name] = _prove_copy(name, folder, dtype, probes, reference)
             else:
                 proof[name] = _save_and_prove(
                     modelopt.quantize(
@@ -139,17 +138,6 @@ def calibration_batches(
     return batches
 
 
-def _check_fits(name: QuantizationFormat, shape: Shape) -> None:
-    sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "heads": shape.heads * shape.head_dim}
-    for what, size in sizes.items():
-        group = group_of(name)
-        if size % group:
-            raise ConfigError(
-                f"quantize.format={name} shares a scale among {group} weights, and this model's "
-                f"{what} size {size} is no multiple of it: choose fp8 or int8_sq"
-            )
-
-
 def _probes(rows: Sequence[Row]) -> Probes:
     """(ids, positions that predict tokens trained on) of validation rows, both evenly spread."""
     if not rows:
@@ -185,7 +173,7 @@ def _save_and_prove(
     errors = modelopt.weight_errors(model)
     plain_bytes = hf_model.bytes_of(modelopt.own_dtype(source))
     size = modelopt.packed_bytes(model, name, plain_bytes=plain_bytes)
-    modelopt.save(model, folder, source if name in modelopt.WEIGHTS_KEPT else None)
+    modelopt.save(model, folder, source if FORMATS[name].keeps_weights else None)
     config = (folder / "config.json").read_bytes()
     copy_assets(source, folder)
     (folder / "config.json").write_bytes(config)
@@ -205,14 +193,14 @@ def _save_and_prove(
 
 
 def _prove_copy(
-    folder: Path, dtype: str, probes: Probes, reference: "torch.Tensor"
+    name: str, folder: Path, dtype: str, probes: Probes, reference: "torch.Tensor"
 ) -> dict[str, Any]:
     from pipeline.models import hf_model
     from pipeline.optimization import logit_probes
 
     copied = logit_probes.logits_at(hf_model.load_model(folder, dtype=dtype), probes)
     return {
-        "reload_difference": _require_same("none", copied, reference),
+        "reload_difference": _require_same(name, copied, reference),
         **logit_probes.divergence(copied, reference),
         "bytes": sum(file.stat().st_size for file in weight_files(folder)),
     }
