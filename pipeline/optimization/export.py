@@ -96,7 +96,7 @@ def write_unified_hf(quantized: Path, source: Path, out: Path, *, format: str) -
         # In the type that it was calibrated in, so that weights are rounded once.
         exporter.export_hf_checkpoint(model, model.dtype, out)
     del model.save_pretrained  # it holds the model, and memory may not hold another
-    _mend_config(out, own, FORMATS[format])
+    _mend_config(out, source, own, FORMATS[format])
     _copy_text_files(source, out)
 
 
@@ -134,10 +134,12 @@ def _typed(name: str, tensor: torch.Tensor, plain: torch.dtype) -> torch.Tensor:
     return tensor.float() if name.endswith(_SCALES) else tensor.to(plain)
 
 
-def _mend_config(out: Path, dtype: str, format: Format) -> None:
+def _mend_config(out: Path, source: Path, dtype: str, format: Format) -> None:
     file, quant_file = out / "config.json", out / "hf_quant_config.json"
     config = json.loads(file.read_text())
     config["dtype"] = config["torch_dtype"] = dtype  # by its new name and its old one
+    # transformers writes its own class, which may not be the name of the family.
+    config["architectures"] = json.loads((source / "config.json").read_text())["architectures"]
     quant_config = json.loads(quant_file.read_text())
     quantization = quant_config["quantization"]
     if quantization["quant_algo"] is None:
