@@ -105,11 +105,12 @@ class Shape:
 
 
 def read_shape(folder: Path) -> Shape:
-    """The sizes in config.json, which must be of a known architecture.
+    """The sizes in config.json, which must name a known architecture.
 
     Raises:
-        DataError: no config.json, a field is missing or wrong, or it asks for what the families
-            here do not have (custom code, another activation, a bias, a sliding window ...).
+        DataError: there is no config.json, a field is missing or wrong, or it asks for something
+            that its family does not have (custom code, another activation, a bias, a sliding
+            window ...).
     """
     file = folder / "config.json"
     return shape_of(
@@ -119,7 +120,7 @@ def read_shape(folder: Path) -> Shape:
 
 
 def shape_of(file: Path, config: Json) -> Shape:
-    """`read_shape` of a config.json that was read. file: its place, for errors."""
+    """As `read_shape`, of a config.json that was read before. file: its path, for errors."""
     check_no_code(file, config)
     family = _family(file, config)
     if "rope_parameters" in config:
@@ -157,7 +158,7 @@ def shape_of(file: Path, config: Json) -> Shape:
     )
     if shape.heads % shape.kv_heads:
         raise DataError(
-            f"{file}: num_attention_heads={shape.heads} is no multiple of "
+            f"{file}: num_attention_heads={shape.heads} is not a multiple of "
             f"num_key_value_heads={shape.kv_heads}: one of the two is wrong"
         )
     return shape
@@ -213,7 +214,7 @@ def _rope_scaling(file: Path, config: Json, family: Family) -> Llama3Rope | None
     if low >= high:
         raise DataError(
             f"{file}: rope_scaling.low_freq_factor={low:g} should be below high_freq_factor="
-            f"{high:g}: mend it"
+            f"{high:g}: correct it"
         )
     return Llama3Rope(
         factor=_number(file, scaling, "factor", positive=True, within="rope_scaling."),
@@ -226,7 +227,7 @@ def _rope_scaling(file: Path, config: Json, family: Family) -> Llama3Rope | None
 
 
 def _check_no_window(file: Path, config: Json, family: Family, max_positions: int) -> None:
-    """A window that never cuts anything off is full attention; a smaller one is refused."""
+    """Refuse a window that is shorter than the model's context; a longer one is full attention."""
     rule = family.window
     if rule is None or (rule.switch and not config.get(rule.switch, False)):
         return
@@ -251,12 +252,12 @@ def _require(file: Path, config: Json, name: str, wanted: object) -> None:
 
 
 def _size(file: Path, config: Json, name: str, default: int | None = None, within: str = "") -> int:
-    """A whole number above 0. within: the section it stands in, for the message."""
+    """A whole number above 0. within: the section that it is in, for the message."""
     value = config.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DataError(
-            f"{file}: {within}{name}={value!r} should be a whole number above 0: mend it"
+            f"{file}: {within}{name}={value!r} should be a whole number above 0: correct it"
         )
     return value
 
@@ -271,12 +272,13 @@ def _number(
     below: float = _LARGEST,
     within: str = "",
 ) -> float:
-    """A number that is not negative. positive: nor 0. within: as in `_size`."""
+    """A number that is not negative. positive: 0 is refused too. within: as in `_size`."""
     value = config.get(name, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value < below or (positive and value == 0):
         least = "above 0" if positive else "from 0"
         raise DataError(
-            f"{file}: {within}{name}={value!r} should be a number {least}, below {below:g}: mend it"
+            f"{file}: {within}{name}={value!r} should be a number {least}, below {below:g}: "
+            "correct it"
         )
     return float(value)

@@ -1,9 +1,9 @@
-"""Writing a quantized model's packed weights with ModelOpt: qnemo and unified HF folders.
+"""Writes a quantized model's packed weights with ModelOpt, as qnemo and as unified HF folders.
 
-Each call opens the quantized folder anew, as ModelOpt's exporters alter the model. What ModelOpt
-0.37 leaves out is put right here: AWQ's group size in config.json, the claim to be quantized on an
-unquantized model, one scale for FP8 layers that runtimes join, weights in the source's type,
-tokenizer files.
+Each call opens the quantized folder again, because ModelOpt's exporters change the model. The
+module also corrects what ModelOpt 0.37 leaves out or gets wrong: AWQ's group size in config.json,
+a quantization_config on an unquantized model, one scale for FP8 layers that runtimes join, weights
+in the source's type, the name of the model's architecture, tokenizer files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.models.architecture import read_shape
 from pipeline.models.families import FAMILIES
 from pipeline.models.files import TOKENIZER_FILES
-from pipeline.optimization import ptq as modelopt
+from pipeline.optimization import ptq
 from pipeline.optimization.formats import FORMATS, Format
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def write_qnemo(
 ) -> None:
     """Write a TensorRT-LLM checkpoint with a tokenizer.
 
-    quantized: folder of one format, as modelopt.save left it. source: the HF folder it was made
+    quantized: folder of one format, as ptq.save wrote it. source: the HF folder it was made
         from, which gives the type of what is not quantized, and the tokenizer files.
 
     Raises:
@@ -50,9 +50,9 @@ def write_qnemo(
     """
     import torch
 
-    exporter = modelopt.modelopt().export
+    exporter = ptq.modelopt().export
     target = FAMILIES[read_shape(source).family].trtllm
-    model = modelopt.load(quantized)
+    model = ptq.load(quantized)
     with _refusals(f"qnemo from {quantized}"), torch.inference_mode():
         exporter.export_tensorrt_llm_checkpoint(
             model,
@@ -76,12 +76,12 @@ def write_unified_hf(quantized: Path, source: Path, out: Path, *, format: str) -
 
     from pipeline.models import hf_model
 
-    exporter = modelopt.modelopt().export
-    model = modelopt.load(quantized)
-    own = modelopt.own_dtype(source)
+    exporter = ptq.modelopt().export
+    model = ptq.load(quantized)
+    own = ptq.own_dtype(source)
 
     def save(folder: Path, *, state_dict: Mapping[str, torch.Tensor], **_: Any) -> None:
-        """In place of transformers' writer: shards side by side, plain tensors in their type."""
+        """Replaces transformers' writer: writes shards in parallel, and plain tensors in `own`."""
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         wanted = getattr(torch, own)
@@ -93,10 +93,10 @@ def write_unified_hf(quantized: Path, source: Path, out: Path, *, format: str) -
         storage = FORMATS[format].storage
         if storage and storage.scale == "tensor":
             _join_scales(model, read_shape(source).layer.joined)
-        # In the type that it was calibrated in, so that weights are rounded once.
+        # In the type that it was calibrated in, so that weights are rounded only once.
         exporter.export_hf_checkpoint(model, model.dtype, out)
-    del model.save_pretrained  # it holds the model, and memory may not hold another
-    _mend_config(out, source, own, FORMATS[format])
+    del model.save_pretrained  # its closure holds the model, and memory may not fit two
+    _correct_config(out, source, own, FORMATS[format])
     _copy_text_files(source, out)
 
 
@@ -105,7 +105,7 @@ def _join_scales(model: Any, joined: Sequence[Sequence[str]]) -> None:
 
     ModelOpt does so for qnemo, and for the unified folder in all but FP8.
     """
-    tools = modelopt.modelopt().export.quant_utils
+    tools = ptq.modelopt().export.quant_utils
     for module in model.modules():
         for names in joined:
             if all(hasattr(module, name) for name in names):
@@ -123,7 +123,7 @@ def _half_type(source: Path) -> torch.dtype:
     """The 16-bit type that TensorRT-LLM computes in: the source's if it has one."""
     import torch
 
-    own: torch.dtype = getattr(torch, modelopt.own_dtype(source))
+    own: torch.dtype = getattr(torch, ptq.own_dtype(source))
     return own if own.itemsize == 2 else torch.bfloat16
 
 
@@ -134,7 +134,7 @@ def _typed(name: str, tensor: torch.Tensor, plain: torch.dtype) -> torch.Tensor:
     return tensor.float() if name.endswith(_SCALES) else tensor.to(plain)
 
 
-def _mend_config(out: Path, source: Path, dtype: str, format: Format) -> None:
+def _correct_config(out: Path, source: Path, dtype: str, format: Format) -> None:
     file, quant_file = out / "config.json", out / "hf_quant_config.json"
     config = json.loads(file.read_text())
     config["dtype"] = config["torch_dtype"] = dtype  # by its new name and its old one
@@ -143,7 +143,7 @@ def _mend_config(out: Path, source: Path, dtype: str, format: Format) -> None:
     quant_config = json.loads(quant_file.read_text())
     quantization = quant_config["quantization"]
     if quantization["quant_algo"] is None:
-        # It would claim to be ModelOpt's, which vLLM refuses without an algorithm.
+        # vLLM refuses a quantization_config of ModelOpt's without an algorithm.
         del config["quantization_config"]
         quant_file.unlink()
     else:
@@ -169,8 +169,8 @@ def _copy_text_files(source: Path, out: Path) -> None:
 
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """ModelOpt's chatter away, and its many kinds of refusal as one."""
-    logger = logging.getLogger("transformers")  # warns of a name that ModelOpt uses
+    """Silence ModelOpt, and turn its many exceptions into one error."""
+    logger = logging.getLogger("transformers")  # warns about a name that ModelOpt uses
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -189,16 +189,16 @@ def _refusals(what: str) -> Iterator[None]:
 
 @contextmanager
 def _packing_anywhere() -> Iterator[None]:
-    """Within it ModelOpt packs NVFP4 without a GPU too, as it does every other format.
+    """ModelOpt packs NVFP4 without a GPU within it, as it does every other format.
 
-    It asks the GPU first whether it has FP4 instructions, for a kernel of TensorRT-LLM's that
-    exporting never uses, and to ask is an error where there is no GPU.
+    It first checks whether the GPU has FP4 instructions, for a kernel of TensorRT-LLM that export
+    never uses, and the check fails where there is no GPU.
     """
     from modelopt.torch.quantization.qtensor import nvfp4_tensor
 
-    ask = nvfp4_tensor.fp4_compatible
+    original = nvfp4_tensor.fp4_compatible
     nvfp4_tensor.fp4_compatible = lambda: False
     try:
         yield
     finally:
-        nvfp4_tensor.fp4_compatible = ask
+        nvfp4_tensor.fp4_compatible = original

@@ -1,10 +1,10 @@
-"""The weights that an exported folder stands for, unpacked and re-joined, by HF's names.
+"""The weights that an exported folder represents, unpacked and joined again, by HF's names.
 
     with QnemoWeights(folder, shape) as ours:
         ours.tensor("model.layers.0.self_attn.q_proj.weight")      # [out, in] float32
 
-Every linear weight is given as it acts on the layer's input: times the scale vector of AWQ or
-SmoothQuant. What is not quantized is given in the type that it is stored in.
+Every linear weight is returned as it acts on the layer's input, that is multiplied by the scale
+vector of AWQ or SmoothQuant. Weights that are not quantized keep the type that they are stored in.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class QnemoWeights:
-    """Of all ranks of a qnemo folder."""
+    """The weights of all ranks of a qnemo folder."""
 
     def __init__(self, folder: Path, shape: Shape) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -106,10 +106,10 @@ class QnemoWeights:
 
 
 class UnifiedWeights:
-    """Of a unified HF folder.
+    """The weights of a unified HF folder.
 
-    AWQ's input scale lies in the norm in front of a layer: the source's norm is undone from the
-    layers behind, and such a norm then stands for nothing of its own.
+    AWQ's input scale is folded into the norm in front of a layer. It is multiplied back into the
+    layers behind the norm, so that the norm itself has no weight of its own to compare.
     """
 
     def __init__(self, folder: Path, source: WeightReader, layer: Layer) -> None:
@@ -169,7 +169,7 @@ class UnifiedWeights:
         return self._read(name) if name in self._names else None
 
     def _scale_in(self, norm: str) -> torch.Tensor:
-        """What a norm multiplies beyond the source's, [hidden]."""
+        """The factor by which a norm differs from the source's, [hidden]."""
         import torch
 
         theirs, ours = self._read(norm).float(), on_device(self._source.tensor(norm)).float()

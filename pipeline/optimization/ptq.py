@@ -6,7 +6,7 @@
     fold_weights(model)                  # faster, same outputs; for evaluation only
 
 Quantization is simulated: weights and activations are rounded to the format's values and kept in
-the model's own type. Writing the packed weights is modelopt_export's. Knows nothing of text.
+the model's own type. export.py writes the packed weights.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from pipeline.optimization.layout_rules import TYPES, read_header
 _QUANTIZERS = "quantizers.safetensors"
 _STATE = "modelopt_state.pth"  # ModelOpt's name
 
-# Optional packages that ModelOpt, and transformers, import when they find them, which takes half of
-# the time to import both, and of which nothing here uses a thing.
+# Optional packages that ModelOpt and transformers import if they find them. Nothing here uses them,
+# and they take half of the import time.
 _UNUSED_BY_MODELOPT = ("megatron", "nemo", "diffusers", "trl", "vllm")
 _UNUSED_BY_TRANSFORMERS = ("sklearn", "datasets", "peft", "boto3")
 
@@ -43,14 +43,14 @@ Batches = Sequence[Sequence[Sequence[int]]]
 
 
 def compute_dtype(folder: Path) -> str:
-    """The type to calibrate and evaluate a model in: its own on a GPU, on a CPU float32."""
+    """The type to calibrate and evaluate a model in: its own on a GPU, float32 on a CPU."""
     import torch
 
     return own_dtype(folder) if torch.cuda.is_available() else "float32"
 
 
 def own_dtype(folder: Path) -> str:
-    """The type that an HF folder says its weights have, or the first of them has."""
+    """The type of the weights as config.json says it, or else the type of the first weight."""
     config = json.loads((folder / "config.json").read_text())
     if said := config.get("dtype") or config.get("torch_dtype"):
         return str(said)
@@ -85,7 +85,7 @@ def quantize(
     batches: token ids, [batch][row][token]; the rows of a batch are of one length, as statistics
         are taken over every token.
     kv_cache: "fp8" quantizes keys and values too, "none" does not.
-    exclude: modules whose name contains one of these stay as they are.
+    exclude: modules whose name contains one of these are not quantized.
     """
     import torch
 
@@ -100,7 +100,7 @@ def quantize(
         with quick_maxima():
             for batch in batches:
                 ids = torch.tensor(batch, device=model.device)
-                # The output layer stays as it is in every format: a tenth of the work is saved.
+                # No format quantizes the output layer; skipping it saves a tenth of the work.
                 model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
     with torch.no_grad(), redirect_stdout(io.StringIO()):
@@ -141,11 +141,10 @@ def save(model: Any, folder: Path, source: Path | None = None) -> None:
 def load(folder: Path) -> Any:
     """Open what `save` wrote, in evaluation mode and its own type, on the GPU if there is one.
 
-    The state beside the weights is a pickle: only its plain values and tensors are read, and any
-    other object in it is an error.
+    The state beside the weights is a pickle. Only plain values and tensors are read from it.
 
     Raises:
-        ArtifactError: the state holds anything else.
+        ArtifactError: the state holds any other object.
     """
     modelopt()
     from pipeline.models import hf_model
@@ -161,7 +160,7 @@ def load(folder: Path) -> Any:
 
 
 def fold_weights(model: Any) -> None:
-    """Round the weights once instead of at each step. Outputs stay; it is not to be saved then."""
+    """Round the weights once instead of at each step. Outputs stay the same; do not save it."""
     mtq = modelopt().quantization
     for module in _quantized_modules(model):
         module.weight.data = module.weight_quantizer(module.weight.data)
@@ -189,7 +188,7 @@ def weight_errors(model: Any) -> dict[str, float]:
 
 
 def packed_bytes(model: Any, format: str, *, plain_bytes: int) -> int:
-    """Bytes that the weights take once they are packed, with their scales.
+    """Bytes of the packed weights with their scales.
 
     plain_bytes: of a weight that is not quantized (2 for bfloat16).
     """
@@ -212,11 +211,11 @@ def _quantized_modules(model: Any) -> Iterator[Any]:
 @functools.cache
 def modelopt() -> Any:
     """`modelopt.torch`, imported without what it does not need, with saving and opening enabled."""
-    # transformers looks only once for what is installed.
+    # transformers checks only once what is installed.
     fresh = "transformers" not in sys.modules
     unused = _UNUSED_BY_MODELOPT + (_UNUSED_BY_TRANSFORMERS if fresh else ())
     with absent(*unused), warnings.catch_warnings():
-        # It asks for an older transformers than NeMo does; what we use of it is proven at each run.
+        # It wants an older transformers than NeMo does; each run proves the parts that are used.
         warnings.filterwarnings("ignore", "transformers version", UserWarning)
         import modelopt.torch.export
         import modelopt.torch.opt
@@ -225,7 +224,7 @@ def modelopt() -> Any:
 
     with redirect_stdout(io.StringIO()):
         modelopt.torch.opt.enable_huggingface_checkpointing()
-    # ModelOpt passes over in silence what it fails to import; without this it saves no quantizers.
+    # ModelOpt ignores failed imports silently; without this patch it saves no quantizers.
     if not hasattr(PreTrainedModel, "_modelopt_cache"):
         raise MissingRuntime(
             "ModelOpt found no transformers that it knows, so it cannot save quantized models: "
@@ -235,7 +234,7 @@ def modelopt() -> Any:
 
     from pipeline.optimization.fp8_simulation import round_to_fp8
 
-    # Its CUDA kernel would be compiled on each machine, for longer than 8 B take to calibrate.
+    # Its CUDA kernel would be compiled on each machine, which takes longer than calibrating 8 B.
     tensor_quant.get_cuda_ext_fp8 = lambda raise_if_failed=False: None
     tensor_quant.fp8_eager = round_to_fp8
     return modelopt.torch
@@ -243,9 +242,9 @@ def modelopt() -> Any:
 
 @contextmanager
 def _only_plain_pickles() -> Iterator[None]:
-    """Within it `torch.load` reads tensors and plain values alone, whatever its caller asks for.
+    """`torch.load` reads only tensors and plain values within it, even if its caller allows more.
 
-    ModelOpt's loader asks for any object; torch has this variable to overrule such callers.
+    ModelOpt's loader allows any object; torch has this variable to overrule such callers.
     """
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)

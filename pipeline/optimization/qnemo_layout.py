@@ -1,7 +1,7 @@
 """The rules of a qnemo folder: a TensorRT-LLM checkpoint and a tokenizer.
 
     check_qnemo(folder, "fp8", "llama")     # broken rules in words, none for a good folder
-    check_config(folder, shape)             # sizes that are not the source model's
+    check_config(folder, shape)             # sizes that differ from the source's
 
 From TensorRT-LLM 1.2: docs/legacy/architecture/checkpoint.md for the files and their sharding,
 models/modeling_utils.py and quantization/layers.py for the tensors that each format's layers fill.
@@ -53,7 +53,7 @@ def check_qnemo(folder: Path, format: str, family: str) -> list[str]:
 
 
 def check_config(folder: Path, shape: Shape) -> list[str]:
-    """Sizes in a qnemo folder's config.json that are not the source model's."""
+    """Sizes in a qnemo folder's config.json that differ from the source model's."""
     config = json.loads((folder / "config.json").read_text())
     expected = {
         "num_hidden_layers": shape.layers,
@@ -128,7 +128,7 @@ def _vectors(header: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rank(config: Json, family: str, pp_rank: int) -> dict[str, Tensor]:
-    """Tensors of a rank's file; all tensor-parallel ranks of a stage have the same shapes."""
+    """Tensors of a rank's file. All tensor-parallel ranks of a stage have the same shapes."""
     tp, pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
     dtype, hidden = TYPES[config["dtype"]], config["hidden_size"]
     head, kv_heads = config["head_size"], config["num_key_value_heads"]

@@ -1,10 +1,10 @@
-"""The scales of inputs and of the key-value cache that exported folders hold, against calibration.
+"""Compares the scales of inputs and of the key-value cache in exported folders with calibration.
 
     check_scales(quantized, {"qnemo": qnemo, "hf": unified}, shape, "fp8")     # wrong ones in words
 
-A scale is the largest value that calibration saw over the largest that the format has. Layers that
-a runtime joins have one, the largest of theirs. Written from the formats' descriptions and read
-from the quantizers' state, so that no code is on both sides.
+A scale is the largest value that calibration saw, divided by the largest that the format has.
+Layers that a runtime joins share one, the largest of theirs. The expected scales are computed from
+the formats' descriptions and the quantizers' state, so that both sides share no code.
 """
 
 import json
@@ -26,9 +26,9 @@ Scales = Mapping[str, float]
 def check_scales(
     quantized: Path, folders: Mapping[str, Path], shape: Shape, format: str
 ) -> list[str]:
-    """Scales in the folders that calibration does not give, in words.
+    """Scales in the folders that differ from the calibrated ones, in words.
 
-    quantized: folder of the format as modelopt.save left it. folders: qnemo, hf or both.
+    quantized: folder of the format, as ptq.save wrote it. folders: qnemo, hf or both.
     """
     largest, storage = _numbers(quantized, _STATE), FORMATS[format].storage
     largest_input = (storage and storage.largest_input) or math.inf
@@ -38,7 +38,7 @@ def check_scales(
         for name, found, quantizers in readers[form](folder, shape):
             seen = max((largest[q] for q in quantizers if q in largest), default=0.0)
             if quantizers[0].endswith("_bmm"):
-                # A cache's scale is 1 at least: E4M3 holds smaller values as they are.
+                # A cache's scale is at least 1: E4M3 holds smaller values without scaling.
                 expected = max(1.0, seen / E4M3_LARGEST)
             else:
                 expected = seen / largest_input

@@ -44,7 +44,7 @@ def check_groups(format: str, shape: Shape) -> None:
         if size % group:
             raise ConfigError(
                 f"quantize.format={format} shares a scale among {group} weights, and this model's "
-                f"{what} size {size} is no multiple of it: choose {without_groups()}"
+                f"{what} size {size} is not a multiple of it: choose {without_groups()}"
             )
 
 

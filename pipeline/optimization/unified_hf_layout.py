@@ -2,7 +2,7 @@
 
     check_unified_hf(folder, "fp8", "llama")
 
-From ModelOpt 0.37 (torch/export/unified_export_hf.py) and from what vLLM makes of such a folder
+From ModelOpt 0.37 (torch/export/unified_export_hf.py) and from how vLLM reads such a folder
 (model_executor/layers/quantization/modelopt.py); TensorRT-LLM's PyTorch backend reads the same.
 """
 
@@ -61,7 +61,7 @@ def check_unified_hf(folder: Path, format: str, family: str) -> list[str]:
 
 
 def check_same(folder: Path, source: Path) -> list[str]:
-    """Sizes, rotary embedding and the like in a unified folder's config.json that are not the
+    """Sizes, rotary embedding and the like in a unified folder's config.json that differ from the
     source model's."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
@@ -78,7 +78,7 @@ def check_same(folder: Path, source: Path) -> list[str]:
 
 
 def _check_claim(claimed: Json, quantization: Json) -> list[str]:
-    """config.json against hf_quant_config.json: runtimes read either."""
+    """Compare config.json with hf_quant_config.json: runtimes read either."""
     problems = []
     if claimed.get("quant_method") != "modelopt":
         problems.append(f"quant_method {claimed.get('quant_method')!r} is not 'modelopt'")
@@ -97,8 +97,8 @@ def _check_claim(claimed: Json, quantization: Json) -> list[str]:
 def _check_joined(folder: Path, joined: Sequence[Sequence[str]]) -> list[str]:
     """Layers that runtimes join must agree on the scales that are one number.
 
-    vLLM takes the largest: of NVFP4 it leaves the weights as they were rounded with another
-    (ModelOptNvFp4LinearMethod), of FP8 it rounds them a second time (requantize_with_max_scale).
+    vLLM takes the largest. It leaves NVFP4 weights as they were rounded with another scale
+    (ModelOptNvFp4LinearMethod), and rounds FP8 weights a second time (requantize_with_max_scale).
     """
     scales: dict[str, float] = {}
     for file in folder.glob("*.safetensors"):

@@ -3,8 +3,8 @@
     qnemo/   a TensorRT-LLM checkpoint for tensor x pipeline parallel ranks, and a tokenizer
     hf/      ModelOpt's unified HF checkpoint (vLLM, SGLang, TensorRT-LLM's PyTorch backend)
 
-Both come from the one calibration of quantize.format. What was written is read back: its layout
-against the formats' rules, its weights, unpacked, against the source's.
+Both come from the same calibration of quantize.format. They are read back: their layout must follow
+the formats' rules, and their unpacked weights are compared with the source's.
 """
 
 import fnmatch
@@ -40,7 +40,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """Write and prove the forms of quantize.format.
 
     Raises:
-        ConfigError: the model cannot be split over so many ranks, or the format not be exported.
+        ConfigError: the model cannot be split over so many ranks, or not in this format.
         ArtifactError: the quantized artifact has no such format.
         ProofFailed: what was written breaks a rule or is not the source's weights.
     """
@@ -54,7 +54,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     shape = read_shape(source)
     check_export(config, shape)
 
-    from pipeline.optimization import export as modelopt_export
+    from pipeline.optimization import export as writer
     from pipeline.optimization.scale_checks import check_scales
 
     folders: dict[str, Path] = {form: out / form for form in FORMATS[format].forms}
@@ -65,7 +65,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         for form, folder in folders.items():
             bar.update(task, description=f"write {FORMS[form]}")
             if form == "qnemo":
-                modelopt_export.write_qnemo(
+                writer.write_qnemo(
                     quantized,
                     source,
                     folder,
@@ -74,7 +74,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
                     pipeline_parallel=ranks.pipeline_parallel,
                 )
             else:
-                modelopt_export.write_unified_hf(quantized, source, folder, format=format)
+                writer.write_unified_hf(quantized, source, folder, format=format)
             bar.update(task, advance=1)
         bar.update(task, description="compare with the source")
         for form, folder in folders.items():
@@ -108,17 +108,18 @@ def _require_rules(form: str, problems: Sequence[str]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ProofFailed(
-            f"the {form} folder breaks a rule of its format: {problems[0]}{more}; what runtimes "
-            "join must be left out together (quantize.exclude), otherwise this is a fault here"
+            f"the {form} folder breaks a rule of its format: {problems[0]}{more}; layers "
+            "that runtimes join must be excluded together (quantize.exclude); otherwise this is a "
+            "bug: report it"
         )
 
 
 def _require_scales(problems: Sequence[str]) -> None:
     if problems:
         raise ProofFailed(
-            f"{problems[0]}, one of {len(problems)} scales of inputs or of the cache with which a "
-            "runtime would round otherwise than what was evaluated: report it with the model's "
-            "config.json"
+            f"{problems[0]}; {len(problems)} such scales of inputs or of the cache would make a "
+            "runtime round differently from the model that was evaluated: report it with the "
+            "model's config.json"
         )
 
 
@@ -158,8 +159,8 @@ def _prove(
                 f"{form}: {name} unpacks to cosine {figures['cosine']:.4f}, error "
                 f"{figures['error']:.4f} and {figures['scale']:.4f} times the source, where "
                 f"{allowed.cosine}, {allowed.error} and 1 ± {allowed.scale} are allowed: raise "
-                "quantize.calibration.rows or leave the layer out (quantize.exclude); near 0 the "
-                "file itself is wrong"
+                "quantize.calibration.rows or exclude the layer (quantize.exclude); a cosine near "
+                "0 means that the file itself is wrong"
             )
     return {
         "smallest_cosine": min(f["cosine"] for f in table.values()),

@@ -9,6 +9,7 @@ from pipeline.config.schema import load
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.dataset import Row
 from pipeline.models.architecture import Shape
+from pipeline.optimization.formats import FORMATS
 from pipeline.optimization.settings_checks import check_groups
 from pipeline.orchestration.compose import compose
 from pipeline.stages.quantize import calibration_batches
@@ -116,7 +117,7 @@ def test_a_quantized_cache_on_an_unquantized_model_is_refused() -> None:
         load(compose(["quantize=none", "quantize.kv_cache=fp8"]))
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", "none"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_option_is_of_its_format(name: str) -> None:
     assert load(compose([f"quantize={name}"])).quantize.format == name
     assert Path(f"conf/quantize/{name}.yaml").is_file()
