@@ -113,7 +113,7 @@ def _card(
         f"# {name}",
         "",
         f"{base} tuned by {method} on {data}, shipped as "
-        f"**{form}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
+        f"**{form}** (`{shipped}`). Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
         "",
         "| model | exact match | 95 % interval |",
         "|---|--:|--:|",
