@@ -215,10 +215,15 @@ def qnemo_hop(work: Path) -> dict[str, Any]:
     for ranks in (2, 4):
         begin = time.perf_counter()
         modelopt_export.write_qnemo(
-            work / "quantized/fp8", source, folder, tensor_parallel=ranks, pipeline_parallel=1
+            work / "quantized/fp8",
+            source,
+            folder,
+            format="fp8",
+            tensor_parallel=ranks,
+            pipeline_parallel=1,
         )
         written = time.perf_counter()
-        broken = [*check_qnemo(folder, "fp8"), *check_config(folder, shape)]
+        broken = [*check_qnemo(folder, "fp8", shape.family), *check_config(folder, shape)]
         with WeightReader(source) as theirs, QnemoWeights(folder, shape) as ours:
             table = compare({"qnemo": ours}, theirs, shape)["qnemo"]
         found[f"tensor_parallel_{ranks}"] = {

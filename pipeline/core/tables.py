@@ -72,6 +72,10 @@ class Table(Mapping[str, R]):
             known = f"did you mean {near[0]}?" if near else f"choose from {', '.join(self)}"
             raise ConfigError(f"there is no {self.kind} {name!r}: {known}") from None
 
+    def get(self, name: object, default: Any = None) -> Any:
+        """The record of this name, or the default: `Mapping.get` expects a KeyError."""
+        return self._records.get(str(name), default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._records
 

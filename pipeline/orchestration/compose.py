@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
 
 CONFIG = "config"  # name of the primary configuration
+# Mappings whose keys are the user's: one that is not there yet is added.
+OPEN = ("engine.arguments.", "evaluate.gate.max_drop.")
 HEADER = (
     "# The composed configuration that DVC runs: written by `python -m pipeline stage=all …` and\n"
     "# `dvc exp run -S …`. Defaults and their explanations are in conf/.\n"
@@ -107,7 +109,7 @@ def hydra(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    words = [_readable(override) for override in overrides]
+    words = [_readable(f"++{o}" if o.startswith(OPEN) else o) for o in overrides]
     first, *others = conf_folders()
     for other in others:
         _refuse_same_names(first, other)

@@ -215,7 +215,7 @@ def results_table(results: Sequence[Result]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    settings = [dict(o.partition("=")[::2] for o in r.overrides) for r in results]
+    settings = [dict(o.lstrip("+").partition("=")[::2] for o in r.overrides) for r in results]
     keys = [k for k in dict.fromkeys(k for s in settings for k in s)
             if len({s.get(k) for s in settings}) > 1]  # fmt: skip
     figures = {name: {r.metrics.get(name) for r in results} for r in results for name in r.metrics}

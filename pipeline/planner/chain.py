@@ -9,17 +9,11 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import Config
 from pipeline.models.architecture import Shape
+from pipeline.optimization.formats import FORMATS
 from pipeline.planner.accelerators import Accelerator
 from pipeline.planner.memory import CPU_PROCESS
 from pipeline.planner.workload import Workload, linear_parameters, trained_parameters
 
-# Bytes a weight of the layers' products, with scales: groups of 128 (AWQ), blocks of 16 (NVFP4).
-PACKED = {
-    "none": 2.0, "fp8": 1.0, "int8_sq": 1.0, "int4_awq": 0.5 + 2 / 128, "w4a8_awq": 0.5 + 2 / 128,
-    "nvfp4": 0.5 + 1 / 16,
-}  # fmt: skip
-# Formats whose weights are the merged model's, linked and not written again (stages.quantize).
-LINKED = ("none", "fp8", "nvfp4")
 # An engine of ONNX Runtime by precision; auto may keep float32.
 ONNX = {"auto": 4.0, "fp32": 4.0, "int8": 1.5, "int4": 1.2}
 SMALL = 0.5e6  # tokenizers, reports, plots
@@ -63,7 +57,13 @@ def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
     merged = (4 if config.model.dtype == "float32" else 2) * shape.parameters
     if config.finetune.method != "sft":
         merged += 4 * trained_parameters(work)
-    formats = {config.quantize.format, *config.quantize.compare} - set(LINKED)
+    # The others' weights are the merged model's, linked and not written again.
+    formats = {
+        name
+        for name in (config.quantize.format, *config.quantize.compare)
+        if not FORMATS[name].keeps_weights
+    }
+    exported = FORMATS[config.quantize.format]
     disk = {
         "import": weights,
         "finetune": tuned,
@@ -71,7 +71,7 @@ def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
         "quantize": len(formats) * written * shape.parameters,
         "evaluate": 0.0,
         # qnemo, with an output layer of its own, and hf.
-        "export": 2 * packed(shape, config.quantize.format)
+        "export": len(exported.forms) * packed(shape, exported.name)
         + 2 * shape.tied * shape.vocab * shape.hidden,
         "build": engine(config, work),
     }
@@ -95,7 +95,7 @@ def _seconds(name: str, work: Workload, on_gpu: bool) -> float | None:
 def packed(shape: Shape, format: str) -> float:
     """Bytes of an exported checkpoint: embedding, output layer and norms stay in 16 bits."""
     linear = linear_parameters(shape)
-    return PACKED[format] * linear + 2 * (shape.parameters - linear)
+    return FORMATS[format].bytes_per_weight * linear + 2 * (shape.parameters - linear)
 
 
 def engine(config: Config, work: Workload) -> float:

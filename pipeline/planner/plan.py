@@ -7,6 +7,8 @@ from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.hardware import GIB
 from pipeline.models.architecture import read_shape
+from pipeline.models.families import check_stage
+from pipeline.optimization.settings_checks import check_export, check_quantize
 from pipeline.planner import chain, speed
 from pipeline.planner.accelerators import KNOWN, Accelerator, of_machine
 from pipeline.planner.advice import what_fits
@@ -65,7 +67,10 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Raises ConfigError or DataError for settings that no machine could run."""
     shape = read_shape(config.model.path)
+    check_stage(shape.family, "import", "finetune", "merge")
     check(config.finetune, shape, nodes=config.launcher.nodes)
+    check_quantize(config, shape)
+    check_export(config, shape)
     machine = hardware.inspect_machine()
     name = config.plan.gpu
     device = KNOWN[name] if name else of_machine(machine)

@@ -108,12 +108,9 @@ def of_job(job: Job, shape: Shape, *, longest: int, gpu: bool) -> Workload:
 
 
 def linear_layers(shape: Shape) -> Iterator[tuple[int, int]]:
-    """(inputs, outputs) of the four products of a layer, fused as Megatron has them."""
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    yield shape.hidden, q + 2 * kv
-    yield q, shape.hidden
-    yield shape.hidden, 2 * shape.ffn
-    yield shape.ffn, shape.hidden
+    """(inputs, outputs) of the products of a layer, fused as Megatron has them."""
+    for linear in shape.layer.linears:
+        yield shape.size(linear.inputs), sum(shape.size(part.outputs) for part in linear.parts)
 
 
 def linear_parameters(shape: Shape) -> int:
