@@ -11,10 +11,9 @@ from typing import Any
 
 from pipeline.config.schema import Config, load
 from pipeline.core.errors import ConfigError
-from pipeline.core.paths import ROOT
+from pipeline.core.paths import CONF, ROOT
 from pipeline.orchestration.graph import OUTSIDE, read_graph
 
-CONF = ROOT / "conf"
 PARAMS = ROOT / "params.yaml"
 # Mappings whose keys are the user's: one that is not there yet is added.
 OPEN = ("engine.arguments.", "evaluate.gate.max_drop.")

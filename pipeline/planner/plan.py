@@ -16,7 +16,7 @@ from pipeline.planner.advice import what_fits
 from pipeline.planner.layouts import quickest
 from pipeline.planner.memory import Memory, peak
 from pipeline.planner.rows import rows_of
-from pipeline.planner.workload import Workload, of_settings
+from pipeline.planner.workload import Workload
 from pipeline.training.settings_checks import check
 
 WORTH = 0.1  # of a step: a layout that saves less is not spoken of
@@ -45,16 +45,16 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Bytes, seconds and tokens; ready for JSON."""
-        step, duration = self.step, self.duration
+        step, duration, processes = self.step, self.duration, self.work.parallel.processes
         return {
             "model": {"name": self.model, "parameters": self.work.shape.parameters},
-            "device": {"name": self.device.name, "count": self.work.processes, "source":
+            "device": {"name": self.device.name, "count": processes, "source":
                        self.device.source, "memory": self.device.memory, "a_node": self.node},
             "memory": {**vars(self.memory), "tensors": self.memory.tensors,
                        "total": self.memory.total},
             "step": None if step is None else {
                 **vars(step), "seconds": step.seconds,
-                "tokens_per_second_a_device": step.tokens / step.seconds / self.work.processes,
+                "tokens_per_second_a_device": step.tokens / step.seconds / processes,
             },
             "finetune": None if duration is None else {**vars(duration), "total": duration.total},
             "stages": {stage.name: vars(stage) for stage in self.chain},
@@ -76,7 +76,7 @@ def make_plan(config: Config) -> Plan:
     name = config.plan.gpu
     device = KNOWN[name] if name else of_machine(machine)
     rows = rows_of(config, shape)
-    work = of_settings(config.finetune, shape, rows, gpu=device.gpu)
+    work = Workload(shape, config.finetune, rows, gpu=device.gpu)
     node = config.plan.gpus_per_node if name else max(1, len(machine.gpus))
     memory = peak(work)
     step = speed.step(work, device, node=node)
@@ -109,9 +109,10 @@ def make_plan(config: Config) -> Plan:
 
 def _devices(config: Config, work: Workload, on: Accelerator, here: bool, gpus: int) -> list[str]:
     found = []
-    if here and gpus and work.processes > gpus * config.launcher.nodes:
+    processes = work.parallel.processes
+    if here and gpus and processes > gpus * config.launcher.nodes:
         found.append(
-            f"finetune.parallel.processes={work.processes} is over this machine's {gpus} GPUs: "
+            f"finetune.parallel.processes={processes} is over this machine's {gpus} GPUs: "
             "lower it, or plan for other hardware with plan.gpu=…"
         )
     if work.fp8 and on.fp8 is None:
@@ -121,7 +122,7 @@ def _devices(config: Config, work: Workload, on: Accelerator, here: bool, gpus: 
 
 def _memory(work: Workload, on: Accelerator, memory: Memory) -> list[str]:
     # Processes on a CPU share the machine's memory; GPUs have one each.
-    have = on.memory if work.gpu else on.memory / work.processes
+    have = on.memory if work.gpu else on.memory / work.parallel.processes
     if memory.total <= have:
         return []
     ways = what_fits(work, have)
@@ -147,7 +148,7 @@ def _quicker(work: Workload, on: Accelerator, step: speed.Step | None, node: int
     best = quickest(work, on, node=node)
     if step is None or best is None or best[1] > (1 - WORTH) * step.seconds:
         return []
-    sizes = {"tensor": best[0].tensor, "pipeline": best[0].pipeline, "context": best[0].context}
+    sizes = best[0].parallel.model_dump(exclude={"processes"})
     settings = " ".join(f"finetune.parallel.{name}={size}" for name, size in sizes.items())
     return [f"{settings} would take {1 - best[1] / step.seconds:.0%} less time a step"]
 
@@ -161,7 +162,7 @@ def _notes(
     node: int,
 ) -> list[str]:
     notes = []
-    have = on.memory if work.gpu else on.memory / work.processes
+    have = on.memory if work.gpu else on.memory / work.parallel.processes
     if 1 - TIGHT < memory.total / have <= 1:
         notes.append("memory fits by less than the arithmetic is sure of: try some steps first")
     if not work.rows.known:
@@ -175,7 +176,7 @@ def _notes(
         notes.append("a step waits on the host, not the GPU: a larger micro-batch is quicker")
     if step:
         notes.append(speed.rate_in_words(work, on))
-    if work.gpu and work.processes > 1:
+    if work.gpu and work.parallel.processes > 1:
         notes.append("several GPUs: counted from volumes and link rates, not measured")
         notes += _quicker(work, on, step, node)
     large = [stage for stage in stages if work.gpu and not stage.on_gpu]

@@ -64,28 +64,29 @@ def step(work: Workload, on: Accelerator, *, node: int) -> Step | None:
     """
     if on.bf16 is None:
         return None
-    tokens = work.global_batch_size * work.rows.mean
-    shared = work.data * work.context * work.tensor * work.pipeline
+    parallel = work.parallel
+    tokens = work.settings.global_batch_size * work.rows.mean
+    shared = work.data * parallel.context * parallel.tensor * parallel.pipeline
     linear, other = operations(work)
     linear_rate, rate = rates(work, on)
     computing = tokens * (linear / linear_rate + other / rate) / shared
-    layers = work.shape.layers / work.pipeline
+    layers = work.shape.layers / parallel.pipeline
     floor = work.microbatches * layers * HOST_A_LAYER if on.gpu else 0.0
     host_bound = computing < floor
     computing = max(computing, floor)
     moved = volumes(work)
     places = {  # ranks that a group spans, one machine's or not
-        "tensor": work.tensor,
-        "context": work.tensor * work.context,
-        "pipeline": work.processes,
-        "data": work.tensor * work.context * work.data,
+        "tensor": parallel.tensor,
+        "context": parallel.tensor * parallel.context,
+        "pipeline": parallel.processes,
+        "data": parallel.tensor * parallel.context * work.data,
     }
     outside = NETWORK if on.gpu else on.link
     taken = {
         name: getattr(moved, name) / ((on.link if span <= node else outside) * LINK_SHARE)
         for name, span in places.items()
     }
-    idle = (work.pipeline - 1) / work.microbatches
+    idle = (parallel.pipeline - 1) / work.microbatches
     taken["pipeline"] += idle * (computing + taken["tensor"] + taken["context"])
     return Step(computing=computing, tokens=tokens, host_bound=host_bound, **taken)
 
@@ -100,17 +101,18 @@ def volumes(work: Workload) -> Volumes:
     weights gathered.
     """
     shape, element = work.shape, 2 if work.gpu else 4
-    layers = shape.layers / work.pipeline
-    tokens = work.global_batch_size * work.rows.mean / (work.data * work.context)
+    parallel = work.parallel
+    layers = shape.layers / parallel.pipeline
+    tokens = work.settings.global_batch_size * work.rows.mean / (work.data * parallel.context)
     hidden = tokens * shape.hidden * element
-    keys = tokens * 2 * shape.kv_heads * shape.head_dim * element / work.tensor
-    ranks = work.data * work.context
+    keys = tokens * 2 * shape.kv_heads * shape.head_dim * element / parallel.tensor
+    ranks = work.data * parallel.context
     gradient, _ = bytes_a_trained_parameter(work)
-    held = trained_parameters(work) / (work.tensor * work.pipeline)
+    held = trained_parameters(work) / (parallel.tensor * parallel.pipeline)
     return Volumes(
-        tensor=10 * layers * hidden * (work.tensor - 1) / work.tensor,
-        context=3 * layers * keys * (work.context - 1),
-        pipeline=2 * hidden / work.tensor * (work.pipeline > 1),
+        tensor=10 * layers * hidden * (parallel.tensor - 1) / parallel.tensor,
+        context=3 * layers * keys * (parallel.context - 1),
+        pipeline=2 * hidden / parallel.tensor * (parallel.pipeline > 1),
         data=held * (gradient + element) * (ranks - 1) / ranks,
     )
 
@@ -118,7 +120,7 @@ def volumes(work: Workload) -> Volumes:
 def rates(work: Workload, on: Accelerator) -> tuple[float, float]:
     """Operations a second of layers' products, and of all else."""
     assert on.bf16 is not None
-    share = SFT_SHARE if work.method == "sft" else BF16_SHARE
+    share = SFT_SHARE if work.settings.method == "sft" else BF16_SHARE
     rate = on.bf16 * share if on.gpu else on.bf16
     if work.fp8 and on.fp8:
         return max(rate, on.fp8 * FP8_SHARE), rate
@@ -142,10 +144,10 @@ def rate_in_words(work: Workload, on: Accelerator) -> str:
 def operations(work: Workload) -> tuple[float, float]:
     """Operations a token, forward and backward: of layers' products, and of all else."""
     shape = work.shape
-    passes = 6 if work.method == "sft" else 4
+    passes = 6 if work.settings.method == "sft" else 4
     linear = passes * linear_parameters(shape)
     output = passes * shape.vocab * shape.hidden
-    adapter = 0 if work.method == "sft" else 6 * trained_parameters(work)
+    adapter = 0 if work.settings.method == "sft" else 6 * trained_parameters(work)
     # In a pack each row sees itself alone. Lengths vary, and long rows have most of the work: about
     # twice the mean, as of an exponential distribution.
     seen = min(2 * work.rows.mean, work.rows.longest) if work.rows.known else work.rows.longest
@@ -186,7 +188,7 @@ def run(
     """The whole run of so many steps."""
     element = 2 if work.gpu else 4
     validations = 1 + (steps - 1) // validate_every
-    forward = 1 / 3 if work.method == "sft" else 1 / 2
+    forward = 1 / 3 if work.settings.method == "sft" else 1 / 2
     reading = element * work.shape.parameters / READING if work.gpu else 0.0
     return Duration(
         start=(IMPORTS if work.gpu else CPU_IMPORTS) + reading,

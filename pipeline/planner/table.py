@@ -38,18 +38,18 @@ def _heading(plan: Plan) -> Text:
     text = Text()
     text.append(plan.model, "bold")
     text.append(f", {count(work.shape.parameters)} parameters: {_method(work)} on ")
-    several = f"{work.processes} × " if work.processes > 1 else ""
+    several = f"{work.parallel.processes} × " if work.parallel.processes > 1 else ""
     text.append(f"{several}{plan.device.name}", "bold")
     sizes = {
-        "tensor": work.tensor,
-        "pipeline": work.pipeline,
-        "context": work.context,
+        "tensor": work.parallel.tensor,
+        "pipeline": work.parallel.pipeline,
+        "context": work.parallel.context,
         "data": work.data,
     }
     shared = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
-    rows = f"packs of {work.pack_length:,}" if work.pack_length else _rows(work)
+    rows = f"packs of {work.settings.pack_length:,}" if work.settings.pack_length else _rows(work)
     text.append(f"\n{shared + ' parallel; ' if shared else ''}{rows}; ")
-    text.append(f"{work.global_batch_size} rows a step in {_microbatches(work)}")
+    text.append(f"{work.settings.global_batch_size} rows a step in {_microbatches(work)}")
     return text
 
 
@@ -63,22 +63,22 @@ def _microbatches(work: Workload) -> str:
 
 
 def _method(work: Workload) -> str:
-    precision = work.precision if work.gpu else "float32"
+    precision = work.settings.precision if work.gpu else "float32"
     trained = count(trained_parameters(work))
-    if work.method == "sft":
+    if work.settings.method == "sft":
         return f"all of them trained, {precision}"
-    name = {"lora": "LoRA", "dora": "DoRA"}[work.method]
-    return f"{name} of rank {work.rank} ({trained} trained), {precision}"
+    name = {"lora": "LoRA", "dora": "DoRA"}[work.settings.method]
+    return f"{name} of rank {work.settings.adapter.rank} ({trained} trained), {precision}"
 
 
 def _rows(work: Workload) -> str:
-    rows = "row" if work.micro_batch_size == 1 else "rows"
-    return f"{work.micro_batch_size} {rows} of {work.rows.longest:,} tokens a micro-batch"
+    rows = "row" if work.settings.micro_batch_size == 1 else "rows"
+    return f"{work.settings.micro_batch_size} {rows} of {work.rows.longest:,} tokens a micro-batch"
 
 
 def _memory(plan: Plan) -> Table:
     work = plan.work
-    have = plan.device.memory if work.gpu else plan.device.memory / work.processes
+    have = plan.device.memory if work.gpu else plan.device.memory / work.parallel.processes
     table = _table(f"Memory of each {'GPU' if work.gpu else 'process'}", "", "GiB", "")
     table.columns[1].justify = "right"
     for name, (label, colour) in PIECES.items():
@@ -107,7 +107,8 @@ def _time(plan: Plan) -> list[Table]:
     table = _table("Time of fine-tuning", "", "", "")
     table.columns[1].justify = "right"
     speed = step.tokens / step.seconds
-    each = f", {speed / plan.work.processes:,.0f} a GPU" if plan.work.processes > 1 else ""
+    processes = plan.work.parallel.processes
+    each = f", {speed / processes:,.0f} a GPU" if processes > 1 else ""
     table.add_row("a step", spell(step.seconds), f"{step.tokens:,.0f} tokens, {speed:,.0f}/s{each}")
     for name, seconds in (
         ("tensor parallel", step.tensor),
@@ -136,7 +137,7 @@ def _stages(plan: Plan) -> Table:
         held, seconds, gpus = stage.held, stage.seconds, 1
         on_gpu = stage.on_gpu
         if stage.name == "finetune":
-            held, gpus, on_gpu = plan.memory.total, plan.work.processes, plan.work.gpu
+            held, gpus, on_gpu = plan.memory.total, plan.work.parallel.processes, plan.work.gpu
             seconds = plan.duration.total if plan.duration else None
         where = ("each GPU" if gpus > 1 else "one GPU") if on_gpu else "the host"
         table.add_row(
