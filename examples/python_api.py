@@ -3,9 +3,10 @@
     python -m examples.python_api --out /tmp/support
     python -m examples.python_api --out /tmp/mine --model /models/Llama-3.2-1B --data /data/chats
 
-Without --model and --data it takes the bundled model and conversations. The data folder holds train*.jsonl and test*.jsonl, in any format that `stage=prepare` reads. Each
-stage makes one artifact, a folder below --out. Start the script again to resume: what is up to date
-is kept, and a stopped training continues from its newest checkpoint.
+Without --model and --data it takes the bundled model and conversations. The data folder holds
+train*.jsonl and test*.jsonl, in any format that `stage=prepare` reads. Each stage makes one
+artifact, a folder below --out. Start the script again to resume: what is up to date is kept, and a
+stopped training continues from its newest checkpoint.
 """
 
 import argparse

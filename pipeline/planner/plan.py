@@ -7,6 +7,8 @@ from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.hardware import GIB
 from pipeline.core.paths import ROOT
+from pipeline.data.settings_checks import check_prepare
+from pipeline.engines.memory import check_lengths
 from pipeline.models.architecture import read_shape
 from pipeline.models.families import check_stage
 from pipeline.optimization.settings_checks import check_export, check_quantize
@@ -69,13 +71,16 @@ def make_plan(config: Config) -> Plan:
     """Raises ConfigError or DataError for settings that no machine could run."""
     shape = read_shape(ROOT / config.model.path)
     check_stage(shape.family, "import", "finetune", "merge")
+    check_prepare(config, shape)
     check(config.finetune, shape, nodes=config.launcher.nodes)
     check_quantize(config, shape)
     check_export(config, shape)
+    if config.engine.name != "remote":
+        check_lengths(config.engine, shape.max_positions)
     machine = hardware.inspect_machine()
     name = config.plan.gpu
     device = KNOWN[name] if name else of_machine(machine)
-    rows = rows_of(config, shape)
+    rows = rows_of(config)
     work = Workload(shape, config.finetune, rows, gpu=device.gpu)
     node = config.plan.gpus_per_node if name else max(1, len(machine.gpus))
     memory = peak(work)
