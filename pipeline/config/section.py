@@ -1,4 +1,4 @@
-"""What every part of the configuration is made of."""
+"""What every config section is made of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which setting would make a run fit: single changes first, the cheapest in speed before others."""
+"""Which settings would make a run fit: single changes first, and those that cost least speed."""
 
 from collections.abc import Iterator
 
@@ -14,12 +14,12 @@ def fits(work: Workload, memory: float) -> bool:
 
 
 def what_fits(work: Workload, memory: float, *, most: int = 2) -> list[str]:
-    """Settings, each of which makes the run fit into `memory` bytes a process, with what it takes.
+    """Changes, each of which makes the run fit into `memory` bytes a process, with its memory.
 
     >>> what_fits(work, 80 * GIB)
     ['finetune.micro_batch_size=2 (51.8 GiB)']
 
-    Empty where none that the planner knows does.
+    Empty if no change that the planner knows is enough.
     """
     found = []
     for settings, changed in _changes(work):

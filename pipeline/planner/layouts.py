@@ -1,4 +1,4 @@
-"""The layout that trains quickest among those that fit: tensor, pipeline and context sizes."""
+"""The fastest layout among those that fit: tensor-, pipeline- and context-parallel sizes."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def possible(work: Workload) -> Iterator[Workload]:
 
 
 def quickest(work: Workload, on: Accelerator, *, node: int) -> tuple[Workload, float] | None:
-    """The quickest layout that fits, and its seconds a step; None if none fits."""
+    """The fastest layout that fits, and its seconds per step; None if none fits."""
     found: tuple[Workload, float] | None = None
     for layout in possible(work):
         step = speed.step(layout, on, node=node)

@@ -1,14 +1,14 @@
-"""Memory of one training process at its peak, piece by piece, from shapes alone.
+"""Peak memory of one training process, piece by piece, from the model's shape alone.
 
 The peak is the moment when the last micro-batch's loss is computed: every layer's activations are
 kept for the backward pass and the logits stand beside them. Sources: Korthikanti et al. 2022
 (arXiv:2205.05198) for what a transformer layer keeps and how tensor, sequence and pipeline parallel
-divide it; Megatron-Core's user guide (distributed optimizer) for bytes a parameter; what this
-code's layers keep was counted from Transformer Engine 2.9 and NeMo 2.7 and holds within 2 % against
-the figures in bench/results (H200; peak of allocated tensors), which tests/unit/planner compares.
+divide it; Megatron-Core's user guide (distributed optimizer) for bytes per parameter. What this
+code's layers keep was counted from Transformer Engine 2.9 and NeMo 2.7. It is within 2 % of the
+figures in bench/results (H200; peak of allocated tensors), with which tests/unit/planner compares.
 
-What is assumed and not measured: adapter dropout, and every size of tensor, pipeline, context and
-data parallel over 2.
+Assumed and not measured: LoRA dropout, and every size of tensor, pipeline, context and data
+parallel over 2.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from pipeline.planner.workload import (
 
 # cuBLAS's and cuDNN's workspaces, rotary tables, a batch of token ids.
 WORKSPACE = 0.1 * GIB
-# CUDA's context, kernels, and what the allocator cannot use between blocks; NCCL's buffers where
-# several ranks talk. An allowance, outside of what a process's own count of its tensors shows.
+# CUDA's context, kernels, and the allocator's fragments; NCCL's buffers if there are several ranks.
+# An allowance: PyTorch's own count of its tensors does not show them.
 CONTEXT, COMMUNICATION = 1.5 * GIB, 2.0 * GIB
 # A Python process with NeMo imported, on a CPU (measured with the demo).
 CPU_PROCESS = 0.7 * GIB
@@ -45,7 +45,7 @@ class Memory:
 
     @property
     def tensors(self) -> float:
-        """What PyTorch counts as allocated: everything but the overhead."""
+        """What PyTorch reports as allocated: everything but the overhead."""
         return self.total - self.overhead
 
     @property

@@ -1,4 +1,4 @@
-"""One plan: the configuration's training and chain on a device, with all that does not fit."""
+"""The plan of a run: its training and its stages on a device, and everything that does not fit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,19 +21,23 @@ from pipeline.planner.rows import rows_of
 from pipeline.planner.workload import Workload
 from pipeline.training.settings_checks import check
 
-WORTH = 0.1  # of a step: a layout that saves less is not spoken of
-TIGHT = 0.1  # of memory: how near the prediction has come to what was measured, and then some
+WORTH = 0.1  # share of a step that another layout must save to be mentioned
+TIGHT = 0.1  # share of memory; predictions are within it of what was measured
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes. device: one of `devices`, `node` a machine. problems: why it cannot run,
-    each with what to do; empty if it can. notes: what a reader should know of the figures."""
+    """What a run takes.
+
+    here: whether it is planned for this machine. node: devices of one machine. steps: of
+    fine-tuning. disk, free_disk: bytes; the latter None for another machine. problems: why the run
+    is not possible, each with what to do; empty if it is. notes: remarks on the figures.
+    """
 
     model: str
     work: Workload
     device: Accelerator
-    here: bool  # planned for this machine
+    here: bool
     node: int
     memory: Memory
     step: speed.Step | None
@@ -68,7 +72,12 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Raises ConfigError or DataError for settings that no machine could run."""
+    """The plan of a configuration.
+
+    Raises:
+        ConfigError: settings that a stage would refuse on any machine; the stages call the same
+            checks. DataError: no model folder with a config.json.
+    """
     shape = read_shape(ROOT / config.model.path)
     check_stage(shape.family, "import", "finetune", "merge")
     check_prepare(config, shape)
@@ -149,7 +158,7 @@ def _disk(config: Config, needed: float, free: float | None) -> list[str]:
 
 
 def _quicker(work: Workload, on: Accelerator, step: speed.Step | None, node: int) -> list[str]:
-    """Another layout of the same GPUs, if the arithmetic finds one that is worth a word."""
+    """Another layout of the same GPUs, if one is predicted to be clearly faster."""
     best = quickest(work, on, node=node)
     if step is None or best is None or best[1] > (1 - WORTH) * step.seconds:
         return []
@@ -169,20 +178,20 @@ def _notes(
     notes = []
     have = on.memory if work.gpu else on.memory / work.parallel.processes
     if 1 - TIGHT < memory.total / have <= 1:
-        notes.append("memory fits by less than the arithmetic is sure of: try some steps first")
+        notes.append("memory fits by less than the error of the estimate: try a few steps first")
     if not work.rows.known:
         notes.append(
-            f"rows are taken to be {work.rows.longest} tokens long (prepare.max_length): after "
-            "stage=prepare their real lengths count"
+            f"rows are assumed to be {work.rows.longest} tokens long (prepare.max_length); after "
+            "stage=prepare their real lengths are used"
         )
     if step is None:
-        notes.append(f"no rate is known for {on.name}: its time is not predicted")
+        notes.append(f"the speed of {on.name} is not known, so its time is not predicted")
     elif step.host_bound:
-        notes.append("a step waits on the host, not the GPU: a larger micro-batch is quicker")
+        notes.append("a step waits for the host, not the GPU: a larger micro-batch is faster")
     if step:
         notes.append(speed.rate_in_words(work, on))
     if work.gpu and work.parallel.processes > 1:
-        notes.append("several GPUs: counted from volumes and link rates, not measured")
+        notes.append("several GPUs: calculated from traffic and link rates, not measured")
         notes += _quicker(work, on, step, node)
     large = [stage for stage in stages if work.gpu and not stage.on_gpu]
     if large:

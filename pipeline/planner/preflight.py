@@ -1,7 +1,7 @@
-"""Before training starts: does this machine have what the run takes? And after: why it did not.
+"""Whether this machine has what a training takes: checked before it starts.
 
-Refusals name what, where and the setting that would fit; sizes are the planner's. None of it
-changes what a run computes.
+An error names what is missing, where, and the setting that would fit; sizes are the planner's.
+Nothing here changes what a run computes.
 """
 
 from pipeline.core import hardware
@@ -15,7 +15,7 @@ from pipeline.planner.memory import peak
 from pipeline.planner.workload import Rows, Workload
 from pipeline.training.job import Job
 
-# The arithmetic is within a tenth of what was measured: a run that is refused could not have run.
+# Estimates are within a tenth of what was measured, so a run that is refused could not have run.
 CERTAIN = 1.1
 
 
@@ -72,16 +72,16 @@ def _check_gpus(job: Job, machine: Machine) -> None:
 
 
 def _check_size(work: Workload, need: float, have: float, each: str, where: str) -> None:
-    """have: 0 where the system does not say."""
+    """have: bytes; 0 if the system does not report them."""
     if have and need > CERTAIN * have:
         raise ResourceError(
             f"training takes about {need / GIB:.1f} GiB of {each} and {where} has "
-            f"{have / GIB:.1f}: {_mend(work, have)}"
+            f"{have / GIB:.1f}: {_what_to_do(work, have)}"
         )
 
 
 def _check_free(use: GpuUse, need: float) -> None:
-    """Refuse a GPU of which others hold so much that the job surely does not fit beside them."""
+    """Refuse a GPU on which other processes hold so much memory that the job does not fit."""
     if not use.holders or need <= CERTAIN * use.free:
         return
     others = "; ".join(map(str, use.holders[:3]))
@@ -93,17 +93,17 @@ def _check_free(use: GpuUse, need: float) -> None:
 
 
 def less_memory(job: Job, shape: Shape, *, longest: int) -> str:
-    """Which settings make a job smaller, for the message when memory runs out while it trains.
+    """Which settings make a job smaller, for the message when memory runs out during training.
 
-    Where the planner thinks that the job fits, only a smaller one can be the answer.
+    If the estimate says that the job fits, the answer is a smaller job all the same.
     """
     gpus = hardware.inspect_machine().gpus
     work = _work(job, shape, longest, gpu=bool(gpus))
     less = peak(work).total - 1
-    return _mend(work, min([less, *(float(gpu.memory_bytes) for gpu in gpus)]))
+    return _what_to_do(work, min([less, *(float(gpu.memory_bytes) for gpu in gpus)]))
 
 
-def _mend(work: Workload, memory: float) -> str:
+def _what_to_do(work: Workload, memory: float) -> str:
     ways = what_fits(work, memory)
     if ways:
         return f"set {' or '.join(ways)}"

@@ -1,4 +1,4 @@
-"""Lengths of the training rows: of the prepared dataset, or bounds from the settings."""
+"""Lengths of the training rows: those of the prepared dataset, or the bound of the settings."""
 
 import json
 
@@ -6,7 +6,7 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import MANIFEST
 from pipeline.planner.workload import Rows
 
-MULTIPLE = 8  # positions of a padded row (adapters.nemo_data)
+MULTIPLE = 8  # rows are padded to a multiple of so many positions (training/nemo/data.py)
 
 
 def rows_of(config: Config) -> Rows:
@@ -24,6 +24,6 @@ def rows_of(config: Config) -> Rows:
             mean = train["tokens"] / train["rows"]
             return Rows(train["rows"], longest, mean, validation["tokens"], known=True)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        pass  # not prepared yet, or by another version: the bounds hold
+        pass  # not prepared yet, or by another version: the bound is used
     longest = config.prepare.max_length
     return Rows(None, longest, longest, 0, known=False)

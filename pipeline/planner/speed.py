@@ -1,15 +1,15 @@
-"""Time of a training step and of a whole run, from operations counted and rates measured.
+"""Time of a training step and of a whole run, from counted operations and measured rates.
 
 A matrix product of a token with N weights is 2 N operations forward, as many for the gradient of
 its input and, where the weights are trained, as many again for theirs (Kaplan et al. 2020,
 arXiv:2001.08361): 4 N a token with a frozen base, 6 N without. Attention with a causal mask adds
 half of 4 * heads * head size * length a layer forward, and twice that backward. Collectives move
 what Korthikanti et al. 2022 (arXiv:2205.05198, section 4.2) count; the pipeline's bubble is
-(stages - 1) / micro-batches of the work (Narayanan et al. 2021, arXiv:2104.04473). Nothing of it is
-taken to overlap with computing, as this code's settings do not ask for it.
+(stages - 1) / micro-batches of the work (Narayanan et al. 2021, arXiv:2104.04473). Communication is
+assumed not to overlap with computation, as this code's settings do not ask for it.
 
-One rate turns operations into seconds: the share of the data sheet's that a whole training step
-reached on one H200 (bench/gpu_training.py). On other cards the same share is assumed.
+One rate turns operations into seconds: the share of the data sheet's rate that a whole training
+step reached on one H200 (bench/gpu_training.py). On other cards the same share is assumed.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ HOST_A_LAYER = 0.007
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step, by what they go to. tokens: of the global batch, padding included."""
+    """Seconds of one step, by cause. tokens: of the global batch, padding included."""
 
     computing: float
     tensor: float
@@ -57,7 +57,7 @@ class Volumes:
 
 
 def step(work: Workload, on: Accelerator, *, node: int) -> Step | None:
-    """One step, or None where the card's rate is not known. node: GPUs of one machine.
+    """One step, or None if the card's rate is not known. node: GPUs of one machine.
 
     Ranks are numbered with tensor parallel innermost, then context, data and pipeline (Megatron-
     Core's default order), so that a group of neighbours up to `node` stays in one machine.
@@ -92,7 +92,7 @@ def step(work: Workload, on: Accelerator, *, node: int) -> Step | None:
 
 
 def volumes(work: Workload) -> Volumes:
-    """What a rank sends in a step, by the group that it sends to.
+    """Bytes that a rank sends in a step, by the group that it sends to.
 
     Tensor parallel: two all-gathers and two reduce-scatters of a layer's input each way, and two
     more for what an adapter reads or a trained weight's gradient needs. Context parallel: keys and
@@ -118,7 +118,7 @@ def volumes(work: Workload) -> Volumes:
 
 
 def rates(work: Workload, on: Accelerator) -> tuple[float, float]:
-    """Operations a second of layers' products, and of all else."""
+    """Operations per second: of the layers' products, and of everything else."""
     assert on.bf16 is not None
     share = SFT_SHARE if work.settings.method == "sft" else BF16_SHARE
     rate = on.bf16 * share if on.gpu else on.bf16
@@ -128,7 +128,7 @@ def rates(work: Workload, on: Accelerator) -> tuple[float, float]:
 
 
 def rate_in_words(work: Workload, on: Accelerator) -> str:
-    """Which rate a plan's time comes from."""
+    """The rate that a plan's time is calculated from."""
     linear, rate = rates(work, on)
     if not on.gpu:
         return f"rate: {rate / 1e9:.0f} GFLOP/s ({on.source})"
@@ -142,14 +142,14 @@ def rate_in_words(work: Workload, on: Accelerator) -> str:
 
 
 def operations(work: Workload) -> tuple[float, float]:
-    """Operations a token, forward and backward: of layers' products, and of all else."""
+    """Operations per token, forward and backward: of the layers' products, and of the rest."""
     shape = work.shape
     passes = 6 if work.settings.method == "sft" else 4
     linear = passes * linear_parameters(shape)
     output = passes * shape.vocab * shape.hidden
     adapter = 0 if work.settings.method == "sft" else 6 * trained_parameters(work)
-    # In a pack each row sees itself alone. Lengths vary, and long rows have most of the work: about
-    # twice the mean, as of an exponential distribution.
+    # In a pack each row attends to itself alone. Lengths vary, and long rows have most of the work:
+    # about twice the mean, as in an exponential distribution.
     seen = min(2 * work.rows.mean, work.rows.longest) if work.rows.known else work.rows.longest
     causal = 0.5 if work.gpu else 1.0
     attention = 3 * shape.layers * 4 * shape.heads * shape.head_dim * seen * causal
@@ -185,7 +185,7 @@ def run(
     checkpoint_every: int,
     checkpoint_bytes: float,
 ) -> Duration:
-    """The whole run of so many steps."""
+    """The whole run. checkpoint_bytes: of one checkpoint."""
     element = 2 if work.gpu else 4
     validations = 1 + (steps - 1) // validate_every
     forward = 1 / 3 if work.settings.method == "sft" else 1 / 2

@@ -1,4 +1,4 @@
-"""A plan as a person reads it."""
+"""A plan as tables for the terminal."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -24,7 +24,7 @@ PIECES = {
 
 
 def show(plan: Plan) -> None:
-    """Print the plan to standard output. Its problems are the error that the stage ends with."""
+    """Print the plan to standard output. The caller reports its problems as an error."""
     console = Console(highlight=False)
     console.print(Group(_heading(plan), _memory(plan), *_time(plan), _stages(plan)))
     for note in plan.notes:
@@ -113,11 +113,11 @@ def _time(plan: Plan) -> list[Table]:
     for name, seconds in (
         ("tensor parallel", step.tensor),
         ("context parallel", step.context),
-        ("pipeline's bubble", step.pipeline),
-        ("gradients' exchange", step.data),
+        ("pipeline bubble", step.pipeline),
+        ("gradient exchange", step.data),
     ):
         if seconds >= 0.005 * step.seconds:
-            table.add_row(f"  of it {name}", spell(seconds), f"{seconds / step.seconds:.0%}")
+            table.add_row(f"  {name}", spell(seconds), f"{seconds / step.seconds:.0%}")
     table.add_row("until the first step", spell(duration.start), "imports, reading the weights")
     table.add_row(f"{plan.steps:,} steps", spell(duration.steps), "")
     if duration.validation > 0:
@@ -125,12 +125,12 @@ def _time(plan: Plan) -> list[Table]:
     if duration.checkpoints >= 0.5:
         table.add_row("checkpoints", spell(duration.checkpoints), "")
     table.add_section()
-    table.add_row("in all", f"[bold]{spell(duration.total)}[/]", "")
+    table.add_row("total", f"[bold]{spell(duration.total)}[/]", "")
     return [table]
 
 
 def _stages(plan: Plan) -> Table:
-    table = _table("The chain", "stage", "leaves", "holds", "of", "takes")
+    table = _table("The stages", "stage", "disk", "memory", "of", "time")
     for place in (1, 2, 4):
         table.columns[place].justify = "right"
     for stage in plan.chain:
@@ -149,7 +149,7 @@ def _stages(plan: Plan) -> Table:
         )
     free = "" if plan.free_disk is None else f"of {size(plan.free_disk)} free"
     table.add_section()
-    table.add_row("most at once", f"[bold]{size(plan.disk)}[/]", free, "", "")
+    table.add_row("peak", f"[bold]{size(plan.disk)}[/]", free, "", "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""What the arithmetic needs to know of a training run: sizes, batch, layout."""
+"""A training run as the planner sees it: the model, the settings and the rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from pipeline.models.architecture import Shape
 
 @dataclass(frozen=True)
 class Rows:
-    """Lengths in tokens. known: from a prepared dataset, not a bound from the settings."""
+    """Lengths of the training rows in tokens. known: from a prepared dataset, not a bound."""
 
     count: int | None
     longest: int
@@ -34,15 +34,15 @@ class Workload:
 
     @property
     def data(self) -> int:
-        """Data-parallel ranks: what the other sizes leave of the processes."""
+        """Data-parallel ranks: the processes divided by the other sizes."""
         parallel = self.parallel
         ranks = parallel.tensor * parallel.pipeline * parallel.context
         return max(1, parallel.processes // ranks)
 
     @property
     def micro_tokens(self) -> int:
-        """Positions in a micro-batch: rows padded to the longest, or one pack, which a row that is
-        longer makes as long as itself (`pipeline.training.batches.pack`)."""
+        """Positions of a micro-batch: rows padded to the longest, or one pack. A row that is longer
+        than a pack makes it as long as the row (`pipeline.training.batches.pack`)."""
         if self.settings.pack_length:
             return max(self.settings.pack_length, self.rows.longest)
         return self.settings.micro_batch_size * self.rows.longest
