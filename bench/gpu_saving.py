@@ -80,7 +80,8 @@ def main() -> int:
         given.output.write_text(json.dumps(found))
         return 0
     shutil.rmtree(given.work, ignore_errors=True)
-    job = replace(job_of(CASE, given.work, reports=2), checkpoint_every=SAVED)
+    job = job_of(CASE, given.work, reports=2)
+    job = replace(job, settings=job.settings.but(checkpoint_every=SAVED))
     file = given.work / "job.json"
     file.write_text(job.to_json())
     runs = {}

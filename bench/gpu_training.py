@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.origin import origin, parser_of  # noqa: E402
+from pipeline.config.defaults import default_config  # noqa: E402
 from pipeline.training.batches import TokenRows  # noqa: E402
 from pipeline.training.job import GPU_REPORT_EVERY, Job, Point  # noqa: E402
 
@@ -90,9 +91,20 @@ def job_of(case: str, folder: Path, reports: int) -> Job:
     batch = CONVERSATION_BATCH if packed else GLOBAL_BATCH * SEQUENCE // sequence
     batch *= int(gpus or 1)
     lengths = conversation_lengths(batch * steps) if packed else [sequence + 1] * batch * steps
+    changes = {
+        "finetune.method": method,
+        "finetune.max_steps": steps + 1000,
+        "finetune.global_batch_size": batch,
+        "finetune.micro_batch_size": 1 if packed else int(size),
+        "finetune.warmup_steps": 1,
+        "finetune.validate_every": 10_000,
+        "finetune.checkpoint_every": 10_000,
+        "finetune.pack_length": int(size) if packed else None,
+        "finetune.precision": precision,
+        "finetune.parallel.processes": int(gpus or 1),
+    }
     return Job(
-        section="finetune",
-        method=method,
+        settings=default_config({"demo": None, **changes}).finetune,
         hf=model_folder(folder / "hf", int(layers or 32)),
         weights=None,
         train_rows=make_rows(lengths, folder / "rows"),
@@ -100,22 +112,7 @@ def job_of(case: str, folder: Path, reports: int) -> Job:
         scratch=folder / "scratch",
         out=folder / "out",
         seed=0,
-        steps=steps + 1000,
         max_length=sequence,
-        global_batch_size=batch,
-        micro_batch_size=1 if packed else int(size),
-        learning_rate=1e-4,
-        min_learning_rate=1e-5,
-        warmup_steps=1,
-        weight_decay=0.0,
-        clip_grad=1.0,
-        validate_every=10_000,
-        checkpoint_every=10_000,
-        rank=16,
-        alpha=32,
-        pack_length=int(size) if packed else 0,
-        precision=precision,
-        processes=int(gpus or 1),
     )
 
 
@@ -148,9 +145,9 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
     torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
     job = job_of(case, folder, reports)
-    every = GPU_REPORT_EVERY if job.processes > 1 else REPORT_EVERY
+    every = GPU_REPORT_EVERY if job.parallel.processes > 1 else REPORT_EVERY
     try:
-        if job.processes > 1:
+        if job.parallel.processes > 1:
             launch.train_in_processes(job, report)
         else:
             with nemo_session():
@@ -161,16 +158,16 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
                     nemo_training.train(job, report)
     except Enough:
         pass
-    speeds = [p.tokens_per_second / job.processes for p in points[every::every]]
+    speeds = [p.tokens_per_second / job.parallel.processes for p in points[every::every]]
     median = statistics.median(speeds)
     layers = json.loads((job.hf / "config.json").read_text())["num_hidden_layers"]
     weights = layers * 218_103_808 + VOCABULARY * 4096  # of matrix products
-    passes = 4 if job.method == "lora" else 6
+    passes = 4 if job.settings.method == "lora" else 6
     peak = torch.cuda.max_memory_allocated() / 2**30
     found = {
         "tokens_per_second_a_gpu": round(median),
         "readings": [round(s) for s in speeds],
-        **({"peak_memory_gib": round(peak, 1)} if job.processes == 1 else {}),
+        **({"peak_memory_gib": round(peak, 1)} if job.parallel.processes == 1 else {}),
         "matrix_tflops": round(passes * weights * median / 1e12),
         "seconds_in_all": round(time.monotonic() - begin, 1),
         "losses": [round(p.loss, 4) for p in points],

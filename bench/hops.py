@@ -106,6 +106,7 @@ def import_hop(work: Path) -> dict[str, Any]:
 
 def finetune_hop(work: Path) -> dict[str, Any]:
     """Process start to the first step, from the imported checkpoint."""
+    from pipeline.config.defaults import default_config
     from pipeline.data.dataset import read_split
     from pipeline.training.batches import TokenRows
     from pipeline.training.job import Job
@@ -113,13 +114,14 @@ def finetune_hop(work: Path) -> dict[str, Any]:
 
     rows = read_split(work / "dataset", "train")
     TokenRows.of((r.input_ids, r.loss_mask) for r in rows).save(work / "rows")
+    changes = {
+        "finetune.max_steps": 2, "finetune.warmup_steps": 1, "finetune.global_batch_size": 8,
+        "finetune.micro_batch_size": 8,
+    }  # fmt: skip
     job = Job(
-        section="finetune", method="lora", hf=work / "nemo/hf", weights=work / "nemo",
-        train_rows=work / "rows", validation_rows=None, scratch=work / "scratch",
-        out=work / "adapter", seed=0, steps=2, max_length=CALIBRATION_TOKENS, global_batch_size=8,
-        micro_batch_size=8, learning_rate=1e-4, min_learning_rate=1e-5, warmup_steps=1,
-        weight_decay=0.0, clip_grad=1.0, validate_every=100, checkpoint_every=100, rank=16,
-        alpha=32,
+        settings=default_config({"demo": None, **changes}).finetune, hf=work / "nemo/hf",
+        weights=work / "nemo", train_rows=work / "rows", validation_rows=None,
+        scratch=work / "scratch", out=work / "adapter", seed=0, max_length=CALIBRATION_TOKENS,
     )  # fmt: skip
     steps: list[float] = []
     started = psutil.Process().create_time()

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.llama_shapes import write  # noqa: E402
+from pipeline.config.defaults import default_config  # noqa: E402
 from pipeline.core.hardware import GIB  # noqa: E402
 from pipeline.models.architecture import read_shape  # noqa: E402
 from pipeline.planner import speed  # noqa: E402
@@ -47,14 +48,16 @@ def work_out(
     with tempfile.TemporaryDirectory() as folder:
         shape = read_shape(write(Path(folder), size))
     lengths = Rows(None, ROW, ROW, 0, known=False)
-    begin = Workload(
-        shape=shape, method=method, rank=RANK, dropout=0.0, rows=lengths, global_batch_size=rows,
-        micro_batch_size=1, pack_length=ROW, precision=precision, processes=gpus, tensor=1,
-        pipeline=1, context=1,
-    )  # fmt: skip
+    settings = default_config({
+        "demo": None, "finetune.method": method, "finetune.adapter.rank": RANK,
+        "finetune.global_batch_size": rows, "finetune.micro_batch_size": 1,
+        "finetune.pack_length": ROW, "finetune.precision": precision,
+        "finetune.parallel.processes": gpus,
+    }).finetune  # fmt: skip
+    begin = Workload(shape, settings, lengths)
     on = KNOWN[gpu]
     # Context parallel, which excludes packs, is for long rows: only where nothing else fits.
-    found = quickest(begin, on, node=NODE) or quickest(begin.but(pack_length=0), on, node=NODE)
+    found = quickest(begin, on, node=NODE) or quickest(begin.but(pack_length=None), on, node=NODE)
     assert found is not None, f"{size} {method} fits no layout of {gpus} {gpu}"
     work = found[0]
     step = speed.step(work, on, node=NODE)
@@ -68,7 +71,10 @@ def work_out(
         "precision": precision,
         "gpu": on.name,
         "gpus": gpus,
-        "layout": {n: getattr(work, n) for n in ("tensor", "pipeline", "context", "data")},
+        "layout": {
+            **work.parallel.model_dump(exclude={"processes"}),
+            "data": work.data,
+        },
         "memory_gib": {n: round(size / GIB, 2) for n, size in asdict(memory).items()},
         "memory_total_gib": round(memory.total / GIB, 1),
         "microseconds_a_token": round(1e6 / rate, 2),
