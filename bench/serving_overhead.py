@@ -30,7 +30,7 @@ from pipeline.engines.description import Description
 from pipeline.engines.registry import open_runtime
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.benchmark.load_generator import Level, ask, run_load
-from pipeline.serving.benchmark.server_process import running_server
+from pipeline.serving.server_process import running_server
 
 MODEL = "demo"
 MOST_MS, MOST_FIRST_MS, LEAST_GAIN = 3.0, 5.0, 3.0

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
 
         return run_stage(LIST_PROFILES if arguments == ["list-model-profiles"] else arguments)
     from pipeline.core.errors import PipelineError
-    from pipeline.serving.container.nim import translate
+    from pipeline.serving.container.nim_variables import translate
 
     try:
         launch = translate(os.environ)

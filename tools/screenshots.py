@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.serving.benchmark.server_process import running_server  # noqa: E402
+from pipeline.serving.server_process import running_server  # noqa: E402
 
 SUMMARY_WIDTH = 110  # characters
 WINDOW: ViewportSize = {"width": 1360, "height": 1100}

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.core.hardware import inspect_machine
 from pipeline.core.paths import ROOT
-from pipeline.serving.benchmark.server_process import running_server
+from pipeline.serving.server_process import running_server
 
 HERE = Path(__file__).parent
 RESULTS = ROOT / "bench/results/clients.json"

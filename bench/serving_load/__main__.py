@@ -25,7 +25,7 @@ from bench.serving_load.crash import crash
 from bench.serving_load.drain import drain
 from bench.serving_load.flood import flood
 from bench.serving_load.hangups import hangups
-from pipeline.serving.benchmark.server_process import RunningServer, running_server
+from pipeline.serving.server_process import RunningServer, running_server
 
 Run = Callable[[RunningServer, argparse.Namespace], Coroutine[Any, Any, dict[str, Any]]]
 RUNS: dict[str, Run] = {run.__name__: run for run in (flood, hangups, drain, crash)}

@@ -10,7 +10,7 @@ import aiohttp
 import psutil
 
 from bench.serving_load.client import ask, readiness, session
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
 LOAD_SECONDS = 3.0  # before the kill, and after the server is ready again
 MOST_DOWN_SECONDS = 60

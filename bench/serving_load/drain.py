@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from bench.serving_load.client import ask, readiness, session
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
 MAX_TOKENS = 300
 PROBE_SECONDS = 0.05

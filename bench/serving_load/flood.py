@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from bench.serving_load.client import ask, in_progress, memory_mib, session
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
 MAX_TOKENS = 64
 SAMPLES = 60  # of the server's memory

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from bench.serving_load.client import ask, body, gauges, session
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
 AT_ONCE = 64
 MAX_TOKENS = 300

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.paths import ROOT
-from pipeline.serving.container import launch, nim
+from pipeline.serving.container import launch, nim_variables
 
 SERVERS = ("cpu", "serve-cpu", "serve-vllm", "serve-trtllm")
 TARGETS = (*SERVERS, "train")
@@ -66,9 +66,9 @@ def test_it_runs_as_no_ones_user_and_without_a_shell_in_between(target: str) -> 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_writes_nowhere_but_to_volumes_and_tmp(target: str) -> None:
-    assert set(json.loads(last(target, "VOLUME"))) == {launch.MODEL, nim.CACHE}
+    assert set(json.loads(last(target, "VOLUME"))) == {launch.MODEL, nim_variables.CACHE}
     (owned,) = [r for n, r in stages()[target] if n == "RUN" and "install -d -o 1000" in r]
-    for folder in (launch.MODEL, nim.CACHE):
+    for folder in (launch.MODEL, nim_variables.CACHE):
         assert folder in owned, "a named volume takes over the owner of the image's folder"
     settings = dict(pair.split("=", 1) for pair in last(target, "ENV").split())
     assert settings["HOME"] == "/tmp"
@@ -97,7 +97,7 @@ def test_it_says_what_it_is(target: str) -> None:
 def test_the_profiles_of_the_images_are_ones_that_the_server_knows() -> None:
     for target in ("serve-vllm", "serve-trtllm"):
         settings = dict(pair.split("=", 1) for pair in last(target, "ENV").split())
-        assert nim.translate({"NIM_MODEL_PROFILE": settings["NIM_MODEL_PROFILE"]}).runtime
+        assert nim_variables.translate({"NIM_MODEL_PROFILE": settings["NIM_MODEL_PROFILE"]}).runtime
 
 
 def ignored(path: str) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.core.paths import ROOT
-from pipeline.serving.container import launch, nim
+from pipeline.serving.container import launch, nim_variables
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -26,7 +26,7 @@ def test_the_two_servers_differ_in_name_and_model_alone() -> None:
         assert server.pop("profiles") == [letter]
         model, *others = server.pop("volumes")
         assert model == f"${{MODEL_{letter.upper()}:-../artifacts/build}}:{launch.MODEL}:ro"
-        assert others == [f"cache:{nim.CACHE}"]
+        assert others == [f"cache:{nim_variables.CACHE}"]
     assert a == b
 
 
@@ -40,7 +40,7 @@ def test_gpus_are_given_to_the_servers_alone() -> None:
 
 def test_servers_are_set_by_variables_that_they_know() -> None:
     names = set(SERVICES["server-a"]["environment"])
-    assert names <= {*nim.VARIABLES, "SERVE_API_KEY"}
+    assert names <= {*nim_variables.VARIABLES, "SERVE_API_KEY"}
 
 
 def test_servers_are_locked_down_and_may_drain() -> None:

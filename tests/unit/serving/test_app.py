@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
-from pipeline.serving.middleware.request_limits import Bounds
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.request_limits import RequestLimits
+from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.openai.protocol import CompletionRequest
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 ANSWER = "Grüße! It costs 5 € 🌍."
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -243,7 +243,7 @@ def test_content_in_parts_and_fields_that_ask_for_nothing_are_fine(post: Post) -
         ({"top_logprobs": 3}, 400, "invalid_value", "needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "less than or equal to 20"),
         ({"logit_bias": {"a": 1}}, 400, "invalid_value", "logit_bias"),
-        ({"logit_bias": {"9999": 1}}, 400, "invalid_value", "token ids go from 0 to"),
+        ({"logit_bias": {"9999": 1}}, 400, "invalid_value", "token ids must be from 0 to"),
         ({"logit_bias": {"1": 101}}, 400, "invalid_value", "less than or equal to 100"),
         ({"frequency_penalty": 2.1}, 400, "invalid_value", "less than or equal to 2"),
         ({"response_format": {"type": "xml"}}, 400, "invalid_value", "response_format"),
@@ -252,7 +252,7 @@ def test_content_in_parts_and_fields_that_ask_for_nothing_are_fine(post: Post) -
         ({"max_tokens": 95}, 400, "context_length_exceeded", "length is 96 tokens. However, you"),
         (
             {"messages": [{"role": "user", "content": "fee " * 60}]},
-            *(400, "context_length_exceeded", "at most 60 tokens. However, your prompt has"),
+            *(400, "context_length_exceeded", "maximum prompt length is 60 tokens. However, your prompt has"),
         ),
     ],
 )  # fmt: skip
@@ -295,7 +295,9 @@ def test_prompts_that_are_none_are_refused(post: Post, prompt: Any) -> None:
         error = response.json()["error"]
         assert error["param"] == "prompt"
         wrong_ids = prompt in ([-1], [400_000])
-        words = "token ids go from" if wrong_ids else "give text, token ids or a list of either"
+        words = (
+            "token ids must be from" if wrong_ids else "give text, token ids or a list of either"
+        )
         assert words in error["message"]
 
 
@@ -412,7 +414,7 @@ def test_more_answers_than_an_idle_server_holds_are_refused(
     response = post(**given)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
-    assert "are 9 answers, and this server holds 8 at once" in error["message"]
+    assert "are 9 choices, and this server holds at most 8" in error["message"]
     assert "retry-after" not in response.headers
 
 
@@ -442,8 +444,8 @@ def test_answers_that_fail_are_not_counted_as_clients_that_left(
 def test_answers_that_take_too_long_are_counted_as_failures(
     engine: BatchingEngine, chat: Chat, model: ListModel, stream: bool, status: int
 ) -> None:
-    bounds = Bounds(header_bytes=9999, body_bytes=9999, body_seconds=9, request_seconds=0.2)
-    app = create_app(engine, chat, model="bank", slots=4, operations=Operations(bounds=bounds))
+    limits = RequestLimits(header_bytes=9999, body_bytes=9999, body_seconds=9, request_seconds=0.2)
+    app = create_app(engine, chat, model="bank", slots=4, middleware=MiddlewareStack(limits=limits))
     model.gated = True
     body = {"model": "bank", "messages": HELLO, "stream": stream}
     assert ask(app, "POST", "/v1/chat/completions", json=body).status_code == status
@@ -546,8 +548,8 @@ def test_a_model_that_answers_makes_no_embeddings(app: Any, post: Post) -> None:
 
 def test_the_description_tells_of_openais_errors_alone(app: Any) -> None:
     description = get(app, "/openapi.json").json()
-    for path, operations in description["paths"].items():
-        for operation in operations.values():
+    for path, middleware in description["paths"].items():
+        for operation in middleware.values():
             assert set(operation["responses"]) == {"200", "4XX", "5XX"}, path
             schema = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ErrorResponse"}

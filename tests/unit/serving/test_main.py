@@ -26,9 +26,9 @@ def folder(tmp_path: Path) -> Path:
         (["serve.prot=1"], 2, "serve.prot is not a setting: see `python -m pipeline --help`"),
         (["serve.port=high", "serve.max_queue=0"], 2, "serve.port='high': Input should be a valid"),
         (["serve.port=high", "serve.max_queue=0"], 2, "serve.max_queue=0: Input should be greater"),
-        (["port=1"], 2, "'port=1' is neither serve.key=value nor engine.key=value"),
-        (["serve=1"], 2, "'serve=1' is neither serve.key=value nor engine.key=value"),
-        (["serve.host=*"], 2, "'serve.host=*': the value cannot be read"),
+        (["port=1"], 2, "'port=1' must be serve.key=value or engine.key=value"),
+        (["serve=1"], 2, "'serve=1' must be serve.key=value or engine.key=value"),
+        (["serve.host=*"], 2, "'serve.host=*': the value is not valid YAML"),
         (["serve.port.x=1"], 2, "serve.port.x is not a setting"),
         (["engine.nothing.x=1"], 2, "engine.nothing.x is not a setting"),
         (["engine.arguments.tensor_parallel_size=two"], 2, "must be a whole number of GPUs"),
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
         (["serve.port=0", "engine.name=remote"], 2, "needs engine.arguments.base_url=http"),
         (["serve.port=0", "serve.keys_file=none.jsonl"], 2, "pipeline.serving.keys new NAME"),
         (["serve.port=0", "serve.version=champion"], 2, "serve.version is for stage=serve"),
-        (["serve.port=0"], 4, "holds no engine: make one with `python -m pipeline stage=build`"),
+        (["serve.port=0"], 4, "has no engine: build one with `python -m pipeline stage=build`"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
@@ -52,8 +52,8 @@ def test_what_is_wrong_is_said_in_a_line(
     ("arguments", "words"),
     [
         (["--model", " "], "ConfigError: --model is empty"),
-        (["--model", "bank", "--fd", "99"], "ConfigError: --fd 99 is no socket ("),
-        (["--model", "bank", "--fd", "-1"], "ConfigError: --fd -1 is no socket ("),
+        (["--model", "bank", "--fd", "99"], "ConfigError: --fd 99 is not a socket ("),
+        (["--model", "bank", "--fd", "-1"], "ConfigError: --fd -1 is not a socket ("),
     ],
 )
 def test_wrong_options_are_said_in_a_line(
@@ -103,7 +103,7 @@ def test_a_built_engine_is_not_opened_as_anything_else(
     Description("hf", "1", "fp32", {}, "hash", 4, 64, 96).write(folder)
     settings = ["serve.port=0", "engine.max_seq_len=4096"]
     assert main(["--engine", str(folder), "--model", "bank", *settings]) == 2
-    assert "is an engine built for its settings" in capfd.readouterr().err
+    assert "was built with its own engine settings" in capfd.readouterr().err
 
 
 def test_a_port_in_use_is_found_before_anything_is_loaded(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pipeline.serving.keys import Keyring
-from pipeline.serving.middleware.auth import Door
+from pipeline.serving.middleware.auth import AuthMiddleware
 from pipeline.serving.page import page
 from tests.unit.serving.asgi import ask
 
@@ -23,7 +23,7 @@ def policy() -> dict[str, str]:
 
 
 def test_it_needs_no_key_to_be_read() -> None:
-    app = Door(page(records=False), Keyring(None, {"SERVE_API_KEY": "sk-right"}))
+    app = AuthMiddleware(page(records=False), Keyring(None, {"SERVE_API_KEY": "sk-right"}))
     response = ask(app, path="/")
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/html; charset=utf-8"

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core.errors import PipelineError
 from pipeline.serving.benchmark.load_generator import Level, Timed
-from pipeline.serving.benchmark.server_process import running_server
+from pipeline.serving.server_process import running_server
 from pipeline.stages import benchmark
 
 
@@ -59,7 +59,7 @@ def test_a_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import os, signal, subprocess, sys
 from pathlib import Path
-from pipeline.serving.benchmark.server_process import _end_with_parent
+from pipeline.serving.server_process import _end_with_parent
 sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
 process = subprocess.Popen(sleeper, preexec_fn=_end_with_parent)
 Path({json.dumps(str(child))}).write_text(str(process.pid))

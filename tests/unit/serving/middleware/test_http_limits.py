@@ -12,7 +12,7 @@ import uvicorn
 from starlette.responses import Response
 
 from pipeline.serving.address import listen
-from pipeline.serving.middleware.http_limits import WireBounds, WireConfig
+from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
 
 SLOW = 0.4  # seconds of header_seconds and stalled_seconds
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -54,10 +54,10 @@ left = threading.Event()
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
-    bounds = WireBounds(
+    limits = HttpLimits(
         connections=8, header_bytes=4096, header_seconds=SLOW, stalled_seconds=2 * SLOW
     )
-    settings = WireConfig(app, bounds, log_level="error", lifespan="off", ws="none")
+    settings = HttpConfig(app, limits, log_level="error", lifespan="off", ws="none")
     server = uvicorn.Server(settings)
     with listen("127.0.0.1", 0) as listening:
         place = listening.getsockname()

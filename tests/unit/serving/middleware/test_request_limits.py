@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from pipeline.serving.middleware.request_limits import Bounded, Bounds
+from pipeline.serving.middleware.request_limits import RequestLimits, RequestLimitsMiddleware
 from tests.unit.serving.asgi import ask
 
-BOUNDS = Bounds(header_bytes=2000, body_bytes=1000, body_seconds=0.2, request_seconds=0.2)
+BOUNDS = RequestLimits(header_bytes=2000, body_bytes=1000, body_seconds=0.2, request_seconds=0.2)
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -23,8 +23,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await JSONResponse({"size": len(body)})(scope, receive, send)
 
 
-def bounded(app: Any = echo) -> Bounded:
-    return Bounded(app, BOUNDS)
+def bounded(app: Any = echo) -> RequestLimitsMiddleware:
+    return RequestLimitsMiddleware(app, BOUNDS)
 
 
 async def pieces(*sizes: int, wait: float = 0) -> AsyncIterator[bytes]:
@@ -105,7 +105,7 @@ def test_a_stream_that_does_not_end_says_so_in_its_last_event() -> None:
     assert response.status_code == 200
     first, last, end = response.text.split("\n\n")
     assert (first, end) == ("data: {}", "")
-    assert "not whole after 0.2 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert "not complete after 0.2 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
     assert freed == [True]
 
 
@@ -123,7 +123,7 @@ def test_a_reader_that_stalls_frees_its_answer() -> None:
     asyncio.run(asyncio.wait_for(run(), 5))
 
 
-def run_raw(app: Bounded, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def run_raw(app: RequestLimitsMiddleware, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages that a client sends before it falls silent, and what it is sent."""
     sent: list[dict[str, Any]] = []
 

@@ -22,11 +22,11 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.middleware import recording
 from pipeline.serving.middleware.recording import Recorder
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.middleware.transcripts import Exchange
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 ANSWER = "Grüße! It costs 5 €."
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -53,9 +53,9 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     recorder.close()
 
 
-def serving(engine: BatchingEngine, chat: Chat, **operations: Any) -> Any:
-    how = Operations(**operations)
-    return create_app(engine, chat, model="bank", slots=4, defaults={"top_k": 1}, operations=how)
+def serving(engine: BatchingEngine, chat: Chat, **middleware: Any) -> Any:
+    how = MiddlewareStack(**middleware)
+    return create_app(engine, chat, model="bank", slots=4, defaults={"top_k": 1}, middleware=how)
 
 
 def complete(app: Any, path: str = "/v1/chat/completions", **given: Any) -> Any:
@@ -214,7 +214,7 @@ def test_a_full_disk_ends_the_recording_with_one_warning(tmp_path: Path) -> None
         cwd=ROOT, capture_output=True, text=True, preexec_fn=limit,
     )  # fmt: skip
     assert run.stdout == "still here\n", run.stderr
-    assert run.stderr.count("recording has ended") == 1
+    assert run.stderr.count("recording has stopped") == 1
     (file,) = tmp_path.iterdir()
     rows = list(read_file(file, file.name))
     assert len(rows) > 3

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.openai.detokenizer import TextStream
+from pipeline.serving.openai.detokenizer import Detokenizer
 from tests.unit.model_folders import make_model_folder
 
 
@@ -16,7 +16,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
 
 def read(chat: Chat, ids: list[int], stops: list[str]) -> tuple[list[str], bool]:
     """Pieces until the stop, and whether there was one."""
-    stream, pieces = TextStream(chat.decode, stops), []
+    stream, pieces = Detokenizer(chat.decode, stops), []
     for token in ids:
         pieces.append(stream.push(token))
         if stream.stopped:
@@ -57,6 +57,6 @@ def test_text_ends_before_the_first_stop(chat: Chat, text: str, stops: list[str]
 
 
 def test_what_could_begin_a_stop_is_held_back_and_then_shown(chat: Chat) -> None:
-    stream = TextStream(chat.decode, ["END"])
+    stream = Detokenizer(chat.decode, ["END"])
     ids = [chat.tokenizer.token_to_id(c) for c in "xENd"]
     assert [stream.push(token) for token in ids] == ["x", "", "", "ENd"]

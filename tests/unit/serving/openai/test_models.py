@@ -12,9 +12,9 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.keys import Key, digest
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.stack import MiddlewareStack
 from tests.unit.model_folders import make_model_folder
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -183,10 +183,10 @@ def test_what_is_no_adapter_is_refused(chat: Chat, adapter: Path, tmp_path: Path
     (other / "adapter_config.json").write_text('{"says": "x"}')
     (tmp_path / "empty").mkdir()
     asked = [
-        (load("x", tmp_path / "missing"), 400, "lora_path", "no folder on the server"),
+        (load("x", tmp_path / "missing"), 400, "lora_path", "not a folder on the server"),
         (load("x", tmp_path / "empty"), 400, "lora_path", "no adapter"),
         (load("x", other), 400, "lora_path", "another tokenizer or chat template"),
-        (load("bank", adapter), 400, "lora_name", "is taken"),
+        (load("bank", adapter), 400, "lora_name", "is in use"),
         (load("two words", adapter), 400, "lora_name", "pattern"),
         (unload("x"), 404, "lora_name", "no LoRA adapter 'x'"),
         (("POST", "/v1/load_lora_adapter", {"lora_name": "x"}), 400, "lora_path", "Missing"),
@@ -211,8 +211,8 @@ def test_keys_may_be_held_to_models_and_from_changing_them(chat: Chat, adapter: 
             def find(self, given: bytes | None) -> Key:
                 return Key(name="anna", sha256=digest("k"), **of_key)
 
-        operations = Operations(keyring=Keys())  # type: ignore[arg-type]
-        return Server(Adapted(chat), chat, operations=operations).run(*asked)
+        middleware = MiddlewareStack(keyring=Keys())  # type: ignore[arg-type]
+        return Server(Adapted(chat), chat, middleware=middleware).run(*asked)
 
     for refused in run(load("tuned", adapter), unload("tuned")):
         assert refused.status_code == 403

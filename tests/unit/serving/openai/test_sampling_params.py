@@ -14,7 +14,7 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 SCHEMA = {
     "type": "object",
@@ -187,7 +187,7 @@ def test_response_formats(app: Any) -> None:
             *("response_format", "cannot be guided"),
         ),
         ({"guided_regex": "a", "response_format": FORMAT}, "response_format", "only one of"),
-        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "ends where the form does"),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "cannot ignore EOS"),
     ],
 )
 def test_forms_that_are_none_are_refused(

@@ -1,4 +1,4 @@
-"""Models without weights for tests of what is around them."""
+"""ServedModels without weights for tests of what is around them."""
 
 import threading
 from collections.abc import Callable, Sequence
