@@ -1,4 +1,4 @@
-"""What every request gets: an id, a line in the log, a response even to unexpected errors, draining."""
+"""Every request gets an id, a line in the log, and a response even to unexpected errors."""
 
 import asyncio
 import logging
