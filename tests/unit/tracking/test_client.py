@@ -1,4 +1,4 @@
-"""What stages write to the spool: everything, at once, without secrets, and never at their cost."""
+"""What stages write to the outbox: all events, at once, without secrets, and without failing."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import client as tracking
-from pipeline.tracking import outbox as spool
+from pipeline.tracking import outbox
 from pipeline.tracking.outbox import Destination, Group, Owner, read_events
 from tests.made_artifacts import make_artifact, make_chain
 
@@ -27,7 +27,7 @@ def no_sender(monkeypatch: pytest.MonkeyPatch) -> list[Destination]:
     started: list[Destination] = []
     monkeypatch.setattr(Destination, "ensure_sender", lambda self: started.append(self))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv(spool.OWNER_VARIABLE, raising=False)
+    monkeypatch.delenv(outbox.OWNER_VARIABLE, raising=False)
     return started
 
 
@@ -36,28 +36,28 @@ def start(artifacts: Path, stage: str = "finetune", **others: Any) -> tracking.S
     return tracking.start_stage(artifacts, stage=stage, **given)
 
 
-def spooled(artifacts: Path) -> list[dict[str, Any]]:
+def outbox_events(artifacts: Path) -> list[dict[str, Any]]:
     (file,) = Destination.of(artifacts).runs()
     return read_events(file, 0)[0]
 
 
-def test_a_stage_run_is_in_the_spool_as_it_happens(
+def test_a_stage_run_is_written_to_the_outbox_as_it_happens(
     tmp_path: Path, no_sender: list[Destination]
 ) -> None:
     data = make_artifact(tmp_path, "prepare", "dataset", metrics={"rows": 9})
     run = start(tmp_path, params={"finetune": {"method": "lora"}}, inputs={"prepare": data})
-    begin = spooled(tmp_path)[0]
+    begin = outbox_events(tmp_path)[0]
     assert begin["event"] == "start"
     assert begin["params"] == {"finetune.method": "lora"}
     assert begin["inputs"]["prepare"]["digest"] == data.manifest.digest
     assert begin["inputs"]["prepare"]["figures"] == {"rows": 9.0}
 
     tracking.log_metrics({"train/loss": 0.5}, step=7)
-    assert spooled(tmp_path)[1]["metrics"] == {"train/loss": [0.5, 7]}
+    assert outbox_events(tmp_path)[1]["metrics"] == {"train/loss": [0.5, 7]}
 
     made = make_artifact(tmp_path, "finetune", "nemo_adapter", metrics={"train/loss": 0.4, "x": 2})
     run.finish("FINISHED", made)
-    end = spooled(tmp_path)[2]
+    end = outbox_events(tmp_path)[2]
     assert end["status"] == "FINISHED"
     assert end["digest"] == made.manifest.digest
     assert end["metrics"]["train/loss"] == [0.4, 7]  # at the end of its curve
@@ -68,9 +68,9 @@ def test_a_stage_run_is_in_the_spool_as_it_happens(
 
 def test_figures_outside_a_stage_run_go_nowhere(tmp_path: Path) -> None:
     start(tmp_path).finish("FAILED", None, error="no memory")
-    before = spooled(tmp_path)
+    before = outbox_events(tmp_path)
     tracking.log_metrics({"loss": 1.0}, step=1)
-    assert spooled(tmp_path) == before
+    assert outbox_events(tmp_path) == before
     assert before[-1]["error"] == "no memory"
 
 
@@ -89,7 +89,7 @@ def test_reports_are_kept_as_they_were_and_weights_are_not(tmp_path: Path) -> No
     made = make_artifact(tmp_path, "evaluate", "report", files=files)
     start(tmp_path, "evaluate").finish("FINISHED", made)
     (made.path / "report.json").write_text("of a later run")
-    (kept,) = Destination.of(tmp_path).spool.glob("*.files")
+    (kept,) = Destination.of(tmp_path).outbox.glob("*.files")
     assert sorted(f.name for f in kept.iterdir()) == [
         "accuracy.png",
         "manifest.json",
@@ -119,12 +119,12 @@ def test_a_disk_that_refuses_costs_a_warning_and_no_training(
     assert "nothing is tracked" in capsys.readouterr().err
 
 
-def test_a_spool_that_makes_no_sense_costs_a_warning_and_no_training(
+def test_a_broken_outbox_gives_a_warning_and_stops_no_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spool = Destination.of(tmp_path).spool
-    spool.mkdir(parents=True)
-    (spool / "1.group").write_text("not JSON")
+    folder = Destination.of(tmp_path).outbox
+    folder.mkdir(parents=True)
+    (folder / "1.group").write_text("not JSON")
     start(tmp_path).finish("FAILED", None)
     assert "JSONDecodeError" in capsys.readouterr().err
 
@@ -175,24 +175,24 @@ def test_a_password_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_stages_of_one_process_share_a_pipeline_run_until_it_ends(tmp_path: Path) -> None:
     for stage in ("prepare", "import"):
         start(tmp_path, stage).finish("FAILED", None)
-    place = Destination.of(tmp_path)
-    (group,) = place.groups()
+    destination = Destination.of(tmp_path)
+    (group,) = destination.groups()
     assert group.stages == ("prepare", "import")
-    assert len(place.runs_of(group.id)) == 2
-    replace(group, ended=True).write(place.spool)
+    assert len(destination.runs_of(group.id)) == 2
+    replace(group, ended=True).write(destination.outbox)
     start(tmp_path, "merge")
-    assert len(list(place.groups())) == 2
+    assert len(list(destination.groups())) == 2
 
 
 def test_stages_of_other_processes_join_the_owner_that_the_environment_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = Owner(os.getppid(), Owner.this().started - 100)
-    monkeypatch.setenv(spool.OWNER_VARIABLE, f"{owner.pid}:{owner.started}")
+    monkeypatch.setenv(outbox.OWNER_VARIABLE, f"{owner.pid}:{owner.started}")
     start(tmp_path)
     (group,) = Destination.of(tmp_path).groups()
     assert group.owner == owner
-    assert tracking.new_group() != {spool.OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
+    assert tracking.new_group() != {outbox.OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
 
 
 def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None
     )
     output = subprocess.run(
         [sys.executable, str(dvc)], capture_output=True, text=True, check=True,
-        cwd=Path(spool.__file__).parents[1],
+        cwd=Path(outbox.__file__).parents[1],
     ).stdout.split()  # fmt: skip
     assert output[0] == output[1]
 
@@ -252,13 +252,13 @@ def test_a_failing_destination_is_waited_for_no_longer_and_told_in_a_line(tmp_pa
     assert tracking.waiting_line(tmp_path, CONFIG) is None
     start(tmp_path).finish("FAILED", None)
     assert tracking.waiting_line(tmp_path, CONFIG) is None  # it is on its way
-    place = Destination.of(tmp_path)
-    (place.folder / "trouble.txt").write_text("ConnectionError: refused\n")
+    destination = Destination.of(tmp_path)
+    (destination.folder / "last_error.txt").write_text("ConnectionError: refused\n")
     delivery = tracking.wait_until_sent(tmp_path, CONFIG, timeout=60)
     assert delivery == tracking.Delivery(1, "ConnectionError: refused", None)
     line = tracking.waiting_line(tmp_path, CONFIG)
     assert line
-    assert "1 stage runs wait" in line
+    assert "1 stage runs could not be sent" in line
     assert "ConnectionError: refused" in line
     assert f"python -m pipeline.tracking.sender_process {tmp_path}" in line
 
@@ -277,14 +277,14 @@ def test_waiting_ends_with_the_time_given(tmp_path: Path) -> None:
     assert tracking.wait_until_sent(tmp_path, CONFIG, timeout=0.2).waiting == 1
 
 
-def test_the_answer_of_the_registry_comes_with_the_delivery(tmp_path: Path) -> None:
+def test_the_delivery_has_the_registration(tmp_path: Path) -> None:
     start(tmp_path).finish("FAILED", None)
-    place = Destination.of(tmp_path)
-    (group,) = place.groups()
+    destination = Destination.of(tmp_path)
+    (group,) = destination.groups()
     for id, expected in (("another", None), (group.id, {"group": group.id, "version": 3})):
         answer = json.dumps({"group": id, "version": 3})
-        (place.folder / "registered.json").write_text(answer)
-        assert place.registered(group.id) == expected
+        (destination.folder / "registered.json").write_text(answer)
+        assert destination.registered(group.id) == expected
 
 
 def test_stages_never_import_mlflow() -> None:
@@ -294,6 +294,6 @@ def test_stages_never_import_mlflow() -> None:
         "import pipeline.stages.register, pipeline.tracking.sender_process\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('mlflow', 'torch', 'pandas')])"
     )
-    root = Path(spool.__file__).parents[1]
+    root = Path(outbox.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
