@@ -30,8 +30,10 @@ class Outcomes:
         if report.when != "call" and report.passed:  # its fixtures
             return
         name = report.nodeid.removeprefix("tests/gpu/")
-        told = report.longrepr  # (file, line, reason) of a skipped one
-        reason = f": {told[2].removeprefix('Skipped: ')}" if isinstance(told, tuple | list) else ""
+        skipped = report.longrepr  # (file, line, reason) of a skipped one
+        reason = (
+            f": {skipped[2].removeprefix('Skipped: ')}" if isinstance(skipped, tuple | list) else ""
+        )
         self._tests[name] = report.outcome + reason
         self._document["outcomes"] = dict(sorted(self._tests.items()))
         self._output.write_text(json.dumps(self._document, indent=1) + "\n")

@@ -29,7 +29,7 @@ from pipeline.engines.base import Engine, Sampling
 from pipeline.engines.description import Description
 from pipeline.engines.registry import open_runtime
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.benchmark.load_generator import Level, ask, run_load
+from pipeline.serving.benchmark.load_generator import Level, run_load, send_request
 from pipeline.serving.server_process import running_server
 
 MODEL = "demo"
@@ -129,7 +129,7 @@ async def compare(
             async with session.post(path, json=body) as response:
                 assert (await response.json())["usage"]["completion_tokens"] == sampling.max_tokens
             times["whole"].append(time.perf_counter() - begin)
-            answer = await ask(session, path, body)
+            answer = await send_request(session, path, body)
             times["first"].append(answer.first)
             times["streamed"].append(answer.last)
     return times

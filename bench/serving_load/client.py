@@ -17,7 +17,7 @@ QUESTIONS = [
 TIMEOUT_SECONDS = 300
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """One response.
 
     Attributes:
@@ -49,7 +49,7 @@ def body(**given: Any) -> dict[str, Any]:
 
 async def ask(
     http: aiohttp.ClientSession, url: str, *, begun: Callable[[], None] | None = None, **given: Any
-) -> Answer:
+) -> Response:
     """Stream one chat completion to its end.
 
     Args:
@@ -65,7 +65,7 @@ async def ask(
         if response.status != 200:
             assert json.loads(await response.read())["error"]["message"]
             wait = float(response.headers.get("Retry-After", 0))
-            return Answer(str(response.status), retry_after=wait)
+            return Response(str(response.status), retry_after=wait)
         reason = None
         async for line in response.content:
             if begun:
@@ -78,14 +78,14 @@ async def ask(
             event = json.loads(line[6:])
             if "error" in event:
                 assert event["error"]["message"]
-                return Answer("error event", first, tokens)
+                return Response("error event", first, tokens)
             if event["usage"]:
                 tokens = event["usage"]["completion_tokens"]
             for choice in event["choices"]:
                 reason = choice["finish_reason"] or reason
                 if choice["delta"].get("content") and first is None:
                     first = time.monotonic() - start
-    return Answer(end, first, tokens)
+    return Response(end, first, tokens)
 
 
 async def gauges(http: aiohttp.ClientSession, url: str) -> dict[str, float]:

@@ -33,7 +33,7 @@ def test_an_answer_streams_in_and_is_measured(chat: Chat, open_page: Any) -> Non
         numbers = page.locator(".answer .numbers").inner_text()
         assert "first token" in numbers
         assert "tokens/s" in numbers
-        assert page.locator(".said").inner_text() == "Hello"
+        assert page.locator(".sent").inner_text() == "Hello"
         assert page.title() == "bank"
         # What a model writes is text: it made no element, and nothing of it ran.
         assert page.locator(".answer b").count() == 0

@@ -25,7 +25,7 @@ CONTRASTS = """() => {
       if (!/, 0\\)$/.test(color)) return color;
     }
   };
-  const texts = "h1, h2, h3, p, span, kbd, label, small, button, input, .text, .said, .problem";
+  const texts = "h1, h2, h3, p, span, kbd, label, small, button, input, .text, .sent, .problem";
   return [...document.querySelectorAll(texts)]
     .filter((e) => e.checkVisibility() && (e.textContent.trim() || e.value))
     .map((e) => {

@@ -17,7 +17,7 @@ TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedResponse:
     """One streamed response. first, last: seconds from the request to these tokens."""
 
     text: str
@@ -37,7 +37,7 @@ class Level:
 
     concurrency: int
     seconds: float
-    answers: list[Timed]
+    answers: list[TimedResponse]
 
 
 def run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int) -> Level:
@@ -56,7 +56,7 @@ def run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: in
 async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int) -> Level:
     import aiohttp
 
-    answers: dict[int, Timed] = {}
+    answers: dict[int, TimedResponse] = {}
     left = iter(enumerate(bodies))
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=concurrency),
@@ -65,7 +65,7 @@ async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurre
 
         async def work() -> None:
             for index, body in left:
-                answers[index] = await ask(session, f"{base_url}/chat/completions", body)
+                answers[index] = await send_request(session, f"{base_url}/chat/completions", body)
 
         begin = time.perf_counter()
         try:
@@ -79,7 +79,7 @@ async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurre
     return Level(concurrency, seconds, [answers[i] for i in range(len(bodies))])
 
 
-async def ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
+async def send_request(session: Any, url: str, body: Mapping[str, Any]) -> TimedResponse:
     """Send one chat completion, streamed and timed.
 
     Args:
@@ -109,7 +109,7 @@ async def ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
                 last = time.perf_counter() - begin
                 first = first or last
                 parts.append(event["choices"][0]["delta"].get("content", ""))
-    return Timed("".join(parts), tokens, first, last)
+    return TimedResponse("".join(parts), tokens, first, last)
 
 
 async def _lines(content: Any) -> AsyncIterator[bytes]:

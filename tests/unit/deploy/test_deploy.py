@@ -30,7 +30,7 @@ def test_the_two_servers_differ_in_name_and_model_alone() -> None:
     assert a == b
 
 
-def test_gpus_are_given_to_the_servers_alone() -> None:
+def test_only_the_servers_get_gpus() -> None:
     added = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
     assert set(added) == {"server-a", "server-b"}
     assert set(added) <= set(SERVICES)
@@ -50,7 +50,7 @@ def test_servers_are_locked_down_and_may_drain() -> None:
     assert int(server["stop_grace_period"].removesuffix("s")) > longest
 
 
-def test_the_proxy_asks_either_server_while_it_is_ready() -> None:
+def test_the_proxy_uses_either_server_while_it_is_ready() -> None:
     lines = (DEPLOY / "proxy/haproxy.cfg").read_text().splitlines()
     servers = {line.split()[-1] for line in lines if line.split()[:1] == ["server"]}
     assert servers == {f"{name}:{launch.PORT}" for name in SERVICES if name.startswith("server-")}
@@ -206,7 +206,7 @@ def test_a_model_that_does_not_start_changes_nothing(
     assert host.remembers()["LIVE"] == "a"
 
 
-def test_without_a_folder_it_says_what_it_wants(host: Host, tmp_path: Path) -> None:
+def test_without_a_folder_it_prints_its_usage(host: Host, tmp_path: Path) -> None:
     refused = host.serve(tmp_path / "nowhere")
     assert refused.returncode == 2
     assert "usage: deploy/serve.sh FOLDER" in refused.stderr

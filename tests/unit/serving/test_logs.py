@@ -14,7 +14,7 @@ def logged(*, write: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_a_line_is_an_object_with_time_level_and_what_was_given() -> None:
+def test_a_line_is_an_object_with_time_level_and_extra_fields() -> None:
     log = logging.getLogger("pipeline.serving")
     (line,) = logged(write=lambda: log.info("request", extra={"request_id": "a\nb", "seconds": 1}))
     assert datetime.fromisoformat(line["time"]).utcoffset() is not None

@@ -1,4 +1,4 @@
-"""`python -m pipeline.serving`: what it says when it cannot serve, and its exit code."""
+"""`python -m pipeline.serving`: its errors and exit codes."""
 
 import json
 import socket
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
         (["serve.port=0"], 4, "has no engine: build one with `python -m pipeline stage=build`"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
+def test_wrong_settings_are_reported_in_one_line(
     folder: Path, capfd: pytest.CaptureFixture[str], settings: list[str], code: int, words: str
 ) -> None:
     assert main(["--engine", str(folder), "--model", "bank", *settings]) == code
@@ -56,7 +56,7 @@ def test_what_is_wrong_is_said_in_a_line(
         (["--model", "bank", "--fd", "-1"], "ConfigError: --fd -1 is not a socket ("),
     ],
 )
-def test_wrong_options_are_said_in_a_line(
+def test_wrong_options_are_reported_in_one_line(
     folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(["--engine", str(folder), *arguments, "serve.port=0"]) == 2
@@ -64,7 +64,7 @@ def test_wrong_options_are_said_in_a_line(
     assert line.startswith(f"pipeline: {words}")
 
 
-def test_ctrl_c_while_it_starts_is_no_traceback(folder: Path) -> None:
+def test_ctrl_c_while_it_starts_prints_no_traceback(folder: Path) -> None:
     """In a process that interrupts itself where it begins to import what it serves with."""
     code = (
         "import signal, sys\n"
@@ -90,7 +90,7 @@ def test_bad_defaults_of_a_model_are_found_before_its_engine_is_opened(
     assert "generation_config.json is not valid JSON" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_a_runtimes_own_arguments_are_given_one_by_one_or_all() -> None:
+def test_engine_arguments_can_be_set_one_by_one_or_together() -> None:
     given = ['engine.arguments={"model": "m"}', "engine.arguments.base_url=http://a:1/v1"]
     engine = read_settings(given)[1]
     assert engine

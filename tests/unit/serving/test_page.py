@@ -53,7 +53,7 @@ def test_what_a_model_writes_can_only_become_text(html: str) -> None:
 
 
 @pytest.mark.parametrize("records", [True, False])
-def test_it_knows_whether_conversations_are_kept(records: bool) -> None:
+def test_it_knows_whether_conversations_are_recorded(records: bool) -> None:
     html = bytes(page(records=records).body).decode()
     assert f'data-records="{str(records).lower()}"' in html
     assert "{{" not in html

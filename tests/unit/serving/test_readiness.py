@@ -1,4 +1,4 @@
-"""A server whose engine is started again while it runs."""
+"""A server whose engine restarts while it runs."""
 
 import asyncio
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class RestartingEngine(BatchingEngine):
         return self.reason
 
 
-def test_it_is_not_ready_says_when_to_ask_again_and_comes_back(
+def test_while_the_engine_restarts_it_is_not_ready_and_sends_retry_after(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "RETRY_SECONDS", 0.01)

@@ -77,7 +77,7 @@ def test_an_impatient_ctrl_c_ends_it(clock: Clock) -> None:
     assert ends(running)
 
 
-def test_the_models_own_defaults_are_taken(tmp_path: Path) -> None:
+def test_the_models_own_defaults_are_used(tmp_path: Path) -> None:
     assert server._sampling_defaults(tmp_path) == {}
     own = '{"temperature": 0.6, "top_k": 20, "top_p": 1, "min_p": null, "eos_token_id": [1]}'
     (tmp_path / "generation_config.json").write_text(own)
@@ -96,9 +96,7 @@ def test_the_models_own_defaults_are_taken(tmp_path: Path) -> None:
         ('{"repetition_penalty": NaN}', "repetition_penalty=nan: "),
     ],
 )
-def test_defaults_that_no_request_could_ask_for_are_refused_at_start(
-    tmp_path: Path, own: str, words: str
-) -> None:
+def test_invalid_defaults_are_refused_at_the_start(tmp_path: Path, own: str, words: str) -> None:
     (tmp_path / "generation_config.json").write_text(own)
     with pytest.raises(DataError, match=rf"generation_config\.json.*{re.escape(words)}"):
         server._sampling_defaults(tmp_path)

@@ -1,4 +1,4 @@
-"""What is known of a server that runs in a process of its own."""
+"""A server in a child process."""
 
 import os
 import subprocess

@@ -84,7 +84,7 @@ def test_tracking_switched_off_leaves_no_trace(tmp_path: Path) -> None:
     assert not (tmp_path / ".tracking").exists()
 
 
-def test_reports_are_kept_as_they_were_and_weights_are_not(tmp_path: Path) -> None:
+def test_reports_are_copied_and_weights_are_not(tmp_path: Path) -> None:
     big = "x" * (tracking.REPORT_BYTES + 1)
     files = {"report.json": "{}", "accuracy.png": b"png", "big.html": big, "model.bin": b"weights"}
     made = make_artifact(tmp_path, "evaluate", "report", files=files)
@@ -110,7 +110,7 @@ def test_a_model_folder_shows_plots_but_not_its_configuration(tmp_path: Path) ->
     assert tracking.reports_of(made) == ["loss.png"]
 
 
-def test_a_disk_that_refuses_costs_a_warning_and_no_training(
+def test_a_full_disk_gives_a_warning_and_stops_no_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".tracking").write_text("a file where a folder is needed")
@@ -138,7 +138,7 @@ def test_secrets_are_masked_wherever_they_are_nested(key: str) -> None:
     assert tracking.flatten({"serve": {key: "hunter2"}}) == {f"serve.{key}": "***"}
 
 
-def test_settings_that_only_sound_secret_are_kept() -> None:
+def test_settings_that_only_sound_secret_are_not_masked() -> None:
     settings = {"max_tokens": 32, "tokens_per_second": 1, "token_f1": 0.5, "password": None}
     assert tracking.flatten(settings) == {name: str(value) for name, value in settings.items()}
 
@@ -162,7 +162,7 @@ def test_destination_is_the_environments_then_the_configured_then_embedded(
     assert mine.artifact_root is None
 
 
-def test_a_password_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passwords_are_written_to_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mine:5000")
     monkeypatch.setattr(sys, "argv", ["pipeline", "tracking.uri=http://me:hunter2@mine:5000"])
     start(tmp_path, params={"uri": "http://me:hunter2@mine"}).finish(
@@ -223,7 +223,7 @@ def test_an_owner_is_alive_only_as_the_process_that_it_was() -> None:
     assert not Group("a", me, 0.0, "bank", "root", ended=True).is_open()
 
 
-def test_a_line_that_was_cut_off_costs_only_itself(
+def test_an_incomplete_line_loses_only_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.jsonl"
@@ -249,7 +249,7 @@ def test_only_stages_that_did_not_run_are_recorded_as_reused(tmp_path: Path) -> 
     ]
 
 
-def test_a_failing_destination_is_waited_for_no_longer_and_told_in_a_line(tmp_path: Path) -> None:
+def test_a_failing_destination_is_not_waited_for_and_reported(tmp_path: Path) -> None:
     assert tracking.waiting_line(tmp_path, CONFIG) is None
     start(tmp_path).finish("FAILED", None)
     assert tracking.waiting_line(tmp_path, CONFIG) is None  # it is on its way
@@ -264,7 +264,7 @@ def test_a_failing_destination_is_waited_for_no_longer_and_told_in_a_line(tmp_pa
     assert f"python -m pipeline.tracking.sender_process {tmp_path}" in line
 
 
-def test_what_mlflow_refused_is_told(tmp_path: Path) -> None:
+def test_runs_that_mlflow_refused_are_reported(tmp_path: Path) -> None:
     rejected = Destination.of(tmp_path).folder / "rejected"
     rejected.mkdir(parents=True)
     (rejected / "1-finetune.jsonl").write_text("")
@@ -273,7 +273,7 @@ def test_what_mlflow_refused_is_told(tmp_path: Path) -> None:
     assert str(rejected) in line
 
 
-def test_waiting_ends_with_the_time_given(tmp_path: Path) -> None:
+def test_waiting_ends_at_the_timeout(tmp_path: Path) -> None:
     start(tmp_path).finish("FAILED", None)
     assert tracking.wait_until_sent(tmp_path, CONFIG, timeout=0.2).waiting == 1
 

@@ -1,4 +1,4 @@
-"""What each launcher shows and hands over, and what it refuses."""
+"""What each launcher prints, submits and refuses."""
 
 import itertools
 import os
@@ -212,13 +212,13 @@ def test_a_machine_that_follows_joins_with_its_share(monkeypatch: pytest.MonkeyP
         ([*TRAINING, *KUBERNETES, "launcher.nodes=5"], "processes=64 must be a multiple of"),
     ],
 )
-def test_what_no_launcher_runs(arguments: list[str], said: str) -> None:
+def test_jobs_that_no_launcher_runs_are_refused(arguments: list[str], said: str) -> None:
     stage = arguments[0].removeprefix("stage=")
     with pytest.raises(ConfigError, match=said):
         launchers.submit(stage, arguments, configured(arguments))
 
 
-def test_dvc_is_told_to_submit_the_whole_graph(tmp_path: Path) -> None:
+def test_under_dvc_the_whole_graph_must_be_submitted(tmp_path: Path) -> None:
     arguments = ["stage=prepare", *KUBERNETES]
     config = configured(arguments)
     with pytest.raises(ConfigError, match="stage=all launcher=kubernetes"):

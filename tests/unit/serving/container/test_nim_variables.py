@@ -1,4 +1,4 @@
-"""NIM's variables come to our settings, or are refused by name."""
+"""NIM's variables become our settings, or are refused by name."""
 
 import logging
 import os
@@ -55,12 +55,12 @@ def test_without_variables_the_mounted_model_is_served_to_the_network(
     ]
 
 
-def test_without_a_model_it_says_what_to_mount(tmp_path: Path) -> None:
+def test_without_a_model_the_error_names_what_to_mount(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no model: mount .* -v FOLDER:/model:ro"):
         nim_variables.translate({"NIM_MODEL_PATH": str(tmp_path)}).command()
 
 
-def test_what_nvidias_operator_sets_is_taken(hf: Path, tmp_path: Path) -> None:
+def test_variables_of_nvidias_operator_are_accepted(hf: Path, tmp_path: Path) -> None:
     given = {**OF_THE_OPERATOR, "NIM_MODEL_NAME": str(hf), "NIM_CACHE_PATH": str(tmp_path)}
     started = nim_variables.translate(given)
     settings, _ = read_settings(settings_of(started.command()))
@@ -68,7 +68,7 @@ def test_what_nvidias_operator_sets_is_taken(hf: Path, tmp_path: Path) -> None:
     assert started.environment["HF_HOME"] == f"{tmp_path}/huggingface"
 
 
-def test_an_hf_folder_is_served_as_the_variables_say(hf: Path) -> None:
+def test_an_hf_folder_is_served_with_the_variables_settings(hf: Path) -> None:
     started = nim_variables.translate(
         {
             "NIM_MODEL_NAME": str(hf),
@@ -156,7 +156,7 @@ def test_an_engine_is_opened_as_it_was_built(built: Path) -> None:
     assert nim_variables.translate(own).model == str(built)
 
 
-def test_what_is_passed_through_changes_no_built_engine(built: Path) -> None:
+def test_passthrough_arguments_cannot_change_a_built_engine(built: Path) -> None:
     given = {"NIM_MODEL_PATH": str(built)}
     with pytest.raises(ConfigError, match=r"NIM_PASSTHROUGH_ARGS=engine\.max_seq_len=4096 cannot"):
         nim_variables.translate({**given, "NIM_PASSTHROUGH_ARGS": "engine.max_seq_len=4096"})
@@ -229,13 +229,13 @@ def test_log_levels(name: str, least: int) -> None:
         ("NIM_FUSION", "1", "docs/containers.md"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(name: str, value: str, why: str) -> None:
+def test_unsupported_values_are_refused_by_name(name: str, value: str, why: str) -> None:
     with pytest.raises(ConfigError, match=name) as refusal:
         nim_variables.translate({name: value})
     assert why in str(refusal.value)
 
 
-def test_every_problem_is_told_at_once(hf: Path) -> None:
+def test_all_problems_are_reported_together(hf: Path) -> None:
     given = {"NIM_SERVER_PORT": "0", "NIM_LOG_LEVEL": "x", "NIM_FT_MODEL": str(hf)}
     with pytest.raises(ConfigError) as refusal:
         nim_variables.translate({**given, "NIM_MODEL_PATH": str(hf.parent)})
@@ -243,7 +243,7 @@ def test_every_problem_is_told_at_once(hf: Path) -> None:
         assert name in str(refusal.value)
 
 
-def test_what_kubernetes_tells_of_a_service_named_nim_is_none_of_nims() -> None:
+def test_kubernetes_service_variables_are_ignored() -> None:
     link = {
         "NIM_LLM_SERVICE_HOST": "10.0.0.1",
         "NIM_LLM_SERVICE_PORT_OPENAI": "8000",
@@ -253,7 +253,7 @@ def test_what_kubernetes_tells_of_a_service_named_nim_is_none_of_nims() -> None:
     assert nim_variables.translate(link).port == launch.PORT
 
 
-def test_without_a_volume_caches_are_kept_for_as_long_as_the_container(
+def test_without_a_volume_caches_live_as_long_as_the_container(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "access", lambda place, mode: str(place) != nim_variables.CACHE)

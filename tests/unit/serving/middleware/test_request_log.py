@@ -50,7 +50,7 @@ def test_an_id_that_could_forge_a_log_line_is_replaced(given: str) -> None:
     assert all(id.startswith("req-") for id in made)
 
 
-def test_a_line_says_what_became_of_the_request_and_nothing_secret(lines: Any) -> None:
+def test_a_line_has_the_outcome_and_no_secrets(lines: Any) -> None:
     def answer(request: Request) -> Any:
         call = request_context.current()
         call.model, call.prompt_tokens, call.completion_tokens = "bank", 7, 3
@@ -77,7 +77,7 @@ def test_a_line_says_what_became_of_the_request_and_nothing_secret(lines: Any) -
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/v1/health/ready", "/metrics"])
-def test_probes_are_not_logged_and_hold_up_no_drain(path: str, lines: Any) -> None:
+def test_probes_are_not_logged_and_do_not_delay_draining(path: str, lines: Any) -> None:
     layered = Layered(lambda request: {"count": layered.in_flight.count})
     assert ask(layered.app, path=path).json() == {"count": 0}
     assert ask(layered.app).json() == {"count": 1}
@@ -128,13 +128,13 @@ def test_requests_that_the_server_failed_are_counted(
 
 
 @pytest.mark.parametrize("path", ["/health/ready", "/v1/health/ready"])
-def test_a_probe_that_hears_503_is_no_request_that_failed(path: str) -> None:
+def test_a_probe_that_gets_503_is_not_a_failed_request(path: str) -> None:
     layered = Layered(lambda request: Response(status_code=503))
     assert ask(layered.app, path=path).status_code == 503
     assert layered.failed == []
 
 
-def test_a_failure_behind_the_first_byte_is_counted() -> None:
+def test_a_failure_after_the_first_byte_is_counted() -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("in the middle")
@@ -152,7 +152,7 @@ def test_a_failure_behind_the_first_byte_is_counted() -> None:
     assert failed == [500]
 
 
-def test_refusals_are_counted_and_clients_that_left_are_not() -> None:
+def test_refusals_are_counted_and_disconnected_clients_are_not() -> None:
     for status, counted in (
         (200, []),
         (404, [404]),

@@ -1,4 +1,4 @@
-"""Spans, received by a small OTLP collector of our own."""
+"""Spans, received by a small OTLP collector."""
 
 import subprocess
 import sys
@@ -103,7 +103,7 @@ def test_a_request_is_a_span_of_the_callers_trace_with_its_phases(
     ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x:4318/v1/traces"}, True),
     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318", "OTEL_SDK_DISABLED": "true"}, False),
 ])  # fmt: skip
-def test_traces_are_sent_only_where_to_is_said(environment: Any, is_is_enabled: bool) -> None:
+def test_traces_need_an_endpoint(environment: Any, is_is_enabled: bool) -> None:
     assert tracing.is_enabled(environment) == is_is_enabled
 
 

@@ -117,7 +117,7 @@ def test_no_other_conversation_is_recorded(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_log_has_content_only_where_it_is_asked_for(
+def test_the_log_has_content_only_if_it_is_enabled(
     engine: BatchingEngine, chat: Chat, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
     caplog.set_level(logging.INFO, "pipeline.serving")
@@ -157,7 +157,7 @@ def wait_until_taken(recorder: Recorder) -> None:
         time.sleep(0.001)
 
 
-def test_files_are_rotated_and_their_lines_whole(tmp_path: Path) -> None:
+def test_files_are_rotated_and_their_lines_complete(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, max_file_bytes=400)
     for number in range(20):
         recorder.record(exchange(f"Answer {number}."))
@@ -167,7 +167,7 @@ def test_files_are_rotated_and_their_lines_whole(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) > 3
 
 
-def test_a_disk_that_stalls_delays_no_answer(
+def test_a_stalled_disk_delays_no_response(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stalled, moves = threading.Event(), threading.Event()
@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> N
         Recorder(tmp_path / "file" / "records")
 
 
-def test_an_answer_to_a_request_with_tools_is_not_recorded(recorder: Recorder) -> None:
+def test_requests_with_tools_are_not_recorded(recorder: Recorder) -> None:
     choice = {"index": 0, "message": {"content": ANSWER}, "finish_reason": "stop"}
     response = json.dumps({"choices": [choice]}).encode()
     for tools in ([{"type": "function", "function": {"name": "pay"}}], []):

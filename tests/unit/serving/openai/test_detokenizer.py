@@ -1,4 +1,4 @@
-"""Text while it comes: whole characters, nothing lost, nothing behind a stop."""
+"""Incremental text: complete characters, nothing lost, nothing after a stop string."""
 
 import pytest
 from hypothesis import given
@@ -32,7 +32,7 @@ def test_pieces_joined_are_the_text_of_any_tokens(chat: Chat, ids: list[int]) ->
 
 
 @given(st.text(st.sampled_from("añ€🌍 xy\n"), max_size=30))
-def test_no_piece_ends_within_a_character(chat: Chat, text: str) -> None:
+def test_no_text_ends_within_a_character(chat: Chat, text: str) -> None:
     ids = chat.tokenizer.encode(text, add_special_tokens=False).ids
     pieces, _ = read(chat, ids, [])
     assert not any("\ufffd" in piece for piece in pieces)
@@ -56,7 +56,7 @@ def test_text_ends_before_the_first_stop(chat: Chat, text: str, stops: list[str]
         assert shown == text
 
 
-def test_what_could_begin_a_stop_is_held_back_and_then_shown(chat: Chat) -> None:
+def test_a_possible_beginning_of_a_stop_is_delayed(chat: Chat) -> None:
     stream = Detokenizer(chat.decode, ["END"])
     ids = [chat.tokenizer.token_to_id(c) for c in "xENd"]
     assert [stream.push(token) for token in ids] == ["x", "", "", "ENd"]

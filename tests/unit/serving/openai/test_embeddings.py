@@ -114,7 +114,7 @@ def test_requests_that_succeed_are_counted_and_those_alone(app: Any) -> None:
     assert counted() == [count + 1 for count in before]
 
 
-def test_it_answers_nothing_else(app: Any) -> None:
+def test_it_generates_no_text(app: Any) -> None:
     for path, body in (
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
         ("/v1/completions", {"prompt": "Hi"}),

@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's forms."""
+"""Log-probabilities in OpenAI's formats."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The models that a server lists: adapters join and leave them while it runs."""
+"""The models that a server lists, and LoRA adapters that are loaded while it runs."""
 
 import asyncio
 import json
@@ -178,7 +178,7 @@ def test_a_folder_of_adapters_is_served_from_the_start(chat: Chat, adapter: Path
     assert "broken is no adapter" in reason
 
 
-def test_what_is_no_adapter_is_refused(chat: Chat, adapter: Path, tmp_path: Path) -> None:
+def test_invalid_adapters_are_refused(chat: Chat, adapter: Path, tmp_path: Path) -> None:
     other = make_model_folder(tmp_path / "other", "llama3")
     (other / "adapter_config.json").write_text('{"says": "x"}')
     (tmp_path / "empty").mkdir()
@@ -198,14 +198,16 @@ def test_what_is_no_adapter_is_refused(chat: Chat, adapter: Path, tmp_path: Path
         assert words in answer.json()["error"]["message"]
 
 
-def test_an_engine_without_adapters_says_so(chat: Chat, adapter: Path) -> None:
+def test_an_engine_without_adapters_refuses_them(chat: Chat, adapter: Path) -> None:
     plain = ListModel(say(chat, "x"), vocab_size=chat.vocab_size, max_seq_len=96)
     (answer,) = Server(plain, chat).run(load("tuned", adapter))
     assert answer.status_code == 400
     assert "the list engine" in answer.json()["error"]["message"]
 
 
-def test_keys_may_be_held_to_models_and_from_changing_them(chat: Chat, adapter: Path) -> None:
+def test_keys_may_be_limited_to_models_and_need_admin_to_change_them(
+    chat: Chat, adapter: Path
+) -> None:
     def run(*asked: Any, **of_key: Any) -> list[httpx.Response]:
         class Keys:
             def find(self, given: bytes | None) -> Key:

@@ -1,4 +1,4 @@
-"""What is asked, as token ids: the same as in training, and made without holding up the others."""
+"""Prompts as token ids: the same as in training, without blocking other requests."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ def test_a_conversations_tokens_are_those_of_training(chat: Chat, size: int) -> 
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
-def test_a_long_text_holds_up_nobody_else(chat: Chat, kind: str) -> None:
+def test_a_long_text_does_not_block_the_event_loop(chat: Chat, kind: str) -> None:
     text = QUESTION * 20_000
     prompts, longest = PromptRenderer(chat), 0.0
 
@@ -54,7 +54,7 @@ def test_a_long_text_holds_up_nobody_else(chat: Chat, kind: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, LONG_BYTES + 1])
-def test_what_is_no_text_is_refused(chat: Chat, size: int) -> None:
+def test_invalid_prompts_are_refused(chat: Chat, size: int) -> None:
     half = "\ud83d"
     with pytest.raises(ApiError, match="half a surrogate pair"):
         asyncio.run(PromptRenderer(chat).completions([half], size))

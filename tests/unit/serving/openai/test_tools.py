@@ -90,13 +90,13 @@ def test_the_style_is_read_off_the_template(chats: dict[str, Chat]) -> None:
 
 
 @pytest.mark.parametrize("plain", ["demo", "chatml", "gemma", "mistral"])
-def test_a_template_without_tools_has_no_style(tmp_path: Path, plain: str) -> None:
+def test_a_template_without_tools_has_no_format(tmp_path: Path, plain: str) -> None:
     chat = Chat.load(make_model_folder(tmp_path, plain))
     assert not tools.accepts_tools(chat)
     assert tools.tool_call_format(chat) is None
 
 
-def test_a_call_is_answered_in_openais_form(server: Server, family: str) -> None:
+def test_a_call_is_returned_in_openais_format(server: Server, family: str) -> None:
     from openai.types.chat import ChatCompletion
 
     body = server.post(tools=[WEATHER, PAY]).json()
@@ -129,7 +129,7 @@ def test_a_call_is_streamed_in_openais_form(server: Server, family: str) -> None
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
-def test_a_forced_call_keeps_to_the_tools_schema(chats: dict[str, Chat], family: str) -> None:
+def test_a_forced_call_matches_the_tools_schema(chats: dict[str, Chat], family: str) -> None:
     server = Server(chats[family], "I would rather talk.")
     named = {"type": "function", "function": {"name": "weather"}}
     try:
@@ -193,7 +193,7 @@ def test_references_in_a_forced_calls_schema_are_its_own(
 
 
 @pytest.mark.parametrize(("inner", "fits"), [('{"town": "Kiel"}', True), ("{}", False)])
-def test_a_schema_of_itself_is_the_tools_and_not_the_whole_calls(
+def test_references_in_a_schema_start_at_the_tools_own_root(
     chats: dict[str, Chat], inner: str, fits: bool
 ) -> None:
     import llguidance
@@ -211,7 +211,7 @@ def test_a_schema_of_itself_is_the_tools_and_not_the_whole_calls(
     assert (taken == len(ids)) == fits
 
 
-def test_a_conversation_with_results_goes_on(server: Server, chats: dict[str, Chat]) -> None:
+def test_a_conversation_continues_with_tool_results(server: Server, chats: dict[str, Chat]) -> None:
     message = server.post(tools=[WEATHER]).json()["choices"][0]["message"]
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "rain"}
     body = server.post(tools=[WEATHER], messages=[*HELLO, message, result]).json()
