@@ -168,7 +168,8 @@ def test_kubectl_gets_the_manifest(
 def test_torchrun_shows_a_command_for_each_machine(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TRAINING, "launcher=torchrun", "launcher.nodes=8", DRY]
     lines = shown(arguments, capsys).splitlines()
-    assert lines[0].startswith("# 8 processes on each machine; of all: tensor 8, pipeline 2")
+    assert lines[0].startswith("# 8 processes on each machine; parallel over all machines: ")
+    assert "tensor 8, pipeline 2" in lines[0]
     assert len(lines) == 9
     assert lines[8].startswith("PET_NODE_RANK=7 PET_MASTER_ADDR=<the first machine>")
     assert lines[8].endswith("'data.train=[my chats.jsonl]' launcher=torchrun launcher.nodes=8")
