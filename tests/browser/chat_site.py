@@ -27,8 +27,8 @@ class Site:
     """A served model, and the application around it.
 
     Args:
-        gated: the model gives a token each time that `model.gate` is released.
-        operations: what surrounds the application (operations.MiddlewareStack).
+        gated: the model generates a token each time that `model.gate` is released.
+        middleware: fields of the application's MiddlewareStack.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ def test_every_control_has_a_name_and_is_reached_by_tab(chat: Chat, open_page: A
             page.keyboard.press("Tab")
             name = page.evaluate("document.activeElement.ariaLabel || document.activeElement.id")
             reached.add(name)
-        assert {"New chat", "Settings", "Copy the answer of bank", "text"} <= reached
+        assert {"New chat", "Settings", "Copy the reply of bank", "text"} <= reached
         page.locator("#open").focus()
         page.keyboard.press("Enter")
         expect(page.locator("#settings")).to_be_visible()
