@@ -1,17 +1,17 @@
-"""Tokens a second of the finetune stage's training on one GPU, at the shape of Llama-3-8B.
+"""Training throughput of the finetune stage on GPUs, in tokens per second, at Llama-3-8B's shape.
 
     python bench/gpu_training.py CASE … --output bench/results/gpu_training_lora.json
 
-Weights are random and made on the host, the tokenizer is the bundled one; rows are random tokens.
-A case runs the same code as `stage=finetune` (pipeline/training/nemo/trainer.py), reads its speed
-between reports of four steps (on several GPUs ten, as the stage does), and is stopped when there
-are enough. Cases:
+Weights are random and created on the host, the tokenizer is the bundled one, and rows are random
+tokens. A case runs the same code as `stage=finetune` (pipeline/training/nemo/trainer.py), measures
+its speed over intervals of four steps (ten on several GPUs, as in the stage), and stops after
+enough intervals. Cases:
 
-    METHOD-PRECISION-bN         N rows of 4096 tokens a micro-batch, 8 rows a GPU and step
-    METHOD-PRECISION-packN      conversations of 600 tokens in the mean, packs of N tokens
+    METHOD-PRECISION-bN         N rows of 4096 tokens per micro-batch, 8 rows per GPU and step
+    METHOD-PRECISION-packN      conversations of 600 tokens on average, in packs of N tokens
 
-with `-sN` behind them for rows of N tokens (as many tokens a step), `-lN` for N of the 32 layers,
-and `-gN` for N GPUs, data parallel.
+with the suffix `-sN` for rows of N tokens (and the same tokens per step), `-lN` for N of the 32
+layers, and `-gN` for N GPUs with data parallelism.
 """
 
 import gc
@@ -42,11 +42,11 @@ PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine")
 
 
 class Enough(Exception):
-    """Stops a run when its speed is known."""
+    """Stops a run when its speed has been measured."""
 
 
 def model_folder(folder: Path, layers: int) -> Path:
-    """config.json of Llama-3-8B with so many layers, and the bundled tokenizer."""
+    """config.json of Llama-3-8B with this number of layers, and the bundled tokenizer."""
     folder.mkdir(parents=True)
     for file in (ROOT / "data/base_model").iterdir():
         if file.suffix in (".json", ".jinja") and file.name != "provenance.json":
@@ -69,7 +69,7 @@ def model_folder(folder: Path, layers: int) -> Path:
 
 
 def conversation_lengths(count: int, seed: int = 0) -> list[int]:
-    """Tokens of conversations: log-normal, 600 in the mean, between 32 and 4096."""
+    """Lengths of conversations in tokens: log-normal with mean 600, from 32 to 4096."""
     draw = np.random.default_rng(seed).lognormal(np.log(600) - 0.32, 0.8, count)
     return [int(n) for n in np.clip(draw, 32, SEQUENCE)]
 
@@ -141,7 +141,7 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
             raise Enough
 
     if (kept := torch.cuda.memory_allocated() / 2**30) > 1:
-        raise RuntimeError(f"{kept:.1f} GiB of the case before are still in use")
+        raise RuntimeError(f"{kept:.1f} GiB of the previous case are still in use")
     torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
     job = job_of(case, folder, reports)
@@ -187,7 +187,7 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
 
 
 def forget_placeholders() -> None:
-    """What stands for a gradient that went to its sum: one of each shape, 1.4 GiB at this size."""
+    """Bytes of the placeholders for accumulated gradients: one per shape, 1.4 GiB at this size."""
     if base := sys.modules.get("transformer_engine.pytorch.module.base"):
         base._dummy_wgrads.clear()
 
@@ -196,14 +196,16 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("cases", nargs="+", metavar="CASE")
     parser.add_argument("--readings", type=int, default=READINGS, help="of the speed")
-    parser.add_argument("--profile", action="store_true", help="kernels of four steps instead")
+    parser.add_argument(
+        "--profile", action="store_true", help="profile the kernels of four steps instead"
+    )
     arguments = parser.parse_args()
     if wrong := [c for c in arguments.cases if not CASE.match(c)]:
-        parser.error(f"no case: {', '.join(wrong)}")
+        parser.error(f"not a case: {', '.join(wrong)}")
     if arguments.profile and (
         arguments.readings < 2 or any(CASE.match(c).group(7) for c in arguments.cases)  # type: ignore[union-attr]
     ):
-        parser.error("--profile wants one GPU, and two readings or more")
+        parser.error("--profile needs one GPU, and at least two readings")
     import torch
 
     words = ["python bench/gpu_training.py", *arguments.cases, f"--readings {arguments.readings}"]
@@ -215,7 +217,7 @@ def main() -> None:
                 results[case] = run(
                     case, Path(folder), readings=arguments.readings, profile=arguments.profile
                 )
-            except Exception as error:  # the other cases still have their say
+            except Exception as error:  # the other cases still run
                 results[case] = {"error": f"{type(error).__name__}: {error}"[:2000]}
         forget_placeholders()
         gc.collect()

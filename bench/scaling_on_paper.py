@@ -1,9 +1,9 @@
-"""What models of 70 B and 405 B would need: worked out with the planner, nothing of it measured.
+"""What 70 B and 405 B models would need: estimates of the planner, not measurements.
 
     python bench/scaling_on_paper.py --output bench/results/scaling_on_paper.json
 
-Prints the table of docs/scaling.md. Each line takes the layout that the planner finds quickest
-among those that fit; docs/scaling.md states what is assumed. Needs no GPU, and a second.
+Prints the table of docs/scaling.md, which states the assumptions. Each line has the layout that the
+planner finds fastest among those that fit. Needs no GPU, and takes a second.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pipeline.planner.workload import Rows, Workload  # noqa: E402
 ROW, NODE, RANK, CORPUS = 4096, 8, 16, 100e6  # tokens, GPUs a machine, LoRA's rank, tokens
 # Model, method, precision, GPU, how many, rows of ROW tokens a step.
 LINES = (
-    ("8b", "lora", "bf16", "h200", 1, 64),  # as measured: what the others are worked out from
+    ("8b", "lora", "bf16", "h200", 1, 64),  # measured; the others are derived from it
     ("70b", "lora", "bf16", "h200", 8, 64),
     ("70b", "lora", "fp8", "h200", 8, 64),
     ("70b", "lora", "bf16", "h100", 8, 64),
@@ -44,7 +44,7 @@ LINES = (
 def work_out(
     size: str, method: str, precision: str, gpu: str, gpus: int, rows: int
 ) -> dict[str, Any]:
-    """One line of the table: the layout, memory, time and network."""
+    """One line of the table: layout, memory, time and network traffic."""
     with tempfile.TemporaryDirectory() as folder:
         shape = read_shape(write(Path(folder), size))
     lengths = Rows(None, ROW, ROW, 0, known=False)
@@ -56,7 +56,7 @@ def work_out(
     }).finetune  # fmt: skip
     begin = Workload(shape, settings, lengths)
     on = KNOWN[gpu]
-    # Context parallel, which excludes packs, is for long rows: only where nothing else fits.
+    # Context parallelism excludes packing, so it is used only if nothing else fits.
     found = quickest(begin, on, node=NODE) or quickest(begin.but(pack_length=None), on, node=NODE)
     assert found is not None, f"{size} {method} fits no layout of {gpus} {gpu}"
     work = found[0]
