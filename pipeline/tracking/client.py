@@ -63,7 +63,8 @@ class StageRun:
         end: dict[str, Any] = {"status": status, "reused": reused, "error": mask(error or "")}
         if artifact:
             manifest = artifact.manifest
-            path = self._destination.relative(artifact.path) if self._destination else str(artifact.path)
+            there = self._destination
+            path = there.relative(artifact.path) if there else str(artifact.path)
             end |= {"path": path, "kind": manifest.kind}
             end |= {"digest": manifest.digest, "bytes": manifest.bytes, "code": manifest.code}
             end["metrics"] = self._final(artifact)
