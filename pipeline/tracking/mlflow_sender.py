@@ -35,6 +35,7 @@ from pipeline.tracking.mlflow_entities import (
     dataset_input,
     source_tags,
 )
+from pipeline.tracking.mlflow_store import upgrade_store
 from pipeline.tracking.outbox import Destination, Group, Owner, mask, read_events
 
 # Tags that begin with "mlflow." are not shown.
@@ -62,6 +63,7 @@ class Sender:
     def __init__(self, place: Destination):
         if place.artifact_root:  # the folder of the database too
             place.artifact_root.mkdir(parents=True, exist_ok=True)
+        upgrade_store(place.uri)
         self.place = place
         mlflow.set_tracking_uri(place.uri)  # the registry's client looks models up there
         self.client = MlflowClient()
