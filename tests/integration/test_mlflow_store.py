@@ -24,7 +24,9 @@ REVISION = "770bee3ae1dd"  # of MLflow 3.2
 
 @pytest.fixture
 def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # Set first, so that what MLflow itself writes there is removed after the test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     database = embedded_store(tmp_path)
     database.parent.mkdir()
     with closing(sqlite3.connect(database)) as store:

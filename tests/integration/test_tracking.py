@@ -35,7 +35,7 @@ from pipeline.tracking.mlflow_sender import PARENT, SENT, STAGE, Sender
 from pipeline.tracking.outbox import Destination
 from tests.made_artifacts import make_artifact, make_chain
 
-ROOT = Path(outbox.__file__).parents[1]
+ROOT = Path(outbox.__file__).parents[2]
 CONFIG = TrackingConfig(enabled=True, uri=None, experiment="bank", upload_weights=False)
 
 

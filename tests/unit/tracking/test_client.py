@@ -206,7 +206,7 @@ def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None
     )
     output = subprocess.run(
         [sys.executable, str(dvc)], capture_output=True, text=True, check=True,
-        cwd=Path(spool.__file__).parents[1],
+        cwd=Path(spool.__file__).parents[2],
     ).stdout.split()  # fmt: skip
     assert output[0] == output[1]
 
@@ -294,6 +294,6 @@ def test_stages_never_import_mlflow() -> None:
         "import pipeline.stages.register, pipeline.tracking.sender_process\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('mlflow', 'torch', 'pandas')])"
     )
-    root = Path(spool.__file__).parents[1]
+    root = Path(spool.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
