@@ -25,7 +25,7 @@ ARG PIP_FIND_LINKS
 RUN make setup
 # Remove the packages that only tests and developers need.
 COPY pyproject.toml ./
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev'], sep='\n')" > dev.txt \
+RUN python3 -c "import tomllib; print(*sum(tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups'].values(), []), sep='\n')" > dev.txt \
     && .venv/bin/uv pip uninstall --python .venv/bin/python -r dev.txt
 
 FROM ${BASE_IMAGE} AS cpu

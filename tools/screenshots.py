@@ -171,7 +171,8 @@ def mlflow_ui(store: Path) -> Iterator[str]:
         f"sqlite:///{store}",
     ]
     command += ["--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(command, start_new_session=True)
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         for _ in range(120):
             try:

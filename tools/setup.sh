@@ -31,7 +31,8 @@ echo "setup: compiling the modules that stages import"
 env -u PYTHONDONTWRITEBYTECODE .venv/bin/python - >/dev/null 2>&1 <<'PYTHON' || true
 import importlib
 for name in ("hydra", "pydantic", "dvc.cli", "nemo.collections.llm", "modelopt.torch.quantization",
-             "modelopt.torch.export", "mlflow", "peft", "fastapi", "uvicorn", "openai",
+             "modelopt.torch.export", "mlflow.store.tracking.sqlalchemy_store", "alembic.command",
+             "mlflow.store.model_registry.sqlalchemy_store", "peft", "fastapi", "uvicorn", "openai",
              "onnxruntime_genai.models.builder", "matplotlib.pyplot", "pytest"):
     try:
         importlib.import_module(name)

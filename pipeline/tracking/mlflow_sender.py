@@ -34,6 +34,7 @@ from pipeline.tracking.mlflow_entities import (
     dataset_input,
     source_tags,
 )
+from pipeline.tracking.mlflow_store import upgrade_store
 from pipeline.tracking.outbox import (
     Destination,
     Group,
@@ -69,6 +70,7 @@ class Sender:
     def __init__(self, destination: Destination):
         if destination.artifact_root:  # also creates the database's folder
             destination.artifact_root.mkdir(parents=True, exist_ok=True)
+        upgrade_store(destination.uri)
         self.destination = destination
         self._make_relative()
         mlflow.set_tracking_uri(destination.uri)  # the registry's client finds models there

@@ -7,9 +7,11 @@ is no such version, it has `missing`, a message with the existing versions.
 """
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pipeline.tracking.mlflow_store import upgrade_store
 from pipeline.tracking.sender_process import reason, set_up
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def main(name: str, wanted: str) -> int:
     try:
         from mlflow import MlflowClient
 
+        upgrade_store(os.environ.get("MLFLOW_TRACKING_URI", ""))
         print(json.dumps(find(MlflowClient(), name, wanted)))
     except Exception as error:  # anything that a store, a network or a proxy can raise
         print(reason(error), file=sys.stderr)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.errors import PipelineError
 from pipeline.tracking.outbox import Destination, mask
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def _new_sender(destination: Destination) -> "Sender":
 
 def reason(error: BaseException) -> str:
     """One line about the root cause, e.g. that a connection was refused."""
+    if isinstance(error, PipelineError):
+        return mask(str(error))
     while cause := error.__cause__ or error.__context__:
         error = cause
     words = mask(" ".join(str(error).split()))
