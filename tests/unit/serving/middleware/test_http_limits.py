@@ -57,7 +57,9 @@ def address() -> Iterator[tuple[str, int]]:
     limits = HttpLimits(
         connections=8, header_bytes=4096, header_seconds=SLOW, stalled_seconds=2 * SLOW
     )
-    settings = HttpConfig(app, limits, log_level="error", lifespan="off", ws="none")
+    settings = HttpConfig(
+        app, limits, log_config=None, log_level="error", lifespan="off", ws="none"
+    )
     server = uvicorn.Server(settings)
     with listen("127.0.0.1", 0) as listening:
         place = listening.getsockname()
