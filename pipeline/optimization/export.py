@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.monkeypatch import Patch, replaced
 from pipeline.models.architecture import read_shape
 from pipeline.models.files import TOKENIZER_FILES
 from pipeline.optimization import ptq as modelopt
@@ -32,6 +33,16 @@ _SCALES = ("weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale"
 # weights of each, and lacks only TensorRT-LLM's own fields for Qwen2.
 _DECODER = "llama"
 _QWEN2_FIELDS = {"qwen_type": "qwen2", "attn_bias": True, "mlp_bias": False, "seq_length": 8192}
+NVFP4_PACKING = Patch(
+    owner="modelopt.torch.quantization.qtensor.nvfp4_tensor",
+    names=("fp4_compatible",),
+    library="nvidia-modelopt",
+    version="0.37.0",
+    reason="It asks for a GPU's FP4 instructions, for a kernel that exporting does not use.",
+    digest="2796d656e9611cc0",
+    reads=("modelopt.torch.quantization.qtensor.nvfp4_tensor:NVFP4QTensor.quantize",),
+    required="it raises where there is no GPU",
+)
 
 
 def write_qnemo(
@@ -177,11 +188,5 @@ def _packing_anywhere() -> Iterator[None]:
     It asks the GPU first whether it has FP4 instructions, for a kernel of TensorRT-LLM's that
     exporting never uses, and to ask is an error where there is no GPU.
     """
-    from modelopt.torch.quantization.qtensor import nvfp4_tensor
-
-    ask = nvfp4_tensor.fp4_compatible
-    nvfp4_tensor.fp4_compatible = lambda: False
-    try:
+    with replaced(NVFP4_PACKING.by(fp4_compatible=lambda: False)):
         yield
-    finally:
-        nvfp4_tensor.fp4_compatible = ask

@@ -28,7 +28,7 @@ from pipeline.training.corpus import (
     train_tokenizer,
 )
 from pipeline.training.job import Checkpoints, Job
-from pipeline.training.progress import following, write_curve
+from pipeline.training.progress import show_progress, write_loss_curve
 
 STAGE = Stage(
     version=1,
@@ -78,12 +78,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     with nemo_session():
         from pipeline.training.nemo import trainer as nemo_training
 
-        with following(job.steps, done) as report:
+        with show_progress(job.steps, done) as report:
             trained = nemo_training.train(job, report)
         model = nemo.open_checkpoint(out)
         write_weights(hf, nemo.hf_tensors(model, read_shape(hf)), dtype="bfloat16")
     curve = trained.curve
-    write_curve(out, curve, title="Pretraining")
+    write_loss_curve(out, curve, title="Pretraining")
     tokens = job.steps * job.global_batch_size * (settings.sequence_length + 1)
     provenance = {
         "command": " ".join(["python", "-m", "pipeline", *sys.argv[1:]]),

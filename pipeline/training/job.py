@@ -1,6 +1,6 @@
-"""What a training run is, without what runs it: the job, its curve, its checkpoints on disk.
+"""A training run's data: the job, its loss curve, its checkpoints on disk.
 
-Knows neither NeMo nor torch, so that settings are refused before either is imported.
+Imports neither NeMo nor torch, so that settings are refused before either is imported.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pipeline.core.errors import ResourceError
 
-# How a step is shared out, over processes and over time: what it computes is the same.
+# How a step is divided, over processes and over time. It does not change what the step computes.
 LAYOUT = ("processes", "nodes", "tensor", "pipeline", "context", "micro_batch_size", "pack_length")
-# Steps between reading the loss off a GPU, for which the host waits. A CPU has nothing to wait for.
+# Steps between readings of the loss from a GPU, for which the host waits. A CPU need not wait.
 GPU_REPORT_EVERY = 10
 
 
@@ -27,12 +27,13 @@ class Job:
 
     hf: folder of config.json and tokenizer files. weights: NeMo checkpoint to start from, or None
     for random weights. train_rows, validation_rows: folders of `TokenRows`. scratch: where
-    checkpoints for going on are kept. out: where the result goes. section: the configuration's
+    checkpoints to resume from are kept. out: where the result goes. section: the configuration's
     section, to name a setting in a message. Batch sizes are in rows, max_length in tokens.
-    pack_length: tokens of rows put end to end, in place of micro-batches; 0 pads rows instead.
+    pack_length: tokens of a pack of rows, in place of micro-batches; 0 pads rows instead.
     precision: of the matrix products on a GPU; on a CPU all is float32. processes: of all `nodes`,
-    which are machines. made_from: digest of the rows and of the weights to start from.
-    less_memory: which settings would make the job fit, for the message when memory runs out.
+    which are machines. patches: none leaves out replacements of library code that are not required.
+    made_from: digest of the rows and of the weights to start from. less_memory: which settings
+    would make the job fit, for the message when memory runs out.
     """
 
     section: str
@@ -65,15 +66,16 @@ class Job:
     context: int = 1
     pack_length: int = 0
     precision: Literal["bf16", "fp8"] = "bf16"
+    patches: Literal["all", "none"] = "all"
     made_from: str = ""
     less_memory: str = ""
 
     @property
     def identity(self) -> str:
-        """What a checkpoint must have been made with for this job to go on from it.
+        """Digest of all that a checkpoint must have been made with for this job to resume from it.
 
-        Not how many processes share a step nor the size of its micro-batches: they compute the
-        same, and a checkpoint is whole. So a run that lacked memory goes on with smaller ones.
+        Neither the number of processes nor the size of micro-batches counts: they compute the same,
+        and a checkpoint is whole. So a run that ran out of memory resumes with smaller ones.
         """
         settings = {
             name: value
@@ -93,7 +95,7 @@ class Job:
 
 
 def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceError:
-    """The error of a rank whose memory ran out.
+    """The error for a rank that ran out of memory.
 
     longest: tokens of the longest training row. memory: bytes of the rank's GPU; None on a CPU.
     """
@@ -125,9 +127,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run. seconds, save_seconds: of this process, without what it resumed from.
+    """The result of a run. seconds, save_seconds: of this process, without what it resumed from.
 
-    gpu_memory: bytes of tensors at the peak, of the fullest rank; 0 on a CPU.
+    gpu_memory: peak bytes of tensors on the rank that uses most; 0 on a CPU.
     """
 
     curve: list[Point]
@@ -147,10 +149,10 @@ class Trained:
 
 
 class Checkpoints:
-    """Checkpoints of a run, the newest one whole at any time.
+    """Checkpoints of a run. The newest one is whole at any time.
 
-    Each is written beside its place and then renamed there, with the curve up to its step; what a
-    killed run left half-written has another name and is removed by the next write.
+    Each is written under another name and then renamed, with the loss curve up to its step. The
+    next write removes what a killed run left incomplete.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -170,9 +172,9 @@ class Checkpoints:
         return [Point(**p) for p in self._progress(newest)["curve"]] if newest else []
 
     def adopt(self, others: Iterable[Path]) -> None:
-        """Take over the newest checkpoint of this very job that lies in another's folder.
+        """Take over the newest checkpoint of this job from another folder.
 
-        A run that was begun with other micro-batches or another layout left it there.
+        A run with other micro-batches or another layout left it there.
         """
         if self.newest():
             return
@@ -185,10 +187,10 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, step: int, curve: list[Point], *, main: bool) -> Iterator[Path]:
-        """A folder for the checkpoint of `step`; it becomes the newest when the block is left.
+        """A folder for the checkpoint of `step`. It becomes the newest when the block ends.
 
-        main: whether this process renames and removes folders, which one of a job's does. All have
-        written when the block of the main one ends.
+        main: whether this process renames and removes folders; one process of a job does. Its block
+        must end after all processes have written.
         """
         place = self._folder / f"step-{step:09d}"
         partial = self._folder / f"partial-{step:09d}"
@@ -208,7 +210,7 @@ class Checkpoints:
 
     @staticmethod
     def _progress(checkpoint: Path) -> dict[str, Any]:
-        """Identity and curve; nothing if a machine that stopped left the file torn."""
+        """Identity and curve; {} if the file is incomplete, as after a power cut."""
         try:
             return json.loads((checkpoint / "progress.json").read_text())
         except (OSError, ValueError):

@@ -230,11 +230,11 @@ def test_a_model_is_wrapped_between_two_waits(monkeypatch: pytest.MonkeyPatch) -
     with nemo_session():
         from nemo.lightning.megatron_parallel import MegatronParallel
 
-        from pipeline.training.nemo.patches.ddp_stream_sync import settled_parameters
+        from pipeline.training.nemo.patches.ddp_stream_sync import synchronized_ddp
 
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("waited"))
         monkeypatch.setattr(MegatronParallel, "init_ddp", lambda model: events.append("wrapped"))
-        with settled_parameters():
+        with synchronized_ddp():
             MegatronParallel.init_ddp(None)
         monkeypatch.undo()
     assert events == ["waited", "wrapped", "waited"]
@@ -346,7 +346,8 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
 
 def test_training_imports_nothing_that_it_does_not_use(base: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline.adapters import launch; from pipeline.training.job import Job; "
+        "import sys; from pipeline.training import workers as launch; "
+        "from pipeline.training.job import Job; "
         "launch.train_in_processes(Job.from_json(sys.argv[1]), lambda point: None); "
         "print([m for m in ('modelopt', 'torchmetrics', 'sklearn', 'wandb') if m in sys.modules])"
     )
@@ -445,13 +446,13 @@ def test_an_adapter_starts_from_the_seed_and_its_layer_alone(base: Path) -> None
     with nemo_session():
         from nemo.collections.llm import peft
 
-        from pipeline.training.nemo.patches.lora_init import adapter_start
+        from pipeline.training.nemo.patches.lora_init import seeded_lora_init
 
         for seed, drawn_before in ((0, 0), (0, 5), (1, 0)):
             model = nemo.model_for(base / "hf")
             model.trainer = nemo.connect(model)
             torch.rand(drawn_before)
-            with adapter_start(seed):
+            with seeded_lora_init(seed):
                 peft.LoRA(dim=4, alpha=8, dropout=0.0)(model)
             weights = {n: p for n, p in model.module.named_parameters() if "linear_in" in n}
             found.append([w.detach().clone() for w in weights.values()])

@@ -1,9 +1,9 @@
-"""Where each weight of an HF model lives in a Megatron-Core model, written once for both ways.
+"""Where each weight of an HF model is in a Megatron-Core model, for both directions.
 
 Megatron keeps query, key and value in one matrix whose rows are interleaved group by group
 (g query heads, one key head, one value head, and again), and gate and up projection in one matrix,
-gate first. `RULES` says which HF tensors make which Megatron tensor; `fuse` and `split` go one way
-and the other. Adapters follow the same rules, as their B matrices have the rows of the weights.
+gate first. `rules` yields which HF tensors make which Megatron tensor; `Rule.fuse` and `Rule.split`
+convert between them. Adapters follow the same rules, as their B matrices have the weights' rows.
 
 Names are those of Transformer Engine's layers, which are also those in a saved distributed
 checkpoint. Megatron's local layers keep the two layer norms as modules of their own: `local_name`.
@@ -29,7 +29,7 @@ _LOCAL_NAMES = {
 
 @dataclass(frozen=True)
 class Rule:
-    """HF tensors and the Megatron tensor that holds their rows; `fuse` is one of the two below."""
+    """HF tensors, and the Megatron tensor that holds their rows."""
 
     hf: tuple[str, ...]
     megatron: str
@@ -114,6 +114,6 @@ def local_name(name: str) -> str:
 def unfused(
     shape: Shape, read: Callable[[str], torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """HF names and tensors of a Megatron model; `read` gives a Megatron tensor by name."""
+    """HF names and tensors of a Megatron model; `read` returns a Megatron tensor by name."""
     for rule in rules(shape):
         yield from zip(rule.hf, rule.split(shape, read(rule.megatron)), strict=True)
