@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.core.artifact import Outcome
 from pipeline.core.errors import PipelineError, ResourceError
+from pipeline.core.monkeypatch import Patch
 from pipeline.orchestration import compose
 from pipeline.stages import finetune, pretrain
 from pipeline.training import workers as launch
@@ -34,6 +36,7 @@ from tests.integration.training_case import (
     make_job,
     make_rows,
     start_worker,
+    train_apart,
 )
 
 METHODS = ["lora", "dora", "sft"]
@@ -223,6 +226,36 @@ def test_a_gradient_that_is_no_number_names_the_step(base: Path, tmp_path: Path)
     """Scaled down to the norm where gradients are clipped it would be zero: nothing is learned."""
     with pytest.raises(PipelineError, match="the gradient's norm is inf at step 1 of 20: lower"):
         train(make_job(base, tmp_path, alpha=10**30))
+
+
+@pytest.mark.parametrize(("method", "tolerance"), [("sft", 1e-3), ("lora", 2e-2)])
+def test_training_without_patches_gives_nearly_the_same_losses(
+    method: str, tolerance: float, base: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, as NeMo is then imported without patches too. NeMo draws an adapter
+    from other random numbers, so only the first loss of LoRA, whose update is zero, is the same."""
+    runs = {}
+    for patches, run in (("all", train), ("none", train_apart)):
+        (tmp_path / patches).mkdir()
+        changes = {"method": method, "patches": patches, "steps": 8, "checkpoint_every": 5}
+        runs[patches] = run(make_job(base, tmp_path / patches, **changes))
+    found, expected = ([p.loss for p in runs[name].curve] for name in ("none", "all"))
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
+
+
+def test_without_patches_only_required_records_are_applied(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[Patch] = []
+    by = Patch.by
+    monkeypatch.setattr(Patch, "by", lambda patch, **v: (applied.append(patch), by(patch, **v))[1])
+    job = make_job(base, tmp_path, steps=1, patches="none")
+    train(job)
+    assert applied
+    assert all(patch.required for patch in applied)
+    train(replace(job, patches="all", out=tmp_path / "all", scratch=tmp_path / "all"))
+    assert not all(patch.required for patch in applied)
 
 
 def test_a_model_is_wrapped_between_two_waits(monkeypatch: pytest.MonkeyPatch) -> None:
