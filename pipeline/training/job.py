@@ -99,12 +99,14 @@ def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceErro
 
     longest: tokens of the longest training row. memory: bytes of the rank's GPU; None on a CPU.
     """
-    mend = job.less_memory or (f"lower {job.section}.micro_batch_size (now {job.micro_batch_size})")
+    change = job.less_memory or (
+        f"lower {job.section}.micro_batch_size (now {job.micro_batch_size})"
+    )
     where = "the machine's memory" if memory is None else f"a GPU's {memory / 2**30:.0f} GiB"
     kept = len(Checkpoints(job.scratch, job.identity).curve())
     resumes = f"resumes from the checkpoint of step {kept}" if kept else "starts again"
     return ResourceError(
-        f"{where} ran out while training on rows of up to {longest} tokens: {mend} and run again, "
+        f"{where} ran out while training on rows of up to {longest} tokens: {change} and run again, "
         f"which {resumes}"
     )
 
