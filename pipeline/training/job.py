@@ -106,8 +106,8 @@ def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceErro
     kept = len(Checkpoints(job.scratch, job.identity).curve())
     resumes = f"resumes from the checkpoint of step {kept}" if kept else "starts again"
     return ResourceError(
-        f"{where} ran out while training on rows of up to {longest} tokens: {change} and run again, "
-        f"which {resumes}"
+        f"{where} ran out while training on rows of up to {longest} tokens: {change} and run "
+        f"again, which {resumes}"
     )
 
 

@@ -12,7 +12,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -256,6 +256,39 @@ def test_without_patches_only_required_records_are_applied(
     assert all(patch.required for patch in applied)
     train(replace(job, patches="all", out=tmp_path / "all", scratch=tmp_path / "all"))
     assert not all(patch.required for patch in applied)
+
+
+def test_every_patch_for_transformer_engine_is_applied_to_an_attribute_of_that_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With modules that stand in for Transformer Engine and the kernels, which need a GPU."""
+    pytorch, kernels = "transformer_engine.pytorch", "pipeline.training.nemo.patches.triton_kernels"
+    layer = type("TransformerEngineBaseModule", (), {"grad_output_preprocess": None})
+    members: dict[str, dict[str, Any]] = {
+        "transformer_engine_torch": {"multi_tensor_adam_param_remainder": None},
+        f"{pytorch}.optimizers": {"FusedAdam": type("FusedAdam", (), {"load_state_dict": None})},
+        f"{pytorch}.module.base": {"TransformerEngineBaseModule": layer},
+        kernels: {"rotated": object(), "swiglu_back": object()},
+    }
+    with nemo_session():
+        from pipeline.training.nemo.patches import performance
+        from pipeline.training.nemo.patches.records import PATCHES
+
+        for name, values in members.items():
+            module = ModuleType(name)
+            vars(module).update(values)
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(performance, "has_transformer_engine", lambda: True)
+        chosen = [p for p in PATCHES if p.where == "Transformer Engine"]
+
+        def found() -> list[Any]:
+            return [getattr(p._owner(), name, None) for p in chosen for name in p.names]
+
+        before = found()
+        with performance.fast_training():
+            assert not any(new is old for new, old in zip(found(), before, strict=True))
+        assert all(new is old for new, old in zip(found(), before, strict=True))
+        monkeypatch.undo()
 
 
 def test_a_model_is_wrapped_between_two_waits(monkeypatch: pytest.MonkeyPatch) -> None:
