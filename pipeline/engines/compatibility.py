@@ -7,9 +7,10 @@ from pipeline.engines.memory import Fit, gib
 from pipeline.engines.profile import Profile
 from pipeline.engines.trtllm import build as trtllm
 from pipeline.engines.vllm import arguments as vllm
+from pipeline.optimization.formats import FORMATS
 
-# The least compute capability: of a runtime, and of a precision that it then computes in.
-LEAST_CAPABILITY = {"trtllm": (8, 0), "vllm": (7, 5), "hf": (7, 0), "fp8": (8, 9), "nvfp4": (10, 0)}
+# The least compute capability of a runtime.
+LEAST_CAPABILITY = {"trtllm": (8, 0), "vllm": (7, 5), "hf": (7, 0)}
 
 
 def too_little(profile: Profile, found: Fit, engine: EngineConfig, slots: int) -> str:
@@ -85,9 +86,13 @@ def lacks_gpu(profile: Profile, machine: Machine) -> str | None:
     if len(machine.gpus) < profile.tensor_parallel:
         return f"it is for {profile.tensor_parallel} GPUs, and here are {len(machine.gpus)}"
     here = min(tuple(map(int, gpu.compute_capability.split("."))) for gpu in machine.gpus)
-    for what in (profile.runtime, profile.precision):
-        least = LEAST_CAPABILITY.get(what, (0, 0))
-        if here < least:
+    format = FORMATS.get(profile.precision)
+    needs = {
+        profile.runtime: LEAST_CAPABILITY.get(profile.runtime),
+        profile.precision: format and format.computes_on,
+    }
+    for what, least in needs.items():
+        if least and here < least:
             return (
                 f"{what} needs compute capability {least[0]}.{least[1]}, and this GPU has "
                 f"{here[0]}.{here[1]}"

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.engines.memory import Fit
+from pipeline.optimization.formats import FORMATS
 
 # NIM's order, best first. Its runtimes are the first two; precisions of the same kind stand
 # together. On a CPU int8 is weight-only and comes before float32, because stage=build takes it only
 # where it gives the answers of float32.
 RUNTIMES = ("trtllm", "vllm", "hf")
 CPU_RUNTIMES = ("onnxruntime", "hf")
-PRECISIONS = ("fp8", "int8_sq", "fp16", "bf16", "fp32", "nvfp4", "int4_awq", "w4a8_awq")
+PLAIN_PRECISIONS = ("fp16", "bf16", "fp32")
 CPU_PRECISIONS = ("int8", "fp32", "int4")
 LORA = "-feat_lora"
 
@@ -44,7 +45,7 @@ class Profile:
     def order(self) -> tuple[float, ...]:
         """Best first: GPU, measured (fastest first), runtime, precision, most GPUs."""
         runtimes = RUNTIMES if self.gpu else CPU_RUNTIMES
-        precisions = PRECISIONS if self.gpu else CPU_PRECISIONS
+        precisions = gpu_precisions() if self.gpu else CPU_PRECISIONS
         return (
             not self.gpu,
             -(self.tokens_per_second or 0),
@@ -52,6 +53,13 @@ class Profile:
             precisions.index(self.precision),
             -self.tensor_parallel,
         )
+
+
+def gpu_precisions() -> list[str]:
+    """Best first: formats of eight bits, those that are not quantized, formats of fewer bits."""
+    bits = {f.name: f.storage.bits for f in FORMATS.values() if f.storage}
+    whole = [name for name, count in bits.items() if count >= 8]
+    return [*whole, *PLAIN_PRECISIONS, *(name for name in bits if name not in whole)]
 
 
 def profile_name(runtime: str, precision: str, tensor_parallel: int, *, lora: bool) -> str:

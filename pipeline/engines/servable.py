@@ -1,22 +1,14 @@
 """Folders of weights that could be served: in which form and precision they are."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pipeline.core.errors import DataError
 from pipeline.engines.vllm import arguments as vllm
+from pipeline.optimization.formats import FORMATS, format_of, quantized_formats
 
-# What quant_algo of a checkpoint is called here.
-ALGORITHMS: Mapping[str | None, str] = {
-    "FP8": "fp8",
-    "NVFP4": "nvfp4",
-    "W8A8_SQ_PER_CHANNEL": "int8_sq",
-    "W4A16_AWQ": "int4_awq",
-    "W4A8_AWQ": "w4a8_awq",
-}
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 MODELOPT_STATE = "modelopt_state.pth"
 
@@ -61,12 +53,15 @@ def hf_checkpoint(folder: Path) -> Checkpoint:
 
 
 def exported_checkpoints(exported: Path) -> list[Checkpoint]:
-    """Those that stage=export wrote: qnemo, and the unified one if it is quantized.
+    """Those that stage=export wrote: qnemo, where the format has it, and the unified one if it is
+    quantized.
 
     Raises:
         DataError: one of them cannot be read.
     """
     file = exported / "qnemo" / "config.json"
+    if not file.parent.is_dir() and (exported / "hf").is_dir():
+        return [hf_checkpoint(exported / "hf")]
     try:
         config = json.loads(file.read_text())
         quantization = config.get("quantization") or {}
@@ -82,15 +77,21 @@ def exported_checkpoints(exported: Path) -> list[Checkpoint]:
 
 def planned_checkpoints(format: str, kv_cache: str, ranks: int, dtype: str) -> list[Checkpoint]:
     """What export would write with these settings."""
-    cache, precision = kv_cache == "fp8", DTYPES[dtype] if format == "none" else format
-    qnemo = Checkpoint("qnemo", precision, cache, ranks)
-    return [qnemo] + [Checkpoint("unified", precision, cache)] * (format != "none")
+    record = FORMATS[format]
+    cache, precision = kv_cache == "fp8", format if record.quantized else DTYPES[dtype]
+    planned = {
+        "qnemo": Checkpoint("qnemo", precision, cache, ranks),
+        "hf": Checkpoint("unified", precision, cache),
+    }
+    # Without quantization the other form is the merged model.
+    return [planned[form] for form in record.forms if record.quantized or form == "qnemo"]
 
 
 def _precision(place: Path, algorithm: str) -> str:
-    if algorithm not in ALGORITHMS:
-        known = ", ".join(str(name) for name in ALGORITHMS)
+    format = format_of(algorithm)
+    if format is None:
+        known = ", ".join(str(format.algorithm) for format in quantized_formats())
         raise DataError(
             f"{place} is of {algorithm}, which is not known here: choose one of {known}"
         )
-    return ALGORITHMS[algorithm]
+    return format.name

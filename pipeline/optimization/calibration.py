@@ -1,8 +1,8 @@
-"""ModelOpt's largest values, collected without waiting for a GPU, and of each weight once.
+"""Collects ModelOpt's largest values without waiting for the GPU, and once for each weight.
 
-ModelOpt 0.37 looks for them in the weights again with every batch, though none changes, and asks of
-each value as it comes whether it is finite: the host then waits for the GPU, three times for each
-layer's weight and input (quantization/calib/max.py).
+ModelOpt 0.37 reduces every weight again with each batch, though none changes, and checks at once
+whether each value is finite. The host then waits for the GPU three times for each layer's weight
+and input (quantization/calib/max.py).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ LARGEST_VALUES = Patch(
 
 @contextmanager
 def quick_maxima() -> Iterator[None]:
-    """Within it MaxCalibrator collects so. For one pass over the batches, without gradients.
+    """MaxCalibrator collects in this way within it: one pass over the batches, no gradients.
 
     Raises:
-        PipelineError: a value is infinite or not a number, on leaving.
+        PipelineError: on exit, if a value is infinite or not a number.
     """
     import torch
     from modelopt.torch.quantization import utils
@@ -52,7 +52,7 @@ def quick_maxima() -> Iterator[None]:
         axis = utils.convert_quantization_axis_to_reduce_axis(x, self._axis)
         found = utils.reduce_amax(x, axis=axis)
         if self._calib_amax is not None:
-            found = torch.maximum(self._calib_amax, found)  # which keeps what is not a number
+            found = torch.maximum(self._calib_amax, found)  # torch.maximum keeps NaN
         self._calib_amax = largest[self] = found
 
     with replaced(LARGEST_VALUES.by(collect=collect)):

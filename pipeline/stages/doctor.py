@@ -14,8 +14,8 @@ from pipeline.core import hardware
 from pipeline.core.artifact import MANIFEST, SCHEMA
 from pipeline.core.errors import DataError
 from pipeline.core.hardware import GIB
-from pipeline.core.paths import ROOT
 from pipeline.models.checks import check_folder
+from pipeline.optimization.formats import FORMATS
 from pipeline.orchestration.stage_versions import recorded
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MIN_MEMORY, MIN_DISK = 6 * GIB, 5 * GIB  # what the bundled demo takes
-NATIVE_FP8, NATIVE_FP4 = (8, 9), (10, 0)  # compute capabilities
 
 LOCKED = "make setup"
 TRTLLM = (
@@ -56,7 +55,10 @@ def _needs() -> Iterator[Need]:
         elif name != "build":
             yield Need(name, tuple(entry["required"]))
         if name == "quantize":
-            yield Need(name, tuple(entry["required"]), "quantize=nvfp4", gpu=True)
+            for format in FORMATS.values():
+                if format.calibrates_on:
+                    setting = f"quantize={format.name}"
+                    yield Need(name, tuple(entry["required"]), setting, gpu=True)
     yield Need("serve", ("fastapi", "uvicorn", "prometheus-client"))
     yield Need("profiles", ("tokenizers",))
     yield Need("retrain", ("dvc",))
@@ -95,7 +97,11 @@ def _machine(machine: hardware.Machine, config: Config) -> "Table":
     table.add_row("free disk", f"{_size(disk, MIN_DISK)} at {escape(str(config.artifacts))}")
     for gpu in machine.gpus:
         capability = tuple(map(int, gpu.compute_capability.split(".")))
-        formats = ["fp8"] * (capability >= NATIVE_FP8) + ["nvfp4"] * (capability >= NATIVE_FP4)
+        formats = [
+            format.name
+            for format in FORMATS.values()
+            if format.computes_on and capability >= format.computes_on
+        ]
         parts = [gpu.name, f"{gpu.memory_bytes / GIB:.0f} GiB", f"compute {gpu.compute_capability}"]
         parts += [f"native {' and '.join(formats)}"] * bool(formats) + ["MIG"] * gpu.mig
         table.add_row("GPU", ", ".join(parts))
@@ -115,7 +121,7 @@ def _size(size: int, least: int) -> str:
 def _base_model(config: Config) -> str:
     from rich.markup import escape
 
-    folder = ROOT / config.model.path
+    folder = config.model.path
     try:
         shape = check_folder(folder)
     except DataError as error:

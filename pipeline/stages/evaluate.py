@@ -32,6 +32,7 @@ from pipeline.evaluation.metrics import (
 )
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.template_consistency import shared_chat
+from pipeline.optimization.formats import FORMATS
 
 STAGE = Stage(
     version=1,
@@ -132,10 +133,12 @@ def drops(gate: GateConfig, exact: Mapping[str, float], formats: Set[str]) -> li
     """Which of the formats lose more than the gate allows, in words."""
     return [
         f"{name} answers {exact[name]:.1%} exactly, {exact[TUNED] - exact[name]:.1%} less "
-        f"than the tuned model, and evaluate.gate.max_drop.{name} allows {allowed:.1%}"
-        for name, allowed in gate.max_drop.items()
+        f"than the tuned model, and evaluate.gate.max_drop.{name} allows "
+        f"{gate.allowed_drop(name):.1%}"
+        for name in FORMATS
         # A drop of exactly what is allowed is allowed, however the difference is rounded.
-        if name in formats & exact.keys() and exact[TUNED] - exact[name] > allowed + 1e-9
+        if name in formats & exact.keys()
+        and exact[TUNED] - exact[name] > gate.allowed_drop(name) + 1e-9
     ]
 
 
@@ -160,7 +163,7 @@ def _loaders(base: Path, tuned: Path, quantized: Path) -> dict[str, Callable[[],
     loaders = {BASE: plain(base), TUNED: plain(tuned)}
     folders = sorted(file.parent for file in quantized.glob("*/config.json"))
     return loaders | {
-        folder.name: plain(folder) if folder.name == "none" else rounded(folder)
+        folder.name: rounded(folder) if FORMATS[folder.name].quantized else plain(folder)
         for folder in folders
     }
 

@@ -65,8 +65,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     validation.save(scratch / "validation")
     copy_assets(base / ASSETS, out / ASSETS)
     job = Job(
-        section="finetune",
-        method=settings.method,
+        settings=settings,
         hf=out / ASSETS,
         weights=base,
         train_rows=scratch / "train",
@@ -74,27 +73,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         scratch=scratch / "checkpoints",
         out=out,
         seed=config.seed,
-        steps=settings.max_steps,
         max_length=shape.max_positions,
-        global_batch_size=settings.global_batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        learning_rate=settings.learning_rate,
-        min_learning_rate=settings.min_learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        clip_grad=settings.clip_grad,
-        validate_every=settings.validate_every,
-        checkpoint_every=settings.checkpoint_every,
-        rank=settings.adapter.rank,
-        alpha=settings.adapter.alpha,
-        dropout=settings.adapter.dropout,
-        processes=settings.parallel.processes,
-        tensor=settings.parallel.tensor,
-        pipeline=settings.parallel.pipeline,
-        context=settings.parallel.context,
-        pack_length=settings.pack_length or 0,
-        precision=settings.precision,
-        patches=settings.patches,
         nodes=config.launcher.nodes,
         made_from=sha256_of_json([train.sha256, inputs["import"].manifest.digest]),
     )
@@ -107,16 +86,16 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     checkpoints = Checkpoints(job.scratch, job.identity)
     checkpoints.adopt(out.parent.glob(f"{out.name.partition('-')[0]}-*/{SCRATCH}/checkpoints"))
     done = len(checkpoints.curve())
-    with show_progress(job.steps, done) as report:
+    with show_progress(settings.max_steps, done) as report:
         trained = train_in_processes(job, report)
     curve = trained.curve
     write_loss_curve(out, curve, title=f"Fine-tuning ({settings.method})")
-    order = SampleOrder(train.lengths, job.global_batch_size, job.seed)
-    tokens = [int(train.lengths[order.rows(step)].sum()) for step in range(job.steps)]
+    order = SampleOrder(train.lengths, settings.global_batch_size, job.seed)
+    tokens = [int(train.lengths[order.rows(step)].sum()) for step in range(settings.max_steps)]
     seconds = trained.seconds
     metrics = {
         "train_loss": curve[-1].loss,
-        "steps": job.steps,
+        "steps": settings.max_steps,
         "tokens": sum(tokens),
         "tokens_per_second": sum(tokens[trained.resumed_from :]) / seconds,
         "trainable_parameters": trained.trainable_parameters,
@@ -130,7 +109,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         metrics["validation_loss"] = loss
     proof = {
         "rows_sha256": train.sha256,
-        "sample_order_sha256": order.sha256(job.steps),
+        "sample_order_sha256": order.sha256(settings.max_steps),
         "resumed_from_step": trained.resumed_from,
     }
     kind = "nemo_checkpoint" if settings.method == "sft" else "nemo_adapter"

@@ -15,12 +15,13 @@ from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
-from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data import samples
 from pipeline.data.dataset import SPLITS, Row, write_split
 from pipeline.data.readers import Conversation, Rejected, find_files, read_file
 from pipeline.data.row_filter import Kept, RowFilter
+from pipeline.data.settings_checks import check_prepare
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.checks import check_folder
 
@@ -42,11 +43,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         DataError: a file or the model folder cannot be used, or too many rows were rejected.
     """
     shape = check_folder(config.model.path)
-    if config.prepare.max_length > shape.max_positions:
-        raise ConfigError(
-            f"prepare.max_length={config.prepare.max_length} is over the {shape.max_positions} "
-            f"positions of {config.model.path}: lower it"
-        )
+    check_prepare(config, shape)
     chat = Chat.load(config.model.path)
     rows = RowFilter(config.prepare, config.seed, chat)
     tests, training = _find(config.data)

@@ -16,6 +16,7 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.errors import ArtifactError
 from pipeline.core.stage import Stage
+from pipeline.optimization.formats import FORMATS
 
 STAGE = Stage(
     version=1,
@@ -87,7 +88,7 @@ def _location(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
     return {
         "kind": manifest.kind,
-        "path": str(artifact.path.absolute()),
+        "path": str(artifact.path),
         "digest": manifest.digest,
         "bytes": manifest.bytes,
     }
@@ -101,7 +102,7 @@ def _card(
     name: str, inputs: Mapping[str, Artifact], scores: Mapping[str, Any], shipped: str
 ) -> str:
     """Markdown, in the order in which a reader asks: what, how good, from what, where."""
-    form = "unquantized" if shipped == "none" else shipped
+    form = FORMATS[shipped].title
     gate, code = inputs["evaluate"].manifest.failure, inputs["merge"].manifest.code
     base = inputs["merge"].manifest.config["model"]["name"]
     data = inputs["prepare"].manifest.config["data"]["folder"]
@@ -112,7 +113,7 @@ def _card(
         f"# {name}",
         "",
         f"{base} tuned by {method} on {data}, shipped as "
-        f"**{form}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
+        f"**{form}** (`{shipped}`). Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
         "",
         "| model | exact match | 95 % interval |",
         "|---|--:|--:|",

@@ -11,33 +11,30 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.config.finetune import FinetuneConfig, ParallelConfig
 from pipeline.core.errors import ResourceError
 
-# How a step is divided, over processes and over time. It does not change what the step computes.
-LAYOUT = ("processes", "nodes", "tensor", "pipeline", "context", "micro_batch_size", "pack_length")
 # Steps between readings of the loss from a GPU, for which the host waits. A CPU need not wait.
 GPU_REPORT_EVERY = 10
+# How a step is divided, over processes and over time. It does not change what the step computes.
+LAYOUT = {"parallel", "micro_batch_size", "pack_length"}
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything that a training run depends on.
 
-    hf: folder of config.json and tokenizer files. weights: NeMo checkpoint to start from, or None
-    for random weights. train_rows, validation_rows: folders of `TokenRows`. scratch: where
-    checkpoints to resume from are kept. out: where the result goes. section: the configuration's
-    section, to name a setting in a message. Batch sizes are in rows, max_length in tokens.
-    pack_length: tokens of a pack of rows, in place of micro-batches; 0 pads rows instead.
-    precision: of the matrix products on a GPU; on a CPU all is float32. processes: of all `nodes`,
-    which are machines. patches: none leaves out replacements of library code that are not required.
-    made_from: digest of the rows and of the weights to start from. less_memory: which settings
-    would make the job fit, for the message when memory runs out.
+    settings: the configuration's section. hf: folder of config.json and tokenizer files. weights:
+    NeMo checkpoint to start from, or None for random weights. train_rows, validation_rows: folders
+    of `TokenRows`. scratch: folder of the checkpoints to resume from. out: where the result goes.
+    max_length: longest row in tokens. nodes: machines that share the processes. made_from: digest
+    of the rows and of the weights to start from. less_memory: which settings would make the job
+    fit, for the message when memory runs out.
     """
 
-    section: str
-    method: Literal["lora", "dora", "sft"]
+    settings: FinetuneConfig
     hf: Path
     weights: Path | None
     train_rows: Path
@@ -45,30 +42,14 @@ class Job:
     scratch: Path
     out: Path
     seed: int
-    steps: int
     max_length: int
-    global_batch_size: int
-    micro_batch_size: int
-    learning_rate: float
-    min_learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    clip_grad: float
-    validate_every: int
-    checkpoint_every: int
-    rank: int = 0
-    alpha: int = 0
-    dropout: float = 0.0
-    processes: int = 1
     nodes: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
-    pack_length: int = 0
-    precision: Literal["bf16", "fp8"] = "bf16"
-    patches: Literal["all", "none"] = "all"
     made_from: str = ""
     less_memory: str = ""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        return self.settings.parallel
 
     @property
     def identity(self) -> str:
@@ -77,19 +58,17 @@ class Job:
         Neither the number of processes nor the size of micro-batches counts: they compute the same,
         and a checkpoint is whole. So a run that ran out of memory resumes with smaller ones.
         """
-        settings = {
-            name: value
-            for name, value in asdict(self).items()
-            if not isinstance(value, Path) and name not in (*LAYOUT, "less_memory")
-        }
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        settings = self.settings.model_dump(mode="json", exclude=LAYOUT)
+        run = [settings, self.seed, self.max_length, self.made_from]
+        return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), default=str)
+        return json.dumps({**vars(self), "settings": self.settings.model_dump()}, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
         fields = json.loads(text)
+        fields["settings"] = FinetuneConfig.model_validate(fields["settings"])
         paths = ("hf", "weights", "train_rows", "validation_rows", "scratch", "out")
         return cls(**fields | {k: Path(fields[k]) if fields[k] else None for k in paths})
 
@@ -99,9 +78,8 @@ def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceErro
 
     longest: tokens of the longest training row. memory: bytes of the rank's GPU; None on a CPU.
     """
-    change = job.less_memory or (
-        f"lower {job.section}.micro_batch_size (now {job.micro_batch_size})"
-    )
+    smaller = f"lower finetune.micro_batch_size (now {job.settings.micro_batch_size})"
+    change = job.less_memory or smaller
     where = "the machine's memory" if memory is None else f"a GPU's {memory / 2**30:.0f} GiB"
     kept = len(Checkpoints(job.scratch, job.identity).curve())
     resumes = f"resumes from the checkpoint of step {kept}" if kept else "starts again"

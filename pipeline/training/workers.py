@@ -42,10 +42,10 @@ def train_in_processes(
         PipelineError: as `trainer.train`, or a process died; says which and why.
         ConfigError: the job is for several machines, and this one was not started as one of them.
     """
-    if job.processes == 1 and worker == _WORKER:
+    if job.parallel.processes == 1 and worker == _WORKER:
         return _train_here(job, report)
     trained, failure, died = None, None, None
-    with _ranks(job.nodes, job.processes, worker, job.to_json()) as process:
+    with _ranks(job.nodes, job.parallel.processes, worker, job.to_json()) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if not line.startswith(MARK):
@@ -63,7 +63,8 @@ def train_in_processes(
     if failure:
         raise failure
     if trained is None or process.returncode:
-        died = died or f"the {job.processes} training processes ended ({process.returncode})"
+        processes = job.parallel.processes
+        died = died or f"the {processes} training processes ended ({process.returncode})"
         raise PipelineError(f"{died}; all others were stopped. {_how_to_resume(job)}")
     return trained
 
@@ -140,7 +141,7 @@ def _how_to_resume(job: Job) -> str:
 def _train_here(job: Job, report: Callable[[Point], None]) -> Trained:
     from pipeline.training.nemo.session import nemo_session
 
-    with nemo_session(job.patches):
+    with nemo_session(job.settings.patches):
         from pipeline.training.nemo.trainer import train
 
         return train(job, report)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -105,8 +104,8 @@ def test_each_method_learns_and_its_checkpoint_computes_the_reported_loss(
 
 
 def test_the_loss_is_over_tokens_however_the_batch_is_cut(base: Path, tmp_path: Path) -> None:
-    whole = train(make_job(base, tmp_path / "whole", method="sft", steps=6, micro_batch_size=8))
-    cut = train(make_job(base, tmp_path / "cut", method="sft", steps=6, micro_batch_size=1))
+    whole = train(make_job(base, tmp_path / "whole", method="sft", max_steps=6, micro_batch_size=8))
+    cut = train(make_job(base, tmp_path / "cut", method="sft", max_steps=6, micro_batch_size=1))
     assert np.allclose(
         [p.loss for p in whole.curve], [p.loss for p in cut.curve], rtol=1e-4, atol=0
     )
@@ -119,7 +118,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
     base: Path, tmp_path: Path, uninterrupted: Trained
 ) -> None:
     job = make_job(base, tmp_path, dropout=0.1)
-    step = random.randint(4, job.steps - 2)
+    step = random.randint(4, job.settings.max_steps - 2)
     with start_worker(job) as killed:
         assert killed.stdout
         for line in killed.stdout:
@@ -127,7 +126,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
                 killed.kill()
                 break
     done = len(Checkpoints(job.scratch, job.identity).curve())
-    assert 0 < done <= step + job.checkpoint_every
+    assert 0 < done <= step + job.settings.checkpoint_every
     with start_worker(job) as resumed:
         output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0
@@ -137,7 +136,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
         if line.startswith(launch.MARK)
     ]
     steps = [Point(**e["point"]).step for e in events if "point" in e]
-    assert steps == list(range(done + 1, job.steps + 1))
+    assert steps == list(range(done + 1, job.settings.max_steps + 1))
     trained = Trained.from_json(events[-1]["trained"])
     assert trained.resumed_from == done
     assert losses(trained) == losses(uninterrupted), f"killed at step {step}"
@@ -145,7 +144,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
 
 def test_a_model_that_drops_attention_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", attention_dropout=0.1)
-    jobs = [make_job(base, tmp_path / name, steps=8) for name in ("whole", "stopped")]
+    jobs = [make_job(base, tmp_path / name, max_steps=8) for name in ("whole", "stopped")]
     whole = train(jobs[0])
 
     def stop(point: Point) -> None:
@@ -160,14 +159,14 @@ def test_a_model_that_drops_attention_goes_on_to_the_same_losses(tmp_path: Path)
 
 
 def test_full_training_goes_on_to_the_same_losses(base: Path, tmp_path: Path) -> None:
-    job = make_job(base, tmp_path / "whole", method="sft", steps=8)
+    job = make_job(base, tmp_path / "whole", method="sft", max_steps=8)
     whole = train(job)
 
     def fail(point: Point) -> None:
         if point.step == 5:
             raise KeyboardInterrupt
 
-    halved = make_job(base, tmp_path / "halved", method="sft", steps=8)
+    halved = make_job(base, tmp_path / "halved", method="sft", max_steps=8)
     with pytest.raises(KeyboardInterrupt):
         launch.train_in_processes(halved, fail)
     again = train(halved)
@@ -176,20 +175,20 @@ def test_full_training_goes_on_to_the_same_losses(base: Path, tmp_path: Path) ->
 
 
 def test_out_of_memory_it_goes_on_with_smaller_micro_batches(base: Path, tmp_path: Path) -> None:
-    whole = train(make_job(base, tmp_path / "whole", method="sft", steps=8))
+    whole = train(make_job(base, tmp_path / "whole", method="sft", max_steps=8))
 
     def fail(point: Point) -> None:
         if point.step == 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     advice = "set finetune.micro_batch_size=2"
-    job = make_job(base, tmp_path / "large", method="sft", steps=8, less_memory=advice)
+    job = make_job(base, tmp_path / "large", method="sft", max_steps=8, less_memory=advice)
     with pytest.raises(ResourceError) as refused:
         launch.train_in_processes(job, fail)
     said = str(refused.value)
     assert advice in said
     assert said.endswith("run again, which resumes from the checkpoint of step 3")
-    smaller = make_job(base, tmp_path / "small", method="sft", steps=8, micro_batch_size=2)
+    smaller = make_job(base, tmp_path / "small", method="sft", max_steps=8, micro_batch_size=2)
     Checkpoints(smaller.scratch, smaller.identity).adopt([job.scratch])
     again = train(smaller)
     assert again.resumed_from == 3
@@ -210,9 +209,9 @@ def test_validating_does_not_count_as_the_time_of_steps(
         return validation_loss(*arguments)
 
     monkeypatch.setattr(Recorder, "_validation_loss", slow)
-    job = make_job(base, tmp_path, steps=4, validate_every=2, checkpoint_every=100)
+    job = make_job(base, tmp_path, max_steps=4, validate_every=2, checkpoint_every=100)
     curve = train(job).curve
-    tokens = job.global_batch_size * max(len(row.input_ids) for row in make_rows(120))
+    tokens = job.settings.global_batch_size * max(len(row.input_ids) for row in make_rows(120))
     assert [p.step for p in curve if p.tokens_per_second > tokens / waited] == [1, 2, 3, 4]
     assert [p.step for p in curve if p.validation_loss is not None] == [2, 4]
 
@@ -237,7 +236,7 @@ def test_training_without_patches_gives_nearly_the_same_losses(
     runs = {}
     for patches, run in (("all", train), ("none", train_apart)):
         (tmp_path / patches).mkdir()
-        changes = {"method": method, "patches": patches, "steps": 8, "checkpoint_every": 5}
+        changes = {"method": method, "patches": patches, "max_steps": 8, "checkpoint_every": 5}
         runs[patches] = run(make_job(base, tmp_path / patches, **changes))
     found, expected = ([p.loss for p in runs[name].curve] for name in ("none", "all"))
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
@@ -250,11 +249,11 @@ def test_without_patches_only_required_records_are_applied(
     applied: list[Patch] = []
     by = Patch.by
     monkeypatch.setattr(Patch, "by", lambda patch, **v: (applied.append(patch), by(patch, **v))[1])
-    job = make_job(base, tmp_path, steps=1, patches="none")
+    job = make_job(base, tmp_path, max_steps=1, patches="none")
     train(job)
     assert applied
     assert all(patch.required for patch in applied)
-    train(replace(job, patches="all", out=tmp_path / "all", scratch=tmp_path / "all"))
+    train(make_job(base, tmp_path / "all", max_steps=1))
     assert not all(patch.required for patch in applied)
 
 
@@ -412,12 +411,11 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
 
 def test_training_imports_nothing_that_it_does_not_use(base: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline.training import workers as launch; "
-        "from pipeline.training.job import Job; "
-        "launch.train_in_processes(Job.from_json(sys.argv[1]), lambda point: None); "
+        "import sys; from pipeline.training import workers; from pipeline.training.job import Job; "
+        "workers.train_in_processes(Job.from_json(sys.argv[1]), lambda point: None); "
         "print([m for m in ('modelopt', 'torchmetrics', 'sklearn', 'wandb') if m in sys.modules])"
     )
-    command = [sys.executable, "-c", code, make_job(base, tmp_path, steps=1).to_json()]
+    command = [sys.executable, "-c", code, make_job(base, tmp_path, max_steps=1).to_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -425,7 +423,7 @@ def test_training_imports_nothing_that_it_does_not_use(base: Path, tmp_path: Pat
 def test_a_trained_model_does_not_stay_in_memory(base: Path, tmp_path: Path) -> None:
     gc.unfreeze()  # what others froze
     frozen = gc.get_freeze_count()  # Python's own
-    train(make_job(base, tmp_path, steps=1))
+    train(make_job(base, tmp_path, max_steps=1))
     gc.collect()
     kept = [o for o in gc.get_objects() if type(o).__name__ == "MegatronParallel"]
     assert not kept
@@ -439,7 +437,7 @@ def test_a_trained_model_is_not_copied_to_the_host(
     """It is on disk by then, and its memory goes with it."""
     copied: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: copied.append(self) or self)
-    train(make_job(base, tmp_path, steps=1))
+    train(make_job(base, tmp_path, max_steps=1))
     assert not copied
 
 
@@ -534,7 +532,7 @@ def test_packed_rows_train_as_padded_ones_do(method: str, base: Path, tmp_path: 
     for pack_length in (0, 48):
         folder = tmp_path / str(pack_length)
         folder.mkdir()
-        job = make_job(base, folder, method=method, pack_length=pack_length, steps=6)
+        job = make_job(base, folder, method=method, pack_length=pack_length, max_steps=6)
         trained = train(job)
         runs.append([(p.loss, p.grad_norm, p.validation_loss or 0.0) for p in trained.curve])
     for padded, packed in zip(*runs, strict=True):

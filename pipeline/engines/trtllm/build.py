@@ -17,14 +17,13 @@ from typing import Any
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ArtifactError, DataError, MissingRuntime
+from pipeline.optimization.formats import FORMATS, format_of
 
 IMAGE = "<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1"
 COMMAND = "trtllm-build"
 ENGINES = "engine"  # below the artifact: rank*.engine and their config.json
 LOG = "trtllm-build.log"
 MAX_NUM_TOKENS = 8192  # trtllm-build's default
-# In these every product of linear layers has a kernel of its own; the plugin would slow them down.
-WITHOUT_GEMM_PLUGIN = ("FP8", "W8A8_SQ_PER_CHANNEL")
 
 
 def version() -> str | None:
@@ -65,8 +64,9 @@ def missing_llm() -> str | None:
 
 def not_loaded(precision: str) -> str | None:
     """Why its PyTorch backend does not load a format; None if it does."""
-    loaded = ("bf16", "fp16", "fp8", "nvfp4")
-    return None if precision in loaded else f"TensorRT-LLM's PyTorch backend: no {precision}"
+    format = FORMATS.get(precision)
+    loaded = format.trtllm_loads_hf if format else precision in ("bf16", "fp16")
+    return None if loaded else f"TensorRT-LLM's PyTorch backend: no {precision}"
 
 
 def build_command(checkpoint: Path, out: Path, engine: EngineConfig) -> list[str]:
@@ -79,7 +79,8 @@ def build_command(checkpoint: Path, out: Path, engine: EngineConfig) -> list[str
     """
     config = _read_config(checkpoint)
     quantization = config.get("quantization") or {}
-    gemm = "disable" if quantization.get("quant_algo") in WITHOUT_GEMM_PLUGIN else "auto"
+    format = format_of(quantization.get("quant_algo"))
+    gemm = "auto" if format is None or format.gemm_plugin else "disable"
     arguments = {
         "checkpoint_dir": checkpoint,
         "output_dir": out,

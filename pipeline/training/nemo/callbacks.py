@@ -35,7 +35,7 @@ class Recorder(pl.Callback):
         self._pending: list[tuple[int, float, torch.Tensor, Any]] = []
         self._tokens = 0
         # Whether there is dropout, of the adapter or of the model's attention.
-        self._draws = job.dropout > 0 or read_shape(job.hf).attention_dropout > 0
+        self._draws = job.settings.adapter.dropout > 0 or read_shape(job.hf).attention_dropout > 0
         self._every = GPU_REPORT_EVERY if on_gpu() else 1
         self._began = self._marked = time.perf_counter()
         self._trainable = self._gpu_memory = 0
@@ -71,9 +71,9 @@ class Recorder(pl.Callback):
         norm = self._logged["grad_norm"]
         self._pending.append((step, self._rate, outputs["loss"].detach(), norm))
         self._tokens += trainer.datamodule.tokens(step - 1)
-        last = step == job.steps
-        validate = last or step % job.validate_every == 0
-        save = not last and step % job.checkpoint_every == 0
+        last = step == job.settings.max_steps
+        validate = last or step % job.settings.validate_every == 0
+        save = not last and step % job.settings.checkpoint_every == 0
         if validate or save or step % self._every == 0:
             self._flush(trainer, self._validate(trainer) if validate else None)
         if save:
@@ -118,9 +118,10 @@ class Recorder(pl.Callback):
 
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
+            settings = self._job.settings
             raise PipelineError(
-                f"the {name} is {value} at step {step} of {self._job.steps}: lower the learning "
-                f"rate (now {self._job.learning_rate:g}), lengthen the warm-up, or check the "
+                f"the {name} is {value} at step {step} of {settings.max_steps}: lower the learning "
+                f"rate (now {settings.learning_rate:g}), lengthen the warm-up, or check the "
                 f"rows of that step in the dataset's samples.html"
             )
 

@@ -46,12 +46,12 @@ class _Sampler(MegatronDataSampler):
     def __init__(self, job: Job, packs: Callable[[MegatronStep[Any, Any]], int]) -> None:
         super().__init__(
             seq_len=job.max_length,
-            micro_batch_size=1 if job.pack_length else job.micro_batch_size,
-            global_batch_size=job.global_batch_size,
+            micro_batch_size=1 if job.settings.pack_length else job.settings.micro_batch_size,
+            global_batch_size=job.settings.global_batch_size,
             dataloader_type="batch",
             output_log=False,
         )
-        self._packs = packs if job.pack_length else None
+        self._packs = packs if job.settings.pack_length else None
 
     def on_megatron_step_start(self, step: MegatronStep[Any, Any]) -> MegatronStep[Any, Any]:
         step = super().on_megatron_step_start(step)
@@ -71,11 +71,12 @@ class Data(pl.LightningDataModule):
         self._job = job
         self._train = TokenRows.load(job.train_rows)
         self._validation = TokenRows.load(job.validation_rows) if job.validation_rows else None
-        self._order = SampleOrder(self._train.lengths, job.global_batch_size, job.seed)
+        self._order = SampleOrder(self._train.lengths, job.settings.global_batch_size, job.seed)
         # Matrix kernels are faster with multiples of 8, and FP8's need 16. Context parallelism cuts
         # a row into 2 parts for each rank.
-        kernels = 16 if job.precision == "fp8" else 8
-        self._multiple = math.lcm(kernels, job.tensor, 2 * job.context if job.context > 1 else 1)
+        kernels = 16 if job.settings.precision == "fp8" else 8
+        tensor, context = job.parallel.tensor, job.parallel.context
+        self._multiple = math.lcm(kernels, tensor, 2 * context if context > 1 else 1)
         self._validating: int | None = None  # packs of the validation batch in progress
         self.data_sampler = _Sampler(job, self._microbatches)
 
@@ -98,7 +99,7 @@ class Data(pl.LightningDataModule):
         rows = self._validation
         if rows is None:
             return
-        for chosen in validation_batches(len(rows), self._job.global_batch_size):
+        for chosen in validation_batches(len(rows), self._job.settings.global_batch_size):
             count = rows.trained_tokens(chosen[chosen >= 0])
             batch = self._tensors(rows, chosen)
             self._validating = len(batch["tokens"])
@@ -114,7 +115,8 @@ class Data(pl.LightningDataModule):
 
     def _packs(self, rows: TokenRows, chosen: Ints) -> list[Ints]:
         ranks = parallel_state.get_data_parallel_world_size()
-        return pack(rows.lengths, chosen, pack_length=self._job.pack_length, ranks=ranks)
+        length = self._job.settings.pack_length or 0
+        return pack(rows.lengths, chosen, pack_length=length, ranks=ranks)
 
     def _tensors(self, rows: TokenRows, chosen: Ints) -> Tensors:
         """What NeMo calls a batch: this rank's part of the `chosen` rows, or of their packs.
@@ -124,7 +126,7 @@ class Data(pl.LightningDataModule):
         rank = parallel_state.get_data_parallel_rank()
         ranks = parallel_state.get_data_parallel_world_size()
         part = slice(rank, None, ranks)
-        if self._job.pack_length:
+        if self._job.settings.pack_length:
             return self._packed(rows, self._packs(rows, chosen), part)
         length = padded_length(rows, chosen, self._multiple)
         batch = collate(rows, chosen, length=length, part=part)
@@ -179,7 +181,7 @@ class _Steps(Dataset[Tensors]):
         self._data, self._first = data, first
 
     def __len__(self) -> int:
-        return self._data._job.steps
+        return self._data._job.settings.max_steps
 
     def __getitem__(self, index: int) -> Tensors:
         return self._data.training_batch(self._first + index)

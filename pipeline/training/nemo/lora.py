@@ -29,7 +29,7 @@ class AdapterLayer:
     """
 
     layer: int
-    name: str  # as in weight_map.LINEAR_LAYERS
+    name: str  # Megatron's, as in the record of the model's family
     weight: torch.Tensor
     bias: torch.Tensor | None
     a: torch.Tensor
@@ -81,7 +81,7 @@ def peft_tensors(shape: Shape, layers: Sequence[AdapterLayer]) -> dict[str, torc
     """
     tensors = {}
     for adapter in layers:
-        rule = weight_map.linear_rule(adapter.layer, adapter.name)
+        rule = weight_map.linear_rule(shape, adapter.layer, adapter.name)
         bias = adapter.folded()[1] if adapter.magnitude is not None else None
         named = {"lora_B.weight": adapter.b, "lora_magnitude_vector": adapter.magnitude}
         named["base_layer.bias"] = bias

@@ -1,7 +1,7 @@
 """Models of NeMo 2.0 on Megatron-Core: made from HF folders, saved, opened, and read back.
 
     with nemo_session():                           # training/nemo/session.py
-        model_for(hf_folder, seq_length=512)       # a NeMo LlamaModel, Qwen2Model or MistralModel
+        model_for(hf_folder, seq_length=512)       # a NeMo LlamaModel, Qwen2Model ...
         tokenizer_for(folder)                      # NeMo's tokenizer object; runs no model code
         import_hf(hf_folder, out)                  # HF folder -> out/weights out/context out/hf
         model = open_checkpoint(folder)            # back from disk, ready to compute
@@ -21,12 +21,14 @@ float32 on a CPU and bfloat16 on a GPU. Knows nothing of training, stages or art
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.families import FAMILIES
 from pipeline.models.files import copy_assets
 from pipeline.models.hf_model import WeightReader
 from pipeline.training.nemo import weight_map
@@ -134,26 +136,22 @@ def _without_extra_state(module: Any, keys: Any) -> None:
 
 def _family(shape: Shape) -> tuple[type[GPTConfig], type[GPTModel], dict[str, Any]]:
     """The NeMo classes of a family, and the fields that only this family has."""
-    if shape.family == "qwen2":
-        from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config, Qwen2Model
-
-        return Qwen2Config, Qwen2Model, {}
-    if shape.family == "mistral":
-        from nemo.collections.llm.gpt.model.mistral import MistralConfig7B, MistralModel
-
-        # Full attention: the check of the folder refuses a smaller window.
-        return MistralConfig7B, MistralModel, {"window_size": None, "cp_comm_type": None}
-    from nemo.collections.llm.gpt.model.llama import Llama31Config, LlamaConfig, LlamaModel
-
+    nemo = FAMILIES[shape.family].nemo
     if (rope := shape.rope_scaling) is None:
-        return LlamaConfig, LlamaModel, {}
+        return _named(nemo.config), _named(nemo.model), dict(nemo.fields)
     scaling = {
         "scale_factor": rope.factor,
         "low_freq_factor": rope.low_freq_factor,
         "high_freq_factor": rope.high_freq_factor,
         "old_context_len": rope.original_max_positions,
     }
-    return Llama31Config, LlamaModel, scaling
+    return _named(nemo.rope_configs[rope.kind]), _named(nemo.model), {**nemo.fields, **scaling}
+
+
+def _named(place: str) -> Any:
+    """The class at "module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def tokenizer_for(folder: Path) -> Any:
@@ -174,7 +172,7 @@ def import_hf(hf_folder: Path, out: Path) -> None:
     copy_assets(hf_folder, out / ASSETS)
     model = model_for(out / ASSETS, perform_initialization=False)
     trainer = connect(model)
-    parameter = _parameters(model)
+    parameter = _parameters(model, shape)
     with WeightReader(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
 
         def fill(rule: weight_map.Rule) -> None:
@@ -262,13 +260,13 @@ def load_weights(trainer: Trainer, folder: Path, *, only_adapter: bool = False) 
     strategy.load_model_state_dict(loaded, strict=not only_adapter)
 
 
-def _parameters(model: GPTModel) -> Callable[[str], torch.Tensor]:
+def _parameters(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:
     """Reads the Megatron module's parameters by the names of `weight_map`."""
     # A layer with an adapter keeps the weights that it wraps one level down.
     found = {n.replace(".to_wrap.", "."): p for n, p in model.module.named_parameters()}
 
     def parameter(name: str) -> torch.Tensor:
-        return found[name if name in found else weight_map.local_name(name)].detach()
+        return found[name if name in found else weight_map.local_name(shape, name)].detach()
 
     return parameter
 
@@ -287,4 +285,4 @@ def logits(model: GPTModel, ids: Sequence[int]) -> torch.Tensor:
 
 def hf_tensors(model: GPTModel, shape: Shape) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's weights by their HF names, one after another."""
-    return weight_map.unfused(shape, _parameters(model))
+    return weight_map.unfused(shape, _parameters(model, shape))

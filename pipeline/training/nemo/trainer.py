@@ -57,14 +57,14 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
 
     report: called on the first rank after each step, in order (on a GPU ten steps at a time).
 
-    Must run within `nemo_session(job.patches)`, in every process of the job.
+    Must run within `nemo_session(job.settings.patches)`, in every process of the job.
 
     Raises:
         PipelineError: the loss or the gradient's norm is not a finite number.
         ResourceError: memory ran out.
     """
     pl.seed_everything(job.seed)
-    fused, patched = has_transformer_engine(), job.patches == "all"
+    fused, patched = has_transformer_engine(), job.settings.patches == "all"
     # Its gradient is wrong without a patch; see records.CROSS_ENTROPY.
     unpatched = {} if patched else {"cross_entropy_fusion_impl": "native"}
     model = model_for(
@@ -73,9 +73,9 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         # The mean over the tokens of the global batch, not the mean of micro-batches' means.
         calculate_per_token_loss=True,
         # Needs Apex, or the patch of the output layer.
-        gradient_accumulation_fusion=fused and patched and job.method == "sft",
+        gradient_accumulation_fusion=fused and patched and job.settings.method == "sft",
         # Queries and keys are rotated in place, without copies; for packs see packed_rope.py.
-        fused_single_qkv_rope=fused and not job.pack_length,
+        fused_single_qkv_rope=fused and not job.settings.pack_length,
         **unpatched,
     )
     checkpoints = Checkpoints(job.scratch, job.identity)
@@ -87,10 +87,10 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     _add_adapter(job, model, trainer)
     optimizer, data = _optimizer(job), Data(job)
     optimizer.connect(model)
-    if job.method == "sft":
+    if job.settings.method == "sft":
         _scale_beforehand(model, optimizer, lambda: data.trained_tokens(trainer.global_step))
     if resume := checkpoints.newest():
-        base = None if job.method == "sft" else job.weights
+        base = None if job.settings.method == "sft" else job.weights
         trainer.ckpt_path = AdapterPath(resume, base_model_path=base) if base else str(resume)
     elif job.weights is not None:
         trainer.strategy.restore_config = RestoreConfig(path=str(job.weights))
@@ -105,7 +105,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
 @contextmanager
 def _patches(job: Job) -> Iterator[None]:
     with ExitStack() as stack:
-        if job.patches == "all":
+        if job.settings.patches == "all":
             stack.enter_context(fast_training())
             stack.enter_context(seeded_lora_init(job.seed))
             stack.enter_context(synchronized_ddp())
@@ -120,21 +120,21 @@ def _trainer(job: Job) -> nl.Trainer:
         # counts steps in a tensor of no dimension, and the shared state cannot hold that.
         use_distributed_optimizer=has_transformer_engine(),
         # An adapter's gradients are small sums; a whole model's are accumulated in float32.
-        grad_reduce_in_fp32=not gpu or job.method == "sft",
+        grad_reduce_in_fp32=not gpu or job.settings.method == "sft",
         check_for_nan_in_grad=False,  # the recorder checks loss and norm, without another wait
     )
     strategy = nl.MegatronStrategy(
-        tensor_model_parallel_size=job.tensor,
-        pipeline_model_parallel_size=job.pipeline,
-        context_parallel_size=job.context,
-        sequence_parallel=gpu and job.tensor > 1,  # gloo has no reduce-scatter
+        tensor_model_parallel_size=job.parallel.tensor,
+        pipeline_model_parallel_size=job.parallel.pipeline,
+        context_parallel_size=job.parallel.context,
+        sequence_parallel=gpu and job.parallel.tensor > 1,  # gloo has no reduce-scatter
         pipeline_dtype=torch.bfloat16 if gpu else torch.float32,
         ddp=ddp,
         gradient_as_bucket_view=True,
         ckpt_optim_fully_reshardable=True,  # to resume with another number of ranks
         ckpt_async_save=False,
         ckpt_torch_dist_multiproc=checkpoint_files(),
-        ckpt_parallel_load=job.processes > 1,
+        ckpt_parallel_load=job.parallel.processes > 1,
         replace_progress_bar=False,
     )
     if gpu:
@@ -144,28 +144,28 @@ def _trainer(job: Job) -> nl.Trainer:
             pipeline_dtype=torch.bfloat16,
             autocast_enabled=False,
             grad_reduce_in_fp32=ddp.grad_reduce_in_fp32,
-            **(FP8 if job.precision == "fp8" else {}),
+            **(FP8 if job.settings.precision == "fp8" else {}),
         )
     else:
         precision = nl.MegatronMixedPrecision(precision="32")
     strategy.log_train_loss = False  # the recorder keeps it, without Lightning's bookkeeping
     trainer = nl.Trainer(
         accelerator="gpu" if gpu else "cpu",
-        devices=job.processes // job.nodes,
+        devices=job.parallel.processes // job.nodes,
         num_nodes=job.nodes,
-        max_steps=job.steps,
+        max_steps=job.settings.max_steps,
         strategy=strategy,
         plugins=precision,
         limit_val_batches=0,  # the recorder validates
         num_sanity_val_steps=0,
-        log_every_n_steps=job.steps + 1,
+        log_every_n_steps=job.settings.max_steps + 1,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if job.processes == 1:
+    if job.parallel.processes == 1:
         # One process needs no network port for its process group.
         strategy.store = torch.distributed.HashStore()
     return trainer
@@ -173,12 +173,13 @@ def _trainer(job: Job) -> nl.Trainer:
 
 def _add_adapter(job: Job, model: GPTModel, trainer: nl.Trainer) -> None:
     """Put LoRA or DoRA on every linear layer, once the base is loaded."""
-    if job.method == "sft":
+    if job.settings.method == "sft":
         return
     from nemo.collections.llm import peft
 
-    make = peft.DoRA if job.method == "dora" else peft.LoRA
-    adapter = make(dim=job.rank, alpha=job.alpha, dropout=job.dropout)
+    make = peft.DoRA if job.settings.method == "dora" else peft.LoRA
+    sizes = job.settings.adapter
+    adapter = make(dim=sizes.rank, alpha=sizes.alpha, dropout=sizes.dropout)
     model.model_transform = adapter
     model.__io__.model_transform = adapter.__io__  # what the checkpoint's context records
     # The adapter itself is the callback, so that gradient buffers are made for it alone.
@@ -189,24 +190,26 @@ def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
     """AdamW with a linear warm-up and a cosine decay; betas as in arXiv:2005.14165."""
     config = OptimizerConfig(
         optimizer="adam",
-        lr=job.learning_rate,
+        lr=job.settings.learning_rate,
         adam_beta2=0.95,
-        weight_decay=job.weight_decay,
-        clip_grad=job.clip_grad,
+        weight_decay=job.settings.weight_decay,
+        clip_grad=job.settings.clip_grad,
         bf16=on_gpu(),
         fp16=False,
         use_distributed_optimizer=has_transformer_engine(),
         # Float32 weights without a second copy of their upper half; see master_weights.py.
         # Adapters' gradients are bfloat16, which Megatron's other optimizer copies to float32.
         use_precision_aware_optimizer=(
-            has_transformer_engine() and job.method == "sft" and job.patches == "all"
+            has_transformer_engine()
+            and job.settings.method == "sft"
+            and job.settings.patches == "all"
         ),
     )
     schedule = nl.lr_scheduler.CosineAnnealingScheduler(
-        max_steps=job.steps,
-        warmup_steps=job.warmup_steps,
+        max_steps=job.settings.max_steps,
+        warmup_steps=job.settings.warmup_steps,
         constant_steps=0,
-        min_lr=job.min_learning_rate,
+        min_lr=job.settings.min_learning_rate,
     )
     return nl.MegatronOptimizerModule(config, lr_scheduler=schedule)
 
