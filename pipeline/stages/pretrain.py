@@ -29,7 +29,7 @@ from pipeline.training.corpus import (
     train_tokenizer,
 )
 from pipeline.training.job import Checkpoints, Job
-from pipeline.training.progress import following, write_curve
+from pipeline.training.progress import show_progress, write_loss_curve
 
 STAGE = Stage(
     version=1,
@@ -79,12 +79,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     with nemo_session():
         from pipeline.training.nemo import trainer as nemo_training
 
-        with following(settings.steps, done) as report:
+        with show_progress(settings.steps, done) as report:
             trained = nemo_training.train(job, report)
         model = nemo.open_checkpoint(out)
         write_weights(hf, nemo.hf_tensors(model, read_shape(hf)), dtype="bfloat16")
     curve = trained.curve
-    write_curve(out, curve, title="Pretraining")
+    write_loss_curve(out, curve, title="Pretraining")
     tokens = settings.steps * settings.batch_size * (settings.sequence_length + 1)
     provenance = {
         "command": " ".join(["python", "-m", "pipeline", *sys.argv[1:]]),
@@ -198,6 +198,7 @@ def _job(config: Config, hf: Path, rows: Path, scratch: Path, out: Path) -> Job:
         clip_grad=1.0,
         validate_every=settings.steps,
         checkpoint_every=settings.checkpoint_every,
+        patches="all",
     )
     return Job(
         settings=training,

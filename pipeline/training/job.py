@@ -1,6 +1,6 @@
-"""What a training run is, without what runs it: the job, its curve, its checkpoints on disk.
+"""A training run's data: the job, its loss curve, its checkpoints on disk.
 
-Knows neither NeMo nor torch, so that settings are refused before either is imported.
+Imports neither NeMo nor torch, so that settings are refused before either is imported.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from typing import Any
 from pipeline.config.finetune import FinetuneConfig, ParallelConfig
 from pipeline.core.errors import ResourceError
 
-# Steps between reading the loss off a GPU, for which the host waits. A CPU has nothing to wait for.
+# Steps between readings of the loss from a GPU, for which the host waits. A CPU need not wait.
 GPU_REPORT_EVERY = 10
-# How a step is shared out, over processes and over time: what it computes is the same.
+# How a step is divided, over processes and over time. It does not change what the step computes.
 LAYOUT = {"parallel", "micro_batch_size", "pack_length"}
 
 
@@ -53,10 +53,10 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """What a checkpoint must have been made with for this job to resume from it.
+        """Digest of all that a checkpoint must have been made with for this job to resume from it.
 
-        Not how many processes share a step nor the size of its micro-batches: they compute the
-        same, and a checkpoint is whole. So a run that lacked memory resumes with smaller ones.
+        Neither the number of processes nor the size of micro-batches counts: they compute the same,
+        and a checkpoint is whole. So a run that ran out of memory resumes with smaller ones.
         """
         settings = self.settings.model_dump(mode="json", exclude=LAYOUT)
         run = [settings, self.seed, self.max_length, self.made_from]
@@ -74,18 +74,18 @@ class Job:
 
 
 def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceError:
-    """The error of a rank whose memory ran out.
+    """The error for a rank that ran out of memory.
 
     longest: tokens of the longest training row. memory: bytes of the rank's GPU; None on a CPU.
     """
     smaller = f"lower finetune.micro_batch_size (now {job.settings.micro_batch_size})"
-    mend = job.less_memory or smaller
+    change = job.less_memory or smaller
     where = "the machine's memory" if memory is None else f"a GPU's {memory / 2**30:.0f} GiB"
     kept = len(Checkpoints(job.scratch, job.identity).curve())
     resumes = f"resumes from the checkpoint of step {kept}" if kept else "starts again"
     return ResourceError(
-        f"{where} ran out while training on rows of up to {longest} tokens: {mend} and run again, "
-        f"which {resumes}"
+        f"{where} ran out while training on rows of up to {longest} tokens: {change} and run "
+        f"again, which {resumes}"
     )
 
 
@@ -107,9 +107,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run. seconds, save_seconds: of this process, without what it resumed from.
+    """The result of a run. seconds, save_seconds: of this process, without what it resumed from.
 
-    gpu_memory: bytes of tensors at the peak, of the fullest rank; 0 on a CPU.
+    gpu_memory: peak bytes of tensors on the rank that uses most; 0 on a CPU.
     """
 
     curve: list[Point]
@@ -129,10 +129,10 @@ class Trained:
 
 
 class Checkpoints:
-    """Checkpoints of a run, the newest one whole at any time.
+    """Checkpoints of a run. The newest one is whole at any time.
 
-    Each is written beside its place and then renamed there, with the curve up to its step; what a
-    killed run left half-written has another name and is removed by the next write.
+    Each is written under another name and then renamed, with the loss curve up to its step. The
+    next write removes what a killed run left incomplete.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -152,9 +152,9 @@ class Checkpoints:
         return [Point(**p) for p in self._progress(newest)["curve"]] if newest else []
 
     def adopt(self, others: Iterable[Path]) -> None:
-        """Take over the newest checkpoint of this very job that lies in another's folder.
+        """Take over the newest checkpoint of this job from another folder.
 
-        A run that was begun with other micro-batches or another layout left it there.
+        A run with other micro-batches or another layout left it there.
         """
         if self.newest():
             return
@@ -167,10 +167,10 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, step: int, curve: list[Point], *, main: bool) -> Iterator[Path]:
-        """A folder for the checkpoint of `step`; it becomes the newest when the block is left.
+        """A folder for the checkpoint of `step`. It becomes the newest when the block ends.
 
-        main: whether this process renames and removes folders, which one of a job's does. All have
-        written when the block of the main one ends.
+        main: whether this process renames and removes folders; one process of a job does. Its block
+        must end after all processes have written.
         """
         place = self._folder / f"step-{step:09d}"
         partial = self._folder / f"partial-{step:09d}"
@@ -190,7 +190,7 @@ class Checkpoints:
 
     @staticmethod
     def _progress(checkpoint: Path) -> dict[str, Any]:
-        """Identity and curve; nothing if a machine that stopped left the file torn."""
+        """Identity and curve; {} if the file is incomplete, as after a power cut."""
         try:
             return json.loads((checkpoint / "progress.json").read_text())
         except (OSError, ValueError):

@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.core.artifact import Outcome
 from pipeline.core.errors import PipelineError, ResourceError
+from pipeline.core.monkeypatch import Patch
 from pipeline.orchestration import compose
 from pipeline.stages import finetune, pretrain
 from pipeline.training import workers as launch
@@ -34,6 +35,7 @@ from tests.integration.training_case import (
     make_job,
     make_rows,
     start_worker,
+    train_apart,
 )
 
 METHODS = ["lora", "dora", "sft"]
@@ -225,16 +227,79 @@ def test_a_gradient_that_is_no_number_names_the_step(base: Path, tmp_path: Path)
         train(make_job(base, tmp_path, alpha=10**30))
 
 
+@pytest.mark.parametrize(("method", "tolerance"), [("sft", 1e-3), ("lora", 2e-2)])
+def test_training_without_patches_gives_nearly_the_same_losses(
+    method: str, tolerance: float, base: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, as NeMo is then imported without patches too. NeMo draws an adapter
+    from other random numbers, so only the first loss of LoRA, whose update is zero, is the same."""
+    runs = {}
+    for patches, run in (("all", train), ("none", train_apart)):
+        (tmp_path / patches).mkdir()
+        changes = {"method": method, "patches": patches, "max_steps": 8, "checkpoint_every": 5}
+        runs[patches] = run(make_job(base, tmp_path / patches, **changes))
+    found, expected = ([p.loss for p in runs[name].curve] for name in ("none", "all"))
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
+
+
+def test_without_patches_only_required_records_are_applied(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[Patch] = []
+    by = Patch.by
+    monkeypatch.setattr(Patch, "by", lambda patch, **v: (applied.append(patch), by(patch, **v))[1])
+    job = make_job(base, tmp_path, max_steps=1, patches="none")
+    train(job)
+    assert applied
+    assert all(patch.required for patch in applied)
+    train(make_job(base, tmp_path / "all", max_steps=1))
+    assert not all(patch.required for patch in applied)
+
+
+def test_every_patch_for_transformer_engine_is_applied_to_an_attribute_of_that_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With modules that stand in for Transformer Engine and the kernels, which need a GPU."""
+    pytorch, kernels = "transformer_engine.pytorch", "pipeline.training.nemo.patches.triton_kernels"
+    layer = type("TransformerEngineBaseModule", (), {"grad_output_preprocess": None})
+    members: dict[str, dict[str, Any]] = {
+        "transformer_engine_torch": {"multi_tensor_adam_param_remainder": None},
+        f"{pytorch}.optimizers": {"FusedAdam": type("FusedAdam", (), {"load_state_dict": None})},
+        f"{pytorch}.module.base": {"TransformerEngineBaseModule": layer},
+        kernels: {"rotated": object(), "swiglu_back": object()},
+    }
+    with nemo_session():
+        from pipeline.training.nemo.patches import performance
+        from pipeline.training.nemo.patches.records import PATCHES
+
+        for name, values in members.items():
+            module = ModuleType(name)
+            vars(module).update(values)
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(performance, "has_transformer_engine", lambda: True)
+        chosen = [p for p in PATCHES if p.where == "Transformer Engine"]
+
+        def found() -> list[Any]:
+            return [getattr(p._owner(), name, None) for p in chosen for name in p.names]
+
+        before = found()
+        with performance.fast_training():
+            assert not any(new is old for new, old in zip(found(), before, strict=True))
+        assert all(new is old for new, old in zip(found(), before, strict=True))
+        monkeypatch.undo()
+
+
 def test_a_model_is_wrapped_between_two_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     with nemo_session():
         from nemo.lightning.megatron_parallel import MegatronParallel
 
-        from pipeline.training.nemo.patches.ddp_stream_sync import settled_parameters
+        from pipeline.training.nemo.patches.ddp_stream_sync import synchronized_ddp
 
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("waited"))
         monkeypatch.setattr(MegatronParallel, "init_ddp", lambda model: events.append("wrapped"))
-        with settled_parameters():
+        with synchronized_ddp():
             MegatronParallel.init_ddp(None)
         monkeypatch.undo()
     assert events == ["waited", "wrapped", "waited"]
@@ -445,13 +510,13 @@ def test_an_adapter_starts_from_the_seed_and_its_layer_alone(base: Path) -> None
     with nemo_session():
         from nemo.collections.llm import peft
 
-        from pipeline.training.nemo.patches.lora_init import adapter_start
+        from pipeline.training.nemo.patches.lora_init import seeded_lora_init
 
         for seed, drawn_before in ((0, 0), (0, 5), (1, 0)):
             model = nemo.model_for(base / "hf")
             model.trainer = nemo.connect(model)
             torch.rand(drawn_before)
-            with adapter_start(seed):
+            with seeded_lora_init(seed):
                 peft.LoRA(dim=4, alpha=8, dropout=0.0)(model)
             weights = {n: p for n, p in model.module.named_parameters() if "linear_in" in n}
             found.append([w.detach().clone() for w in weights.values()])
