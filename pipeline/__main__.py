@@ -1,7 +1,8 @@
 """The command line: `python -m pipeline stage=<name> [group=option] [key=value]`.
 
-Composes and validates the configuration, then runs one stage, or the whole graph. Imports nothing
-heavy: a refusal answers at once, and helper processes that import this file again start quickly.
+Composes and validates the configuration, then runs one stage, the whole graph, or a sweep of
+either. Imports nothing heavy: errors are reported at once, and helper processes that import this
+file again start quickly.
 """
 
 import gc
@@ -11,21 +12,30 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import EXIT_CODE_FILE, PipelineError
 
+if TYPE_CHECKING:
+    from pipeline.orchestration.arguments import Command
+
 INTERRUPTED = 130
-UNREAD = 141  # what a shell tells of a command that SIGPIPE ended
+UNREAD = 141  # what a shell reports for a command that SIGPIPE ended
+
+
+def console() -> int:
+    """Entry point of the command `pipeline` that an installation brings."""
+    return main(sys.argv[1:])
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; the exit code as pipeline.core.errors draws it."""
-    if not sys.warnoptions:  # what libraries warn of, a user of the pipeline cannot change
+    """Run the command; the exit code, as pipeline.core.errors lists them."""
+    if not sys.warnoptions:  # a user cannot change what libraries warn about
         warnings.simplefilter("ignore")
     code = _guarded(arguments)
     if code and (left := os.environ.get(EXIT_CODE_FILE)):
         Path(left).write_text(str(code))
-    gc.freeze()  # Python ends with a search of all that libraries made: a second with torch
+    gc.freeze()  # at exit Python would search all objects for garbage: a second with torch
     return code
 
 
@@ -33,10 +43,10 @@ def _guarded(arguments: list[str]) -> int:
     wants_traceback = "--traceback" in arguments
     try:
         code = _run([a for a in arguments if a != "--traceback"])
-        print(end="", flush=True)  # here, where it is caught that nobody reads
+        print(end="", flush=True)  # here, so that an output that nobody reads is handled below
         return code
     except KeyboardInterrupt:
-        _say("interrupted: the same command goes on where this one stopped")
+        _say("interrupted: run the same command again to resume")
         return INTERRUPTED
     except PipelineError as error:
         if wants_traceback:
@@ -46,15 +56,15 @@ def _guarded(arguments: list[str]) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_unread():
             return UNREAD
-        # Not foreseen, so a fault of the pipeline or of a library: the traceback is what helps.
+        # Unexpected, so a bug in the pipeline or in a library: the traceback helps.
         traceback.print_exc()
         _say(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
         return 1
 
 
 def _is_unread() -> bool:
-    """Whether nobody reads standard output any more, as behind `| head`; what is left of it then
-    goes nowhere, since Python would complain of it when it ends.
+    """Whether nobody reads standard output any more, as in `… | head`. If so, the rest of the
+    output is discarded: Python would report an error at exit.
     """
     output = sys.stdout.fileno()
     poll = select.poll()
@@ -66,15 +76,54 @@ def _is_unread() -> bool:
 
 
 def _run(arguments: list[str]) -> int:
-    if not arguments or "--help" in arguments or "-h" in arguments:
+    if arguments[:1] == ["init"]:
+        return _init(arguments[1:])
+    from pipeline.orchestration import arguments as command_line
+
+    command = command_line.parse(arguments)
+    if command.prints or not arguments:
+        _print(command)
+        return 0
+    from pipeline.orchestration import compose
+    from pipeline.orchestration.project import enter_project
+
+    enter_project(compose.known_stage(command.stage))
+    if command.multirun:
+        from pipeline.orchestration.sweep import run_sweep
+
+        return run_sweep(command)
+    return _run_stage(command, arguments)
+
+
+def _print(command: "Command") -> None:
+    """What is asked for in place of a run."""
+    if command.prints == "version":
+        from pipeline import __version__
+
+        print(f"pipeline {__version__}")
+    elif command.prints == "config":
+        from pipeline.orchestration.inspection import show_config
+
+        show_config(command)
+    elif command.prints == "info":
+        from pipeline.orchestration.inspection import show_info
+
+        show_info(command)
+    elif command.stage:
+        from pipeline.orchestration.stage_help import stage_help
+
+        print(stage_help(command.stage, command.overrides))
+    else:
         from pipeline.orchestration.help import help_text
 
         print(help_text())
-        return 0
+
+
+def _run_stage(command: "Command", arguments: list[str]) -> int:
     from pipeline.deployment.launchers import submission as launchers
     from pipeline.orchestration import compose
 
-    stage, tree, config = compose.from_command_line(arguments)
+    stage, tree, config = compose.load_command(command)
     if stage == "config":
         print(compose.to_yaml(tree), end="")
     elif launchers.is_elsewhere(stage, config):
@@ -98,9 +147,21 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _init(words: list[str]) -> int:
+    from pipeline.core.errors import ConfigError
+    from pipeline.orchestration.project import init
+
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ConfigError("give one folder: `python -m pipeline init DIR`")
+    for name in init(Path(words[0])):
+        print(f"  {name}")
+    print(f"{words[0]} is a project: run `cd {words[0]} && python -m pipeline stage=all`")
+    return 0
+
+
 def _say(message: str) -> None:
     print(f"pipeline: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(console())

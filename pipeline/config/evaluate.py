@@ -1,12 +1,12 @@
 """Settings of stage=evaluate: the measurements, and the gate that decides on them."""
 
 from collections.abc import Mapping
-from typing import Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipeline.config.quantize import QuantizationFormat
+from pipeline.config.quantize import WeightFormat
 from pipeline.config.section import Positive, Section, Share
+from pipeline.core.tables import table
 
 
 class MinExactMatch(Section):
@@ -20,15 +20,14 @@ class GateConfig(Section):
     """What the tuned model and the format that is exported must reach, or the run fails."""
 
     min_exact_match: MinExactMatch
-    max_drop: Mapping[QuantizationFormat, Share] = Field(
-        description="Exact match that the exported format may lose against the tuned model"
+    max_drop: Mapping[WeightFormat, Share] = Field(
+        description="Exact match that the exported format may lose against the tuned model, by "
+        "format; a format without a value keeps its own default (pipeline/optimization/formats.py)"
     )
 
-    @model_validator(mode="after")
-    def _every_format(self) -> Self:
-        if missing := set(get_args(QuantizationFormat)) - self.max_drop.keys():
-            raise ValueError(f"max_drop has no bound for {', '.join(sorted(missing))}")
-        return self
+    def allowed_drop(self, format: str) -> float:
+        """Exact match that a format may lose against the tuned model."""
+        return self.max_drop.get(format, table("format")[format].max_drop)
 
 
 class EvaluateConfig(Section):

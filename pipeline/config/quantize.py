@@ -1,12 +1,13 @@
 """Settings of stage=quantize (conf/quantize)."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import Positive, Section
+from pipeline.config.section import Positive, Section, choice
+from pipeline.core.tables import table
 
-QuantizationFormat = Literal["fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", "none"]
+WeightFormat = Annotated[str, choice("format")]
 
 
 class CalibrationConfig(Section):
@@ -20,8 +21,8 @@ class CalibrationConfig(Section):
 class QuantizeConfig(Section):
     """Post-training quantization with ModelOpt."""
 
-    format: QuantizationFormat = Field(description="Weight format to export and serve")
-    compare: tuple[QuantizationFormat, ...] = Field(
+    format: WeightFormat = Field(description="Weight format to export and serve")
+    compare: tuple[WeightFormat, ...] = Field(
         description="Further formats that are evaluated beside it; [] saves their time"
     )
     kv_cache: Literal["none", "fp8"] = Field(description="Format of the key-value cache")
@@ -34,6 +35,7 @@ class QuantizeConfig(Section):
     def _possible(self) -> Self:
         if "lm_head" not in self.exclude:
             raise ValueError("exclude must name lm_head: no runtime here takes it quantized")
-        if self.kv_cache != "none" and "none" in (self.format, *self.compare):
+        formats = [table("format")[name] for name in (self.format, *self.compare)]
+        if self.kv_cache != "none" and not all(format.quantized for format in formats):
             raise ValueError("format none leaves the key-value cache as it is: set kv_cache=none")
         return self

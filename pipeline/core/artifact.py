@@ -1,12 +1,13 @@
-"""Artifacts: what stages leave for one another, and how it is kept whole.
+"""Artifacts: what stages write for one another, and how they are kept whole.
 
 An artifact is a folder with a `manifest.json`, which is written last, before the folder is renamed
-into place: a folder without one is unfinished, a file that differs from its manifest is altered.
-Opening either is an error that names the command to run. Knows nothing of what stages do.
+into place: a folder without one is unfinished, and a file that differs from its manifest was
+altered. Opening either is an error that names the command to run. Knows nothing of what stages do.
 
     artifacts/<stage>/                       the current artifact of a stage
     artifacts/.work/<stage>-<fingerprint>/   being written, or left by an interrupted run
-    artifacts/.variants/<stage>-<fingerprint>/   made with other settings; comes back when they do
+    artifacts/.variants/<stage>-<fingerprint>/   made with other settings; restored with them
+    artifacts/sweeps/<sweep>/<run>/          the same, of one run of a sweep
 """
 
 import hashlib
@@ -25,6 +26,7 @@ MANIFEST = "manifest.json"
 SCRATCH = ".scratch"
 VERIFIED = ".verified"
 VARIANTS = ".variants"
+SWEEPS = "sweeps"
 SCHEMA = 2
 
 
@@ -122,8 +124,7 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
     """
     stage = stage or path.name
     again = f"run `python -m pipeline stage={stage}`"
-    if not path.is_dir():
-        raise ArtifactError(f"{path} does not exist: {again} first")
+    require_folder(path, stage=stage)
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} has no {MANIFEST}, so it is not whole: remove it and {again}")
     manifest = read_manifest(path, again)
@@ -142,6 +143,14 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
     if verified != known:
         _write_json(index, verified)
     return Artifact(path, manifest)
+
+
+def require_folder(path: Path, *, stage: str | None = None) -> None:
+    """Raise ArtifactError if there is no artifact, without reading or writing anything."""
+    if not path.is_dir():
+        raise ArtifactError(
+            f"{path} does not exist: run `python -m pipeline stage={stage or path.name}` first"
+        )
 
 
 def read_manifest(path: Path, again: str) -> Manifest:
@@ -173,13 +182,44 @@ def note_verified(path: Path, manifest: Manifest) -> None:
     _write_json(_verified_index(path), found)
 
 
+def main_folder(artifacts: Path) -> Path:
+    """The project's folder of artifacts: itself, unless it is that of one run of a sweep."""
+    if artifacts.parent.parent.name == SWEEPS:
+        return artifacts.parents[2]
+    return artifacts
+
+
 def kept(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
-    """A stage's artifact and its variants, those whose manifests can be read; not verified."""
-    for folder in (artifacts / stage, *sorted((artifacts / VARIANTS).glob(f"{stage}-*"))):
-        try:
-            yield folder, Manifest(**json.loads((folder / MANIFEST).read_text()))
-        except (OSError, ValueError, TypeError):
-            continue
+    """A stage's artifact and its variants, then those of the project's other runs: all whose
+    manifests can be read. Not verified.
+    """
+    main = main_folder(artifacts)
+    others = [main, *sorted(main.glob(f"{SWEEPS}/*/*"))]
+    for folder in (artifacts, *(other for other in others if other != artifacts)):
+        for place in (folder / stage, *sorted((folder / VARIANTS).glob(f"{stage}-*"))):
+            try:
+                yield place, Manifest(**json.loads((place / MANIFEST).read_text()))
+            except (OSError, ValueError, TypeError):
+                continue
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """A second copy of an artifact, as hard links where the disk allows them: an artifact's files
+    never change in place.
+
+    Raises:
+        OSError: it cannot be written, or the source was replaced meanwhile.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, target)
 
 
 def sha256_with_index(files: Sequence[Path], index: Path) -> list[str]:

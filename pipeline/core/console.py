@@ -1,4 +1,4 @@
-"""What a person sees: one console and one style of progress bar. Knows nothing of stages."""
+"""Output for people: one console and one style of progress bar. Knows nothing about stages."""
 
 import functools
 import re

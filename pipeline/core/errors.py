@@ -1,20 +1,21 @@
-"""The errors a user can meet, and the exit code of each.
+"""Errors that users can see, and their exit codes.
 
     PipelineError        1   something failed; the message says what, where and what to do next
     ├── ConfigError      2   a wrong stage, group, option, key, type, range or combination
-    ├── DataError        3   data or a model folder that cannot be used as it is
+    ├── DataError        3   data or a model folder that cannot be used
     ├── ArtifactError    4   an artifact is missing, half-written, altered or of the wrong kind
     ├── GateFailed       5   the evaluation gate refused the model
-    ├── ProofFailed      6   a conversion does not give what its source gives
+    ├── ProofFailed      6   a converted model answers differently from its source
     ├── MissingRuntime   7   this machine lacks a library, a GPU or a container that the stage needs
     ├── Busy             8   another run holds the folder, or a port is in use
     └── ResourceError    9   disk or memory ran out
     Ctrl-C             130
 
-Each also is the standard exception a caller would expect, so `except ValueError` works as usual.
+Each is also the standard exception that a caller would expect: `except ValueError` works.
 """
 
-# Names a file in which a stage that DVC started leaves its exit code: DVC's own is always 255.
+# Environment variable with the file into which a stage that DVC started writes its exit code: DVC
+# itself always exits with 255.
 EXIT_CODE_FILE = "PIPELINE_EXIT_CODE_FILE"
 
 

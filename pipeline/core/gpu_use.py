@@ -1,6 +1,6 @@
-"""Who uses the GPUs that this process sees: their free memory, and which process holds how much.
+"""Which processes use the GPUs that this process can see, and how much memory is free.
 
-Asks NVML, which the environment's pynvml or nvidia-ml-py brings. Imports no torch.
+Uses NVML, which pynvml or nvidia-ml-py provides. Does not import torch.
 """
 
 import importlib
@@ -15,20 +15,20 @@ from pipeline.core.hardware import GIB, text_of, visible
 
 @dataclass(frozen=True)
 class Holder:
-    """A process with memory of a GPU. size: in bytes, None where the driver does not say."""
+    """A process that uses GPU memory. size: in bytes; None if the driver does not report it."""
 
     process: int
     command: str
     size: int | None
 
     def __str__(self) -> str:
-        size = "some of it" if self.size is None else f"{self.size / GIB:.1f} GiB"
-        return f"process {self.process} ({self.command}) holds {size}"
+        size = "some memory" if self.size is None else f"{self.size / GIB:.1f} GiB"
+        return f"process {self.process} ({self.command}) uses {size}"
 
 
 @dataclass(frozen=True)
 class GpuUse:
-    """A GPU's memory in bytes, and its holders, the largest first. index: as nvidia-smi counts."""
+    """A GPU's memory in bytes, and the processes that use it. index: of nvidia-smi."""
 
     index: int
     name: str
@@ -39,7 +39,7 @@ class GpuUse:
 
 
 def gpu_use() -> list[GpuUse]:
-    """The GPUs that CUDA would show to this process, in its order; [] where NVML does not tell."""
+    """The GPUs that CUDA would show to this process, in its order; [] if NVML fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -75,7 +75,7 @@ def _ask(nvml: Any, index: int, handle: Any) -> GpuUse:
 
 
 def _command(process: int) -> str:
-    """Its first words; a process of another container cannot be seen from here."""
+    """The start of its command line; a process of another container cannot be seen."""
     try:
         words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:

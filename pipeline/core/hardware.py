@@ -1,6 +1,6 @@
 """What this machine has: GPUs, cores, memory, disk, and which runtimes are installed.
 
-Imports none of the runtimes, nor torch: it answers in milliseconds, and where nothing works yet.
+Imports neither torch nor any runtime, so it takes milliseconds and works where nothing else does.
 """
 
 import csv
@@ -28,7 +28,7 @@ LIBRARIES = {
     "transformer-engine": "training on GPUs",
     "nvidia-modelopt": "quantization, export",
 }
-# Versions that cannot do their part, and why.
+# Versions that do not work here, and why.
 CONFLICTS = {
     "nemo_toolkit": (">=3", "has no nemo.collections.llm any more: 2.7.3 is the last with it"),
     "megatron-core": (">=0.17", "is not known to work with NeMo 2.7: take 0.15.3"),
@@ -42,7 +42,7 @@ CONFLICTS = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """An NVIDIA GPU, or with `mig` an instance of one that is split (Multi-Instance GPU)."""
+    """An NVIDIA GPU, or with `mig` one instance of a partitioned GPU (Multi-Instance GPU)."""
 
     name: str
     memory_bytes: int
@@ -52,7 +52,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class _Card:
-    """A GPU as the driver has it. instances: of one that is split, by UUID; None: not known."""
+    """A GPU as the driver reports it. instances: of a partitioned GPU, by UUID; None if unknown."""
 
     gpu: Gpu
     instances: Mapping[str, Gpu] | None
@@ -89,12 +89,12 @@ def inspect_machine() -> Machine:
 
 
 def describe() -> dict[str, Any]:
-    """The machine for a manifest, ready for JSON."""
+    """The machine as a manifest records it, ready for JSON."""
     return asdict(inspect_machine())
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Free space where a folder is, or where it would be made."""
+    """Free space on the disk where a folder is, or would be created."""
     place = folder.resolve()
     while not place.exists():
         place = place.parent
@@ -111,13 +111,13 @@ def installed_version(package: str) -> str | None:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those that are installed."""
+    """Versions of the packages that are installed."""
     found = {name: installed_version(name) for name in packages}
     return {name: version for name, version in found.items() if version}
 
 
 def find_conflicts() -> dict[str, str]:
-    """Installed packages of a version that cannot do its part, with what is wrong."""
+    """Installed packages whose version does not work here, with the reason."""
     from packaging.specifiers import SpecifierSet
 
     found = {}
@@ -222,9 +222,12 @@ def _ask_nvml(nvml: Any, handle: Any) -> _Card:
 
 
 def _shown(cards: Sequence[_Card], every: Sequence[_Card]) -> list[Gpu]:
-    """What CUDA shows of these cards, of `every` one that there is: whole GPUs, or else one
-    instance of a split one, the first or the one that is named by its UUID (NVIDIA's MIG user
-    guide, device enumeration)."""
+    """What CUDA shows of these cards: whole GPUs if there are any, else one instance of a
+    partitioned GPU, the first or the one that a UUID names (NVIDIA's MIG user guide, "Device
+    enumeration").
+
+    every: all cards of the machine.
+    """
     if all(card.instances is None for card in every):
         return [card.gpu for card in cards]
     if whole := [card.gpu for card in cards if not card.mig]:
@@ -265,10 +268,10 @@ Device = TypeVar("Device", bound=_Splittable)
 
 
 def visible(gpus: Mapping[str, Device]) -> list[Device]:
-    """Of GPUs by UUID those that CUDA would show: all, or what CUDA_VISIBLE_DEVICES names by number
-    or UUID, up to the first that does not exist.
+    """The GPUs that CUDA would show: all, or those that CUDA_VISIBLE_DEVICES names by number or
+    UUID, up to the first that does not exist.
 
-    A MIG instance counts as a GPU that is split: which one, its name does not tell.
+    A MIG instance counts as a partitioned GPU: its name does not say which one.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -289,5 +292,5 @@ def _names(part: str, uuid: str, gpu: _Splittable) -> bool:
 
 
 def text_of(value: bytes | str) -> str:
-    """Older versions of the library give bytes."""
+    """Text; older versions of the library return bytes."""
     return value.decode() if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""Importing a library without packages that take long to import and of which nothing is used."""
+"""Importing a library without the slow packages that it imports and that we do not use."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def absent(*packages: str) -> Iterator[None]:
-    """Within it packages appear not to be installed, those that are imported already as well."""
+    """Make packages appear not to be installed, including those that are already imported."""
     loaded = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in packages}
     hidden = {*packages, *loaded}
     # None makes `import` raise ModuleNotFoundError (The Python Language Reference, 5.3.1).
@@ -24,7 +24,7 @@ def absent(*packages: str) -> Iterator[None]:
 
 @contextmanager
 def stand_in(module: str, **members: Any) -> Iterator[None]:
-    """Within it importing a module gives one with these members alone."""
+    """Replace a module by one that has only these members."""
     loaded = sys.modules.get(module)
     sys.modules[module] = ModuleType(module)
     vars(sys.modules[module]).update(members)

@@ -1,4 +1,4 @@
-"""Where modules of earlier versions are now: an old import names the new one in a sentence."""
+"""New places of modules of earlier versions: importing an old name reports the new one."""
 
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -111,7 +111,7 @@ MOVED = {
     "serving.conversation": "serving.openai.conversation",
     "serving.description": "engines.description",
     "serving.door": "serving.middleware.auth",
-    "serving.embedding": "serving.openai.embedding",
+    "serving.embedding": "serving.openai.embeddings",
     "serving.engine": "engines.base",
     "serving.engine_process": "engines.process.worker",
     "serving.forms": "serving.openai.choices",
@@ -124,10 +124,10 @@ MOVED = {
     "serving.logprobs": "serving.openai.logprobs",
     "serving.memory": "engines.memory",
     "serving.models": "serving.openai.models",
-    "serving.nim": "serving.container.nim",
+    "serving.nim": "serving.container.nim_variables",
     "serving.open": "engines.opening",
     "serving.operations": "serving.middleware.stack",
-    "serving.process": "serving.benchmark.server_process",
+    "serving.process": "serving.server_process",
     "serving.prompt_types": "serving.openai.prompt_types",
     "serving.prompts": "serving.openai.prompts",
     "serving.protocol": "serving.openai.protocol",
@@ -136,7 +136,7 @@ MOVED = {
     "serving.responses": "serving.openai.responses",
     "serving.runtimes": "engines.registry",
     "serving.sampling": "engines.batching.sampling",
-    "serving.service": "serving.openai.service",
+    "serving.service": "serving.openai.completions",
     "serving.settings": "serving.openai.sampling_params",
     "serving.step_model": "engines.batching.model_runner",
     "serving.stream": "engines.token_stream",
@@ -158,22 +158,22 @@ MOVED = {
 }
 
 
-# Packages that are gone: empty ones stand in, so that Python asks for the module inside.
+# Removed packages: empty ones replace them, so that Python looks for the module inside.
 GONE = ("adapters", "launchers")
 
 
 class _Empty(Loader):
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is in it."""
+        """The package is empty."""
 
 
 class MovedModules(MetaPathFinder):
-    """The last finder: it is asked only for what no other one found."""
+    """The last finder: Python asks it only for modules that no other finder found."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """None for what never was in the pipeline.
+        """None for modules that the pipeline never had.
 
         Raises:
             ModuleNotFoundError: an earlier version had the module; names where it is now.

@@ -1,11 +1,11 @@
-"""What the pipeline must know of a stage besides its function: the `STAGE` of each stage's file."""
+"""What the pipeline must know about a stage besides its function: `STAGE` in each stage's file."""
 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-# What every stage needs that opens a NeMo checkpoint.
+# Libraries of every stage that opens a NeMo checkpoint.
 NEMO = (
     "torch", "nemo_toolkit", "megatron-core", "nemo_run", "lightning", "transformers", "peft",
     "numpy",
@@ -33,13 +33,13 @@ class Component:
 
 @dataclass(frozen=True)
 class Stage:
-    """Facts of a stage.
+    """Facts about a stage.
 
     version: raise it when the same settings and inputs give another result. It is part of the
         fingerprint of every artifact that the stage makes.
     libraries: distributions that the stage needs. Their versions are part of the fingerprint.
     optional_libraries: the same, used where they are installed, as Transformer Engine on a GPU.
-    less_memory: what a user can change when memory runs out.
+    less_memory: what a user can change if memory runs out.
     """
 
     version: int
@@ -56,7 +56,7 @@ def stage_module(name: str) -> ModuleType:
 def identity(
     stage: Stage, components: tuple[Component, ...], installed: Mapping[str, str]
 ) -> dict[str, dict[str, int] | dict[str, str]]:
-    """What of the code and the environment decides a stage's result.
+    """The part of the code and the environment that decides a stage's result.
 
     installed: versions of installed distributions, by name. Those that are not installed are left
     out, so that installing one changes the identity too.

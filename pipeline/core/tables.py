@@ -1,13 +1,13 @@
 """The four tables of the project: model families, weight formats, engines and metrics.
 
-A thing of a kind is one record in one table, and whoever needs a fact of it asks the record. Adding
-one is one call, anywhere before the command runs:
+Each model family, format, engine or metric is one record in one table, and all code reads its facts
+from the record. One call adds a record, before the command runs:
 
     from pipeline.optimization.formats import FORMATS
     FORMATS.add(Format(name="int8_wo", ...))
 
 Settings that name a record are checked against its table (`Choice` in config/section.py), which is
-imported when it is first asked for. Tables are light: no record imports its library.
+imported at its first use. Tables are light: no record imports its library.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from pipeline.core.errors import ConfigError
 
 
 class Record(Protocol):
-    """What each record has, whatever its kind."""
+    """What every record has."""
 
     @property
     def name(self) -> str: ...
@@ -55,7 +55,7 @@ class Table(Mapping[str, R]):
             ValueError: the table has one of this name.
         """
         if record.name in self._records:
-            raise ValueError(f"there is a {self.kind} {record.name!r} already: choose another name")
+            raise ValueError(f"{self.kind} {record.name!r} exists already: choose another name")
         self._records[record.name] = record
         return record
 
@@ -71,6 +71,10 @@ class Table(Mapping[str, R]):
             near = difflib.get_close_matches(str(name), self._records, n=1)
             known = f"did you mean {near[0]}?" if near else f"choose from {', '.join(self)}"
             raise ConfigError(f"there is no {self.kind} {name!r}: {known}") from None
+
+    def get(self, name: object, default: Any = None) -> Any:
+        """The record of this name, or the default: `Mapping.get` expects a KeyError."""
+        return self._records.get(str(name), default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._records

@@ -1,21 +1,13 @@
 """Checkpoints that an engine can load: their form and precision."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pipeline.core.errors import DataError
+from pipeline.optimization.formats import FORMATS, format_of, quantized_formats
 
-# Names of formats here, by quant_algo of a checkpoint.
-ALGORITHMS: Mapping[str | None, str] = {
-    "FP8": "fp8",
-    "NVFP4": "nvfp4",
-    "W8A8_SQ_PER_CHANNEL": "int8_sq",
-    "W4A16_AWQ": "int4_awq",
-    "W4A8_AWQ": "w4a8_awq",
-}
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 MODELOPT_STATE = "modelopt_state.pth"
 
@@ -60,12 +52,15 @@ def hf_checkpoint(folder: Path) -> Checkpoint:
 
 
 def exported_checkpoints(exported: Path) -> list[Checkpoint]:
-    """The checkpoints that stage=export wrote: qnemo, and unified HF if it is quantized.
+    """The checkpoints that stage=export wrote: qnemo, if the format has it, and unified HF if it is
+    quantized.
 
     Raises:
         DataError: one of them cannot be read.
     """
     file = exported / "qnemo" / "config.json"
+    if not file.parent.is_dir() and (exported / "hf").is_dir():
+        return [hf_checkpoint(exported / "hf")]
     try:
         config = json.loads(file.read_text())
         quantization = config.get("quantization") or {}
@@ -81,9 +76,14 @@ def exported_checkpoints(exported: Path) -> list[Checkpoint]:
 
 def planned_checkpoints(format: str, kv_cache: str, ranks: int, dtype: str) -> list[Checkpoint]:
     """The checkpoints that stage=export would write with these settings."""
-    cache, precision = kv_cache == "fp8", DTYPES[dtype] if format == "none" else format
-    qnemo = Checkpoint("qnemo", precision, cache, ranks)
-    return [qnemo] + [Checkpoint("unified", precision, cache)] * (format != "none")
+    record = FORMATS[format]
+    cache, precision = kv_cache == "fp8", format if record.quantized else DTYPES[dtype]
+    planned = {
+        "qnemo": Checkpoint("qnemo", precision, cache, ranks),
+        "hf": Checkpoint("unified", precision, cache),
+    }
+    # Without quantization the other form is the merged model.
+    return [planned[form] for form in record.forms if record.quantized or form == "qnemo"]
 
 
 def quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:
@@ -99,9 +99,10 @@ def quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:
 
 
 def _precision(place: Path, algorithm: str) -> str:
-    if algorithm not in ALGORITHMS:
-        known = ", ".join(str(name) for name in ALGORITHMS)
+    format = format_of(algorithm)
+    if format is None:
+        known = ", ".join(str(format.algorithm) for format in quantized_formats())
         raise DataError(
             f"{place} is quantized with {algorithm}, which is not supported: choose from {known}"
         )
-    return ALGORITHMS[algorithm]
+    return format.name

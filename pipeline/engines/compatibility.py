@@ -5,9 +5,7 @@ from pipeline.core.hardware import Machine
 from pipeline.engines.memory import Fit, gib
 from pipeline.engines.profile import Profile
 from pipeline.engines.registry import ENGINES
-
-# The least compute capability of a precision; an engine's is in its record.
-LEAST_CAPABILITY = {"fp8": (8, 9), "nvfp4": (10, 0)}
+from pipeline.optimization.formats import FORMATS
 
 
 def too_little(profile: Profile, found: Fit, engine: EngineConfig, slots: int) -> str:
@@ -54,12 +52,13 @@ def lacks_gpu(profile: Profile, machine: Machine) -> str | None:
     if len(machine.gpus) < profile.tensor_parallel:
         return f"it needs {profile.tensor_parallel} GPUs, and this machine has {len(machine.gpus)}"
     here = min(tuple(map(int, gpu.compute_capability.split("."))) for gpu in machine.gpus)
+    format = FORMATS.get(profile.precision)
     least_of = {
         profile.runtime: ENGINES[profile.runtime].least_capability,
-        profile.precision: LEAST_CAPABILITY.get(profile.precision, (0, 0)),
+        profile.precision: format and format.computes_on,
     }
     for what, least in least_of.items():
-        if here < least:
+        if least and here < least:
             return (
                 f"{what} needs compute capability {least[0]}.{least[1]}, and this GPU has "
                 f"{here[0]}.{here[1]}"

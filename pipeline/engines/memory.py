@@ -21,15 +21,12 @@ from typing import Any
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.hardware import GIB, Machine
+from pipeline.optimization.formats import FORMATS
 
-# Bytes a weight of the linear layers, scales included: int8 and int4 of ONNX Runtime have one
-# float32 for 32 weights, AWQ one float16 for 128, NVFP4 one float8 for 16.
-PRODUCT_BYTES: Mapping[str, float] = {
-    "fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "int8_sq": 1, "int4_awq": 0.5 + 2 / 128,
-    "w4a8_awq": 0.5 + 2 / 128, "nvfp4": 0.5 + 1 / 16, "int8": 1 + 4 / 32, "int4": 0.5 + 4 / 32,
-}  # fmt: skip
-# ONNX Runtime GenAI quantizes the output layer too, and leaves the embedding in float32.
-ROUNDS_OUTPUT = ("int8", "int4")
+# Bytes a weight of the linear layers, scales included, of precisions that are not weight formats:
+# int8 and int4 of ONNX Runtime have one float32 for 32 weights.
+PLAIN_BYTES: Mapping[str, float] = {"fp32": 4, "fp16": 2, "bf16": 2}
+ONNX_BYTES: Mapping[str, float] = {"int8": 1 + 4 / 32, "int4": 0.5 + 4 / 32}
 GPU_OVERHEAD = 1.5 * GIB
 
 
@@ -159,6 +156,12 @@ class Footprint:
         return max(0, int((capacity - self.fixed) // self.token))
 
 
+def product_bytes(precision: str) -> float:
+    """Bytes a weight of the layers' products, scales included."""
+    known = {**PLAIN_BYTES, **ONNX_BYTES}
+    return known[precision] if precision in known else FORMATS[precision].bytes_per_weight
+
+
 def footprint(
     model: Decoder,
     rule: MemoryRule,
@@ -174,14 +177,15 @@ def footprint(
     """What serving needs on each device.
 
     Args:
-        precision: of the linear layers, as in PRODUCT_BYTES. cache_bytes: of a key or value.
+        precision: of the linear layers, as in a profile. cache_bytes: of a key or value.
         slots: sequences at a time. lora_rank: of one adapter on every linear layer; 0 for none.
         stored: bytes of the weights if they are loaded as they are; 0: computed from the sizes.
     """
-    full = PRODUCT_BYTES[precision] if precision in ("fp32", "fp16", "bf16") else 2 if gpu else 4
-    output = PRODUCT_BYTES[precision] if precision in ROUNDS_OUTPUT else full
+    full = PLAIN_BYTES.get(precision, 2 if gpu else 4)
+    # ONNX Runtime GenAI rounds the output layer too, and leaves the embedding in float32.
+    output = ONNX_BYTES.get(precision, full)
     tables = model.table * (full if model.tied else full + output)
-    weights = stored or model.products * PRODUCT_BYTES[precision] + tables
+    weights = stored or model.products * product_bytes(precision) + tables
     weights += full * model.adapter(lora_rank)
     tokens = rule.step_tokens
     activations = tokens * (2 * model.hidden + 3 * model.ffn / tensor_parallel) * full

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.engines.memory import Fit
+from pipeline.optimization.formats import FORMATS
 
-# Of the profiles of one engine, best first, as NVIDIA NIM sorts them; precisions of the same kind
-# stand together. On a CPU int8 is weight-only and comes before float32, because stage=build takes
-# int8 only where it gives the answers of float32.
-PRECISIONS = ("fp8", "int8_sq", "fp16", "bf16", "fp32", "nvfp4", "int4_awq", "w4a8_awq")
+# On a CPU int8 is weight-only and comes before float32, because stage=build takes int8 only if it
+# gives the same answers as float32.
+PLAIN_PRECISIONS = ("fp16", "bf16", "fp32")
 CPU_PRECISIONS = ("int8", "fp32", "int4")
 LORA = "-feat_lora"
 
@@ -41,8 +41,15 @@ class Profile:
     @property
     def precision_place(self) -> int:
         """Place among the precisions of its device; the unknown ones come last."""
-        known = PRECISIONS if self.gpu else CPU_PRECISIONS
+        known = gpu_precisions() if self.gpu else list(CPU_PRECISIONS)
         return known.index(self.precision) if self.precision in known else len(known)
+
+
+def gpu_precisions() -> list[str]:
+    """Best first: formats of eight bits, those that are not quantized, formats of fewer bits."""
+    bits = {f.name: f.storage.bits for f in FORMATS.values() if f.storage}
+    whole = [name for name, count in bits.items() if count >= 8]
+    return [*whole, *PLAIN_PRECISIONS, *(name for name in bits if name not in whole)]
 
 
 def profile_name(runtime: str, precision: str, tensor_parallel: int, *, lora: bool) -> str:

@@ -1,9 +1,8 @@
-"""The sizes of a model, from the config.json of its HF folder: what the adapters build models from.
+"""The sizes of a model, from the config.json of its HF folder: what models are built from.
 
     shape = read_shape(folder)
 
-`checkpoint_checks` says whether the whole folder can be used. Knows neither torch nor a vendor's
-library.
+`checks` says whether the whole folder can be used. Knows neither torch nor a vendor's library.
 """
 
 from __future__ import annotations
@@ -12,23 +11,19 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.core.errors import DataError
+from pipeline.models.families import FAMILIES, family_of
+from pipeline.models.families.record import Family, Layer, Linear, Norm, Size
 from pipeline.models.files import read_json
 
 Json = Mapping[str, Any]
 
-# Tensor names of the three families, from transformers' modeling_{llama,qwen2,mistral}.py.
+# Tensor names outside the layers, from transformers' modeling_{llama,qwen2,mistral}.py.
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
-
-_ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "MistralForCausalLM": "mistral",
-}
 
 _LARGEST = 1e38  # of a number in config.json: what float32 holds
 
@@ -37,6 +32,7 @@ _LARGEST = 1e38  # of a number in config.json: what float32 holds
 class Llama3Rope:
     """Rotary frequencies stretched as Llama 3.1 does (transformers, `rope_type: llama3`)."""
 
+    kind: ClassVar[str] = "llama3"
     factor: float
     low_freq_factor: float
     high_freq_factor: float
@@ -47,7 +43,7 @@ class Llama3Rope:
 class Shape:
     """A decoder-only transformer of the Llama kind: sizes in units of elements."""
 
-    family: str  # llama, qwen2 or mistral
+    family: str  # name of the record in FAMILIES
     layers: int
     hidden: int
     ffn: int
@@ -64,25 +60,44 @@ class Shape:
     attention_dropout: float
     initializer_range: float
 
+    @property
+    def layer(self) -> Layer:
+        """The weights of one of its layers, under each library's names."""
+        return FAMILIES[self.family].layer
+
+    def size(self, name: Size) -> int:
+        sizes: dict[Size, int] = {
+            "hidden": self.hidden,
+            "q": self.heads * self.head_dim,
+            "kv": self.kv_heads * self.head_dim,
+            "ffn": self.ffn,
+        }
+        return sizes[name]
+
+    def has_bias(self, linear: Linear) -> bool:
+        return linear.bias is not None and bool(getattr(self, linear.bias))
+
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every weight of the HF checkpoint, by name, with its shape."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         yield EMBEDDING, (self.vocab, self.hidden)
         for i in range(self.layers):
-            layer = f"model.layers.{i}."
-            yield layer + "input_layernorm.weight", (self.hidden,)
-            for name, rows in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
-                yield layer + f"self_attn.{name}.weight", (rows, self.hidden)
-                if self.qkv_bias:
-                    yield layer + f"self_attn.{name}.bias", (rows,)
-            yield layer + "self_attn.o_proj.weight", (self.hidden, q)
-            yield layer + "post_attention_layernorm.weight", (self.hidden,)
-            yield layer + "mlp.gate_proj.weight", (self.ffn, self.hidden)
-            yield layer + "mlp.up_proj.weight", (self.ffn, self.hidden)
-            yield layer + "mlp.down_proj.weight", (self.hidden, self.ffn)
+            for name, shape in self.layer_tensors():
+                yield f"model.layers.{i}.{name}", shape
         yield FINAL_NORM, (self.hidden,)
         if not self.tied:
             yield LM_HEAD, (self.vocab, self.hidden)
+
+    def layer_tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every weight of a layer, by its name in the layer, with its shape."""
+        for member in self.layer.members:
+            if isinstance(member, Norm):
+                yield f"{member.hf}.weight", (self.hidden,)
+                continue
+            for part in member.parts:
+                rows = self.size(part.outputs)
+                yield f"{part.hf}.weight", (rows, self.size(member.inputs))
+                if self.has_bias(member):
+                    yield f"{part.hf}.bias", (rows,)
 
     @property
     def parameters(self) -> int:
@@ -90,11 +105,12 @@ class Shape:
 
 
 def read_shape(folder: Path) -> Shape:
-    """The sizes in config.json, which must be of a known architecture.
+    """The sizes in config.json, which must name a known architecture.
 
     Raises:
-        DataError: no config.json, a field is missing or wrong, or it asks for what the families
-            here do not have (custom code, another activation, a bias, a sliding window ...).
+        DataError: there is no config.json, a field is missing or wrong, or it asks for something
+            that its family does not have (custom code, another activation, a bias, a sliding
+            window ...).
     """
     file = folder / "config.json"
     return shape_of(
@@ -104,7 +120,7 @@ def read_shape(folder: Path) -> Shape:
 
 
 def shape_of(file: Path, config: Json) -> Shape:
-    """`read_shape` of a config.json that was read. file: its place, for errors."""
+    """As `read_shape`, of a config.json that was read before. file: its path, for errors."""
     check_no_code(file, config)
     family = _family(file, config)
     if "rope_parameters" in config:
@@ -121,13 +137,14 @@ def shape_of(file: Path, config: Json) -> Shape:
     max_positions = _size(file, config, "max_position_embeddings")
     _check_no_window(file, config, family, max_positions)
     shape = Shape(
-        family=family,
+        family=family.name,
         layers=_size(file, config, "num_hidden_layers"),
         hidden=hidden,
         ffn=_size(file, config, "intermediate_size"),
         heads=heads,
-        # Only LlamaConfig falls back to one key-value head a head.
-        kv_heads=_size(file, config, "num_key_value_heads", heads if family == "llama" else None),
+        kv_heads=_size(
+            file, config, "num_key_value_heads", heads if family.key_value_heads_optional else None
+        ),
         head_dim=_size(file, config, "head_dim", hidden // heads),
         vocab=_size(file, config, "vocab_size"),
         max_positions=max_positions,
@@ -135,13 +152,13 @@ def shape_of(file: Path, config: Json) -> Shape:
         rope_scaling=_rope_scaling(file, config, family),
         norm_eps=_number(file, config, "rms_norm_eps", 1e-6, positive=True),
         tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family == "qwen2",
+        qkv_bias=family.qkv_bias,
         attention_dropout=_number(file, config, "attention_dropout", 0.0, below=1),
         initializer_range=_number(file, config, "initializer_range", 0.02),
     )
     if shape.heads % shape.kv_heads:
         raise DataError(
-            f"{file}: num_attention_heads={shape.heads} is no multiple of "
+            f"{file}: num_attention_heads={shape.heads} is not a multiple of "
             f"num_key_value_heads={shape.kv_heads}: one of the two is wrong"
         )
     return shape
@@ -155,39 +172,40 @@ def check_no_code(file: Path, config: Json) -> None:
         )
 
 
-def _family(file: Path, config: Json) -> str:
-    """Which of the three families it is, as `architectures` and `model_type` both say."""
+def _family(file: Path, config: Json) -> Family:
+    """The family that `architectures` and `model_type` both name."""
     names = config.get("architectures") or []
+    known = [name for family in FAMILIES.values() for name in family.architectures]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(
             f"{file}: architectures={names!r} should be a list of names, such as "
-            f"{list(_ARCHITECTURES)[:1]}: mend it"
+            f"{known[:1]}: correct it"
         )
-    family = next((_ARCHITECTURES[name] for name in names if name in _ARCHITECTURES), None)
+    family = family_of(names)
     if family is None:
         raise DataError(
             f"{file}: architecture {', '.join(names) or 'not given'} is not supported: "
-            f"use a model of {', '.join(_ARCHITECTURES)}"
+            f"use a model of {', '.join(known)}"
         )
-    if config.get("model_type") != family:  # by which transformers chooses its class
+    if config.get("model_type") != family.model_type:  # by which transformers chooses its class
         raise DataError(
             f"{file}: model_type={config.get('model_type')!r} does not fit architectures={names}: "
-            f"write {family!r}"
+            f"write {family.model_type!r}"
         )
     return family
 
 
-def _rope_scaling(file: Path, config: Json, family: str) -> Llama3Rope | None:
+def _rope_scaling(file: Path, config: Json, family: Family) -> Llama3Rope | None:
     scaling = config.get("rope_scaling")
     if scaling is None:
         return None
     kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling
     if kind == "default":
         return None
-    if kind != "llama3" or family != "llama":
+    if kind not in family.nemo.rope_configs:
         raise DataError(
-            f"{file}: rope_scaling of type {kind!r} is not supported for {family}: use a model "
-            "without it, or a Llama with type 'llama3'"
+            f"{file}: rope_scaling of type {kind!r} is not supported for {family.name}: use a "
+            "model without it, or a Llama with type 'llama3'"
         )
     low, high = (
         _number(file, scaling, f"{band}_freq_factor", positive=True, within="rope_scaling.")
@@ -196,7 +214,7 @@ def _rope_scaling(file: Path, config: Json, family: str) -> Llama3Rope | None:
     if low >= high:
         raise DataError(
             f"{file}: rope_scaling.low_freq_factor={low:g} should be below high_freq_factor="
-            f"{high:g}: mend it"
+            f"{high:g}: correct it"
         )
     return Llama3Rope(
         factor=_number(file, scaling, "factor", positive=True, within="rope_scaling."),
@@ -208,13 +226,13 @@ def _rope_scaling(file: Path, config: Json, family: str) -> Llama3Rope | None:
     )
 
 
-def _check_no_window(file: Path, config: Json, family: str, max_positions: int) -> None:
-    """A window that never cuts anything off is full attention; a smaller one is refused."""
-    # MistralConfig's own default is a window of 4096.
-    window = config.get("sliding_window", 4096 if family == "mistral" else None)
-    # Qwen2 keeps a size that counts only with use_sliding_window (transformers, Qwen2Config).
-    used = config.get("use_sliding_window", False) if family == "qwen2" else family == "mistral"
-    if not used or window is None:
+def _check_no_window(file: Path, config: Json, family: Family, max_positions: int) -> None:
+    """Refuse a window that is shorter than the model's context; a longer one is full attention."""
+    rule = family.window
+    if rule is None or (rule.switch and not config.get(rule.switch, False)):
+        return
+    window = config.get("sliding_window", rule.default)
+    if window is None:
         return
     window = _size(file, {"sliding_window": window}, "sliding_window")
     if window < max_positions:
@@ -234,12 +252,12 @@ def _require(file: Path, config: Json, name: str, wanted: object) -> None:
 
 
 def _size(file: Path, config: Json, name: str, default: int | None = None, within: str = "") -> int:
-    """A whole number above 0. within: the section it stands in, for the message."""
+    """A whole number above 0. within: the section that it is in, for the message."""
     value = config.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DataError(
-            f"{file}: {within}{name}={value!r} should be a whole number above 0: mend it"
+            f"{file}: {within}{name}={value!r} should be a whole number above 0: correct it"
         )
     return value
 
@@ -254,12 +272,13 @@ def _number(
     below: float = _LARGEST,
     within: str = "",
 ) -> float:
-    """A number that is not negative. positive: nor 0. within: as in `_size`."""
+    """A number that is not negative. positive: 0 is refused too. within: as in `_size`."""
     value = config.get(name, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value < below or (positive and value == 0):
         least = "above 0" if positive else "from 0"
         raise DataError(
-            f"{file}: {within}{name}={value!r} should be a number {least}, below {below:g}: mend it"
+            f"{file}: {within}{name}={value!r} should be a number {least}, below {below:g}: "
+            "correct it"
         )
     return float(value)

@@ -1,8 +1,8 @@
 """Whether an HF model folder can be used, before anything heavy is imported.
 
-`check_folder` refuses what a later stage would trip over: an unknown architecture, pickled weights,
-code to be trusted, weights that are missing or cut short, a tokenizer that disagrees with the
-embeddings. Reads no weights. Knows neither torch nor a vendor's library.
+`check_folder` refuses what would fail in a later stage: an unknown architecture, pickled weights,
+custom code, missing or truncated weights, a tokenizer that disagrees with the embeddings. Reads no
+weights, and imports neither torch nor a vendor's library.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
 def check_folder(folder: Path) -> Shape:
-    """Refuse an HF folder that cannot be imported; otherwise say what is in it.
+    """Refuse an HF folder that cannot be imported; return the sizes of its model.
 
     Raises:
-        DataError: names the file, what is wrong with it and how to mend it.
+        DataError: names the file, what is wrong with it and how to fix it.
     """
     shape = read_shape(folder)
     _check_no_pickles(folder)
@@ -51,23 +51,23 @@ def _check_tensors(folder: Path, shape: Shape) -> None:
     for file in weight_files(folder):
         found |= {name: (stored, file) for name, stored in stored_tensors(file).items()}
     index = folder / WEIGHTS_INDEX
-    if index.is_file() and not isinstance(read_json(index, "mend it").get("metadata"), dict):
+    if index.is_file() and not isinstance(read_json(index, "correct it").get("metadata"), dict):
         raise DataError(f'{index} has no metadata, which transformers reads: add "metadata": {{}}')
     for name, expected in shape.tensors():
         if name not in found:
             raise DataError(
-                f"{folder} has no tensor {name}, which its config.json asks for: "
+                f"{folder} has no tensor {name}, which its config.json requires: "
                 "the weights are incomplete or of another model; download them again"
             )
         stored, file = found.pop(name)
         if stored.dtype not in _FLOATS:
             raise DataError(
-                f"{file}: {name} is of {stored.dtype}, and weights must be floating point numbers: "
-                "use the model before it was quantized"
+                f"{file}: {name} has type {stored.dtype}, and weights must be floating point "
+                "numbers: use the model before it was quantized"
             )
         if stored.shape != expected:
             raise DataError(
-                f"{file}: {name} is {list(stored.shape)} and config.json asks for "
+                f"{file}: {name} is {list(stored.shape)} and config.json requires "
                 f"{list(expected)}: config.json and the weights are of different models"
             )
     # A tied model may carry the output layer a second time; old ones carry the inverse frequencies.
@@ -101,7 +101,7 @@ def _check_tokenizer(folder: Path, shape: Shape) -> None:
         text = value.get("content", value) if isinstance(value, dict) else value
         if text is not None and not (isinstance(text, str) and text in ids):
             raise DataError(
-                f"{options_file}: {name} {text!r} is not in tokenizer.json: mend either"
+                f"{options_file}: {name} {text!r} is not in tokenizer.json: correct either file"
             )
     for config_name in CONFIGS:
         _check_special_ids(folder / config_name, shape.vocab)
@@ -124,7 +124,7 @@ def _token_ids(file: Path, tokenizer: Json) -> dict[str, int]:
         return ids | {t["content"]: t["id"] for t in tokenizer.get("added_tokens", [])}
     except (KeyError, TypeError, IndexError) as error:
         raise DataError(
-            f"{file} is no tokenizers file (no {error}): save it again with transformers"
+            f"{file} is not a tokenizers file (no {error}): save it again with transformers"
         ) from error
 
 
@@ -138,8 +138,8 @@ def _check_special_ids(file: Path, rows: int) -> None:
             if token is None or token == -1:  # the latter is the old way to write "none"
                 continue
             if not isinstance(token, int) or isinstance(token, bool):
-                raise DataError(f"{file}: {name}={token!r} should be a token's number: mend it")
+                raise DataError(f"{file}: {name}={token!r} should be a token's number: correct it")
             if not 0 <= token < rows:
                 raise DataError(
-                    f"{file}: {name}={token} is outside the embedding's {rows} rows: mend it"
+                    f"{file}: {name}={token} is outside the embedding's {rows} rows: correct it"
                 )

@@ -1,4 +1,4 @@
-"""The files of an HF model folder: found, linked and copied, and their headers read.
+"""The files of an HF model folder: find, link and copy them, and read their headers.
 
     weight_files(folder); tensor_shapes(file); copy_assets(folder, target)
 
@@ -52,20 +52,20 @@ class Stored:
     shape: tuple[int, ...]
 
 
-def read_json(file: Path, mending: str) -> dict[str, Any]:
+def read_json(file: Path, remedy: str) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        DataError: the file is missing or holds no JSON object; ends with `mending`.
+        DataError: the file is missing or does not hold a JSON object; ends with `remedy`.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{file} does not exist: {mending}") from None
+        raise DataError(f"{file} does not exist: {remedy}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({error}): {mending}") from error
+        raise DataError(f"{file} cannot be read ({error}): {remedy}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{file} holds no JSON object: {mending}")
+        raise DataError(f"{file} does not hold a JSON object: {remedy}")
     return value
 
 
@@ -108,15 +108,15 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
     """The tensors in a safetensors file by name, from its header alone.
 
     Raises:
-        DataError: the header is no safetensors header, the file is shorter than it says, or the
-            tensors do not lie one behind the other as long as they are.
+        DataError: the header is not a safetensors header, the file is shorter than the header
+            says, or the tensors do not follow one another without gaps.
     """
-    mending = "download or save the file again"
+    remedy = "download or save the file again"
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-            raise DataError(f"{file} is no safetensors file, or was cut short: {mending}")
+            raise DataError(f"{file} is not a safetensors file, or was cut short: {remedy}")
         try:
             header = json.loads(stream.read(length))
             tensors = {n: t for n, t in header.items() if n != "__metadata__"}
@@ -127,14 +127,14 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
                 _check_place(name, found[name], begin - end, stop - begin)
                 end = stop
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{file} has a damaged header ({error}): {mending}") from error
+            raise DataError(f"{file} has a damaged header ({error}): {remedy}") from error
     if size != 8 + length + end:
-        raise DataError(f"{file} holds {size} bytes and should hold {8 + length + end}: {mending}")
+        raise DataError(f"{file} holds {size} bytes and should hold {8 + length + end}: {remedy}")
     return found
 
 
 def _check_place(name: str, stored: Stored, gap: int, length: int) -> None:
-    """Refuse what safetensors would. gap: bytes between this tensor and the one before it."""
+    """Refuse what safetensors would refuse. gap: bytes between this tensor and the previous one."""
     if stored.dtype not in _BITS:
         raise ValueError(f"{name} has the unknown dtype {stored.dtype}")
     bits = math.prod(stored.shape) * _BITS[stored.dtype]
@@ -154,9 +154,9 @@ def copy_assets(source: Path, target: Path) -> None:
 
 
 def link_weights(source: Path, target: Path, prefix: str = "") -> dict[str, str]:
-    """Give a folder the weight files of another: the same files, or copies on another disk.
+    """Link the weight files of a folder into another one, or copy them to another disk.
 
-    prefix: of their names in `target`. Returns each tensor's file, as an index has it.
+    prefix: added to their names in `target`. Returns the file of each tensor, as an index does.
     """
     found: dict[str, str] = {}
     for file in weight_files(source):

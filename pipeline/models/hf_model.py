@@ -1,15 +1,13 @@
-"""HF causal language models: opened without running code from their folder, read, written.
+"""HF causal language models: open, read and write them, without running code from their folder.
 
-    model = load_model(folder, dtype="float32")    # evaluation mode, on the GPU if there is one
-    model_of(folder, tensors)                       # the same from weights in memory
-    with_adapter(model, adapter_folder)             # with a PEFT adapter on it
-    logits(model, ids)                              # [tokens, vocabulary], float32, on the CPU
-    greedy(model, ids, max_new_tokens=32, stop_ids=chat.stop_ids)
-    WeightReader(folder).tensor(name)               # one tensor of a safetensors checkpoint
-    write_weights(folder, tensors, dtype=...)       # safetensors, in shards where large
-    write_adapter(folder, tensors, ...)             # LoRA or DoRA in the PEFT library's form
-
-Knows nothing of NeMo, of quantization or of chat templates.
+model = load_model(folder, dtype="float32")    # evaluation mode, on the GPU if there is one
+model_of(folder, tensors)                       # the same from weights in memory
+with_adapter(model, adapter_folder)             # with a PEFT adapter on it
+logits(model, ids)                              # [tokens, vocabulary], float32, on the CPU
+greedy(model, ids, max_new_tokens=32, stop_ids=chat.stop_ids)
+WeightReader(folder).tensor(name)               # one tensor of a safetensors checkpoint
+write_weights(folder, tensors, dtype=...)       # safetensors, in shards where large
+write_adapter(folder, tensors, ...)             # LoRA or DoRA in the PEFT library's form
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-# Shards are written by several threads, as one does not keep a disk busy; each holds one.
+# Several threads write shards, one each, since a single thread does not keep a disk busy.
 _SHARD_BYTES = 1_500_000_000
 _WRITERS = 4
 
@@ -37,7 +35,7 @@ def load_model(folder: Path, *, dtype: str) -> PreTrainedModel:
     """An HF causal language model in evaluation mode, on the GPU if there is one.
 
     dtype: of the weights in memory: "float32", "bfloat16" or "float16".
-    Reads safetensors alone, runs no code from the folder and asks no network.
+    Reads safetensors only, runs no code from the folder and never uses the network.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -150,8 +148,8 @@ class WeightReader:
 def unlike(
     folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str
 ) -> Iterator[str]:
-    """Names of tensors that a folder does not hold, to the bit, as `write_weights` was given them:
-    others, missing ones, and ones that nobody gave."""
+    """Names of tensors that differ in any bit from what `write_weights` was given, that are missing
+    or that were never given."""
     import torch
 
     with WeightReader(folder) as written:
@@ -211,8 +209,8 @@ def write_weights(
 ) -> None:
     """Write model.safetensors, or shards of 1.5 GB and their index, a few of them at a time.
 
-    tensors: those on a GPU are fetched shard by shard, so that the host never holds the model.
-    dtype: what all are written in; None writes each in its own.
+    tensors: those on a GPU are copied shard by shard, so that the host never holds the model.
+    dtype: the type that all are written in; None keeps the type of each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[Path, list[str]]] = []
@@ -227,7 +225,7 @@ def write_weights(
             parts.append((file, list(shard)))
             total += size
             writing.append(pool.submit(_write_shard, file, shard, dtype))
-            del shard  # the thread alone holds it
+            del shard  # only the thread holds it now
         for written in writing:
             written.result()
     if len(parts) == 1:
@@ -265,7 +263,7 @@ def _write_shard(file: Path, shard: dict[str, torch.Tensor], dtype: str | None) 
     written = {}
     for name, tensor in shard.items():
         wanted = getattr(torch, dtype) if dtype else tensor.dtype
-        # Rounded before it is fetched: torch fetches first where asked for both at once.
+        # Round before the copy to the host: torch copies first when asked for both at once.
         copy = tensor.detach().to(wanted).cpu().contiguous()
         # A copy, as safetensors refuses tensors that share memory.
         written[name] = copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy

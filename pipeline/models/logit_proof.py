@@ -1,8 +1,7 @@
 """Proof that two models compute the same: their logits on fixed prompts, compared.
 
-The prompts are token ids drawn over the whole vocabulary, so that every kind of embedding row,
-position and attention span takes part whatever the tokenizer; both models are computed in float32.
-Knows nothing of where the logits come from.
+The prompts are token ids drawn from the whole vocabulary, so that every kind of embedding row,
+position and attention span takes part, with any tokenizer. Both models are computed in float32.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Comparison:
 
 
 class ProofChain:
-    """One reference's logits, and how near each conversion of it comes, step by step.
+    """The logits of a reference, and how close each conversion of it comes, step by step.
 
     proof: the figures of every step so far, by name, for the manifest.
     max_abs_difference: the largest of a logit, over the steps that had to agree.
@@ -55,19 +54,19 @@ class ProofChain:
     def __init__(
         self, shape: Shape, *, gpu: bool, reference: Logits, name: str = "the source model"
     ) -> None:
-        """reference: gives the logits [tokens, vocabulary] of a prompt; asked at once.
+        """reference: returns the logits [tokens, vocabulary] of a prompt; it is called here.
 
         name: of the reference, for errors.
 
         Raises:
-            DataError: its logits are not finite, so that nothing can be as they are.
+            DataError: the reference's logits are not finite, so nothing can be compared with them.
         """
         self._prompts = prompts(shape.vocab, shape.max_positions)
         self._reference = [reference(prompt) for prompt in self._prompts]
         if not all(bool(logits.isfinite().all()) for logits in self._reference):
             raise DataError(
                 f"{name} computes logits that are not finite: a weight is NaN or too "
-                "large, or config.json has a wrong number; mend or download the model again"
+                "large, or config.json has a wrong number; correct it or download the model again"
             )
         self._gpu = gpu
         self.proof: dict[str, dict[str, Any]] = {}
@@ -86,14 +85,14 @@ class ProofChain:
         return comparison
 
     def require_near(self, step: str, logits: Logits, min_cosine: float) -> Comparison:
-        """Compare a step that rounds, and so may differ a little.
+        """Compare a step that rounds, so that small differences are allowed.
 
         Raises:
-            ProofFailed: the logits point elsewhere.
+            ProofFailed: the cosine is too small.
         """
         comparison = self._compare(step, logits)
         if comparison.min_cosine < min_cosine:
-            raise _failed(step, comparison, f"a cosine of at least {min_cosine} is asked")
+            raise _failed(step, comparison, f"a cosine of at least {min_cosine} is required")
         return comparison
 
     def _compare(self, step: str, logits: Logits) -> Comparison:
@@ -126,7 +125,7 @@ def compare(
 ) -> Comparison:
     """Compare logits [tokens, vocabulary] prompt by prompt. `gpu` chooses the tolerance.
 
-    Logits that are not finite are infinitely far away.
+    Logits that are not finite count as infinitely different.
     """
     import torch
     from torch.nn.functional import cosine_similarity

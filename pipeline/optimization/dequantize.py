@@ -1,11 +1,10 @@
 """Weights as exported folders hold them: unpacked, scaled, and compared with their source.
 
-    dequantize(LAYOUTS["nvfp4"], stored, scale, second, None)      # [out, in] float32
-    compare({"qnemo": ours, "hf": theirs}, source, shape)          # of exported_weights
+    dequantize(storage, stored, scale, second, None)               # [out, in] float32
+    compare({"qnemo": ours, "hf": theirs}, source, shape)          # of exported_reader
 
 Written from the formats' descriptions and not with ModelOpt, so that comparing the result with the
-source proves the files. Tensors are read one by one, on the GPU if there is one. Knows nothing of
-configuration.
+source proves the files. Tensors are read one by one, on the GPU if there is one.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape
-from pipeline.optimization.formats import Layout
+from pipeline.optimization.formats import Storage
 
 if TYPE_CHECKING:
     import torch
@@ -27,20 +26,20 @@ if TYPE_CHECKING:
 # Microscaling Formats 1.0, section 5.3.3).
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
-# Elements that are compared at once, in float64: what stays in a CPU's cache, what fills a GPU.
+# Elements that are compared at once, in float64: enough to fit a CPU's cache, or to fill a GPU.
 _BLOCK = {"cpu": 2**16, "cuda": 2**24}
-_READERS = 4  # tensors on their way to a GPU at once: one thread does not keep it busy
+_READERS = 4  # threads that copy tensors to a GPU: a single one does not keep it busy
 
 
 class Weights(Protocol):
-    """What a folder stands for, by HF's names."""
+    """The weights that a folder represents, by HF's names."""
 
     def tensor(self, name: str) -> torch.Tensor | None:
-        """A weight; None if it stands for nothing of its own."""
+        """A weight; None if the folder has no such weight of its own."""
 
 
 def dequantize(
-    layout: Layout,
+    storage: Storage,
     stored: torch.Tensor,
     scale: torch.Tensor,
     second: torch.Tensor | None,
@@ -48,37 +47,44 @@ def dequantize(
 ) -> torch.Tensor:
     """weight[o, i] = value[o, i] * scale * prescale[i], [out, in] float32.
 
-    stored: of two neighbours that share a byte the first, of even number, is in the low half.
-    scale: one number, one a row [out], or one a group [out, in / group]. Where it is FP8, it has a
-        scale itself, `second`; where not, `second` tells how the weights were rounded once more.
+    stored: weights as the file holds them; `storage` says how they are packed.
+    scale: one number, one per row [out], or one per group [out, in / group]. An FP8 scale has a
+        scale itself, `second`. Otherwise `second` is the scale of a further rounding, and unused.
     """
-    import torch
 
-    if layout.packed == "columns":
-        byte = torch.arange(256, device=stored.device)
-        value = torch.tensor(_E2M1, device=stored.device)
-        pairs = value[torch.stack([byte & 15, byte >> 4], dim=1)]  # byte → two values
-        weight = torch.nn.functional.embedding(stored.int(), pairs).flatten(1)
-    elif layout.packed == "rows":
-        packed = stored.view(torch.uint8).to(torch.int16)
-        halves = torch.stack([packed & 15, packed >> 4], dim=1)  # [out / 2, 2, in]
-        weight = ((halves ^ 8) - 8).flatten(0, 1).float()  # two's complement of four bits
-    else:
-        weight = stored.float()
+    weight = _numbers(storage, stored)
     scale = scale.float()
-    if layout.scale_type == "F8_E4M3" and second is not None:
+    if storage.scale_type == "F8_E4M3" and second is not None:
         scale = scale * second
-    if layout.group:
-        weight.unflatten(1, (-1, layout.group)).mul_(scale.unsqueeze(-1))
+    if storage.group:
+        weight.unflatten(1, (-1, storage.group)).mul_(scale.unsqueeze(-1))
     else:
         weight *= scale.reshape(-1, 1)  # a single number spreads over all rows
     return weight if prescale is None else weight.mul_(prescale.float())
 
 
+def _numbers(storage: Storage, stored: torch.Tensor) -> torch.Tensor:
+    """Stored weights as numbers before any scale, [out, in] float32."""
+    import torch
+
+    if not storage.packed:
+        return stored.float()
+    if storage.number == "e2m1":
+        value = torch.tensor(_E2M1, device=stored.device)
+    else:  # two's complement of four bits
+        value = torch.tensor([(code ^ 8) - 8.0 for code in range(16)], device=stored.device)
+    byte = torch.arange(256, device=stored.device)
+    pairs = value[torch.stack([byte & 15, byte >> 4], dim=1)]  # byte → two values
+    halves = torch.nn.functional.embedding(stored.view(torch.uint8).int(), pairs)
+    if storage.packed == "columns":
+        return halves.flatten(1)  # [out, in / 2, 2]
+    return halves.transpose(1, 2).flatten(0, 1)  # [out / 2, 2, in]
+
+
 def compare(
     forms: Mapping[str, Weights], source: WeightReader, shape: Shape
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """For each form and each weight that it stands for: `difference` from the source's."""
+    """For each form and each of its weights: the `difference` from the source's weight."""
     import torch
 
     names = {name: name for name, _ in shape.tensors()}  # ours → the source's
@@ -99,8 +105,8 @@ def compare(
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, float]:
-    """Cosine of two tensors, |ours - theirs| / |theirs|, and the factor that brings theirs nearest
-    to ours: 1 however much was rounded, where scales are right."""
+    """Cosine of two tensors, |ours - theirs| / |theirs|, and the factor that brings theirs closest
+    to ours. The factor is 1 if scales are right, however coarse the rounding."""
     import torch
 
     sums = torch.zeros(4, dtype=torch.float64, device=theirs.device)
@@ -110,7 +116,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, float]:
         x, y = a.double(), b.double()
         sums += torch.stack([x @ y, x @ x, y @ y, (x - y).square_().sum()])
     dot, ours_square, theirs_square, square = sums.tolist()
-    # A tensor of zeros, as a bias can be, has no direction: only its being copied counts.
+    # A tensor of zeros, such as a bias, has no direction: it can only be equal or not.
     if square == 0:
         return {"cosine": 1.0, "error": 0.0, "scale": 1.0}
     if not (ours_square and theirs_square):

@@ -1,9 +1,9 @@
-"""Writing a quantized model's packed weights with ModelOpt: qnemo and unified HF folders.
+"""Writes a quantized model's packed weights with ModelOpt, as qnemo and as unified HF folders.
 
-Each call opens the quantized folder anew, as ModelOpt's exporters alter the model. What ModelOpt
-0.37 leaves out is put right here: AWQ's group size in config.json, the claim to be quantized on an
-unquantized model, one scale for FP8 layers that runtimes join, weights in the source's type,
-tokenizer files.
+Each call opens the quantized folder again, because ModelOpt's exporters change the model. The
+module also corrects what ModelOpt 0.37 leaves out or gets wrong: AWQ's group size in config.json,
+a quantization_config on an unquantized model, one scale for FP8 layers that runtimes join, weights
+in the source's type, the name of the model's architecture, tokenizer files.
 """
 
 from __future__ import annotations
@@ -12,34 +12,48 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.monkeypatch import Patch, replaced
 from pipeline.models.architecture import read_shape
+from pipeline.models.families import FAMILIES
 from pipeline.models.files import TOKENIZER_FILES
-from pipeline.optimization import ptq as modelopt
-from pipeline.optimization.formats import JOINED
+from pipeline.optimization import ptq
+from pipeline.optimization.formats import FORMATS, Format
 
 if TYPE_CHECKING:
     import torch
 
 # What stays float32 in a unified checkpoint; every other plain tensor is in the source's type.
 _SCALES = ("weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale")
-# ModelOpt's name of the way that Llama, Mistral and, but for a bias, Qwen2 are built: it writes the
-# weights of each, and lacks only TensorRT-LLM's own fields for Qwen2.
-_DECODER = "llama"
-_QWEN2_FIELDS = {"qwen_type": "qwen2", "attn_bias": True, "mlp_bias": False, "seq_length": 8192}
+NVFP4_PACKING = Patch(
+    owner="modelopt.torch.quantization.qtensor.nvfp4_tensor",
+    names=("fp4_compatible",),
+    library="nvidia-modelopt",
+    version="0.37.0",
+    reason="It asks for a GPU's FP4 instructions, for a kernel that exporting does not use.",
+    digest="2796d656e9611cc0",
+    reads=("modelopt.torch.quantization.qtensor.nvfp4_tensor:NVFP4QTensor.quantize",),
+    required="it raises where there is no GPU",
+)
 
 
 def write_qnemo(
-    quantized: Path, source: Path, out: Path, *, tensor_parallel: int, pipeline_parallel: int
+    quantized: Path,
+    source: Path,
+    out: Path,
+    *,
+    format: str,
+    tensor_parallel: int,
+    pipeline_parallel: int,
 ) -> None:
     """Write a TensorRT-LLM checkpoint with a tokenizer.
 
-    quantized: folder of one format, as modelopt.save left it. source: the HF folder it was made
+    quantized: folder of one format, as ptq.save wrote it. source: the HF folder it was made
         from, which gives the type of what is not quantized, and the tokenizer files.
 
     Raises:
@@ -47,36 +61,38 @@ def write_qnemo(
     """
     import torch
 
-    exporter = modelopt.modelopt().export
-    model = modelopt.load(quantized)
+    exporter = ptq.modelopt().export
+    target = FAMILIES[read_shape(source).family].trtllm
+    model = ptq.load(quantized)
     with _refusals(f"qnemo from {quantized}"), torch.inference_mode():
         exporter.export_tensorrt_llm_checkpoint(
             model,
-            _DECODER,
+            target.decoder,
             _half_type(source),
             out,
             inference_tensor_parallel=tensor_parallel,
             inference_pipeline_parallel=pipeline_parallel,
         )
-    if read_shape(source).family == "qwen2":
-        file = out / "config.json"
-        config = json.loads(file.read_text()) | _QWEN2_FIELDS
-        file.write_text(json.dumps(config, indent=4) + "\n")
+    file = out / "config.json"
+    config = json.loads(file.read_text())
+    config |= {"architecture": target.architecture, **target.fields}
+    _name_algorithm(config["quantization"], FORMATS[format])
+    file.write_text(json.dumps(config, indent=4) + "\n")
     _copy_text_files(source, out)
 
 
-def write_unified_hf(quantized: Path, source: Path, out: Path) -> None:
+def write_unified_hf(quantized: Path, source: Path, out: Path, *, format: str) -> None:
     """Write ModelOpt's unified HF checkpoint; arguments and errors as for `write_qnemo`."""
     import torch
 
     from pipeline.models import hf_model
 
-    exporter = modelopt.modelopt().export
-    model = modelopt.load(quantized)
-    own = modelopt.own_dtype(source)
+    exporter = ptq.modelopt().export
+    model = ptq.load(quantized)
+    own = ptq.own_dtype(source)
 
     def save(folder: Path, *, state_dict: Mapping[str, torch.Tensor], **_: Any) -> None:
-        """In place of transformers' writer: shards side by side, plain tensors in their type."""
+        """Replaces transformers' writer: writes shards in parallel, and plain tensors in `own`."""
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         wanted = getattr(torch, own)
@@ -85,33 +101,40 @@ def write_unified_hf(quantized: Path, source: Path, out: Path) -> None:
 
     model.save_pretrained = save
     with _refusals(f"unified HF from {quantized}"), torch.no_grad():
-        _join_scales(model)
-        # In the type that it was calibrated in, so that weights are rounded once.
+        storage = FORMATS[format].storage
+        if storage and storage.scale == "tensor":
+            _join_scales(model, read_shape(source).layer.joined)
+        # In the type that it was calibrated in, so that weights are rounded only once.
         exporter.export_hf_checkpoint(model, model.dtype, out)
-    del model.save_pretrained  # it holds the model, and memory may not hold another
-    _mend_config(out, own)
+    del model.save_pretrained  # its closure holds the model, and memory may not fit two
+    _correct_config(out, source, own, FORMATS[format])
     _copy_text_files(source, out)
 
 
-def _join_scales(model: Any) -> None:
-    """Give FP8 layers that runtimes join the largest of their scales, so that none rounds again.
+def _join_scales(model: Any, joined: Sequence[Sequence[str]]) -> None:
+    """Give layers that runtimes join the largest of their scales, so that none is rounded again.
 
-    ModelOpt does so for qnemo, and for the unified folder in every other format.
+    ModelOpt does so for qnemo, and for the unified folder in all but FP8.
     """
-    tools = modelopt.modelopt().export.quant_utils
-    if tools.get_quantization_format(model) != "fp8":
-        return
+    tools = ptq.modelopt().export.quant_utils
     for module in model.modules():
-        for names in JOINED:
+        for names in joined:
             if all(hasattr(module, name) for name in names):
                 tools.preprocess_linear_fusion([getattr(module, name) for name in names])
+
+
+def _name_algorithm(quantization: dict[str, Any], format: Format) -> None:
+    """Correct the `quant_algo` of a format that ModelOpt writes under another one's name."""
+    storage = format.storage
+    if storage and quantization["quant_algo"] == storage.modelopt_algorithm:
+        quantization["quant_algo"] = storage.algorithm
 
 
 def _half_type(source: Path) -> torch.dtype:
     """The 16-bit type that TensorRT-LLM computes in: the source's if it has one."""
     import torch
 
-    own: torch.dtype = getattr(torch, modelopt.own_dtype(source))
+    own: torch.dtype = getattr(torch, ptq.own_dtype(source))
     return own if own.itemsize == 2 else torch.bfloat16
 
 
@@ -122,17 +145,22 @@ def _typed(name: str, tensor: torch.Tensor, plain: torch.dtype) -> torch.Tensor:
     return tensor.float() if name.endswith(_SCALES) else tensor.to(plain)
 
 
-def _mend_config(out: Path, dtype: str) -> None:
+def _correct_config(out: Path, source: Path, dtype: str, format: Format) -> None:
     file, quant_file = out / "config.json", out / "hf_quant_config.json"
     config = json.loads(file.read_text())
     config["dtype"] = config["torch_dtype"] = dtype  # by its new name and its old one
-    quantization = json.loads(quant_file.read_text())["quantization"]
+    # transformers writes its own class, which may not be the name of the family.
+    config["architectures"] = json.loads((source / "config.json").read_text())["architectures"]
+    quant_config = json.loads(quant_file.read_text())
+    quantization = quant_config["quantization"]
     if quantization["quant_algo"] is None:
-        # It would claim to be ModelOpt's, which vLLM refuses without an algorithm.
+        # vLLM refuses a quantization_config of ModelOpt's without an algorithm.
         del config["quantization_config"]
         quant_file.unlink()
     else:
-        for key in ("group_size", "has_zero_point", "pre_quant_scale"):
+        _name_algorithm(quantization, format)
+        quant_file.write_text(json.dumps(quant_config, indent=4) + "\n")
+        for key in ("quant_algo", "group_size", "has_zero_point", "pre_quant_scale"):
             if key in quantization:
                 config["quantization_config"][key] = quantization[key]
     file.write_text(json.dumps(config, indent=2) + "\n")
@@ -152,8 +180,8 @@ def _copy_text_files(source: Path, out: Path) -> None:
 
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """ModelOpt's chatter away, and its many kinds of refusal as one."""
-    logger = logging.getLogger("transformers")  # warns of a name that ModelOpt uses
+    """Silence ModelOpt, and turn its many exceptions into one error."""
+    logger = logging.getLogger("transformers")  # warns about a name that ModelOpt uses
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -172,16 +200,10 @@ def _refusals(what: str) -> Iterator[None]:
 
 @contextmanager
 def _packing_anywhere() -> Iterator[None]:
-    """Within it ModelOpt packs NVFP4 without a GPU too, as it does every other format.
+    """ModelOpt packs NVFP4 without a GPU within it, as it does every other format.
 
-    It asks the GPU first whether it has FP4 instructions, for a kernel of TensorRT-LLM's that
-    exporting never uses, and to ask is an error where there is no GPU.
+    It first checks whether the GPU has FP4 instructions, for a kernel of TensorRT-LLM that export
+    never uses, and the check fails where there is no GPU.
     """
-    from modelopt.torch.quantization.qtensor import nvfp4_tensor
-
-    ask = nvfp4_tensor.fp4_compatible
-    nvfp4_tensor.fp4_compatible = lambda: False
-    try:
+    with replaced(NVFP4_PACKING.by(fp4_compatible=lambda: False)):
         yield
-    finally:
-        nvfp4_tensor.fp4_compatible = ask

@@ -1,10 +1,10 @@
-"""The weights that an exported folder stands for, unpacked and re-joined, by HF's names.
+"""The weights that an exported folder represents, unpacked and joined again, by HF's names.
 
     with QnemoWeights(folder, shape) as ours:
         ours.tensor("model.layers.0.self_attn.q_proj.weight")      # [out, in] float32
 
-Every linear weight is given as it acts on the layer's input: times the scale vector of AWQ or
-SmoothQuant. What is not quantized is given in the type that it is stored in.
+Every linear weight is returned as it acts on the layer's input, that is multiplied by the scale
+vector of AWQ or SmoothQuant. Weights that are not quantized keep the type that they are stored in.
 """
 
 from __future__ import annotations
@@ -15,47 +15,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.architecture import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
+from pipeline.models.families.record import Layer
 from pipeline.models.files import tensor_shapes, weight_files
 from pipeline.optimization.dequantize import dequantize, on_device
-from pipeline.optimization.formats import BY_ALGORITHM
+from pipeline.optimization.formats import storage_of
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.models.hf_model import WeightReader
 
-_NORMS = {
-    "input_layernorm": "input_layernorm",
-    "post_attention_layernorm": "post_layernorm",
-}
-# HF name → qnemo name, and the dimension on which ranks share it. TensorRT-LLM's fc is HF's gate.
-_LINEARS = {
-    "self_attn.o_proj": ("attention.dense", 1),
-    "mlp.gate_proj": ("mlp.fc", 0),
-    "mlp.up_proj": ("mlp.gate", 0),
-    "mlp.down_proj": ("mlp.proj", 1),
-}
-_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-# Linear layers whose input is a norm's output: name → norm.
-_AFTER = {
-    **dict.fromkeys(_FUSED, "input_layernorm"),
-    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
-}
-
 
 class QnemoWeights:
-    """Of all ranks of a qnemo folder."""
+    """The weights of all ranks of a qnemo folder."""
 
     def __init__(self, folder: Path, shape: Shape) -> None:
         config = json.loads((folder / "config.json").read_text())
         self._folder, self._shape = folder, shape
-        self._layout = BY_ALGORITHM.get(config["quantization"]["quant_algo"])
+        self._storage = storage_of(config["quantization"]["quant_algo"])
         self._tp, self._pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
-        q, kv = (n * shape.head_dim // self._tp for n in (shape.heads, shape.kv_heads))
-        # Each rank holds its share of the queries, then of the keys, then of the values.
-        self._rows = dict(
-            zip(_FUSED, (slice(0, q), slice(q, q + kv), slice(q + kv, q + 2 * kv)), strict=True)
-        )
+        self._norms = {norm.hf: norm.qnemo for norm in shape.layer.norms}
+        # HF name → qnemo name, its rows on a rank, and the dimension that ranks share. A rank holds
+        # its share of one HF layer after the other, as of queries, keys and values.
+        self._linears: dict[str, tuple[str, slice, int]] = {}
+        for name, linear, parts in shape.layer.qnemo_linears():
+            start = 0
+            for part in parts:
+                end = start + shape.size(part.outputs) // (self._tp if linear.split == 0 else 1)
+                rows = slice(start, end) if len(parts) > 1 else slice(None)
+                self._linears[part.hf] = name, rows, linear.split
+                start = end
         self._stack = ExitStack()
 
     def __enter__(self) -> QnemoWeights:
@@ -88,12 +77,9 @@ class QnemoWeights:
         stage, local = divmod(number, self._shape.layers // self._pp)
         files = self._ranks[stage * self._tp : (stage + 1) * self._tp]
         layer = f"transformer.layers.{local}."
-        if part in _NORMS:
-            return on_device(files[0].get_tensor(f"{layer}{_NORMS[part]}.weight"))
-        if part in _FUSED:
-            module, dimension, rows = "attention.qkv", 0, self._rows[part]
-        else:
-            (module, dimension), rows = _LINEARS[part], slice(None)
+        if part in self._norms:
+            return on_device(files[0].get_tensor(f"{layer}{self._norms[part]}.weight"))
+        module, rows, dimension = self._linears[part]
         if kind == "bias":
             whole = [file.get_tensor(f"{layer}{module}.bias") for file in files]
             return on_device(torch.cat([bias[rows] for bias in whole]))
@@ -101,7 +87,7 @@ class QnemoWeights:
 
     def _linear(self, file: Any, module: str, rows: slice) -> torch.Tensor:
         """Rows of a rank's part of a linear weight, [rows, in]."""
-        if self._layout is None or f"{module}.weights_scaling_factor" not in file.keys():  # noqa: SIM118
+        if self._storage is None or f"{module}.weights_scaling_factor" not in file.keys():  # noqa: SIM118
             return on_device(file.get_tensor(f"{module}.weight")[rows])
 
         def optional(wanted: bool, name: str) -> torch.Tensor | None:
@@ -109,24 +95,24 @@ class QnemoWeights:
 
         scale = on_device(file.get_tensor(f"{module}.weights_scaling_factor"))
         stored = file.get_tensor(f"{module}.weight")
-        halved = self._layout.packed == "rows" and rows.stop is not None
+        halved = self._storage.packed == "rows" and rows.stop is not None
         return dequantize(
-            self._layout,
+            self._storage,
             on_device(stored[slice(rows.start // 2, rows.stop // 2) if halved else rows]),
             scale if scale.numel() == 1 else scale[rows],
-            optional(self._layout.second_scale, "weights_scaling_factor_2"),
-            optional(self._layout.prescaled, "prequant_scaling_factor"),
+            optional(self._storage.second_scale, "weights_scaling_factor_2"),
+            optional(self._storage.prescaled, "prequant_scaling_factor"),
         )
 
 
 class UnifiedWeights:
-    """Of a unified HF folder.
+    """The weights of a unified HF folder.
 
-    AWQ's input scale lies in the norm in front of a layer: the source's norm is undone from the
-    layers behind, and such a norm then stands for nothing of its own.
+    AWQ's input scale is folded into the norm in front of a layer. It is multiplied back into the
+    layers behind the norm, so that the norm itself has no weight of its own to compare.
     """
 
-    def __init__(self, folder: Path, source: WeightReader) -> None:
+    def __init__(self, folder: Path, source: WeightReader, layer: Layer) -> None:
         from pipeline.models.hf_model import WeightReader
 
         quant_file = folder / "hf_quant_config.json"
@@ -135,8 +121,11 @@ class UnifiedWeights:
             if quant_file.is_file()
             else None
         )
-        self._layout = BY_ALGORITHM.get(algorithm)
-        self._in_norms = bool(self._layout and self._layout.group and self._layout.prescaled)
+        self._storage = storage_of(algorithm)
+        self._in_norms = bool(self._storage and self._storage.group and self._storage.prescaled)
+        # Linear layers that read a norm's output, and all norms.
+        self._after = {name: ln.after for ln in layer.linears if ln.after for name in ln.names}
+        self._norms = {norm.hf for norm in layer.norms}
         self._names = {name for file in weight_files(folder) for name in tensor_shapes(file)}
         self._source, self._written = source, WeightReader(folder)
 
@@ -155,21 +144,22 @@ class UnifiedWeights:
             return self._read(name)
         number, part, kind = _layer_name(name)
         layer = f"model.layers.{number}."
-        if self._in_norms and part in _NORMS:
-            behind = (f"{layer}{linear}.weight_scale" for linear, n in _AFTER.items() if n == part)
-            return None if any(scale in self._names for scale in behind) else self._read(name)
+        if self._in_norms and part in self._norms:
+            behind = [linear for linear, norm in self._after.items() if norm == part]
+            scaled = any(f"{layer}{linear}.weight_scale" in self._names for linear in behind)
+            return None if scaled else self._read(name)
         scale = self._optional(f"{module}.weight_scale")
-        if self._layout is None or kind == "bias" or scale is None:
+        if self._storage is None or kind == "bias" or scale is None:
             return self._read(name)
         weight = dequantize(
-            self._layout,
+            self._storage,
             self._read(name),
             scale,
             self._optional(f"{module}.weight_scale_2"),
             self._optional(f"{module}.pre_quant_scale"),
         )
-        if self._in_norms and part in _AFTER:
-            weight *= self._scale_in(f"{layer}{_AFTER[part]}.weight")
+        if self._in_norms and part in self._after:
+            weight *= self._scale_in(f"{layer}{self._after[part]}.weight")
         return weight
 
     def _read(self, name: str) -> torch.Tensor:
@@ -179,7 +169,7 @@ class UnifiedWeights:
         return self._read(name) if name in self._names else None
 
     def _scale_in(self, norm: str) -> torch.Tensor:
-        """What a norm multiplies beyond the source's, [hidden]."""
+        """The factor by which a norm differs from the source's, [hidden]."""
         import torch
 
         theirs, ours = self._read(norm).float(), on_device(self._source.tensor(norm)).float()

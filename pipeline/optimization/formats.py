@@ -1,44 +1,48 @@
-"""How each format's linear layers are stored, and how tensors are held against what they must be.
+"""The weight formats: everything that the project knows of each, in one record.
 
-The rules of the two folders that export writes are qnemo's and unified_hf's; both read JSON and
-safetensors headers, no weights. Knows no vendor's library.
+    FORMATS["nvfp4"].storage.group                     # weights that share a scale
+    FORMATS.add(Format(name="int8_wo", ...))           # one more, before the command runs
+
+Whoever needs a fact of a format asks its record: calibration, export and its proofs, the gate, the
+planner, the engines, `stage=doctor`. No record imports ModelOpt.
 """
 
-import fnmatch
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
+from pipeline.core.tables import Table
 
-from pipeline.config.quantize import QuantizationFormat
+E4M3_LARGEST = 448.0
+E2M1_LARGEST = 6.0
 
-Json = Mapping[str, Any]
-Tensor = tuple[str, tuple[int, ...]]  # safetensors type, shape
-Header = Mapping[str, Tensor]
-
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-# Layers that runtimes join into one, by HF's names.
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # torch's name → safetensors'
+Form = Literal["qnemo", "hf"]
+Capability = tuple[int, int]  # NVIDIA's compute capability
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a format stores a linear layer's matrix, [out, in].
+class Storage:
+    """How a format stores the matrix of a linear layer, [out, in].
 
-    algorithm: quant_algo in the configuration.
+    algorithm: `quant_algo` in the configuration of both exported folders.
+    number: what a weight is rounded to.
     weight, unified_weight: safetensors type in qnemo and in the unified HF checkpoint.
-    packed: which neighbours share a byte: none, two "rows" or two "columns".
-    scale: one weight scale a "tensor", a "row" or a "group" of columns of a row.
+    packed: which neighbours share a byte: none, two "rows" or two "columns". The first of two is in
+        the low half.
+    scale: one weight scale per "tensor", per "row" or per "group" of columns of a row.
     group: columns in a group; 0 without groups.
     scale_type: safetensors type of the weight scales.
     second_scale: the scales, or the rounded weights, have a scale of their own, one number.
-    inputs_scaled: activations are quantized. prescaled: inputs are multiplied by a vector before.
+    largest_input: the largest value that a quantized activation can have; None: activations are
+        not quantized.
+    prescaled: inputs are first multiplied by a vector (AWQ, SmoothQuant).
+    modelopt_algorithm: `quant_algo` as ModelOpt writes it, where it is not `algorithm`.
     """
 
     algorithm: str
+    number: Literal["e4m3", "e2m1", "int8", "int4"]
     weight: str
     unified_weight: str
     packed: Literal["", "rows", "columns"] = ""
@@ -46,127 +50,247 @@ class Layout:
     group: int = 0
     scale_type: str = "F32"
     second_scale: bool = False
-    inputs_scaled: bool = True
+    largest_input: float | None = None
     prescaled: bool = False
+    modelopt_algorithm: str = ""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a weight without its scales."""
+        return 4 if self.number in ("int4", "e2m1") else 8
 
     def stored_shape(self, rows: int, columns: int) -> tuple[int, int]:
-        """Of the weight tensor for a matrix of these sizes."""
+        """Shape of the weight tensor for a matrix of these sizes."""
         if self.packed == "rows":
             return rows // 2, columns
         return rows, columns // 2 if self.packed else columns
 
     def scale_shape(self, rows: int, columns: int) -> tuple[int, ...]:
-        """Of the weight scales; () for a single number."""
+        """Shape of the weight scales; () for a single number."""
         if self.scale == "group":
             return rows, columns // self.group
         return (rows,) if self.scale == "row" else ()
 
     def facts(self) -> dict[str, Any]:
-        """What the configuration says beside quant_algo."""
+        """What the configuration says beside `quant_algo`."""
         if not self.group:
             return {}
         zero_point = {"has_zero_point": False, "pre_quant_scale": True} if self.prescaled else {}
         return {"group_size": self.group, **zero_point}
 
 
-LAYOUTS: Mapping[QuantizationFormat, Layout] = {
-    "fp8": Layout("FP8", "F8_E4M3", "F8_E4M3"),
-    "int8_sq": Layout("W8A8_SQ_PER_CHANNEL", "I8", "I8", scale="row", prescaled=True),
-    "int4_awq": Layout(
-        "W4A16_AWQ",
-        "I8",
-        "U8",
-        packed="rows",
-        scale="group",
-        group=128,
-        inputs_scaled=False,
-        prescaled=True,
+@dataclass(frozen=True)
+class Bounds:
+    """How far a written weight may be from its source.
+
+    cosine: at least. error: at most, relative to the source's norm. scale: how far the factor
+    between the two may be from 1.
+
+    On random Llamas the error is 0.027 for FP8 (three bits of mantissa), 0.017 for SmoothQuant and
+    0.13 for AWQ, and twice that where inputs have outliers. For NVFP4 it is 0.06 to 0.10, whatever
+    the weights' distribution. Rounding leaves the factor within 0.001 of 1, for NVFP4 within 0.007.
+    A wrong scale, order, transposition or packing is outside these bounds.
+    """
+
+    cosine: float
+    error: float
+    scale: float = 0.03
+
+
+# A weight that is not quantized is copied, at most rounded to bfloat16 (eight bits of mantissa).
+COPIED = Bounds(cosine=0.99999, error=2**-8, scale=2**-8)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A weight format.
+
+    name: as settings give it. title: as people read it.
+    modelopt: ModelOpt's configuration, by its name in `modelopt.torch.quantization` or written
+        out; None: nothing is quantized.
+    storage: how linear layers are stored; None: in the model's own type.
+    bytes_per_weight: of the linear layers, scales included, as an engine holds them.
+    bounds: of the proof that compares exported weights with their source.
+    max_drop: share of exact matches that the exported format may lose against the tuned model,
+        where the settings (evaluate.gate.max_drop) say nothing else.
+    keeps_weights: calibration only finds largest values, so the source's weights stay as they are.
+    scales_when_packed: the scales of weights are computed while they are packed, and are no part of
+        the calibrated state.
+    vocabulary_multiple: ModelOpt pads the vocabulary to a multiple of this with tokens that could
+        then be generated, so that other vocabularies are refused.
+    calibrates_on: compute capability of the GPU that calibration needs; None: a CPU is enough.
+    computes_on: compute capability of the GPUs on which engines compute in this format; None: any.
+    forms: what export writes: "qnemo", a TensorRT-LLM checkpoint with a tokenizer; "hf",
+        ModelOpt's unified HF checkpoint.
+    vllm: vLLM's name for this quantization; None: vLLM cannot load it.
+    trtllm_loads_hf: TensorRT-LLM's PyTorch backend loads the unified HF checkpoint.
+    gemm_plugin: whether `trtllm-build` should use its GEMM plugin. Where every product of a linear
+        layer has a kernel of its own, the plugin would slow it down.
+    """
+
+    name: str
+    title: str
+    modelopt: str | Mapping[str, Any] | None
+    storage: Storage | None
+    bytes_per_weight: float
+    bounds: Bounds
+    max_drop: float
+    keeps_weights: bool = False
+    scales_when_packed: bool = False
+    vocabulary_multiple: int = 1
+    calibrates_on: Capability | None = None
+    computes_on: Capability | None = None
+    forms: tuple[Form, ...] = ("qnemo", "hf")
+    vllm: str | None = None
+    trtllm_loads_hf: bool = False
+    gemm_plugin: bool = True
+
+    @property
+    def quantized(self) -> bool:
+        return self.storage is not None
+
+    @property
+    def algorithm(self) -> str | None:
+        """`quant_algo` in exported folders; None where nothing is quantized."""
+        return self.storage.algorithm if self.storage else None
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale, by which a rank's share must divide; 1 without groups."""
+        return self.storage.group if self.storage and self.storage.group else 1
+
+    @property
+    def calibrated_bits(self) -> float:
+        """Bits of a packed weight beside the values in the calibrated state."""
+        if self.storage is None or self.scales_when_packed:
+            return 8 * self.bytes_per_weight
+        return self.storage.bits
+
+
+# Best for serving first, as NIM orders precisions (engines/profile.py).
+FORMATS: Table[Format] = Table(
+    "weight format",
+    Format(
+        name="fp8",
+        title="FP8",
+        modelopt="FP8_DEFAULT_CFG",
+        storage=Storage("FP8", "e4m3", "F8_E4M3", "F8_E4M3", largest_input=E4M3_LARGEST),
+        bytes_per_weight=1.0,
+        bounds=Bounds(cosine=0.998, error=0.06),
+        max_drop=0.02,
+        keeps_weights=True,
+        computes_on=(8, 9),
+        vllm="modelopt",
+        trtllm_loads_hf=True,
+        gemm_plugin=False,
     ),
-    "w4a8_awq": Layout(
-        "W4A8_AWQ",
-        "I8",
-        "U8",
-        packed="rows",
-        scale="group",
-        group=128,
-        second_scale=True,
-        prescaled=True,
+    Format(
+        name="int8_sq",
+        title="INT8 SmoothQuant",
+        modelopt="INT8_SMOOTHQUANT_CFG",
+        storage=Storage(
+            "W8A8_SQ_PER_CHANNEL",
+            "int8",
+            "I8",
+            "I8",
+            scale="row",
+            largest_input=127.0,
+            prescaled=True,
+        ),
+        bytes_per_weight=1.0,
+        bounds=Bounds(cosine=0.995, error=0.1),
+        max_drop=0.02,
+        gemm_plugin=False,
     ),
-    "nvfp4": Layout(
-        "NVFP4",
-        "U8",
-        "U8",
-        packed="columns",
-        scale="group",
-        group=16,
-        scale_type="F8_E4M3",
-        second_scale=True,
+    Format(
+        name="nvfp4",
+        title="NVFP4",
+        modelopt="NVFP4_DEFAULT_CFG",
+        storage=Storage(
+            "NVFP4",
+            "e2m1",
+            "U8",
+            "U8",
+            packed="columns",
+            scale="group",
+            group=16,
+            scale_type="F8_E4M3",
+            second_scale=True,
+            largest_input=E4M3_LARGEST * E2M1_LARGEST,
+        ),
+        bytes_per_weight=0.5 + 1 / 16,  # an FP8 scale for 16 weights
+        bounds=Bounds(cosine=0.99, error=0.15),
+        max_drop=0.05,
+        keeps_weights=True,
+        scales_when_packed=True,
+        calibrates_on=(8, 9),
+        computes_on=(10, 0),
+        vllm="modelopt_fp4",
+        trtllm_loads_hf=True,
     ),
-}
-BY_ALGORITHM: Mapping[str | None, Layout] = {
-    layout.algorithm: layout for layout in LAYOUTS.values()
-}
+    Format(
+        name="int4_awq",
+        title="INT4 AWQ",
+        modelopt="INT4_AWQ_CFG",
+        storage=Storage(
+            "W4A16_AWQ", "int4", "I8", "U8", packed="rows", scale="group", group=128, prescaled=True
+        ),
+        bytes_per_weight=0.5 + 2 / 128,  # a float16 scale for 128 weights
+        bounds=Bounds(cosine=0.955, error=0.3),
+        max_drop=0.05,
+        vocabulary_multiple=64,
+    ),
+    Format(
+        name="w4a8_awq",
+        title="W4A8 AWQ",
+        modelopt="W4A8_AWQ_BETA_CFG",
+        storage=Storage(
+            "W4A8_AWQ",
+            "int4",
+            "I8",
+            "U8",
+            packed="rows",
+            scale="group",
+            group=128,
+            second_scale=True,
+            largest_input=E4M3_LARGEST,
+            prescaled=True,
+        ),
+        bytes_per_weight=0.5 + 2 / 128,
+        bounds=Bounds(cosine=0.955, error=0.3),
+        max_drop=0.05,
+        vocabulary_multiple=64,
+    ),
+    Format(
+        name="none",
+        title="unquantized",
+        modelopt=None,
+        storage=None,
+        bytes_per_weight=2.0,
+        bounds=COPIED,
+        max_drop=0.0,
+        keeps_weights=True,
+    ),
+)
 
 
-def group_of(format: QuantizationFormat) -> int:
-    """Columns that share a scale, by which a rank's share must divide; 1 without groups."""
-    layout = LAYOUTS.get(format)
-    return layout.group if layout and layout.group else 1
+def quantized_formats() -> list[Format]:
+    """All but "none"."""
+    return [format for format in FORMATS.values() if format.quantized]
 
 
-def read_header(file: Path) -> dict[str, Tensor]:
-    """Type and shape of each tensor in a safetensors file."""
-    with safe_open(file, framework="np") as tensors:
-        parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+def format_of(algorithm: str | None) -> Format | None:
+    """The format that an exported folder names in `quant_algo`; None: it is not known."""
+    return next((f for f in FORMATS.values() if f.algorithm == algorithm), None)
 
 
-def excluded(module: str, quantization: Json) -> bool:
-    """Whether the configuration leaves a module as it is."""
-    return any(fnmatch.fnmatch(module, p) for p in quantization.get("exclude_modules") or ())
+def storage_of(algorithm: str | None) -> Storage | None:
+    """How linear layers of a `quant_algo` are stored; None: as they are."""
+    format = format_of(algorithm)
+    return format.storage if format else None
 
 
-def layout_of(module: str, quantization: Json) -> Layout | None:
-    """How a module is stored; None if it is not quantized."""
-    layout = BY_ALGORITHM.get(quantization["quant_algo"])
-    return None if layout is None or excluded(module, quantization) else layout
-
-
-def check_algorithm(quantization: Json, format: QuantizationFormat) -> list[str]:
-    """Broken rules of the quantization section that both folders have."""
-    algorithm, problems = quantization["quant_algo"], []
-    if quantization["kv_cache_quant_algo"] not in (None, "FP8"):
-        problems.append(f"kv_cache_quant_algo {quantization['kv_cache_quant_algo']!r} is unknown")
-    layout = LAYOUTS.get(format)
-    wanted = layout.algorithm if layout else None
-    if algorithm != wanted:
-        problems.append(f"quant_algo is {algorithm!r}, must be {wanted!r} for {format}")
-    if algorithm not in BY_ALGORITHM:
-        return problems
-    if not excluded("lm_head", quantization):
-        problems.append("exclude_modules does not name lm_head, which is not quantized")
-    for key, value in BY_ALGORITHM[algorithm].facts().items():
-        if quantization.get(key) != value:
-            problems.append(f"{key} is {quantization.get(key)!r}, must be {value!r}")
-    return problems
-
-
-def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
-    return [f"{name} is missing" for name in names if not (folder / name).is_file()]
-
-
-def compare(place: str, found: Header, expected: Header) -> list[str]:
-    """Tensors of a file or folder that are missing, not expected, or of another type or shape."""
-    problems = [f"{place}: {name} is missing" for name in sorted(expected.keys() - found.keys())]
-    surplus = sorted(found.keys() - expected.keys())
-    problems += [f"{place}: {name} is not expected" for name in surplus]
-    for name in sorted(expected.keys() & found.keys()):
-        if found[name] != expected[name]:
-            problems.append(
-                f"{place}: {name} is {_words(found[name])}, must be {_words(expected[name])}"
-            )
-    return problems
-
-
-def _words(tensor: Tensor) -> str:
-    return f"{tensor[0]} {list(tensor[1])}"
+def without_groups() -> str:
+    """Formats for any sizes that a CPU calibrates, as words of an error message."""
+    names = [f.name for f in quantized_formats() if f.group == 1 and not f.calibrates_on]
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

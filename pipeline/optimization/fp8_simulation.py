@@ -1,4 +1,4 @@
-"""FP8 simulated in torch operations, the same on a CPU as on a GPU."""
+"""Simulates FP8 in torch operations, with the same results on a CPU and on a GPU."""
 
 import torch
 
@@ -9,8 +9,8 @@ _LEAST_AMAX = 1e-30  # for inputs that are all zero
 def round_to_fp8(x: torch.Tensor, amax: torch.Tensor | None = None) -> torch.Tensor:
     """`x` rounded to FP8 E4M3 (arXiv:2209.05433) and back, in its own type.
 
-    amax: what is scaled to the format's largest value; more saturates, as NVIDIA's GPUs have it
-        (CUDA Math API, __NV_SATFINITE). None scales nothing.
+    amax: the value that is scaled to the format's largest one; larger ones saturate, as on NVIDIA's
+        GPUs (CUDA Math API, __NV_SATFINITE). None scales nothing.
     """
     fp8 = torch.float8_e4m3fn
     if amax is None:

@@ -1,4 +1,4 @@
-"""Logits of an HF model at a few positions, and how far they are from another's.
+"""Logits of an HF model at a few positions, and how far they are from another model's.
 
 reference = logits_at(model, probes)                     # probes: (ids, positions) pairs
 divergence(logits_at(quantized, probes), reference)      # {"kl": ..., "greedy_agreement": ...}
@@ -19,7 +19,7 @@ _TOKENS = 8192  # at a time
 
 
 def logits_at(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> torch.Tensor:
-    """Logits at chosen positions of some rows, rows of like length together.
+    """Logits at chosen positions of some rows; rows of similar length are computed together.
 
     rows: (ids, positions) pairs. Returns [chosen positions, vocabulary], float32, on the CPU.
 
@@ -31,7 +31,7 @@ def logits_at(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -
     found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     for numbers in _batches([len(ids) for ids, _ in rows]):
         width = max(len(rows[n][0]) for n in numbers)
-        # What follows a token does not change its logits.
+        # Tokens that follow do not change a token's logits.
         padded = [[*rows[n][0], *[0] * (width - len(rows[n][0]))] for n in numbers]
         with torch.inference_mode():
             ids = torch.tensor(padded, device=model.device)

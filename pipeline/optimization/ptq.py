@@ -6,7 +6,7 @@
     fold_weights(model)                  # faster, same outputs; for evaluation only
 
 Quantization is simulated: weights and activations are rounded to the format's values and kept in
-the model's own type. Writing the packed weights is modelopt_export's. Knows nothing of text.
+the model's own type. export.py writes the packed weights.
 """
 
 from __future__ import annotations
@@ -26,42 +26,44 @@ from typing import Any
 
 from pipeline.core.errors import ArtifactError, MissingRuntime
 from pipeline.core.import_blocking import absent
+from pipeline.core.monkeypatch import Patch, install
 from pipeline.models.files import WEIGHTS_INDEX, link_weights, weight_files
 from pipeline.optimization.calibration import quick_maxima
-from pipeline.optimization.formats import TYPES, read_header
+from pipeline.optimization.formats import FORMATS
+from pipeline.optimization.layout_rules import TYPES, read_header
 
-# ModelOpt's configuration of each format, and bits of a packed weight.
-_CONFIGS = {
-    "fp8": "FP8_DEFAULT_CFG",
-    "int8_sq": "INT8_SMOOTHQUANT_CFG",
-    "int4_awq": "INT4_AWQ_CFG",
-    "w4a8_awq": "W4A8_AWQ_BETA_CFG",
-    "nvfp4": "NVFP4_DEFAULT_CFG",
-}
-# NVFP4's scales are no part of the calibrated state: eight bits for sixteen weights.
-_WEIGHT_BITS = {"fp8": 8, "int8_sq": 8, "int4_awq": 4, "w4a8_awq": 4, "nvfp4": 4.5}
-# Formats whose calibration finds largest values alone; the others scale the weights, too.
-WEIGHTS_KEPT = ("fp8", "nvfp4")
 _QUANTIZERS = "quantizers.safetensors"
 _STATE = "modelopt_state.pth"  # ModelOpt's name
 
-# Optional packages that ModelOpt, and transformers, import when they find them, which takes half of
-# the time to import both, and of which nothing here uses a thing.
+# Optional packages that ModelOpt and transformers import if they find them. Nothing here uses them,
+# and they take half of the import time.
 _UNUSED_BY_MODELOPT = ("megatron", "nemo", "diffusers", "trl", "vllm")
 _UNUSED_BY_TRANSFORMERS = ("sklearn", "datasets", "peft", "boto3")
 
 Batches = Sequence[Sequence[Sequence[int]]]
+FP8_ROUNDING = Patch(
+    owner="modelopt.torch.quantization.tensor_quant",
+    names=("get_cuda_ext_fp8", "fp8_eager"),
+    library="nvidia-modelopt",
+    version="0.37.0",
+    reason=(
+        "It compiles a CUDA kernel on each machine, which takes longer than calibrating 8 B. torch "
+        "operations round to the same bits, on a CPU too."
+    ),
+    digest="5d4efd45b0387c73",
+    required="finetune.patches is about training; the values are the same to the bit",
+)
 
 
 def compute_dtype(folder: Path) -> str:
-    """The type to calibrate and evaluate a model in: its own on a GPU, on a CPU float32."""
+    """The type to calibrate and evaluate a model in: its own on a GPU, float32 on a CPU."""
     import torch
 
     return own_dtype(folder) if torch.cuda.is_available() else "float32"
 
 
 def own_dtype(folder: Path) -> str:
-    """The type that an HF folder says its weights have, or the first of them has."""
+    """The type of the weights as config.json says it, or else the type of the first weight."""
     config = json.loads((folder / "config.json").read_text())
     if said := config.get("dtype") or config.get("torch_dtype"):
         return str(said)
@@ -70,19 +72,21 @@ def own_dtype(folder: Path) -> str:
 
 
 def require_runtime(format: str) -> None:
-    """Refuse a format that cannot be simulated here.
+    """Refuse a format that cannot be calibrated here.
 
     Raises:
-        MissingRuntime: NVFP4 without a GPU that has FP8 instructions.
+        MissingRuntime: its calibration needs a GPU that this machine does not have.
     """
-    if format != "nvfp4":
+    least = FORMATS[format].calibrates_on
+    if least is None:
         return
     import torch
 
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < least:
         raise MissingRuntime(
-            "quantize.format=nvfp4 needs a GPU to calibrate (Ada, Hopper or Blackwell; to serve, "
-            "Blackwell) and this machine has none: run this stage on a GPU host, or choose fp8"
+            f"quantize.format={format} needs a GPU of compute capability {least[0]}.{least[1]} or "
+            "later to calibrate, and this machine has none: run this stage on such a GPU host, or "
+            "choose fp8"
         )
 
 
@@ -94,12 +98,13 @@ def quantize(
     batches: token ids, [batch][row][token]; the rows of a batch are of one length, as statistics
         are taken over every token.
     kv_cache: "fp8" quantizes keys and values too, "none" does not.
-    exclude: modules whose name contains one of these stay as they are.
+    exclude: modules whose name contains one of these are not quantized.
     """
     import torch
 
     mtq = modelopt().quantization
-    config = copy.deepcopy(getattr(mtq, _CONFIGS[format]))
+    named = FORMATS[format].modelopt
+    config: Any = copy.deepcopy(getattr(mtq, named) if isinstance(named, str) else named)
     if kv_cache == "fp8":
         config["quant_cfg"] |= copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
     config["quant_cfg"] |= {f"*{name}*": {"enable": False} for name in exclude}
@@ -108,7 +113,7 @@ def quantize(
         with quick_maxima():
             for batch in batches:
                 ids = torch.tensor(batch, device=model.device)
-                # The output layer stays as it is in every format: a tenth of the work is saved.
+                # No format quantizes the output layer; skipping it saves a tenth of the work.
                 model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
     with torch.no_grad(), redirect_stdout(io.StringIO()):
@@ -118,8 +123,8 @@ def quantize(
 def save(model: Any, folder: Path, source: Path | None = None) -> None:
     """Write an HF folder that `load` opens: weights before rounding, and ModelOpt's state.
 
-    source: folder of the model that was quantized, if its weights were kept (WEIGHTS_KEPT): they
-        are linked then, and only the quantizers' values are written.
+    source: folder of the model that was quantized, if the format keeps its weights: they are
+        linked then, and only the quantizers' values are written.
     """
     import torch
     from safetensors.torch import save_file
@@ -149,11 +154,10 @@ def save(model: Any, folder: Path, source: Path | None = None) -> None:
 def load(folder: Path) -> Any:
     """Open what `save` wrote, in evaluation mode and its own type, on the GPU if there is one.
 
-    The state beside the weights is a pickle: only its plain values and tensors are read, and any
-    other object in it is an error.
+    The state beside the weights is a pickle. Only plain values and tensors are read from it.
 
     Raises:
-        ArtifactError: the state holds anything else.
+        ArtifactError: the state holds any other object.
     """
     modelopt()
     from pipeline.models import hf_model
@@ -169,7 +173,7 @@ def load(folder: Path) -> Any:
 
 
 def fold_weights(model: Any) -> None:
-    """Round the weights once instead of at each step. Outputs stay; it is not to be saved then."""
+    """Round the weights once instead of at each step. Outputs stay the same; do not save it."""
     mtq = modelopt().quantization
     for module in _quantized_modules(model):
         module.weight.data = module.weight_quantizer(module.weight.data)
@@ -197,13 +201,13 @@ def weight_errors(model: Any) -> dict[str, float]:
 
 
 def packed_bytes(model: Any, format: str, *, plain_bytes: int) -> int:
-    """Bytes that the weights take once they are packed, with their scales.
+    """Bytes of the packed weights with their scales.
 
     plain_bytes: of a weight that is not quantized (2 for bfloat16).
     """
     total = sum(p.numel() for p in model.parameters()) * plain_bytes
     for module in _quantized_modules(model):
-        saved = int(module.weight.numel() * (8 * plain_bytes - _WEIGHT_BITS[format]) / 8)
+        saved = int(module.weight.numel() * (8 * plain_bytes - FORMATS[format].calibrated_bits) / 8)
         state = [*module.weight_quantizer.buffers(), *module.input_quantizer.buffers()]
         total += sum(buffer.numel() * 4 for buffer in state) - saved
     return total
@@ -220,11 +224,11 @@ def _quantized_modules(model: Any) -> Iterator[Any]:
 @functools.cache
 def modelopt() -> Any:
     """`modelopt.torch`, imported without what it does not need, with saving and opening enabled."""
-    # transformers looks only once for what is installed.
+    # transformers checks only once what is installed.
     fresh = "transformers" not in sys.modules
     unused = _UNUSED_BY_MODELOPT + (_UNUSED_BY_TRANSFORMERS if fresh else ())
     with absent(*unused), warnings.catch_warnings():
-        # It asks for an older transformers than NeMo does; what we use of it is proven at each run.
+        # It wants an older transformers than NeMo does; each run proves the parts that are used.
         warnings.filterwarnings("ignore", "transformers version", UserWarning)
         import modelopt.torch.export
         import modelopt.torch.opt
@@ -233,27 +237,25 @@ def modelopt() -> Any:
 
     with redirect_stdout(io.StringIO()):
         modelopt.torch.opt.enable_huggingface_checkpointing()
-    # ModelOpt passes over in silence what it fails to import; without this it saves no quantizers.
+    # ModelOpt ignores failed imports silently; without this patch it saves no quantizers.
     if not hasattr(PreTrainedModel, "_modelopt_cache"):
         raise MissingRuntime(
             "ModelOpt found no transformers that it knows, so it cannot save quantized models: "
             "install the locked versions (requirements.lock)"
         )
-    from modelopt.torch.quantization import tensor_quant
-
     from pipeline.optimization.fp8_simulation import round_to_fp8
 
-    # Its CUDA kernel would be compiled on each machine, for longer than 8 B take to calibrate.
-    tensor_quant.get_cuda_ext_fp8 = lambda raise_if_failed=False: None
-    tensor_quant.fp8_eager = round_to_fp8
+    install(
+        FP8_ROUNDING.by(get_cuda_ext_fp8=lambda raise_if_failed=False: None, fp8_eager=round_to_fp8)
+    )
     return modelopt.torch
 
 
 @contextmanager
 def _only_plain_pickles() -> Iterator[None]:
-    """Within it `torch.load` reads tensors and plain values alone, whatever its caller asks for.
+    """`torch.load` reads only tensors and plain values within it, even if its caller allows more.
 
-    ModelOpt's loader asks for any object; torch has this variable to overrule such callers.
+    ModelOpt's loader allows any object; torch has this variable to overrule such callers.
     """
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)

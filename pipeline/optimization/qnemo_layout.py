@@ -1,7 +1,7 @@
 """The rules of a qnemo folder: a TensorRT-LLM checkpoint and a tokenizer.
 
-    check_qnemo(folder, "fp8")     # broken rules in words, none for a good folder
-    check_config(folder, shape)    # sizes that are not the source model's
+    check_qnemo(folder, "fp8", "llama")     # broken rules in words, none for a good folder
+    check_config(folder, shape)             # sizes that differ from the source's
 
 From TensorRT-LLM 1.2: docs/legacy/architecture/checkpoint.md for the files and their sharding,
 models/modeling_utils.py and quantization/layers.py for the tensors that each format's layers fill.
@@ -9,47 +9,51 @@ models/modeling_utils.py and quantization/layers.py for the tensors that each fo
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.models.architecture import Shape
-from pipeline.optimization.formats import (
+from pipeline.models.families import FAMILIES
+from pipeline.models.families.record import Layer, Size
+from pipeline.optimization.layout_rules import (
     TOKENIZER,
     TYPES,
     Json,
     Tensor,
     check_algorithm,
     compare,
-    layout_of,
     missing_files,
     read_header,
+    storage_in,
 )
 
 
-def check_qnemo(folder: Path, format: QuantizationFormat) -> list[str]:
-    """Broken rules of a qnemo folder that should hold weights of a format."""
+def check_qnemo(folder: Path, format: str, family: str) -> list[str]:
+    """Broken rules of a qnemo folder that should hold weights of a format and a model family."""
     try:
         config = json.loads((folder / "config.json").read_text())
         tp, pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
         problems = _check_mapping(config, folder)
         problems += check_algorithm(config["quantization"], format)
         problems += _check_files(folder, config)
+        architecture = FAMILIES[family].trtllm.architecture
+        if config["architecture"] != architecture:
+            problems.append(f"architecture is {config['architecture']!r}, must be {architecture!r}")
         for pp_rank in range(pp):
             for tp_rank in range(tp):
                 file = folder / f"rank{pp_rank * tp + tp_rank}.safetensors"
                 if file.is_file():
                     found = _vectors(read_header(file))
-                    problems += compare(file.name, found, _rank(config, pp_rank))
+                    problems += compare(file.name, found, _rank(config, family, pp_rank))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return [f"{folder} cannot be read: {type(error).__name__} {error}"]
     return problems
 
 
 def check_config(folder: Path, shape: Shape) -> list[str]:
-    """Sizes in a qnemo folder's config.json that are not the source model's."""
+    """Sizes in a qnemo folder's config.json that differ from the source model's."""
     config = json.loads((folder / "config.json").read_text())
     expected = {
         "num_hidden_layers": shape.layers,
@@ -123,13 +127,18 @@ def _vectors(header: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: (kind, shape or (1,)) for name, (kind, shape) in header.items()}
 
 
-def _rank(config: Json, pp_rank: int) -> dict[str, Tensor]:
-    """Tensors of a rank's file; all tensor-parallel ranks of a stage have the same shapes."""
+def _rank(config: Json, family: str, pp_rank: int) -> dict[str, Tensor]:
+    """Tensors of a rank's file. All tensor-parallel ranks of a stage have the same shapes."""
     tp, pp = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
     dtype, hidden = TYPES[config["dtype"]], config["hidden_size"]
     head, kv_heads = config["head_size"], config["num_key_value_heads"]
-    q, kv = config["num_attention_heads"] * head // tp, kv_heads * head // tp
-    ffn, rows = config["intermediate_size"] // tp, math.ceil(config["vocab_size"] / tp)
+    sizes: dict[Size, int] = {
+        "hidden": hidden,
+        "q": config["num_attention_heads"] * head,
+        "kv": kv_heads * head,
+        "ffn": config["intermediate_size"],
+    }
+    rows = math.ceil(config["vocab_size"] / tp)
     expected: dict[str, Tensor] = {}
     if pp_rank == 0:
         expected["transformer.vocab_embedding.weight"] = (dtype, (rows, hidden))
@@ -137,42 +146,46 @@ def _rank(config: Json, pp_rank: int) -> dict[str, Tensor]:
         expected["transformer.ln_f.weight"] = (dtype, (hidden,))
         if not config["share_embedding_table"]:
             expected["lm_head.weight"] = (dtype, (rows, hidden))
-    linears = {
-        "attention.qkv": (q + 2 * kv, hidden),
-        "attention.dense": (hidden, q),
-        "mlp.fc": (ffn, hidden),
-        "mlp.gate": (ffn, hidden),
-        "mlp.proj": (hidden, ffn),
-    }
     for number in range(config["num_hidden_layers"] // pp):
-        layer = f"transformer.layers.{number}."
-        expected[layer + "input_layernorm.weight"] = (dtype, (hidden,))
-        expected[layer + "post_layernorm.weight"] = (dtype, (hidden,))
-        if config.get("attn_bias"):
-            expected[layer + "attention.qkv.bias"] = (dtype, (q + 2 * kv,))
-        if config["quantization"]["kv_cache_quant_algo"] == "FP8":
-            for part in ("k", "v", "kv"):
-                expected[layer + f"attention.{part}_cache_scaling_factor"] = ("F32", (1,))
-        for name, shape in linears.items():
-            expected |= _linear(layer + name, shape, dtype, config["quantization"])
+        expected |= _layer(
+            f"transformer.layers.{number}.", FAMILIES[family].layer, sizes, dtype, config
+        )
     return expected
+
+
+def _layer(
+    prefix: str, layer: Layer, sizes: Mapping[Size, int], dtype: str, config: Json
+) -> Iterator[tuple[str, Tensor]]:
+    """A rank's tensors of a layer. sizes: of the whole model."""
+    tp, quantization = config["mapping"]["tp_size"], config["quantization"]
+    for norm in layer.norms:
+        yield f"{prefix}{norm.qnemo}.weight", (dtype, (sizes["hidden"],))
+    if quantization["kv_cache_quant_algo"] == "FP8":
+        for part in ("k", "v", "kv"):
+            yield f"{prefix}attention.{part}_cache_scaling_factor", ("F32", (1,))
+    for name, linear, parts in layer.qnemo_linears():
+        rows, columns = sum(sizes[part.outputs] for part in parts), sizes[linear.inputs]
+        shape = (rows // tp, columns) if linear.split == 0 else (rows, columns // tp)
+        yield from _linear(prefix + name, shape, dtype, quantization)
+        if linear.bias and config.get("attn_bias"):
+            yield f"{prefix}{name}.bias", (dtype, shape[:1])
 
 
 def _linear(
     module: str, shape: tuple[int, int], dtype: str, quantization: Json
 ) -> Iterator[tuple[str, Tensor]]:
-    layout = layout_of(module, quantization)
-    if layout is None:
+    storage = storage_in(module, quantization)
+    if storage is None:
         yield module + ".weight", (dtype, shape)
         return
-    yield module + ".weight", (layout.weight, layout.stored_shape(*shape))
+    yield module + ".weight", (storage.weight, storage.stored_shape(*shape))
     yield (
         module + ".weights_scaling_factor",
-        (layout.scale_type, layout.scale_shape(*shape) or (1,)),
+        (storage.scale_type, storage.scale_shape(*shape) or (1,)),
     )
-    if layout.inputs_scaled:
+    if storage.largest_input:
         yield module + ".activation_scaling_factor", ("F32", (1,))
-    if layout.second_scale:
+    if storage.second_scale:
         yield module + ".weights_scaling_factor_2", ("F32", (1,))
-    if layout.prescaled:
+    if storage.prescaled:
         yield module + ".prequant_scaling_factor", (dtype, (shape[1],))

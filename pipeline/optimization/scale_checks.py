@@ -1,10 +1,10 @@
-"""The scales of inputs and of the key-value cache that exported folders hold, against calibration.
+"""Compares the scales of inputs and of the key-value cache in exported folders with calibration.
 
     check_scales(quantized, {"qnemo": qnemo, "hf": unified}, shape, "fp8")     # wrong ones in words
 
-A scale is the largest value that calibration saw over the largest that the format has. Layers that
-a runtime joins have one, the largest of theirs. Written from the formats' descriptions and read
-from the quantizers' state, so that no code is on both sides.
+A scale is the largest value that calibration saw, divided by the largest that the format has.
+Layers that a runtime joins share one, the largest of theirs. The expected scales are computed from
+the formats' descriptions and the quantizers' state, so that both sides share no code.
 """
 
 import json
@@ -14,50 +14,34 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.models.architecture import Shape
 from pipeline.models.files import weight_files
-from pipeline.optimization.formats import JOINED
+from pipeline.optimization.formats import E4M3_LARGEST, FORMATS
 
-# Largest values: E4M3's, int8's, and E2M1's 6 with block scales in E4M3 (OCP Microscaling 1.0).
-_LARGEST: Mapping[QuantizationFormat, float] = {
-    "fp8": 448.0,
-    "w4a8_awq": 448.0,
-    "int8_sq": 127.0,
-    "nvfp4": 448.0 * 6,
-}
-_CACHE_LARGEST = 448.0
 _STATE = "_quantizer._amax"
-# qnemo's names of layers → HF's, whose inputs share a scale.
-_QNEMO = {
-    "attention.qkv": JOINED[0],
-    "attention.dense": ("o_proj",),
-    "mlp.fc": ("gate_proj",),
-    "mlp.gate": ("up_proj",),
-    "mlp.proj": ("down_proj",),
-}
-_BLOCKS = {"attention": "self_attn", "mlp": "mlp"}
 _TOLERANCE = 1e-3  # relative: both are float32
 Scales = Mapping[str, float]
 
 
 def check_scales(
-    quantized: Path, folders: Mapping[str, Path], shape: Shape, format: QuantizationFormat
+    quantized: Path, folders: Mapping[str, Path], shape: Shape, format: str
 ) -> list[str]:
-    """Scales in the folders that calibration does not give, in words.
+    """Scales in the folders that differ from the calibrated ones, in words.
 
-    quantized: folder of the format as modelopt.save left it. folders: qnemo and hf.
+    quantized: folder of the format, as ptq.save wrote it. folders: qnemo, hf or both.
     """
-    largest = _numbers(quantized, _STATE)
+    largest, storage = _numbers(quantized, _STATE), FORMATS[format].storage
+    largest_input = (storage and storage.largest_input) or math.inf
+    readers = {"qnemo": _of_qnemo, "hf": _of_unified}
     problems = []
-    for form, read in (("qnemo", _of_qnemo), ("hf", _of_unified)):
-        for name, found, quantizers in read(folders[form], shape):
+    for form, folder in folders.items():
+        for name, found, quantizers in readers[form](folder, shape):
             seen = max((largest[q] for q in quantizers if q in largest), default=0.0)
             if quantizers[0].endswith("_bmm"):
-                # A cache's scale is 1 at least: E4M3 holds smaller values as they are.
-                expected = max(1.0, seen / _CACHE_LARGEST)
+                # A cache's scale is at least 1: E4M3 holds smaller values without scaling.
+                expected = max(1.0, seen / E4M3_LARGEST)
             else:
-                expected = seen / _LARGEST.get(format, math.inf)
+                expected = seen / largest_input
             if not math.isclose(found, expected, rel_tol=_TOLERANCE):
                 problems.append(
                     f"{form}: {name} is {found:.6g}, and calibration gives {expected:.6g}"
@@ -68,13 +52,14 @@ def check_scales(
 def _of_qnemo(folder: Path, shape: Shape) -> Iterator[tuple[str, float, list[str]]]:
     """Each scale: its name, its value, and the quantizers that it stands for, by HF's layers."""
     mapping = json.loads((folder / "config.json").read_text())["mapping"]
+    parts = {name: [p.hf for p in parts] for name, _, parts in shape.layer.qnemo_linears()}
     for file in sorted(folder.glob("rank*.safetensors")):
         stage = int(file.stem.removeprefix("rank")) // mapping["tp_size"]
         first = stage * shape.layers // mapping["pp_size"]
         for name, value in _numbers(file, ".activation_scaling_factor").items():
             number, layer = _layer(name)
-            block = f"model.layers.{first + number}." + _BLOCKS[layer.partition(".")[0]]
-            yield f"{file.name} {name}", value, [f"{block}.{p}.input" for p in _QNEMO[layer]]
+            block = f"model.layers.{first + number}."
+            yield f"{file.name} {name}", value, [f"{block}{hf}.input" for hf in parts[layer]]
         for name, value in _numbers(file, "_cache_scaling_factor").items():
             number, layer = _layer(name)
             kinds = layer.removeprefix("attention.")  # k, v or kv
@@ -85,7 +70,7 @@ def _of_qnemo(folder: Path, shape: Shape) -> Iterator[tuple[str, float, list[str
 def _of_unified(folder: Path, shape: Shape) -> Iterator[tuple[str, float, list[str]]]:
     for name, value in _numbers(folder, ".input_scale").items():
         block, _, part = name.rpartition(".")
-        together = next((names for names in JOINED if part in names), (part,))
+        together = next((names for names in shape.layer.joined if part in names), (part,))
         yield f"{name}.input_scale", value, [f"{block}.{p}.input" for p in together]
     for kind in "kv":
         for name, value in _numbers(folder, f".{kind}_proj.{kind}_scale").items():

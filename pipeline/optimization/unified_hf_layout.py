@@ -1,39 +1,39 @@
 """The rules of ModelOpt's unified HF checkpoint: broken ones in words, none for a good folder.
 
-    check_unified_hf(folder, "fp8")
+    check_unified_hf(folder, "fp8", "llama")
 
-From ModelOpt 0.37 (torch/export/unified_export_hf.py) and from what vLLM makes of such a folder
+From ModelOpt 0.37 (torch/export/unified_export_hf.py) and from how vLLM reads such a folder
 (model_executor/layers/quantization/modelopt.py); TensorRT-LLM's PyTorch backend reads the same.
 """
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.core.errors import DataError
 from pipeline.models.architecture import read_shape, shape_of
-from pipeline.optimization.formats import (
-    JOINED,
+from pipeline.models.families import FAMILIES
+from pipeline.models.families.record import Size
+from pipeline.optimization.layout_rules import (
     TOKENIZER,
     TYPES,
     Json,
     Tensor,
     check_algorithm,
     compare,
-    layout_of,
     missing_files,
     read_header,
+    storage_in,
 )
 
 _SCALES = (".weight_scale", ".weight_scale_2", ".input_scale")
 
 
-def check_unified_hf(folder: Path, format: QuantizationFormat) -> list[str]:
-    """Broken rules of a unified HF folder that should hold weights of a format."""
+def check_unified_hf(folder: Path, format: str, family: str) -> list[str]:
+    """Broken rules of a unified HF folder that should hold a format of a model family."""
     try:
         config = json.loads((folder / "config.json").read_text())
         problems = missing_files(folder, TOKENIZER)
@@ -53,15 +53,15 @@ def check_unified_hf(folder: Path, format: QuantizationFormat) -> list[str]:
         header: dict[str, Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
             header |= read_header(file)
-        problems += compare(folder.name, header, _expected(config, quantization))
-        problems += _check_joined(folder)
+        problems += compare(folder.name, header, _expected(config, quantization, family))
+        problems += _check_joined(folder, FAMILIES[family].layer.joined)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return [f"{folder} cannot be read: {type(error).__name__} {error}"]
     return problems
 
 
 def check_same(folder: Path, source: Path) -> list[str]:
-    """Sizes, rotary embedding and the like in a unified folder's config.json that are not the
+    """Sizes, rotary embedding and the like in a unified folder's config.json that differ from the
     source model's."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
@@ -78,7 +78,7 @@ def check_same(folder: Path, source: Path) -> list[str]:
 
 
 def _check_claim(claimed: Json, quantization: Json) -> list[str]:
-    """config.json against hf_quant_config.json: runtimes read either."""
+    """Compare config.json with hf_quant_config.json: runtimes read either."""
     problems = []
     if claimed.get("quant_method") != "modelopt":
         problems.append(f"quant_method {claimed.get('quant_method')!r} is not 'modelopt'")
@@ -94,11 +94,11 @@ def _check_claim(claimed: Json, quantization: Json) -> list[str]:
     return problems
 
 
-def _check_joined(folder: Path) -> list[str]:
+def _check_joined(folder: Path, joined: Sequence[Sequence[str]]) -> list[str]:
     """Layers that runtimes join must agree on the scales that are one number.
 
-    vLLM takes the largest: of NVFP4 it leaves the weights as they were rounded with another
-    (ModelOptNvFp4LinearMethod), of FP8 it rounds them a second time (requantize_with_max_scale).
+    vLLM takes the largest. It leaves NVFP4 weights as they were rounded with another scale
+    (ModelOptNvFp4LinearMethod), and rounds FP8 weights a second time (requantize_with_max_scale).
     """
     scales: dict[str, float] = {}
     for file in folder.glob("*.safetensors"):
@@ -108,7 +108,7 @@ def _check_joined(folder: Path) -> list[str]:
                     scales[name] = float(tensors.get_tensor(name))
     problems = []
     for block in sorted({name.rsplit(".", 2)[0] for name in scales}):
-        for layers, scale in itertools.product(JOINED, _SCALES):
+        for layers, scale in itertools.product(joined, _SCALES):
             names = [f"{block}.{layer}{scale}" for layer in layers]
             if len({scales[name] for name in names if name in scales}) > 1:
                 problems.append(
@@ -117,55 +117,53 @@ def _check_joined(folder: Path) -> list[str]:
     return problems
 
 
-def _expected(config: Json, quantization: Json) -> dict[str, Tensor]:
+def _expected(config: Json, quantization: Json, family: str) -> dict[str, Tensor]:
     """The folder's tensors."""
     dtype = TYPES[config.get("dtype") or config["torch_dtype"]]
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
-    q, kv = heads * head, config["num_key_value_heads"] * head
-    ffn = config["intermediate_size"]
+    sizes: dict[Size, int] = {
+        "hidden": hidden,
+        "q": heads * head,
+        "kv": config["num_key_value_heads"] * head,
+        "ffn": config["intermediate_size"],
+    }
     vocabulary = (dtype, (config["vocab_size"], hidden))
     expected: dict[str, Tensor] = {"model.embed_tokens.weight": vocabulary}
     expected["model.norm.weight"] = (dtype, (hidden,))
     if not config.get("tie_word_embeddings"):
         expected["lm_head.weight"] = vocabulary
-    linears = {
-        "self_attn.q_proj": (q, hidden),
-        "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, q),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-    }
+    record = FAMILIES[family]
     for number in range(config["num_hidden_layers"]):
         layer = f"model.layers.{number}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            expected[f"{layer}{norm}.weight"] = (dtype, (hidden,))
+        for norm in record.layer.norms:
+            expected[f"{layer}{norm.hf}.weight"] = (dtype, (hidden,))
         if quantization["kv_cache_quant_algo"] == "FP8":
             expected[layer + "self_attn.k_proj.k_scale"] = ("F32", ())
             expected[layer + "self_attn.v_proj.v_scale"] = ("F32", ())
-        for name, shape in linears.items():
-            expected |= _linear(layer + name, shape, dtype, quantization)
-            if config["model_type"] == "qwen2" and name[-6:] in ("q_proj", "k_proj", "v_proj"):
-                expected[layer + name + ".bias"] = (dtype, shape[:1])
+        for linear in record.layer.linears:
+            for part in linear.parts:
+                shape = (sizes[part.outputs], sizes[linear.inputs])
+                in_norm = linear.after is not None
+                expected |= _linear(layer + part.hf, shape, dtype, quantization, in_norm=in_norm)
+                if linear.bias and record.qkv_bias:
+                    expected[f"{layer}{part.hf}.bias"] = (dtype, shape[:1])
     return expected
 
 
 def _linear(
-    module: str, shape: tuple[int, int], dtype: str, quantization: Json
+    module: str, shape: tuple[int, int], dtype: str, quantization: Json, *, in_norm: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    layout = layout_of(module, quantization)
-    if layout is None:
+    storage = storage_in(module, quantization)
+    if storage is None:
         yield module + ".weight", (dtype, shape)
         return
-    yield module + ".weight", (layout.unified_weight, layout.stored_shape(*shape))
-    yield module + ".weight_scale", (layout.scale_type, layout.scale_shape(*shape))
-    if layout.inputs_scaled:
+    yield module + ".weight", (storage.unified_weight, storage.stored_shape(*shape))
+    yield module + ".weight_scale", (storage.scale_type, storage.scale_shape(*shape))
+    if storage.largest_input:
         yield module + ".input_scale", ("F32", ())
-    if layout.second_scale:
+    if storage.second_scale:
         yield module + ".weight_scale_2", ("F32", ())
     # AWQ's vector is folded into the norm in front, where there is one.
-    after_norm = not module.endswith(("o_proj", "down_proj"))
-    if layout.prescaled and not (layout.group and after_norm):
+    if storage.prescaled and not (storage.group and in_norm):
         yield module + ".pre_quant_scale", (dtype, (shape[1],))

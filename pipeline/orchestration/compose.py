@@ -1,92 +1,146 @@
-"""From the command line to a validated configuration, by Hydra; the same as params.yaml for DVC."""
+"""From the command line to a validated configuration, by Hydra; from params.yaml for DVC."""
 
 import difflib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Config, load
 from pipeline.core.errors import ConfigError
-from pipeline.core.paths import ROOT
-from pipeline.orchestration.graph import OUTSIDE, read_graph
+from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
+from pipeline.orchestration import arguments as command_line
+from pipeline.orchestration.graph import OUTSIDE, declared_stages
 
-CONF = ROOT / "conf"
-PARAMS = ROOT / "params.yaml"
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+
+CONFIG = "config"  # name of the primary configuration
+# Mappings whose keys are the user's: one that is not there yet is added.
+OPEN = ("engine.arguments.", "evaluate.gate.max_drop.")
 HEADER = (
     "# The composed configuration that DVC runs: written by `python -m pipeline stage=all …` and\n"
     "# `dvc exp run -S …`. Defaults and their explanations are in conf/.\n"
 )
 
 
-def from_command_line(arguments: list[str]) -> tuple[str, dict[str, Any], Config]:
+def from_command_line(arguments: Sequence[str]) -> tuple[str, dict[str, Any], Config]:
     """The stage, the composed tree and the same validated.
 
     Raises:
         ConfigError: what is wrong, where, and what is allowed.
     """
-    arguments = list(arguments)
-    params = None
-    if "--params" in arguments:
-        at = arguments.index("--params")
-        if at + 1 >= len(arguments):
-            raise ConfigError("--params needs the name of a file, such as params.yaml")
-        params = Path(arguments[at + 1])
-        del arguments[at : at + 2]
-    unknown = [a for a in arguments if a.startswith("-") or "=" not in a]
-    if unknown:
-        raise ConfigError(
-            f"{unknown[0]!r} is not of the form key=value: see `python -m pipeline --help`"
-        )
-    stages = [a.removeprefix("stage=") for a in arguments if a.startswith("stage=")]
-    overrides = [a for a in arguments if not a.startswith("stage=")]
-    if len(stages) != 1:
+    return load_command(command_line.parse(arguments))
+
+
+def load_command(command: command_line.Command) -> tuple[str, dict[str, Any], Config]:
+    """The same, of a command line that was parsed."""
+    stage = known_stage(command.stage)
+    if command.params:
+        tree = _from_file(command.params, command.overrides)
+        return stage, tree, _load_file(tree, command.params)
+    tree = compose(list(command.overrides))
+    return stage, tree, load(tree)
+
+
+def known_stage(stage: str | None) -> str:
+    """The stage of a command.
+
+    Raises:
+        ConfigError: none is given, or there is none of this name.
+    """
+    if stage is None:
         raise ConfigError("give one stage=<name>: see `python -m pipeline --help`")
-    tree = _from_file(params, overrides) if params else compose(overrides)
-    known = stage_names(tree)
-    if stages[0] not in known:
-        raise ConfigError(f"stage={stages[0]} does not exist{_nearest(stages[0], known)}")
-    return stages[0], tree, load(tree)
+    known = stage_names()
+    if stage not in known:
+        raise ConfigError(f"stage={stage} does not exist{_nearest(stage, known)}")
+    return stage
 
 
-def stage_names(tree: Mapping[str, Any]) -> list[str]:
+def stage_names() -> list[str]:
     """Every name that `stage=` takes."""
-    return [*dict.fromkeys([*read_graph(tree), *OUTSIDE, "all", "config"])]
+    return [*dict.fromkeys([*declared_stages(), *OUTSIDE, "all", "config"])]
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:
     """Compose conf/ with overrides into plain dicts and lists, references resolved."""
-    # Hydra would import every plugin that any installed library brings, 0.7 s for none that we use.
-    sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins")).__path__ = []
+    with hydra(overrides) as (_, words):
+        return compose_words(words)
+
+
+def compose_words(words: list[str]) -> dict[str, Any]:
+    """The same inside of `hydra()`, of overrides as Hydra reads them."""
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
+
+    return to_tree(hydra_compose(CONFIG, overrides=words))
+
+
+def to_tree(composed: Any) -> dict[str, Any]:
+    """A composed configuration as plain dicts and lists, references resolved.
+
+    Raises:
+        ConfigError: a setting without a default is not given.
+    """
     from omegaconf import OmegaConf
+
+    if missing := sorted(OmegaConf.missing_keys(composed)):
+        raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=… on the command line")
+    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+@contextmanager
+def hydra(
+    overrides: Sequence[str], *, plugins: bool = False
+) -> Iterator[tuple["Hydra", list[str]]]:
+    """Hydra, ready to compose the package's conf/ and the project's own, and the overrides as it
+    reads them. Its errors are raised as ConfigError.
+
+    plugins: find those that installed libraries bring, launchers and sweepers; takes 0.7 s.
+    """
+    if not plugins and "hydra_plugins" not in sys.modules:  # where Hydra looks for them
+        sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+        sys.modules["hydra_plugins"].__path__ = []
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [_readable(override) for override in overrides]
+    words = [_readable(f"++{o}" if o.startswith(OPEN) else o) for o in overrides]
+    first, *others = conf_folders()
+    for other in others:
+        _refuse_same_names(first, other)
+        words.append(f"hydra.searchpath=[{quote(f'file://{other}')}]")
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra_compose("config", overrides=overrides)
-        missing = sorted(OmegaConf.missing_keys(composed))
-        if missing:
-            raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=… on the command line")
-        return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+        with initialize_config_dir(str(first), job_name="pipeline", version_base="1.3"):
+            composer = GlobalHydra.instance().hydra
+            assert composer
+            yield composer, words
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
+
+
+def _refuse_same_names(package: Path, own: Path) -> None:
+    """Raise ConfigError if the project has an option that the package has too: Hydra would take
+    the package's and say nothing."""
+    for file in sorted(own.rglob("*.yaml")):
+        if (package / file.relative_to(own)).is_file():
+            raise ConfigError(
+                f"{file} has the name of an option that the package brings: give it another name"
+            )
 
 
 def _readable(override: str) -> str:
     """An override with quotes where Hydra's grammar needs them: é, ~, & and others.
 
-    One that Hydra can read stays as it is. A value that it cannot is taken as the text that it is,
-    and a list as texts between commas; ~/ is the home folder, which shells leave to us here.
+    An override that Hydra can read is not changed. Otherwise the value is read as plain text, and a
+    list as texts between commas. ~/ is the home folder: shells do not expand it after `=`.
 
     Raises:
-        ConfigError: quotes do not help; says which override, and how to write it.
+        ConfigError: quotes do not help; names the override and says how to write it.
     """
     if _parses(override):
         return override
@@ -97,9 +151,9 @@ def _readable(override: str) -> str:
     quoted = ""
     if value[:1] not in "[{\"'":
         home = os.path.expanduser(value) if value.startswith("~/") else value
-        quoted = f"{key}={_quoted(home)}"
+        quoted = f"{key}={quote(home)}"
     elif value[:1] + value[-1:] == "[]" and not any(item[:1] in "[{\"'" for item in items):
-        quoted = f"{key}=[{','.join(i if _parses(f'k={i}') else _quoted(i) for i in items)}]"
+        quoted = f"{key}=[{','.join(i if _parses(f'k={i}') else quote(i) for i in items)}]"
     if not quoted or not _parses(quoted):
         raise ConfigError(
             f"{override} cannot be read: put quotes around its texts, and others around the whole "
@@ -119,19 +173,20 @@ def _parses(override: str) -> bool:
     return True
 
 
-def _quoted(text: str) -> str:
+def quote(text: str) -> str:
+    """A text in the quotes of Hydra's grammar."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text, Quote.single).with_quotes()
 
 
-def write_params(tree: Mapping[str, Any]) -> None:
-    """Write params.yaml whole, if it says something else: DVC compares its values."""
-    text = HEADER + to_yaml(tree)
-    if not PARAMS.is_file() or PARAMS.read_text() != text:
-        temporary = PARAMS.with_suffix(".tmp")
+def write_params(project: Path, tree: Mapping[str, Any]) -> None:
+    """Write the project's params.yaml whole, if it says something else: DVC compares its values."""
+    file, text = project / PARAMS_FILE, HEADER + to_yaml(tree)
+    if not file.is_file() or file.read_text() != text:
+        temporary = file.with_suffix(".tmp")
         temporary.write_text(text)
-        temporary.replace(PARAMS)
+        temporary.replace(file)
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -140,7 +195,7 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(tree), sort_keys=False)
 
 
-def _from_file(path: Path, overrides: list[str]) -> dict[str, Any]:
+def _from_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """A configuration composed before; it takes no further overrides."""
     import yaml
 
@@ -149,21 +204,48 @@ def _from_file(path: Path, overrides: list[str]) -> dict[str, Any]:
             f"{overrides[0]} cannot be set beside --params: edit {path}, or leave --params out"
         )
     try:
-        return yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}): run `python -m pipeline stage=all`"
         ) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no settings: run `python -m pipeline stage=all`")
+    return tree
 
 
-def _explain(error: Exception, overrides: list[str]) -> str:
+def _load_file(tree: Mapping[str, Any], path: Path) -> Config:
+    """Validate a configuration that was composed before, maybe by another version.
+
+    Raises:
+        ConfigError: names the first key that this version does not know, or the first that it
+            needs; or what load() says.
+    """
+    from pydantic import ValidationError
+
+    again = "run `python -m pipeline stage=all` with your settings, which writes it anew"
+    try:
+        return Config.model_validate(tree)
+    except KeyError as error:  # a whole section: validators read across sections
+        lacks = f"has no {error.args[0]}, which this version needs"
+    except ValidationError as error:
+        found = {e["type"]: ".".join(map(str, e["loc"])) for e in reversed(error.errors())}
+        if "extra_forbidden" in found:
+            lacks = f"has {found['extra_forbidden']}, which this version does not know"
+        elif "missing" in found:
+            lacks = f"has no {found['missing']}, which this version needs"
+        else:
+            return load(tree)  # a wrong value, which it explains
+    raise ConfigError(f"{path.name} was written by another version: it {lacks}: {again}")
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's message in one line, with what is allowed."""
     text = str(error)
     option = re.search(r"Could not find '([\w.-]+)/([^']+)'", text)
-    if option and (CONF / option[1]).is_dir():
+    if option and (options := options_of(option[1])):
         group, name = option.groups()
-        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-        return f"{group}={name} does not exist{_nearest(name, options)}"
+        return f"{group}={name} does not exist{_nearest(name, list(options))}"
     key = re.search(r"Could not override '([\w.@/-]+)'", text)
     if key:
         return f"{key[1]} is not a setting{_nearest(key[1], _settings())}"

@@ -1,6 +1,6 @@
-"""The graph as dvc.yaml declares it: what each stage reads, which settings and files it needs.
+"""The graph that dvc.yaml declares: which inputs, files and settings each stage depends on.
 
-Reading it here too means that a stage run alone, `stage=all` and `dvc repro` can never disagree.
+A single stage, `stage=all` and `dvc repro` all read it from there, so they cannot disagree.
 """
 
 import re
@@ -11,13 +11,13 @@ from typing import Any
 
 from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import ConfigError
-from pipeline.core.paths import ROOT
+from pipeline.core.paths import PACKAGE, graph_file
 
-# What DVC runs, and in the same form the stage that it does not run.
-DECLARATIONS = ("dvc.yaml", "pipeline/stages/pretrain.yaml")
+# The stage that makes an artifact and that DVC does not run, in the form of dvc.yaml.
+PRETRAIN = PACKAGE / "stages" / "pretrain.yaml"
 # Reports versions of stages and libraries to DVC (stage_versions.py); makes no artifact.
 VERSIONS = "versions"
-# Not in the graph: they make no link of the chain. `all` is the graph itself.
+# Stages outside the graph: nothing in the chain depends on them. `all` is the graph itself.
 OUTSIDE = ("retrain", "pretrain", "serve", "profiles", "doctor", "plan")
 
 
@@ -36,10 +36,19 @@ def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
     import yaml
 
     declared: dict[str, Any] = {}
-    for file in DECLARATIONS:
-        declared |= yaml.safe_load((ROOT / file).read_text())["stages"]
-    del declared[VERSIONS]
+    for file in (graph_file(), PRETRAIN):
+        declared |= yaml.safe_load(file.read_text())["stages"]
+    declared.pop(VERSIONS, None)
     return {name: _node(name, entry, tree) for name, entry in declared.items()}
+
+
+def declared_stages() -> list[str]:
+    """Names of the stages that DVC runs and that make an artifact, in the order of dvc.yaml.
+
+    Without reading YAML: --help must answer at once.
+    """
+    lines = graph_file().read_text().partition("\nstages:\n")[2]
+    return [name for name in re.findall(r"^  (\w+):$", lines, re.MULTILINE) if name != VERSIONS]
 
 
 def select(tree: Mapping[str, Any], params: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The whole graph: DVC runs what is not up to date, then what came out is shown.
+"""The whole graph: DVC runs what is not up to date, then a summary is shown.
 
-Behind `stage=all` and `stage=retrain`; imports nothing heavy.
+`stage=all` and `stage=retrain` run it. Imports nothing heavy.
 """
 
 import json
@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import CDLL
 from itertools import chain
 from pathlib import Path
@@ -20,10 +21,11 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import kept
 from pipeline.core.console import get_console
 from pipeline.core.errors import EXIT_CODE_FILE, Busy, ConfigError
-from pipeline.core.paths import ROOT
+from pipeline.core.paths import PARAMS_FILE
 from pipeline.orchestration import compose, summary, summary_view
-from pipeline.orchestration.graph import read_graph
-from pipeline.orchestration.runner import GRAPH_LOCK, hold
+from pipeline.orchestration.graph import declared_stages, read_graph
+from pipeline.orchestration.project import project_folder
+from pipeline.orchestration.runner import GRAPH_LOCK, check_files, hold
 from pipeline.tracking import client as tracking
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -35,23 +37,28 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
     tree: the composed configuration; config: the same, validated.
 
     Raises:
-        ConfigError: artifacts are elsewhere than dvc.yaml has them. Busy: another run goes on.
+        ConfigError: artifacts are elsewhere than dvc.yaml has them. DataError: a file that settings
+        name does not exist. Busy: another run is in progress.
     """
+    project, stages = project_folder(), declared_stages()
     refuse_other_artifacts(config)
+    graph = read_graph(tree)
+    for stage in stages:
+        check_files(graph[stage])
     since = time.time()
-    # DVC's commands say `python`: the one that runs now, its environment activated or not.
+    # DVC's commands say `python`: the one that runs now, whether or not its environment is active.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, **tracking.new_group()}
     with tempfile.NamedTemporaryFile("r") as left:
         environment[EXIT_CODE_FILE] = left.name
         # Each stage that DVC starts reads params.yaml again: no other run may write it meanwhile.
         with hold(config.artifacts, GRAPH_LOCK) as lock:
-            _refuse_beside_dvc()
-            _forget_what_was_not_made(config.artifacts)
-            compose.write_params(tree)
-            code = _repro(environment, lock)
+            _refuse_beside_dvc(project)
+            _forget_other_settings(project, config.artifacts)
+            compose.write_params(project, tree)
+            command = [sys.executable, "-m", "dvc", "repro"]
+            code = run_command(command, project, environment, lock)
         code = int(left.read() or 1) if code else 0
-    stages = [n.name for n in read_graph(tree).values() if n.name != "pretrain"]
     tracking.track_reused(config.artifacts, config.tracking, stages)
     if code == 0:
         found = summary.write_summary(config.artifacts, config, since=since)
@@ -65,67 +72,76 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
     return code
 
 
-def _repro(environment: Mapping[str, str], lock: int) -> int:
-    """DVC's exit code. It is interrupted with this process, also where only this one is told to
-    end, and ends with it. lock: descriptor that it keeps, so that no other run begins before."""
+def run_command(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], lock: int | None = None
+) -> int:
+    """Run a command that starts stages; its exit code.
+
+    It is interrupted with this process, also where only this one receives the signal, and ends with
+    it. lock: descriptor that it inherits, so that no other run begins before it ends.
+    """
     libc = CDLL(None)
     with subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"],
-        cwd=ROOT,
+        command,
+        cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
-        pass_fds=[lock],
+        pass_fds=[] if lock is None else [lock],
         process_group=0,
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
     ) as process:
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        # Only the main thread may handle signals; a launcher of sweeps may use another.
+        handles = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _interrupt) if handles else None
         try:
             return process.wait()
         except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)  # DVC, its shell and the stage
+            os.killpg(process.pid, signal.SIGINT)  # the command, its shell and the stage
             process.wait()
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            if handles:
+                signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _refuse_beside_dvc() -> None:
-    """Raise Busy while a `dvc repro` or `dvc exp run` of its own reads params.yaml."""
+def _refuse_beside_dvc(project: Path) -> None:
+    """Raise Busy while a `dvc repro` or `dvc exp run` that a user started reads params.yaml."""
     try:
-        held = json.loads((ROOT / ".dvc/tmp/rwlock").read_text())
+        held = json.loads((project / ".dvc/tmp/rwlock").read_text())
     except (OSError, ValueError):
         return
     entries = [*held.get("write", {}).values(), *chain(*held.get("read", {}).values())]
     for pid in {entry["pid"] for entry in entries}:
         if Path(f"/proc/{pid}").exists():
-            raise Busy(f"DVC (process {pid}) runs the graph of {ROOT}: wait for it, or end it")
+            raise Busy(f"DVC (process {pid}) runs the graph of {project}: wait for it, or end it")
 
 
-def _forget_what_was_not_made(artifacts: Path) -> None:
-    """Take out of dvc.lock what it says of stages whose artifacts were made with other settings.
+def _forget_other_settings(project: Path, artifacts: Path) -> None:
+    """Remove from dvc.lock the stages whose artifacts were made with other settings than it says.
 
-    DVC records the params.yaml that it finds when a stage has ended. Where another run has written
-    one meanwhile, it would take the artifact for what was never made; so it looks again, and the
-    runner knows.
+    DVC records the params.yaml that it finds when a stage ends. If another run has written one
+    meanwhile, dvc.lock describes an artifact that was never made. Without the entry DVC starts the
+    stage, and the runner compares the fingerprint.
     """
-    file = ROOT / "dvc.lock"
+    file = project / "dvc.lock"
     if not file.is_file():
         return
     import yaml
 
     lock = yaml.safe_load(file.read_text()) or {}
-    untrue = []
+    wrong = []
     for stage, entry in lock.get("stages", {}).items():
-        made = next((m for place, m in kept(artifacts, stage) if place.name == stage), None)
-        said = entry.get("params", {}).get(compose.PARAMS.name)
-        if made and said is not None and made.config != said:
-            untrue.append(stage)
-    if untrue:
-        for stage in untrue:
+        here = artifacts / stage
+        made = next((m for place, m in kept(artifacts, stage) if place == here), None)
+        recorded = entry.get("params", {}).get(PARAMS_FILE)
+        if made and recorded is not None and made.config != recorded:
+            wrong.append(stage)
+    if wrong:
+        for stage in wrong:
             del lock["stages"][stage]
         temporary = file.with_suffix(".tmp")
         temporary.write_text(yaml.safe_dump(lock, sort_keys=False))
@@ -134,8 +150,8 @@ def _forget_what_was_not_made(artifacts: Path) -> None:
 
 def refuse_other_artifacts(config: Config) -> None:
     """Raise ConfigError unless the artifacts are where dvc.yaml has them."""
-    if config.artifacts.resolve() != ROOT / "artifacts":
+    if config.artifacts.resolve() != (project_folder() / "artifacts").resolve():
         raise ConfigError(
-            f"artifacts={config.artifacts} cannot be set for the whole graph: dvc.yaml keeps it in "
-            "artifacts; run single stages with artifacts=…"
+            f"artifacts={config.artifacts} cannot be set for the whole graph, which dvc.yaml keeps "
+            "in artifacts: remove it, or run single stages with artifacts=…"
         )

@@ -1,6 +1,6 @@
 """One stage, from its inputs to its committed artifact: open → run → commit → track.
 
-Knows what an artifact is and when one can be reused; nothing of DVC, nor of what a stage does.
+Knows what an artifact is and when one can be reused. Knows nothing of DVC, or of what a stage does.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +21,9 @@ from pipeline.config.schema import Config
 from pipeline.core import artifact as artifacts
 from pipeline.core.artifact import Artifact, Manifest, Outcome
 from pipeline.core.console import get_console
-from pipeline.core.errors import (
-    ArtifactError,
-    Busy,
-    ConfigError,
-    DataError,
-    GateFailed,
-    ResourceError,
-)
-from pipeline.core.paths import ROOT
-from pipeline.core.resource_errors import room
+from pipeline.core.errors import ArtifactError, Busy, DataError, GateFailed, ResourceError
+from pipeline.core.paths import PACKAGE
+from pipeline.core.resource_errors import resource_errors
 from pipeline.core.stage import Stage, identity, stage_module
 from pipeline.orchestration.graph import Node, read_graph, select
 from pipeline.tracking import client as tracking
@@ -47,7 +40,7 @@ STAGE_LOCK, GRAPH_LOCK = ".lock", ".graph.lock"
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage is about to do, and the identity of it."""
+    """What a stage is about to do, and its identity."""
 
     node: Node
     inputs: Mapping[str, Artifact]
@@ -60,7 +53,7 @@ class Work:
 
 
 def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
-    """Run a stage, or take what an earlier run with the same settings and inputs left.
+    """Run a stage, or reuse what an earlier run with the same settings and inputs made.
 
     Args:
         name: the stage's name, as in dvc.yaml.
@@ -71,6 +64,10 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
     """
     folder = config.artifacts
     node = read_graph(tree)[name]
+    # Before the folder of artifacts is made: a wrong setting leaves nothing behind.
+    check_files(node)
+    for stage in node.inputs:
+        artifacts.require_folder(folder / stage)
     with hold(folder):
         inputs = {stage: artifacts.open_artifact(folder / stage) for stage in node.inputs}
         work = plan(node, inputs, tree, config)
@@ -106,18 +103,17 @@ def plan(
 ) -> Work:
     """The identity of what a stage would make.
 
-    It is made of settings, the content of inputs and files, the declared version of the stage and
-    the versions of the libraries that it uses. The code itself is no part of it: a comment must
-    not train again (docs/ARCHITECTURE.md).
+    It consists of settings, the content of inputs and files, the declared version of the stage and
+    the versions of the libraries that it uses. The code itself is not part of it: a comment must
+    not retrain a model (docs/ARCHITECTURE.md).
+
+    Raises:
+        DataError: a file that settings name does not exist.
     """
-    if Path.cwd().resolve() != ROOT.resolve():
-        raise ConfigError(
-            f"paths of settings are relative to the checkout, and this is {Path.cwd()}: run the "
-            f"command in {ROOT}"
-        )
-    code = _git_state()  # now, for a checkout may go on to another commit while a stage runs
+    code = _git_state()  # now: the checkout may move to another commit while a stage runs
     settings = select(tree, node.params)
-    files = {str(path): _content(ROOT / path, config.artifacts) for path in node.files}
+    check_files(node)
+    files = {str(path): _content(path, config.artifacts) for path in node.files}
     stage, versions = _versions(node.name, config)
     identity = {
         "stage": node.name,
@@ -128,6 +124,16 @@ def plan(
     }
     fingerprint = artifacts.sha256_of_json(identity)
     return Work(node, inputs, settings, files, stage, versions, fingerprint, code)
+
+
+def check_files(node: Node) -> None:
+    """Raise DataError if a file or folder that settings name does not exist."""
+    for path in node.files:
+        if not path.exists():
+            raise DataError(
+                f"{path} does not exist: correct the setting that names it (--help lists them; "
+                f"relative paths are relative to {Path.cwd()})"
+            )
 
 
 def _versions(name: str, config: Config) -> tuple[Stage, Mapping[str, Any]]:
@@ -144,13 +150,13 @@ def _versions(name: str, config: Config) -> tuple[Stage, Mapping[str, Any]]:
 
 @contextmanager
 def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[int]:
-    """Keep other runs out of the folder; the system lets go of it however the process ends.
+    """Keep other runs out of the folder; the system releases it however the process ends.
 
-    lock: name of the file that says so. Yields its descriptor: a process that inherits it holds the
-    folder for as long as it lives, too.
+    lock: name of the lock's file. Yields its descriptor: a process that inherits it holds the
+    folder, too, for as long as it lives.
 
     Raises:
-        Busy: another run holds it. ResourceError: it cannot be written.
+        Busy: another run holds the folder. ResourceError: it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +182,7 @@ def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[int]:
 
 
 def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
-    """The artifact, and whether it was there already."""
+    """The artifact, and whether an earlier run made it."""
     name, console = work.node.name, get_console()
     place = config.artifacts / name
     key = f"{name}-{work.fingerprint[:16]}"
@@ -188,15 +194,16 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
         console.print(f"[green]✓[/] {name}: up to date ({place})")
         return current, True
     aside = _variant_of(current, config.artifacts)
-    for kept in (variant, scratch):  # the latter: killed between the manifest and the rename
-        found = _open_if_whole(kept)
+    linked = config.artifacts / ".work" / f"{key}.linked"
+    for cached in (variant, scratch, linked):  # scratch: of a run killed before the rename
+        if cached == linked:
+            _link_of_other_run(work, config.artifacts, linked)
+        found = _open_if_whole(cached)
         if found and found.manifest.fingerprint == work.fingerprint:
-            artifacts.replace_folder(kept, place, aside)
-            console.print(
-                f"[green]✓[/] {name}: made before with these settings, taken back ({place})"
-            )
+            artifacts.replace_folder(cached, place, aside)
+            console.print(f"[green]✓[/] {name}: restored from cache ({place})")
             return artifacts.open_artifact(place), True
-    with room(scratch, work.stage.less_memory):
+    with resource_errors(scratch, work.stage.less_memory):
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / artifacts.MANIFEST).unlink(missing_ok=True)
         console.rule(f"[bold]{name}", align="left")
@@ -214,6 +221,15 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
     return made, False
 
 
+def _link_of_other_run(work: Work, folder: Path, linked: Path) -> None:
+    """Link what the project or a run of a sweep made with the same fingerprint, if any did."""
+    for place, manifest in artifacts.kept(folder, work.node.name):
+        if manifest.fingerprint == work.fingerprint and place != folder / work.node.name:
+            with suppress(OSError):  # replaced meanwhile: then the stage makes it
+                artifacts.link_folder(place, linked)
+                return
+
+
 def _open_if_whole(path: Path) -> Artifact | None:
     try:
         return artifacts.open_artifact(path)
@@ -222,7 +238,7 @@ def _open_if_whole(path: Path) -> Artifact | None:
 
 
 def _keep_if_foreign(place: Path) -> None:
-    """Move what another version of the pipeline made out of the way: it may be hours of work."""
+    """Keep what another version of the pipeline made as a variant: it may be hours of work."""
     try:
         content = json.loads((place / artifacts.MANIFEST).read_text())
         schema, name = content["schema"], f"{place.name}-{content['fingerprint'][:16]}"
@@ -241,7 +257,7 @@ def _keep_if_foreign(place: Path) -> None:
 
 
 def _variant_of(current: Artifact | None, folder: Path) -> Path | None:
-    """Where an artifact goes that other settings made, so that going back to them costs nothing."""
+    """Where the current artifact is kept, so that going back to its settings costs nothing."""
     if current is None:
         return None
     return (
@@ -286,10 +302,6 @@ def _content(path: Path, folder: Path) -> str:
     index = folder / artifacts.VERIFIED / "external.json"
     if path.is_file():
         return artifacts.sha256_with_index([path], index)[0]
-    if not path.is_dir():
-        raise DataError(
-            f"{path} does not exist: correct the setting that names it (--help lists them)"
-        )
     files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     names = (file.relative_to(path).as_posix() for file in files)
     digests = artifacts.sha256_with_index(files, index)
@@ -298,22 +310,25 @@ def _content(path: Path, folder: Path) -> str:
 
 def _package_digest() -> str:
     """Of every source file of the pipeline: provenance, which no fingerprint depends on."""
-    package = ROOT / "pipeline"
-    files = sorted(package.rglob("*.py"))
-    digests = {f.relative_to(package).as_posix(): artifacts.sha256_of_file(f) for f in files}
+    files = sorted(PACKAGE.rglob("*.py"))
+    digests = {f.relative_to(PACKAGE).as_posix(): artifacts.sha256_of_file(f) for f in files}
     return artifacts.sha256_of_json(digests)
 
 
 def _git_state() -> dict[str, Any]:
     """The commit of the code, and whether files differ from it; empty outside a checkout."""
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
+        commit = _git("rev-parse", "HEAD")
+        tracked = _git("ls-files", "--", str(PACKAGE / "__init__.py"))
+        changed = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"commit": commit, "changed": bool(changed)}
+    # An installed package may lie in a virtual environment inside a repository of something else.
+    return {"commit": commit, "changed": bool(changed)} if tracked else {}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -2,7 +2,7 @@
 
 `versions.json` beside the stages records each stage's version, its libraries and the digest of its
 code; tools/versions.py writes it and CI compares it with the code. DVC runs this module first: it
-writes one small file a stage, which changes when the stage's version or one of its libraries does.
+writes a small file for each stage, which changes with the stage's version or one of its libraries.
 Each stage in dvc.yaml depends on its file. Imports only the standard library: it runs every time.
 """
 

@@ -1,6 +1,6 @@
-"""What came out of a pipeline run: artifacts/summary.json.
+"""The results of a pipeline run: artifacts/summary.json.
 
-Reads manifests and reports only; imports nothing heavy. `summary_view` shows it to a person.
+Reads only manifests and reports; imports nothing heavy. `summary_view` prints it.
 """
 
 import json
@@ -13,7 +13,7 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import MANIFEST, Artifact, open_artifact
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError
-from pipeline.core.paths import ROOT
+from pipeline.orchestration.graph import declared_stages
 
 SUMMARY = "summary.json"
 
@@ -53,9 +53,7 @@ def write_summary(artifacts: Path, config: Config, *, since: float | None = None
 
 def _artifacts(artifacts: Path) -> Iterator[tuple[str, Artifact]]:
     """The whole artifacts of the graph, in its order."""
-    import yaml
-
-    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
+    for stage in declared_stages():
         if (artifacts / stage / MANIFEST).is_file():
             try:
                 yield stage, open_artifact(artifacts / stage)

@@ -1,4 +1,4 @@
-"""What came out of a pipeline run, for a person to read: tables, and what to do next."""
+"""Prints the results of a pipeline run: tables, and what to do next."""
 
 import json
 import textwrap
@@ -24,7 +24,7 @@ EIGHTHS = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"]
 def show_summary(
     summary: Mapping[str, Any], artifacts: Path, console: "Console | None" = None
 ) -> None:
-    """Print the summary for a person: stages, answers, accuracy, engine, and what to do next."""
+    """Print the summary: stages, answers, accuracy, engine, and what to do next."""
     console = console or get_console()
     parts: list[tuple[str, RenderableType | None]] = [
         ("Stages", _stage_table(summary)),
@@ -43,7 +43,7 @@ def show_summary(
 
 
 def show_delivery(delivery: "Delivery", console: "Console | None" = None) -> None:
-    """Print what the model registry answered; a waiting tracker has a line of its own."""
+    """Print the model registry's answer. Runs that wait for the tracker are reported elsewhere."""
     console = console or get_console()
     if delivery.registered:
         answer = delivery.registered
@@ -71,7 +71,7 @@ def _stage_table(summary: Mapping[str, Any]) -> "Table":
             else f"[cyan]{_bar(stage['seconds'], longest, 16)}[/]"
         )
         if stage["failure"]:
-            note = "[red]refused by its gate[/]"
+            note = "[red]failed the gate[/]"
         table.add_row(
             name,
             stage["kind"].replace("_", " "),
@@ -118,7 +118,7 @@ def _accuracy_table(summary: Mapping[str, Any]) -> "Table | None":
 
 
 def _answer_table(artifacts: Path) -> "Table | None":
-    """Questions that the tuned model answers right and the base model does not, from all over."""
+    """Questions from the whole test set that only the tuned model answers right."""
     try:
         lines = (artifacts / "evaluate" / "predictions.jsonl").read_text().splitlines()
     except OSError:
@@ -141,7 +141,7 @@ def _is_right(row: Mapping[str, Any], model: str) -> bool:
 
 
 def _engine_table(summary: Mapping[str, Any]) -> "Table | None":
-    """The engine's runtime and size, and the benchmark's figures: a row each, a column a load."""
+    """The engine's runtime and size, and the benchmark's figures at each load."""
     engine, stages = summary["engine"], summary["stages"]
     if not engine:
         return None
@@ -161,7 +161,7 @@ def _engine_table(summary: Mapping[str, Any]) -> "Table | None":
 
 
 def _next_steps(summary: Mapping[str, Any], artifacts: Path) -> str:
-    """Commands to copy, unbroken."""
+    """Commands to copy, without line breaks."""
     uri = summary["tracking"]
     address = f"http://{summary['serve']['host']}:{summary['serve']['port']}/v1/chat/completions"
     question = [{"role": "user", "content": "My card was stolen, what now?"}]
@@ -174,7 +174,7 @@ def _next_steps(summary: Mapping[str, Any], artifacts: Path) -> str:
         "and ask it": " \\\n    ".join(
             [f"curl {address}", "-H 'Content-Type: application/json'", f"-d '{body}'"]
         ),
-        "read all figures": f"cat {artifacts / SUMMARY}",
+        "read all metrics": f"cat {artifacts / SUMMARY}",
     }
     return "\n".join(f"  [dim]# {what}[/]\n  {_escape(do)}" for what, do in steps.items() if do)
 
@@ -190,7 +190,7 @@ def _escape(text: str) -> str:
 
 
 def _figure(value: float) -> str:
-    """Four digits of a small number, every one of a large one before the point."""
+    """Four significant digits of a small number, and no decimals of a large one."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -202,13 +202,13 @@ def _size(count: float) -> str:
 
 
 def _bar(value: float, full: float, width: int) -> str:
-    """A bar of at most `width` characters, fine to an eighth of one."""
+    """A bar of at most `width` characters, in steps of an eighth of one."""
     eighths = round(8 * width * min(1.0, value / full)) if full else 0
     return ("█" * (eighths // 8) + EIGHTHS[eighths % 8]).strip() or "▏"
 
 
 def _table(*columns: str) -> "Table":
-    """A plain table; columns whose name begins with ">" are aligned to the right."""
+    """A plain table; columns whose name begins with ">" are right-aligned."""
     from rich import box
     from rich.table import Table
 

@@ -1,8 +1,8 @@
-"""What each stage of the chain leaves on the disk, holds in memory and takes in time.
+"""What each stage takes: disk, memory and time.
 
-Bytes a weight follow from the formats. Seconds are those of one process a stage on one H200's host
-with 8 B parameters (bench/results/gpu_hops.json), in proportion to the model's bytes beyond the
-start; on a CPU only training is predicted.
+Bytes per weight follow from the formats. Seconds are those of one process per stage on one H200's
+host with 8 B parameters (bench/results/gpu_hops.json). Beyond the start they grow with the model's
+bytes. On a CPU only training is predicted.
 """
 
 from dataclasses import dataclass
@@ -10,25 +10,19 @@ from dataclasses import dataclass
 from pipeline.config.schema import Config
 from pipeline.engines.registry import ENGINES, named
 from pipeline.models.architecture import Shape
+from pipeline.optimization.formats import FORMATS
 from pipeline.planner.accelerators import Accelerator
 from pipeline.planner.memory import CPU_PROCESS
 from pipeline.planner.workload import Workload, linear_parameters, trained_parameters
 
-# Bytes a weight of the layers' products, with scales: groups of 128 (AWQ), blocks of 16 (NVFP4).
-PACKED = {
-    "none": 2.0, "fp8": 1.0, "int8_sq": 1.0, "int4_awq": 0.5 + 2 / 128, "w4a8_awq": 0.5 + 2 / 128,
-    "nvfp4": 0.5 + 1 / 16,
-}  # fmt: skip
-# Formats whose weights are the merged model's, linked and not written again (stages.quantize).
-LINKED = ("none", "fp8", "nvfp4")
 SMALL = 0.5e6  # tokenizers, reports, plots
 
-# Bytes a parameter that a stage holds at once, at most. On a GPU import opens what it wrote in
-# float32, maybe before Python has given back the model that it wrote, and merge compares two models
-# in float32; the others load bfloat16. On a CPU all is float32.
+# Bytes per parameter that a stage holds at once, at most. On a GPU import opens what it wrote in
+# float32, maybe before Python has freed the model that it wrote, and merge compares two models in
+# float32. The other stages load bfloat16. On a CPU everything is float32.
 HELD_ON_GPU = {"import": 6, "merge": 8, "quantize": 2, "evaluate": 2, "export": 2}
 HELD_ON_CPU = {"import": 8, "merge": 8, "quantize": 4, "evaluate": 4, "export": 4}
-USABLE = 0.92  # of a GPU, beside CUDA's context and what a forward pass takes
+USABLE = 0.92  # share of a GPU; the rest is CUDA's context and the forward pass
 # Seconds on one H200's host: until a stage's work begins, and in proportion to 16.06 GB.
 START = {"import": 18.0, "merge": 16.0, "quantize": 9.0, "export": 10.0}
 WORK = {"import": 33.0, "merge": 25.0, "quantize": 27.0, "export": 27.0}
@@ -37,9 +31,9 @@ MEASURED_BYTES = 16.06e9
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: bytes of its artifact, where it computes, bytes held there, seconds if known.
+    """One stage. disk: bytes of its artifact. held: bytes of memory. seconds: None if not known.
 
-    on_gpu: one GPU holds it; otherwise it takes the host's memory.
+    on_gpu: whether one GPU holds it; otherwise it takes the host's memory.
     """
 
     name: str
@@ -50,19 +44,25 @@ class Stage:
 
 
 def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
-    """The stages from import to build, finetune without its memory and time, which have their own.
+    """The stages from import to build; memory and time of finetune are in the plan itself.
 
-    Every stage but finetune computes on one GPU, or on the CPU where a GPU is too small.
-    `engine=auto` counts as what this plan's device would take.
+    Every stage but finetune computes on one GPU, or on the CPU if a GPU is too small.
+    `engine=auto` counts as the engine that this plan's device would take.
     """
     shape = work.shape
-    written = 2 if work.gpu else 4  # bytes a weight of a checkpoint (adapters.nemo)
+    written = 2 if work.gpu else 4  # bytes per weight of a checkpoint (training/nemo/models.py)
     weights = written * shape.parameters
     tuned = weights if config.finetune.method == "sft" else written * trained_parameters(work)
     merged = (4 if config.model.dtype == "float32" else 2) * shape.parameters
     if config.finetune.method != "sft":
         merged += 4 * trained_parameters(work)
-    formats = {config.quantize.format, *config.quantize.compare} - set(LINKED)
+    # The others' weights are the merged model's, linked and not written again.
+    formats = {
+        name
+        for name in (config.quantize.format, *config.quantize.compare)
+        if not FORMATS[name].keeps_weights
+    }
+    exported = FORMATS[config.quantize.format]
     disk = {
         "import": weights,
         "finetune": tuned,
@@ -70,7 +70,7 @@ def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
         "quantize": len(formats) * written * shape.parameters,
         "evaluate": 0.0,
         # qnemo, with an output layer of its own, and hf.
-        "export": 2 * packed(shape, config.quantize.format)
+        "export": len(exported.forms) * packed(shape, exported.name)
         + 2 * shape.tied * shape.vocab * shape.hidden,
         "build": engine(config, work),
     }
@@ -92,9 +92,9 @@ def _seconds(name: str, work: Workload, on_gpu: bool) -> float | None:
 
 
 def packed(shape: Shape, format: str) -> float:
-    """Bytes of an exported checkpoint: embedding, output layer and norms stay in 16 bits."""
+    """Bytes of an exported checkpoint. Embedding, output layer and norms stay in 16 bits."""
     linear = linear_parameters(shape)
-    return PACKED[format] * linear + 2 * (shape.parameters - linear)
+    return FORMATS[format].bytes_per_weight * linear + 2 * (shape.parameters - linear)
 
 
 def engine(config: Config, work: Workload) -> float:
@@ -110,12 +110,12 @@ def engine(config: Config, work: Workload) -> float:
 
 
 def checkpoint_bytes(work: Workload) -> float:
-    """A checkpoint to go on from: trained weights and the optimizer's three or two numbers."""
+    """Bytes of a checkpoint to resume from: trained weights and the optimizer's state."""
     trained = trained_parameters(work)
     return trained * (2 + 12) if work.gpu else trained * (4 + 8)
 
 
 def most_at_once(chain: list[Stage], work: Workload) -> float:
-    """Bytes of every artifact and, while it trains, of two checkpoints: a new one is whole before
-    the old one goes."""
+    """Bytes of every artifact and, during training, of two checkpoints: the old one is removed
+    when the new one is complete."""
     return sum(stage.disk for stage in chain) + 2 * checkpoint_bytes(work)

@@ -14,9 +14,9 @@ from pipeline.core import hardware
 from pipeline.core.artifact import MANIFEST, SCHEMA
 from pipeline.core.errors import DataError
 from pipeline.core.hardware import GIB
-from pipeline.core.paths import ROOT
 from pipeline.engines.registry import ENGINES
 from pipeline.models.checks import check_folder
+from pipeline.optimization.formats import FORMATS
 from pipeline.orchestration.stage_versions import recorded
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MIN_MEMORY, MIN_DISK = 6 * GIB, 5 * GIB  # for the bundled demo
-NATIVE_FP8, NATIVE_FP4 = (8, 9), (10, 0)  # compute capabilities
 
 MEND = "make setup"
 
@@ -44,12 +43,14 @@ def needs() -> list[Need]:
     """Of every stage: what versions.json records, and of those that make no artifact."""
     found = []
     for name, entry in recorded().items():
-        if name not in ("build", "quantize") and "/" not in name:
-            found.append(Need(name, tuple(entry["required"])))
-        elif name == "quantize":
-            packages = tuple(entry["required"])
-            found.append(Need(name, packages))
-            found.append(Need(name, packages, "quantize=nvfp4", gpu=True))
+        if name == "build" or "/" in name:
+            continue
+        packages = tuple(entry["required"])
+        found.append(Need(name, packages))
+        if name == "quantize":
+            for format in FORMATS.values():
+                if format.calibrates_on:
+                    found.append(Need(name, packages, f"quantize={format.name}", gpu=True))
     for record in ENGINES.values():
         gpu = record.devices == ("gpu",)
         packages, settings = record.component.libraries, f"engine={record.name}"
@@ -90,7 +91,11 @@ def _machine(machine: hardware.Machine, config: Config) -> "Table":
     table.add_row("free disk", f"{_size(disk, MIN_DISK)} at {escape(str(config.artifacts))}")
     for gpu in machine.gpus:
         capability = tuple(map(int, gpu.compute_capability.split(".")))
-        formats = ["fp8"] * (capability >= NATIVE_FP8) + ["nvfp4"] * (capability >= NATIVE_FP4)
+        formats = [
+            format.name
+            for format in FORMATS.values()
+            if format.computes_on and capability >= format.computes_on
+        ]
         parts = [gpu.name, f"{gpu.memory_bytes / GIB:.0f} GiB", f"compute {gpu.compute_capability}"]
         parts += [f"native {' and '.join(formats)}"] * bool(formats) + ["MIG"] * gpu.mig
         table.add_row("GPU", ", ".join(parts))
@@ -110,7 +115,7 @@ def _size(size: int, least: int) -> str:
 def _base_model(config: Config) -> str:
     from rich.markup import escape
 
-    folder = ROOT / config.model.path
+    folder = config.model.path
     try:
         shape = check_folder(folder)
     except DataError as error:

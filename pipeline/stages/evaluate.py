@@ -25,6 +25,7 @@ from pipeline.evaluation.confidence import Estimate, estimate, paired_difference
 from pipeline.evaluation.metrics import METRICS, Answers, gate_metric
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.template_consistency import shared_chat
+from pipeline.optimization.formats import FORMATS
 
 STAGE = Stage(
     version=1,
@@ -122,10 +123,10 @@ def refusals(gate: GateConfig, method: str, scores: Mapping[str, float], shipped
 def drops(gate: GateConfig, scores: Mapping[str, float], formats: Set[str]) -> list[str]:
     """Which of the formats lose more than the gate allows, in words."""
     metric, found = gate_metric(), []
-    for name, allowed in gate.max_drop.items():
+    for name in FORMATS:
         if name not in formats & scores.keys():
             continue
-        loss = metric.gain(scores[TUNED], scores[name])
+        loss, allowed = metric.gain(scores[TUNED], scores[name]), gate.allowed_drop(name)
         # A loss of exactly what is allowed is allowed, however the difference is rounded.
         if loss > allowed + 1e-9:
             found.append(
@@ -157,7 +158,7 @@ def _loaders(base: Path, tuned: Path, quantized: Path) -> dict[str, Callable[[],
     loaders = {BASE: plain(base), TUNED: plain(tuned)}
     folders = sorted(file.parent for file in quantized.glob("*/config.json"))
     return loaders | {
-        folder.name: plain(folder) if folder.name == "none" else rounded(folder)
+        folder.name: rounded(folder) if FORMATS[folder.name].quantized else plain(folder)
         for folder in folders
     }
 

@@ -1,6 +1,6 @@
 """HF folder → NeMo 2.0 checkpoint, proven by its logits.
 
-The folder is checked before anything heavy is imported. The proof opens what was written, as a
+The folder is checked before anything heavy is imported. The proof opens the new checkpoint, as a
 later stage will, and compares its logits with those that transformers computes from the source.
 """
 
@@ -13,6 +13,7 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.stage import NEMO, Stage
 from pipeline.models.checks import check_folder
+from pipeline.models.families import check_stage
 from pipeline.models.files import clear
 
 STAGE = Stage(
@@ -27,10 +28,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     Raises:
         DataError: the folder cannot be imported, or its logits are not finite.
-        ProofFailed: the checkpoint computes other logits than its source.
+        ProofFailed: the checkpoint's logits differ from its source's.
     """
     source = config.model.path
     shape = check_folder(source)
+    check_stage(shape.family, "import")
     clear(out)
 
     from pipeline.models import hf_model
@@ -40,7 +42,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     with nemo_session():
         nemo.import_hf(source, out)
-        # The checkpoint has the machine's precision: the source is rounded alike.
+        # The checkpoint has this machine's precision, so the source is rounded in the same way.
         source_model = hf_model.load_model(source, dtype=nemo.checkpoint_dtype()).float()
         logits = partial(hf_model.logits, source_model)
         chain = ProofChain(shape, gpu=on_gpu(), reference=logits, name=str(source))

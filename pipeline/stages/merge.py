@@ -2,9 +2,8 @@
 
 A LoRA or DoRA is folded into the base; a fully fine-tuned model is written as it is. Either way
 the proof is a chain of logits on fixed prompts, in float32: NeMo as trained = HF base with the
-PEFT adapter = NeMo folded = HF folded. The files are read back and must hold those weights, rounded
-to the written precision, to the bit. What the rounding changes is measured from them, too, and
-stands beside it.
+PEFT adapter = NeMo folded = HF folded. The files are read back and must hold exactly those weights,
+rounded to the written precision. The effect of the rounding is measured from them as well.
 """
 
 import json
@@ -37,7 +36,7 @@ STAGE = Stage(
 
 
 # Smallest cosine of the written model's logits with the unrounded one's. Rounding to bfloat16
-# changes a weight by at most one part in 256; below this config.json says something else.
+# changes a weight by at most one part in 256; a smaller cosine means that config.json is wrong.
 MIN_WRITTEN_COSINE = 0.99
 
 
@@ -46,7 +45,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     Raises:
         ArtifactError: an input is of the wrong kind.
-        ProofFailed: what was written computes other logits than what was trained.
+        ProofFailed: the logits of the written model differ from those of the trained one.
     """
     base = inputs["import"].require("nemo_checkpoint").path
     tuned = inputs["finetune"].require("nemo_adapter", "nemo_checkpoint")
@@ -99,8 +98,8 @@ def _require_written(folder: Path, tensors: "Tensors", dtype: str) -> None:
     wrong = next(hf_model.unlike(folder, tensors, dtype=dtype), None)
     if wrong:
         raise ProofFailed(
-            f"{folder}: {wrong} was not written as it was folded; nothing was kept: run the same "
-            "command again, and check the disk if it comes back"
+            f"{folder}: {wrong} differs from the merged weight after writing; nothing was kept: "
+            "run the same command again, and check the disk if it happens again"
         )
 
 
@@ -122,10 +121,10 @@ def _write_adapter(
 
 
 def _write_assets(config: Config, assets: Path, out: Path) -> None:
-    """The configuration and tokenizer files, with the precision that the weights now have."""
+    """Write the configuration and tokenizer files, with the precision of the written weights."""
     copy_assets(assets, out)
     file = out / "config.json"
     content = read_json(file, "run `python -m pipeline stage=import` again")
-    # Its name since transformers 4.56, and before, by which older runtimes know it.
+    # Its name since transformers 4.56, and the earlier one that older runtimes read.
     content["dtype"] = content["torch_dtype"] = config.model.dtype
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

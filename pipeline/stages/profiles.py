@@ -12,7 +12,6 @@ from typing import Any
 from pipeline.config.schema import Config
 from pipeline.core.errors import PipelineError
 from pipeline.core.hardware import Machine, inspect_machine
-from pipeline.core.paths import ROOT
 from pipeline.engines.checkpoint import (
     Checkpoint,
     exported_checkpoints,
@@ -35,7 +34,7 @@ def run(config: Config) -> None:
     machine = inspect_machine()
     folder = config.artifacts / "merge"
     if not (folder / "config.json").is_file():
-        folder = ROOT / config.model.path
+        folder = config.model.path
     model = read_decoder(folder)
     profiles = find_profiles(
         model,

@@ -1,7 +1,7 @@
 """HF checkpoint and dataset → low precision with ModelOpt, calibrated on the dataset.
 
-Every format asked for is calibrated on the same training rows and saved so that it opens again with
-the same outputs, which is proven. Packing the weights for a runtime is export's.
+Every format is calibrated on the same training rows and saved. A saved model must open again with
+the same outputs. stage=export packs the weights for a runtime.
 """
 
 import math
@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
-from pipeline.core.errors import ConfigError, DataError, ProofFailed
+from pipeline.core.errors import DataError, ProofFailed
 from pipeline.core.stage import Stage
 from pipeline.data.dataset import Row, read_split
-from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.architecture import read_shape
 from pipeline.models.chat.template_consistency import shared_chat
 from pipeline.models.files import copy_assets, link_weights, weight_files
-from pipeline.optimization.formats import group_of
+from pipeline.optimization.formats import FORMATS
+from pipeline.optimization.settings_checks import check_quantize
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +33,11 @@ STAGE = Stage(
 )
 
 
-# On what a format is compared with the model: validation rows, and positions in all of them, where
-# each has as many logits as the vocabulary has tokens.
+# A format is compared with the model on so many validation rows, and on so many positions in all of
+# them. Each position has as many logits as the vocabulary has tokens.
 PROBES, POSITIONS = 16, 512
-# Largest difference of a logit between a calibrated model and the same one opened again. Weights
-# and scales are stored as they are, so on one machine it is 0; kernels may reorder sums.
+# Largest difference of a logit between a calibrated model and the same model opened again. Weights
+# and scales are stored exactly, so on one machine it is 0; kernels may reorder sums.
 RELOAD_TOLERANCE = 1e-3
 Probes = Sequence[tuple[Sequence[int], Sequence[int]]]
 
@@ -47,8 +47,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     Raises:
         ConfigError: a format does not fit the model's sizes.
-        MissingRuntime: NVFP4 without a GPU.
-        ProofFailed: a saved model opens with other outputs.
+        MissingRuntime: calibrating a format needs a GPU that this machine does not have.
+        ProofFailed: a saved model opens with different outputs.
         PipelineError: outputs are not finite.
     """
     settings = config.quantize
@@ -56,15 +56,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     dataset = inputs["prepare"].require("dataset")
     shared_chat(dataset, source)
     formats = tuple(dict.fromkeys((settings.format, *settings.compare)))
-    for name in formats:
-        _check_fits(name, read_shape(source))
+    check_quantize(config, read_shape(source))
 
     from pipeline.models import hf_model
-    from pipeline.optimization import logit_probes
-    from pipeline.optimization import ptq as modelopt
+    from pipeline.optimization import logit_probes, ptq
 
     for name in formats:
-        modelopt.require_runtime(name)
+        ptq.require_runtime(name)
     batches = calibration_batches(
         read_split(dataset.path, "train"),
         count=settings.calibration.rows,
@@ -73,9 +71,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         seed=config.seed,
     )
     probes = _probes(read_split(dataset.path, "validation"))
-    modelopt.modelopt()
-    dtype = modelopt.compute_dtype(source)
-    # Handed on to the first format, so that it is read once where there is one.
+    ptq.modelopt()
+    dtype = ptq.compute_dtype(source)
+    # The first format takes it over, so that the model is read once where there is one format.
     loaded = [hf_model.load_model(source, dtype=dtype)]
     reference = logit_probes.logits_at(loaded[0], probes)
     proof: dict[str, Any] = {}
@@ -85,13 +83,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             bar.update(task, description=f"quantize {name}")
             folder = out / name
             shutil.rmtree(folder, ignore_errors=True)
-            if name == "none":
+            if not FORMATS[name].quantized:
                 loaded.clear()
                 _copy(source, folder)
-                proof[name] = _prove_copy(folder, dtype, probes, reference)
+                proof[name] = _prove_copy(name, folder, dtype, probes, reference)
             else:
                 proof[name] = _save_and_prove(
-                    modelopt.quantize(
+                    ptq.quantize(
                         loaded.pop() if loaded else hf_model.load_model(source, dtype=dtype),
                         name,
                         batches,
@@ -114,14 +112,16 @@ def calibration_batches(
 ) -> list[list[list[int]]]:
     """Token ids of `count` rows at most, drawn at random: [batch][row][token].
 
-    Statistics are taken over every token that the model sees, so there is no padding: in a batch of
-    rows of like length each is filled up with the beginning of another conversation.
+    Statistics are taken over every token that the model sees, so there is no padding. Rows of
+    similar length form a batch, and the beginning of another conversation fills up each row.
 
     Raises:
         DataError: there are no rows.
     """
     if not rows:
-        raise DataError("the training split is empty, so nothing can be calibrated on: see prepare")
+        raise DataError(
+            "the training split is empty, so there is nothing to calibrate on: see prepare"
+        )
     drawn = random.Random(seed).sample(rows, min(count, len(rows)))
     texts = sorted((row.input_ids[:max_length] for row in drawn), key=len)
     batches = []
@@ -139,19 +139,8 @@ def calibration_batches(
     return batches
 
 
-def _check_fits(name: QuantizationFormat, shape: Shape) -> None:
-    sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "heads": shape.heads * shape.head_dim}
-    for what, size in sizes.items():
-        group = group_of(name)
-        if size % group:
-            raise ConfigError(
-                f"quantize.format={name} shares a scale among {group} weights, and this model's "
-                f"{what} size {size} is no multiple of it: choose fp8 or int8_sq"
-            )
-
-
 def _probes(rows: Sequence[Row]) -> Probes:
-    """(ids, positions that predict tokens trained on) of validation rows, both evenly spread."""
+    """(ids, positions that predict trained tokens) of validation rows, both evenly spread."""
     if not rows:
         raise DataError(
             "the validation split is empty, and formats are compared on it: raise "
@@ -175,22 +164,21 @@ def _save_and_prove(
 ) -> dict[str, Any]:
     """Save a calibrated model, open it again, compare it with itself and with the source.
 
-    The caller keeps no reference to the model, so that memory holds one at a time.
+    The caller keeps no reference to the model, so that memory holds one model at a time.
     """
     from pipeline.models import hf_model
-    from pipeline.optimization import logit_probes
-    from pipeline.optimization import ptq as modelopt
+    from pipeline.optimization import logit_probes, ptq
 
     calibrated = logit_probes.logits_at(model, probes)
-    errors = modelopt.weight_errors(model)
-    plain_bytes = hf_model.bytes_of(modelopt.own_dtype(source))
-    size = modelopt.packed_bytes(model, name, plain_bytes=plain_bytes)
-    modelopt.save(model, folder, source if name in modelopt.WEIGHTS_KEPT else None)
+    errors = ptq.weight_errors(model)
+    plain_bytes = hf_model.bytes_of(ptq.own_dtype(source))
+    size = ptq.packed_bytes(model, name, plain_bytes=plain_bytes)
+    ptq.save(model, folder, source if FORMATS[name].keeps_weights else None)
     config = (folder / "config.json").read_bytes()
     copy_assets(source, folder)
     (folder / "config.json").write_bytes(config)
     del model
-    reloaded = logit_probes.logits_at(modelopt.load(folder), probes)
+    reloaded = logit_probes.logits_at(ptq.load(folder), probes)
     return {
         "reload_difference": _require_same(name, reloaded, calibrated),
         **logit_probes.divergence(calibrated, reference),
@@ -205,14 +193,14 @@ def _save_and_prove(
 
 
 def _prove_copy(
-    folder: Path, dtype: str, probes: Probes, reference: "torch.Tensor"
+    name: str, folder: Path, dtype: str, probes: Probes, reference: "torch.Tensor"
 ) -> dict[str, Any]:
     from pipeline.models import hf_model
     from pipeline.optimization import logit_probes
 
     copied = logit_probes.logits_at(hf_model.load_model(folder, dtype=dtype), probes)
     return {
-        "reload_difference": _require_same("none", copied, reference),
+        "reload_difference": _require_same(name, copied, reference),
         **logit_probes.divergence(copied, reference),
         "bytes": sum(file.stat().st_size for file in weight_files(folder)),
     }

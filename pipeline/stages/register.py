@@ -17,6 +17,7 @@ from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.errors import ArtifactError
 from pipeline.core.stage import Stage
 from pipeline.evaluation.metrics import gate_metric
+from pipeline.optimization.formats import FORMATS
 
 STAGE = Stage(
     version=1,
@@ -98,7 +99,7 @@ def _location(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
     return {
         "kind": manifest.kind,
-        "path": str(artifact.path.absolute()),
+        "path": str(artifact.path),
         "digest": manifest.digest,
         "bytes": manifest.bytes,
     }
@@ -112,7 +113,7 @@ def _card(
     name: str, inputs: Mapping[str, Artifact], scores: Mapping[str, Any], shipped: str
 ) -> str:
     """The model card in Markdown: what it is, how good it is, how it was made, where it is."""
-    form = "unquantized" if shipped == "none" else shipped
+    form = FORMATS[shipped].title
     gate, code = inputs["evaluate"].manifest.failure, inputs["merge"].manifest.code
     base = inputs["merge"].manifest.config["model"]["name"]
     data = inputs["prepare"].manifest.config["data"]["folder"]
@@ -123,7 +124,7 @@ def _card(
         f"# {name}",
         "",
         f"{base} tuned by {method} on {data}, shipped as "
-        f"**{form}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
+        f"**{form}** (`{shipped}`). Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
         "",
         f"| model | {metric.title} | 95 % interval |",
         "|---|--:|--:|",

@@ -1,8 +1,8 @@
 """Recorded conversations → the graph again, once enough are new; gate and registry decide.
 
-One look by default, for cron, a systemd timer or a Kubernetes CronJob; with retrain.every it goes
-on looking. A run that was interrupted goes on at the next look, whatever is new by then. A model
-that the gate refuses is not tried again before there is more to learn from.
+Checks once by default, for cron, a systemd timer or a Kubernetes CronJob; with retrain.every it
+checks repeatedly. An interrupted run resumes at the next check, whatever is new by then. A model
+that the gate refuses is not trained again until there is more data.
 """
 
 import json
@@ -21,35 +21,35 @@ from pipeline.orchestration.graph_run import refuse_other_artifacts, run_graph
 from pipeline.orchestration.runner import hold
 
 LOCK, FINISHED = ".retrain.lock", ".retrain.json"
-MOST_SECONDS = 366 * 24 * 3600  # between looks; a clock ends somewhere beyond
+MOST_SECONDS = 366 * 24 * 3600  # between checks; the clock overflows somewhere beyond
 
 
 def run(tree: Mapping[str, Any], config: Config) -> int:
-    """Look, once or for ever; the exit code of the graph, 0 where there was nothing to do.
+    """Check once, or repeatedly; the exit code of the graph, 0 if there was nothing to do.
 
     Raises:
-        ConfigError: there is nowhere to look, or the next look is too far off.
-        PipelineError: the look failed; those that follow others are told and survived.
+        ConfigError: the folder of recordings is not set, or the next check is too far away.
+        PipelineError: the first check failed; later failures are reported, and checking continues.
     """
     refuse_other_artifacts(config)
     if (config.retrain.every or 0) > MOST_SECONDS:
         raise ConfigError(
             f"retrain.every={config.retrain.every:g} is more than a year of seconds: give fewer, "
-            "or null to look once"
+            "or null to check once"
         )
-    code = _look(tree, config)
+    code = _check(tree, config)
     while (wait := config.retrain.every) is not None:
         at = datetime.fromtimestamp(time.time() + wait)
-        get_console().print(f"looking again at {at:%Y-%m-%d %H:%M:%S}")
+        get_console().print(f"next check at {at:%Y-%m-%d %H:%M:%S}")
         time.sleep(wait)
         try:
-            code = _look(tree, config)
+            code = _check(tree, config)
         except PipelineError as error:
             print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
     return code
 
 
-def _look(tree: Mapping[str, Any], config: Config) -> int:
+def _check(tree: Mapping[str, Any], config: Config) -> int:
     settings, snapshots = config.retrain, config.data.folder / config.data.recorded
     if settings.recordings is None:
         raise ConfigError(
@@ -58,18 +58,18 @@ def _look(tree: Mapping[str, Any], config: Config) -> int:
         )
     if settings.recordings.resolve() == snapshots.resolve():
         raise ConfigError(
-            f"retrain.recordings={settings.recordings} is where snapshots are kept: have the "
+            f"retrain.recordings={settings.recordings} is where snapshots are kept: let the "
             "server record into another folder"
         )
     with hold(config.artifacts, LOCK):
-        found = recordings.look(settings.recordings, snapshots)
-        _tell(found, config)
+        found = recordings.find_new(settings.recordings, snapshots)
+        _report(found, config)
         if len(found.new) >= settings.min_new:
-            recordings.take(found.new, snapshots)
+            recordings.write_snapshot(found.new, snapshots)
         elif not (due := _unfinished(config.artifacts, snapshots)):
             return 0
         else:
-            get_console().print(f"the run with {due[-1].name} did not end: it goes on")
+            get_console().print(f"the run with {due[-1].name} did not finish: resuming it")
         taken = _unfinished(config.artifacts, snapshots)
         code = run_graph(tree, config)
         if code in (0, GateFailed.exit_code):
@@ -77,30 +77,31 @@ def _look(tree: Mapping[str, Any], config: Config) -> int:
     return code
 
 
-def _tell(found: recordings.Found, config: Config) -> None:
+def _report(found: recordings.Recorded, config: Config) -> None:
     settings, new = config.retrain, len(found.new)
-    enough = "training again" if new >= settings.min_new else "not enough to train again"
+    enough = "retraining" if new >= settings.min_new else "not enough to retrain"
     line = f"{new} new conversations in {settings.recordings}, {found.known} known"
     if found.unusable:
-        line += f", {found.unusable} lines that cannot be trained on"
+        line += f", {found.unusable} lines that training cannot use"
     get_console().print(f"{line}; retrain.min_new={settings.min_new}: {enough}", soft_wrap=True)
 
 
 def _unfinished(artifacts: Path, snapshots: Path) -> list[Path]:
-    """Snapshots that no run has ended with, oldest first."""
+    """Snapshots that no finished run has trained on, oldest first."""
     done = _done(artifacts)
-    return [f for f in sorted(snapshots.glob("*.jsonl")) if str(f.resolve()) not in done]
+    return [file for file in sorted(snapshots.glob("*.jsonl")) if file.name not in done]
 
 
 def _finish(artifacts: Path, taken: list[Path]) -> None:
-    done = sorted({*_done(artifacts), *(str(file.resolve()) for file in taken)})
+    done = sorted({*_done(artifacts), *(file.name for file in taken)})
     temporary = artifacts / f"{FINISHED}.tmp"
     temporary.write_text(json.dumps(done, indent=1) + "\n")
     temporary.replace(artifacts / FINISHED)
 
 
 def _done(artifacts: Path) -> set[str]:
-    """
+    """Names of the snapshots that were trained on; without folders, so that a project can move.
+
     Raises:
         ArtifactError: the file of them is broken, as a full disk can leave it.
     """
@@ -110,11 +111,11 @@ def _done(artifacts: Path) -> set[str]:
     try:
         done = json.loads(file.read_bytes())
         if isinstance(done, list) and all(isinstance(name, str) for name in done):
-            return set(done)
+            return {Path(name).name for name in done}  # earlier versions wrote whole paths
         cause = "it holds no list of names"
     except ValueError as error:
         cause = str(error)
     raise ArtifactError(
         f"{file}, the list of snapshots that were trained on, cannot be read ({cause}): delete it, "
-        "and the next look trains on all of them once more"
+        "and the next check trains on all of them once more"
     )

@@ -1,4 +1,4 @@
-"""What the register stage asked for, carried out in MLflow's registry; safe to repeat."""
+"""Creates the model version that the register stage requested in MLflow. Safe to repeat."""
 
 import json
 import tempfile
@@ -20,7 +20,7 @@ EARLIER_METRIC = {
     "name": "exact_match", "title": "exact match", "format": ".1%", "higher_is_better": True,
 }  # fmt: skip
 _MESSAGE = Object([Property("role", "string"), Property("content", "string")])
-# What /v1/chat/completions takes and gives.
+# The request and response of /v1/chat/completions.
 SIGNATURE = ModelSignature(
     inputs=Schema(
         [
@@ -41,10 +41,13 @@ SIGNATURE = ModelSignature(
 
 
 def register(client: MlflowClient, run_id: str, files: Path) -> dict[str, Any]:
-    """A version of the requested model, with its aliases.
+    """Create a version of the requested model, and set its aliases.
 
-    files: folder with registration.json and MODEL_CARD.md, as pipeline/stages/register.py writes.
-    Returns the answer: name, version, aliases and, in words, who is champion and why.
+    Args:
+        files: folder with registration.json and MODEL_CARD.md (pipeline/stages/register.py).
+
+    Returns:
+        name, version, aliases, and the reason why the version is champion or not.
     """
     request = json.loads((files / REQUEST).read_text())
     card = (files / CARD).read_text()
@@ -69,8 +72,7 @@ def register(client: MlflowClient, run_id: str, files: Path) -> dict[str, Any]:
 def _logged_model(
     client: MlflowClient, run_id: str, request: Mapping[str, Any], files: Path
 ) -> LoggedModel:
-    """The record that the registry's page shows: signature, card and figures; the weights stay
-    where they are."""
+    """The model that the registry's page shows: signature, card and metrics, without weights."""
     experiment = client.get_run(run_id).info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
     model = (
@@ -87,7 +89,7 @@ def _logged_model(
             model_id=model.model_id,
             signature=SIGNATURE,
             flavors={"openai_chat": {"artifacts": request["artifacts"], "serve": request["serve"]}},
-            metadata={"description": "weights by location and digest, see the flavor"},
+            metadata={"description": "the flavor has the location and digest of the weights"},
         ).save(str(Path(folder) / "MLmodel"))
         for name in (REQUEST, CARD):
             (Path(folder) / name).write_bytes((files / name).read_bytes())
@@ -121,10 +123,13 @@ def _version(
 def _is_champion(
     client: MlflowClient, version: ModelVersion, request: Mapping[str, Any]
 ) -> tuple[bool, str]:
-    """Whether the version becomes champion, and why: the gate must have passed, and the champion's
-    metric must not be better. At a tie the newer data and code win."""
+    """Whether the version becomes champion, and why.
+
+    It must pass the gate, and the champion's metric must not be better. If both are equal, the
+    newer version wins.
+    """
     if not request["gate_passed"]:
-        return False, f"the gate refused it ({request['gate_reason']})"
+        return False, f"it did not pass the gate ({request['gate_reason']})"
     metric = request.get("metric", EARLIER_METRIC)
     name, title = metric["name"], metric["title"]
     score = float(request[name])
@@ -134,14 +139,14 @@ def _is_champion(
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        return True, f"{shown}, the gate passed, and there was no champion"
+        return True, f"{shown}, passed the gate, and there was no champion"
     if holder.version == version.version:
-        return True, holder.tags.get(CHAMPION, "the gate passed")
+        return True, holder.tags.get(CHAMPION, "passed the gate")
     if name not in holder.tags:
         return True, f"{shown}, and version {holder.version} has no {title}"
-    held = float(holder.tags[name])
-    wins = score >= held if metric["higher_is_better"] else score <= held
+    champion_score = float(holder.tags[name])
+    wins = score >= champion_score if metric["higher_is_better"] else score <= champion_score
     same = holder.tags.get("dataset") == request["tags"]["dataset"]
-    compared = f"{shown}, version {holder.version} has {held:{metric['format']}}"
+    compared = f"{shown}, version {holder.version} has {champion_score:{metric['format']}}"
     compared += "" if same else " on another dataset"
     return wins, compared + ("" if wins else " and stays champion")

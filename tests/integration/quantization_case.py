@@ -12,7 +12,7 @@ from pipeline.data.dataset import Row, write_split
 from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
 from tests.made_artifacts import make_artifact
-from tests.unit.model_folders import make_model_folder
+from tests.unit.model_folders import edit, make_model_folder
 
 
 def configure(*overrides: str) -> Config:
@@ -75,9 +75,10 @@ def make_model(folder: Path, family: str = "Llama", **settings: Any) -> Path:
     return folder
 
 
-def make_inputs(folder: Path) -> dict[str, Artifact]:
-    """A Llama, and a dataset rendered with its template."""
+def make_inputs(folder: Path, **changes: object) -> dict[str, Artifact]:
+    """A Llama, and a dataset rendered with its template. changes: fields of config.json."""
     model = make_model(folder / "model")
+    edit("config.json", **changes)(model)
     chat = Chat.load(model)
     dataset = folder / "dataset"
     chat.save(dataset / "tokenizer")

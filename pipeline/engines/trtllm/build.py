@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ArtifactError, DataError, MissingRuntime
+from pipeline.optimization.formats import FORMATS, format_of
 
 IMAGE = "<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1"
 COMMAND = "trtllm-build"
@@ -29,8 +30,6 @@ FEATURES = {
     "tensorrt": frozenset({"penalties"}),
 }
 MAX_NUM_TOKENS = 8192  # trtllm-build's default
-# In these formats every linear layer has a kernel of its own; the plugin would slow them down.
-WITHOUT_GEMM_PLUGIN = ("FP8", "W8A8_SQ_PER_CHANNEL")
 
 
 def version() -> str | None:
@@ -71,10 +70,9 @@ def missing_llm() -> str | None:
 
 def not_loaded(precision: str) -> str | None:
     """Why its PyTorch backend cannot load a format; None if it can."""
-    loaded = ("bf16", "fp16", "fp8", "nvfp4")
-    return (
-        None if precision in loaded else f"TensorRT-LLM's PyTorch backend does not load {precision}"
-    )
+    format = FORMATS.get(precision)
+    loaded = format.trtllm_loads_hf if format else precision in ("bf16", "fp16")
+    return None if loaded else f"TensorRT-LLM's PyTorch backend does not load {precision}"
 
 
 def build_command(checkpoint: Path, out: Path, engine: EngineConfig) -> list[str]:
@@ -87,7 +85,8 @@ def build_command(checkpoint: Path, out: Path, engine: EngineConfig) -> list[str
     """
     config = _read_config(checkpoint)
     quantization = config.get("quantization") or {}
-    gemm = "disable" if quantization.get("quant_algo") in WITHOUT_GEMM_PLUGIN else "auto"
+    format = format_of(quantization.get("quant_algo"))
+    gemm = "auto" if format is None or format.gemm_plugin else "disable"
     arguments = {
         "checkpoint_dir": checkpoint,
         "output_dir": out,

@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.engine import EngineConfig
-from pipeline.core.errors import ConfigError, MissingRuntime
+from pipeline.core.errors import ConfigError, DataError, MissingRuntime
 from pipeline.engines.checkpoint import quantization_of
+from pipeline.optimization.formats import FORMATS, format_of
 
-# vLLM's name for each quantization of ModelOpt's unified checkpoints; it cannot load the others
-# (vLLM's docs/features/quantization/modelopt).
-QUANTIZATION = {"FP8": "modelopt", "NVFP4": "modelopt_fp4"}
-LOADED = ("bf16", "fp16", "fp32", *(name.lower() for name in QUANTIZATION))
 FEATURES = frozenset(
     {"logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties", "adapters"}
 )
@@ -32,7 +29,8 @@ def missing() -> str | None:
 
 def not_loaded(precision: str) -> str | None:
     """Why vLLM cannot load a format; None if it can."""
-    if precision in LOADED:
+    format = FORMATS.get(precision)
+    if format is None or format.vllm:
         return None
     return (
         f"vLLM does not load {precision}: choose quantize=fp8 or quantize=none, or build this "
@@ -53,7 +51,8 @@ def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dic
 
     Raises:
         ConfigError: engine.lora_rank is above vLLM's highest.
-        DataError: the checkpoint's hf_quant_config.json cannot be read.
+        DataError: the checkpoint's hf_quant_config.json cannot be read, or names a format that
+            vLLM does not load.
     """
     algorithm, kv_cache = quantization_of(checkpoint)
     arguments: dict[str, Any] = {
@@ -66,7 +65,10 @@ def profile(checkpoint: Path, engine: EngineConfig, tensor_parallel: int) -> dic
     if engine.lora_rank:
         arguments |= {"enable_lora": True, "max_lora_rank": _allowed_rank(engine.lora_rank)}
     if algorithm:
-        arguments["quantization"] = QUANTIZATION[algorithm]
+        format = format_of(algorithm)
+        if format is None or format.vllm is None:
+            raise DataError(f"{checkpoint} is of {algorithm}, which vLLM does not load")
+        arguments["quantization"] = format.vllm
     return {**arguments, **engine.arguments}
 
 

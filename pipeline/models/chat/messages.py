@@ -1,4 +1,4 @@
-"""Messages in OpenAI's form: what a conversation may look like. Knows no model."""
+"""Messages in OpenAI's form, and the conversations that are allowed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ class Unusable(DataError):
 
 
 def parse_messages(value: object, *, answered: bool) -> list[Message]:
-    """OpenAI messages as turns of plain text: maybe a system turn, then user, assistant, user …
+    """OpenAI messages as turns of plain text: an optional system turn, then user, assistant, …
 
     Args:
         value: decoded JSON. `content` may be a string or a list of text parts, and the role
@@ -44,7 +44,7 @@ def parse_messages(value: object, *, answered: bool) -> list[Message]:
         if turn["role"] != expected:
             place = i + len(turns) - len(spoken)
             raise Unusable(
-                "roles out of order", f"messages[{place}] is {turn['role']}, {expected} was to come"
+                "roles out of order", f"messages[{place}] is {turn['role']}, should be {expected}"
             )
     last = "assistant" if answered else "user"
     if not spoken or spoken[-1]["role"] != last:
@@ -57,7 +57,7 @@ def parse_turn(turn: object, place: str) -> Message:
     """One turn of text; only the assistant's may be empty, since a model can answer with nothing.
 
     Raises:
-        Unusable: why it is none; `place` says where it is.
+        Unusable: why it is not one; `place` says where it is.
     """
     if not isinstance(turn, dict):
         raise Unusable("bad message", f"{place} is not an object with role and content")

@@ -2,7 +2,7 @@
 
 Training, calibration, evaluation and serving all render here, with the model's own chat template,
 so they cannot disagree. The ids are those of transformers' `apply_chat_template(tokenize=True)`:
-the template alone decides about BOS, and the tokenizer adds nothing. Knows only the model's folder.
+the template alone decides about BOS, and the tokenizer adds nothing.
 """
 
 import hashlib
@@ -120,7 +120,7 @@ class Chat:
         """Token ids of a conversation up to where the assistant's next turn begins.
 
         Args:
-            tools: OpenAI's descriptions of those that may be called.
+            tools: descriptions of the tools that may be called, in OpenAI's form.
 
         Raises:
             DataError: as for `render`.
@@ -132,7 +132,7 @@ class Chat:
             raise Unusable("bad Unicode", "the conversation holds half a surrogate pair") from None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text as it is; other threads go on meanwhile, which `prompt` does not let.
+        """Token ids of a text as it is. Unlike `prompt`, it lets other threads run meanwhile.
 
         Raises:
             DataError: half a surrogate pair is in it.
@@ -156,8 +156,8 @@ class Chat:
         """What the template makes of a conversation, before tokenization.
 
         Raises:
-            DataError: the template refuses it, or the text holds one of the model's control tokens,
-                with which a user could write turns in another's name.
+            DataError: the template refuses it, or the text contains one of the model's control
+                tokens, with which a user could write turns in another's name.
         """
         given = {f"messages[{i}]": message for i, message in enumerate(messages)}
         for place, part in {**given, "tools": tools}.items():
@@ -171,7 +171,7 @@ class Chat:
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        """Tokens that end an answer: the template's end of turn, then each eos the model names."""
+        """Tokens that end an answer: the template's end of turn, then the model's eos tokens."""
         probe = self.render(PROBE)
         last_trained = max(i for i, trained in enumerate(probe.mask) if trained)
         stops: list[int | None] = [probe.ids[last_trained]]
@@ -206,13 +206,14 @@ class Chat:
             shutil.copyfile(file, folder / file.name)
 
     def _check_on_probe(self) -> None:
-        """Refuse here what would fail, or silently go wrong, on every conversation."""
+        """Refuse a template that would fail, or silently go wrong, on every conversation."""
         try:
             ids, prompt = self.render(PROBE).ids, self.prompt(PROBE[:1])
         except Unusable as error:
             raise DataError(
-                f"a question and its answer cannot be written for this model: {error}: mend its "
-                f"template, or put one that takes them into {self.folder / 'chat_template.jinja'}"
+                f"a question and its answer cannot be written for this model: {error}: correct "
+                "its template, or put another one into "
+                f"{self.folder / 'chat_template.jinja'}"
             ) from error
         if ids[: len(prompt)] != prompt:
             raise DataError(
@@ -244,17 +245,17 @@ class Chat:
                     "prompt differs from training",
                     f"the chat template of {self.folder} prompts for an answer with "
                     f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
-                    "and serving would differ: mend the add_generation_prompt part of the template",
+                    "and serving would differ: correct the template's add_generation_prompt part",
                 )
             yield begin, end, messages[turn].get("weight", 1)
 
     def _content_spans(
         self, messages: Sequence[Message], turns: Sequence[int], text: str
     ) -> list[tuple[int, int]]:
-        """Where the assistant's contents stand in `text`, whatever the template does around them.
+        """Where the assistant's contents are in `text`, with any template.
 
-        They are rendered again with marks about them, outside of their white space and, for
-        templates that trim, inside. Without its marks that text must be the first one again.
+        They are rendered again between marks, first outside their white space and then, for
+        templates that trim, inside it. Without the marks that text must equal the first one.
         """
         if not turns:
             return []

@@ -1,7 +1,7 @@
-"""Chat templates: Jinja programs that come with a model and are not to be trusted.
+"""Chat templates: Jinja programs that come with a model and cannot be trusted.
 
-The sandbox keeps them from the process; limits keep them from filling memory and from running on.
-The environment is the one that transformers gives to them. Knows neither tokens nor files.
+A sandbox keeps them away from the process. Limits keep them from filling the memory and from
+running forever. Their environment is the one that transformers provides.
 """
 
 import json
@@ -30,7 +30,7 @@ class ChatTemplate:
     Args:
         source: the Jinja text.
         special_tokens: bos_token, eos_token … as the template may name them.
-        origin: where it is from, for messages.
+        origin: where it comes from, for messages.
 
     Raises:
         DataError: it is too long, or not Jinja.
@@ -48,7 +48,7 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise DataError(
-                f"the chat template of {origin} is not valid Jinja ({error}): mend it"
+                f"the chat template of {origin} is not valid Jinja ({error}): correct it"
             ) from error
 
     @property
@@ -63,10 +63,10 @@ class ChatTemplate:
         generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The conversation as text. `tools`: OpenAI's descriptions of those that may be called.
+        """The conversation as text. `tools`: those that may be called, in OpenAI's form.
 
         Raises:
-            Unusable: the template refuses it, or passes the limits of size or time.
+            Unusable: the template refuses it, or exceeds the limits of size or time.
         """
         deadline = time.monotonic() + MAX_SECONDS
         chunks, size = [], 0
@@ -82,7 +82,7 @@ class ChatTemplate:
                 size += len(chunk)
                 if size > MAX_CHARACTERS or time.monotonic() > deadline:
                     raise jinja2.TemplateError("it renders without end")
-        except Exception as error:  # a program of another's can raise anything
+        except Exception as error:  # foreign code can raise anything
             raise Unusable(
                 "refused by the template", f"{error} (chat template of {self._origin})"
             ) from error
@@ -90,7 +90,7 @@ class ChatTemplate:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Multiplies and raises only what stays small: `'x' * 10**10` would fill memory at once."""
+    """Allows only products and powers of a limited size: `'x' * 10**10` would fill the memory."""
 
     intercepted_binops = frozenset({"*", "**"})
 

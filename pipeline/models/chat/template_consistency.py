@@ -1,4 +1,4 @@
-"""The rule that a dataset and a model render conversations alike, checked where the two meet."""
+"""A dataset and a model must render conversations in the same way."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from pipeline.models.chat.renderer import Chat
 
 
 def shared_chat(dataset: Artifact, model: Path) -> Chat:
-    """The chat of a model folder, if the dataset was rendered with the same one.
+    """The chat of a model folder, which must be the one that the dataset was rendered with.
 
     Raises:
-        DataError: its template or tokenizer is another.
+        DataError: the template or the tokenizer is a different one.
     """
     ours, theirs = Chat.load(model), Chat.load(dataset.path / "tokenizer")
     if ours.sha256 != theirs.sha256:
         raise DataError(
-            f"{model} has another tokenizer or chat template than {dataset.path} was rendered "
-            "with: run `python -m pipeline stage=prepare` again with this model.path"
+            f"{dataset.path} was rendered with another tokenizer or chat template than {model} "
+            "has: run `python -m pipeline stage=prepare` again with this model.path"
         )
     return ours

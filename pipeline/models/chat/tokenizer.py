@@ -1,6 +1,6 @@
 """The text side of a model's folder: its tokenizer, chat template and special tokens.
 
-Reads them as transformers does. Knows nothing of conversations.
+Reads them as transformers does.
 """
 
 import json
@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from pipeline.core.errors import DataError
 
-# What a model's folder may hold about text; weights and the architecture are not ours.
+# Files about text in a model's folder.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -57,7 +57,7 @@ def read_template(folder: Path, config: Mapping[str, Any]) -> str:
     if not isinstance(template, str) or not template:
         raise DataError(
             f"{folder} has no chat template, so nothing says how to write a conversation for this "
-            "model: take its instruct version, or put a template into chat_template.jinja there"
+            "model: use its instruct version, or put a template into chat_template.jinja there"
         )
     return template
 
@@ -76,13 +76,13 @@ def load_tokenizer(
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise DataError(
-            f"{folder} has no tokenizer.json: take a model folder with one, or make it there with "
+            f"{folder} has no tokenizer.json: use a model folder with one, or create it there with "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception
-        raise DataError(f"{file} is not a tokenizer ({error}): fetch it again") from error
+        raise DataError(f"{file} is not a tokenizer ({error}): download it again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # It could only add special tokens, which the template does, and trim white space off offsets.
@@ -92,7 +92,7 @@ def load_tokenizer(
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{folder / 'tokenizer_config.json'} declares tokens that cannot be read ({error!r}): "
-            "fetch it again"
+            "download it again"
         ) from error
     if hasattr(tokenizer.pre_tokenizer, "add_prefix_space"):
         tokenizer.pre_tokenizer.add_prefix_space = bool(config.get("add_prefix_space", False))
@@ -122,12 +122,12 @@ def text_of(token: object) -> str:
     """
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
-        raise TypeError(f"{token!r} is no token")
+        raise TypeError(f"{token!r} is not a token")
     return text
 
 
 def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Texts of bos_token, eos_token … by name, those that there are.
+    """Texts of bos_token, eos_token … by name, where the model has them.
 
     Raises:
         DataError: one is neither a text nor an object with one.
@@ -146,19 +146,19 @@ def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
-    """The object in a JSON file; empty where the file may be missing and is.
+    """The object in a JSON file; empty if the file is missing and not required.
 
     Raises:
-        DataError: it is missing, or holds no JSON object.
+        DataError: it is missing, or does not hold a JSON object.
     """
     if not file.is_file():
         if not required:
             return {}
-        raise DataError(f"{file} is missing: take a model folder with its tokenizer files")
+        raise DataError(f"{file} is missing: use a model folder with its tokenizer files")
     try:
         value = json.loads(file.read_bytes())
     except ValueError as error:
-        raise DataError(f"{file} is not valid JSON ({error}): fetch it again") from error
+        raise DataError(f"{file} is not valid JSON ({error}): download it again") from error
     if not isinstance(value, dict):
-        raise DataError(f"{file} must hold a JSON object: fetch it again")
+        raise DataError(f"{file} must hold a JSON object: download it again")
     return value

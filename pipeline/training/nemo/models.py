@@ -1,14 +1,14 @@
 """Models of NeMo 2.0 on Megatron-Core: made from HF folders, saved, opened, and read back.
 
-    with nemo_session():                           # of the module of that name
-        model_for(hf_folder, seq_length=512)       # a NeMo LlamaModel, Qwen2Model or MistralModel
+    with nemo_session():                           # training/nemo/session.py
+        model_for(hf_folder, seq_length=512)       # a NeMo LlamaModel, Qwen2Model ...
         tokenizer_for(folder)                      # NeMo's tokenizer object; runs no model code
         import_hf(hf_folder, out)                  # HF folder -> out/weights out/context out/hf
         model = open_checkpoint(folder)            # back from disk, ready to compute
         model = open_checkpoint(base, adapter=a)   # with the LoRA or DoRA of a nemo_adapter on it
         logits(model, ids)                         # [tokens, vocabulary], float32, on the CPU
         hf_tensors(model, shape)                   # the weights by HF name
-        trainer = connect(model)                   # a model of model_for, made real here
+        trainer = connect(model)                   # builds the Megatron module of model_for
         load_weights(trainer, folder)              # weights from a checkpoint into it
         save_checkpoint(trainer, out)              # out/weights and out/context
         model_options()                            # what a Megatron config needs on this machine
@@ -16,17 +16,19 @@
 A checkpoint is a genuine NeMo 2.0 folder: `weights/` (Megatron's distributed checkpoint) and
 `context/` (the model's configuration and tokenizer), with `hf/` beside them: config.json and the
 tokenizer files of the HF model, from which `open_checkpoint` builds the model again. Weights are
-float32 on the CPU and bfloat16 on a GPU. Knows nothing of training, stages or artifacts.
+float32 on a CPU and bfloat16 on a GPU. Knows nothing of training, stages or artifacts.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.families import FAMILIES
 from pipeline.models.files import copy_assets
 from pipeline.models.hf_model import WeightReader
 from pipeline.training.nemo import weight_map
@@ -49,20 +51,20 @@ def checkpoint_dtype() -> str:
 
 
 def checkpoint_files() -> int | None:
-    """Files that a rank writes of a checkpoint, at the same time; None leaves it to Megatron."""
+    """Number of files of a checkpoint that a rank writes in parallel; None: Megatron's default."""
     return WRITERS if on_gpu() else None
 
 
 def model_options() -> dict[str, Any]:
-    """Fields of a Megatron model's configuration that this machine decides."""
+    """Fields of a Megatron model's configuration that depend on this machine."""
     precision = _precision(checkpoint_dtype())
     if has_transformer_engine():
         return {
             **precision,
-            # Reads the logits in their own precision and leaves the gradient in their place, where
-            # Megatron's makes copies in float32.
+            # Reads the logits in their own precision and writes the gradient in their memory, where
+            # Megatron's own makes copies in float32.
             "cross_entropy_fusion_impl": "te",
-            # NeMo asks for these in Llama's configurations, not in Qwen's and Mistral's.
+            # NeMo sets these in Llama's configurations, not in Qwen's and Mistral's.
             "apply_rope_fusion": True,
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
@@ -70,7 +72,7 @@ def model_options() -> dict[str, Any]:
     return {
         **precision,
         "use_cpu_initialization": not on_gpu(),
-        # Kernels of Transformer Engine and Apex, or such as torch.compile would first build.
+        # Kernels of Transformer Engine and Apex, or ones that torch.compile would build first.
         "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
@@ -79,7 +81,7 @@ def model_options() -> dict[str, Any]:
         "cross_entropy_loss_fusion": False,
         # Apex's layer norm only.
         "persist_layer_norm": False,
-        # Frees a tensor's storage by a trick that needs pipeline parallelism on GPUs.
+        # It frees a tensor's storage in a way that needs pipeline parallelism on GPUs.
         "deallocate_pipeline_outputs": False,
     }
 
@@ -95,7 +97,7 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
     """A NeMo model of the shape in `hf_folder`/config.json, without weights yet.
 
     seq_length: longest sequence in tokens; the model's own maximum when None.
-    options: fields of the Megatron configuration, over those that the folder and machine give.
+    options: fields of the Megatron configuration; they override those of the folder and machine.
 
     The vocabulary keeps exactly the embedding's rows, so that logits agree with HF's one by one;
     a tensor parallel size must divide it.
@@ -128,32 +130,28 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
 
 
 def _without_extra_state(module: Any, keys: Any) -> None:
-    """No checkpoint has Transformer Engine's extra state (see nemo_session): it is not missing."""
+    """Checkpoints leave out Transformer Engine's extra state (see nemo_session): not an error."""
     keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(EXTRA_STATE)]
 
 
 def _family(shape: Shape) -> tuple[type[GPTConfig], type[GPTModel], dict[str, Any]]:
-    """The NeMo classes of a family, and the fields that it alone has."""
-    if shape.family == "qwen2":
-        from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config, Qwen2Model
-
-        return Qwen2Config, Qwen2Model, {}
-    if shape.family == "mistral":
-        from nemo.collections.llm.gpt.model.mistral import MistralConfig7B, MistralModel
-
-        # Full attention: a smaller window was refused when the folder was checked.
-        return MistralConfig7B, MistralModel, {"window_size": None, "cp_comm_type": None}
-    from nemo.collections.llm.gpt.model.llama import Llama31Config, LlamaConfig, LlamaModel
-
+    """The NeMo classes of a family, and the fields that only this family has."""
+    nemo = FAMILIES[shape.family].nemo
     if (rope := shape.rope_scaling) is None:
-        return LlamaConfig, LlamaModel, {}
+        return _named(nemo.config), _named(nemo.model), dict(nemo.fields)
     scaling = {
         "scale_factor": rope.factor,
         "low_freq_factor": rope.low_freq_factor,
         "high_freq_factor": rope.high_freq_factor,
         "old_context_len": rope.original_max_positions,
     }
-    return Llama31Config, LlamaModel, scaling
+    return _named(nemo.rope_configs[rope.kind]), _named(nemo.model), {**nemo.fields, **scaling}
+
+
+def _named(place: str) -> Any:
+    """The class at "module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def tokenizer_for(folder: Path) -> Any:
@@ -166,15 +164,15 @@ def tokenizer_for(folder: Path) -> Any:
 def import_hf(hf_folder: Path, out: Path) -> None:
     """Write an HF model as a NeMo 2.0 checkpoint: out/weights, out/context, out/hf.
 
-    Tensors are read a few at a time, so that the model is held once, and by several threads: one
-    alone, copying from a mapped file to a GPU, is no match for a disk. NeMo's own importers hold
-    the model twice, run the tokenizer's code and share one temporary folder among all runs.
+    Tensors are read a few at a time, so that memory holds the model once, and by several threads:
+    a single one that copies from a mapped file to a GPU is slower than the disk. NeMo's own
+    importers hold the model twice, run the tokenizer's code and share one temporary folder.
     """
     shape = read_shape(hf_folder)
     copy_assets(hf_folder, out / ASSETS)
     model = model_for(out / ASSETS, perform_initialization=False)
     trainer = connect(model)
-    parameter = _parameters(model)
+    parameter = _parameters(model, shape)
     with WeightReader(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
 
         def fill(rule: weight_map.Rule) -> None:
@@ -187,7 +185,7 @@ def import_hf(hf_folder: Path, out: Path) -> None:
 
 
 def save_checkpoint(trainer: Trainer, out: Path) -> None:
-    """Write the weights of a trainer's model to out/weights, and what it is to out/context."""
+    """Write the weights of a trainer's model to out/weights, its configuration to out/context."""
     from nemo.lightning.io.pl import TrainerContext
 
     trainer.save_checkpoint(out, weights_only=True)
@@ -199,8 +197,8 @@ def save_checkpoint(trainer: Trainer, out: Path) -> None:
 def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
     """The model in a nemo_checkpoint, in evaluation mode, with a nemo_adapter on it if given.
 
-    It is float32 on every machine: what is opened here is compared, folded and written, and
-    rounding belongs at the end of that.
+    It is float32 on every machine: opened models are compared, folded and written, and rounding
+    belongs at the end of that.
     """
     exact = _precision("float32")
     model = model_for(folder / ASSETS, perform_initialization=False, **exact)
@@ -217,7 +215,7 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
 
 
 def connect(model: GPTModel) -> Trainer:
-    """Build the Megatron module of `model` on this machine; gives its Lightning trainer."""
+    """Build the Megatron module of `model` on this machine. Returns its Lightning trainer."""
     import torch
     from lightning.pytorch.trainer.states import TrainerFn
     from nemo.lightning import MegatronStrategy, Trainer
@@ -226,7 +224,7 @@ def connect(model: GPTModel) -> Trainer:
         ddp="pytorch",
         setup_optimizers=False,
         ckpt_save_optimizer=False,
-        ckpt_async_save=False,  # needs CUDA, and there is nothing to overlap with
+        ckpt_async_save=False,  # it needs CUDA, and there is nothing to overlap with
         ckpt_torch_dist_multiproc=checkpoint_files(),
         ckpt_parallel_load=False,  # one rank reads everything anyway
     )
@@ -262,13 +260,13 @@ def load_weights(trainer: Trainer, folder: Path, *, only_adapter: bool = False) 
     strategy.load_model_state_dict(loaded, strict=not only_adapter)
 
 
-def _parameters(model: GPTModel) -> Callable[[str], torch.Tensor]:
-    """Reads the Megatron module's parameters by the names of `nemo_weights`."""
+def _parameters(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:
+    """Reads the Megatron module's parameters by the names of `weight_map`."""
     # A layer with an adapter keeps the weights that it wraps one level down.
     found = {n.replace(".to_wrap.", "."): p for n, p in model.module.named_parameters()}
 
     def parameter(name: str) -> torch.Tensor:
-        return found[name if name in found else weight_map.local_name(name)].detach()
+        return found[name if name in found else weight_map.local_name(shape, name)].detach()
 
     return parameter
 
@@ -286,5 +284,5 @@ def logits(model: GPTModel, ids: Sequence[int]) -> torch.Tensor:
 
 
 def hf_tensors(model: GPTModel, shape: Shape) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's weights under their HF names, one after another."""
-    return weight_map.unfused(shape, _parameters(model))
+    """The model's weights by their HF names, one after another."""
+    return weight_map.unfused(shape, _parameters(model, shape))

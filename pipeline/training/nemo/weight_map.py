@@ -1,9 +1,10 @@
-"""Where each weight of an HF model lives in a Megatron-Core model, written once for both ways.
+"""Where each weight of an HF model is in a Megatron-Core model, for both directions.
 
 Megatron keeps query, key and value in one matrix whose rows are interleaved group by group
 (g query heads, one key head, one value head, and again), and gate and up projection in one matrix,
-gate first. `RULES` says which HF tensors make which Megatron tensor; `fuse` and `split` go one way
-and the other. Adapters follow the same rules, as their B matrices have the rows of the weights.
+gate first. The record of the model's family (models/families) names the tensors of both;
+`Rule.fuse` and `Rule.split` convert between them. Adapters follow the same rules, as their B
+matrices have the rows of the weights.
 
 Names are those of Transformer Engine's layers, which are also those in a saved distributed
 checkpoint. Megatron's local layers keep the two layer norms as modules of their own: `local_name`.
@@ -21,15 +22,10 @@ from pipeline.models.architecture import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
 if TYPE_CHECKING:
     import torch
 
-_LOCAL_NAMES = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-}
-
 
 @dataclass(frozen=True)
 class Rule:
-    """HF tensors and the Megatron tensor that holds their rows; `fuse` is one of the two below."""
+    """HF tensors, and the Megatron tensor that holds their rows."""
 
     hf: tuple[str, ...]
     megatron: str
@@ -61,15 +57,6 @@ class Rule:
         return [p.reshape(-1, *rest) for p in parts]
 
 
-# Megatron linear layer to the HF linear layers in it, below a transformer layer.
-LINEAR_LAYERS = {
-    "self_attention.linear_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attention.linear_proj": ("self_attn.o_proj",),
-    "mlp.linear_fc1": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.linear_fc2": ("mlp.down_proj",),
-}
-
-
 def rules(shape: Shape) -> Iterator[Rule]:
     """The rule of every tensor of the model, layer by layer."""
     yield Rule((EMBEDDING,), "embedding.word_embeddings.weight")
@@ -81,39 +68,38 @@ def rules(shape: Shape) -> Iterator[Rule]:
 
 
 def layer_rules(shape: Shape, layer: int) -> Iterator[Rule]:
-    hf, megatron = f"model.layers.{layer}.", f"decoder.layers.{layer}."
-    for norm, holder in (
-        ("input_layernorm", "self_attention.linear_qkv"),
-        ("post_attention_layernorm", "mlp.linear_fc1"),
-    ):
-        yield Rule((f"{hf}{norm}.weight",), f"{megatron}{holder}.layer_norm_weight")
-    for name in LINEAR_LAYERS:
-        yield linear_rule(layer, name, ".weight")
-    if shape.qkv_bias:
-        yield linear_rule(layer, "self_attention.linear_qkv", ".bias")
+    """The rule of every tensor of a layer: norms, weights, biases."""
+    for norm in shape.layer.norms:
+        hf = f"model.layers.{layer}.{norm.hf}.weight"
+        yield Rule((hf,), f"decoder.layers.{layer}.{norm.megatron}")
+    for linear in shape.layer.linears:
+        yield linear_rule(shape, layer, linear.megatron, ".weight")
+    for linear in shape.layer.linears:
+        if shape.has_bias(linear):
+            yield linear_rule(shape, layer, linear.megatron, ".bias")
 
 
-def linear_rule(layer: int, name: str, tensor: str = "") -> Rule:
-    """The rule of a layer named in LINEAR_LAYERS: of the module, or of one of its tensors."""
-    parts = LINEAR_LAYERS[name]
+def linear_rule(shape: Shape, layer: int, name: str, tensor: str = "") -> Rule:
+    """The rule of a linear layer by Megatron's name: of the module, or of one of its tensors."""
+    linear = next(linear for linear in shape.layer.linears if linear.megatron == name)
     return Rule(
-        tuple(f"model.layers.{layer}.{part}{tensor}" for part in parts),
+        tuple(f"model.layers.{layer}.{part}{tensor}" for part in linear.names),
         f"decoder.layers.{layer}.{name}{tensor}",
-        interleaved=len(parts) == 3,
+        interleaved=linear.interleaved,
     )
 
 
-def local_name(name: str) -> str:
+def local_name(shape: Shape, name: str) -> str:
     """The name in Megatron's local layers of a tensor named as Transformer Engine does."""
-    for te, local in _LOCAL_NAMES.items():
-        if name.endswith(te):
-            return name.removesuffix(te) + local
+    for norm in shape.layer.norms:
+        if name.endswith(f".{norm.megatron}"):
+            return name.removesuffix(norm.megatron) + norm.megatron_local
     return name
 
 
 def unfused(
     shape: Shape, read: Callable[[str], torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """HF names and tensors of a Megatron model; `read` gives a Megatron tensor by name."""
+    """HF names and tensors of a Megatron model; `read` returns a Megatron tensor by name."""
     for rule in rules(shape):
         yield from zip(rule.hf, rule.split(shape, read(rule.megatron)), strict=True)

@@ -42,9 +42,9 @@ def test_processes_are_named_the_largest_first(monkeypatch: pytest.MonkeyPatch) 
     assert (first.index, first.holders) == (0, ())
     assert (second.index, second.free, second.total) == (1, 20 * GIB, 140 * GIB)
     assert [holder.process for holder in second.holders] == [gone, parent, 1]
-    assert str(second.holders[0]) == f"process {gone} (of another container) holds 90.0 GiB"
+    assert str(second.holders[0]) == f"process {gone} (of another container) uses 90.0 GiB"
     assert str(second.holders[1]).startswith(f"process {parent} (")
-    assert str(Holder(1, "init", None)) == "process 1 (init) holds some of it"
+    assert str(Holder(1, "init", None)) == "process 1 (init) uses some memory"
 
 
 def test_only_gpus_that_cuda_would_show(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every refusal of a model folder names the file and says how to mend it."""
+"""Every refusal of a model folder names the file and says how to fix it."""
 
 import json
 from collections.abc import Callable
@@ -228,7 +228,7 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
     "weights that are integers": (
         tensors(lambda t: t.update({"model.norm.weight": np.ones(8, np.int8)})),
         "model.safetensors",
-        "model.norm.weight is of I8",
+        "model.norm.weight has type I8",
     ),
     "weights cut short": (cut_short, "model.safetensors", "bytes and should hold"),
     "weights of zeros": (
@@ -249,7 +249,7 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
     "another tensor shape": (
         tensors(lambda t: t.update({"model.norm.weight": np.ones(9, np.float32)})),
         "model.safetensors",
-        "[9] and config.json asks for [8]",
+        "[9] and config.json requires [8]",
     ),
     "no tokenizer": (
         lambda f: (f / "tokenizer.json").unlink(),

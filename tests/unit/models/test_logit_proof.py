@@ -86,7 +86,9 @@ def test_a_step_that_differs_is_refused_by_name() -> None:
     chain = ProofChain(LLAMA, gpu=False, reference=logits)
     with pytest.raises(ProofFailed, match=r"^folded does not compute .* at most 0\.001 is allowed"):
         chain.require("folded", lambda ids: logits(ids, 1.0))
-    with pytest.raises(ProofFailed, match=r"^written does not compute .* at least 0\.99 is asked"):
+    with pytest.raises(
+        ProofFailed, match=r"^written does not compute .* at least 0\.99 is required"
+    ):
         chain.require_near("written", lambda ids: -logits(ids), 0.99)
 
 

@@ -14,10 +14,16 @@ from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape
 from pipeline.models.hf_model import WeightReader
 from pipeline.optimization import dequantize as dequantize_module
 from pipeline.optimization.dequantize import compare, dequantize, difference
-from pipeline.optimization.formats import LAYOUTS
+from pipeline.optimization.formats import FORMATS, Storage
 from tests.unit.stages.test_quantize import LLAMA
 
 Matrix = list[list[int]]
+
+
+def storage(format: str) -> Storage:
+    found = FORMATS[format].storage
+    assert found is not None
+    return found
 
 
 def matrices(low: int, high: int) -> st.SearchStrategy[Matrix]:
@@ -59,10 +65,10 @@ def test_awq_packs_two_rows_into_a_byte(rows: Matrix, seed: int) -> None:
         ]
     )
     for name in ("int4_awq", "w4a8_awq"):
-        layout = replace(LAYOUTS[name], group=2)
-        second = torch.tensor([3.0]) if layout.second_scale else None
+        grouped = replace(storage(name), group=2)
+        second = torch.tensor([3.0]) if grouped.second_scale else None
         for stored in (packed, packed.view(torch.int8)):
-            weight = dequantize(layout, stored, scale, second, prescale)
+            weight = dequantize(grouped, stored, scale, second, prescale)
             assert torch.allclose(weight, expected)
 
 
@@ -83,9 +89,9 @@ def test_nvfp4_packs_two_columns_into_a_byte(codes: Matrix, seed: int) -> None:
             for o, row in enumerate(codes)
         ]
     )
-    layout = replace(LAYOUTS["nvfp4"], group=2)
+    grouped = replace(storage("nvfp4"), group=2)
     for number in (second, second.reshape(1)):
-        weight = dequantize(layout, packed, scale, number, None)
+        weight = dequantize(grouped, packed, scale, number, None)
         assert torch.allclose(weight, expected)
 
 
@@ -102,13 +108,13 @@ def test_smoothquant_has_a_scale_a_row(rows: Matrix, seed: int) -> None:
             for o, row in enumerate(rows)
         ]
     )
-    assert torch.allclose(dequantize(LAYOUTS["int8_sq"], stored, scale, None, prescale), expected)
+    assert torch.allclose(dequantize(storage("int8_sq"), stored, scale, None, prescale), expected)
 
 
 def test_fp8_has_one_scale() -> None:
     stored = torch.tensor([[448.0, -0.015625], [2.0, 0.0]]).to(torch.float8_e4m3fn)
     for scale in (torch.tensor(0.5), torch.tensor([0.5])):
-        weight = dequantize(LAYOUTS["fp8"], stored, scale, None, None)
+        weight = dequantize(storage("fp8"), stored, scale, None, None)
         assert weight.tolist() == [[224.0, -0.0078125], [1.0, 0.0]]
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.optimization.qnemo_layout import check_config, check_qnemo
 from tests.unit.exported_folders import (
     ALGORITHMS,
@@ -20,11 +19,9 @@ from tests.unit.stages.test_quantize import LLAMA
 
 @pytest.mark.parametrize("format", ALGORITHMS)
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 4)])
-def test_good_qnemo_folders_pass(
-    tmp_path: Path, format: QuantizationFormat, tp: int, pp: int
-) -> None:
+def test_good_qnemo_folders_pass(tmp_path: Path, format: str, tp: int, pp: int) -> None:
     folder = make_qnemo(tmp_path / "qnemo", format, tp, pp)
-    assert check_qnemo(folder, format) == []
+    assert check_qnemo(folder, format, "llama") == []
     assert check_config(folder, LLAMA) == []
 
 
@@ -50,6 +47,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "lm_head": (
         lambda f: edit_config(f, lambda c: c["quantization"].update(exclude_modules=[])),
         "does not name lm_head",
+    ),
+    "another family": (
+        lambda f: edit_config(f, lambda c: c.update(architecture="Qwen2ForCausalLM")),
+        "architecture is 'Qwen2ForCausalLM', must be 'LlamaForCausalLM'",
     ),
     "embedding": (
         lambda f: edit_config(f, lambda c: c.update(use_parallel_embedding=False)),
@@ -103,14 +104,16 @@ def test_broken_qnemo_folders_are_found(tmp_path: Path, case: str) -> None:
     folder = make_qnemo(tmp_path / "qnemo", "int4_awq", 2, 2)
     damage, words = BROKEN[case]
     damage(folder)
-    assert any(words in problem for problem in check_qnemo(folder, "int4_awq"))
+    assert any(words in problem for problem in check_qnemo(folder, "int4_awq", "llama"))
 
 
 def test_layers_left_out_by_the_configuration_are_plain(tmp_path: Path) -> None:
     folder = make_qnemo(tmp_path / "qnemo", "fp8", 1, 1)
     pattern = "transformer.layers.*.mlp.proj"
     edit_config(folder, lambda c: c["quantization"]["exclude_modules"].append(pattern))
-    assert any("mlp.proj.weight is F8_E4M3" in problem for problem in check_qnemo(folder, "fp8"))
+    assert any(
+        "mlp.proj.weight is F8_E4M3" in problem for problem in check_qnemo(folder, "fp8", "llama")
+    )
 
     def plain(tensors: Tensors) -> None:
         for name in [name for name in tensors if ".mlp.proj." in name]:
@@ -119,7 +122,7 @@ def test_layers_left_out_by_the_configuration_are_plain(tmp_path: Path) -> None:
         tensors.update(dict.fromkeys(names, ("BF16", [256, 768])))
 
     edit_tensors(folder / "rank0.safetensors", plain)
-    assert check_qnemo(folder, "fp8") == []
+    assert check_qnemo(folder, "fp8", "llama") == []
 
 
 def test_sizes_of_another_model_are_found(tmp_path: Path) -> None:
@@ -133,8 +136,8 @@ def test_a_scale_is_a_number_or_a_vector_of_one(tmp_path: Path) -> None:
     folder = make_qnemo(tmp_path / "qnemo", "nvfp4", 1, 1)
     name = f"{QKV}.weights_scaling_factor_2"
     edit_tensors(folder / "rank0.safetensors", lambda t: t.update({name: ("F32", [])}))
-    assert check_qnemo(folder, "nvfp4") == []
+    assert check_qnemo(folder, "nvfp4", "llama") == []
     edit_tensors(folder / "rank0.safetensors", lambda t: t.update({name: ("F32", [2])}))
-    assert check_qnemo(folder, "nvfp4") == [
+    assert check_qnemo(folder, "nvfp4", "llama") == [
         f"rank0.safetensors: {name} is F32 [2], must be F32 [1]"
     ]

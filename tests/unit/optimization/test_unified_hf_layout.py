@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.optimization.unified_hf_layout import check_unified_hf
 from tests.unit.exported_folders import (
     ALGORITHMS,
@@ -17,8 +16,8 @@ from tests.unit.exported_folders import (
 
 
 @pytest.mark.parametrize("format", ALGORITHMS)
-def test_good_unified_folders_pass(tmp_path: Path, format: QuantizationFormat) -> None:
-    assert check_unified_hf(make_unified(tmp_path / "hf", format), format) == []
+def test_good_unified_folders_pass(tmp_path: Path, format: str) -> None:
+    assert check_unified_hf(make_unified(tmp_path / "hf", format), format, "llama") == []
 
 
 BROKEN_UNIFIED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -59,13 +58,13 @@ def test_broken_unified_folders_are_found(tmp_path: Path, case: str) -> None:
     folder = make_unified(tmp_path / "hf", "w4a8_awq")
     damage, words = BROKEN_UNIFIED[case]
     damage(folder)
-    assert any(words in problem for problem in check_unified_hf(folder, "w4a8_awq"))
+    assert any(words in problem for problem in check_unified_hf(folder, "w4a8_awq", "llama"))
 
 
 def test_an_unquantized_folder_must_not_claim_to_be_quantized(tmp_path: Path) -> None:
     folder = make_unified(tmp_path / "hf", "none")
     edit_config(folder, lambda c: c.update(quantization_config={"quant_method": "modelopt"}))
-    assert any("belong together" in p for p in check_unified_hf(folder, "none"))
+    assert any("belong together" in p for p in check_unified_hf(folder, "none", "llama"))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_an_unquantized_folder_must_not_claim_to_be_quantized(tmp_path: Path) ->
     [("mlp.up_proj", "gate_proj, up_proj"), ("self_attn.k_proj", "q_proj, k_proj, v_proj")],
 )
 def test_layers_that_runtimes_join_share_their_scales(
-    tmp_path: Path, format: QuantizationFormat, scale: str, layer: str, joined: str
+    tmp_path: Path, format: str, scale: str, layer: str, joined: str
 ) -> None:
     folder = make_unified(tmp_path / "hf", format)
     tensors = load_file(folder / "model.safetensors")
@@ -85,7 +84,7 @@ def test_layers_that_runtimes_join_share_their_scales(
     save_file(tensors, folder / "model.safetensors")
     block = f"model.layers.2.{layer.partition('.')[0]}"
     expected = f"{block}: {scale} of {joined} differ, and runtimes join them"
-    assert check_unified_hf(folder, format) == [expected]
+    assert check_unified_hf(folder, format, "llama") == [expected]
 
 
 def test_layers_that_stand_alone_have_scales_of_their_own(tmp_path: Path) -> None:
@@ -94,4 +93,4 @@ def test_layers_that_stand_alone_have_scales_of_their_own(tmp_path: Path) -> Non
     for layer in ("mlp.down_proj", "self_attn.o_proj"):
         tensors[f"model.layers.2.{layer}.weight_scale_2"] += 1
     save_file(tensors, folder / "model.safetensors")
-    assert check_unified_hf(folder, "nvfp4") == []
+    assert check_unified_hf(folder, "nvfp4", "llama") == []

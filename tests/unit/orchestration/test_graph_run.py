@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from pipeline.config.schema import load
-from pipeline.core.errors import Busy
-from pipeline.orchestration import compose, graph, graph_run
+from pipeline.core.errors import Busy, DataError
+from pipeline.core.paths import EXAMPLE, ROOT
+from pipeline.orchestration import compose, graph_run
 from pipeline.orchestration.runner import hold
 from tests.made_artifacts import make_artifact
 
@@ -27,13 +28,11 @@ class Stopped(Exception):
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the checkout, with settings of its own."""
-    for file in graph.DECLARATIONS:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(graph.ROOT / file, tmp_path / file)
-    monkeypatch.setattr(graph, "ROOT", tmp_path)
-    monkeypatch.setattr(graph_run, "ROOT", tmp_path)
-    monkeypatch.setattr(compose, "PARAMS", tmp_path / "params.yaml")
+    """A project, with settings of its own."""
+    shutil.copy(EXAMPLE / "dvc.yaml", tmp_path)
+    (tmp_path / "data").symlink_to(EXAMPLE / "data")
+    (tmp_path / "params.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -47,16 +46,16 @@ def test_a_second_run_leaves_the_settings_of_the_one_that_runs(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dvc(*given: Any) -> int:
-        monkeypatch.setattr(graph_run, "_repro", lambda *_: pytest.fail("DVC started twice"))
+        monkeypatch.setattr(graph_run, "run_command", lambda *_: pytest.fail("DVC started twice"))
         with pytest.raises(Busy, match=r"in use by process .* wait for it"):
             run(checkout, "seed=2")
         raise Stopped
 
-    monkeypatch.setattr(graph_run, "_repro", dvc)
+    monkeypatch.setattr(graph_run, "run_command", dvc)
     with pytest.raises(Stopped):
         run(checkout, "seed=1")
     assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 1
-    monkeypatch.setattr(graph_run, "_repro", lambda *_: 1)
+    monkeypatch.setattr(graph_run, "run_command", lambda *_: 1)
     run(checkout, "seed=2")
     assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 2
 
@@ -68,10 +67,11 @@ def test_a_run_leaves_the_settings_of_a_dvc_that_runs(checkout: Path) -> None:
     lock.write_text(json.dumps({"write": {"/a": entry}, "read": {"/b": [entry]}}))
     with pytest.raises(Busy, match=rf"DVC \(process {os.getpid()}\) runs the graph"):
         run(checkout, "seed=2")
-    assert not (checkout / "params.yaml").exists()
+    assert (checkout / "params.yaml").read_text() == "{}"
 
 
-# Stands for DVC, which `python -m dvc` finds in the checkout first.
+COMMAND = [sys.executable, "-m", "dvc", "repro"]
+# Stands for DVC, which `python -m dvc` finds in the project first.
 DVC = """
 import os, pathlib, signal, sys, time
 def interrupted(*_):
@@ -102,7 +102,7 @@ def test_what_ends_the_command_interrupts_dvc(checkout: Path) -> None:
     ending = threading.Thread(target=end)
     ending.start()
     with hold(checkout / "artifacts") as lock, pytest.raises(KeyboardInterrupt):
-        graph_run._repro(os.environ, lock)
+        graph_run.run_command(COMMAND, checkout, os.environ, lock)
     ending.join()
     assert (checkout / "interrupted").exists()
     assert not Path(f"/proc/{pid_of_dvc(checkout)}").exists()
@@ -117,15 +117,25 @@ def test_dvc_ends_with_a_command_that_is_killed_and_keeps_the_lock_until_then(
     code = (
         "import os, pathlib; from pipeline.orchestration import graph_run;"
         "from pipeline.orchestration.runner import hold;"
-        f"graph_run.ROOT = pathlib.Path({str(checkout)!r})\n"
-        f"with hold(graph_run.ROOT / 'artifacts') as lock: graph_run._repro(os.environ, lock)"
+        f"project = pathlib.Path({str(checkout)!r})\n"
+        "with hold(project / 'artifacts') as lock:"
+        f"    graph_run.run_command({COMMAND!r}, project, os.environ, lock)"
     )
-    with subprocess.Popen([sys.executable, "-c", code]) as command:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as command:
         dvc = pid_of_dvc(checkout)
         command.kill()
     with pytest.raises(Busy), hold(checkout / "artifacts"):
         pass
     os.kill(dvc, signal.SIGKILL)
+
+
+def test_a_missing_file_is_refused_before_anything_is_written(checkout: Path) -> None:
+    before = sorted(checkout.iterdir())
+    tree = compose.compose(["data.folder=data/none"])
+    with pytest.raises(DataError, match="data/none does not exist: correct the setting"):
+        graph_run.run_graph(tree, load(tree))
+    assert sorted(checkout.iterdir()) == before
+    assert (checkout / "params.yaml").read_text() == "{}"
 
 
 def test_what_dvc_recorded_of_other_settings_is_forgotten(checkout: Path) -> None:
@@ -137,13 +147,13 @@ def test_what_dvc_recorded_of_other_settings_is_forgotten(checkout: Path) -> Non
     lock = checkout / "dvc.lock"
     said = {"schema": "2.0", "stages": {"prepare": entry, "finetune": other, "merge": entry}}
     lock.write_text(yaml.safe_dump(said))
-    graph_run._forget_what_was_not_made(checkout / "artifacts")
+    graph_run._forget_other_settings(checkout, checkout / "artifacts")
     assert yaml.safe_load(lock.read_text())["stages"] == {"prepare": entry, "merge": entry}
 
 
 def test_settings_are_replaced_whole(checkout: Path) -> None:
-    compose.write_params(compose.compose([]))
-    with compose.PARAMS.open() as reading:
-        compose.write_params(compose.compose(["seed=2"]))
+    compose.write_params(checkout, compose.compose([]))
+    with (checkout / "params.yaml").open() as reading:
+        compose.write_params(checkout, compose.compose(["seed=2"]))
         assert yaml.safe_load(reading)["seed"] == 1
     assert not list(checkout.glob("*.tmp"))

@@ -18,7 +18,6 @@ from pipeline.core.artifact import Outcome
 from pipeline.core.errors import (
     ArtifactError,
     Busy,
-    ConfigError,
     DataError,
     GateFailed,
     ResourceError,
@@ -64,7 +63,10 @@ def chain(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "stage_module", module)
 
     def run(name, *overrides):
-        tree = compose.compose([f"artifacts={tmp_path}", "tracking.enabled=false", *overrides])
+        where = (
+            [] if any(o.startswith("artifacts=") for o in overrides) else [f"artifacts={tmp_path}"]
+        )
+        tree = compose.compose([*where, "tracking.enabled=false", *overrides])
         return runner.run_stage(name, tree, load(tree))
 
     run.calls, run.stages, run.folder, run.nodes = calls, stages, tmp_path, nodes
@@ -216,7 +218,7 @@ def test_a_torn_archive_of_torch_is_a_full_disk_only_where_little_is_free(chain,
 
 def test_a_disk_that_takes_not_even_the_folder_of_unfinished_work_is_full(tmp_path):
     scratch = tmp_path / ".work" / "first-0"
-    with pytest.raises(ResourceError, match="is full"), resource_errors.room(scratch):
+    with pytest.raises(ResourceError, match="is full"), resource_errors.resource_errors(scratch):
         raise OSError(28, "No space left on device")
 
 
@@ -319,16 +321,15 @@ def test_manifest_names_the_commit_that_ran(chain, tmp_path, monkeypatch):
 
     def goes_on(config, inputs, out):
         commit()
-        (checkout / "code.py").write_text("edited")
+        (checkout / "__init__.py").write_text("edited")
         return Outcome("dataset")
 
     checkout.mkdir()
     git("init", "-q")
-    (checkout / "code.py").touch()
-    git("add", "code.py")
+    (checkout / "__init__.py").touch()
+    git("add", "__init__.py")
     began = commit()
-    monkeypatch.setattr(runner, "ROOT", checkout)
-    monkeypatch.chdir(checkout)
+    monkeypatch.setattr(runner, "PACKAGE", checkout)
     chain.stages["first"] = goes_on
     code = chain("first").manifest.code
     assert (code["commit"], code["changed"]) == (began, False)
@@ -352,11 +353,28 @@ def test_tracking_is_told_how_it_ended(chain, monkeypatch):
     ]  # fmt: skip
 
 
-def test_another_folder_than_the_checkout_is_refused(chain, tmp_path, monkeypatch):
-    """Settings' paths would be read there, and their content's digests here."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"this is {tmp_path}: run the command in"):
-        chain("first")
+def test_a_missing_input_leaves_nothing_behind(chain, tmp_path):
+    with pytest.raises(ArtifactError, match="run `python -m pipeline stage=first` first"):
+        chain("second", f"artifacts={tmp_path}/made")
+    chain.nodes["first"] = Node("first", (), (tmp_path / "rows",), ("seed",))
+    with pytest.raises(DataError, match="rows does not exist: correct the setting that names it"):
+        chain("first", f"artifacts={tmp_path}/made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_runs_of_a_sweep_share_what_they_have_in_common(chain, tmp_path):
+    """Linked, not made again, in both directions."""
+    chain("first")
+    run = f"artifacts={tmp_path}/sweeps/first-1/0"
+    made = chain("first", run)
+    assert made.path == tmp_path / "sweeps/first-1/0/first"
+    assert (made.path / "value").stat().st_ino == (tmp_path / "first/value").stat().st_ino
+    chain("first", run, "seed=2")
+    assert chain.calls == ["first", "first"]
+    assert (chain("first", "seed=2").path / "value").read_text() == "2"
+    other = f"artifacts={tmp_path}/sweeps/first-1/1"
+    assert (chain("first", other, "seed=2").path / "value").read_text() == "2"
+    assert chain.calls == ["first", "first"]
 
 
 def test_what_was_made_is_hashed_once(chain, monkeypatch):

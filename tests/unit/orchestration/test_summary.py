@@ -95,7 +95,7 @@ def test_a_failed_gate_is_said_with_its_reason(tmp_path: Path, config: Config) -
     assert content["gate"] == {"passed": False, "reason": "fp8 lost 9 points"}
     text = shown(content, tmp_path)
     assert "gate failed: fp8 lost 9 points" in text
-    assert "refused by its gate" in text
+    assert "failed the gate" in text
 
 
 def test_half_a_run_has_half_a_summary(tmp_path: Path, config: Config) -> None:

@@ -43,11 +43,16 @@ def test_a_loss_of_just_what_is_allowed_passes(gate: GateConfig) -> None:
     assert refusals(gate, "adapter", {"tuned": 0.9, "fp8": 0.9 - 0.02}, "fp8") == []
 
 
-def test_a_format_without_a_bound_is_refused() -> None:
-    tree = compose([])
-    del tree["evaluate"]["gate"]["max_drop"]["int8_sq"]
-    with pytest.raises(ConfigError, match="no bound for int8_sq"):
-        load(tree)
+def test_a_setting_overrules_what_a_format_may_lose() -> None:
+    gate = load(compose(["evaluate.gate.max_drop.fp8=0.1"])).evaluate.gate
+    exact = {"base": 0.0, "tuned": 0.95, "fp8": 0.87, "int8_sq": 0.87}
+    assert refusals(gate, "adapter", exact, "fp8") == []
+    assert refusals(gate, "adapter", exact, "int8_sq") != []
+
+
+def test_a_bound_of_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no weight format 'fp9': did you mean fp8"):
+        load(compose(["evaluate.gate.max_drop.fp9=0.1"]))
 
 
 def row(ids: list[int], mask: list[int], prompt: list[int]) -> Row:

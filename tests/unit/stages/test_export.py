@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.core.errors import ConfigError, ProofFailed
-from pipeline.stages.export import LINEAR, _check_exclude, _prove, check_splits
+from pipeline.optimization.formats import FORMATS
+from pipeline.optimization.settings_checks import check_exclude, check_splits
+from pipeline.stages.export import _prove
 from tests.unit.stages.test_quantize import LLAMA
 
 
@@ -19,7 +20,7 @@ from tests.unit.stages.test_quantize import LLAMA
     ],
 )
 def test_impossible_splits_are_refused(
-    format: QuantizationFormat, tensor: int, pipeline: int, reason: str
+    format: str, tensor: int, pipeline: int, reason: str
 ) -> None:
     shape = replace(LLAMA, ffn=96) if format == "nvfp4" else LLAMA
     with pytest.raises(ConfigError, match=reason):
@@ -27,7 +28,7 @@ def test_impossible_splits_are_refused(
 
 
 @pytest.mark.parametrize("format", ["none", "fp8", "int8_sq", "nvfp4"])
-def test_possible_splits_pass(format: QuantizationFormat) -> None:
+def test_possible_splits_pass(format: str) -> None:
     check_splits(LLAMA, format, 4, 4)
 
 
@@ -69,10 +70,10 @@ def test_a_factor_between_the_weights_fails(
 
 
 def test_a_numbered_layer_is_left_out_without_pipeline_stages_alone() -> None:
-    _check_exclude(("lm_head", "layers.0."), 1)
-    _check_exclude(("lm_head", "o_proj"), 2)
+    check_exclude(("lm_head", "layers.0."), 1)
+    check_exclude(("lm_head", "o_proj"), 2)
     with pytest.raises(ConfigError, match=r"pipeline_parallel=2: set it to 1"):
-        _check_exclude(("lm_head", "layers.0."), 2)
+        check_exclude(("lm_head", "layers.0."), 2)
 
 
 def test_the_proof_names_the_worst() -> None:
@@ -86,5 +87,5 @@ def test_the_proof_names_the_worst() -> None:
 
 
 def test_bounds_widen_with_fewer_bits() -> None:
-    assert LINEAR["none"].error < LINEAR["fp8"].error < LINEAR["nvfp4"].error
-    assert LINEAR["nvfp4"].error < LINEAR["int4_awq"].error
+    errors = [FORMATS[name].bounds.error for name in ("none", "fp8", "nvfp4", "int4_awq")]
+    assert errors == sorted(set(errors))

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.quantize import QuantizationFormat
 from pipeline.config.schema import load
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.dataset import Row
 from pipeline.models.architecture import Shape
+from pipeline.optimization.formats import FORMATS
+from pipeline.optimization.settings_checks import check_groups
 from pipeline.orchestration.compose import compose
-from pipeline.stages.quantize import _check_fits, calibration_batches
+from pipeline.stages.quantize import calibration_batches
 
 LLAMA = Shape(
     family="llama",
@@ -90,13 +91,11 @@ def test_an_empty_training_split_is_refused() -> None:
         ("nvfp4", {"ffn": 700}),
     ],
 )
-def test_formats_with_groups_need_whole_ones(
-    format: QuantizationFormat, wrong: dict[str, int]
-) -> None:
+def test_formats_with_groups_need_whole_ones(format: str, wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="multiple of it: choose fp8"):
-        _check_fits(format, replace(LLAMA, **wrong))
-    _check_fits("fp8", replace(LLAMA, **wrong))
-    _check_fits(format, LLAMA)
+        check_groups(format, replace(LLAMA, **wrong))
+    check_groups("fp8", replace(LLAMA, **wrong))
+    check_groups(format, LLAMA)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_a_quantized_cache_on_an_unquantized_model_is_refused() -> None:
         load(compose(["quantize=none", "quantize.kv_cache=fp8"]))
 
 
-@pytest.mark.parametrize("name", ["fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", "none"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_option_is_of_its_format(name: str) -> None:
     assert load(compose([f"quantize={name}"])).quantize.format == name
     assert Path(f"conf/quantize/{name}.yaml").is_file()

@@ -73,7 +73,10 @@ def test_what_was_exported_and_trained_is_registered_whatever_the_settings_say_n
     assert request["tags"]["format"] == "int8_sq"
     trained = {"base": "harbor-base", "method": "dora", "format": "int8_sq", "seed": "3"}
     assert request["params"] == trained
-    assert "harbor-base tuned by DoRA on data/harbor, shipped as **int8_sq**" in card
+    assert (
+        "harbor-base tuned by DoRA on data/harbor, shipped as **INT8 SmoothQuant** (`int8_sq`)"
+        in card
+    )
     assert "7 steps of 16 conversations, learning rate 0.002, seed 3" in card
     assert "| **int8_sq** | **91.5%** |" in card
 

@@ -7,7 +7,6 @@ import torch
 
 from pipeline.models.architecture import Shape
 from pipeline.training.nemo.weight_map import (
-    LINEAR_LAYERS,
     linear_rule,
     local_name,
     rules,
@@ -66,21 +65,21 @@ def test_attention_rows_lie_group_by_group() -> None:
     """Two query heads, their key head, their value head; then the next group's."""
     queries, keys, values = torch.arange(10, 14), torch.arange(20, 22), torch.arange(30, 32)
     parts = [heads.repeat_interleave(LLAMA.head_dim) for heads in (queries, keys, values)]
-    together = linear_rule(0, "self_attention.linear_qkv", ".bias").fuse(LLAMA, parts)
+    together = linear_rule(LLAMA, 0, "self_attention.linear_qkv", ".bias").fuse(LLAMA, parts)
     assert together[::3].tolist() == [10, 11, 20, 30, 12, 13, 21, 31]
 
 
 def test_gate_lies_before_up() -> None:
-    rule = linear_rule(1, "mlp.linear_fc1", ".weight")
+    rule = linear_rule(LLAMA, 1, "mlp.linear_fc1", ".weight")
     assert rule.hf == ("model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight")
     together = rule.fuse(LLAMA, [torch.zeros(10, 12), torch.ones(10, 12)])
     assert together[:, 0].tolist() == [0] * 10 + [1] * 10
 
 
-@pytest.mark.parametrize("layer", LINEAR_LAYERS)
+@pytest.mark.parametrize("layer", [linear.megatron for linear in LLAMA.layer.linears])
 def test_an_update_of_low_rank_splits_as_its_weight_does(layer: str) -> None:
     """(B A) split by rows is (B split by rows) A: a fused adapter becomes one for each part."""
-    rule = linear_rule(0, layer, ".weight")
+    rule = linear_rule(LLAMA, 0, layer, ".weight")
     source = numbered(LLAMA)
     weight = rule.fuse(LLAMA, [source[name] for name in rule.hf])
     generator = torch.Generator().manual_seed(0)
@@ -96,10 +95,10 @@ def test_an_update_of_low_rank_splits_as_its_weight_does(layer: str) -> None:
 
 def test_local_layers_keep_their_norms_outside() -> None:
     prefix = "decoder.layers.3."
-    assert local_name(f"{prefix}self_attention.linear_qkv.layer_norm_weight") == (
+    assert local_name(LLAMA, f"{prefix}self_attention.linear_qkv.layer_norm_weight") == (
         f"{prefix}input_layernorm.weight"
     )
-    assert local_name(f"{prefix}mlp.linear_fc1.layer_norm_weight") == (
+    assert local_name(LLAMA, f"{prefix}mlp.linear_fc1.layer_norm_weight") == (
         f"{prefix}pre_mlp_layernorm.weight"
     )
-    assert local_name("decoder.final_layernorm.weight") == "decoder.final_layernorm.weight"
+    assert local_name(LLAMA, "decoder.final_layernorm.weight") == "decoder.final_layernorm.weight"

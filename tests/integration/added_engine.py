@@ -1,7 +1,7 @@
 """An engine that repeats the prompt, added through the table of engines alone; then the commands.
 
-Run by test_added_records.py as `python -m tests.integration.echo_engine FOLDER`, so that the table
-of the tests' own process stays as it is. FOLDER holds the artifacts of merge and export.
+test_added_engine_and_metric.py runs `python -m tests.integration.added_engine FOLDER`, so that the
+table of the tests' own process stays as it is. FOLDER holds the artifacts of merge and export.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ def profiles(checkpoints: Sequence[Checkpoint], site: Site) -> Iterator[Profile]
 
 ECHO = EngineRecord(
     name="echo",
-    component=Component("engine/echo", 3, ("tokenizers",), ("tests.integration.echo_engine",)),
+    component=Component("engine/echo", 3, ("tokenizers",), ("tests.integration.added_engine",)),
     version=lambda: "1.0",
     open=lambda folder, description, max_queue: EchoEngine(description),
     devices=("cpu",),

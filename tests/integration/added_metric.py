@@ -1,7 +1,7 @@
 """A metric, "starts with the right word", added through the table of metrics alone; then evaluate.
 
-Run by test_added_records.py as `python -m tests.integration.start_metric FOLDER`, so that the table
-of the tests' own process stays as it is.
+test_added_engine_and_metric.py runs `python -m tests.integration.added_metric FOLDER`, so that the
+table of the tests' own process stays as it is.
 """
 
 import shutil

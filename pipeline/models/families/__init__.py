@@ -1,0 +1,38 @@
+"""The model families: everything that the project knows of each, in one record, one file each.
+
+    FAMILIES["qwen2"].layer.linears      # the weights of a layer, by each library's names
+    family_of(["LlamaForCausalLM"])      # the family of config.json's architectures
+    check_stage("mistral", "import")     # refuse what the family cannot go through
+    FAMILIES.add(LLAMA.named("other", "Other", "OtherForCausalLM"))      # add a family
+
+A record names classes of NeMo and imports none.
+"""
+
+from collections.abc import Sequence
+
+from pipeline.core.errors import DataError
+from pipeline.core.tables import Table
+from pipeline.models.families.llama import LLAMA
+from pipeline.models.families.mistral import MISTRAL
+from pipeline.models.families.qwen2 import QWEN2
+from pipeline.models.families.record import Family
+
+FAMILIES: Table[Family] = Table("model family", LLAMA, QWEN2, MISTRAL)
+
+
+def family_of(architectures: Sequence[str]) -> Family | None:
+    """The family of the first name in config.json's `architectures` that one of them has."""
+    known = {name: family for family in FAMILIES.values() for name in family.architectures}
+    return next((known[name] for name in architectures if name in known), None)
+
+
+def check_stage(family: str, *stages: str) -> None:
+    """Refuse stages that a model of the family cannot go through.
+
+    Raises:
+        DataError: names the stage, the reason and what to do instead.
+    """
+    record = FAMILIES[family]
+    for stage in stages:
+        if reason := record.refused.get(stage):
+            raise DataError(f"stage={stage} does not take {record.title} models: {reason}")

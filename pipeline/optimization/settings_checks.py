@@ -1,0 +1,98 @@
+"""Whether formats, ranks and exclusions fit a model. Imports nothing heavy.
+
+The planner and the stages ask the same functions, so that both refuse the same settings.
+"""
+
+import re
+from collections.abc import Sequence
+
+from pipeline.config.schema import Config
+from pipeline.core.errors import ConfigError
+from pipeline.models.architecture import Shape
+from pipeline.models.families import check_stage
+from pipeline.optimization.formats import FORMATS, without_groups
+
+
+def check_quantize(config: Config, shape: Shape) -> None:
+    """Refuse formats that do not fit the model.
+
+    Raises:
+        ConfigError: names the format and the size. DataError: the family cannot be quantized.
+    """
+    check_stage(shape.family, "quantize")
+    for format in (config.quantize.format, *config.quantize.compare):
+        check_groups(format, shape)
+
+
+def check_export(config: Config, shape: Shape) -> None:
+    """Refuse an export that the model does not allow.
+
+    Raises:
+        ConfigError: names the setting and the size. DataError: the family cannot be exported.
+    """
+    check_stage(shape.family, "export")
+    ranks = config.export
+    check_exclude(config.quantize.exclude, ranks.pipeline_parallel)
+    check_splits(shape, config.quantize.format, ranks.tensor_parallel, ranks.pipeline_parallel)
+
+
+def check_groups(format: str, shape: Shape) -> None:
+    """Refuse a format whose groups do not divide the inputs of a linear layer."""
+    group = FORMATS[format].group
+    sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "heads": shape.heads * shape.head_dim}
+    for what, size in sizes.items():
+        if size % group:
+            raise ConfigError(
+                f"quantize.format={format} shares a scale among {group} weights, and this model's "
+                f"{what} size {size} is not a multiple of it: choose {without_groups()}"
+            )
+
+
+def check_splits(shape: Shape, format: str, tensor_parallel: int, pipeline_parallel: int) -> None:
+    """Refuse numbers of ranks that the model cannot be spread over.
+
+    Raises:
+        ConfigError: names the setting and the size that does not divide.
+    """
+    record = FORMATS[format]
+    if shape.vocab % record.vocabulary_multiple:
+        raise ConfigError(
+            f"quantize.format={format}: ModelOpt would pad the vocabulary of {shape.vocab} to a "
+            f"multiple of {record.vocabulary_multiple} with tokens that could then be generated: "
+            f"choose {without_groups()}"
+        )
+    sizes = {"key-value heads": shape.kv_heads, "heads": shape.heads, "FFN columns": shape.ffn}
+    for what, size in sizes.items():
+        if size % tensor_parallel:
+            raise ConfigError(
+                f"export.tensor_parallel={tensor_parallel} does not divide the model's {size} "
+                f"{what}"
+            )
+    if shape.layers % pipeline_parallel:
+        raise ConfigError(
+            f"export.pipeline_parallel={pipeline_parallel} does not divide the model's "
+            f"{shape.layers} layers"
+        )
+    split = {"attention output": shape.heads * shape.head_dim, "FFN": shape.ffn}
+    for what, size in split.items():
+        columns = size // tensor_parallel
+        if columns % record.group:
+            raise ConfigError(
+                f"export.tensor_parallel={tensor_parallel} leaves {columns} columns of the {what} "
+                f"to a rank, and {format} needs a multiple of {record.group}: lower it or "
+                f"choose {without_groups()}"
+            )
+
+
+def check_exclude(exclude: Sequence[str], pipeline_parallel: int) -> None:
+    """Refuse a numbered layer with several pipeline stages.
+
+    A rank numbers its layers from 0 on, and all ranks share one list of excluded modules.
+    """
+    numbered = [name for name in exclude if re.search(r"layers\.\d", name)]
+    if numbered and pipeline_parallel > 1:
+        raise ConfigError(
+            f"quantize.exclude names a layer by its number ({numbered[0]}), which a TensorRT-LLM "
+            f"checkpoint cannot express with export.pipeline_parallel={pipeline_parallel}: set it "
+            "to 1, or name a kind of layer, such as o_proj"
+        )
