@@ -135,13 +135,13 @@ def test_artifacts_and_their_state(
     (config.artifacts / "export").mkdir()
     (config.artifacts / ".work" / "finetune-0123456789abcdef").mkdir(parents=True)
     lines = report(config, monkeypatch, capsys)
-    assert "prepare a_prepare whole 0.0 MiB 2026-01-01" in lines
+    assert "prepare a_prepare complete 0.0 MiB 2026-01-01" in lines
     assert any(line.startswith("import a_import altered: a; run `python -m") for line in lines)
     assert any(line.startswith("evaluate a_evaluate refused: exact match [0.2]") for line in lines)
-    assert any(line.startswith("merge a_merge of another version: run") for line in lines)
-    assert any(line.startswith("build not whole: run") for line in lines)
-    assert any(line.startswith("export not whole: run") for line in lines)
-    assert any(line.startswith("finetune interrupted: the same command goes on") for line in lines)
+    assert any(line.startswith("merge a_merge from another version: run") for line in lines)
+    assert any(line.startswith("build incomplete: run") for line in lines)
+    assert any(line.startswith("export incomplete: run") for line in lines)
+    assert any(line.startswith("finetune interrupted: the same command resumes it") for line in lines)
 
 
 def test_no_artifacts(
