@@ -1,16 +1,16 @@
 # The pipeline and its server in containers: docs/containers.md.
 #   docker build --target cpu -t pipeline:cpu .
-# NVIDIA's images have no name here that could be pulled: give those that you have access to, as
+# NVIDIA's images need an account and have no default. Give those that you can pull:
 #   docker build --target train --build-arg TRAIN_IMAGE=<NVIDIA's NeMo image>:25.11 -t pipeline:train .
 # hadolint global ignore=DL3008
-# (Debian's mirrors keep the newest version of a package alone, so none is named.)
-# Python 3.11: the lock's wheel of torch's CPU build is of that version.
+# (Debian's mirrors keep only the newest version of a package, so packages are not pinned.)
+# Python 3.11, because the lock has torch's CPU wheel for that version.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG TRAIN_IMAGE=set-the-build-argument-train-image
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.24.0
 ARG TRTLLM_IMAGE=set-the-build-argument-trtllm-image
 
-# The locked environment, in a stage of its own: its compilers stay out of the image.
+# The locked environment, in its own build stage, so that compilers stay out of the image.
 FROM ${BASE_IMAGE} AS environment
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc g++ git make python3-dev \
@@ -18,34 +18,34 @@ RUN apt-get update \
 WORKDIR /opt/pipeline
 COPY requirements*.lock Makefile ./
 COPY tools/setup.sh tools/
-# torch's CPU wheel comes from an index that pip is told of, or from a folder.
+# torch's CPU wheel comes from an extra index, or from a folder.
 ARG TORCH=cpu
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 RUN make setup
-# What only tests and developers need.
+# Remove the packages that only tests and developers need.
 COPY pyproject.toml ./
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev'], sep='\n')" > dev.txt \
+RUN python3 -c "import tomllib; print(*sum(tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups'].values(), []), sep='\n')" > dev.txt \
     && .venv/bin/uv pip uninstall --python .venv/bin/python -r dev.txt
 
 FROM ${BASE_IMAGE} AS cpu
-# git for DVC.
+# DVC needs git.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=environment /opt/pipeline/.venv /opt/pipeline/.venv
 WORKDIR /app
 COPY . .
-# A named volume takes over the owner of the folder that it is mounted on. Compiled now: a read-only
-# container would compile at every start.
+# A named volume gets the owner of the folder that it is mounted on. Python files are compiled here,
+# because a read-only container would compile them at every start.
 RUN install -d -o 1000 -g 1000 /opt/nim/.cache /model /app/artifacts /var/lib/mlflow \
     && python3 -m compileall -q pipeline deploy
 ENV PATH=/opt/pipeline/.venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp USER=pipeline HF_HUB_OFFLINE=1
-# Last, for a revision changes no layer.
+# Last, so that a new revision rebuilds no layer.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="pipeline" \
-      org.opencontainers.image.description="From conversations to a served model; by default its OpenAI server" \
+      org.opencontainers.image.description="The pipeline from conversations to a served model; runs its OpenAI server by default" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
@@ -57,7 +57,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
     CMD ["python3", "deploy/healthcheck.py"]
 ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
 
-# The server alone, for engines that stage=build made for CPUs: without the training stack.
+# Only the server, for CPU engines of stage=build, without the training stack.
 FROM ${BASE_IMAGE} AS serve-cpu
 WORKDIR /app
 COPY requirements.lock ./
@@ -81,8 +81,8 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
     CMD ["python3", "deploy/healthcheck.py"]
 ENTRYPOINT ["python3", "-m", "deploy.entrypoint"]
 
-# NVIDIA's images bring NeMo, vLLM or TensorRT-LLM as NVIDIA built them; only what our code needs
-# beyond them is added, from the hashed lock.
+# NVIDIA's images have NVIDIA's builds of NeMo, vLLM or TensorRT-LLM. Only the packages that our code
+# needs beyond these are added, from the hashed lock.
 FROM ${TRAIN_IMAGE} AS train
 USER 0
 WORKDIR /app

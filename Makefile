@@ -8,7 +8,9 @@
 # make docs          the documentation site, in site/; writes docs/settings.md anew
 # make versions      record the code of each stage after a change that leaves its results the same;
 #                    NEW="finetune merge" raises their versions, as after one that does not
+# make patches       write docs/patches.md, and compare the patches on library code with what is installed
 # make lock          resolve pyproject.toml into the hashed lock files
+# make audit         the locked packages against the vulnerability database (needs the internet)
 #
 # TORCH=cpu or TORCH=cuda chooses torch's build; by default CUDA where a GPU is, else the CPU wheel if
 # one of pip's indexes or folders (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) has it.
@@ -20,7 +22,7 @@ TORCH ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
 
-.PHONY: setup demo test test-gpu test-browser check coverage docs versions lock
+.PHONY: setup demo test test-gpu test-browser check coverage docs versions patches lock audit
 
 setup: .venv/.installed
 
@@ -51,8 +53,14 @@ docs: setup
 versions: setup
 	$(BIN)/python tools/versions.py $(if $(NEW),--new $(NEW))
 
+patches: setup
+	$(BIN)/python tools/patches.py
+
 lock: setup
 	$(BIN)/python tools/lock.py
+
+audit: setup
+	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.lock -r requirements-cuda.lock
 
 .venv/.installed: $(LOCKS) tools/setup.sh
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh tools/setup.sh

@@ -1,10 +1,10 @@
-"""How long a newcomer waits: fresh clone to the end of `make demo`, and what answers at once.
+"""Time of `make demo` from a fresh clone, and of commands that should return at once.
 
     python bench/cpu_chain.py [--output bench/results/cpu_chain.json]
 
-Clones the committed tree into a temporary folder, runs `make demo` there (packages come from the
-caches of pip and uv), then times the repeat that has nothing to do, the help, the doctor and
-refused commands, each as a whole process, the median of five. Needs only the standard library.
+Clones the committed tree into a temporary folder and runs `make demo` there (packages come from the
+caches of pip and uv). Then times an idle `dvc repro`, the help, the doctor and refused commands:
+the median of five processes each. Needs only the standard library.
 """
 
 import argparse
@@ -42,14 +42,14 @@ LIMITS = {"dvc repro, nothing to do": 3.0, "up-to-date stage": None}  # seconds;
 
 
 def timed(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, int]:
-    """Seconds of a whole process, and its exit code."""
+    """Seconds from start to end of a process, and its exit code."""
     begin = time.monotonic()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
     return round(time.monotonic() - begin, 2), done.returncode
 
 
 def loud(command: list[str], folder: Path) -> float:
-    """Seconds of a command that must succeed, its output shown."""
+    """Seconds of a command that must succeed. Shows its output."""
     begin = time.monotonic()
     subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
     return round(time.monotonic() - begin, 1)

@@ -1,13 +1,13 @@
-"""The exported FP8 checkpoint in vLLM: the same tokens as in PyTorch, and what FP8 is worth.
+"""The exported FP8 checkpoint in vLLM: its tokens compared with PyTorch's, its speed with BF16's.
 
-    python -m bench.exported_vllm reference /tmp/reference.json     # where ModelOpt is
+    python -m bench.exported_vllm reference /tmp/reference.json     # needs ModelOpt
     python -m bench.exported_vllm compare /tmp/reference.json bench/results/exported_vllm.json
 
-`reference` answers test questions greedily with the fake-quantized model in PyTorch. `compare`, on
-a GPU with vLLM, has vLLM answer them from artifacts/export/hf, once on its own and once following
-the reference's tokens; then it measures vLLM offline at Llama 3's 8 B shape with dummy weights,
-bfloat16 beside FP8. Bars: vLLM finds the same token likeliest at 98 % of the positions or more,
-and FP8 gives 1.3 times the tokens per second.
+`reference` generates greedily with the fake-quantized model in PyTorch. `compare` runs on a GPU
+with vLLM: vLLM generates from artifacts/export/hf, once freely and once with the reference's tokens
+as input (teacher forcing). Then it measures vLLM offline at Llama 3's 8 B shape with dummy weights,
+in bfloat16 and FP8. Thresholds: the likeliest token is the same at 98 % of the positions or more,
+and FP8 has at least 1.3 times the tokens per second.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PACKAGES = ("vllm", "torch", "transformers", "nvidia-modelopt")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser.add_argument("--commit", help="of the source tree, if git is not available")
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("reference")
     making.add_argument("output", type=Path)
@@ -43,7 +43,7 @@ def main() -> int:
     comparing.add_argument("output", type=Path)
     comparing.add_argument("--checkpoint", type=Path, default=ROOT / "artifacts" / "export" / "hf")
     comparing.add_argument("--requests", type=int, default=600)
-    tokens = commands.add_parser("tokens", help="one measurement, in a process of its own")
+    tokens = commands.add_parser("tokens", help="one measurement, in a separate process")
     tokens.add_argument("checkpoint", type=Path)
     tokens.add_argument("reference", type=Path)
     speed = commands.add_parser("speed", help="another one")
@@ -87,7 +87,7 @@ def make_reference(artifacts: Path, questions: int) -> list[dict[str, list[int]]
 
 
 def measured(*arguments: Any) -> Any:
-    """What this script prints with these arguments: vLLM keeps a GPU until its process ends."""
+    """The output of this script as a child process, because vLLM holds a GPU until it ends."""
     command = [sys.executable, "-m", "bench.exported_vllm", *map(str, arguments)]
     answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(answer.stdout.splitlines()[-1])
@@ -114,13 +114,12 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_tokens(checkpoint: Path, reference: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-    """How far vLLM agrees with the reference's answers.
+    """How far vLLM agrees with the reference.
 
     Returns:
-        teacher_forced: share of the answers' positions where vLLM, having read the reference's
-        tokens before it, finds the same one likeliest. free_running: share of positions where
-        answers of its own have the same token in the same place. same_answers: share of answers
-        that are equal as a whole.
+        teacher_forced: share of positions where vLLM's likeliest token, after the reference's
+        tokens, is the reference's. free_running: share of positions where vLLM's own output has the
+        same token. same_answers: share of outputs that are equal.
     """
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt

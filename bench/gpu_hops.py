@@ -1,12 +1,12 @@
-"""Every hop of an 8 B model on one GPU host: seconds and memory, beside `cp` and ModelOpt's recipe.
+"""Time and memory of every stage for an 8 B model on one GPU host; baselines: cp and ModelOpt.
 
     python bench/gpu_hops.py --work /scratch/hops --output bench/results/gpu_hops.json
 
-Makes random weights of Llama-3-8B's shape, then runs the stages' own code on them, each in a
-process of its own: import, two steps of LoRA from the checkpoint, merge, FP8 calibration on 512
-rows of 1024 tokens, export of both forms, qnemo for two and for four ranks. `cp` copies the same
-bytes on the same disk; both are followed by a sync. The recipe is ModelOpt's for HF models: load,
-quantize, export_hf_checkpoint. Needs 64 GB of disk; what a later hop does not read is removed.
+Creates random weights of Llama-3-8B's shape and runs the stages' code on them, each in its own
+process: import, two steps of LoRA from the checkpoint, merge, FP8 calibration on 512 rows of 1024
+tokens, export of both formats, qnemo for two and for four ranks. `cp` copies the same bytes on the
+same disk; both are followed by a sync. The recipe is ModelOpt's for HF models: load, quantize,
+export_hf_checkpoint. Needs 64 GB of disk; removes what later stages do not read.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MARK = "HOP "
 
 
 def anonymous_bytes(process: psutil.Process) -> int:
-    """Memory of a process and its children that no file backs."""
+    """Anonymous memory of a process and its children."""
     total = 0
     try:
         processes = [process, *process.children(recursive=True)]
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder with 64 GB free")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser.add_argument("--commit", help="of the source tree, if git is not available")
     parser.add_argument("--hop", choices=HOPS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     work = arguments.work

@@ -1,9 +1,9 @@
-"""Kernels of training/nemo/patches beside what they replace, at Llama-3-8B's shape.
+"""Speed of the kernels in training/nemo/patches and of what they replace, at Llama-3-8B's shape.
 
     python bench/gpu_kernels.py --output bench/results/gpu_kernels.json
 
-A micro-batch of 16,384 tokens. Medians of 20 after a warm-up, on one GPU; `GB_s` counts what has to
-be read and written, once.
+A micro-batch has 16,384 tokens. Medians of 20 runs after a warm-up, on one GPU. `GB_s` counts every
+byte that must be read or written once.
 """
 
 import json
@@ -86,7 +86,7 @@ def low_rank(width: int) -> tuple[int, dict[str, Callable[[], Any]]]:
 
 
 def adam() -> tuple[int, dict[str, Callable[[], Any]]]:
-    """Clipping, AdamW and the weights in bfloat16, of one layer's two SwiGLU inputs."""
+    """Gradient clipping, AdamW and the bfloat16 weights of one layer's two SwiGLU inputs."""
     import transformer_engine_torch as engine
 
     from pipeline.training.nemo.patches.adam_step import AdamStep
@@ -106,7 +106,7 @@ def adam() -> tuple[int, dict[str, Callable[[], Any]]]:
         engine.multi_tensor_adam(chunk, overflow, lists, 1e-5, 0.9, 0.95, 1e-8, 10, 1, 1, 0.0)
         upper.copy_(weight)
 
-    # In units of two bytes: of a weight 16 bytes are read and 12 written.
+    # In units of two bytes: 16 bytes are read and 12 written per weight.
     return 14 * len(grad), {
         "ours": lambda: adam(grad, upper, mean, square, lower, step),
         "transformer_engine": theirs,

@@ -1,10 +1,10 @@
-"""How fast GPUs of one host sum over NCCL, and a host copies to one.
+"""Speed of all-reduce over NCCL between the GPUs of one host, and of copies from host to GPU.
 
     torchrun --nproc-per-node 2 bench/gpu_links.py --output bench/results/gpu_links.json
 
-Sizes: a small message, the gradients of a LoRA of rank 16 on 8 B in bfloat16, and 1 GiB. Medians of
-six after two: milliseconds, and GiB/s of the summed bytes. NCCL_P2P_DISABLE=1 before it sends the
-same through the host.
+Sizes: a small message, the gradients of a rank-16 LoRA of an 8 B model in bfloat16, and 1 GiB.
+Medians of six runs after two warm-up runs: milliseconds, and GiB/s of the reduced bytes. With
+NCCL_P2P_DISABLE=1, traffic goes through the host.
 """
 
 import json
@@ -40,7 +40,7 @@ def summing(mib: int) -> dict[str, float]:
 
 
 def copying() -> float:
-    """GiB/s from pinned memory of the host."""
+    """GiB/s of copies from pinned host memory."""
     here = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(here, device="cuda")
     begin = time.perf_counter()

@@ -3,8 +3,8 @@
     python bench/gpu_power.py --output bench/results/gpu_power.json -- \\
         python bench/gpu_training.py lora-bf16-b4 --output /tmp/training.json
 
-Samples each GPU twice a second (nvidia-smi). Those in full use count: 100 % utilization and more
-than BUSY_WATTS, which leaves out the start, where a GPU waits and kernels are compiled.
+Samples each GPU twice a second with nvidia-smi. Only samples at 100 % utilization and above
+BUSY_WATTS count. That leaves out the start, when the GPU waits and kernels are compiled.
 """
 
 import json
@@ -28,7 +28,7 @@ def ask(query: str) -> list[str]:
 
 
 def samples_during(command: list[str]) -> list[tuple[float, ...]]:
-    """Utilization in percent, watts and MHz of the GPUs in use while the command runs."""
+    """Utilization in percent, watts and MHz of the busy GPUs while the command runs."""
     sampling = [*ask(FIELDS), "-lms", "500"]
     with subprocess.Popen(sampling, stdout=subprocess.PIPE, text=True) as sampler:
         try:

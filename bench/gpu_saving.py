@@ -1,10 +1,11 @@
-"""A full fine-tune of as many layers as fit one H200 saves, and another process goes on from it.
+"""Save a full fine-tune of as many layers as fit on one H200, and resume it in another process.
 
     python bench/gpu_saving.py --work /tmp/saving --output bench/results/gpu_saving.json
 
-Two processes, one after the other, on the shape of gpu_training.py with 26 layers and two rows a
-micro-batch: the first trains three steps and saves behind the second, the other goes on with the
-third. Both losses of it must be equal. Needs 94 GB of disk, which it frees, and 112 GiB of memory.
+Runs two processes, one after the other, with the shape of gpu_training.py, 26 layers and two rows
+per micro-batch. The first trains three steps and saves after the second; the other resumes with the
+third. The losses of the third step must be equal. Needs 94 GB of disk, which it frees, and 112 GiB
+of memory.
 """
 
 import json
@@ -28,11 +29,11 @@ CASE, SAVED, LAST = "sft-bf16-b2-l26", 2, 3
 
 
 class Enough(Exception):
-    """Stops a run behind its last step."""
+    """Stops a run after its last step."""
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Of this process: its steps, the host's memory, and what the checkpoint takes."""
+    """Measures this process: its steps, the host's memory, and the time and size of saving."""
     import torch
 
     from pipeline.core.monkeypatch import replaced
@@ -73,14 +74,15 @@ def train(job: Job) -> dict[str, Any]:
 def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--job", type=Path, help="of one of the two processes")
+    parser.add_argument("--job", type=Path, help="output of one of the two processes")
     given = parser.parse_args()
     if given.job:
         found = train(Job.from_json(given.job.read_text()))
         given.output.write_text(json.dumps(found))
         return 0
     shutil.rmtree(given.work, ignore_errors=True)
-    job = replace(job_of(CASE, given.work, reports=2), checkpoint_every=SAVED)
+    job = job_of(CASE, given.work, reports=2)
+    job = replace(job, settings=job.settings.but(checkpoint_every=SAVED))
     file = given.work / "job.json"
     file.write_text(job.to_json())
     runs = {}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The benchmarks of training and of the hops on a host of two GPUs or four, part by part:
+# Runs parts of the GPU benchmarks on a host with two or four GPUs:
 #
 #     bench/gpu_suite.sh FOLDER COMMIT tests parallel training one_row hops
 #
-# Leaves a JSON file and a log of each in the folder. `tests` and `parallel` take all GPUs. In
-# `training` both contestants run at the same time, each on GPUs of its own; `one_row` and `hops`,
-# which wait for the host, run without others, on one GPU. A bench that fails leaves its log, and
-# the others still run. PYTHON: the interpreter, python3 if not given; PYTEST_OPTIONS: of the tests,
-# such as pytest-xdist's -n 12.
+# Writes a JSON file and a log for each to the folder. `tests` and `parallel` use all GPUs. In
+# `training`, ours and the baseline run at the same time on different GPUs. `one_row` and `hops` are
+# limited by the host, so each runs alone on one GPU. If a benchmark fails, its log stays and the
+# others still run. PYTHON: the interpreter, by default python3. PYTEST_OPTIONS: for the tests, such
+# as pytest-xdist's -n 12.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?folder for the results} commit=${2:?commit of this tree}

@@ -1,8 +1,8 @@
-"""Runs tests/gpu on this machine's GPUs and keeps the outcome of each test.
+"""Runs tests/gpu on this machine's GPUs and records the outcome of each test.
 
     python bench/gpu_tests.py --output bench/results/gpu_tests.json [-- -n 12 --maxschedchunk 1]
 
-What follows `--` goes to pytest (the example is pytest-xdist's).
+Arguments after `--` go to pytest (the example uses pytest-xdist).
 """
 
 import json
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine", "nvi
 
 
 class Outcomes:
-    """A plugin of pytest's that writes down each test's outcome as soon as it is known."""
+    """A pytest plugin that records each test's outcome as soon as it is known."""
 
     def __init__(self, output: Path, document: dict[str, object]) -> None:
         self._output, self._document = output, document
@@ -30,8 +30,10 @@ class Outcomes:
         if report.when != "call" and report.passed:  # its fixtures
             return
         name = report.nodeid.removeprefix("tests/gpu/")
-        told = report.longrepr  # (file, line, reason) of a skipped one
-        reason = f": {told[2].removeprefix('Skipped: ')}" if isinstance(told, tuple | list) else ""
+        skipped = report.longrepr  # (file, line, reason) of a skipped one
+        reason = (
+            f": {skipped[2].removeprefix('Skipped: ')}" if isinstance(skipped, tuple | list) else ""
+        )
         self._tests[name] = report.outcome + reason
         self._document["outcomes"] = dict(sorted(self._tests.items()))
         self._output.write_text(json.dumps(self._document, indent=1) + "\n")

@@ -1,17 +1,17 @@
-"""Tokens a second of the finetune stage's training on one GPU, at the shape of Llama-3-8B.
+"""Training throughput of the finetune stage on GPUs, in tokens per second, at Llama-3-8B's shape.
 
     python bench/gpu_training.py CASE … --output bench/results/gpu_training_lora.json
 
-Weights are random and made on the host, the tokenizer is the bundled one; rows are random tokens.
-A case runs the same code as `stage=finetune` (pipeline/training/nemo/trainer.py), reads its speed
-between reports of four steps (on several GPUs ten, as the stage does), and is stopped when there
-are enough. Cases:
+Weights are random and created on the host, the tokenizer is the bundled one, and rows are random
+tokens. A case runs the same code as `stage=finetune` (pipeline/training/nemo/trainer.py), measures
+its speed over intervals of four steps (ten on several GPUs, as in the stage), and stops after
+enough intervals. Cases:
 
-    METHOD-PRECISION-bN         N rows of 4096 tokens a micro-batch, 8 rows a GPU and step
-    METHOD-PRECISION-packN      conversations of 600 tokens in the mean, packs of N tokens
+    METHOD-PRECISION-bN         N rows of 4096 tokens per micro-batch, 8 rows per GPU and step
+    METHOD-PRECISION-packN      conversations of 600 tokens on average, in packs of N tokens
 
-with `-sN` behind them for rows of N tokens (as many tokens a step), `-lN` for N of the 32 layers,
-and `-gN` for N GPUs, data parallel.
+with the suffix `-sN` for rows of N tokens (and the same tokens per step), `-lN` for N of the 32
+layers, and `-gN` for N GPUs with data parallelism.
 """
 
 import gc
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.origin import origin, parser_of  # noqa: E402
+from pipeline.config.defaults import default_config  # noqa: E402
 from pipeline.training.batches import TokenRows  # noqa: E402
 from pipeline.training.job import GPU_REPORT_EVERY, Job, Point  # noqa: E402
 
@@ -41,11 +42,11 @@ PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine")
 
 
 class Enough(Exception):
-    """Stops a run when its speed is known."""
+    """Stops a run when its speed has been measured."""
 
 
 def model_folder(folder: Path, layers: int) -> Path:
-    """config.json of Llama-3-8B with so many layers, and the bundled tokenizer."""
+    """config.json of Llama-3-8B with this number of layers, and the bundled tokenizer."""
     folder.mkdir(parents=True)
     for file in (ROOT / "data/base_model").iterdir():
         if file.suffix in (".json", ".jinja") and file.name != "provenance.json":
@@ -68,7 +69,7 @@ def model_folder(folder: Path, layers: int) -> Path:
 
 
 def conversation_lengths(count: int, seed: int = 0) -> list[int]:
-    """Tokens of conversations: log-normal, 600 in the mean, between 32 and 4096."""
+    """Lengths of conversations in tokens: log-normal with mean 600, from 32 to 4096."""
     draw = np.random.default_rng(seed).lognormal(np.log(600) - 0.32, 0.8, count)
     return [int(n) for n in np.clip(draw, 32, SEQUENCE)]
 
@@ -90,9 +91,20 @@ def job_of(case: str, folder: Path, reports: int) -> Job:
     batch = CONVERSATION_BATCH if packed else GLOBAL_BATCH * SEQUENCE // sequence
     batch *= int(gpus or 1)
     lengths = conversation_lengths(batch * steps) if packed else [sequence + 1] * batch * steps
+    changes = {
+        "finetune.method": method,
+        "finetune.max_steps": steps + 1000,
+        "finetune.global_batch_size": batch,
+        "finetune.micro_batch_size": 1 if packed else int(size),
+        "finetune.warmup_steps": 1,
+        "finetune.validate_every": 10_000,
+        "finetune.checkpoint_every": 10_000,
+        "finetune.pack_length": int(size) if packed else None,
+        "finetune.precision": precision,
+        "finetune.parallel.processes": int(gpus or 1),
+    }
     return Job(
-        section="finetune",
-        method=method,
+        settings=default_config({"demo": None, **changes}).finetune,
         hf=model_folder(folder / "hf", int(layers or 32)),
         weights=None,
         train_rows=make_rows(lengths, folder / "rows"),
@@ -100,22 +112,7 @@ def job_of(case: str, folder: Path, reports: int) -> Job:
         scratch=folder / "scratch",
         out=folder / "out",
         seed=0,
-        steps=steps + 1000,
         max_length=sequence,
-        global_batch_size=batch,
-        micro_batch_size=1 if packed else int(size),
-        learning_rate=1e-4,
-        min_learning_rate=1e-5,
-        warmup_steps=1,
-        weight_decay=0.0,
-        clip_grad=1.0,
-        validate_every=10_000,
-        checkpoint_every=10_000,
-        rank=16,
-        alpha=32,
-        pack_length=int(size) if packed else 0,
-        precision=precision,
-        processes=int(gpus or 1),
     )
 
 
@@ -144,13 +141,13 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
             raise Enough
 
     if (kept := torch.cuda.memory_allocated() / 2**30) > 1:
-        raise RuntimeError(f"{kept:.1f} GiB of the case before are still in use")
+        raise RuntimeError(f"{kept:.1f} GiB of the previous case are still in use")
     torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
     job = job_of(case, folder, reports)
-    every = GPU_REPORT_EVERY if job.processes > 1 else REPORT_EVERY
+    every = GPU_REPORT_EVERY if job.parallel.processes > 1 else REPORT_EVERY
     try:
-        if job.processes > 1:
+        if job.parallel.processes > 1:
             launch.train_in_processes(job, report)
         else:
             with nemo_session():
@@ -161,16 +158,16 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
                     nemo_training.train(job, report)
     except Enough:
         pass
-    speeds = [p.tokens_per_second / job.processes for p in points[every::every]]
+    speeds = [p.tokens_per_second / job.parallel.processes for p in points[every::every]]
     median = statistics.median(speeds)
     layers = json.loads((job.hf / "config.json").read_text())["num_hidden_layers"]
     weights = layers * 218_103_808 + VOCABULARY * 4096  # of matrix products
-    passes = 4 if job.method == "lora" else 6
+    passes = 4 if job.settings.method == "lora" else 6
     peak = torch.cuda.max_memory_allocated() / 2**30
     found = {
         "tokens_per_second_a_gpu": round(median),
         "readings": [round(s) for s in speeds],
-        **({"peak_memory_gib": round(peak, 1)} if job.processes == 1 else {}),
+        **({"peak_memory_gib": round(peak, 1)} if job.parallel.processes == 1 else {}),
         "matrix_tflops": round(passes * weights * median / 1e12),
         "seconds_in_all": round(time.monotonic() - begin, 1),
         "losses": [round(p.loss, 4) for p in points],
@@ -190,7 +187,7 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
 
 
 def forget_placeholders() -> None:
-    """What stands for a gradient that went to its sum: one of each shape, 1.4 GiB at this size."""
+    """Bytes of the placeholders for accumulated gradients: one per shape, 1.4 GiB at this size."""
     if base := sys.modules.get("transformer_engine.pytorch.module.base"):
         base._dummy_wgrads.clear()
 
@@ -199,14 +196,16 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("cases", nargs="+", metavar="CASE")
     parser.add_argument("--readings", type=int, default=READINGS, help="of the speed")
-    parser.add_argument("--profile", action="store_true", help="kernels of four steps instead")
+    parser.add_argument(
+        "--profile", action="store_true", help="profile the kernels of four steps instead"
+    )
     arguments = parser.parse_args()
     if wrong := [c for c in arguments.cases if not CASE.match(c)]:
-        parser.error(f"no case: {', '.join(wrong)}")
+        parser.error(f"not a case: {', '.join(wrong)}")
     if arguments.profile and (
         arguments.readings < 2 or any(CASE.match(c).group(7) for c in arguments.cases)  # type: ignore[union-attr]
     ):
-        parser.error("--profile wants one GPU, and two readings or more")
+        parser.error("--profile needs one GPU, and at least two readings")
     import torch
 
     words = ["python bench/gpu_training.py", *arguments.cases, f"--readings {arguments.readings}"]
@@ -218,7 +217,7 @@ def main() -> None:
                 results[case] = run(
                     case, Path(folder), readings=arguments.readings, profile=arguments.profile
                 )
-            except Exception as error:  # the other cases still have their say
+            except Exception as error:  # the other cases still run
                 results[case] = {"error": f"{type(error).__name__}: {error}"[:2000]}
         forget_placeholders()
         gc.collect()

@@ -1,12 +1,12 @@
-"""The peer of gpu_training.py: Hugging Face transformers and PEFT with torch.compile, one GPU.
+"""The baseline of gpu_training.py: HF transformers and PEFT with torch.compile on one GPU.
 
     python bench/gpu_training_peer.py CASE … --output bench/results/gpu_training_peer.json
 
-The same shape, sequence and global batch; weights and optimizer as their users have them: bfloat16,
-scaled-dot-product attention, fused AdamW. A case is METHOD-bN[-lN]: N rows a micro-batch, N layers.
-METHOD is lora, sft (weights, gradients and AdamW all in bfloat16) or mixed (a full fine-tune with
-float32 weights under autocast, as transformers' Trainer has it with bf16=True: the precision that
-ours has).
+The shape, sequence and global batch are the same. Weights and optimizer are those that its users
+choose: bfloat16, scaled-dot-product attention, fused AdamW. A case is METHOD-bN[-lN]: N rows per
+micro-batch, N layers. METHOD is lora, sft (weights, gradients and AdamW in bfloat16) or mixed (a
+full fine-tune with float32 weights under autocast, as in transformers' Trainer with bf16=True, the
+same precision as ours).
 """
 
 import gc

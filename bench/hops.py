@@ -1,6 +1,6 @@
-"""The hops of an 8 B model that gpu_hops times: the stages' own code on random weights.
+"""The steps that gpu_hops.py times: the stages' code on random weights of an 8 B model.
 
-Each takes the work folder, reads what hops before it left there, and gives what it measured.
+Each takes the work folder, reads the results of earlier steps there, and returns its measurements.
 """
 
 import shutil
@@ -21,7 +21,7 @@ CALIBRATION_ROWS, CALIBRATION_TOKENS = 512, 1024
 
 @contextmanager
 def timed(found: dict[str, float], *places: tuple[Any, str]) -> Iterator[None]:
-    """Seconds spent in functions, by their name, GPU work included."""
+    """Seconds spent in functions by their name, including work on the GPU."""
     import torch
 
     from pipeline.core.monkeypatch import replaced
@@ -105,7 +105,8 @@ def import_hop(work: Path) -> dict[str, Any]:
 
 
 def finetune_hop(work: Path) -> dict[str, Any]:
-    """Process start to the first step, from the imported checkpoint."""
+    """Seconds from the start of the process to the first step, from the imported checkpoint."""
+    from pipeline.config.defaults import default_config
     from pipeline.data.dataset import read_split
     from pipeline.training.batches import TokenRows
     from pipeline.training.job import Job
@@ -113,13 +114,14 @@ def finetune_hop(work: Path) -> dict[str, Any]:
 
     rows = read_split(work / "dataset", "train")
     TokenRows.of((r.input_ids, r.loss_mask) for r in rows).save(work / "rows")
+    changes = {
+        "finetune.max_steps": 2, "finetune.warmup_steps": 1, "finetune.global_batch_size": 8,
+        "finetune.micro_batch_size": 8,
+    }  # fmt: skip
     job = Job(
-        section="finetune", method="lora", hf=work / "nemo/hf", weights=work / "nemo",
-        train_rows=work / "rows", validation_rows=None, scratch=work / "scratch",
-        out=work / "adapter", seed=0, steps=2, max_length=CALIBRATION_TOKENS, global_batch_size=8,
-        micro_batch_size=8, learning_rate=1e-4, min_learning_rate=1e-5, warmup_steps=1,
-        weight_decay=0.0, clip_grad=1.0, validate_every=100, checkpoint_every=100, rank=16,
-        alpha=32,
+        settings=default_config({"demo": None, **changes}).finetune, hf=work / "nemo/hf",
+        weights=work / "nemo", train_rows=work / "rows", validation_rows=None,
+        scratch=work / "scratch", out=work / "adapter", seed=0, max_length=CALIBRATION_TOKENS,
     )  # fmt: skip
     steps: list[float] = []
     started = psutil.Process().create_time()
@@ -201,7 +203,7 @@ def export_hop(work: Path) -> dict[str, Any]:
 
 
 def qnemo_hop(work: Path) -> dict[str, Any]:
-    """For two ranks and for four: written, held against every rule, compared with the source."""
+    """For two and for four ranks: export, check every rule, compare the weights with the source."""
     from pipeline.models.architecture import read_shape
     from pipeline.models.hf_model import WeightReader
     from pipeline.optimization import export as modelopt_export
@@ -274,7 +276,7 @@ def recipe_hop(work: Path) -> dict[str, Any]:
 
 
 HOPS: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = {
-    # name → what runs it, and what nothing after it reads
+    # name → the function, and the folders that later steps do not read
     "make": (make, ()),
     "import": (import_hop, ()),
     "finetune": (finetune_hop, ()),

@@ -1,7 +1,7 @@
 """An HF folder of Llama 3's 8 B shape with random weights and a tokenizer of that size.
 
-Serving speed depends on shapes, not on what the weights say; nothing of that size has to travel to
-a GPU host that has no network.
+Serving speed depends on shapes, not on values of weights. So no real model has to be copied to a
+GPU host without a network.
 """
 
 import json
@@ -34,7 +34,7 @@ CONFIG: dict[str, Any] = {
     "pad_token_id": 2,
     "torch_dtype": "bfloat16",
 }
-# What stage=export writes beside FP8 weights.
+# The quantization config that stage=export writes for FP8 weights.
 FP8 = {
     "config_groups": {
         "group_0": {
@@ -67,7 +67,7 @@ def write_shape(folder: Path, *, fp8: bool = False) -> Path:
     (folder / "generation_config.json").write_text(json.dumps(generation))
     tokenizer = json.loads((TOKENIZER / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    # Words that no merge leads to, so text is tokenized as before and every id has a text.
+    # Tokens that no merge produces: text is tokenized as before, and every id has a text.
     vocabulary |= {f"Ġw{number}": number for number in range(len(vocabulary), VOCABULARY)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     given = (TOKENIZER / "tokenizer_config.json").read_text()
@@ -76,7 +76,7 @@ def write_shape(folder: Path, *, fp8: bool = False) -> Path:
 
 
 def write_random(folder: Path) -> Path:
-    """The same with random bfloat16 weights, 16 GB, made on the GPU; a whole folder is kept."""
+    """The same with random bfloat16 weights, 16 GB, created on the GPU. Keeps a complete folder."""
     import torch
     from safetensors.torch import save_file
 
@@ -101,7 +101,7 @@ def write_random(folder: Path) -> Path:
 
 
 def tensor_shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of the shape, by its name in HF checkpoints."""
+    """Every tensor by its name in HF checkpoints."""
     hidden, ffn = CONFIG["hidden_size"], CONFIG["intermediate_size"]
     keys = CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
     shapes: dict[str, tuple[int, ...]] = {
@@ -133,5 +133,7 @@ def _random(name: str, shape: tuple[int, ...]) -> Any:
         return torch.ones(shape, dtype=torch.bfloat16)
     tensor = torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(std=0.02)
     if name == "lm_head.weight":
-        tensor[: CONFIG["pad_token_id"] + 1] = 0  # never the likeliest: no greedy answer ends early
+        tensor[: CONFIG["pad_token_id"] + 1] = (
+            0  # never the likeliest, so that no greedy output ends early
+        )
     return tensor.cpu()

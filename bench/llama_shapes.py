@@ -1,4 +1,4 @@
-"""Shapes of Llama 3 as config.json says them (arXiv:2407.21783, table 3; Meta's model cards)."""
+"""config.json of the Llama 3 models (arXiv:2407.21783, table 3; Meta's model cards)."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def write(folder: Path, size: str) -> Path:
-    """A folder with that config.json alone: all that a plan reads of a model."""
+    """A folder with only that config.json, which is all that stage=plan reads of a model."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(SHAPES[size]))
     return folder

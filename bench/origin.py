@@ -1,4 +1,4 @@
-"""What every file of results says first: where its figures come from."""
+"""The origin of results, which every results file begins with: command, commit, date, hardware."""
 
 import argparse
 import os
@@ -14,17 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """A bench's options: where its result goes, and the commit. doc: the script's own."""
+    """The options of every benchmark: the output file, and the commit. doc: of the script."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser.add_argument("--commit", help="of the source tree, if git is not available")
     return parser
 
 
 def origin(command: str, packages: Iterable[str], commit: str | None = None) -> dict[str, Any]:
-    """Command, commit, date, hardware, and versions of Python and the packages.
+    """Command, commit, date, hardware, and versions of Python and packages.
 
-    commit: of this tree, where git cannot tell.
+    commit: used if git is not available.
     """
     return {
         "command": command,
@@ -36,7 +36,7 @@ def origin(command: str, packages: Iterable[str], commit: str | None = None) -> 
 
 
 def hardware() -> dict[str, Any]:
-    """This machine's processor, cores and system, and its GPUs if it has some."""
+    """This machine's processor, cores, system and GPUs."""
     found: dict[str, Any] = {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -51,7 +51,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Those of the packages that are installed, and Python's."""
+    """Versions of Python and of the installed packages among these."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:

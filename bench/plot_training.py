@@ -26,7 +26,7 @@ BARS = (
     ("full, 26 layers, two rows", "gpu_training_sft_l26", "sft-bf16-b2-l26", OURS),
 )
 GPUS = {1: "lora-bf16-b4", 2: "lora-bf16-b4-g2", 4: "lora-bf16-b4-g4"}  # gpu_training_parallel
-# By the tokens of a row, with 16,384 tokens a micro-batch (rows of 4,096: 8,192, for these ran on
+# By tokens per row, with 16,384 tokens per micro-batch (8,192 for rows of 4,096, so that all ran on
 # one host): gpu_training_rows.
 LENGTHS = {
     1024: "lora-bf16-b16-s1024",
@@ -35,7 +35,7 @@ LENGTHS = {
     8192: "lora-bf16-b2-s8192",
     16384: "lora-bf16-b1-s16384",
 }
-# By the rows, of 4,096 tokens, of a micro-batch: the file, and the rest of the case's name.
+# By rows of 4,096 tokens per micro-batch: the file, and the rest of the case's name.
 ROWS = {
     1: ("gpu_training_one_row", "b1"),
     2: ("gpu_training_lora", "b2"),
@@ -77,7 +77,9 @@ def draw_gpus() -> None:
     }
     axis.plot(list(GPUS), [n * together[1] for n in GPUS], color=PEER, linestyle=":")
     line(axis, together, OURS)
-    axis.set_title("LoRA bf16, tokens/s on so many H200s (dotted: of one)", loc="left", fontsize=10)
+    axis.set_title(
+        "LoRA bf16, tokens/s by number of H200s (dotted: ideal scaling)", loc="left", fontsize=10
+    )
     axis.set_xticks(list(GPUS))
     save(figure, "training-gpus")
 
@@ -86,7 +88,7 @@ def draw_rows() -> None:
     figure, (lengths, speed, memory) = plt.subplots(1, 3, figsize=(13, 2.9))
     found = {n: case("gpu_training_rows", name) for n, name in LENGTHS.items()}
     line(lengths, {n: c["tokens_per_second_a_gpu"] for n, c in found.items()}, OURS)
-    lengths.set_title("LoRA bf16, tokens/s by tokens of a row", loc="left", fontsize=10)
+    lengths.set_title("LoRA bf16, tokens/s by tokens per row", loc="left", fontsize=10)
     lengths.set_xscale("log", base=2)
     lengths.set_xticks(list(LENGTHS), [f"{n:,}" for n in LENGTHS])
     speeds, memories = by_rows("tokens_per_second_a_gpu"), by_rows("peak_memory_gib")
@@ -95,18 +97,18 @@ def draw_rows() -> None:
         sizes = [{n * ROW: y for n, y in memories[p].items()} for p in (precision, other)]
         line(memory, sizes[0], colour, beside=sizes[1])
         memory.plot([], [], color=colour, label=precision.replace("fp", "FP"))
-    speed.set_title("LoRA, tokens/s by rows of a micro-batch", loc="left", fontsize=10)
+    speed.set_title("LoRA, tokens/s by rows per micro-batch", loc="left", fontsize=10)
     speed.set_xticks(list(ROWS))
     memory.axhline(CARD, color=PEER, linestyle=":")
     memory.set_ylim(0, 1.05 * CARD)
     memory.legend(frameon=False, fontsize=9, loc="lower right")
-    memory.set_title("LoRA, GiB by tokens of a micro-batch", loc="left", fontsize=10)
+    memory.set_title("LoRA, GiB by tokens per micro-batch", loc="left", fontsize=10)
     memory.set_xticks([n * ROW for n in ROWS], [f"{n * ROW:,}" for n in ROWS])
     save(figure, "training-rows")
 
 
 def by_rows(key: str) -> dict[str, dict[int, float]]:
-    """Figures of LoRA by the rows of a micro-batch, of each precision."""
+    """Results of LoRA by rows per micro-batch, for each precision."""
     return {
         precision: {
             n: case(file, f"lora-{precision}-{name}")[key] for n, (file, name) in ROWS.items()
@@ -118,7 +120,7 @@ def by_rows(key: str) -> dict[str, dict[int, float]]:
 def line(
     axis: Any, points: dict[int, float], colour: str, beside: dict[int, float] | None = None
 ) -> None:
-    """Points, each with its figure below it, or above where it is higher than another line's."""
+    """Points with labels: above the point if it is higher than another line's, else below."""
     axis.plot(list(points), list(points.values()), color=colour, marker="o")
     for x, y in points.items():
         axis.annotate(
@@ -140,7 +142,7 @@ def save(figure: Any, name: str) -> None:
 
 
 def main() -> None:
-    plt.rcParams["svg.hashsalt"] = "training"  # the same picture from the same figures
+    plt.rcParams["svg.hashsalt"] = "training"  # deterministic: the same results give the same file
     draw_cases()
     draw_gpus()
     draw_rows()

@@ -1,9 +1,9 @@
-"""What models of 70 B and 405 B would need: worked out with the planner, nothing of it measured.
+"""What 70 B and 405 B models would need: estimates of the planner, not measurements.
 
     python bench/scaling_on_paper.py --output bench/results/scaling_on_paper.json
 
-Prints the table of docs/scaling.md. Each line takes the layout that the planner finds quickest
-among those that fit; docs/scaling.md states what is assumed. Needs no GPU, and a second.
+Prints the table of docs/scaling.md, which states the assumptions. Each line has the layout that the
+planner finds fastest among those that fit. Needs no GPU, and takes a second.
 """
 
 import argparse
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.llama_shapes import write  # noqa: E402
+from pipeline.config.defaults import default_config  # noqa: E402
 from pipeline.core.hardware import GIB  # noqa: E402
 from pipeline.models.architecture import read_shape  # noqa: E402
 from pipeline.planner import speed  # noqa: E402
@@ -29,7 +30,7 @@ from pipeline.planner.workload import Rows, Workload  # noqa: E402
 ROW, NODE, RANK, CORPUS = 4096, 8, 16, 100e6  # tokens, GPUs a machine, LoRA's rank, tokens
 # Model, method, precision, GPU, how many, rows of ROW tokens a step.
 LINES = (
-    ("8b", "lora", "bf16", "h200", 1, 64),  # as measured: what the others are worked out from
+    ("8b", "lora", "bf16", "h200", 1, 64),  # measured; the others are derived from it
     ("70b", "lora", "bf16", "h200", 8, 64),
     ("70b", "lora", "fp8", "h200", 8, 64),
     ("70b", "lora", "bf16", "h100", 8, 64),
@@ -43,18 +44,20 @@ LINES = (
 def work_out(
     size: str, method: str, precision: str, gpu: str, gpus: int, rows: int
 ) -> dict[str, Any]:
-    """One line of the table: the layout, memory, time and network."""
+    """One line of the table: layout, memory, time and network traffic."""
     with tempfile.TemporaryDirectory() as folder:
         shape = read_shape(write(Path(folder), size))
     lengths = Rows(None, ROW, ROW, 0, known=False)
-    begin = Workload(
-        shape=shape, method=method, rank=RANK, dropout=0.0, rows=lengths, global_batch_size=rows,
-        micro_batch_size=1, pack_length=ROW, precision=precision, processes=gpus, tensor=1,
-        pipeline=1, context=1,
-    )  # fmt: skip
+    settings = default_config({
+        "demo": None, "finetune.method": method, "finetune.adapter.rank": RANK,
+        "finetune.global_batch_size": rows, "finetune.micro_batch_size": 1,
+        "finetune.pack_length": ROW, "finetune.precision": precision,
+        "finetune.parallel.processes": gpus,
+    }).finetune  # fmt: skip
+    begin = Workload(shape, settings, lengths)
     on = KNOWN[gpu]
-    # Context parallel, which excludes packs, is for long rows: only where nothing else fits.
-    found = quickest(begin, on, node=NODE) or quickest(begin.but(pack_length=0), on, node=NODE)
+    # Context parallelism excludes packing, so it is used only if nothing else fits.
+    found = quickest(begin, on, node=NODE) or quickest(begin.but(pack_length=None), on, node=NODE)
     assert found is not None, f"{size} {method} fits no layout of {gpus} {gpu}"
     work = found[0]
     step = speed.step(work, on, node=NODE)
@@ -68,7 +71,10 @@ def work_out(
         "precision": precision,
         "gpu": on.name,
         "gpus": gpus,
-        "layout": {n: getattr(work, n) for n in ("tensor", "pipeline", "context", "data")},
+        "layout": {
+            **work.parallel.model_dump(exclude={"processes"}),
+            "data": work.data,
+        },
         "memory_gib": {n: round(size / GIB, 2) for n, size in asdict(memory).items()},
         "memory_total_gib": round(memory.total / GIB, 1),
         "microseconds_a_token": round(1e6 / rate, 2),

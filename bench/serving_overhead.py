@@ -1,13 +1,13 @@
-"""What the server costs beside the bare engine, and what batching gains, on a CPU.
+"""Overhead of the server over the bare engine, and the gain from batching, on a CPU.
 
     python -m bench.serving_overhead artifacts/build bench/results/serving_overhead.json
 
-Each question is answered in turn by the engine alone, in this process, and by the same engine
-behind the server, whole and streamed, over loopback and with the client's own work counted in; the
-costs are medians of the differences. Then the server alone is loaded with one and with 16 requests
-at once. Answers are greedy and go on to their limit, so that all give the same tokens. Bars: 3 ms a
-request, 5 ms to the first token of a stream, 3 times the tokens a second. Whoever shares the
-machine shows in the figures: the load average before is in the report.
+Each question goes in turn to the engine alone, in this process, and to the same engine in a server,
+complete and streamed, over loopback and including the client's work. The overhead is the median of
+the differences. Then the server gets one and 16 requests at a time. Decoding is greedy up to the
+limit of tokens, so that all outputs are equal. Thresholds: 3 ms per request, 5 ms to the first
+token of a stream, 3 times the tokens per second. Other load on the machine affects the results; the
+report has the load average at the start.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from pipeline.engines.base import Engine, Sampling
 from pipeline.engines.description import Description
 from pipeline.engines.registry import open_runtime
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.benchmark.load_generator import Level, ask, run_load
-from pipeline.serving.benchmark.server_process import running_server
+from pipeline.serving.benchmark.load_generator import Level, run_load, send_request
+from pipeline.serving.server_process import running_server
 
 MODEL = "demo"
 MOST_MS, MOST_FIRST_MS, LEAST_GAIN = 3.0, 5.0, 3.0
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def questions(count: int) -> list[list[dict[str, str]]]:
-    """Conversations of the bundled test split, up to their last answers."""
+    """Conversations of the bundled test split, without their last turns."""
     lines = (ROOT / "data/bank/test.jsonl").read_text().splitlines()
     rows = [json.loads(line)["messages"][:-1] for line in lines]
     return [rows[i % len(rows)] for i in range(count)]
@@ -113,7 +113,7 @@ async def compare(
     url: str,
     bodies: Sequence[dict[str, Any]],
 ) -> dict[str, list[float]]:
-    """Seconds of every request: by the engine alone, and served whole and streamed."""
+    """Seconds of every request: by the engine alone, and served, complete and streamed."""
     import aiohttp
 
     path = f"{url}/chat/completions"
@@ -129,7 +129,7 @@ async def compare(
             async with session.post(path, json=body) as response:
                 assert (await response.json())["usage"]["completion_tokens"] == sampling.max_tokens
             times["whole"].append(time.perf_counter() - begin)
-            answer = await ask(session, path, body)
+            answer = await send_request(session, path, body)
             times["first"].append(answer.first)
             times["streamed"].append(answer.last)
     return times

@@ -1,12 +1,11 @@
-"""Our server with its vLLM engine beside `vllm serve`: one GPU, one model, one client, one after
-the other.
+"""Our server with its vLLM engine compared with `vllm serve`, one after the other on one GPU.
 
     python -m bench.serving_vllm bench/results/serving_vllm.json
 
-Makes a random model of Llama 3's 8 B shape, serves it with each, and loads it: so many requests at
-once, prompts of 1000 random token ids, answers of 200 tokens, greedy, streamed. No answer can end
-early (the model never says its end token), which the counted tokens confirm. Bars: our throughput
-is at least 98 % of vLLM's, our median first token comes at most 5 ms later.
+Creates a random model of Llama 3's 8 B shape, serves it with each, and sends concurrent requests:
+prompts of 1000 random token ids, 200 tokens of output, greedy, streamed. No output ends early,
+since the model never generates its end token; the counted tokens confirm that. Thresholds: our
+throughput is at least 98 % of vLLM's, our median time to first token at most 5 ms longer.
 """
 
 import argparse
@@ -36,7 +35,7 @@ PACKAGES = ("vllm", "torch", "transformers", "fastapi", "uvicorn", "uvloop", "py
 
 
 class Timed(NamedTuple):
-    """One answer: its tokens, and seconds from the request to the first and the last."""
+    """One response: its tokens, and seconds from the request to the first and the last."""
 
     tokens: int
     first: float
@@ -48,14 +47,16 @@ def main() -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--model", type=Path, default=Path("/tmp/llama-8b-random"))
     parser.add_argument("--requests", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=2, help="of so many requests, each server")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="number of requests in each run of each server"
+    )
     parser.add_argument("--concurrency", type=int, default=128)
     parser.add_argument("--prompt", type=int, default=1000, help="tokens")
     parser.add_argument("--answer", type=int, default=200, help="tokens")
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--max-num-seqs", type=int, default=256)
-    parser.add_argument("--order", default="vllm,ours", help="which server comes first")
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser.add_argument("--order", default="vllm,ours", help="the server to measure first")
+    parser.add_argument("--commit", help="of the source tree, if git is not available")
     given = parser.parse_args()
     begin = time.monotonic()
     if given.model == parser.get_default("model"):
@@ -86,7 +87,7 @@ def main() -> int:
 
 
 def _measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Start a server, warm it up, load it; its figures."""
+    """Start a server, warm it up, and measure it under load."""
     command = _command(name, given)
     log = given.output.with_suffix(f".{name}.log")
     begin = time.monotonic()
@@ -101,7 +102,7 @@ def _measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     seconds = sum(seconds for seconds, _ in rounds)
     tokens = sum(answer.tokens for answer in answers)
     if tokens != len(answers) * given.answer:
-        raise SystemExit(f"{name} gave {tokens} tokens for {len(answers)} answers: see {log}")
+        raise SystemExit(f"{name} generated {tokens} tokens for {len(answers)} requests: see {log}")
     figures = {
         "server_command": " ".join(command),
         "output_tokens_per_second": round(tokens / seconds, 1),
@@ -135,7 +136,7 @@ def _command(name: str, given: argparse.Namespace) -> list[str]:
 
 @contextmanager
 def _server(command: Sequence[str], log: Path) -> Iterator[str]:
-    """A server on port 8101 for as long as the block runs."""
+    """A server on port 8101 while the block runs."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -171,7 +172,7 @@ def _answers(url: str) -> bool:
 async def _load(
     url: str, given: argparse.Namespace, *, requests: int, seed: int
 ) -> tuple[float, list[Timed]]:
-    """Send the requests, `concurrency` at once; the seconds it took, and each answer."""
+    """Send the requests, `concurrency` at a time. Returns the seconds, and each response."""
     import aiohttp
 
     chance = random.Random(seed)
@@ -207,13 +208,13 @@ async def _ask(session: Any, url: str, prompt: list[int], tokens: int) -> Timed:
     counted = 0
     async with session.post(url, json=body) as response:
         if response.status != 200:
-            raise SystemExit(f"{url} answered {response.status}: {await response.text()}")
+            raise SystemExit(f"{url} returned {response.status}: {await response.text()}")
         async for line in response.content:
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
             if "error" in event:
-                raise SystemExit(f"{url} broke off: {event['error']}")
+                raise SystemExit(f"{url} failed in its stream: {event['error']}")
             if event.get("usage"):
                 counted = event["usage"]["completion_tokens"]
             if event["choices"]:

@@ -1,4 +1,4 @@
-"""What a container runs: the server, set by NIM's variables, or with arguments a stage.
+"""The container's entry point: the server, configured by NIM's variables; with arguments, a stage.
 
 docker run … IMAGE                  the server (docs/containers.md lists the variables)
 docker run … IMAGE stage=doctor     python -m pipeline stage=doctor
@@ -14,16 +14,16 @@ LIST_PROFILES = "stage=profiles model=local model.name=model model.path=/model".
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code, as pipeline.core.errors draws it."""
-    # The first process of a container gets no signal that it has no handler for. A server that
-    # still starts ends at once; one that runs has its own handler, and finishes its answers.
+    """Returns the exit code (pipeline/core/errors.py)."""
+    # The first process of a container gets only signals that it handles. A starting server ends at
+    # once; a running one has its own handler, and finishes its requests.
     signal.signal(signal.SIGTERM, signal.default_int_handler if arguments else _end)
     if arguments:
         from pipeline.__main__ import main as run_stage
 
         return run_stage(LIST_PROFILES if arguments == ["list-model-profiles"] else arguments)
     from pipeline.core.errors import PipelineError
-    from pipeline.serving.container.nim import translate
+    from pipeline.serving.container.nim_variables import translate
 
     try:
         launch = translate(os.environ)
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     except PipelineError as error:
         print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    os.environ.update(launch.environment)  # before any library reads it
+    os.environ.update(launch.environment)  # before libraries read it
     logging.disable(launch.log_level - 1)
     from pipeline.serving.__main__ import main as serve
 

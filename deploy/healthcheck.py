@@ -1,6 +1,6 @@
-"""Whether the server in this container is ready: exit code 0 or 1, and why not.
+"""Checks whether the server in this container is ready: exit code 0, or 1 and the reason.
 
-Imports nothing but what comes with Python: it runs every few seconds.
+Uses only the standard library, because it runs every few seconds.
 """
 
 import os

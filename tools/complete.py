@@ -1,11 +1,11 @@
-"""Add to a vendor's image the packages that our code needs and the image lacks.
+"""Install the packages that our code needs and a vendor's image lacks.
 
-    python -m tools.complete server        what serves
-    python -m tools.complete server-cpu    and ONNX Runtime
-    python -m tools.complete chain         what the stages need, too
+    python -m tools.complete server        for the server
+    python -m tools.complete server-cpu    for the server, with ONNX Runtime
+    python -m tools.complete chain         for the server and all stages
 
-What the image has stays as its vendor built it, whatever its version; what it lacks comes from the
-hashed lock, with what that needs in turn. Runs in the Dockerfile, before anything is installed.
+Packages in the image stay as the vendor built them, whatever their version. Missing packages come
+from the hashed lock, with their dependencies. Runs in the Dockerfile, before anything is installed.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
-# `packaging` first: it reads what the others need.
+# `packaging` first: it is used to read the dependencies of the others.
 SERVER = (
     "packaging pydantic pyyaml hydra-core rich numpy jinja2 tokenizers psutil fastapi uvicorn "
     "uvloop httptools httpx aiohttp llguidance limits prometheus-client opentelemetry-sdk "
@@ -32,9 +32,9 @@ CHAIN = [*SERVER, *"dvc mlflow pyarrow matplotlib rapidfuzz safetensors peft".sp
 
 
 def read_lock(text: str) -> dict[str, str]:
-    """The lock's entries, with their hashes, by the package's normal name.
+    """The lock's entries, with their hashes, by the package's normalized name.
 
-    A package has two where it has a version for each Python: their markers tell pip which is meant.
+    A package with two versions, one for each Python, has two entries with markers for pip.
     """
     entries: dict[str, list[str]] = {}
     for entry in filter(None, map(str.strip, re.split(r"\n(?=\S)", text))):
@@ -48,17 +48,17 @@ def complete(
     needs: Callable[[str], list[str] | None],
     install: Callable[[list[str]], None],
 ) -> list[str]:
-    """Install what is lacking until nothing is.
+    """Install missing packages until none is missing.
 
     Args:
-        needs: what a package needs in turn; None if it is not installed.
-        install: takes entries of the lock.
+        needs: the dependencies of a package; None if it is not installed.
+        install: installs entries of the lock.
 
     Returns:
-        The names of what was installed.
+        The names of the installed packages.
 
     Raises:
-        SystemExit: the lock does not have a package, or installing one did not make it available.
+        SystemExit: a package is not in the lock, or is still missing after its installation.
     """
     added: list[str] = []
     lacking = [name for name in dict.fromkeys(map(normal, wanted)) if needs(name) is None]
@@ -66,7 +66,7 @@ def complete(
         if unknown := [name for name in lacking if name not in lock]:
             sys.exit(f"complete: {LOCK.name} has no {', '.join(unknown)}: add it to pyproject.toml")
         if again := [name for name in lacking if name in added]:
-            sys.exit(f"complete: {', '.join(again)} was installed and is not there: see above")
+            sys.exit(f"complete: {', '.join(again)} is missing after its installation: see above")
         install([lock[name] for name in lacking])
         added += lacking
         next_ones = [normal(n) for name in lacking for n in needs(name) or [name]]
@@ -75,12 +75,12 @@ def complete(
 
 
 def normal(name: str) -> str:
-    """A package's name as the index compares it (PEP 503)."""
+    """A package's normalized name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def needs(name: str) -> list[str] | None:
-    """The names of what an installed package needs here, without its extras."""
+    """The dependencies of an installed package on this platform, without its extras."""
     importlib.invalidate_caches()
     try:
         given = metadata.requires(name) or []
@@ -95,7 +95,7 @@ def needs(name: str) -> list[str] | None:
 
 
 def install(entries: list[str]) -> None:
-    """With the image's pip, or uv where it has none; over its constraints, which are for others."""
+    """Install with the image's pip, else with uv. Ignores the image's own constraints file."""
     options = ["--no-deps", "--require-hashes", "--no-cache-dir", "--quiet"]
     command = [sys.executable, "-m", "pip", "install", "--root-user-action=ignore", *options]
     if importlib.util.find_spec("pip") is None:

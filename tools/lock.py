@@ -1,8 +1,8 @@
 """Write the lock files from pyproject.toml: `make lock` (needs uv).
 
 requirements.lock       every package but torch, with its hashes, for Python 3.11 and 3.12 on Linux
-requirements-cpu.lock   torch, CPU build, from the wheels in the folder that UV_FIND_LINKS names
-requirements-cuda.lock  torch, CUDA build, and the CUDA libraries that it alone needs
+requirements-cpu.lock   torch, CPU build, from the wheels in the folder UV_FIND_LINKS
+requirements-cuda.lock  torch, CUDA build, and the CUDA libraries that only torch needs
 """
 
 import hashlib
@@ -15,16 +15,16 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# torch's CUDA build and what it alone depends on; nvidia-ml-py and -modelopt are not of them.
+# torch's CUDA build and its own dependencies; nvidia-ml-py and nvidia-modelopt are not among them.
 CUDA_LIBRARIES = re.compile(
     r"^(torch=|cuda-|triton=|nvidia-(cublas|cuda-|cudnn|cufft|cufile|curand|cusolver|cusparse|nccl|nvjitlink|nvshmem|nvtx))"
 )
 
 
 def resolve() -> list[str]:
-    """Entries (`name==version ; marker --hash=…`) that uv resolves, one string an entry.
+    """Entries (`name==version ; marker --hash=…`) that uv resolves, one string per entry.
 
-    In a folder of its own, without UV_FIND_LINKS: uv.lock would name the index it read from.
+    Runs in a temporary folder without UV_FIND_LINKS, because uv.lock would name that index.
     """
     environment = {k: v for k, v in os.environ.items() if k != "UV_FIND_LINKS"}
     command = [

@@ -1,9 +1,8 @@
-"""Pictures for the documents, from real artifacts: summary.svg, the MLflow UI and the chat page.
+"""Take the documentation's screenshots of real artifacts: the summary, MLflow and the chat page.
 
     python tools/screenshots.py [artifacts] [docs/images]     # needs chromium in PATH
 
-The UI is opened on the store that the run left, the page on the engine that it built, each on a
-free port, and closed again.
+Starts MLflow on the run's store and the server with its engine, each on a free port.
 """
 
 import json
@@ -27,13 +26,13 @@ from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.serving.benchmark.server_process import running_server  # noqa: E402
+from pipeline.serving.server_process import running_server  # noqa: E402
 
 SUMMARY_WIDTH = 110  # characters
 WINDOW: ViewportSize = {"width": 1360, "height": 1100}
 DESKTOP: ViewportSize = {"width": 1100, "height": 760}
 PHONE: ViewportSize = {"width": 390, "height": 760}
-DRAWING_SECONDS = 8  # of an MLflow page, when it has loaded
+DRAWING_SECONDS = 8  # an MLflow page needs to draw its charts after it has loaded
 CLOSE_DIALOGS = "document.querySelector('[role=dialog] button')?.click()"
 QUESTIONS = (
     "What interest rates do personal loans have?",
@@ -45,7 +44,7 @@ def main(artifacts: Path, images: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     picture_of_summary(artifacts, images / "summary.svg")
     with sync_playwright() as playwright:
-        # Chromium's sandbox does not start for root, who works in containers.
+        # Chromium's sandbox does not start as root, the user in containers.
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
             args=["--no-sandbox"],
@@ -71,7 +70,7 @@ def pictures_of_mlflow(browser: Browser, artifacts: Path, images: Path) -> None:
 
 
 def pictures_of_chat(browser: Browser, artifacts: Path, images: Path) -> None:
-    """A conversation with the engine that the run built: a desktop, and a phone in the dark."""
+    """A conversation with the run's engine: on a desktop, and on a phone in dark mode."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with running_server(artifacts / "build", model="bank", log=log) as server:
@@ -90,7 +89,7 @@ def pictures_of_chat(browser: Browser, artifacts: Path, images: Path) -> None:
 
 
 def picture_of_comparison(browser: Browser, artifacts: Path, images: Path) -> None:
-    """The base model beside the adapter that the run trained."""
+    """The base model beside the run's LoRA adapter."""
     settings = ["engine.name=hf", "engine.lora_rank=64"]
     adapter = {"lora_name": "tuned", "lora_path": str(artifacts.absolute() / "merge/adapter")}
     with tempfile.TemporaryDirectory() as folder:
@@ -112,14 +111,14 @@ def picture_of_comparison(browser: Browser, artifacts: Path, images: Path) -> No
 
 
 def ask(page: Page, question: str, answers: int) -> None:
-    """Ask, and wait until there are so many whole answers."""
+    """Send a question, and wait until the page has this number of complete answers."""
     page.locator("#text").fill(question)
     page.locator("#send").click()
     page.locator(".answer[aria-busy=false]").nth(answers - 1).wait_for()
 
 
 def picture_of_summary(artifacts: Path, picture: Path) -> None:
-    """The summary as the terminal shows it, drawn by rich."""
+    """The summary as in the terminal, drawn by rich."""
     import io
 
     from rich.console import Console
@@ -134,7 +133,7 @@ def picture_of_summary(artifacts: Path, picture: Path) -> None:
 
 
 def pages(store: Path) -> dict[str, str]:
-    """Name → page of the UI: the newest pipeline run, its curves, the registered model."""
+    """Names and paths of the UI's pages: the newest pipeline run, its charts, the model."""
     with sqlite3.connect(store) as database:
         run, experiment = database.execute(
             "SELECT run_uuid, experiment_id FROM runs WHERE run_uuid NOT IN "
@@ -172,7 +171,8 @@ def mlflow_ui(store: Path) -> Iterator[str]:
         f"sqlite:///{store}",
     ]
     command += ["--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(command, start_new_session=True)
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         for _ in range(120):
             try:
@@ -182,7 +182,7 @@ def mlflow_ui(store: Path) -> Iterator[str]:
                 time.sleep(0.5)
         yield address
     finally:
-        os.killpg(server.pid, signal.SIGTERM)  # its workers too, which it would leave
+        os.killpg(server.pid, signal.SIGTERM)  # also ends its workers
         server.wait()
 
 

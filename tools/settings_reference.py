@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from pipeline.config.defaults import default_tree
 from pipeline.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,9 @@ python -m pipeline stage=finetune finetune.max_steps=50 finetune.learning_rate=1
 
 Choose an option of a group as `group=option`, for instance `quantize=int4_awq`. Settings on the
 command line come before those of the option. The defaults are in [conf/](../conf). Where options
-have different defaults, the table names them. `null` means that a setting is not set.
+have different defaults, the table names them. `demo` is the bundled model with `model=bundled`: it
+has rates, lengths and a gate of its own (conf/demo), which your own model does not inherit. `null`
+means that a setting is not set.
 
 `python -m pipeline stage=config …` prints the composed settings and runs nothing. An unknown key, a
 wrong type or a value out of bounds ends with [exit code 2](troubleshooting.md#2-configuration)
@@ -81,9 +84,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What conf/ says. chosen: the default option of each group; groups: all options of each."""
+    """What conf/ says.
+
+    chosen: the default option of each group. groups: all options of each. demo: what a command
+    without arguments runs with, where the bundled model has values of its own.
+    """
 
     values: Mapping[str, Any]
+    demo: Mapping[str, Any]
     chosen: Mapping[str, str]
     groups: Mapping[str, tuple[Option, ...]]
 
@@ -98,7 +106,7 @@ def read_defaults(folder: Path) -> Defaults:
         for place in sorted(folder.iterdir())
         if place.is_dir()
     }
-    return Defaults(root, chosen, groups)
+    return Defaults(root, default_tree(conf=folder), chosen, groups)
 
 
 def _option(file: Path) -> Option:
@@ -147,7 +155,10 @@ def _part(key: str, model: type[BaseModel], defaults: Defaults, *, several: bool
     first = defaults.chosen.get(key)
     ordered = sorted(options, key=lambda option: option.name != first)
     trees = {option.name: option.values for option in ordered}
-    settings = _settings(key, model, trees or {"": defaults.values.get(key, {})}, ())
+    trees = trees or {"": defaults.values.get(key, {})}
+    if first in trees or not options:
+        trees["demo"] = defaults.demo.get(key, {})
+    settings = _settings(key, model, trees, ())
     summary = " ".join((model.__doc__ or "").split())
     return Part(key, title, summary, options, tuple(settings))
 
@@ -307,7 +318,8 @@ def _default(setting: Setting) -> str:
     (_, default), *others = setting.defaults.items()
     names: dict[str, list[str]] = {}
     for option, value in others:
-        if value not in (default, f"`{option}`"):  # an option's own name says nothing
+        # An option's own name says nothing, and a reference is the same in the demo.
+        if value not in (default, f"`{option}`") and not ("${" in default and option == "demo"):
             names.setdefault(value, []).append(option)
     different = [f"{', '.join(options)}: {value}" for value, options in names.items()]
     return "; ".join([default, *different])

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Make .venv from the hashed lock files: `make setup`.
+# Create .venv from the hashed lock files: `make setup`.
 set -eu
 cd "$(dirname "$0")/.."
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || {
-    echo "setup: $PYTHON is not Python 3.11 or 3.12: give another, make PYTHON=python3.12" >&2
+    echo "setup: $PYTHON is not Python 3.11 or 3.12: give another, as in make PYTHON=python3.12" >&2
     exit 1
 }
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
@@ -17,7 +17,7 @@ if [ "$TORCH" = auto ]; then
 fi
 if [ "$TORCH" = cpu ] && ! $pip -r requirements-cpu.lock 2>/tmp/setup-torch.$$; then
     if [ -z "${auto:-}" ]; then cat /tmp/setup-torch.$$ >&2; exit 1; fi
-    echo "setup: no index has torch's CPU wheel for this Python; taking the CUDA build, which runs on CPUs too"
+    echo "setup: no index has torch's CPU wheel for this Python; installing the CUDA build, which also runs on CPUs"
     TORCH=cuda
 fi
 rm -f /tmp/setup-torch.$$
@@ -26,12 +26,13 @@ echo "setup: installing the locked packages (torch for $TORCH)"
 if [ "$TORCH" = cuda ]; then
     .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --require-hashes -r requirements-cuda.lock
 fi
-# Reading NeMo's and torch's sources takes half a minute; compiled once, every stage starts sooner.
-echo "setup: compiling what the stages import"
+# Compiling NeMo's and torch's sources takes half a minute. Done here, it delays no stage.
+echo "setup: compiling the modules that stages import"
 env -u PYTHONDONTWRITEBYTECODE .venv/bin/python - >/dev/null 2>&1 <<'PYTHON' || true
 import importlib
 for name in ("hydra", "pydantic", "dvc.cli", "nemo.collections.llm", "modelopt.torch.quantization",
-             "modelopt.torch.export", "mlflow", "peft", "fastapi", "uvicorn", "openai",
+             "modelopt.torch.export", "mlflow.store.tracking.sqlalchemy_store", "alembic.command",
+             "mlflow.store.model_registry.sqlalchemy_store", "peft", "fastapi", "uvicorn", "openai",
              "onnxruntime_genai.models.builder", "matplotlib.pyplot", "pytest"):
     try:
         importlib.import_module(name)

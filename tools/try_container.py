@@ -1,9 +1,9 @@
-"""Run images for real: what a test of the Dockerfile alone cannot tell.
+"""Test container images by running them: start, confinement, stop under load, refusals.
 
     python -m tools.try_container pipeline:cpu pipeline:serve-cpu \\
         --model artifacts/build --out bench/results/container.json
 
-Needs docker, or podman by ENGINE=podman. Every claim that fails ends it with exit code 1.
+Needs docker, or podman with ENGINE=podman. Ends with exit code 1 at the first check that fails.
 """
 
 import argparse
@@ -39,16 +39,16 @@ def engine(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ENGINE, *arguments], capture_output=True, text=True, check=False)
 
 
-def claim(holds: bool, what: str) -> None:
-    """Say what was found, and end where it is not what it should be."""
-    print(f"{'ok ' if holds else 'NOT'} {what}", file=sys.stderr)
-    if not holds:
+def check(passed: bool, what: str) -> None:
+    """Print the result of a check, and exit if it failed."""
+    print(f"{'ok    ' if passed else 'FAILED'} {what}", file=sys.stderr)
+    if not passed:
         sys.exit(1)
 
 
 @contextmanager
 def container(image: str, model: Path, *options: str) -> Iterator[float]:
-    """A server that has just been started, as monotonic time; gone when the block ends."""
+    """Start a server, and remove it when the block ends. Yields its start as monotonic time."""
     engine("rm", "-f", NAME)
     begin = time.monotonic()
     mounts = ["-v", f"{model.resolve()}:/model:ro", "-p", f"127.0.0.1:{PORT}:8000"]
@@ -69,7 +69,7 @@ def seconds_to_ready(begin: float) -> float:
                 return time.monotonic() - begin
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.05)
-    sys.exit(f"not ready in {READY_SECONDS} s: {engine('logs', NAME).stderr}")
+    sys.exit(f"not ready after {READY_SECONDS} s: {engine('logs', NAME).stderr}")
 
 
 def ask(content: str, max_tokens: int) -> dict[str, Any]:
@@ -77,12 +77,12 @@ def ask(content: str, max_tokens: int) -> dict[str, Any]:
         "model": "model",
         "messages": [{"role": "user", "content": content}],
         "max_tokens": max_tokens,
-        "temperature": 1.5,  # long answers: likely tokens would end them
+        "temperature": 1.5,  # makes long answers: likely tokens would end them
     }
 
 
 def try_starts(image: str, model: Path) -> list[float]:
-    """Seconds from `run` to a ready server, once for each start."""
+    """Seconds from `run` to a ready server, of several starts."""
     found = []
     for _ in range(STARTS):
         with container(image, model) as begin:
@@ -93,18 +93,18 @@ def try_starts(image: str, model: Path) -> list[float]:
 def try_confinement(image: str, model: Path) -> None:
     with container(image, model) as begin:
         seconds_to_ready(begin)
-        claim(engine("exec", NAME, "id", "-u").stdout.strip() == "1000", "runs as user 1000")
+        check(engine("exec", NAME, "id", "-u").stdout.strip() == "1000", "runs as user 1000")
         for place, may in (("/app/x", False), ("/model/x", False), ("/tmp/x", True)):
             wrote = engine("exec", NAME, "touch", place).returncode == 0
-            claim(wrote == may, f"{'can' if may else 'cannot'} write to {place}")
+            check(wrote == may, f"{'can' if may else 'cannot'} write to {place}")
         (answer,) = run_load(f"http://127.0.0.1:{PORT}/v1", [ask("Hello", 16)], 1).answers
-        claim(answer.tokens > 0, f"answers: {answer.text!r}")
+        check(answer.tokens > 0, f"answers: {answer.text!r}")
         health = engine("exec", NAME, "python3", "deploy/healthcheck.py")
-        claim(health.returncode == 0, "is healthy")
+        check(health.returncode == 0, "is healthy")
 
 
 def try_stop_under_load(image: str, model: Path) -> float:
-    """Stop it while it streams; every answer comes whole. Seconds that the stop took."""
+    """Stop it while it streams: every stream must complete. Returns seconds until it stopped."""
     with container(image, model) as begin:
         seconds_to_ready(begin)
         failures: list[str] = []
@@ -126,10 +126,10 @@ def try_stop_under_load(image: str, model: Path) -> float:
         engine("stop", "-t", "60", NAME)
         seconds = time.monotonic() - begin
         clients.join()
-        claim(not failures, f"cuts no answer when it stops {failures}")
-        claim(len(answered) == STREAMS and running > 0, f"had {running} answers in progress")
+        check(not failures, f"completes every request when it stops {failures}")
+        check(len(answered) == STREAMS and running > 0, f"had {running} requests in progress")
         code = engine("inspect", "-f", "{{.State.ExitCode}}", NAME).stdout.strip()
-        claim(code == "0", f"ends with exit code {code}")
+        check(code == "0", f"ends with exit code {code}")
         return round(seconds, 2)
 
 
@@ -142,18 +142,18 @@ def _running() -> int:
 
 def try_stop_at_start(image: str, model: Path) -> None:
     with container(image, model):
-        time.sleep(0.3)  # Python runs, the model is not open
+        time.sleep(0.3)  # Python runs, but the model is not loaded yet
         begin = time.monotonic()
         engine("stop", "-t", "30", NAME)
         code = engine("inspect", "-f", "{{.State.ExitCode}}", NAME).stdout.strip()
         quick = time.monotonic() - begin < 15
-        claim(code == "0" and quick, f"stopped while it starts: at once, exit code {code}")
+        check(code == "0" and quick, f"stops at once while it starts, with exit code {code}")
 
 
 def try_refusal(image: str) -> None:
     refused = engine("run", "--rm", *LOCKED_DOWN, "-e", "NIM_SERVER_PORT=80", image)
     last = refused.stderr.strip().splitlines()[-1]
-    claim(refused.returncode == 2 and "NIM_SERVER_PORT=80" in last, f"refuses: {last}")
+    check(refused.returncode == 2 and "NIM_SERVER_PORT=80" in last, f"refuses: {last}")
 
 
 def try_image(image: str, model: Path) -> dict[str, Any]:
@@ -177,8 +177,8 @@ def try_image(image: str, model: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.try_container", description=__doc__)
     parser.add_argument("images", nargs="+")
-    parser.add_argument("--model", type=Path, required=True, help="folder that stage=build made")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--model", type=Path, required=True, help="folder of stage=build")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     given = parser.parse_args()
     found = {
         "command": "python -m tools.try_container IMAGE ... --model artifacts/build",

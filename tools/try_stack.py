@@ -1,9 +1,9 @@
-"""Run deploy/compose.yaml for real: another model under load, and a dashboard with every figure.
+"""Test deploy/compose.yaml by running it: a model change under load, the dashboard, the alerts.
 
     python -m tools.try_stack artifacts/build /models/other --out bench/results/stack.json
 
-COMPOSE, ENGINE and SERVICES are serve.sh's; without Grafana's image SERVICES="mlflow prometheus".
-Every claim that fails ends it with exit code 1; what it started goes on running.
+COMPOSE, ENGINE and SERVICES are as in serve.sh; without Grafana, SERVICES="mlflow prometheus".
+Ends with exit code 1 at the first check that fails. The containers keep running.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from pipeline.core.paths import ROOT
-from tools.try_container import claim, engine
+from tools.try_container import check, engine
 
 DEPLOY = ROOT / "deploy"
 API = f"http://127.0.0.1:{os.environ.get('PORT', '8000')}/v1"
@@ -38,7 +38,7 @@ WINDOW = "1m"  # in place of Grafana's $__rate_interval
 
 
 class Load:
-    """Clients that ask one question after another, without trying any again."""
+    """Clients that send one question after another, without retries."""
 
     def __init__(self) -> None:
         self.ended: Counter[str] = Counter()
@@ -82,7 +82,7 @@ def serve(model: Path) -> float:
     """Seconds that serve.sh took."""
     begin = time.monotonic()
     done = subprocess.run(["sh", str(DEPLOY / "serve.sh"), str(model)], check=False)
-    claim(done.returncode == 0, f"serve.sh {model}")
+    check(done.returncode == 0, f"serve.sh {model}")
     return round(time.monotonic() - begin, 1)
 
 
@@ -92,7 +92,7 @@ def state(server: str) -> str:
 
 
 def try_upgrade(model: Path) -> dict[str, Any]:
-    """Serve another model while clients ask; no request is lost."""
+    """Serve another model while clients send requests: none may be lost."""
     before = {name: state(name) for name in ("server-a", "server-b")}
     live, idle = ("server-a", "server-b")
     if not before["server-a"].startswith("running"):
@@ -102,11 +102,11 @@ def try_upgrade(model: Path) -> dict[str, Any]:
     seconds = serve(model)
     time.sleep(5)
     load.finish()
-    claim(state(live) == "exited 0", f"{live} drained: {state(live)}")
-    claim(state(idle).startswith("running"), f"{idle} has taken over")
-    claim(str(model.resolve()) in engine("inspect", f"pipeline-{idle}").stdout, f"with {model}")
+    check(state(live) == "exited 0", f"{live} drained: {state(live)}")
+    check(state(idle).startswith("running"), f"{idle} serves")
+    check(str(model.resolve()) in engine("inspect", f"pipeline-{idle}").stdout, f"with {model}")
     lost = {end: n for end, n in load.ended.items() if end != "whole"}
-    claim(not lost, f"{load.ended['whole']} requests by {CLIENTS} clients, lost: {lost or 'none'}")
+    check(not lost, f"{load.ended['whole']} requests by {CLIENTS} clients, lost: {lost or 'none'}")
     return {
         "seconds": seconds,
         "requests": load.ended["whole"],
@@ -121,9 +121,9 @@ def get(url: str, **query: str) -> Any:
 
 
 def try_dashboard() -> dict[str, int]:
-    """Ask Prometheus every query of the dashboard; each gives figures. Series by panel."""
+    """Run every query of the dashboard: each must have data. Returns the series by panel."""
     load = Load()
-    for path in ("/completions", "/models/unknown"):  # two that are refused
+    for path in ("/completions", "/models/unknown"):  # two requests that are refused
         request = urllib.request.Request(f"{API}{path}", data=b"{}" if "comp" in path else None)
         try:
             urllib.request.urlopen(request, timeout=30)
@@ -139,36 +139,36 @@ def try_dashboard() -> dict[str, int]:
                 float(s["value"][1]) for s in get(f"{PROMETHEUS}/query", query=query)["result"]
             ]
             figures = [value for value in values if math.isfinite(value)]
-            claim(bool(figures), f"{panel['title']} {number}: {figures}")
+            check(bool(figures), f"{panel['title']} {number}: {figures}")
             found[f"{panel['title']} {number}"] = len(figures)
     load.finish()
     return found
 
 
 def try_alerts() -> int:
-    """Prometheus has read every rule and can evaluate it. How many there are."""
+    """Prometheus must have loaded every rule and evaluate it. Returns their number."""
     rules = [r for group in get(f"{PROMETHEUS}/rules")["groups"] for r in group["rules"]]
     declared = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
     names = [rule["alert"] for group in declared for rule in group["rules"]]
-    claim([rule["name"] for rule in rules] == names, f"alerts are loaded: {', '.join(names)}")
-    claim({rule["health"] for rule in rules} == {"ok"}, "alerts can be evaluated")
+    check([rule["name"] for rule in rules] == names, f"alerts are loaded: {', '.join(names)}")
+    check({rule["health"] for rule in rules} == {"ok"}, "alerts can be evaluated")
     return len(rules)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.try_stack", description=__doc__)
-    parser.add_argument("model", type=Path, help="folder that stage=build made")
-    parser.add_argument("other", type=Path, help="another, to be served in its place")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("model", type=Path, help="folder of stage=build")
+    parser.add_argument("other", type=Path, help="another folder, to be served in its place")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     given = parser.parse_args()
     first = serve(given.model)
     upgrade = try_upgrade(given.other)
     targets = get(f"{PROMETHEUS}/targets", state="active")["activeTargets"]
     up = [target["scrapeUrl"] for target in targets if target["health"] == "up"]
-    claim(len(up) == 1, f"Prometheus finds the server that runs: {up}")
+    check(len(up) == 1, f"Prometheus finds the running server: {up}")
     panels, alerts = try_dashboard(), try_alerts()
     with urllib.request.urlopen(MLFLOW, timeout=30) as answer:
-        claim(answer.status == 200, "MLflow answers")
+        check(answer.status == 200, "MLflow is reachable")
     found = {
         "command": "python -m tools.try_stack MODEL OTHER",
         "date": datetime.now(UTC).date().isoformat(),

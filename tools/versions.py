@@ -1,14 +1,14 @@
 """Record the version of each stage beside the digest of its code: `make versions`.
 
-The fingerprint of an artifact names the declared version of its stage, not its code: a comment
-must not train a model again. So somebody has to decide, whenever code changes, whether results do.
-CI compares pipeline/stages/versions.json with the code and fails until this tool has run:
+The fingerprint of an artifact has the declared version of its stage, not the digest of its code,
+because a new comment must not retrain a model. So whenever code changes, a person decides whether
+results change. CI compares pipeline/stages/versions.json with the code and fails until this runs:
 
     make versions                     the results are the same: record the new code
     make versions NEW="finetune ..."  they differ: raise the version of these stages or engines too
 
-A stage's code is its file and everything of the project that it imports, directly or through other
-modules. Left out is what cannot change a result: the command line, tracking, the planner, messages.
+A stage's code is its file and all modules of the project that it imports, directly or indirectly.
+Modules that cannot change a result are left out: the command line, tracking, the planner, messages.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pipeline.core.stage import Component, Stage, stage_module  # noqa: E402
 from pipeline.orchestration.graph import read_graph  # noqa: E402
 from pipeline.orchestration.stage_versions import RECORD, recorded  # noqa: E402
 
-# Rooms and modules that run, check or report a stage without deciding what it makes.
+# Rooms and modules that run, check or report a stage without affecting its result.
 NO_RESULT = (
     "pipeline.core", "pipeline.config", "pipeline.tracking", "pipeline.planner",
     "pipeline.deployment", "pipeline.orchestration", "pipeline.training.progress",
@@ -48,9 +48,9 @@ def stage_names() -> list[str]:
 
 
 def code_of(modules: Iterable[str], *, without: Iterable[str] = ()) -> list[Path]:
-    """Files that these modules consist of, imports inside functions included.
+    """The files of these modules and of their imports, including imports inside functions.
 
-    without: modules at which to stop, as they are recorded on their own.
+    without: modules to leave out, because they are recorded separately.
     """
     seen: set[Path] = set()
     for module in modules:
@@ -85,7 +85,7 @@ def _no_result(module: str) -> bool:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Of names and bytes: a comment counts, since only a person can tell what a change does."""
+    """Digest of names and bytes. Comments count: only a person can judge a change."""
     content = hashlib.sha256()
     for file in files:
         content.update(f"{file.relative_to(ROOT)}\n{len(file.read_bytes())}\n".encode())
@@ -94,7 +94,7 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def as_recorded() -> dict[str, dict[str, object]]:
-    """What versions.json has to hold for the code as it is."""
+    """The content of versions.json for the current code."""
     parts = components()
     own = {module for part in parts for module in part.modules}
     entries: dict[str, dict[str, object]] = {}
@@ -120,7 +120,7 @@ def as_recorded() -> dict[str, dict[str, object]]:
 
 
 def raise_version(name: str) -> None:
-    """Add one to the version that a stage's file, or an engine's record, declares."""
+    """Increase the version in a stage's file, or in an engine's record, by one."""
     if "/" in name:
         file, pattern = _declaring_file(name), rf'(name="{name}", version=)(\d+)'
     else:
@@ -128,25 +128,25 @@ def raise_version(name: str) -> None:
         pattern = r"(STAGE = Stage\(\s*version=)(\d+)"
     text, count = re.subn(pattern, lambda m: f"{m[1]}{int(m[2]) + 1}", file.read_text())
     if count != 1:
-        raise SystemExit(f"{file} does not declare the version of {name} as this tool expects")
+        raise SystemExit(f"{file} does not declare the version of {name} in the expected form")
     file.write_text(text)
 
 
 def _declaring_file(name: str) -> Path:
     files = [f for f in (ROOT / "pipeline").rglob("*.py") if f'name="{name}"' in f.read_text()]
     if len(files) != 1:
-        raise SystemExit(f"{name} is no component: choose from {', '.join(recorded())}")
+        raise SystemExit(f"{name} is not a stage or engine: choose from {', '.join(recorded())}")
     return files[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--new", nargs="*", default=[], help="stages whose results differ now")
+    parser.add_argument("--new", nargs="*", default=[], help="stages whose results change")
     names = parser.parse_args().new
     if names:
         for name in names:
             raise_version(name)
-        # Versions were read when this process imported the stages.
+        # This process has imported the stages with their old versions.
         import os
 
         os.execv(sys.executable, [sys.executable, __file__])

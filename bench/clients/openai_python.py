@@ -47,12 +47,12 @@ assert chosen.choices[0].message.content in ("yes", "no")
 
 
 def refusal(kind: type[openai.APIStatusError], **body: object) -> str:
-    """What OpenAI's client makes of the server's error."""
+    """The exception that OpenAI's client raises for the server's error."""
     try:
         client.chat.completions.create(**body)
     except kind as error:
         return error.body["message"]
-    raise AssertionError(f"answered instead of refused: {body}")
+    raise AssertionError(f"accepted, but should be refused: {body}")
 
 
 assert "gpt-5" in refusal(openai.NotFoundError, model="gpt-5", messages=ASKED)

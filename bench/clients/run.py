@@ -1,4 +1,4 @@
-"""Run other people's clients against a server with the demo's engine; see README.md.
+"""Run third-party clients against a server with the demo's engine; see README.md.
 
 python -m bench.clients.run [ENGINE_FOLDER]
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.core.hardware import inspect_machine
 from pipeline.core.paths import ROOT
-from pipeline.serving.benchmark.server_process import running_server
+from pipeline.serving.server_process import running_server
 
 HERE = Path(__file__).parent
 RESULTS = ROOT / "bench/results/clients.json"
@@ -33,7 +33,7 @@ def scripts(url: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def ask_script(command: list[str]) -> dict[str, Any]:
-    """A script's own last line, which says its version."""
+    """The last line of a script's output, which has the client's version."""
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
     return {"version": json.loads(done.stdout.splitlines()[-1])["version"]}
 

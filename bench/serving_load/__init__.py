@@ -1,1 +1,1 @@
-"""What the server withstands; `python -m bench.serving_load --help`."""
+"""Stress tests of the server; `python -m bench.serving_load --help`."""

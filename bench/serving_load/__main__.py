@@ -1,12 +1,12 @@
-"""What the server withstands: many connections for minutes, clients that hang up, a stop, a crash.
+"""Stress tests of the server: many connections, clients that disconnect, a shutdown, a crash.
 
     python -m bench.serving_load flood     # 200 connections for 5 minutes
-    python -m bench.serving_load hangups   # 1,000 clients that leave in the middle of an answer
+    python -m bench.serving_load hangups   # 1,000 clients that disconnect during a response
     python -m bench.serving_load drain     # SIGTERM while 50 streams are open
-    python -m bench.serving_load crash     # the engine's process killed under load
+    python -m bench.serving_load crash     # the engine's process is killed under load
 
-Each starts a server of its own on a free port, which shares the machine with this client, exits
-with 1 if its bar is missed, and writes bench/results/serving_<name>.json.
+Each starts its own server on a free port of this machine, exits with 1 if its requirement is not
+met, and writes bench/results/serving_<name>.json.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from bench.serving_load.crash import crash
 from bench.serving_load.drain import drain
 from bench.serving_load.flood import flood
 from bench.serving_load.hangups import hangups
-from pipeline.serving.benchmark.server_process import RunningServer, running_server
+from pipeline.serving.server_process import RunningServer, running_server
 
 Run = Callable[[RunningServer, argparse.Namespace], Coroutine[Any, Any, dict[str, Any]]]
 RUNS: dict[str, Run] = {run.__name__: run for run in (flood, hangups, drain, crash)}

@@ -1,4 +1,4 @@
-"""One streamed answer, and what the server says and shows of itself."""
+"""A client that streams one response, and reads the server's metrics, health and memory."""
 
 import json
 import random
@@ -17,10 +17,14 @@ QUESTIONS = [
 TIMEOUT_SECONDS = 300
 
 
-class Answer(NamedTuple):
-    """end: OpenAI's finish reason; `error event`, where the stream said why it broke off; `cut`,
-    where it did not; else the status of a refusal. first: seconds to the first text, if any came.
-    retry_after: seconds that a refusal asked for.
+class Response(NamedTuple):
+    """One response.
+
+    Attributes:
+        end: OpenAI's finish reason; `error event` if the stream ended with an error; `cut` if it
+            ended without; or the status of a refusal.
+        first: seconds to the first text; None without text.
+        retry_after: seconds in the refusal's Retry-After.
     """
 
     end: str
@@ -45,15 +49,15 @@ def body(**given: Any) -> dict[str, Any]:
 
 async def ask(
     http: aiohttp.ClientSession, url: str, *, begun: Callable[[], None] | None = None, **given: Any
-) -> Answer:
-    """One chat completion, read to its end.
+) -> Response:
+    """Stream one chat completion to its end.
 
     Args:
-        begun: called when its first event has come.
+        begun: called at its first event.
 
     Raises:
-        aiohttp.ClientError: the connection broke. KeyError, ValueError: an error or an event is
-            not in OpenAI's shape.
+        aiohttp.ClientError: the connection was lost.
+        KeyError, ValueError: an error or an event is not in OpenAI's format.
     """
     start = time.monotonic()
     end, first, tokens = "cut", None, 0
@@ -61,7 +65,7 @@ async def ask(
         if response.status != 200:
             assert json.loads(await response.read())["error"]["message"]
             wait = float(response.headers.get("Retry-After", 0))
-            return Answer(str(response.status), retry_after=wait)
+            return Response(str(response.status), retry_after=wait)
         reason = None
         async for line in response.content:
             if begun:
@@ -74,25 +78,25 @@ async def ask(
             event = json.loads(line[6:])
             if "error" in event:
                 assert event["error"]["message"]
-                return Answer("error event", first, tokens)
+                return Response("error event", first, tokens)
             if event["usage"]:
                 tokens = event["usage"]["completion_tokens"]
             for choice in event["choices"]:
                 reason = choice["finish_reason"] or reason
                 if choice["delta"].get("content") and first is None:
                     first = time.monotonic() - start
-    return Answer(end, first, tokens)
+    return Response(end, first, tokens)
 
 
 async def gauges(http: aiohttp.ClientSession, url: str) -> dict[str, float]:
-    """The server's metrics by name; of those with several labels, one."""
+    """The server's metrics by name, one value for each."""
     async with http.get(f"{url}/metrics") as response:
         lines = [s.rsplit(" ", 1) for s in (await response.text()).splitlines() if s[0] != "#"]
     return {name.partition("{")[0]: float(value) for name, value in lines}
 
 
 async def in_progress(http: aiohttp.ClientSession, url: str) -> float:
-    """Answers that run or wait."""
+    """Number of sequences that run or wait."""
     now = await gauges(http, url)
     return now["num_requests_running"] + now["num_requests_waiting"]
 
@@ -104,7 +108,7 @@ async def readiness(http: aiohttp.ClientSession, url: str) -> int:
 
 
 def memory_mib(pid: int) -> float:
-    """Resident memory of a process and those below it, such as its engine's."""
+    """Resident memory of a process and its children, such as the engine's process."""
     process = psutil.Process(pid)
     processes = [process, *process.children(recursive=True)]
     return round(sum(p.memory_info().rss for p in processes) / 2**20, 1)

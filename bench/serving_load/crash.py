@@ -1,4 +1,4 @@
-"""The engine's process killed under load."""
+"""The engine's process is killed under load."""
 
 import argparse
 import asyncio
@@ -10,16 +10,16 @@ import aiohttp
 import psutil
 
 from bench.serving_load.client import ask, readiness, session
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
-LOAD_SECONDS = 3.0  # before the kill, and after the server is ready again
+LOAD_SECONDS = 3.0  # seconds before the kill, and after the server is ready again
 MOST_DOWN_SECONDS = 60
 MAX_TOKENS = 64
 
 
 async def crash(server: RunningServer, given: argparse.Namespace) -> dict[str, Any]:
-    """Met if the server is not ready at once, every request that it had ends with an error in
-    OpenAI's shape, and it is ready again by itself and answers."""
+    """Passes if the server is not ready immediately, every request in progress ends with an error
+    in OpenAI's format, and the server recovers by itself and serves requests again."""
     phases: dict[str, Counter[str]] = {name: Counter() for name in ("before", "down", "after")}
     phase, over = "before", False
 
@@ -44,7 +44,7 @@ async def crash(server: RunningServer, given: argparse.Namespace) -> dict[str, A
             await asyncio.sleep(0)
         noticed = time.monotonic() - killed
         while await readiness(http, server.url) != 200:
-            assert time.monotonic() < killed + MOST_DOWN_SECONDS, "it does not come back"
+            assert time.monotonic() < killed + MOST_DOWN_SECONDS, "it does not recover"
             await asyncio.sleep(0.02)
         ready_again = time.monotonic() - killed
         phase = "after"
@@ -60,6 +60,7 @@ async def crash(server: RunningServer, given: argparse.Namespace) -> dict[str, A
         "met": set(phases["before"]) <= answers
         and phases["down"]["error event"] > 0
         and set(phases["down"]) <= answers | {"error event", "500", "503"}
-        and set(phases["after"]) <= answers | {"503"}  # refused before, told after
+        and set(phases["after"])
+        <= answers | {"503"}  # refused before the first byte, or ended with an error event
         and phases["after"]["stop"] + phases["after"]["length"] > 0,
     }

@@ -12,14 +12,14 @@ from typing import Any
 import aiohttp
 
 from bench.serving_load.client import ask, readiness, session
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
 MAX_TOKENS = 300
 PROBE_SECONDS = 0.05
 
 
 async def drain(server: RunningServer, given: argparse.Namespace) -> dict[str, Any]:
-    """Met if every stream ends by itself, the server says 503 until then, and it exits with 0."""
+    """Passes if every stream completes, the server returns 503 until then, and it exits with 0."""
     ends: Counter[str] = Counter()
     ready: Counter[str] = Counter()
     refused: Counter[str] = Counter()
@@ -52,7 +52,7 @@ async def drain(server: RunningServer, given: argparse.Namespace) -> dict[str, A
         await asyncio.gather(*streams)
         seconds = time.monotonic() - begin
         probing.cancel()
-    # WNOWAIT leaves the process to the one that started it.
+    # WNOWAIT leaves the process to its parent.
     ended = await asyncio.to_thread(os.waitid, os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
     assert ended
     return {

@@ -1,4 +1,4 @@
-"""Many connections, each of which asks again as soon as it is answered, for minutes."""
+"""Many connections for minutes, each of which sends requests without a pause."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from bench.serving_load.client import ask, in_progress, memory_mib, session
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
 MAX_TOKENS = 64
 SAMPLES = 60  # of the server's memory
@@ -19,7 +19,7 @@ MOST_GROWTH = 0.05  # of memory, from the first to the second half of the rest
 
 
 async def flood(server: RunningServer, given: argparse.Namespace) -> dict[str, Any]:
-    """Met if nothing but 429 was refused, nothing is left over, and memory stays flat."""
+    """Passes if all refusals are 429, no request is left at the end, and memory does not grow."""
     outcomes: Counter[str] = Counter()
     firsts: list[float] = []
     memory: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""Clients that close the connection in the middle of a long answer, many at once."""
+"""Many clients that close the connection during a long response."""
 
 import argparse
 import asyncio
@@ -9,22 +9,22 @@ from typing import Any
 import aiohttp
 
 from bench.serving_load.client import ask, body, gauges, session
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
 AT_ONCE = 64
 MAX_TOKENS = 300
 FREE_SECONDS = 30
-# The last is the engine's own word, which it gives twice a second.
+# The last is reported by the engine, twice a second.
 OF_SLOTS = "num_requests_running", "num_requests_waiting", "gpu_cache_usage_perc"
 
 
 async def hangups(server: RunningServer, given: argparse.Namespace) -> dict[str, Any]:
-    """Met if every slot is free afterwards, its cache empty, and all answer again at once."""
+    """Passes if afterwards every slot is free, its cache is empty, and all slots serve again."""
     gate = asyncio.Semaphore(AT_ONCE)
     statuses: Counter[str] = Counter()
 
     async def leave(number: int) -> None:
-        # A connection of its own for each, which is closed as a browser's tab closes one.
+        # Each has its own connection, which is closed as by a browser's tab.
         async with (
             gate,
             aiohttp.ClientSession() as http,

@@ -33,8 +33,8 @@ class EngineConfig(Section):
 
     @field_validator("arguments")
     @classmethod
-    def _reckoned_with(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Those that a profile is chosen by; the engine checks the others itself."""
+    def _check_reserved(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Check those that a profile is chosen by; the engine checks the others itself."""
         size, share = (
             arguments.get(name, 1) for name in ("tensor_parallel_size", "gpu_memory_utilization")
         )

@@ -67,3 +67,6 @@ class FinetuneConfig(Section):
     checkpoint_every: Positive = Field(
         description="Steps between the checkpoints from which a stopped run resumes"
     )
+    patches: Literal["all", "none"] = Field(
+        description="Replacements of library code (docs/patches.md); none keeps the required ones"
+    )

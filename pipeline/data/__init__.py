@@ -1,1 +1,1 @@
-"""Files of conversations to rows of a dataset."""
+"""From files of conversations to the rows of a dataset."""

@@ -1,6 +1,6 @@
-"""The dataset's files: one Parquet file a split, the same bytes for the same rows.
+"""The dataset's files: one Parquet file for each split, with the same bytes for the same rows.
 
-Knows nothing of tokenizers, nor of where rows come from.
+Knows nothing of tokenizers, or of where rows come from.
 """
 
 import json
@@ -42,10 +42,10 @@ _CODES = {pa.int32(): "i", pa.int8(): "b"}
 class Row:
     """One conversation.
 
-    messages: its turns (in the file a JSON string).
-    input_ids: token ids of all of it.
-    loss_mask: 1 for each token to train on, as long as input_ids.
-    source: "file:line" it was read from.
+    messages: its turns (a JSON string in the file).
+    input_ids: token ids of the whole conversation.
+    loss_mask: 1 for each token to train on; as long as input_ids.
+    source: the "file:line" that it was read from.
     prompt_ids, answer: in the test split, the ids of all before the last assistant turn, ending in
         the generation prompt, and the text of that turn; elsewhere None.
     """
@@ -59,7 +59,7 @@ class Row:
 
 
 def write_split(folder: Path, name: str, rows: Iterable[Row]) -> Path:
-    """Write one of SPLITS, and give the path of its file.
+    """Write one of SPLITS, and return the path of its file.
 
     Rows of the test split need prompt_ids and answer.
     """
@@ -74,17 +74,17 @@ def write_split(folder: Path, name: str, rows: Iterable[Row]) -> Path:
 
 
 def read_split(folder: Path, name: str) -> list[Row]:
-    """Rows of one of SPLITS, in the order they were written.
+    """Rows of one of SPLITS, in the order in which they were written.
 
     Raises:
-        DataError: the file is missing, is not such a file, or a row's ids and mask do not agree.
+        DataError: the file is missing or of another kind, or a row's ids and mask differ in length.
     """
     file = folder / f"{name}.parquet"
     if not file.is_file():
         raise DataError(f"{file} is missing: {_AGAIN}")
     schema = _TEST_SCHEMA if name == "test" else _SCHEMA
     try:
-        # pq.read_table would import pandas too.
+        # pq.read_table would also import pandas.
         with pq.ParquetFile(file) as parquet:
             table = parquet.read()
     except (pa.ArrowException, OSError) as error:
@@ -96,13 +96,14 @@ def read_split(folder: Path, name: str) -> list[Row]:
     for i, row in enumerate(rows):
         if len(row.input_ids) != len(row.loss_mask):
             raise DataError(
-                f"{file} row {i}: {len(row.input_ids)} ids, mask of {len(row.loss_mask)}: {_AGAIN}"
+                f"{file} row {i} has {len(row.input_ids)} ids and a mask of {len(row.loss_mask)}: "
+                + _AGAIN
             )
     return rows
 
 
 def _column(field: pa.Field, rows: Sequence[Row]) -> pa.Array:
-    """One field of the rows, put together from buffers: pa.array imports pandas, for seconds."""
+    """One field of the rows, built from buffers: pa.array imports pandas, which takes seconds."""
     values = [getattr(row, field.name) for row in rows]
     if field.name == "messages":
         values = [json.dumps(value, ensure_ascii=False) for value in values]

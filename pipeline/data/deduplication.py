@@ -1,10 +1,10 @@
-"""Rows that say the same: exact and near duplicates, test questions in training data, conflicts.
+"""Duplicates, exact and near; test questions in training data; and conflicting answers.
 
-Near pairs are looked for with MinHash over three-letter shingles of what the user says (Broder
-1997), in bands (Leskovec et al., Mining of Massive Datasets, chapter 3), and each candidate is then
-compared turn by turn, so the time grows with the rows, not with their square. Two texts of
-similarity 0.9 share a band in about 97 of 100 cases, of 0.97 practically always. A paraphrase is
-neither duplicate nor leak. Knows neither files nor tokens.
+MinHash over three-letter shingles of the user's turns (Broder 1997), in bands (Leskovec et al.,
+Mining of Massive Datasets, chapter 3), finds candidates for near duplicates. Each candidate is then
+compared turn by turn. So the time grows with the number of rows, not with its square. Two texts of
+similarity 0.9 share a band in about 97 of 100 cases, of 0.97 almost always. A paraphrase counts
+neither as a duplicate nor as a leak. Knows neither files nor tokens.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from rapidfuzz import fuzz, process
 from pipeline.models.chat.messages import Message
 
 BANDS, ROWS, SHINGLE = 24, 3, 3
-# Boilerplate fills a band's bucket with rows that are alike there only: look at so many of them.
+# Boilerplate fills a band's bucket with rows that are alike there only: most rows to compare.
 MAX_BUCKET = 64
 _EDGES = ".,;:!?…'\"`()[]{}«»“”‘’„–—"
 _RANDOM = random.Random(0)  # its bits are the same in every version of Python
@@ -34,14 +34,14 @@ _MIXERS = np.array([[_RANDOM.getrandbits(64) | 1 for _ in range(ROWS)]], np.uint
 
 
 def normalise(text: str) -> str:
-    """The text without case, white space, and punctuation about words."""
+    """The text in lower case, without punctuation around words, with single spaces."""
     words = unicodedata.normalize("NFKC", text).casefold().split()
     stripped = [word.strip(_EDGES) for word in words]
     return " ".join(word for word in stripped if word) or " ".join(words)
 
 
 def are_alike(one: str, other: str, threshold: float) -> bool:
-    """Whether two normalised texts hold the same numbers and are this similar.
+    """Whether two normalised texts have the same numbers and at least this similarity.
 
     Similarity is 1 - (letters to insert or delete) / (letters of both).
     """
@@ -54,7 +54,7 @@ def are_alike(one: str, other: str, threshold: float) -> bool:
 
 @dataclass(frozen=True)
 class Match:
-    """An earlier row that says the same; `exact` if it does so to the letter."""
+    """An earlier row that is a duplicate; `exact` if it is the same to the letter."""
 
     place: str
     exact: bool
@@ -62,15 +62,15 @@ class Match:
 
 @dataclass(frozen=True)
 class _Exchange:
-    """What is asked and answered at one point of a conversation, normalised."""
+    """A question of a conversation and its answer, normalised."""
 
-    context: tuple[str, ...]  # what the user said before
+    context: tuple[str, ...]  # the user's earlier turns
     question: str
     answer: str
 
 
 class Duplicates:
-    """Rows seen so far. A near duplicate has the same roles, and each turn is alike."""
+    """Rows added so far. A near duplicate has the same roles, and each of its turns is alike."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
@@ -79,14 +79,14 @@ class Duplicates:
         self._index = _NearIndex(threshold)
 
     def add(self, messages: Sequence[Message], place: str) -> Match | None:
-        """The earlier row that says the same as this one; None, and this one is kept in mind."""
+        """The earlier row that this one duplicates. Otherwise adds this one and returns None."""
         plain = [(m["role"], " ".join(m["content"].split())) for m in messages]
         key = hashlib.sha256(repr(plain).encode()).digest()
         if key in self._exact:
             return Match(self._exact[key], exact=True)
         self._exact[key] = place
         turns = [(role, normalise(content)) for role, content in plain]
-        # Alike in each turn, two rows are also alike in all that the user says.
+        # Two rows that are alike in each turn are also alike in the user's turns together.
         asked = "\n".join(content for role, content in turns if role == "user")
         for candidate in self._index.find(asked):
             earlier, other = self._rows[candidate]
@@ -101,10 +101,10 @@ class Duplicates:
 
 
 class Leaks:
-    """Test questions, to be found in training rows.
+    """Test questions, to be found again in training rows.
 
-    A training row leaks where a user turn is alike to a test row's last question and either the
-    turns before it are alike too, or the answer is ("yes, please" alone is no leak).
+    A training row leaks if a user turn is like a test row's last question, and either the turns
+    before it or the answer are alike too ("yes, please" alone is not a leak).
     """
 
     def __init__(self, threshold: float) -> None:
@@ -118,15 +118,15 @@ class Leaks:
         self._tests.append((place, last))
 
     def find(self, messages: Sequence[Message]) -> Match | None:
-        """The test row that this training row would give away."""
+        """The test row whose question this training row contains, or None."""
         for exchange in _exchanges(messages):
             for candidate in self._index.find(exchange.question):
                 place, test = self._tests[candidate]
-                if self._gives_away(exchange, test):
+                if self._leaks(exchange, test):
                     return Match(place, exact=exchange.question == test.question)
         return None
 
-    def _gives_away(self, exchange: _Exchange, test: _Exchange) -> bool:
+    def _leaks(self, exchange: _Exchange, test: _Exchange) -> bool:
         if not are_alike(exchange.question, test.question, self._threshold):
             return False
         before = exchange.context[len(exchange.context) - len(test.context) :]
@@ -140,7 +140,7 @@ class Leaks:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two rows that ask the same and answer differently."""
+    """Two rows with the same question and different answers."""
 
     question: str
     place: str
@@ -148,13 +148,13 @@ class Conflict:
 
 
 class Conflicts:
-    """Answers seen so far, by everything in front of them."""
+    """Answers added so far, by all turns before them."""
 
     def __init__(self) -> None:
         self._answers: dict[tuple[tuple[str, str], ...], tuple[str, str]] = {}
 
     def add(self, messages: Sequence[Message], place: str) -> Conflict | None:
-        """The earlier row that was answered differently, if there is one."""
+        """The conflict with an earlier row that has another answer, or None."""
         *before, (_, answer) = [(m["role"], normalise(m["content"])) for m in messages]
         first, earlier = self._answers.setdefault(tuple(before), (answer, place))
         return None if first == answer else Conflict(messages[-2]["content"], place, earlier)
@@ -170,7 +170,7 @@ def _exchanges(messages: Sequence[Message]) -> Iterator[_Exchange]:
 
 
 class _NearIndex:
-    """Normalised texts, to be found by similar ones."""
+    """An index of normalised texts that finds similar ones."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
@@ -184,7 +184,7 @@ class _NearIndex:
         self._texts.append(text)
 
     def find(self, text: str) -> list[int]:
-        """Numbers of similar texts, in the order of `add`; the most alike first."""
+        """Numbers of similar texts, counted in the order of `add`; the most similar first."""
         of_bands = zip(self._buckets, _bands(text), strict=True)
         shared = Counter(chain.from_iterable(buckets.get(band, ()) for buckets, band in of_bands))
         candidates = shared if len(shared) <= MAX_BUCKET else dict(shared.most_common(MAX_BUCKET))
@@ -194,12 +194,12 @@ class _NearIndex:
         return [number for _, _, number in sorted(found, key=lambda hit: (-hit[1], hit[2]))]
 
 
-@lru_cache(maxsize=64)  # a row's text is looked for among test questions and rows, and then kept
+@lru_cache(maxsize=64)  # a row's text is searched among test questions and rows, and then added
 def _bands(text: str) -> tuple[int, ...]:
-    """One number a band: equal for two texts with a chance of similarity ** ROWS."""
+    """One number for each band; equal for two texts with a probability of similarity ** ROWS."""
     letters = np.frombuffer(text.ljust(SHINGLE).encode("utf-32-le"), np.uint32).astype(np.uint64)
     count = len(letters) - SHINGLE + 1
-    # Letters are below 2 ** 21, so three fit into 64 bits.
+    # Code points are below 2 ** 21, so three fit into 64 bits.
     packed = letters[:count]
     for i in range(1, SHINGLE):
         packed = packed << np.uint64(21) | letters[i : i + count]

@@ -1,11 +1,11 @@
-"""Conversations from files, line by line: JSON lines of three kinds, and plain texts with headings.
+"""Reads conversations from files: JSON lines of three kinds, and plain texts with headings.
 
-    .jsonl .ndjson   one object a line: {"messages": […]} as OpenAI's, {"prompt", "completion"}, or
+    .jsonl .ndjson   one object per line: OpenAI's {"messages": […]}, {"prompt", "completion"}, or
                      NeMo's {"input", "output"}; the last two may have a "system"
     .txt .md         a title line, then sections: `## question`, and its answer in paragraphs
 
-Each row comes out as a Conversation or a Rejected; nothing in a file, whatever its bytes, ends the
-reading. Knows no tokenizer and no other row.
+Each row becomes a Conversation or a Rejected. No content of a file, whatever its bytes, stops the
+reader. Knows no tokenizer, and no row but the current one.
 """
 
 import json
@@ -28,7 +28,7 @@ _HEADING = re.compile(r"#{2,6}\s*(.*)")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row that can be rendered: a training row or a test question with its answer."""
+    """A row that can be rendered: a training row, or a test question with its answer."""
 
     file: str
     line: int
@@ -42,7 +42,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is not used, with a reason as in Unusable."""
+    """A row that is not used, with a reason and a detail as in Unusable."""
 
     file: str
     line: int
@@ -52,12 +52,12 @@ class Rejected:
 
 
 def find_files(folder: Path, patterns: tuple[str, ...], setting: str) -> list[Path]:
-    """Files below a folder that match the globs: each once, pattern by pattern, sorted within one.
+    """Files below a folder that match the globs: each once, in the order of patterns, then sorted.
 
-    A pattern that is the name of a file is that file, whatever brackets or stars are in it.
+    A pattern that is the name of a file means that file, even if it has brackets or stars in it.
 
     Raises:
-        ConfigError: a pattern is no glob below the folder.
+        ConfigError: a pattern is not a glob below the folder.
         DataError: a pattern matches no file, or a file of an unknown kind.
     """
     found: dict[Path, None] = {}
@@ -71,12 +71,14 @@ def find_files(folder: Path, patterns: tuple[str, ...], setting: str) -> list[Pa
                 f"{setting}: {pattern!r} must be a name or glob below {folder} ({error})"
             ) from error
         if not matches:
-            raise DataError(f"{setting}: nothing matches {pattern!r} in {folder}: correct either")
+            raise DataError(
+                f"{setting}: no file in {folder} matches {pattern!r}: correct either of them"
+            )
         for file in matches:
             if file.suffix.lower() not in JSON_LINES + TEXTS:
                 raise DataError(
-                    f"{file} ({setting}) is of an unknown kind: name it "
-                    f"{', '.join(JSON_LINES + TEXTS)} after what is in it"
+                    f"{file} ({setting}) is of an unknown kind: rename it to end in "
+                    f"{', '.join(JSON_LINES + TEXTS)}, according to its content"
                 )
             found[file] = None
     return list(found)
@@ -88,11 +90,11 @@ def read_file(
     """Every row of a file.
 
     Args:
-        name: what the rows say of the file.
-        advance: told the bytes read, as they are.
+        name: how the rows name the file.
+        advance: called with the number of bytes that were just read.
 
     Raises:
-        DataError: the file cannot be read at all.
+        DataError: the file cannot be read.
     """
     reader = _read_text if file.suffix.lower() in TEXTS else _read_json_lines
     try:
@@ -100,7 +102,7 @@ def read_file(
             yield from reader(name, _lines(stream, advance))
     except OSError as error:
         raise DataError(
-            f"{file} cannot be read ({error.strerror}): correct data.* or the file"
+            f"{file} cannot be read ({error.strerror}): correct the file or the data.* setting"
         ) from error
 
 
@@ -148,7 +150,7 @@ def _read_json_lines(file: str, lines: Iterator[_Line]) -> Iterator[Conversation
                 yield line.rejected(file, error.reason, error.detail)
 
 
-# What only rows with tools have, in OpenAI's format: of the row, of a turn.
+# Fields that only rows with tools have in OpenAI's format: of the row, and of a turn.
 TOOLS, CALLS = ("tools", "functions"), ("tool_calls", "function_call")
 
 
@@ -157,20 +159,20 @@ def _parse_json(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise Unusable("bad JSON", f"{error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number or a nesting past all bounds
+    except (ValueError, RecursionError) as error:  # a number too long, or nesting too deep
         raise Unusable("bad JSON", str(error)) from error
 
 
 def _messages_of(row: object) -> list[Message]:
     if not isinstance(row, dict):
         raise Unusable(
-            "bad JSON", "one object a line is needed (`jq -c '.[]'` turns an array into lines)"
+            "bad JSON", "each line must be one object (`jq -c '.[]'` turns an array into lines)"
         )
     turns = row["messages"] if isinstance(row.get("messages"), list) else []
     if any(row.get(key) for key in TOOLS) or any(
         turn.get(key) for turn in turns if isinstance(turn, dict) for key in CALLS
     ):
-        raise Unusable("tool calls", "only text is learned: leave the row out, or write it as text")
+        raise Unusable("tool calls", "training uses text only: remove the row, or write it as text")
     if "messages" in row:
         return parse_messages(row["messages"], answered=True)
     for question, answer in PAIRS:
@@ -185,13 +187,13 @@ def _messages_of(row: object) -> list[Message]:
 
 
 def _trim(value: object) -> object:
-    """These kinds put white space between question and answer, which here the template does."""
+    """The text without outer white space: in these kinds it separates; here the template does."""
     return value.strip() if isinstance(value, str) else value
 
 
 @dataclass
 class _Section:
-    """A heading and what follows it; no heading for text in front of the first one."""
+    """A heading and the text below it. heading: None for text before the first heading."""
 
     start: _Line
     heading: str | None
@@ -202,7 +204,9 @@ class _Section:
         if self.fault:
             return self.fault.rejected(file, str(self.fault.fault), self.fault.detail)
         if self.heading is None:
-            return self.start.rejected(file, "text outside a section", "no `## question` above it")
+            return self.start.rejected(
+                file, "text outside a section", "there is no `## question` above it"
+            )
         paragraphs = re.split(r"\n{2,}", "\n".join(self.body).strip())
         answer = "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
         turns = [

@@ -1,6 +1,6 @@
-"""Which rows become the dataset: each is kept in a split, or refused with a reason.
+"""Decides which rows become the dataset: each is kept in a split, or rejected with a reason.
 
-Knows nothing of files' formats, nor of how the dataset is written.
+Knows nothing of file formats, or of how the dataset is written.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from pipeline.models.chat.renderer import Chat
 
 @dataclass
 class Kept:
-    """A row in little memory. point: where in [0, 1) its content falls, which decides its split."""
+    """A row, stored compactly. point: a hash of its content in [0, 1), which decides its split."""
 
     split: str
     point: float
@@ -41,11 +41,11 @@ class Kept:
         )
 
 
-class Sorter:
-    """Decides about rows one at a time. Test rows come first: training rows are held against them.
+class RowFilter:
+    """Decides about rows one at a time. Test rows come first: training rows are compared with them.
 
-    kept, rejected: the rows, in the order they came.
-    conflicts: pairs of training rows with one question and two answers; both are kept.
+    kept, rejected: the rows, in the order in which they were added.
+    conflicts: pairs of training rows with the same question and different answers; both are kept.
     """
 
     def __init__(self, settings: PrepareConfig, seed: int, chat: Chat) -> None:
@@ -60,8 +60,8 @@ class Sorter:
         self._training = Duplicates(settings.near_duplicate_threshold)
         self._answers = Conflicts()
 
-    def take(self, row: Conversation | Rejected, *, is_test: bool) -> None:
-        """Decide about a row of a test file or a training file."""
+    def add(self, row: Conversation | Rejected, *, is_test: bool) -> None:
+        """Keep or reject a row of a test file or a training file."""
         if isinstance(row, Conversation):
             try:
                 self.kept.append(self._keep(row, is_test))
@@ -71,7 +71,7 @@ class Sorter:
         self.rejected.append(row)
 
     def finish(self) -> None:
-        """Give validation one row, where few rows and a small share left it without."""
+        """Move one training row to validation if that is empty, as it can be with few rows."""
         training = [row for row in self.kept if row.split == "train"]
         splits = {row.split for row in self.kept}
         if self._settings.validation_share and "validation" not in splits and len(training) > 1:
@@ -104,6 +104,6 @@ class Sorter:
         return Kept(split, point, row.file, row.place, row.messages, ids, mask, prompt)
 
     def _point(self, messages: Sequence[Message]) -> float:
-        """From seed and content alone, so that a row stays in its split when others come and go."""
+        """Depends on seed and content only: a row keeps its split when other rows come or go."""
         content = json.dumps([self._seed, messages], sort_keys=True).encode()
         return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48

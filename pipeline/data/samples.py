@@ -1,4 +1,4 @@
-"""Rendered conversations for people: what the model reads, and in colour what it is trained on."""
+"""Rendered conversations to look at: what the model reads, with the trained tokens in colour."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,15 +21,15 @@ _PAGE = """<!doctype html>
   rect {{ fill: #4a7fb5 }} text {{ font-size: 11px }}
 </style>
 <h1>Samples of the dataset</h1>
-<p>What the model reads, control tokens included. It is trained on what is <mark>marked</mark>.</p>
+<p>What the model reads, control tokens included. It is trained on the <mark>marked</mark> text.</p>
 {samples}
-<h2>Tokens a row</h2>
+<h2>Tokens per row</h2>
 {histogram}
 """
 
 
 def runs(chat: Chat, row: Row) -> Iterator[tuple[str, bool]]:
-    """The rendered text in pieces, each with whether it is trained on."""
+    """The rendered text in pieces, each with whether the model is trained on it."""
     pairs = zip(row.input_ids, row.loss_mask, strict=True)
     for trained, run in groupby(pairs, key=lambda pair: pair[1]):
         yield chat.decode([token for token, _ in run], control_tokens=True), bool(trained)
@@ -44,7 +44,7 @@ def panels(chat: Chat, rows: Sequence[Row]) -> "Iterator[RenderableType]":
         text = Text()
         for piece, trained in runs(chat, row):
             text.append(piece, style="black on green" if trained else "dim")
-        trained_tokens = f"{sum(row.loss_mask)} of {len(row.loss_mask)} tokens are trained on"
+        trained_tokens = f"trained on {sum(row.loss_mask)} of {len(row.loss_mask)} tokens"
         yield Panel(text, title=row.source, subtitle=trained_tokens, title_align="left")
 
 

@@ -1,8 +1,9 @@
-"""Served conversations that training has not seen, and the snapshots of them that it reads.
+"""New recorded conversations, and the snapshots of them that training reads.
 
-A server appends to what it records while a run would read it. So what is new is copied into a file
-that nothing changes afterwards, `<data.folder>/<data.recorded>/<UTC time>.jsonl`, from which the
-same dataset can be made again. A conversation is known by its messages, whatever file it is in.
+A server appends to its recordings while a run reads them. So new conversations are copied into a
+file that nothing changes afterwards, `<data.folder>/<data.recorded>/<UTC time>.jsonl`, from which
+the same dataset can be made again. Conversations with the same messages are the same conversation,
+whatever file they are in.
 """
 
 import hashlib
@@ -19,25 +20,28 @@ from pipeline.models.chat.messages import Unusable, parse_messages
 
 
 @dataclass(frozen=True)
-class Found:
-    """new: lines for a snapshot, each a conversation that is in none. known: how many are.
-    unusable: lines that no training row can be made of."""
+class Recorded:
+    """What is in a folder of recordings.
+
+    new: lines for a snapshot, each a conversation that is in no snapshot yet. known: number of
+    conversations that are in one. unusable: number of lines that cannot become a training row.
+    """
 
     new: list[str] = field(default_factory=list)
     known: int = 0
     unusable: int = 0
 
 
-def look(recordings: Path, snapshots: Path) -> Found:
-    """What is recorded below a folder, against the snapshots of before.
+def find_new(recordings: Path, snapshots: Path) -> Recorded:
+    """Compare the recordings in a folder with the earlier snapshots.
 
     Raises:
-        DataError: the folder is none, or cannot be read.
+        DataError: the folder does not exist or cannot be read.
     """
     if not recordings.is_dir():
         raise DataError(
-            f"retrain.recordings={recordings} is no folder: give the one that a server records "
-            "into, as with `stage=serve serve.record=FOLDER`"
+            f"retrain.recordings={recordings} is not a folder: name the one that a server records "
+            "into, as in `stage=serve serve.record=FOLDER`"
         )
     seen = {found[0] for line in _lines(snapshots) if (found := _conversation(line))}
     new, known, unusable = [], 0, 0
@@ -50,11 +54,11 @@ def look(recordings: Path, snapshots: Path) -> Found:
         else:
             seen.add(found[0])
             new.append(found[1])
-    return Found(new, known, unusable)
+    return Recorded(new, known, unusable)
 
 
-def take(new: list[str], snapshots: Path) -> Path:
-    """Write a snapshot, whole or not at all; its file.
+def write_snapshot(new: list[str], snapshots: Path) -> Path:
+    """Write a snapshot, whole or not at all. Returns its file.
 
     Raises:
         ResourceError: it cannot be written.
@@ -72,26 +76,28 @@ def take(new: list[str], snapshots: Path) -> Path:
         with suppress(OSError):
             temporary.unlink()
         raise ResourceError(
-            f"{snapshots} cannot be written ({error.strerror}): make room, or give a data.folder "
-            "that can be"
+            f"{snapshots} cannot be written ({error.strerror}): free disk space, or choose a "
+            "data.folder that is writable"
         ) from error
     return file
 
 
 def _lines(folder: Path) -> Iterator[bytes]:
-    """Every whole line of the folder's files; a server may be writing the last one."""
+    """Every complete line of the folder's files; a server may still be writing the last one."""
     for file in sorted(folder.glob("*.jsonl")):
         try:
             with file.open("rb") as stream:
                 yield from (line.rstrip() for line in stream if line.endswith(b"\n"))
         except OSError as error:
-            raise DataError(f"{file} cannot be read ({error.strerror}): mend or move it") from error
+            raise DataError(
+                f"{file} cannot be read ({error.strerror}): correct or remove it"
+            ) from error
 
 
 def _conversation(line: bytes) -> tuple[str, str] | None:
-    """A line's conversation: its digest and the line; None if none that could be trained on."""
+    """The digest of a line's conversation, and the line; None if nothing can train on it."""
     try:
-        text = line.decode("utf-8-sig")  # a mark in front, as editors leave it, is no part of it
+        text = line.decode("utf-8-sig")  # without the byte order mark that some editors write
         messages = parse_messages(json.loads(text)["messages"], answered=True)
     except (ValueError, TypeError, KeyError, RecursionError, Unusable):
         return None

@@ -12,11 +12,25 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.monkeypatch import replaced
+from pipeline.core.monkeypatch import Patch, replaced
 
 NOT_FINITE = (
     "the model's outputs are not finite: activations overflow in this format; calibrate on more "
     "rows (quantize.calibration.rows), in float32 (a CPU does), or choose int8_sq"
+)
+
+LARGEST_VALUES = Patch(
+    owner="modelopt.torch.quantization.calib:MaxCalibrator",
+    names=("collect",),
+    library="nvidia-modelopt",
+    version="0.37.0",
+    reason=(
+        "It waits for the GPU three times for each layer's weight and input, and searches the "
+        "weights again with every batch."
+    ),
+    digest="2e2df4988c332d41",
+    source=("modelopt.torch.quantization.calib.max:MaxCalibrator.collect",),
+    required="finetune.patches is about training; the values are the same to the bit",
 )
 
 
@@ -29,7 +43,6 @@ def quick_maxima() -> Iterator[None]:
     """
     import torch
     from modelopt.torch.quantization import utils
-    from modelopt.torch.quantization.calib import MaxCalibrator
 
     largest: dict[Any, torch.Tensor] = {}
 
@@ -42,7 +55,7 @@ def quick_maxima() -> Iterator[None]:
             found = torch.maximum(self._calib_amax, found)  # torch.maximum keeps NaN
         self._calib_amax = largest[self] = found
 
-    with replaced([(MaxCalibrator, "collect", collect)]):
+    with replaced(LARGEST_VALUES.by(collect=collect)):
         yield
     finite = [value.isfinite().all() for value in largest.values()]
     if finite and not torch.stack(finite).all():

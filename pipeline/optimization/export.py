@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.monkeypatch import Patch, replaced
 from pipeline.models.architecture import read_shape
 from pipeline.models.families import FAMILIES
 from pipeline.models.files import TOKENIZER_FILES
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 
 # What stays float32 in a unified checkpoint; every other plain tensor is in the source's type.
 _SCALES = ("weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale")
+NVFP4_PACKING = Patch(
+    owner="modelopt.torch.quantization.qtensor.nvfp4_tensor",
+    names=("fp4_compatible",),
+    library="nvidia-modelopt",
+    version="0.37.0",
+    reason="It asks for a GPU's FP4 instructions, for a kernel that exporting does not use.",
+    digest="2796d656e9611cc0",
+    reads=("modelopt.torch.quantization.qtensor.nvfp4_tensor:NVFP4QTensor.quantize",),
+    required="it raises where there is no GPU",
+)
 
 
 def write_qnemo(
@@ -194,11 +205,5 @@ def _packing_anywhere() -> Iterator[None]:
     It first checks whether the GPU has FP4 instructions, for a kernel of TensorRT-LLM that export
     never uses, and the check fails where there is no GPU.
     """
-    from modelopt.torch.quantization.qtensor import nvfp4_tensor
-
-    original = nvfp4_tensor.fp4_compatible
-    nvfp4_tensor.fp4_compatible = lambda: False
-    try:
+    with replaced(NVFP4_PACKING.by(fp4_compatible=lambda: False)):
         yield
-    finally:
-        nvfp4_tensor.fp4_compatible = original

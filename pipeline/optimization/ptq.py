@@ -26,6 +26,7 @@ from typing import Any
 
 from pipeline.core.errors import ArtifactError, MissingRuntime
 from pipeline.core.import_blocking import absent
+from pipeline.core.monkeypatch import Patch, install
 from pipeline.models.files import WEIGHTS_INDEX, link_weights, weight_files
 from pipeline.optimization.calibration import quick_maxima
 from pipeline.optimization.formats import FORMATS
@@ -40,6 +41,18 @@ _UNUSED_BY_MODELOPT = ("megatron", "nemo", "diffusers", "trl", "vllm")
 _UNUSED_BY_TRANSFORMERS = ("sklearn", "datasets", "peft", "boto3")
 
 Batches = Sequence[Sequence[Sequence[int]]]
+FP8_ROUNDING = Patch(
+    owner="modelopt.torch.quantization.tensor_quant",
+    names=("get_cuda_ext_fp8", "fp8_eager"),
+    library="nvidia-modelopt",
+    version="0.37.0",
+    reason=(
+        "It compiles a CUDA kernel on each machine, which takes longer than calibrating 8 B. torch "
+        "operations round to the same bits, on a CPU too."
+    ),
+    digest="5d4efd45b0387c73",
+    required="finetune.patches is about training; the values are the same to the bit",
+)
 
 
 def compute_dtype(folder: Path) -> str:
@@ -230,13 +243,11 @@ def modelopt() -> Any:
             "ModelOpt found no transformers that it knows, so it cannot save quantized models: "
             "install the locked versions (requirements.lock)"
         )
-    from modelopt.torch.quantization import tensor_quant
-
     from pipeline.optimization.fp8_simulation import round_to_fp8
 
-    # Its CUDA kernel would be compiled on each machine, which takes longer than calibrating 8 B.
-    tensor_quant.get_cuda_ext_fp8 = lambda raise_if_failed=False: None
-    tensor_quant.fp8_eager = round_to_fp8
+    install(
+        FP8_ROUNDING.by(get_cuda_ext_fp8=lambda raise_if_failed=False: None, fp8_eager=round_to_fp8)
+    )
     return modelopt.torch
 
 

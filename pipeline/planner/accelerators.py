@@ -1,6 +1,6 @@
-"""GPUs as data: sizes, speeds and where the figures come from; and what a CPU counts as.
+"""GPUs as data: sizes, speeds and the sources of the figures; and the CPU of this machine.
 
-Rates are of dense matrix products. A link's rate is in one direction, half of what data sheets say.
+Rates are of dense matrix products. A link's rate is in one direction, half of the data sheet's.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from pipeline.core.hardware import GIB, Gpu, Machine
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What a training process computes on.
+    """The device of a training process.
 
     memory: bytes that CUDA shows. bf16, fp8: FLOP/s of the data sheet; fp8 None where there is
     none, bf16 None where the card is not known. link: bytes/s to another GPU of the same node.
@@ -29,7 +29,7 @@ NVLINK3, NVLINK4, NVLINK5, PCIE4 = 300e9, 450e9, 900e9, 32e9
 # Between nodes, a GPU: one 400 Gb/s adapter each, as in NVIDIA's DGX H100 and H200 reference
 # architecture. An assumption: it is the cluster's, not the card's.
 NETWORK = 50e9
-# What collectives reach of a link. NCCL's tests show 75 to 85 % on NVLink and InfiniBand.
+# Share of a link's rate that collectives reach: 75 to 85 % on NVLink in NCCL's tests.
 LINK_SHARE = 0.8
 
 KNOWN = {

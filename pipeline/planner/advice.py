@@ -1,4 +1,4 @@
-"""Which setting would make a run fit: single changes first, the cheapest in speed before others."""
+"""Which settings would make a run fit: single changes first, and those that cost least speed."""
 
 from collections.abc import Iterator
 
@@ -14,12 +14,12 @@ def fits(work: Workload, memory: float) -> bool:
 
 
 def what_fits(work: Workload, memory: float, *, most: int = 2) -> list[str]:
-    """Settings, each of which makes the run fit into `memory` bytes a process, with what it takes.
+    """Changes, each of which makes the run fit into `memory` bytes a process, with its memory.
 
     >>> what_fits(work, 80 * GIB)
     ['finetune.micro_batch_size=2 (51.8 GiB)']
 
-    Empty where none that the planner knows does.
+    Empty if no change that the planner knows is enough.
     """
     found = []
     for settings, changed in _changes(work):
@@ -37,23 +37,23 @@ def _changes(work: Workload) -> Iterator[tuple[str, Workload]]:
         yield f"{SECTION}.precision=bf16", work.but(precision="bf16")
     yield from _spread(work)
     smallest = work.but(micro_batch_size=1)
-    if work.method == "sft":
+    if work.settings.method == "sft":
         yield f"{SECTION}=lora", work.but(method="lora")
         yield f"{SECTION}=lora {SECTION}.micro_batch_size=1", smallest.but(method="lora")
-    if not work.pack_length:
+    if not work.settings.pack_length:
         for settings, changed in _spread(smallest):
             yield f"{SECTION}.micro_batch_size=1 {settings}", changed
 
 
 def _smaller_batches(work: Workload) -> Iterator[tuple[str, Workload]]:
-    if work.pack_length:
-        length = work.pack_length // 2
+    if work.settings.pack_length:
+        length = work.settings.pack_length // 2
         while length >= work.rows.longest:
             yield f"{SECTION}.pack_length={length}", work.but(pack_length=length)
             length //= 2
         return
-    share = work.global_batch_size // work.data
-    for size in range(work.micro_batch_size - 1, 0, -1):
+    share = work.settings.global_batch_size // work.data
+    for size in range(work.settings.micro_batch_size - 1, 0, -1):
         if share % size == 0:
             yield f"{SECTION}.micro_batch_size={size}", work.but(micro_batch_size=size)
 
@@ -62,23 +62,23 @@ def _spread(work: Workload) -> Iterator[tuple[str, Workload]]:
     """More tensor parallel on the same GPUs, then on more of them; then pipeline parallel."""
     shape, name = work.shape, f"{SECTION}.parallel"
     wholes = (shape.heads, shape.kv_heads, shape.vocab)
-    sizes = [n for n in (2, 4, 8) if n > work.tensor and not any(w % n for w in wholes)]
+    sizes = [n for n in (2, 4, 8) if n > work.parallel.tensor and not any(w % n for w in wholes)]
     for size in sizes:
-        changed = work.but(tensor=size)
-        ranks = size * work.pipeline * work.context
-        if work.processes % ranks == 0 and _divides(changed):
+        changed = work.but(parallel={"tensor": size})
+        ranks = size * work.parallel.pipeline * work.parallel.context
+        if work.parallel.processes % ranks == 0 and _divides(changed):
             yield f"{name}.tensor={size}", changed
     for size in sizes:
-        processes = work.processes * size // work.tensor
-        changed = work.but(tensor=size, processes=processes)
+        processes = work.parallel.processes * size // work.parallel.tensor
+        changed = work.but(parallel={"tensor": size, "processes": processes})
         yield f"{name}.tensor={size} {name}.processes={processes}", changed
     for size in (2, 4, 8, 16):
-        if size > work.pipeline and shape.layers % size == 0:
-            processes = work.processes * size // work.pipeline
-            changed = work.but(pipeline=size, processes=processes)
+        if size > work.parallel.pipeline and shape.layers % size == 0:
+            processes = work.parallel.processes * size // work.parallel.pipeline
+            changed = work.but(parallel={"pipeline": size, "processes": processes})
             yield f"{name}.pipeline={size} {name}.processes={processes}", changed
 
 
 def _divides(work: Workload) -> bool:
-    rows = 1 if work.pack_length else work.micro_batch_size
-    return work.global_batch_size % (rows * work.data) == 0
+    rows = 1 if work.settings.pack_length else work.settings.micro_batch_size
+    return work.settings.global_batch_size % (rows * work.data) == 0

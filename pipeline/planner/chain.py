@@ -1,8 +1,8 @@
-"""What each stage of the chain leaves on the disk, holds in memory and takes in time.
+"""What each stage takes: disk, memory and time.
 
-Bytes a weight follow from the formats. Seconds are those of one process a stage on one H200's host
-with 8 B parameters (bench/results/gpu_hops.json), in proportion to the model's bytes beyond the
-start; on a CPU only training is predicted.
+Bytes per weight follow from the formats. Seconds are those of one process per stage on one H200's
+host with 8 B parameters (bench/results/gpu_hops.json). Beyond the start they grow with the model's
+bytes. On a CPU only training is predicted.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from pipeline.planner.workload import Workload, linear_parameters, trained_param
 ONNX = {"auto": 4.0, "fp32": 4.0, "int8": 1.5, "int4": 1.2}
 SMALL = 0.5e6  # tokenizers, reports, plots
 
-# Bytes a parameter that a stage holds at once, at most. On a GPU import opens what it wrote in
-# float32, maybe before Python has given back the model that it wrote, and merge compares two models
-# in float32; the others load bfloat16. On a CPU all is float32.
+# Bytes per parameter that a stage holds at once, at most. On a GPU import opens what it wrote in
+# float32, maybe before Python has freed the model that it wrote, and merge compares two models in
+# float32. The other stages load bfloat16. On a CPU everything is float32.
 HELD_ON_GPU = {"import": 6, "merge": 8, "quantize": 2, "evaluate": 2, "export": 2}
 HELD_ON_CPU = {"import": 8, "merge": 8, "quantize": 4, "evaluate": 4, "export": 4}
-USABLE = 0.92  # of a GPU, beside CUDA's context and what a forward pass takes
+USABLE = 0.92  # share of a GPU; the rest is CUDA's context and the forward pass
 # Seconds on one H200's host: until a stage's work begins, and in proportion to 16.06 GB.
 START = {"import": 18.0, "merge": 16.0, "quantize": 9.0, "export": 10.0}
 WORK = {"import": 33.0, "merge": 25.0, "quantize": 27.0, "export": 27.0}
@@ -32,9 +32,9 @@ MEASURED_BYTES = 16.06e9
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: bytes of its artifact, where it computes, bytes held there, seconds if known.
+    """One stage. disk: bytes of its artifact. held: bytes of memory. seconds: None if not known.
 
-    on_gpu: one GPU holds it; otherwise it takes the host's memory.
+    on_gpu: whether one GPU holds it; otherwise it takes the host's memory.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Stage:
 
 
 def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
-    """The stages from import to build, finetune without its memory and time, which have their own.
+    """The stages from import to build; memory and time of finetune are in the plan itself.
 
-    Every stage but finetune computes on one GPU, or on the CPU where a GPU is too small.
-    `engine=auto` counts as what this plan's device would take.
+    Every stage but finetune computes on one GPU, or on the CPU if a GPU is too small.
+    `engine=auto` counts as the engine that this plan's device would take.
     """
     shape = work.shape
-    written = 2 if work.gpu else 4  # bytes a weight of a checkpoint (adapters.nemo)
+    written = 2 if work.gpu else 4  # bytes per weight of a checkpoint (training/nemo/models.py)
     weights = written * shape.parameters
     tuned = weights if config.finetune.method == "sft" else written * trained_parameters(work)
     merged = (4 if config.model.dtype == "float32" else 2) * shape.parameters
@@ -93,7 +93,7 @@ def _seconds(name: str, work: Workload, on_gpu: bool) -> float | None:
 
 
 def packed(shape: Shape, format: str) -> float:
-    """Bytes of an exported checkpoint: embedding, output layer and norms stay in 16 bits."""
+    """Bytes of an exported checkpoint. Embedding, output layer and norms stay in 16 bits."""
     linear = linear_parameters(shape)
     return FORMATS[format].bytes_per_weight * linear + 2 * (shape.parameters - linear)
 
@@ -109,12 +109,12 @@ def engine(config: Config, work: Workload) -> float:
 
 
 def checkpoint_bytes(work: Workload) -> float:
-    """A checkpoint to go on from: trained weights and the optimizer's three or two numbers."""
+    """Bytes of a checkpoint to resume from: trained weights and the optimizer's state."""
     trained = trained_parameters(work)
     return trained * (2 + 12) if work.gpu else trained * (4 + 8)
 
 
 def most_at_once(chain: list[Stage], work: Workload) -> float:
-    """Bytes of every artifact and, while it trains, of two checkpoints: a new one is whole before
-    the old one goes."""
+    """Bytes of every artifact and, during training, of two checkpoints: the old one is removed
+    when the new one is complete."""
     return sum(stage.disk for stage in chain) + 2 * checkpoint_bytes(work)

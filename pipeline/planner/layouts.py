@@ -1,4 +1,4 @@
-"""The layout that trains quickest among those that fit: tensor, pipeline and context sizes."""
+"""The fastest layout among those that fit: tensor-, pipeline- and context-parallel sizes."""
 
 from collections.abc import Iterator
 
@@ -10,26 +10,27 @@ from pipeline.planner.workload import Workload
 
 def possible(work: Workload) -> Iterator[Workload]:
     """Every layout of the same GPUs that the model's sizes and the batch allow."""
-    shape = work.shape
-    divisors = [n for n in range(1, work.processes + 1) if work.processes % n == 0]
+    shape, processes = work.shape, work.parallel.processes
+    divisors = [n for n in range(1, processes + 1) if processes % n == 0]
     for tensor in divisors:
         if any(whole % tensor for whole in (shape.heads, shape.kv_heads, shape.vocab)):
             continue
         for pipeline in divisors:
-            for context in [1] if work.pack_length else divisors:
+            for context in [1] if work.settings.pack_length else divisors:
                 ranks = tensor * pipeline * context
-                changed = work.but(tensor=tensor, pipeline=pipeline, context=context)
-                rows = 1 if work.pack_length else work.micro_batch_size
+                sizes = {"tensor": tensor, "pipeline": pipeline, "context": context}
+                changed = work.but(parallel=sizes)
+                rows = 1 if work.settings.pack_length else work.settings.micro_batch_size
                 if (
-                    work.processes % ranks == 0
+                    processes % ranks == 0
                     and shape.layers % pipeline == 0
-                    and work.global_batch_size % (rows * changed.data) == 0
+                    and work.settings.global_batch_size % (rows * changed.data) == 0
                 ):
                     yield changed
 
 
 def quickest(work: Workload, on: Accelerator, *, node: int) -> tuple[Workload, float] | None:
-    """The quickest layout that fits, and its seconds a step; None if none fits."""
+    """The fastest layout that fits, and its seconds per step; None if none fits."""
     found: tuple[Workload, float] | None = None
     for layout in possible(work):
         step = speed.step(layout, on, node=node)

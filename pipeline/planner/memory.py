@@ -1,14 +1,14 @@
-"""Memory of one training process at its peak, piece by piece, from shapes alone.
+"""Peak memory of one training process, piece by piece, from the model's shape alone.
 
 The peak is the moment when the last micro-batch's loss is computed: every layer's activations are
 kept for the backward pass and the logits stand beside them. Sources: Korthikanti et al. 2022
 (arXiv:2205.05198) for what a transformer layer keeps and how tensor, sequence and pipeline parallel
-divide it; Megatron-Core's user guide (distributed optimizer) for bytes a parameter; what this
-code's layers keep was counted from Transformer Engine 2.9 and NeMo 2.7 and holds within 2 % against
-the figures in bench/results (H200; peak of allocated tensors), which tests/unit/planner compares.
+divide it; Megatron-Core's user guide (distributed optimizer) for bytes per parameter. What this
+code's layers keep was counted from Transformer Engine 2.9 and NeMo 2.7. It is within 2 % of the
+figures in bench/results (H200; peak of allocated tensors), with which tests/unit/planner compares.
 
-What is assumed and not measured: adapter dropout, and every size of tensor, pipeline, context and
-data parallel over 2.
+Assumed and not measured: LoRA dropout, and every size of tensor, pipeline, context and data
+parallel over 2.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from pipeline.planner.workload import (
 
 # cuBLAS's and cuDNN's workspaces, rotary tables, a batch of token ids.
 WORKSPACE = 0.1 * GIB
-# CUDA's context, kernels, and what the allocator cannot use between blocks; NCCL's buffers where
-# several ranks talk. An allowance, outside of what a process's own count of its tensors shows.
+# CUDA's context, kernels, and the allocator's fragments; NCCL's buffers if there are several ranks.
+# An allowance: PyTorch's own count of its tensors does not show them.
 CONTEXT, COMMUNICATION = 1.5 * GIB, 2.0 * GIB
 # A Python process with NeMo imported, on a CPU (measured with the demo).
 CPU_PROCESS = 0.7 * GIB
@@ -45,7 +45,7 @@ class Memory:
 
     @property
     def tensors(self) -> float:
-        """What PyTorch counts as allocated: everything but the overhead."""
+        """What PyTorch reports as allocated: everything but the overhead."""
         return self.total - self.overhead
 
     @property
@@ -60,33 +60,34 @@ def peak(work: Workload) -> Memory:
     micro-batches (Narayanan et al. 2021, arXiv:2104.04473): the first rank has most activations,
     the last one the logits.
     """
-    stages = {0, work.pipeline - 1}
+    stages = {0, work.parallel.pipeline - 1}
     return max((_of_stage(work, stage) for stage in stages), key=lambda memory: memory.total)
 
 
 def _of_stage(work: Workload, stage: int) -> Memory:
     shape, element = work.shape, 2 if work.gpu else 4
-    first, last = stage == 0, stage == work.pipeline - 1
-    tokens = work.micro_tokens / work.context
-    in_flight = min(work.pipeline - stage, work.microbatches)
-    table = shape.vocab * shape.hidden / work.tensor
-    linear = linear_parameters(shape) / (work.tensor * work.pipeline)
-    norms = 2 * shape.hidden * shape.layers / work.pipeline
+    settings, parallel = work.settings, work.parallel
+    first, last = stage == 0, stage == parallel.pipeline - 1
+    tokens = work.micro_tokens / parallel.context
+    in_flight = min(parallel.pipeline - stage, work.microbatches)
+    table = shape.vocab * shape.hidden / parallel.tensor
+    linear = linear_parameters(shape) / (parallel.tensor * parallel.pipeline)
+    norms = 2 * shape.hidden * shape.layers / parallel.pipeline
     ends = table * (first + (last and not (shape.tied and first)))
     weights = linear + norms + ends
     trained = weights
-    if work.method != "sft":
-        trained = trained_parameters(work) / (work.tensor * work.pipeline)
+    if settings.method != "sft":
+        trained = trained_parameters(work) / (parallel.tensor * parallel.pipeline)
     gradient, optimizer = bytes_a_trained_parameter(work)
-    adapters = 0.0 if work.method == "sft" else trained
-    layers = shape.layers / work.pipeline
+    adapters = 0.0 if settings.method == "sft" else trained
+    layers = shape.layers / parallel.pipeline
     # Of the loss: the logits, in whose place Transformer Engine writes their gradient; where the
     # output layer is trained its gradient stands beside it. Without Transformer Engine the
     # cross-entropy works on a copy, and the gradient is a third.
-    logits = last * tokens * shape.vocab / work.tensor * element * (1 if work.gpu else 3)
-    if last and work.method == "sft" and work.gpu:
+    logits = last * tokens * shape.vocab / parallel.tensor * element * (1 if work.gpu else 3)
+    if last and settings.method == "sft" and work.gpu:
         logits += table * element
-    ranks = work.processes > 1
+    ranks = parallel.processes > 1
     return Memory(
         weights=element * (weights + adapters),
         # Beside the weights Transformer Engine keeps an 8-bit copy and its transpose.
@@ -109,10 +110,10 @@ def bytes_a_trained_parameter(work: Workload) -> tuple[float, float]:
     distributed optimizer). Of adapters it keeps whole float32 weights, and takes a float32 copy of
     their bfloat16 gradients.
     """
-    shards = work.data * work.context
+    shards = work.data * work.parallel.context
     if not work.gpu:
         return 4, 8
-    return (4, 10 / shards) if work.method == "sft" else (2, 16 / shards)
+    return (4, 10 / shards) if work.settings.method == "sft" else (2, 16 / shards)
 
 
 def layer_bytes(work: Workload) -> float:
@@ -123,30 +124,30 @@ def layer_bytes(work: Workload) -> float:
     its two halves and their product. Flash attention keeps no scores (Dao 2022,
     arXiv:2205.14135); without dropout there are no masks. An adapter reads what its layer reads.
     """
-    shape = work.shape
+    shape, settings, tensor = work.shape, work.settings, work.parallel.tensor
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     residual, normed = 2 * h, 2 * h
     inner = (q + 2 * kv) + q + 2 * shape.ffn + shape.ffn
-    adapter = work.method != "sft"
+    adapter = settings.method != "sft"
     if not work.gpu:
         # Megatron's own layers: norms in separate modules, products and scores written out.
         scores = 3 * shape.heads * work.rows.longest
         inner += normed + (q + kv) + 2 * shape.ffn * (1 + adapter)
-        return 4 * (residual + normed + inner / work.tensor + scores / work.tensor)
+        return 4 * (residual + normed + inner / tensor + scores / tensor)
     # Sequence parallel divides the rest of the layer too, but an adapter reads the gathered input.
-    shared = (residual + inner) / work.tensor
-    shared += normed if adapter else normed / work.tensor
+    shared = (residual + inner) / tensor
+    shared += normed if adapter else normed / tensor
     kept = 2 * shared
     if work.fp8 and adapter:
-        kept += normed / work.tensor  # the norms' outputs once more, in 8 bits
+        kept += normed / tensor  # the norms' outputs once more, in 8 bits
     elif work.fp8:
         # Inputs of products are kept in 8 bits instead of 16, attention's output in both.
-        kept -= (normed + shape.ffn - q) / work.tensor
-    kept += 4 * shape.heads / work.tensor  # attention's sums of exponentials, in float32
+        kept -= (normed + shape.ffn - q) / tensor
+    kept += 4 * shape.heads / tensor  # attention's sums of exponentials, in float32
     if adapter:
-        kept += 2 * 4 * work.rank
-    if adapter and work.dropout:
+        kept += 2 * 4 * settings.adapter.rank
+    if adapter and settings.adapter.dropout:
         kept += 3 * sum(i for i, _ in linear_layers(shape))  # the dropped input and its mask
-    if work.method == "dora":
-        kept += 2 * sum(o for _, o in linear_layers(shape)) / work.tensor  # for the magnitudes
+    if settings.method == "dora":
+        kept += 2 * sum(o for _, o in linear_layers(shape)) / tensor  # for the magnitudes
     return kept

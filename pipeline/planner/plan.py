@@ -1,4 +1,4 @@
-"""One plan: the configuration's training and chain on a device, with all that does not fit."""
+"""The plan of a run: its training and its stages on a device, and everything that does not fit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.hardware import GIB
+from pipeline.data.settings_checks import check_prepare
+from pipeline.engines.memory import check_lengths
 from pipeline.models.architecture import read_shape
 from pipeline.models.families import check_stage
 from pipeline.optimization.settings_checks import check_export, check_quantize
@@ -15,22 +17,26 @@ from pipeline.planner.advice import what_fits
 from pipeline.planner.layouts import quickest
 from pipeline.planner.memory import Memory, peak
 from pipeline.planner.rows import rows_of
-from pipeline.planner.workload import Workload, of_settings
+from pipeline.planner.workload import Workload
 from pipeline.training.settings_checks import check
 
-WORTH = 0.1  # of a step: a layout that saves less is not spoken of
-TIGHT = 0.1  # of memory: how near the prediction has come to what was measured, and then some
+WORTH = 0.1  # share of a step that another layout must save to be mentioned
+TIGHT = 0.1  # share of memory; predictions are within it of what was measured
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes. device: one of `devices`, `node` a machine. problems: why it cannot run,
-    each with what to do; empty if it can. notes: what a reader should know of the figures."""
+    """What a run takes.
+
+    here: whether it is planned for this machine. node: devices of one machine. steps: of
+    fine-tuning. disk, free_disk: bytes; the latter None for another machine. problems: why the run
+    is not possible, each with what to do; empty if it is. notes: remarks on the figures.
+    """
 
     model: str
     work: Workload
     device: Accelerator
-    here: bool  # planned for this machine
+    here: bool
     node: int
     memory: Memory
     step: speed.Step | None
@@ -44,16 +50,16 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Bytes, seconds and tokens; ready for JSON."""
-        step, duration = self.step, self.duration
+        step, duration, processes = self.step, self.duration, self.work.parallel.processes
         return {
             "model": {"name": self.model, "parameters": self.work.shape.parameters},
-            "device": {"name": self.device.name, "count": self.work.processes, "source":
+            "device": {"name": self.device.name, "count": processes, "source":
                        self.device.source, "memory": self.device.memory, "a_node": self.node},
             "memory": {**vars(self.memory), "tensors": self.memory.tensors,
                        "total": self.memory.total},
             "step": None if step is None else {
                 **vars(step), "seconds": step.seconds,
-                "tokens_per_second_a_device": step.tokens / step.seconds / self.work.processes,
+                "tokens_per_second_a_device": step.tokens / step.seconds / processes,
             },
             "finetune": None if duration is None else {**vars(duration), "total": duration.total},
             "stages": {stage.name: vars(stage) for stage in self.chain},
@@ -65,17 +71,25 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Raises ConfigError or DataError for settings that no machine could run."""
+    """The plan of a configuration.
+
+    Raises:
+        ConfigError: settings that a stage would refuse on any machine; the stages call the same
+            checks. DataError: no model folder with a config.json.
+    """
     shape = read_shape(config.model.path)
     check_stage(shape.family, "import", "finetune", "merge")
+    check_prepare(config, shape)
     check(config.finetune, shape, nodes=config.launcher.nodes)
     check_quantize(config, shape)
     check_export(config, shape)
+    if config.engine.name != "remote":
+        check_lengths(config.engine, shape.max_positions)
     machine = hardware.inspect_machine()
     name = config.plan.gpu
     device = KNOWN[name] if name else of_machine(machine)
-    rows = rows_of(config, shape)
-    work = of_settings(config.finetune, shape, rows, gpu=device.gpu)
+    rows = rows_of(config)
+    work = Workload(shape, config.finetune, rows, gpu=device.gpu)
     node = config.plan.gpus_per_node if name else max(1, len(machine.gpus))
     memory = peak(work)
     step = speed.step(work, device, node=node)
@@ -108,9 +122,10 @@ def make_plan(config: Config) -> Plan:
 
 def _devices(config: Config, work: Workload, on: Accelerator, here: bool, gpus: int) -> list[str]:
     found = []
-    if here and gpus and work.processes > gpus * config.launcher.nodes:
+    processes = work.parallel.processes
+    if here and gpus and processes > gpus * config.launcher.nodes:
         found.append(
-            f"finetune.parallel.processes={work.processes} is over this machine's {gpus} GPUs: "
+            f"finetune.parallel.processes={processes} is over this machine's {gpus} GPUs: "
             "lower it, or plan for other hardware with plan.gpu=…"
         )
     if work.fp8 and on.fp8 is None:
@@ -120,7 +135,7 @@ def _devices(config: Config, work: Workload, on: Accelerator, here: bool, gpus: 
 
 def _memory(work: Workload, on: Accelerator, memory: Memory) -> list[str]:
     # Processes on a CPU share the machine's memory; GPUs have one each.
-    have = on.memory if work.gpu else on.memory / work.processes
+    have = on.memory if work.gpu else on.memory / work.parallel.processes
     if memory.total <= have:
         return []
     ways = what_fits(work, have)
@@ -142,11 +157,11 @@ def _disk(config: Config, needed: float, free: float | None) -> list[str]:
 
 
 def _quicker(work: Workload, on: Accelerator, step: speed.Step | None, node: int) -> list[str]:
-    """Another layout of the same GPUs, if the arithmetic finds one that is worth a word."""
+    """Another layout of the same GPUs, if one is predicted to be clearly faster."""
     best = quickest(work, on, node=node)
     if step is None or best is None or best[1] > (1 - WORTH) * step.seconds:
         return []
-    sizes = {"tensor": best[0].tensor, "pipeline": best[0].pipeline, "context": best[0].context}
+    sizes = best[0].parallel.model_dump(exclude={"processes"})
     settings = " ".join(f"finetune.parallel.{name}={size}" for name, size in sizes.items())
     return [f"{settings} would take {1 - best[1] / step.seconds:.0%} less time a step"]
 
@@ -160,22 +175,22 @@ def _notes(
     node: int,
 ) -> list[str]:
     notes = []
-    have = on.memory if work.gpu else on.memory / work.processes
+    have = on.memory if work.gpu else on.memory / work.parallel.processes
     if 1 - TIGHT < memory.total / have <= 1:
-        notes.append("memory fits by less than the arithmetic is sure of: try some steps first")
+        notes.append("memory fits by less than the error of the estimate: try a few steps first")
     if not work.rows.known:
         notes.append(
-            f"rows are taken to be {work.rows.longest} tokens long (prepare.max_length): after "
-            "stage=prepare their real lengths count"
+            f"rows are assumed to be {work.rows.longest} tokens long (prepare.max_length); after "
+            "stage=prepare their real lengths are used"
         )
     if step is None:
-        notes.append(f"no rate is known for {on.name}: its time is not predicted")
+        notes.append(f"the speed of {on.name} is not known, so its time is not predicted")
     elif step.host_bound:
-        notes.append("a step waits on the host, not the GPU: a larger micro-batch is quicker")
+        notes.append("a step waits for the host, not the GPU: a larger micro-batch is faster")
     if step:
         notes.append(speed.rate_in_words(work, on))
-    if work.gpu and work.processes > 1:
-        notes.append("several GPUs: counted from volumes and link rates, not measured")
+    if work.gpu and work.parallel.processes > 1:
+        notes.append("several GPUs: calculated from traffic and link rates, not measured")
         notes += _quicker(work, on, step, node)
     large = [stage for stage in stages if work.gpu and not stage.on_gpu]
     if large:

@@ -1,7 +1,7 @@
-"""Before training starts: does this machine have what the run takes? And after: why it did not.
+"""Whether this machine has what a training takes: checked before it starts.
 
-Refusals name what, where and the setting that would fit; sizes are the planner's. None of it
-changes what a run computes.
+An error names what is missing, where, and the setting that would fit; sizes are the planner's.
+Nothing here changes what a run computes.
 """
 
 from pipeline.core import hardware
@@ -12,10 +12,10 @@ from pipeline.models.architecture import Shape
 from pipeline.planner.accelerators import has_fp8
 from pipeline.planner.advice import what_fits
 from pipeline.planner.memory import peak
-from pipeline.planner.workload import Workload, of_job
+from pipeline.planner.workload import Rows, Workload
 from pipeline.training.job import Job
 
-# The arithmetic is within a tenth of what was measured: a run that is refused could not have run.
+# Estimates are within a tenth of what was measured, so a run that is refused could not have run.
 CERTAIN = 1.1
 
 
@@ -29,53 +29,59 @@ def check_machine(job: Job, shape: Shape, *, longest: int) -> None:
         ResourceError: more memory than there is. Busy: others hold memory that the job needs.
     """
     machine = hardware.inspect_machine()
-    work = of_job(job, shape, longest=longest, gpu=bool(machine.gpus))
+    work = _work(job, shape, longest, gpu=bool(machine.gpus))
     need = peak(work).total
     if not machine.gpus:
-        here = job.processes // job.nodes
+        here = job.parallel.processes // job.nodes
         _check_size(work, need, machine.memory_bytes / here, "each process", "this machine")
         return
     _check_gpus(job, machine)
     smallest = min(machine.gpus, key=lambda gpu: gpu.memory_bytes)
     _check_size(work, need, smallest.memory_bytes, "each GPU", smallest.name)
-    for use in gpu_use()[: job.processes // job.nodes]:
+    for use in gpu_use()[: job.parallel.processes // job.nodes]:
         _check_free(use, need)
 
 
 def planned_memory(job: Job, shape: Shape, *, longest: int) -> float:
     """Bytes of tensors that the planner expects at the peak of a job on a GPU."""
-    return peak(of_job(job, shape, longest=longest, gpu=True)).tensors
+    return peak(_work(job, shape, longest, gpu=True)).tensors
+
+
+def _work(job: Job, shape: Shape, longest: int, *, gpu: bool) -> Workload:
+    rows = Rows(None, longest, longest, 0, known=True)
+    return Workload(shape, job.settings, rows, gpu=gpu)
 
 
 def _check_gpus(job: Job, machine: Machine) -> None:
-    here = job.processes // job.nodes
-    if here > len(machine.gpus):
-        tensor = f" (tensor={job.tensor})" if job.tensor > len(machine.gpus) else ""
+    parallel, gpus = job.parallel, len(machine.gpus)
+    here = parallel.processes // job.nodes
+    if here > gpus:
+        tensor = f" (tensor={parallel.tensor})" if parallel.tensor > gpus else ""
         raise ConfigError(
-            f"{job.section}.parallel.processes={job.processes}{tensor} needs {here} GPUs a machine "
-            f"and this one has {len(machine.gpus)}: lower it to {len(machine.gpus) * job.nodes}, "
-            "spread it with launcher.nodes=…, or make more visible with CUDA_VISIBLE_DEVICES"
+            f"finetune.parallel.processes={parallel.processes}{tensor} needs {here} GPUs a machine "
+            f"and this one has {gpus}: lower it to {gpus * job.nodes}, spread it with "
+            "launcher.nodes=…, or make more visible with CUDA_VISIBLE_DEVICES"
         )
     for gpu in machine.gpus[:here]:
-        if job.precision == "fp8" and not has_fp8(gpu):
+        if job.settings.precision == "fp8" and not has_fp8(gpu):
             raise MissingRuntime(
-                f"{job.section}.precision=fp8: {gpu.name} (compute capability "
+                f"finetune.precision=fp8: {gpu.name} (compute capability "
                 f"{gpu.compute_capability}) has no FP8, which 8.9 and later have: set "
-                f"{job.section}.precision=bf16"
+                "finetune.precision=bf16"
             )
 
 
 def _check_size(work: Workload, need: float, have: float, each: str, where: str) -> None:
-    """have: 0 where the system does not say."""
+    """have: bytes; 0 if the system does not report them."""
     if have and need > CERTAIN * have:
         raise ResourceError(
             f"training takes about {need / GIB:.1f} GiB of {each} and {where} has "
-            f"{have / GIB:.1f}: {_mend(work, have)}"
+            f"{have / GIB:.1f}: {_what_to_do(work, have)}"
         )
 
 
 def _check_free(use: GpuUse, need: float) -> None:
-    """Refuse a GPU of which others hold so much that the job surely does not fit beside them."""
+    """Refuse a GPU on which other processes hold so much memory that the job does not fit."""
     if not use.holders or need <= CERTAIN * use.free:
         return
     others = "; ".join(map(str, use.holders[:3]))
@@ -87,17 +93,17 @@ def _check_free(use: GpuUse, need: float) -> None:
 
 
 def less_memory(job: Job, shape: Shape, *, longest: int) -> str:
-    """Which settings make a job smaller, for the message when memory runs out while it trains.
+    """Which settings make a job smaller, for the message when memory runs out during training.
 
-    Where the planner thinks that the job fits, only a smaller one can be the answer.
+    If the estimate says that the job fits, the answer is a smaller job all the same.
     """
     gpus = hardware.inspect_machine().gpus
-    work = of_job(job, shape, longest=longest, gpu=bool(gpus))
+    work = _work(job, shape, longest, gpu=bool(gpus))
     less = peak(work).total - 1
-    return _mend(work, min([less, *(float(gpu.memory_bytes) for gpu in gpus)]))
+    return _what_to_do(work, min([less, *(float(gpu.memory_bytes) for gpu in gpus)]))
 
 
-def _mend(work: Workload, memory: float) -> str:
+def _what_to_do(work: Workload, memory: float) -> str:
     ways = what_fits(work, memory)
     if ways:
         return f"set {' or '.join(ways)}"

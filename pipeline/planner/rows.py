@@ -1,18 +1,17 @@
-"""Lengths of the training rows: of the prepared dataset, or bounds from the settings."""
+"""Lengths of the training rows: those of the prepared dataset, or the bound of the settings."""
 
 import json
 
 from pipeline.config.schema import Config
 from pipeline.core.artifact import MANIFEST
-from pipeline.models.architecture import Shape
 from pipeline.planner.workload import Rows
 
-MULTIPLE = 8  # positions of a padded row (adapters.nemo_data)
+MULTIPLE = 8  # rows are padded to a multiple of so many positions (training/nemo/data.py)
 
 
-def rows_of(config: Config, shape: Shape) -> Rows:
-    """Of artifacts/prepare, if it was made with these settings; otherwise every row is taken to be
-    as long as prepare.max_length allows, which is what memory must hold."""
+def rows_of(config: Config) -> Rows:
+    """The lengths of artifacts/prepare, if it was made with these settings; otherwise every row is
+    taken to be as long as prepare.max_length allows, which is what memory must hold."""
     folder = config.artifacts / "prepare"
     wanted = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "prepare")}
     wanted["data"] = config.data.model_dump(mode="json")
@@ -25,6 +24,6 @@ def rows_of(config: Config, shape: Shape) -> Rows:
             mean = train["tokens"] / train["rows"]
             return Rows(train["rows"], longest, mean, validation["tokens"], known=True)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        pass  # not prepared yet, or by another version: the bounds hold
-    longest = min(config.prepare.max_length, shape.max_positions)
+        pass  # not prepared yet, or by another version: the bound is used
+    longest = config.prepare.max_length
     return Rows(None, longest, longest, 0, known=False)

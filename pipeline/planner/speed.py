@@ -1,15 +1,15 @@
-"""Time of a training step and of a whole run, from operations counted and rates measured.
+"""Time of a training step and of a whole run, from counted operations and measured rates.
 
 A matrix product of a token with N weights is 2 N operations forward, as many for the gradient of
 its input and, where the weights are trained, as many again for theirs (Kaplan et al. 2020,
 arXiv:2001.08361): 4 N a token with a frozen base, 6 N without. Attention with a causal mask adds
 half of 4 * heads * head size * length a layer forward, and twice that backward. Collectives move
 what Korthikanti et al. 2022 (arXiv:2205.05198, section 4.2) count; the pipeline's bubble is
-(stages - 1) / micro-batches of the work (Narayanan et al. 2021, arXiv:2104.04473). Nothing of it is
-taken to overlap with computing, as this code's settings do not ask for it.
+(stages - 1) / micro-batches of the work (Narayanan et al. 2021, arXiv:2104.04473). Communication is
+assumed not to overlap with computation, as this code's settings do not ask for it.
 
-One rate turns operations into seconds: the share of the data sheet's that a whole training step
-reached on one H200 (bench/gpu_training.py). On other cards the same share is assumed.
+One rate turns operations into seconds: the share of the data sheet's rate that a whole training
+step reached on one H200 (bench/gpu_training.py). On other cards the same share is assumed.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ HOST_A_LAYER = 0.007
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step, by what they go to. tokens: of the global batch, padding included."""
+    """Seconds of one step, by cause. tokens: of the global batch, padding included."""
 
     computing: float
     tensor: float
@@ -57,41 +57,42 @@ class Volumes:
 
 
 def step(work: Workload, on: Accelerator, *, node: int) -> Step | None:
-    """One step, or None where the card's rate is not known. node: GPUs of one machine.
+    """One step, or None if the card's rate is not known. node: GPUs of one machine.
 
     Ranks are numbered with tensor parallel innermost, then context, data and pipeline (Megatron-
     Core's default order), so that a group of neighbours up to `node` stays in one machine.
     """
     if on.bf16 is None:
         return None
-    tokens = work.global_batch_size * work.rows.mean
-    shared = work.data * work.context * work.tensor * work.pipeline
+    parallel = work.parallel
+    tokens = work.settings.global_batch_size * work.rows.mean
+    shared = work.data * parallel.context * parallel.tensor * parallel.pipeline
     linear, other = operations(work)
     linear_rate, rate = rates(work, on)
     computing = tokens * (linear / linear_rate + other / rate) / shared
-    layers = work.shape.layers / work.pipeline
+    layers = work.shape.layers / parallel.pipeline
     floor = work.microbatches * layers * HOST_A_LAYER if on.gpu else 0.0
     host_bound = computing < floor
     computing = max(computing, floor)
     moved = volumes(work)
     places = {  # ranks that a group spans, one machine's or not
-        "tensor": work.tensor,
-        "context": work.tensor * work.context,
-        "pipeline": work.processes,
-        "data": work.tensor * work.context * work.data,
+        "tensor": parallel.tensor,
+        "context": parallel.tensor * parallel.context,
+        "pipeline": parallel.processes,
+        "data": parallel.tensor * parallel.context * work.data,
     }
     outside = NETWORK if on.gpu else on.link
     taken = {
         name: getattr(moved, name) / ((on.link if span <= node else outside) * LINK_SHARE)
         for name, span in places.items()
     }
-    idle = (work.pipeline - 1) / work.microbatches
+    idle = (parallel.pipeline - 1) / work.microbatches
     taken["pipeline"] += idle * (computing + taken["tensor"] + taken["context"])
     return Step(computing=computing, tokens=tokens, host_bound=host_bound, **taken)
 
 
 def volumes(work: Workload) -> Volumes:
-    """What a rank sends in a step, by the group that it sends to.
+    """Bytes that a rank sends in a step, by the group that it sends to.
 
     Tensor parallel: two all-gathers and two reduce-scatters of a layer's input each way, and two
     more for what an adapter reads or a trained weight's gradient needs. Context parallel: keys and
@@ -100,25 +101,26 @@ def volumes(work: Workload) -> Volumes:
     weights gathered.
     """
     shape, element = work.shape, 2 if work.gpu else 4
-    layers = shape.layers / work.pipeline
-    tokens = work.global_batch_size * work.rows.mean / (work.data * work.context)
+    parallel = work.parallel
+    layers = shape.layers / parallel.pipeline
+    tokens = work.settings.global_batch_size * work.rows.mean / (work.data * parallel.context)
     hidden = tokens * shape.hidden * element
-    keys = tokens * 2 * shape.kv_heads * shape.head_dim * element / work.tensor
-    ranks = work.data * work.context
+    keys = tokens * 2 * shape.kv_heads * shape.head_dim * element / parallel.tensor
+    ranks = work.data * parallel.context
     gradient, _ = bytes_a_trained_parameter(work)
-    held = trained_parameters(work) / (work.tensor * work.pipeline)
+    held = trained_parameters(work) / (parallel.tensor * parallel.pipeline)
     return Volumes(
-        tensor=10 * layers * hidden * (work.tensor - 1) / work.tensor,
-        context=3 * layers * keys * (work.context - 1),
-        pipeline=2 * hidden / work.tensor * (work.pipeline > 1),
+        tensor=10 * layers * hidden * (parallel.tensor - 1) / parallel.tensor,
+        context=3 * layers * keys * (parallel.context - 1),
+        pipeline=2 * hidden / parallel.tensor * (parallel.pipeline > 1),
         data=held * (gradient + element) * (ranks - 1) / ranks,
     )
 
 
 def rates(work: Workload, on: Accelerator) -> tuple[float, float]:
-    """Operations a second of layers' products, and of all else."""
+    """Operations per second: of the layers' products, and of everything else."""
     assert on.bf16 is not None
-    share = SFT_SHARE if work.method == "sft" else BF16_SHARE
+    share = SFT_SHARE if work.settings.method == "sft" else BF16_SHARE
     rate = on.bf16 * share if on.gpu else on.bf16
     if work.fp8 and on.fp8:
         return max(rate, on.fp8 * FP8_SHARE), rate
@@ -126,7 +128,7 @@ def rates(work: Workload, on: Accelerator) -> tuple[float, float]:
 
 
 def rate_in_words(work: Workload, on: Accelerator) -> str:
-    """Which rate a plan's time comes from."""
+    """The rate that a plan's time is calculated from."""
     linear, rate = rates(work, on)
     if not on.gpu:
         return f"rate: {rate / 1e9:.0f} GFLOP/s ({on.source})"
@@ -140,14 +142,14 @@ def rate_in_words(work: Workload, on: Accelerator) -> str:
 
 
 def operations(work: Workload) -> tuple[float, float]:
-    """Operations a token, forward and backward: of layers' products, and of all else."""
+    """Operations per token, forward and backward: of the layers' products, and of the rest."""
     shape = work.shape
-    passes = 6 if work.method == "sft" else 4
+    passes = 6 if work.settings.method == "sft" else 4
     linear = passes * linear_parameters(shape)
     output = passes * shape.vocab * shape.hidden
-    adapter = 0 if work.method == "sft" else 6 * trained_parameters(work)
-    # In a pack each row sees itself alone. Lengths vary, and long rows have most of the work: about
-    # twice the mean, as of an exponential distribution.
+    adapter = 0 if work.settings.method == "sft" else 6 * trained_parameters(work)
+    # In a pack each row attends to itself alone. Lengths vary, and long rows have most of the work:
+    # about twice the mean, as in an exponential distribution.
     seen = min(2 * work.rows.mean, work.rows.longest) if work.rows.known else work.rows.longest
     causal = 0.5 if work.gpu else 1.0
     attention = 3 * shape.layers * 4 * shape.heads * shape.head_dim * seen * causal
@@ -183,10 +185,10 @@ def run(
     checkpoint_every: int,
     checkpoint_bytes: float,
 ) -> Duration:
-    """The whole run of so many steps."""
+    """The whole run. checkpoint_bytes: of one checkpoint."""
     element = 2 if work.gpu else 4
     validations = 1 + (steps - 1) // validate_every
-    forward = 1 / 3 if work.method == "sft" else 1 / 2
+    forward = 1 / 3 if work.settings.method == "sft" else 1 / 2
     reading = element * work.shape.parameters / READING if work.gpu else 0.0
     return Duration(
         start=(IMPORTS if work.gpu else CPU_IMPORTS) + reading,

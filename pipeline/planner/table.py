@@ -1,4 +1,4 @@
-"""A plan as a person reads it."""
+"""A plan as tables for the terminal."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -24,7 +24,7 @@ PIECES = {
 
 
 def show(plan: Plan) -> None:
-    """Print the plan to standard output. Its problems are the error that the stage ends with."""
+    """Print the plan to standard output. The caller reports its problems as an error."""
     console = Console(highlight=False)
     console.print(Group(_heading(plan), _memory(plan), *_time(plan), _stages(plan)))
     for note in plan.notes:
@@ -38,18 +38,18 @@ def _heading(plan: Plan) -> Text:
     text = Text()
     text.append(plan.model, "bold")
     text.append(f", {count(work.shape.parameters)} parameters: {_method(work)} on ")
-    several = f"{work.processes} × " if work.processes > 1 else ""
+    several = f"{work.parallel.processes} × " if work.parallel.processes > 1 else ""
     text.append(f"{several}{plan.device.name}", "bold")
     sizes = {
-        "tensor": work.tensor,
-        "pipeline": work.pipeline,
-        "context": work.context,
+        "tensor": work.parallel.tensor,
+        "pipeline": work.parallel.pipeline,
+        "context": work.parallel.context,
         "data": work.data,
     }
     shared = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
-    rows = f"packs of {work.pack_length:,}" if work.pack_length else _rows(work)
+    rows = f"packs of {work.settings.pack_length:,}" if work.settings.pack_length else _rows(work)
     text.append(f"\n{shared + ' parallel; ' if shared else ''}{rows}; ")
-    text.append(f"{work.global_batch_size} rows a step in {_microbatches(work)}")
+    text.append(f"{work.settings.global_batch_size} rows a step in {_microbatches(work)}")
     return text
 
 
@@ -63,22 +63,22 @@ def _microbatches(work: Workload) -> str:
 
 
 def _method(work: Workload) -> str:
-    precision = work.precision if work.gpu else "float32"
+    precision = work.settings.precision if work.gpu else "float32"
     trained = count(trained_parameters(work))
-    if work.method == "sft":
+    if work.settings.method == "sft":
         return f"all of them trained, {precision}"
-    name = {"lora": "LoRA", "dora": "DoRA"}[work.method]
-    return f"{name} of rank {work.rank} ({trained} trained), {precision}"
+    name = {"lora": "LoRA", "dora": "DoRA"}[work.settings.method]
+    return f"{name} of rank {work.settings.adapter.rank} ({trained} trained), {precision}"
 
 
 def _rows(work: Workload) -> str:
-    rows = "row" if work.micro_batch_size == 1 else "rows"
-    return f"{work.micro_batch_size} {rows} of {work.rows.longest:,} tokens a micro-batch"
+    rows = "row" if work.settings.micro_batch_size == 1 else "rows"
+    return f"{work.settings.micro_batch_size} {rows} of {work.rows.longest:,} tokens a micro-batch"
 
 
 def _memory(plan: Plan) -> Table:
     work = plan.work
-    have = plan.device.memory if work.gpu else plan.device.memory / work.processes
+    have = plan.device.memory if work.gpu else plan.device.memory / work.parallel.processes
     table = _table(f"Memory of each {'GPU' if work.gpu else 'process'}", "", "GiB", "")
     table.columns[1].justify = "right"
     for name, (label, colour) in PIECES.items():
@@ -107,16 +107,17 @@ def _time(plan: Plan) -> list[Table]:
     table = _table("Time of fine-tuning", "", "", "")
     table.columns[1].justify = "right"
     speed = step.tokens / step.seconds
-    each = f", {speed / plan.work.processes:,.0f} a GPU" if plan.work.processes > 1 else ""
+    processes = plan.work.parallel.processes
+    each = f", {speed / processes:,.0f} a GPU" if processes > 1 else ""
     table.add_row("a step", spell(step.seconds), f"{step.tokens:,.0f} tokens, {speed:,.0f}/s{each}")
     for name, seconds in (
         ("tensor parallel", step.tensor),
         ("context parallel", step.context),
-        ("pipeline's bubble", step.pipeline),
-        ("gradients' exchange", step.data),
+        ("pipeline bubble", step.pipeline),
+        ("gradient exchange", step.data),
     ):
         if seconds >= 0.005 * step.seconds:
-            table.add_row(f"  of it {name}", spell(seconds), f"{seconds / step.seconds:.0%}")
+            table.add_row(f"  {name}", spell(seconds), f"{seconds / step.seconds:.0%}")
     table.add_row("until the first step", spell(duration.start), "imports, reading the weights")
     table.add_row(f"{plan.steps:,} steps", spell(duration.steps), "")
     if duration.validation > 0:
@@ -124,19 +125,19 @@ def _time(plan: Plan) -> list[Table]:
     if duration.checkpoints >= 0.5:
         table.add_row("checkpoints", spell(duration.checkpoints), "")
     table.add_section()
-    table.add_row("in all", f"[bold]{spell(duration.total)}[/]", "")
+    table.add_row("total", f"[bold]{spell(duration.total)}[/]", "")
     return [table]
 
 
 def _stages(plan: Plan) -> Table:
-    table = _table("The chain", "stage", "leaves", "holds", "of", "takes")
+    table = _table("The stages", "stage", "disk", "memory", "of", "time")
     for place in (1, 2, 4):
         table.columns[place].justify = "right"
     for stage in plan.chain:
         held, seconds, gpus = stage.held, stage.seconds, 1
         on_gpu = stage.on_gpu
         if stage.name == "finetune":
-            held, gpus, on_gpu = plan.memory.total, plan.work.processes, plan.work.gpu
+            held, gpus, on_gpu = plan.memory.total, plan.work.parallel.processes, plan.work.gpu
             seconds = plan.duration.total if plan.duration else None
         where = ("each GPU" if gpus > 1 else "one GPU") if on_gpu else "the host"
         table.add_row(
@@ -148,7 +149,7 @@ def _stages(plan: Plan) -> Table:
         )
     free = "" if plan.free_disk is None else f"of {size(plan.free_disk)} free"
     table.add_section()
-    table.add_row("most at once", f"[bold]{size(plan.disk)}[/]", free, "", "")
+    table.add_row("peak", f"[bold]{size(plan.disk)}[/]", free, "", "")
     return table
 
 

@@ -1,11 +1,11 @@
-"""Serve a model's folder without the rest of the pipeline, as a container or the benchmark does.
+"""Serve an engine or a model's folder without the rest of the pipeline, as the container does.
 
     python -m pipeline.serving --engine artifacts/build --model bank serve.port=8001
     python -m pipeline.serving --engine /models/llama --model llama engine.name=vllm
 
-Settings are those of `python -m pipeline --help`: serve.key=value, and engine.key=value to open an
-HF folder as it is. With SERVE_API_KEY in the environment, or serve.keys_file, clients need a key.
-Ctrl-C or SIGTERM ends it when every answer in progress is finished.
+Settings are those of `python -m pipeline --help`: serve.key=value, and engine.key=value to serve an
+HF folder directly. With SERVE_API_KEY in the environment, or serve.keys_file, clients need a key.
+Ctrl-C or SIGTERM stops the server after the requests in progress are finished.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import ConfigError, PipelineError
 
-if TYPE_CHECKING:  # a second to import, in which Ctrl-C is to be as quiet as later
+if TYPE_CHECKING:  # takes a second to import; inside main, Ctrl-C prints no traceback
     from pipeline.config.engine import EngineConfig
     from pipeline.config.serve import ServeConfig
 
@@ -25,18 +25,18 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code as pipeline.core.errors draws it."""
+    """Run the command. Returns the exit code (pipeline/core/errors.py)."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.serving",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--engine", type=Path, required=True, help="folder that stage=build made, or an HF folder"
+        "--engine", type=Path, required=True, help="folder of stage=build, or an HF folder"
     )
-    parser.add_argument("--model", required=True, help="name that clients call it by")
+    parser.add_argument("--model", required=True, help="the model's name in requests")
     parser.add_argument(
-        "--fd", type=int, help="a listening socket of the parent, instead of a port"
+        "--fd", type=int, help="file descriptor of a listening socket, instead of a port"
     )
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     given = parser.parse_args(arguments)
@@ -59,16 +59,16 @@ def _serve(given: argparse.Namespace) -> None:
 
     settings, engine = read_settings(given.settings)
     if settings.version is not None:
-        raise ConfigError("serve.version is for stage=serve: --engine says what is served here")
+        raise ConfigError("serve.version is for stage=serve: here, give the folder with --engine")
     if not given.model.strip():
-        raise ConfigError("--model is empty: say by which name clients call the model")
+        raise ConfigError("--model is empty: give the model's name in requests")
     if engine and is_built(given.engine):
         raise ConfigError(
-            f"{given.engine} is an engine built for its settings: leave engine.… out, or build "
-            "it anew with them"
+            f"{given.engine} was built with its own engine settings: leave engine.… out, or build "
+            "it again with them"
         )
     if given.fd is not None:
-        listening = _handed_over(given.fd)
+        listening = _inherited_socket(given.fd)
     else:
         listening = listen(settings.host, settings.port)
     with listening:
@@ -82,27 +82,27 @@ def _serve(given: argparse.Namespace) -> None:
         )
 
 
-def _handed_over(fd: int) -> socket.socket:
-    """A socket that the parent opened.
+def _inherited_socket(fd: int) -> socket.socket:
+    """A socket that the parent process opened.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the descriptor is not a socket.
     """
     try:
         return socket.socket(fileno=fd)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--fd {fd} is no socket ({error}): leave it out to open a port"
+            f"--fd {fd} is not a socket ({error}): leave it out to open a port"
         ) from error
 
 
 def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig | None]":
-    """The serve section of conf/ with overrides, and the engine's if any of them is of it.
+    """The serve section of conf/ with overrides, and the engine section if an override is in it.
 
-    Hydra would take a second for it.
+    Does not use Hydra, which would take a second.
 
     Raises:
-        ConfigError: an override is not of the form section.key=value, or which value is wrong.
+        ConfigError: an override is malformed, names no setting, or has a wrong value.
     """
     import yaml
     from pydantic import ValidationError
@@ -121,7 +121,7 @@ def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig 
         name, equals, value = override.partition("=")
         section, *keys = name.split(".")
         if not equals or not keys or section not in trees:
-            raise ConfigError(f"{override!r} is neither serve.key=value nor engine.key=value")
+            raise ConfigError(f"{override!r} must be serve.key=value or engine.key=value")
         place = trees[section]
         for key in keys[:-1]:
             place = place.get(key)
@@ -130,7 +130,7 @@ def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig 
         try:
             place[keys[-1]] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"{override!r}: the value cannot be read: quote it in YAML") from None
+            raise ConfigError(f"{override!r}: the value is not valid YAML: quote it") from None
         given.add(section)
     section = "serve"
     try:

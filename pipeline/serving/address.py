@@ -1,4 +1,4 @@
-"""Where the server listens, and what to type to ask it. Imports neither server nor engine."""
+"""The server's address, and commands that call it. Imports neither the server nor an engine."""
 
 import errno
 import json
@@ -9,41 +9,49 @@ from pathlib import Path
 from pipeline.core.console import get_console
 from pipeline.core.errors import Busy, ConfigError
 
-# The environment variable with the key that clients must give.
+# The environment variable with the API key that clients must send.
 API_KEY = "SERVE_API_KEY"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
+    """A listening socket. Port 0 means any free port.
 
     Raises:
-        Busy: the port is in use. ConfigError: the address is not this machine's, or not allowed.
+        Busy: the port is in use.
+        ConfigError: the address does not belong to this machine, or the port is reserved.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind)
     except socket.gaierror as error:
-        raise ConfigError(f"serve.host={host} is no address ({error.strerror})") from error
+        raise ConfigError(
+            f"serve.host={host} cannot be resolved ({error.strerror}): give an address of this "
+            "machine, such as 127.0.0.1, or 0.0.0.0 for all"
+        ) from error
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(address)
         listening.listen(2048)
     except PermissionError as error:
         listening.close()
-        raise ConfigError(f"serve.port={port} is reserved: choose one above 1023") from error
+        raise ConfigError(f"serve.port={port} is reserved: choose a port above 1023") from error
     except OSError as error:
         listening.close()
         if error.errno == errno.EADDRINUSE:
             raise Busy(
-                f"port {port} of {host} is in use: stop what listens there (`ss -ltnp`), or give "
-                f"another, as serve.port={port + 1}, or serve.port=0 for any free one"
+                f"port {port} of {host} is in use: stop the process that uses it (`ss -ltnp`), or "
+                f"give another port, such as serve.port={port + 1}, or serve.port=0 for any free "
+                "one"
             ) from error
-        raise ConfigError(f"serve.host={host} cannot be listened on ({error.strerror})") from error
+        raise ConfigError(
+            f"cannot listen on serve.host={host} ({error.strerror}): give an address of this "
+            "machine, such as 127.0.0.1, or 0.0.0.0 for all"
+        ) from error
     return listening
 
 
 def how_to_call(base_url: str, model: str, with_key: bool) -> str:
-    """What a person can type to get an answer."""
+    """Commands that a user can copy to send a request."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     header = f' -H "Authorization: Bearer ${API_KEY}"' if with_key else ""
     key = f'os.environ["{API_KEY}"]' if with_key else '"none"'
@@ -63,18 +71,18 @@ EOF"""
 
 
 def base_url(listening: socket.socket) -> str:
-    """Where clients reach the API from this machine."""
+    """The API's URL for clients on this machine."""
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
 def warn_if_open(listening: socket.socket, keys_file: Path | None) -> None:
-    """Say so when anyone in the network may ask."""
+    """Warn if anyone on the network may use the server."""
     host = listening.getsockname()[0]
-    asks = keys_file or os.environ.get(API_KEY)
-    if not host.startswith("127.") and host != "::1" and not asks:
+    requires_key = keys_file or os.environ.get(API_KEY)
+    if not host.startswith("127.") and host != "::1" and not requires_key:
         get_console().print(
-            f"[yellow]anyone who reaches {host} can use this server: set {API_KEY} or "
-            "serve.keys_file to ask for a key"
+            f"[yellow]anyone who can reach {host} can use this server: set {API_KEY} or "
+            "serve.keys_file to require a key"
         )

@@ -1,15 +1,15 @@
-"""API keys: who may ask, for which models, and how much a minute. Kept as digests.
+"""API keys, their models and their limits, stored as digests.
 
     python -m pipeline.serving.keys new anna --file keys.jsonl --requests-per-minute 60
 
-makes a key, shows it this once and adds its line to the file; deleting the line revokes the key,
-without a restart. A file has one JSON object a line:
+creates a key, prints it once, and adds its line to the file. Deleting the line revokes the key,
+without a restart. The file has one JSON object per line:
 
     {"name": "anna", "sha256": "…", "requests_per_minute": 60, "tokens_per_minute": null,
      "models": null, "admin": false}
 
-A key is 256 random bits, so SHA-256 is the right digest for it: there is no dictionary to try, and
-the slow digests that passwords need would cost each request 50 ms and an attacker nothing more.
+A key is 256 random bits, so SHA-256 is a suitable digest: no dictionary attack is possible. The
+slow digests that passwords need would cost 50 ms per request and make an attack no harder.
 """
 
 import argparse
@@ -34,13 +34,16 @@ log = logging.getLogger("pipeline.serving")
 
 PREFIX = "sk-"
 KEY_BYTES = 32
-ENVIRONMENT = "environment"  # the name of SERVE_API_KEY's, which no other may have
+ENVIRONMENT = "environment"  # the name of the key in SERVE_API_KEY, reserved for it
 REFRESH_SECONDS = 1.0
 PerMinute = Annotated[int, Field(ge=1)]
 
 
 class Key(BaseModel):
-    """A key's line. None is no limit, or every model. admin: may also load and unload adapters."""
+    """One line of the file. None means no limit, or all models.
+
+    admin: whether the key may load and unload LoRA adapters.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,14 +63,13 @@ def digest(key: str | bytes) -> str:
 
 
 class Keyring:
-    """The keys of a file, if there is one, and of the environment; none of either asks for none.
+    """The keys in a file and in SERVE_API_KEY. Without both, requests need no key.
 
-    A file that changes is read again, at most once a second. One that can then not be read leaves
-    the keys as they were.
+    A changed file is read again, at most once per second. If it cannot be read, the keys stay as
+    they were.
 
     Raises:
-        ConfigError: the file cannot be read, or which line is wrong and why; or the environment's
-            key is blank.
+        ConfigError: the file cannot be read, a line is wrong, or SERVE_API_KEY is blank.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Keyring:
     ) -> None:
         given = (environment or {}).get(API_KEY, "")
         if given and not (given := given.strip()):
-            raise ConfigError(f"{API_KEY} is blank: set it to a key, or unset it to ask for none")
+            raise ConfigError(f"{API_KEY} is blank: set it to a key, or unset it to require none")
         self._fixed = [Key(name=ENVIRONMENT, sha256=digest(given), admin=True)] if given else []
         self._file = file
         self._checked = time.monotonic()
@@ -83,19 +85,19 @@ class Keyring:
         self._keys = self._fixed + (read_keys(file) if file else [])
 
     @property
-    def asks(self) -> bool:
-        """Whether a request needs a key; with a file it does, though the file may be empty."""
+    def requires_key(self) -> bool:
+        """Whether requests need a key. With a file they do, even if the file is empty."""
         return bool(self._fixed or self._file)
 
     def find(self, given: bytes | None) -> Key | None:
-        """The key that a client gave; None if it is no key.
+        """The key that a client sent; None if it is not valid.
 
-        Takes the same time for a wrong and a missing one: every digest is compared, in full.
+        Takes the same time for a wrong and for a missing key: all digests are compared in full.
         """
         self._refresh()
-        found, looked_for = None, digest(given or b"")
+        found, given_digest = None, digest(given or b"")
         for key in self._keys:
-            if hmac.compare_digest(looked_for, key.sha256):
+            if hmac.compare_digest(given_digest, key.sha256):
                 found = key
         return found
 
@@ -110,7 +112,7 @@ class Keyring:
         try:
             self._keys = self._fixed + read_keys(self._file)
         except ConfigError as error:
-            log.warning("keys stay as they were: %s", error)
+            log.warning("the changed keys file is ignored, the earlier keys stay valid: %s", error)
 
 
 def _version(file: Path) -> tuple[int, int, int] | None:
@@ -124,13 +126,13 @@ def _version(file: Path) -> tuple[int, int, int] | None:
 def read_keys(file: Path) -> list[Key]:
     """
     Raises:
-        ConfigError: the file cannot be read, or which line is wrong and why.
+        ConfigError: the file cannot be read, or a line is wrong; the message names it.
     """
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"serve.keys_file={file} cannot be read ({error}): make one with "
+            f"serve.keys_file={file} cannot be read ({error}): create one with "
             f"`python -m pipeline.serving.keys new NAME --file {file}`"
         ) from error
     keys: list[Key] = []
@@ -144,22 +146,28 @@ def read_keys(file: Path) -> list[Key]:
             field = ".".join(str(part) for part in first["loc"]) or "the line"
             raise ConfigError(f"{file}:{number}: {field}: {first['msg']}") from None
         if keys[-1].name in {key.name for key in keys[:-1]} | {ENVIRONMENT}:
-            raise ConfigError(f"{file}:{number}: the name {keys[-1].name} is taken: choose another")
+            raise ConfigError(
+                f"{file}:{number}: the name {keys[-1].name} is used twice: choose another"
+            )
     return keys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make a key. Standard output has the key alone, so that it can be piped into a vault."""
+    """Create a key. Standard output has only the key, so that it can be piped into a vault."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.serving.keys", description="API keys of the server."
+        prog="python -m pipeline.serving.keys", description="Creates API keys for the server."
     )
-    new = parser.add_subparsers(required=True).add_parser("new", help="make a key, shown once")
-    new.add_argument("name", help="whose it is; stands in the log")
-    new.add_argument("--file", type=Path, help="serve.keys_file, to which its line is added")
-    new.add_argument("--requests-per-minute", type=int)
-    new.add_argument("--tokens-per-minute", type=int, help="of prompts and answers together")
-    new.add_argument("--models", nargs="+", metavar="MODEL", help="that it may ask (default: all)")
-    new.add_argument("--admin", action="store_true", help="may load and unload adapters")
+    new = parser.add_subparsers(required=True).add_parser("new", help="create a key, printed once")
+    new.add_argument("name", help="the owner, written to the log with each request")
+    new.add_argument("--file", type=Path, help="the file of serve.keys_file, to add the key to")
+    new.add_argument("--requests-per-minute", type=int, help="default: no limit")
+    new.add_argument(
+        "--tokens-per-minute", type=int, help="of prompts and completions (default: no limit)"
+    )
+    new.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="models that it may use (default: all)"
+    )
+    new.add_argument("--admin", action="store_true", help="may load and unload LoRA adapters")
     given = parser.parse_args(arguments)
     secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     try:
@@ -172,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
             admin=given.admin,
         )
         if key.name == ENVIRONMENT:
-            raise ConfigError(f"the name {key.name} is that of {API_KEY}: choose another")
+            raise ConfigError(f"the name {key.name} is reserved for {API_KEY}: choose another")
         if given.file:
             _add(given.file, key)
     except ValidationError as error:
@@ -183,21 +191,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"pipeline: ConfigError: {error}", file=sys.stderr)
         return error.exit_code
     print(secret)
-    place = f"added to {given.file}" if given.file else f"add to your keys file: {_line(key)}"
-    print(f"the key is shown this once; {place}", file=sys.stderr)
+    place = f"added to {given.file}" if given.file else f"add this to your keys file: {_line(key)}"
+    print(f"the key is not shown again; {place}", file=sys.stderr)
     return 0
 
 
 def _add(file: Path, key: Key) -> None:
     if file.exists() and key.name in {known.name for known in read_keys(file)}:
-        raise ConfigError(f"{file} has a key named {key.name}: choose another name, or delete it")
+        raise ConfigError(
+            f"{file} already has a key named {key.name}: choose another name, or delete that line"
+        )
     try:
-        # Readable by nobody else: the digests betray no key, but the names and limits are private.
+        # Only the owner can read it: digests reveal no key, but names and limits are private.
         with os.fdopen(os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "r+") as stream:
-            whole = stream.read()
-            stream.write(("" if whole.endswith("\n") or not whole else "\n") + _line(key) + "\n")
+            content = stream.read()
+            newline = "" if content.endswith("\n") or not content else "\n"
+            stream.write(newline + _line(key) + "\n")
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another") from error
+        raise ConfigError(
+            f"{file} cannot be written ({error.strerror}): give another file"
+        ) from error
 
 
 def _line(key: Key) -> str:

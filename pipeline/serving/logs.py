@@ -1,6 +1,6 @@
-"""The server's log on standard error: JSON lines for collectors, and plain ones for a terminal.
+"""The server's log on standard error: JSON lines for collectors, plain text for a terminal.
 
-Written by a thread of its own: a terminal or a collector that takes no more delays no answer.
+A separate thread writes it, so that a slow terminal or collector delays no request.
 """
 
 import json
@@ -17,7 +17,7 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, message, then what the caller gave as `extra`."""
+    """time, level, logger and message, then the caller's `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -33,7 +33,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """What a person wants to see of it: `08:15:02 200 POST /v1/chat/completions 0.31 s …`."""
+    """A short line for a person: `08:15:02 200 POST /v1/chat/completions 0.31 s …`."""
 
     def format(self, record: logging.LogRecord) -> str:
         given = {name: v for name, v in vars(record).items() if name not in _STANDARD}
@@ -48,9 +48,9 @@ class TextFormatter(logging.Formatter):
 
 
 def _printable(text: str) -> str:
-    """With escapes for what moves a terminal's cursor or colours it, and for line breaks.
+    """Escapes control characters and line breaks.
 
-    Clients name paths and fields, and must not write lines of their own into the log.
+    Paths and field names come from clients, who must not control the terminal or forge log lines.
     """
     if text.isprintable():
         return text
@@ -58,7 +58,7 @@ def _printable(text: str) -> str:
 
 
 def _request(given: dict[str, Any]) -> str:
-    """The beginning of a request's line; what stands there is taken out of `given`."""
+    """The beginning of a request's line. Removes the fields that it shows from `given`."""
     head = f"{given.pop('status', '-')} {given.pop('method')} {given.pop('path')}"
     parts = [f"{head} {given.pop('seconds'):.2f} s"]
     if (first := given.pop("first_token_seconds", None)) is not None:
@@ -71,8 +71,8 @@ def _request(given: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-class _Unchanged(logging.handlers.QueueHandler):
-    """Hands records over as they are; the original would format them, and drop the exception."""
+class _RecordQueueHandler(logging.handlers.QueueHandler):
+    """Queues records unchanged; the base class would format them and drop the exception."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record
@@ -80,7 +80,7 @@ class _Unchanged(logging.handlers.QueueHandler):
 
 @contextmanager
 def server_log(stream: TextIO | None = None) -> Iterator[None]:
-    """Requests, and other libraries' warnings, for as long as the block runs.
+    """Log requests, and warnings of libraries, while the block runs.
 
     Args:
         stream: standard error if None; JSON unless it is a terminal.
@@ -89,7 +89,8 @@ def server_log(stream: TextIO | None = None) -> Iterator[None]:
     target = logging.StreamHandler(stream or sys.stderr)
     target.setFormatter(TextFormatter() if target.stream.isatty() else JsonFormatter())
     listener = logging.handlers.QueueListener(records, target)
-    handler, root, ours = _Unchanged(records), logging.getLogger(), logging.getLogger("pipeline")
+    handler = _RecordQueueHandler(records)
+    root, ours = logging.getLogger(), logging.getLogger("pipeline")
     before = ours.level
     root.addHandler(handler)
     ours.setLevel(logging.INFO)

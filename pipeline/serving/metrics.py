@@ -1,7 +1,7 @@
-"""Prometheus metrics, each with the model's name.
+"""Prometheus metrics, each labelled with the model's name.
 
-The names are NVIDIA NIM's; those of the phases (queue, prefill, decode) are vLLM's, without its
-prefix, since NIM has none for them.
+The names are those of NVIDIA NIM. NIM has none for the phases (queue, prefill, decode); these have
+vLLM's names, without its prefix.
 https://docs.nvidia.com/nim/large-language-models/latest/observability.html
 https://docs.vllm.ai/en/stable/usage/metrics/
 """
@@ -19,7 +19,7 @@ TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
 
 
 class Metrics:
-    """The metrics of one server, in a registry of its own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self, model: str, load: Callable[[], Load], slots: int) -> None:
         self.model = model
@@ -36,45 +36,55 @@ class Metrics:
         def counter(name: str, text: str) -> Counter:
             return Counter(name, text, ["model_name"], registry=self._registry).labels(model)
 
-        gauge("num_requests_running", "Answers in progress", lambda: load().running)
-        gauge("num_requests_waiting", "Requests that wait for a slot", lambda: load().waiting)
-        gauge("num_request_max", "Answers that can be in progress at once", lambda: slots)
+        gauge("num_requests_running", "Sequences being generated", lambda: load().running)
+        gauge("num_requests_waiting", "Sequences waiting for a slot", lambda: load().waiting)
+        gauge("num_request_max", "Slots: sequences that can be generated at a time", lambda: slots)
         if load().cache_use is not None:
             gauge(
                 "gpu_cache_usage_perc",
-                "Share of the KV cache that holds tokens, 0 to 1 (NIM's name, on a CPU as well)",
+                "Used share of the KV cache, 0 to 1 (has NIM's name also on a CPU)",
                 lambda: load().cache_use or 0,
             )
-        self.prompt_tokens = counter("prompt_tokens", "Tokens read")
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens processed")
         self.generation_tokens = counter("generation_tokens", "Tokens generated")
-        self.request_prompt_tokens = histogram("request_prompt_tokens", "Of a request", TOKENS)
+        self.request_prompt_tokens = histogram("request_prompt_tokens", "Tokens per prompt", TOKENS)
         self.request_generation_tokens = histogram(
-            "request_generation_tokens", "Of an answer", TOKENS
+            "request_generation_tokens", "Tokens generated per sequence", TOKENS
         )
         self.first_token = histogram(
-            "time_to_first_token_seconds", "From request to first token", FIRST_TOKEN_SECONDS
+            "time_to_first_token_seconds",
+            "Time from the request to the first token",
+            FIRST_TOKEN_SECONDS,
         )
         self.per_token = histogram(
-            "time_per_output_token_seconds", "Mean between an answer's tokens", TOKEN_SECONDS
+            "time_per_output_token_seconds",
+            "Mean time between the tokens of a sequence",
+            TOKEN_SECONDS,
         )
         self.latency = histogram(
-            "e2e_request_latency_seconds", "From request to last token or vector", REQUEST_SECONDS
+            "e2e_request_latency_seconds",
+            "Time from the request to the last token, or to the embeddings",
+            REQUEST_SECONDS,
         )
         self.queue = histogram(
-            "request_queue_time_seconds", "From request to the engine's start", FIRST_TOKEN_SECONDS
+            "request_queue_time_seconds", "Time in the engine's queue", FIRST_TOKEN_SECONDS
         )
         self.prefill = histogram(
-            "request_prefill_time_seconds", "From the start to the first token", FIRST_TOKEN_SECONDS
+            "request_prefill_time_seconds",
+            "Time from leaving the queue to the first token",
+            FIRST_TOKEN_SECONDS,
         )
         self.decode = histogram(
-            "request_decode_time_seconds", "From the first token to the last", REQUEST_SECONDS
+            "request_decode_time_seconds",
+            "Time from the first token to the last",
+            REQUEST_SECONDS,
         )
         self.success = counter(
-            "request_success", "Answers that ended by themselves, and requests for embeddings"
+            "request_success", "Sequences that were completed, and requests for embeddings"
         )
         self._finished = Counter(
             "request_finish",
-            "Answers by how they ended",
+            "Sequences by finish reason",
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
@@ -86,8 +96,11 @@ class Metrics:
         )
 
     def finished(self, reason: str) -> None:
-        """Count an answer that ended by OpenAI's reason, by `abort` (the client left) or by `error`
-        (it was refused, failed or took too long).
+        """Count a finished sequence.
+
+        Args:
+            reason: OpenAI's finish reason, `abort` (the client disconnected), or `error` (the
+                sequence was refused, failed or timed out).
         """
         self._finished.labels(self.model, reason).inc()
         if reason not in ("abort", "error"):
@@ -97,5 +110,5 @@ class Metrics:
         self._failed.labels(self.model, str(status)).inc()
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Whether the server can answer: only once a real answer came out of the engine."""
+"""Readiness of the server: it is ready once the engine has generated a first token."""
 
 import asyncio
 import logging
@@ -10,17 +10,18 @@ from pipeline.models.chat.renderer import Chat
 
 log = logging.getLogger("pipeline.serving")
 
-RETRY_SECONDS = 1.0  # between attempts at a warm-up answer
+RETRY_SECONDS = 1.0  # between warm-up requests
 
 
 class Readiness:
     """
     Args:
-        chat: None for an engine that embeds.
+        chat: the model's renderer; None for an embedding engine.
 
     Attributes:
-        ready: whether it can; reason: why not.
-        announce: called in the moment when it can, before any client can see that.
+        ready: whether the server is ready.
+        reason: why it is not.
+        announce: called when it becomes ready, before any client can see that.
     """
 
     def __init__(self, engine: Any, chat: Chat | None) -> None:
@@ -30,44 +31,44 @@ class Readiness:
         self.announce: Callable[[], None] = lambda: None
         self._ended = False
 
-    def why_not(self) -> str | None:
-        """Why no answer can come now; None if one can."""
+    def reason_not_ready(self) -> str | None:
+        """Why the server cannot generate now; None if it can."""
         return self._engine.down() if self.ready else self.reason
 
     async def warm_up(self) -> None:
-        """Ask until there is an answer, or a failure that lasts."""
+        """Send a request to the engine until one succeeds, or fails for good."""
         while True:
             try:
-                await self._ask()
+                await self._generate()
                 if not self._ended:
                     self.ready = True
                     self.announce()
                 return
-            except QueueFull:  # clients came first: no probe should send more
+            except QueueFull:  # clients came first; the server is not ready for more
                 pass
             except (EngineFailed, ValueError) as error:
                 down = self._engine.down()
-                self.reason = down or f"the warm-up answer failed: {error}"
+                self.reason = down or f"the warm-up request failed: {error}"
                 log.error("not ready: %s", self.reason)
                 if down is None:
                     return
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _ask(self) -> None:
+    async def _generate(self) -> None:
         if self._chat is None:
             await self._engine.embed([[0]])
             return
         prompt = self._chat.prompt([{"role": "user", "content": "Hello"}])
-        # Ended as a client's would be: not every server behind can go on past a model's end.
-        how = Sampling(max_tokens=2, temperature=0, stop_ids=frozenset(self._chat.stop_ids))
-        async for _ in self._engine.generate(prompt, how):
+        # With stop ids, as for clients: a remote server may not support generation without them.
+        sampling = Sampling(max_tokens=2, temperature=0, stop_ids=frozenset(self._chat.stop_ids))
+        async for _ in self._engine.generate(prompt, sampling):
             pass
 
     def fail(self, reason: str) -> None:
-        """It can never answer."""
+        """The server will never be ready."""
         self.reason = reason
         log.error("not ready: %s", reason)
 
     def end(self) -> None:
-        """No new request should come, whether or not it was ready."""
+        """The server shuts down, and should get no new requests."""
         self.ready, self.reason, self._ended = False, "shutting down", True

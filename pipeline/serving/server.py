@@ -1,4 +1,4 @@
-"""An engine's folder on a socket by uvicorn, until a signal; answers in progress are finished."""
+"""Serves an engine's folder with uvicorn until a signal, and finishes the requests in progress."""
 
 import logging
 import resource
@@ -23,14 +23,14 @@ from pipeline.models.chat.tokenizer import read_json
 from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
 from pipeline.serving.logs import server_log
-from pipeline.serving.middleware.http_limits import WireBounds, WireConfig
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
+from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.openai.protocol import CompletionRequest
 
 log = logging.getLogger("pipeline.serving")
 
-BACKLOG = 2048  # connections that are taken at once, and only then counted
-OTHER_FILES = 256  # of the server itself
+BACKLOG = 2048  # connections that can be accepted before they are counted
+OTHER_FILES = 256  # files that the server itself opens
 
 
 def serve(
@@ -42,19 +42,20 @@ def serve(
     description: Description | None = None,
     announce: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Serve an engine on a socket until SIGINT or SIGTERM; answers in progress are finished.
+    """Serve an engine on a socket until SIGINT or SIGTERM, then finish the requests in progress.
 
     Args:
-        description: of an HF folder to serve as it is; None for an engine of `stage=build`.
+        description: of an HF folder to serve directly; None for an engine of `stage=build`.
         announce: called when the server is ready.
 
     Returns:
-        Whether they were: a second SIGINT does not wait for them, and the engine may fail.
+        Whether all requests in progress were finished. A second SIGINT does not wait for them, and
+        the engine may fail.
 
     Raises:
-        ArtifactError: the engine is not whole, or not for this machine.
-        ConfigError: a file that a setting names cannot be used.
-        DataError: the model's own defaults for sampling are none.
+        ArtifactError: the engine is incomplete, or was built for another machine.
+        ConfigError: a file or folder that a setting names cannot be used.
+        DataError: the model's generation_config.json has an invalid value.
     """
     begin = time.monotonic()
     with server_log():
@@ -73,9 +74,9 @@ def serve(
 
 
 def _allow_files(connections: int) -> None:
-    """Raise how many files this process may open, of which a connection is one, to what it takes.
+    """Raise the limit of open files, of which each connection is one.
 
-    Beyond that limit the system itself closes connections, unanswered and unlogged.
+    Beyond that limit the system closes connections without a response and without a log line.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + BACKLOG + OTHER_FILES
@@ -85,8 +86,8 @@ def _allow_files(connections: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     if limit < connections + OTHER_FILES:
         log.warning(
-            "serve.max_connections=%d needs more open files than the %d that the system allows: "
-            "raise its hard limit (ulimit -Hn), or lower the setting",
+            "serve.max_connections=%d needs more open files than the system's limit of %d: raise "
+            "the hard limit (ulimit -Hn), or lower the setting",
             connections,
             limit,
         )
@@ -95,24 +96,24 @@ def _allow_files(connections: int) -> None:
 def _server(
     folder: Path, model: str, settings: ServeConfig, description: Description | None
 ) -> "_Server":
-    operations = Operations.configured(settings)
+    middleware = MiddlewareStack.from_config(settings)
     if description is None:
         if folder.is_dir() and not (folder / FILE).is_file():
             raise ArtifactError(
-                f"{folder} holds no engine: make one with `python -m pipeline stage=build`, or "
-                "name a runtime to serve an HF folder as it is, such as engine.name=hf"
+                f"{folder} has no engine: build one with `python -m pipeline stage=build`, or give "
+                "an engine that serves an HF folder directly, such as engine.name=hf"
             )
         open_artifact(folder, stage="build").require("engine")
     if settings.adapters and not settings.adapters.is_dir():
-        raise ConfigError(f"serve.adapters={settings.adapters} is no folder: name one, or null")
+        raise ConfigError(f"serve.adapters={settings.adapters} is not a folder: give one, or null")
     defaults = _sampling_defaults(folder)
     served = open_engine(folder, max_queue=settings.max_queue, description=description)
     if settings.adapters and "adapters" not in served.engine.features:
         served.engine.close()
         raise ConfigError(
-            f"serve.adapters={settings.adapters}: the {served.description.runtime} engine takes no "
-            "adapters as it is: serve the model's HF folder with engine.name=hf, or with vllm or "
-            "trtllm and engine.lora_rank"
+            f"serve.adapters={settings.adapters}: the {served.description.runtime} engine was "
+            "opened without support for LoRA adapters: serve the model's HF folder with "
+            "engine.name=hf, or with vllm or trtllm and engine.lora_rank"
         )
     app = create_app(
         served.engine,
@@ -122,12 +123,12 @@ def _server(
         runtime=served.description.runtime,
         defaults=defaults,
         adapters=settings.adapters,
-        operations=operations,
+        middleware=middleware,
     )
     return _Server(
-        WireConfig(
+        HttpConfig(
             app,
-            WireBounds(
+            HttpLimits(
                 connections=settings.max_connections,
                 header_bytes=settings.max_header_bytes,
                 header_seconds=settings.header_timeout,
@@ -137,7 +138,7 @@ def _server(
             timeout_keep_alive=settings.keep_alive_timeout,
             ws="none",
             log_config=None,
-            log_level="error",  # it warns of what clients send
+            log_level="error",  # its warnings are about what clients send
             access_log=False,
             server_header=False,
             lifespan="on",
@@ -147,10 +148,10 @@ def _server(
 
 
 def _sampling_defaults(folder: Path) -> dict[str, float]:
-    """What the model's own generation_config.json says, as vLLM takes it.
+    """The defaults in the model's generation_config.json, as vLLM uses them.
 
     Raises:
-        DataError: it cannot be read, or holds what no request may ask for.
+        DataError: the file cannot be read, or has a value that no request may have.
     """
     file = folder / "generation_config.json"
     found = read_json(file, required=False)
@@ -161,20 +162,20 @@ def _sampling_defaults(folder: Path) -> dict[str, float]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise DataError(
-            f"{file}: {first['loc'][0]}={first['input']!r}: {first['msg']}; mend it, or take it out"
+            f"{file}: {first['loc'][0]}={first['input']!r}: {first['msg']}: correct or remove it"
         ) from None
     return given
 
 
 class _Server(uvicorn.Server):
-    """Drains: the first signal makes it not ready, and it ends when no answer is in progress.
+    """Shuts down gracefully: it is not ready from the first signal on, and ends when it is idle.
 
-    Until then it goes on listening, so that a load balancer hears 503 and not a closed port. New
-    requests are taken for `delay` seconds more: those that the balancer sends before it has asked.
-    uvicorn would end the process by the signal that stopped it; to be stopped is no failure here.
+    Until then it keeps listening, so that a load balancer gets 503 and not a closed port. For
+    `delay` seconds it accepts new requests, which the balancer sends before its next health check.
+    uvicorn would end the process by the signal; here, a requested stop is not a failure.
     """
 
-    def __init__(self, config: WireConfig, delay: float) -> None:
+    def __init__(self, config: HttpConfig, delay: float) -> None:
         super().__init__(config)
         self._delay = delay
         self._stopped: float | None = None
@@ -185,8 +186,8 @@ class _Server(uvicorn.Server):
 
     @property
     def finished(self) -> bool:
-        """Whether every answer that was in progress at the stop was finished."""
-        return not self.force_exit and not self.app_state.in_flight.cut
+        """Whether every request that was in progress at the stop was finished."""
+        return not self.force_exit and not self.app_state.in_flight.failed
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -203,7 +204,7 @@ class _Server(uvicorn.Server):
         log.info("shutting down", extra={"answers_in_progress": self.app_state.in_flight.count})
         if self._stopped is None:
             self._stopped = time.monotonic()
-            self.app_state.in_flight.cut = 0
+            self.app_state.in_flight.failed = 0
         self.app_state.readiness.end()
         self._drained()
 
@@ -211,7 +212,7 @@ class _Server(uvicorn.Server):
         return self._drained() or await super().on_tick(counter)
 
     def _drained(self) -> bool:
-        """Whether a stopped server has nothing left to do; from `delay` on it takes nothing new."""
+        """Whether the stopped server is idle. After `delay` seconds it refuses new requests."""
         in_flight = self.app_state.in_flight
         if self._stopped is not None and time.monotonic() - self._stopped >= self._delay:
             in_flight.draining = True

@@ -37,7 +37,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     from pipeline.data.dataset import read_split
     from pipeline.evaluation.metrics import exact_match
     from pipeline.serving.benchmark.load_generator import run_load
-    from pipeline.serving.benchmark.server_process import running_server
+    from pipeline.serving.server_process import running_server
 
     settings = config.benchmark
     engine = inputs["build"].require("engine").path

@@ -1,8 +1,8 @@
 """NeMo checkpoint and dataset → adapter (lora, dora) or whole model (sft), on Megatron-Core.
 
-Trains with NeMo on Megatron-Core, on the assistant's tokens alone. Killed at any step and started
-again, it goes on from the newest checkpoint in `.scratch/` and ends at the same weights. With
-finetune.parallel.processes over 1 it starts that many processes, one a GPU, on this machine.
+Trains with NeMo on Megatron-Core, on the assistant's tokens only. If it is killed at any step and
+started again, it resumes from the newest checkpoint in `.scratch/` and ends with the same weights.
+With finetune.parallel.processes over 1 it starts that many processes, one for each GPU.
 """
 
 import shutil
@@ -11,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config.schema import Config
+from pipeline.core import hardware
 from pipeline.core.artifact import SCRATCH, Artifact, Outcome, sha256_of_json
+from pipeline.core.console import get_console
 from pipeline.core.errors import DataError
 from pipeline.core.hardware import GIB
+from pipeline.core.monkeypatch import other_versions
 from pipeline.core.stage import NEMO, Stage
 from pipeline.data.dataset import read_split
 from pipeline.models.architecture import Shape, read_shape
@@ -21,7 +24,8 @@ from pipeline.models.files import copy_assets
 from pipeline.planner.preflight import check_machine, less_memory, planned_memory
 from pipeline.training.batches import SampleOrder, TokenRows
 from pipeline.training.job import Checkpoints, Job
-from pipeline.training.progress import following, write_curve
+from pipeline.training.nemo.patches.records import PATCHES
+from pipeline.training.progress import show_progress, write_loss_curve
 from pipeline.training.settings_checks import check
 
 STAGE = Stage(
@@ -36,32 +40,32 @@ ASSETS = "hf"  # config.json and tokenizer files, in every NeMo checkpoint
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
-    """Fine-tune the imported base on the prepared rows; the result lies in weights/ and context/.
+    """Fine-tune the imported base on the prepared rows. Writes weights/ and context/.
 
     Raises:
-        ConfigError: settings that do not fit one another or the model.
+        ConfigError: settings that contradict one another or the model.
         DataError: no row to train on, or one longer than the model's positions.
         PipelineError: the loss is not finite, or a process died. ResourceError: memory ran out or
-            will. MissingRuntime: FP8 on a GPU without it. Busy: others hold the GPU's memory.
+            will. MissingRuntime: FP8 on a GPU without it. Busy: others use the GPU's memory.
     """
     settings = config.finetune
     base = inputs["import"].require("nemo_checkpoint").path
     dataset = inputs["prepare"].require("dataset").path
     shape = read_shape(base / ASSETS)
     check(settings, shape, nodes=config.launcher.nodes)
+    _report_patches(settings.patches)
     scratch = out / SCRATCH
     for leftover in ("weights", "context"):
         shutil.rmtree(out / leftover, ignore_errors=True)
     train = _rows(dataset, "train", shape)
     validation = _rows(dataset, "validation", shape)
     if not len(train):
-        raise DataError(f"{dataset} has no row to train on: its rejected.jsonl tells why")
+        raise DataError(f"{dataset} has no row to train on: see its rejected.jsonl for the reasons")
     train.save(scratch / "train")
     validation.save(scratch / "validation")
     copy_assets(base / ASSETS, out / ASSETS)
     job = Job(
-        section="finetune",
-        method=settings.method,
+        settings=settings,
         hf=out / ASSETS,
         weights=base,
         train_rows=scratch / "train",
@@ -69,26 +73,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         scratch=scratch / "checkpoints",
         out=out,
         seed=config.seed,
-        steps=settings.max_steps,
         max_length=shape.max_positions,
-        global_batch_size=settings.global_batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        learning_rate=settings.learning_rate,
-        min_learning_rate=settings.min_learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        clip_grad=settings.clip_grad,
-        validate_every=settings.validate_every,
-        checkpoint_every=settings.checkpoint_every,
-        rank=settings.adapter.rank,
-        alpha=settings.adapter.alpha,
-        dropout=settings.adapter.dropout,
-        processes=settings.parallel.processes,
-        tensor=settings.parallel.tensor,
-        pipeline=settings.parallel.pipeline,
-        context=settings.parallel.context,
-        pack_length=settings.pack_length or 0,
-        precision=settings.precision,
         nodes=config.launcher.nodes,
         made_from=sha256_of_json([train.sha256, inputs["import"].manifest.digest]),
     )
@@ -101,34 +86,49 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     checkpoints = Checkpoints(job.scratch, job.identity)
     checkpoints.adopt(out.parent.glob(f"{out.name.partition('-')[0]}-*/{SCRATCH}/checkpoints"))
     done = len(checkpoints.curve())
-    with following(job.steps, done) as report:
+    with show_progress(settings.max_steps, done) as report:
         trained = train_in_processes(job, report)
     curve = trained.curve
-    write_curve(out, curve, title=f"Fine-tuning ({settings.method})")
-    order = SampleOrder(train.lengths, job.global_batch_size, job.seed)
-    tokens = [int(train.lengths[order.rows(step)].sum()) for step in range(job.steps)]
+    write_loss_curve(out, curve, title=f"Fine-tuning ({settings.method})")
+    order = SampleOrder(train.lengths, settings.global_batch_size, job.seed)
+    tokens = [int(train.lengths[order.rows(step)].sum()) for step in range(settings.max_steps)]
     seconds = trained.seconds
     metrics = {
         "train_loss": curve[-1].loss,
-        "steps": job.steps,
+        "steps": settings.max_steps,
         "tokens": sum(tokens),
         "tokens_per_second": sum(tokens[trained.resumed_from :]) / seconds,
         "trainable_parameters": trained.trainable_parameters,
         "training_seconds": seconds,
         "save_seconds": trained.save_seconds,
     }
-    if trained.gpu_memory:  # beside what the planner said that it would be
+    if trained.gpu_memory:  # to compare with what the planner expected
         metrics["gpu_memory_gib"] = trained.gpu_memory / GIB
         metrics["planned_gpu_memory_gib"] = planned_memory(job, shape, longest=longest) / GIB
     if (loss := curve[-1].validation_loss) is not None:
         metrics["validation_loss"] = loss
     proof = {
         "rows_sha256": train.sha256,
-        "sample_order_sha256": order.sha256(job.steps),
+        "sample_order_sha256": order.sha256(settings.max_steps),
         "resumed_from_step": trained.resumed_from,
     }
     kind = "nemo_checkpoint" if settings.method == "sft" else "nemo_adapter"
     return Outcome(kind, metrics, proof)
+
+
+def _report_patches(patches: str) -> None:
+    """Say which patches are off, and warn of libraries that the patches were not written for."""
+    console = get_console()
+    if patches == "none":
+        console.print(
+            "finetune.patches=none: only the required patches are applied (see docs/patches.md)"
+        )
+    installed = hardware.installed_versions({patch.library for patch in PATCHES})
+    if others := other_versions(PATCHES, installed):
+        console.print(
+            f"[yellow]Patches were written for other versions[/]: {others}. Run `make patches` to "
+            "compare the code, or install the locked versions"
+        )
 
 
 def _rows(dataset: Path, split: str, shape: Shape) -> TokenRows:
@@ -137,6 +137,6 @@ def _rows(dataset: Path, split: str, shape: Shape) -> TokenRows:
         if len(row.input_ids) > shape.max_positions:
             raise DataError(
                 f"{row.source} has {len(row.input_ids)} tokens and the model {shape.max_positions} "
-                "positions: lower prepare.max_length and prepare again"
+                "positions: lower prepare.max_length and run stage=prepare again"
             )
     return TokenRows.of((row.input_ids, row.loss_mask) for row in rows)

@@ -1,6 +1,6 @@
 """Conversations and texts → dataset: checked, cleaned and rendered with the model's template.
 
-Every row is kept or written to rejected.jsonl with its reason; the counts add up. The same files,
+Every row is kept, or written to rejected.jsonl with the reason; the counts add up. The same files,
 settings and seed give the same bytes.
 """
 
@@ -15,12 +15,13 @@ from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
-from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data import samples
 from pipeline.data.dataset import SPLITS, Row, write_split
 from pipeline.data.readers import Conversation, Rejected, find_files, read_file
-from pipeline.data.row_filter import Kept, Sorter
+from pipeline.data.row_filter import Kept, RowFilter
+from pipeline.data.settings_checks import check_prepare
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.checks import check_folder
 
@@ -30,38 +31,34 @@ STAGE = Stage(
 )
 
 
-MAX_CONFLICTS = 100  # of those written to statistics.json
+MAX_CONFLICTS = 100  # most conflicts that statistics.json lists
 PERCENTILES = (50, 95, 99)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
-    """Read config.data, refuse what cannot train, split, render and write the dataset into `out`.
+    """Read config.data, reject unusable rows, split, render and write the dataset into `out`.
 
     Raises:
-        ConfigError: prepare.max_length is over the model's context, or a glob is none.
-        DataError: a file or the model folder cannot be used, or too many rows were refused.
+        ConfigError: prepare.max_length is over the model's context, or a glob is not valid.
+        DataError: a file or the model folder cannot be used, or too many rows were rejected.
     """
     shape = check_folder(config.model.path)
-    if config.prepare.max_length > shape.max_positions:
-        raise ConfigError(
-            f"prepare.max_length={config.prepare.max_length} is over the {shape.max_positions} "
-            f"positions of {config.model.path}: lower it"
-        )
+    check_prepare(config, shape)
     chat = Chat.load(config.model.path)
-    sorter = Sorter(config.prepare, config.seed, chat)
+    rows = RowFilter(config.prepare, config.seed, chat)
     tests, training = _find(config.data)
     for row, is_test in _read(tests, training):
-        sorter.take(row, is_test=is_test)
-    sorter.finish()
-    _write_rejected(sorter.rejected, out / "rejected.jsonl")
-    statistics = _statistics(sorter, chat, [_name(file) for file in tests + training])
+        rows.add(row, is_test=is_test)
+    rows.finish()
+    _write_rejected(rows.rejected, out / "rejected.jsonl")
+    statistics = _statistics(rows, chat, [_name(file) for file in tests + training])
     _show_unused(statistics)
-    _refuse_if_bad(config, statistics, sorter.rejected, out)
+    _refuse_if_bad(config, statistics, rows.rejected, out)
     for split in SPLITS:
-        write_split(out, split, (row.unpack() for row in sorter.kept if row.split == split))
+        write_split(out, split, (row.unpack() for row in rows.kept if row.split == split))
     chat.save(out / "tokenizer")
     (out / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
-    shown = _choose_samples(sorter.kept, config.prepare.samples)
+    shown = _choose_samples(rows.kept, config.prepare.samples)
     page = samples.page(chat, shown, statistics["histogram"])
     (out / "samples.html").write_text(page, encoding="utf-8")
     _show(chat, shown, statistics)
@@ -71,7 +68,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 def _find(data: DataConfig) -> tuple[list[Path], list[Path]]:
     """The test files and the training files.
 
-    A glob for training files may take in the test files: those stay test files.
+    A glob for training files may match test files; those stay test files.
     """
     tests = find_files(data.folder, data.test, "data.test")
     training = find_files(data.folder, data.train, "data.train")
@@ -82,7 +79,7 @@ def _find(data: DataConfig) -> tuple[list[Path], list[Path]]:
 
 
 def _name(file: Path) -> str:
-    """A file's path as text; a name of other bytes than UTF-8's is shown with question marks."""
+    """A file's path as text, with question marks for bytes that are not UTF-8."""
     return str(file).encode(errors="replace").decode()
 
 
@@ -105,33 +102,33 @@ def _write_rejected(rejected: Sequence[Rejected], file: Path) -> None:
             stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
-def _statistics(sorter: Sorter, chat: Chat, files: Sequence[str]) -> dict[str, Any]:
+def _statistics(rows: RowFilter, chat: Chat, files: Sequence[str]) -> dict[str, Any]:
     """Counts and lengths, ready for JSON and the same for the same rows.
 
-    files: names of those that were read, those without rows among them.
+    files: names of all files that were read, also of those without rows.
     """
-    kept = Counter(row.file for row in sorter.kept)
-    rejected = Counter(row.file for row in sorter.rejected)
+    kept = Counter(row.file for row in rows.kept)
+    rejected = Counter(row.file for row in rows.rejected)
     read = kept + rejected
     return {
         "rows": {"read": read.total(), "kept": kept.total(), "rejected": rejected.total()},
-        "rejected": dict(Counter(row.reason for row in sorter.rejected).most_common()),
+        "rejected": dict(Counter(row.reason for row in rows.rejected).most_common()),
         "files": {
             name: {"read": read[name], "kept": kept[name], "rejected": rejected[name]}
             for name in files
         },
         "splits": {
-            split: _describe([row for row in sorter.kept if row.split == split]) for split in SPLITS
+            split: _describe([row for row in rows.kept if row.split == split]) for split in SPLITS
         },
-        "histogram": samples.histogram([len(row.ids) for row in sorter.kept]),
-        "conflicts": len(sorter.conflicts),
-        "first_conflicts": [asdict(conflict) for conflict in sorter.conflicts[:MAX_CONFLICTS]],
+        "histogram": samples.histogram([len(row.ids) for row in rows.kept]),
+        "conflicts": len(rows.conflicts),
+        "first_conflicts": [asdict(conflict) for conflict in rows.conflicts[:MAX_CONFLICTS]],
         "template_prints_the_date": chat.template.is_dated,
     }
 
 
 def _describe(rows: Sequence[Kept]) -> dict[str, float]:
-    """Rows and tokens of a split; lengths are tokens a row (nearest-rank percentiles)."""
+    """Rows and tokens of a split; lengths are tokens per row (nearest-rank percentiles)."""
     lengths = sorted(len(row.ids) for row in rows)
     tokens, trained = sum(lengths), sum(sum(row.mask) for row in rows)
     figures: dict[str, float] = {"rows": len(rows), "tokens": tokens, "trained_tokens": trained}
@@ -149,7 +146,7 @@ def _refuse_if_bad(
     limit, recorded = config.prepare.max_reject_share, config.data.folder / config.data.recorded
 
     def counts(file: str) -> bool:
-        # Users say the same things again and again: what is recorded proves no file wrong.
+        # Users repeat themselves: duplicates among recorded rows do not mean that a file is wrong.
         return Path(file).parent != recorded
 
     refused = [row for row in rejected if counts(row.file)]
@@ -159,20 +156,20 @@ def _refuse_if_bad(
         reasons = ", ".join(f"{n} × {reason}" for reason, n in common)
         worst = Counter(row.file for row in refused).most_common(1)[0]
         raise DataError(
-            f"{len(refused)} of {read} rows were refused, more than "
+            f"{len(refused)} of {read} rows were rejected, more than "
             f"prepare.max_reject_share={limit:g} allows ({reasons}; most in {worst[0]}): see "
-            f"{out / 'rejected.jsonl'}, then mend the data or raise the share"
+            f"{out / 'rejected.jsonl'}, then correct the data or raise the share"
         )
     for split, setting in (("train", "data.train"), ("test", "data.test")):
         if not statistics["splits"][split]["rows"]:
             seen = f"see {out / 'rejected.jsonl'} and {setting}"
             if not rejected:
-                seen = f"the files of {setting} hold none, put rows into them or name others"
+                seen = f"the files of {setting} have no rows, add some or name other files"
             raise DataError(f"no row is left for the {split} split: {seen}")
 
 
 def _choose_samples(kept: Sequence[Kept], count: int) -> list[Row]:
-    """Training rows from the beginning to the end of the files."""
+    """Training rows, spread evenly over the files."""
     training = [row for row in kept if row.split == "train"]
     count = min(count, len(training))
     return [training[i * len(training) // count].unpack() for i in range(count)]
@@ -191,23 +188,23 @@ def _metrics(statistics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _show_unused(statistics: Mapping[str, Any]) -> None:
-    """Warn of files without rows, and of rows that were refused."""
+    """Warn of files without rows, and of rejected rows."""
     from rich.markup import escape
 
     rows = statistics["rows"]
     empty = [name for name, counts in statistics["files"].items() if not counts["read"]]
     if empty:
-        get_console().print(f"[yellow]Files without any row[/]: {escape(', '.join(empty))}")
+        get_console().print(f"[yellow]Files without rows[/]: {escape(', '.join(empty))}")
     if rows["rejected"]:
         reasons = ", ".join(f"{n} × {reason}" for reason, n in statistics["rejected"].items())
         get_console().print(
             f"[yellow]{rows['rejected']} of {rows['read']} rows are not used[/]: {reasons} "
-            "(each is in rejected.jsonl)"
+            "(see rejected.jsonl)"
         )
 
 
 def _show(chat: Chat, shown: Sequence[Row], statistics: Mapping[str, Any]) -> None:
-    """Samples, splits and warnings, for the person at the terminal."""
+    """Print samples, splits and warnings."""
     from rich.markup import escape
     from rich.table import Table
 

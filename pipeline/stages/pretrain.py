@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.finetune import AdapterConfig, FinetuneConfig, ParallelConfig
 from pipeline.config.pretrain import PretrainConfig
 from pipeline.config.schema import Config
 from pipeline.core import hardware
@@ -28,7 +29,7 @@ from pipeline.training.corpus import (
     train_tokenizer,
 )
 from pipeline.training.job import Checkpoints, Job
-from pipeline.training.progress import following, write_curve
+from pipeline.training.progress import show_progress, write_loss_curve
 
 STAGE = Stage(
     version=1,
@@ -78,13 +79,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     with nemo_session():
         from pipeline.training.nemo import trainer as nemo_training
 
-        with following(job.steps, done) as report:
+        with show_progress(settings.steps, done) as report:
             trained = nemo_training.train(job, report)
         model = nemo.open_checkpoint(out)
         write_weights(hf, nemo.hf_tensors(model, read_shape(hf)), dtype="bfloat16")
     curve = trained.curve
-    write_curve(out, curve, title="Pretraining")
-    tokens = job.steps * job.global_batch_size * (settings.sequence_length + 1)
+    write_loss_curve(out, curve, title="Pretraining")
+    tokens = settings.steps * settings.batch_size * (settings.sequence_length + 1)
     provenance = {
         "command": " ".join(["python", "-m", "pipeline", *sys.argv[1:]]),
         "seed": config.seed,
@@ -103,9 +104,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     (hf / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
     metrics = {
         "train_loss": curve[-1].loss,
-        "steps": job.steps,
+        "steps": settings.steps,
         "tokens": tokens,
-        "tokens_per_second": tokens * (1 - trained.resumed_from / job.steps) / trained.seconds,
+        "tokens_per_second": tokens * (1 - trained.resumed_from / settings.steps) / trained.seconds,
         "parameters": trained.trainable_parameters,
         "training_seconds": trained.seconds,
         "save_seconds": trained.save_seconds,
@@ -181,20 +182,15 @@ def write_shape(folder: Path, settings: PretrainConfig) -> None:
 
 def _job(config: Config, hf: Path, rows: Path, scratch: Path, out: Path) -> Job:
     settings = config.pretrain
-    return Job(
-        section="pretrain",
+    training = FinetuneConfig(
         method="sft",
-        hf=hf,
-        weights=None,
-        train_rows=rows,
-        validation_rows=None,
-        scratch=scratch,
-        out=out,
-        seed=config.seed,
-        steps=settings.steps,
-        max_length=settings.sequence_length,
+        adapter=AdapterConfig(rank=1, alpha=1, dropout=0.0),
+        parallel=ParallelConfig(processes=1, tensor=1, pipeline=1, context=1),
+        max_steps=settings.steps,
         global_batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
+        pack_length=None,
+        precision="bf16",
         learning_rate=settings.learning_rate,
         min_learning_rate=settings.learning_rate / 10,
         warmup_steps=settings.warmup_steps,
@@ -202,4 +198,17 @@ def _job(config: Config, hf: Path, rows: Path, scratch: Path, out: Path) -> Job:
         clip_grad=1.0,
         validate_every=settings.steps,
         checkpoint_every=settings.checkpoint_every,
+        patches="all",
+    )
+    return Job(
+        settings=training,
+        hf=hf,
+        weights=None,
+        train_rows=rows,
+        validation_rows=None,
+        scratch=scratch,
+        out=out,
+        seed=config.seed,
+        max_length=settings.sequence_length,
+        less_memory=f"lower pretrain.micro_batch_size (now {settings.micro_batch_size})",
     )

@@ -62,10 +62,10 @@ def _check(tree: Mapping[str, Any], config: Config) -> int:
             "server record into another folder"
         )
     with hold(config.artifacts, LOCK):
-        found = recordings.look(settings.recordings, snapshots)
+        found = recordings.find_new(settings.recordings, snapshots)
         _report(found, config)
         if len(found.new) >= settings.min_new:
-            recordings.take(found.new, snapshots)
+            recordings.write_snapshot(found.new, snapshots)
         elif not (due := _unfinished(config.artifacts, snapshots)):
             return 0
         else:
@@ -77,7 +77,7 @@ def _check(tree: Mapping[str, Any], config: Config) -> int:
     return code
 
 
-def _report(found: recordings.Found, config: Config) -> None:
+def _report(found: recordings.Recorded, config: Config) -> None:
     settings, new = config.retrain, len(found.new)
     enough = "retraining" if new >= settings.min_new else "not enough to retrain"
     line = f"{new} new conversations in {settings.recordings}, {found.known} known"

@@ -1,1 +1,1 @@
-"""What happened, delivered to MLflow: an outbox, and a process that sends it."""
+"""Experiment tracking in MLflow: an outbox that stages write to, and a process that sends it."""

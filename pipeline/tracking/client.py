@@ -1,10 +1,10 @@
-"""The one seam to the experiment tracker, and why a stage never waits for it.
+"""The interface to the experiment tracker. A stage never waits for it.
 
-Importing MLflow takes seconds and a tracking server can be away. So a stage only appends what
-happens to a spool file of its own (tracking/outbox.py). One process of low priority,
-`python -m pipeline.tracking.sender_process`, carries the spool to MLflow while the stages run. What
-cannot be sent stays and goes with the next run. Nothing here raises: tracking must not cost a
-training.
+Importing MLflow takes seconds, and a tracking server can be unreachable. So a stage only appends
+events to its own file in the outbox (tracking/outbox.py). One process of low priority,
+`python -m pipeline.tracking.sender_process`, sends the outbox to MLflow while stages run. What
+cannot be sent stays there, and the next run sends it. Nothing here raises: a failure of tracking
+must not stop a training.
 """
 
 import functools
@@ -28,7 +28,7 @@ from pipeline.tracking.outbox import OWNER_VARIABLE, Destination, Owner, mask
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORT_BYTES = 2 * 2**20
-# What is worth a look in the tracker: of a model's folder only what is not configuration.
+# Kinds of artifacts whose JSON files are reports. In a model's folder they are configuration.
 REPORT_KINDS = {"dataset", "report", "benchmark", "registration"}
 _SECRET = re.compile(
     r"(^|[._-])(password|passwd|secret|token|api_?key|access_?key|credentials?)$", re.IGNORECASE
@@ -36,15 +36,15 @@ _SECRET = re.compile(
 
 
 class StageRun:
-    """One stage run on its way to the tracker."""
+    """One run of a stage, written to the outbox."""
 
-    def __init__(self, place: Destination | None = None, name: str = ""):
-        self._place = place
+    def __init__(self, destination: Destination | None = None, name: str = ""):
+        self._destination = destination
         self._name = name
         self._latest: dict[str, tuple[float, int]] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Figures while the stage runs, e.g. {"train/loss": 1.2} at step 3."""
+        """Log metrics while the stage runs, e.g. {"train/loss": 1.2} at step 3."""
         points = {key: (float(value), int(step or 0)) for key, value in metrics.items()}
         self._latest |= points
         self.append("metrics", metrics=points)
@@ -57,33 +57,35 @@ class StageRun:
         reused: bool = False,
         error: str | None = None,
     ) -> None:
-        """The end of the run, with the artifact that it made, or found when reused."""
+        """End the run, with the artifact that it made or, if `reused`, found."""
         global _current
         _current = None
         end: dict[str, Any] = {"status": status, "reused": reused, "error": mask(error or "")}
         if artifact:
             manifest = artifact.manifest
-            path = self._place.relative(artifact.path) if self._place else str(artifact.path)
+            there = self._destination
+            path = there.relative(artifact.path) if there else str(artifact.path)
             end |= {"path": path, "kind": manifest.kind}
             end |= {"digest": manifest.digest, "bytes": manifest.bytes, "code": manifest.code}
             end["metrics"] = self._final(artifact)
-            self._keep_reports(artifact)
+            self._copy_reports(artifact)
         self.append("finish", **end)
-        with _harmless("the sender of tracked runs cannot be started"):
-            if self._place:
-                self._place.ensure_sender()
+        with _warn_on_failure("the process that sends runs to MLflow cannot be started"):
+            if self._destination:
+                self._destination.ensure_sender()
 
     def append(self, event: str, **content: Any) -> None:
-        """Write an event; it is on its way even if the process is killed right after."""
-        if not self._place:
+        """Write an event. It will be sent even if this process is killed right after."""
+        if not self._destination:
             return
         line = json.dumps({"event": event, "time": _milliseconds(), **content}, default=str)
-        file = self._place.spool / f"{self._name}.jsonl"
-        with _harmless(f"{file} cannot be written, not all is tracked"), file.open("a") as stream:
+        file = self._destination.outbox / f"{self._name}.jsonl"
+        incomplete = f"{file} cannot be written, tracking is incomplete"
+        with _warn_on_failure(incomplete), file.open("a") as stream:
             stream.write(line + "\n")
 
     def _final(self, artifact: Artifact) -> dict[str, tuple[float, int]]:
-        """The manifest's figures, at the last step at which their curve has a point."""
+        """The manifest's metrics, each at the last step at which it was logged."""
         manifest = artifact.manifest
         points = {
             key: (float(value), self._latest.get(key, (0.0, 0))[1])
@@ -93,12 +95,12 @@ class StageRun:
         points["stage/peak_memory_gib"] = (manifest.peak_memory_bytes / 2**30, 0)
         return points
 
-    def _keep_reports(self, artifact: Artifact) -> None:
-        """Copies, for by the time they are sent another run may have replaced the artifact."""
-        if not self._place:
+    def _copy_reports(self, artifact: Artifact) -> None:
+        """Copy the reports, because another run may replace the artifact before they are sent."""
+        if not self._destination:
             return
-        target = self._place.spool / f"{self._name}.files"
-        with _harmless(f"reports of {artifact.path} cannot be kept for the tracker"):
+        target = self._destination.outbox / f"{self._name}.files"
+        with _warn_on_failure(f"the reports of {artifact.path} cannot be copied for MLflow"):
             for name in [MANIFEST, *reports_of(artifact)]:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(artifact.path / name, target / name)
@@ -106,10 +108,11 @@ class StageRun:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What became of a pipeline run's events.
+    """The result of sending a pipeline run's events.
 
-    waiting: stage runs that are not sent; why: what failed, if something did;
-    registered: what the registry answered (pipeline.tracking.mlflow_registry), None without one.
+    waiting: number of stage runs that are not sent yet.
+    why: the error that prevented sending; empty without one.
+    registered: the result of the registration (tracking/mlflow_registry.py), if there was one.
     """
 
     waiting: int = 0
@@ -129,48 +132,53 @@ def start_stage(
     inputs: Mapping[str, Artifact],
     files: Mapping[str, str] | None = None,
 ) -> StageRun:
-    """Start a stage run; `log_metrics` writes to it until it finishes.
+    """Start a stage run. `log_metrics` writes to it until it finishes.
 
-    params: the settings of the stage, nested or flat; secrets are masked here.
-    inputs: the artifacts it reads, by stage. files: digests of what else it reads, by path.
+    Args:
+        params: the stage's settings, nested or flat; secrets are masked here.
+        inputs: the artifacts that it reads, by stage.
+        files: digests of the other files that it reads, by path.
     """
     global _current
     run = StageRun()
-    with _harmless(f"nothing is tracked, {artifacts}/.tracking cannot be used"):
+    with _warn_on_failure(f"nothing is tracked: {artifacts}/.tracking cannot be used"):
         if config.enabled:
-            place = Destination.of(artifacts, config)
-            group = place.join_group(config.experiment, stage)
-            run = StageRun(place, f"{_milliseconds()}-{os.getpid()}-{stage}-{group.id}")
+            destination = Destination.of(artifacts, config)
+            group = destination.join_group(config.experiment, stage)
+            run = StageRun(destination, f"{_milliseconds()}-{os.getpid()}-{stage}-{group.id}")
             run.append(
                 "start",
                 stage=stage,
                 group=asdict(group),
                 owner=asdict(Owner.this()),
                 params=flatten(params),
-                inputs={name: _source(artifact, place) for name, artifact in inputs.items()},
+                inputs={name: _source(artifact, destination) for name, artifact in inputs.items()},
                 files=files or {},
                 command=mask(" ".join(["python -m pipeline", *sys.argv[1:]])),
                 upload_weights=config.upload_weights,
             )
-            place.ensure_sender()
+            destination.ensure_sender()
     _current = run
     return run
 
 
 def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Log figures of the stage that runs in this process; without one nothing happens."""
+    """Log metrics of the stage that runs in this process. No effect without one."""
     if _current:
         _current.log_metrics(metrics, step)
 
 
 def new_group() -> dict[str, str]:
-    """Environment that makes the stages of a child process one pipeline run, owned by this one."""
+    """Environment variables for a child process whose stages form one pipeline run.
+
+    This process owns the run: it ends with this process.
+    """
     owner = Owner.this()
     return {OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
 
 
 def track_reused(artifacts: Path, config: TrackingConfig, stages: Iterable[str]) -> None:
-    """Record, in a pipeline run in which a stage ran, those that DVC had no need to run."""
+    """Add the stages that DVC did not need to run to the pipeline run, if any stage ran."""
     if not config.enabled:
         return
     group = Destination.of(artifacts, config).group_here()
@@ -190,45 +198,47 @@ def track_reused(artifacts: Path, config: TrackingConfig, stages: Iterable[str])
 
 
 def wait_until_sent(artifacts: Path, config: TrackingConfig, timeout: float) -> Delivery:
-    """End the pipeline run that this process owns, and wait until MLflow has it.
+    """End the pipeline run that this process owns, and wait until it is sent to MLflow.
 
-    Returns at once when sending fails, after `timeout` seconds at the latest.
+    Returns at once if sending fails, and after `timeout` seconds at the latest.
     """
     if not config.enabled:
         return Delivery()
-    place = Destination.of(artifacts, config)
-    group = place.group_here()
+    destination = Destination.of(artifacts, config)
+    group = destination.group_here()
     if not group:
-        return Delivery(len(place.runs()), place.trouble())
-    with _harmless(f"{place.spool} cannot be written"):
-        replace(group, ended=True).write(place.spool)
+        return Delivery(len(destination.runs()), destination.last_error())
+    with _warn_on_failure(f"{destination.outbox} cannot be written"):
+        replace(group, ended=True).write(destination.outbox)
     deadline = time.monotonic() + timeout
-    while (place.spool / f"{group.id}.group").exists():
-        if time.monotonic() > deadline or place.trouble():
+    while (destination.outbox / f"{group.id}.group").exists():
+        if time.monotonic() > deadline or destination.last_error():
             break
         time.sleep(0.1)
-        with _harmless("the sender of tracked runs cannot be started"):
-            place.ensure_sender()  # it may have been killed
-    return Delivery(len(place.runs()), place.trouble(), place.registered(group.id))
+        with _warn_on_failure("the process that sends runs to MLflow cannot be started"):
+            destination.ensure_sender()  # it may have been killed
+    return Delivery(
+        len(destination.runs()), destination.last_error(), destination.registered(group.id)
+    )
 
 
 def waiting_line(artifacts: Path, config: TrackingConfig) -> str | None:
-    """One line for the user when runs wait because sending failed, else None."""
+    """One line for the user if runs could not be sent, else None."""
     if not config.enabled:
         return None
-    place = Destination.of(artifacts, config)
-    count, why = len(place.runs()), place.trouble()
-    if refused := len(list((place.folder / "rejected").glob("*.jsonl"))):
+    destination = Destination.of(artifacts, config)
+    count, why = len(destination.runs()), destination.last_error()
+    if refused := len(list((destination.folder / "rejected").glob("*.jsonl"))):
         return (
-            f"MLflow refused {refused} stage runs, kept in {place.folder / 'rejected'}: see "
-            f"{place.folder / 'sender.log'} for the reason, and remove them to silence this"
+            f"MLflow refused {refused} stage runs, kept in {destination.folder / 'rejected'}: see "
+            f"{destination.folder / 'sender.log'} for the reason; delete them to hide this message"
         )
     if not (count and why):
         return None
-    server = "" if place.artifact_root else f"MLFLOW_TRACKING_URI={mask(place.uri)} "
+    server = "" if destination.artifact_root else f"MLFLOW_TRACKING_URI={mask(destination.uri)} "
     return (
-        f"{count} stage runs wait to be tracked at {mask(place.uri)} ({why}): they are kept and go "
-        "with the next run, or with "
+        f"{count} stage runs could not be sent to {mask(destination.uri)} ({why}): the next run "
+        "sends them, or send them now with "
         f"`{server}python -m pipeline.tracking.sender_process {artifacts}`"
     )
 
@@ -254,7 +264,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def reports_of(artifact: Artifact) -> list[str]:
-    """Names of the files that are logged: small, and made to be looked at."""
+    """Names of the files that are sent to the tracker: small reports and plots."""
     suffixes = {".png", ".html", ".md"}
     if artifact.kind in REPORT_KINDS:
         suffixes |= {".json", ".jsonl"}
@@ -266,10 +276,10 @@ def reports_of(artifact: Artifact) -> list[str]:
     ]
 
 
-def _source(artifact: Artifact, place: Destination) -> dict[str, Any]:
+def _source(artifact: Artifact, destination: Destination) -> dict[str, Any]:
     digest = artifact.manifest.digest
     figures = dict(artifact.manifest.metrics) if artifact.kind == "dataset" else {}
-    path = place.relative(artifact.path)
+    path = destination.relative(artifact.path)
     return {"kind": artifact.kind, "path": path, "digest": digest, "figures": figures}
 
 
@@ -278,8 +288,8 @@ def _milliseconds() -> int:
 
 
 @contextmanager
-def _harmless(consequence: str) -> Iterator[None]:
-    """Turn whatever fails into one warning."""
+def _warn_on_failure(consequence: str) -> Iterator[None]:
+    """Turn any exception into one warning."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What the spool says, in MLflow's own terms: names, tags and datasets within its limits."""
+"""Events of the outbox as MLflow's entities: names, tags and datasets within MLflow's limits."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-# MLflow's limits: characters of a parameter's value, of a name, and of a digest shown.
+# MLflow's limits of a parameter's value, a name and a shown digest, in characters.
 PARAM_LENGTH, NAME_LENGTH, DIGEST_LENGTH = 6000, 250, 12
 T = TypeVar("T")
 
@@ -48,5 +48,5 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def allowed_name(text: str) -> str:
-    """A name as MLflow allows it."""
+    """The text with only the characters that MLflow allows in names."""
     return re.sub(r"[^\w\-./ :]", "_", text)[:NAME_LENGTH]

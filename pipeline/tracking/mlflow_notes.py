@@ -1,4 +1,4 @@
-"""What a person reads first in MLflow: key figures of a pipeline run, and descriptions of runs."""
+"""The text that users see first in MLflow: descriptions of runs, and key metrics."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,27 +16,27 @@ GAP = "\u2003"  # MLflow's tables have no space between columns
 def figures_of(
     stage: str, figures: Mapping[str, float], *, reused: bool
 ) -> Iterator[tuple[str, float]]:
-    """A stage's final figures as they are shown on the parent run, in sections of the charts."""
+    """A stage's final metrics under their names on the parent run, which group the charts."""
     for name, value in figures.items():
         if not name.startswith("stage/"):
             yield f"{stage}/{name}", value
-        elif not reused:  # time and memory were another run's
+        elif not reused:  # time and memory belong to the earlier run
             yield f"{name.removeprefix('stage/')}/{stage}", value
 
 
 def of_stage(stage: str, end: Mapping[str, Any]) -> str:
-    """Markdown: why it failed, or what it made and where that is."""
+    """Markdown: the error, or the artifact and its path."""
     lines = []
     if end.get("error"):
         lines.append(f"**{end['status'].lower()}**: {end['error']}")
     if end.get("path"):
-        made = "was there already, from an earlier run" if end.get("reused") else "made by this run"
+        made = "reused from an earlier run" if end.get("reused") else "made by this run"
         lines.append(f"{end['kind']}, {made}: `{end['path']}` (sha256 `{end['digest'][:12]}`)")
     return "\n\n".join(lines) or stage
 
 
 def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> str:
-    """Markdown: how good the models are, then a line a stage with its time and its figures."""
+    """Markdown: the models' scores, then one line per stage with its time and metrics."""
     lines = []
     scores = {
         name.removeprefix(ACCURACY): value
@@ -69,7 +69,7 @@ def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> 
 
 
 def _figures(run: Run) -> str:
-    """The first few figures, but not time and memory, nor what the register run has of others."""
+    """The first few metrics, without time, memory, and what register copies from other stages."""
     hidden = ("stage", "benchmark", ACCURACY) if run.data.tags[STAGE] == "register" else ("stage",)
     ranked = sorted(run.data.metrics.items(), key=lambda item: natural(item[0]))
     shown = [f"{name} {value:.4g}" for name, value in ranked if not name.startswith(hidden)]

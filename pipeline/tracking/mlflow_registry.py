@@ -1,4 +1,4 @@
-"""What the register stage asked for, carried out in MLflow's registry; safe to repeat."""
+"""Creates the model version that the register stage requested in MLflow. Safe to repeat."""
 
 import json
 import tempfile
@@ -16,7 +16,7 @@ from mlflow.types.schema import Array, ColSpec, Object, Property, Schema
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST, CARD = "registration.json", "MODEL_CARD.md"
 _MESSAGE = Object([Property("role", "string"), Property("content", "string")])
-# What /v1/chat/completions takes and gives.
+# The request and response of /v1/chat/completions.
 SIGNATURE = ModelSignature(
     inputs=Schema(
         [
@@ -37,10 +37,13 @@ SIGNATURE = ModelSignature(
 
 
 def register(client: MlflowClient, run_id: str, files: Path) -> dict[str, Any]:
-    """A version of the requested model, with its aliases.
+    """Create a version of the requested model, and set its aliases.
 
-    files: folder with registration.json and MODEL_CARD.md, as pipeline/stages/register.py writes.
-    Returns the answer: name, version, aliases and, in words, who is champion and why.
+    Args:
+        files: folder with registration.json and MODEL_CARD.md (pipeline/stages/register.py).
+
+    Returns:
+        name, version, aliases, and the reason why the version is champion or not.
     """
     request = json.loads((files / REQUEST).read_text())
     card = (files / CARD).read_text()
@@ -65,8 +68,7 @@ def register(client: MlflowClient, run_id: str, files: Path) -> dict[str, Any]:
 def _logged_model(
     client: MlflowClient, run_id: str, request: Mapping[str, Any], files: Path
 ) -> LoggedModel:
-    """The record that the registry's page shows: signature, card and figures; the weights stay
-    where they are."""
+    """The model that the registry's page shows: signature, card and metrics, without weights."""
     experiment = client.get_run(run_id).info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
     model = (
@@ -83,7 +85,7 @@ def _logged_model(
             model_id=model.model_id,
             signature=SIGNATURE,
             flavors={"openai_chat": {"artifacts": request["artifacts"], "serve": request["serve"]}},
-            metadata={"description": "weights by location and digest, see the flavor"},
+            metadata={"description": "the flavor has the location and digest of the weights"},
         ).save(str(Path(folder) / "MLmodel"))
         for name in (REQUEST, CARD):
             (Path(folder) / name).write_bytes((files / name).read_bytes())
@@ -117,21 +119,25 @@ def _version(
 def _is_champion(
     client: MlflowClient, version: ModelVersion, request: Mapping[str, Any]
 ) -> tuple[bool, str]:
-    """Whether the version becomes champion, and why: the gate must have passed, and the champion's
-    exact match must not be higher. At a tie the newer data and code win."""
+    """Whether the version becomes champion, and why.
+
+    It must pass the gate, and the champion's exact match must not be higher. If both are equal, the
+    newer version wins.
+    """
     if not request["gate_passed"]:
-        return False, f"the gate refused it ({request['gate_reason']})"
+        return False, f"it did not pass the gate ({request['gate_reason']})"
     score = float(request["exact_match"])
     try:
         holder = client.get_model_version_by_alias(request["name"], CHAMPION)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        return True, f"{score:.1%} exact match, the gate passed, and there was no champion"
+        return True, f"{score:.1%} exact match, passed the gate, and there was no champion"
     if holder.version == version.version:
-        return True, holder.tags.get(CHAMPION, "the gate passed")
-    held = float(holder.tags.get("exact_match", 0))
+        return True, holder.tags.get(CHAMPION, "passed the gate")
+    champion_score = float(holder.tags.get("exact_match", 0))
     same = holder.tags.get("dataset") == request["tags"]["dataset"]
-    compared = f"{score:.1%} exact match, version {holder.version} has {held:.1%}"
+    compared = f"{score:.1%} exact match, version {holder.version} has {champion_score:.1%}"
     compared += "" if same else " on another dataset"
-    return score >= held, compared + ("" if score >= held else " and stays champion")
+    wins = score >= champion_score
+    return wins, compared + ("" if wins else " and stays champion")

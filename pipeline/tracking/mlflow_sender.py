@@ -1,9 +1,8 @@
-"""What the spool says, as runs in MLflow: one parent a pipeline run, one nested run a stage run.
+"""Sends the outbox to MLflow: one parent run per pipeline run, one nested run per stage run.
 
-May be killed at any time. How far a stage run was sent stands in its MLflow run (a hidden tag),
-every run is looked for before it is created, and a point that is sent twice is one point to MLflow;
-so the next sender goes on, without losing or doubling anything. Knows nothing of stages but what
-the spool says of them.
+The process may be killed at any time. A hidden tag of each MLflow run says how far it was sent,
+every run is searched for before it is created, and MLflow stores a point that is sent twice once.
+So the next sender resumes without losing or duplicating anything.
 """
 
 import json
@@ -35,6 +34,7 @@ from pipeline.tracking.mlflow_entities import (
     dataset_input,
     source_tags,
 )
+from pipeline.tracking.mlflow_store import upgrade_store
 from pipeline.tracking.outbox import (
     Destination,
     Group,
@@ -49,14 +49,14 @@ from pipeline.tracking.relative_paths import make_relative
 SENT, RUN, STAGE = "mlflow.pipeline.sent", "mlflow.pipeline.run", "mlflow.pipeline.stage"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 CONTEXTS = {"finetune": "training", "quantize": "calibration", "evaluate": "evaluation"}
-# In batches of over 100 metrics MLflow's SQL store fails on points that it has already.
-METRICS, PARAMS = 100, 100  # of a batch
+# With more than 100 metrics in a batch, MLflow's SQL store fails on points that it already has.
+METRICS, PARAMS = 100, 100  # per batch
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 
 
 @dataclass
-class Sending:
-    """A stage run that is being sent: its run in MLflow, and the bytes of the spool file sent."""
+class OpenStageRun:
+    """A stage run that is being sent. sent: bytes of its file in the outbox that were sent."""
 
     run_id: str
     parent_id: str
@@ -65,68 +65,69 @@ class Sending:
 
 
 class Sender:
-    """Sends one destination's spool with one client."""
+    """Sends the outbox of one destination."""
 
-    def __init__(self, place: Destination):
-        if place.artifact_root:  # the folder of the database too
-            place.artifact_root.mkdir(parents=True, exist_ok=True)
-        self.place = place
+    def __init__(self, destination: Destination):
+        if destination.artifact_root:  # also creates the database's folder
+            destination.artifact_root.mkdir(parents=True, exist_ok=True)
+        upgrade_store(destination.uri)
+        self.destination = destination
         self._make_relative()
-        mlflow.set_tracking_uri(place.uri)  # the registry's client looks models up there
+        mlflow.set_tracking_uri(destination.uri)  # the registry's client finds models there
         self.client = MlflowClient()
-        self.sending: dict[Path, Sending] = {}
+        self.open_run: dict[Path, OpenStageRun] = {}
         self.experiments: dict[str, str] = {}
         self.parents: dict[str, str] = {}
         self.refused: set[Path] = set()
 
     def send_all(self) -> bool:
-        """Send what the spool holds now. Returns whether more can come."""
+        """Send everything in the outbox. Returns whether more may come."""
         # An embedded store has relative paths, which MLflow resolves against the working folder.
-        with chdir(self.place.base if self.place.artifact_root else "."):
+        with chdir(self.destination.base if self.destination.artifact_root else "."):
             return self._send_all()
 
     def _send_all(self) -> bool:
-        groups = [(group, group.is_open()) for group in self.place.groups()]
-        for file in self.place.runs():
-            with self._or_refuse(file):
+        groups = [(group, group.is_open()) for group in self.destination.groups()]
+        for file in self.destination.runs():
+            with self._reject_refused(file):
                 self.send(file)
         self._remove_files_of_sent()
         for group, is_open in groups:
-            if not is_open and not self.place.runs_of(group.id):
-                file = self.place.spool / f"{group.id}.group"
-                with self._or_refuse(file):
+            if not is_open and not self.destination.runs_of(group.id):
+                file = self.destination.outbox / f"{group.id}.group"
+                with self._reject_refused(file):
                     self.close(group)
                     file.unlink()
-        return not self.place.is_empty()
+        return not self.destination.is_empty()
 
     def send(self, file: Path) -> None:
-        """Send the lines that were added to a stage run's file, and remove it after the last."""
-        sending = self.sending.get(file) or self._open(file)
-        if not sending:
+        """Send the new lines of a stage run's file. Removes the file after the last line."""
+        open_run = self.open_run.get(file) or self._open_run(file)
+        if not open_run:
             return
-        # Asked before reading: what a dead process wrote is all it will.
-        was_alive = Owner(**sending.start["owner"]).is_alive()
-        events, end = read_events(file, sending.sent)
-        self._log_points(sending, events)
+        # Checked before reading: a process that has ended writes nothing more.
+        was_alive = Owner(**open_run.start["owner"]).is_alive()
+        events, end = read_events(file, open_run.sent)
+        self._log_points(open_run, events)
         last: dict[str, Any] = next((e for e in events if e["event"] == "finish"), {})
         if not last and not was_alive:
             written = int(file.stat().st_mtime * 1000)
             last = {"status": "KILLED", "time": written, "error": "the process was killed"}
         if last:
-            self._finish(file, sending, last)
-            file.unlink()  # before its files: while it is there, they are needed
-            self.sending.pop(file)
-        elif end > sending.sent:
-            self.client.set_tag(sending.run_id, SENT, str(end))
-            sending.sent = end
+            self._finish(file, open_run, last)
+            file.unlink()  # before its reports, which are needed while it exists
+            self.open_run.pop(file)
+        elif end > open_run.sent:
+            self.client.set_tag(open_run.run_id, SENT, str(end))
+            open_run.sent = end
 
     def _remove_files_of_sent(self) -> None:
-        for folder in self.place.spool.glob("*.files"):
+        for folder in self.destination.outbox.glob("*.files"):
             if not folder.with_suffix(".jsonl").exists():
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self, group: Group) -> None:
-        """End the parent run: its state is that of its stages' last attempts."""
+        """End the parent run. Its status follows from the last attempt of each stage."""
         parent = self._parent(group)
         children = self._search(self._experiment(group.experiment), PARENT, parent)
         latest = {run.data.tags[STAGE]: run for run in reversed(children)}  # newest come first
@@ -134,15 +135,15 @@ class Sender:
         states = [run.info.status for run in stages]
         state = next((s for s in ("FAILED", "KILLED") if s in states), "FINISHED")
         ends = [run.info.end_time for run in stages if run.info.end_time]
-        note = mlflow_notes.of_pipeline(stages, self.place.registered(group.id))
+        note = mlflow_notes.of_pipeline(stages, self.destination.registered(group.id))
         self.client.set_tag(parent, NOTE, note)
         self.client.set_terminated(parent, state, max(ends, default=_now()))
 
-    def _open(self, file: Path) -> Sending | None:
-        """The MLflow run of a spool file, created unless an earlier sender did."""
+    def _open_run(self, file: Path) -> OpenStageRun | None:
+        """The MLflow run of a file in the outbox, created unless an earlier sender did."""
         events, _ = read_events(file, 0)
         if not events:
-            if _now() - file.stat().st_mtime * 1000 > 10_000:  # killed in its first line
+            if _now() - file.stat().st_mtime * 1000 > 10_000:  # killed before its first event
                 file.unlink()
             return None
         start = events[0]
@@ -160,15 +161,15 @@ class Sender:
             }
             run_id = self._create(experiment, start["stage"], start["time"], tags)
             sent = 0
-        sending = self.sending[file] = Sending(run_id, parent, start, sent)
+        open_run = self.open_run[file] = OpenStageRun(run_id, parent, start, sent)
         if not sent:
-            self._log_start(sending)
-        return sending
+            self._log_start(open_run)
+        return open_run
 
-    def _log_start(self, sending: Sending) -> None:
-        start = sending.start
-        for run_id in (sending.run_id, sending.parent_id):
-            known = self.client.get_run(run_id).data.params  # a second value is refused
+    def _log_start(self, open_run: OpenStageRun) -> None:
+        start = open_run.start
+        for run_id in (open_run.run_id, open_run.parent_id):
+            known = self.client.get_run(run_id).data.params  # MLflow refuses to change them
             params = [
                 Param(allowed_name(key), value[:PARAM_LENGTH])
                 for key, value in start["params"].items()
@@ -186,13 +187,15 @@ class Sender:
             if path == start["params"].get("data.folder"):
                 source = {"digest": digest, "path": path, "figures": {}}
                 datasets.append(dataset_input(Path(path).name, source, "raw data"))
-        self.client.log_batch(sending.run_id, tags=tags)
-        self.client.log_inputs(sending.run_id, datasets)
-        self.client.log_inputs(sending.parent_id, datasets)
+        self.client.log_batch(open_run.run_id, tags=tags)
+        self.client.log_inputs(open_run.run_id, datasets)
+        self.client.log_inputs(open_run.parent_id, datasets)
 
-    def _log_points(self, sending: Sending, events: Iterable[Mapping[str, Any]]) -> None:
-        """Live figures. NaN and infinities, which MLflow cannot tell apart when sent twice, are
-        named in a tag instead."""
+    def _log_points(self, open_run: OpenStageRun, events: Iterable[Mapping[str, Any]]) -> None:
+        """Send metrics of a stage that runs.
+
+        MLflow cannot deduplicate NaN and infinities, so the first one is named in a tag instead.
+        """
         points, broken = [], []
         for event in events:
             for name, (value, step) in event.get("metrics", {}).items():
@@ -201,12 +204,12 @@ class Sender:
                 else:
                     broken.append(f"{name} is {value} at step {step}")
         for batch in batches(points, METRICS):
-            self.client.log_batch(sending.run_id, metrics=batch)
+            self.client.log_batch(open_run.run_id, metrics=batch)
         if broken:
-            self.client.set_tag(sending.run_id, "not_finite", broken[0])
+            self.client.set_tag(open_run.run_id, "not_finite", broken[0])
 
-    def _finish(self, file: Path, sending: Sending, end: Mapping[str, Any]) -> None:
-        run_id, parent, stage = sending.run_id, sending.parent_id, sending.start["stage"]
+    def _finish(self, file: Path, open_run: OpenStageRun, end: Mapping[str, Any]) -> None:
+        run_id, parent, stage = open_run.run_id, open_run.parent_id, open_run.start["stage"]
         figures = {k: v for k, (v, _) in end.get("metrics", {}).items() if math.isfinite(v)}
         shown = mlflow_notes.figures_of(stage, figures, reused=end.get("reused", False))
         self.client.log_batch(
@@ -221,24 +224,24 @@ class Sender:
             self.client.log_artifacts(run_id, str(files))
             for plot in files.rglob("*.png"):
                 self.client.log_artifact(parent, str(plot), "plots")
-        if end.get("path") and sending.start["upload_weights"] and not end["reused"]:
-            self._upload(run_id, self.place.base / end["path"], end["digest"])
+        if end.get("path") and open_run.start["upload_weights"] and not end["reused"]:
+            self._upload(run_id, self.destination.base / end["path"], end["digest"])
         if end.get("kind") == "registration" and not end["reused"]:
-            self._register(run_id, files, sending.start["group"]["id"])
+            self._register(run_id, files, open_run.start["group"]["id"])
         self.client.set_terminated(run_id, end["status"], end["time"])
 
     def _register(self, run_id: str, files: Path, group: str) -> None:
-        """Ask the registry, if the request could be kept when the stage ended."""
+        """Register the model, if the request was copied when the stage ended."""
         if not (files / mlflow_registry.REQUEST).is_file():
             again = "remove artifacts/register and run stage=register again"
-            self.client.set_tag(run_id, "registered", f"no: the request was not kept: {again}")
+            self.client.set_tag(run_id, "registered", f"no: the request was not copied: {again}")
             return
-        answer = mlflow_registry.register(self.client, run_id, files)
-        answer["group"] = group
-        (self.place.folder / "registered.json").write_text(json.dumps(answer))
+        result = mlflow_registry.register(self.client, run_id, files)
+        result["group"] = group
+        (self.destination.folder / "registered.json").write_text(json.dumps(result))
 
     def _upload(self, run_id: str, path: Path, digest: str) -> None:
-        """The whole artifact, unless another run has replaced it meanwhile."""
+        """Upload the artifact, unless another run has replaced it meanwhile."""
         try:
             whole = open_artifact(path).manifest.digest == digest
         except ArtifactError:
@@ -249,26 +252,28 @@ class Sender:
             self.client.set_tag(run_id, "artifact.uploaded", "no: replaced before it was sent")
 
     @contextmanager
-    def _or_refuse(self, file: Path) -> Iterator[None]:
-        """What MLflow refuses is tried once more, for the store may be a new one, then put aside;
-        else it would hold up the rest for ever."""
+    def _reject_refused(self, file: Path) -> Iterator[None]:
+        """Retry once what MLflow refuses, since the store may be new; then move it to `rejected/`.
+
+        Otherwise it would block all later runs.
+        """
         try:
             yield
         except (MlflowException, LookupError, TypeError, ValueError) as error:
             if getattr(error, "error_code", "INVALID_STATE") not in REFUSALS:
                 raise
-            self.sending.pop(file, None)
+            self.open_run.pop(file, None)
             self.experiments.clear()
             self.parents.clear()
             if file not in self.refused:
                 self.refused.add(file)
                 return
-            print(f"{file.name} is refused by {mask(self.place.uri)}:", file=sys.stderr)
+            print(f"{mask(self.destination.uri)} refused {file.name}:", file=sys.stderr)
             traceback.print_exception(error)
-            aside = self.place.folder / "rejected"
-            aside.mkdir(exist_ok=True)
+            rejected = self.destination.folder / "rejected"
+            rejected.mkdir(exist_ok=True)
             for part in file.parent.glob(f"{file.stem}.*"):
-                part.rename(aside / part.name)
+                part.rename(rejected / part.name)
 
     def _experiment(self, name: str) -> str:
         if name not in self.experiments:
@@ -278,7 +283,7 @@ class Sender:
             if known:
                 self.experiments[name] = known.experiment_id
             else:
-                root = self.place.artifact_root
+                root = self.destination.artifact_root
                 location = (root / allowed_name(name)).as_uri() if root else None
                 self.experiments[name] = self.client.create_experiment(
                     name, artifact_location=location
@@ -288,8 +293,8 @@ class Sender:
 
     def _make_relative(self) -> None:
         """Rewrite the paths of an embedded store, which MLflow writes whole."""
-        database = embedded_store(self.place.artifacts)
-        if self.place.artifact_root and database.is_file():
+        database = embedded_store(self.destination.artifacts)
+        if self.destination.artifact_root and database.is_file():
             make_relative(database)
 
     def _parent(self, group: Group) -> str:

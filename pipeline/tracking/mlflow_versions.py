@@ -1,15 +1,17 @@
-"""A version in MLflow's registry, for a process that does not import MLflow.
+"""Finds a version in MLflow's registry, for a process that does not import MLflow.
 
-    python -m pipeline.tracking.mlflow_versions NAME VERSION    # MLFLOW_TRACKING_URI says where
+    python -m pipeline.tracking.mlflow_versions NAME VERSION    # in MLFLOW_TRACKING_URI
 
-VERSION is a number or an alias. Prints one line of JSON: `version`, `aliases` and `tags`, or, if
-there is no such version, `missing`, which says what there is.
+VERSION is a number or an alias. Prints one line of JSON: `version`, `aliases` and `tags`. If there
+is no such version, it has `missing`, a message with the existing versions.
 """
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pipeline.tracking.mlflow_store import upgrade_store
 from pipeline.tracking.sender_process import reason, set_up
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def find(client: "MlflowClient", name: str, wanted: str) -> dict[str, Any]:
         if error.error_code not in _NOT_THERE:
             raise
         return {"missing": _missing(client, name, wanted)}
-    # Found by an alias it does not always tell those that it has.
+    # The result of a search by alias does not always have the aliases.
     aliases = client.get_model_version(name, found.version).aliases
     return {"version": int(found.version), "aliases": sorted(aliases), "tags": dict(found.tags)}
 
@@ -38,7 +40,7 @@ def find(client: "MlflowClient", name: str, wanted: str) -> dict[str, Any]:
 def _missing(client: "MlflowClient", name: str, wanted: str) -> str:
     versions = client.search_model_versions(f"name = '{name}'")
     if not versions:
-        return f"no version of {name} is registered yet: `stage=all` makes one"
+        return f"no version of {name} is registered yet: `stage=all` registers one"
     aliases = client.get_registered_model(name).aliases
     there = [str(v) for v in sorted(int(version.version) for version in versions)]
     there += [f"{alias} ({version})" for alias, version in sorted(aliases.items())]
@@ -50,8 +52,9 @@ def main(name: str, wanted: str) -> int:
     try:
         from mlflow import MlflowClient
 
+        upgrade_store(os.environ.get("MLFLOW_TRACKING_URI", ""))
         print(json.dumps(find(MlflowClient(), name, wanted)))
-    except Exception as error:  # whatever a store, a network or a proxy can raise
+    except Exception as error:  # anything that a store, a network or a proxy can raise
         print(reason(error), file=sys.stderr)
         return 1
     return 0

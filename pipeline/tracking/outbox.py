@@ -1,16 +1,17 @@
-"""The folder in which stage runs wait on their way to the tracker; both of its ends read this file.
+"""The outbox: a folder of stage runs that are not sent to the tracker yet.
 
     <artifacts>/.tracking/<destination>/
-        spool/<run>.jsonl    one stage run: start, metrics …, finish; a line an event
-        spool/<run>.files/   its manifest and small reports, as they were when it ended
-        spool/<group>.group  the pipeline run that stage runs belong to, and the process it lives in
-        registered.json      what the registry answered last
-        rejected/            what MLflow refuses; the reason is in sender.log
-        trouble.txt          why sending failed last
-        sender.lock          held by the one process that sends
+        spool/<run>.jsonl    one stage run, one event per line: start, metrics …, finish
+        spool/<run>.files/   copies of its manifest and small reports
+        spool/<group>.group  a pipeline run to which stage runs belong, and its owner process
+        registered.json      the result of the last registration
+        rejected/            runs that MLflow refused; sender.log has the reason
+        last_error.txt       why sending failed; absent if it did not
+        sender.lock          locked by the process that sends
 
-Each destination has a folder of its own, so that a server that is away holds up no other; its
-password stays in the environment. Knows nothing of MLflow's client.
+The folder of the outbox is named spool, as in earlier versions, so that runs from before an upgrade
+are sent. Each destination has its own folder, so that an unreachable server delays no other. Its
+password stays in the environment. Does not use MLflow's client.
 """
 
 import fcntl
@@ -32,13 +33,13 @@ from pipeline.config.tracking import TrackingConfig
 from pipeline.core.artifact import main_folder
 
 SENDER = "pipeline.tracking.sender_process"
-OWNER_VARIABLE = "PIPELINE_RUN"  # "pid:start time" of the process that a pipeline run lives in
+OWNER_VARIABLE = "PIPELINE_RUN"  # "pid:start time" of the process that owns a pipeline run
 _URL_PASSWORD = re.compile(r"(\w://[^/\s:@]*):[^/\s@]+@")
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from a later one of the same number by its start time."""
+    """A process. Its start time distinguishes it from a later one with the same pid."""
 
     pid: int
     started: float  # seconds since 1970
@@ -51,8 +52,10 @@ class Owner:
 
     @classmethod
     def of_group(cls) -> "Owner":
-        """The process whose life is the pipeline run: what PIPELINE_RUN names, else the nearest
-        ancestor that is DVC, else this one."""
+        """The process that owns the pipeline run, which ends with it.
+
+        It is named by PIPELINE_RUN, else the nearest ancestor that is DVC, else this process.
+        """
         import psutil
 
         pid, _, started = os.environ.get(OWNER_VARIABLE, "").partition(":")
@@ -77,15 +80,15 @@ class Owner:
             return False
 
     def is_same(self, other: "Owner") -> bool:
-        """Start times are told relative to the boot, which moves when the clock is set."""
+        """Whether both are the same process. Start times may shift when the clock is set."""
         return self.pid == other.pid and abs(self.started - other.started) < 5
 
 
 @dataclass(frozen=True)
 class Group:
-    """A pipeline run: the stage runs of one `stage=all`, `dvc repro` or lone stage.
+    """A pipeline run: the stage runs of one `stage=all`, `dvc repro` or single stage.
 
-    created: seconds since 1970. stages: names of those that took part so far.
+    created: seconds since 1970. stages: names of the stages so far.
     """
 
     id: str
@@ -107,21 +110,24 @@ class Group:
     def is_open(self) -> bool:
         return not self.ended and self.owner.is_alive()
 
-    def write(self, spool: Path) -> None:
-        temporary = spool / f"{self.id}.tmp"
+    def write(self, outbox: Path) -> None:
+        temporary = outbox / f"{self.id}.tmp"
         temporary.write_text(json.dumps(asdict(self)))
-        temporary.replace(spool / f"{self.id}.group")
+        temporary.replace(outbox / f"{self.id}.group")
 
 
 def embedded_store(artifacts: Path) -> Path:
-    """The file of the SQLite store that is used where no server is named. The runs of a sweep are
+    """The file of the SQLite store that is used if no server is configured. The runs of a sweep are
     tracked in the project's store, where they are compared with the others."""
     return main_folder(artifacts) / "mlflow" / "mlflow.db"
 
 
 @dataclass(frozen=True)
 class Destination:
-    """A tracking store. uri may hold a password; artifact_root None: the server decides."""
+    """A tracking store.
+
+    uri: may have a password. artifact_root: None if the server chooses it.
+    """
 
     uri: str
     folder: Path
@@ -133,13 +139,13 @@ class Destination:
         artifacts = main_folder(artifacts.absolute())
         embedded = f"sqlite:///{embedded_store(artifacts)}"
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (config and config.uri) or embedded
-        waiting = artifacts / ".tracking"
+        tracking = artifacts / ".tracking"
         if uri == embedded:
-            return cls(embedded, waiting / "embedded", artifacts / "mlflow" / "files")
+            return cls(embedded, tracking / "embedded", artifacts / "mlflow" / "files")
         parts = urlsplit(uri)
         digest = hashlib.sha256(mask(uri).encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", f"{parts.scheme}-{parts.hostname or ''}-{digest}")
-        return cls(uri, waiting / name, None)
+        return cls(uri, tracking / name, None)
 
     @property
     def artifacts(self) -> Path:
@@ -151,17 +157,17 @@ class Destination:
         return self.artifacts.parent
 
     def relative(self, path: Path) -> str:
-        """A path as events say it: relative where that is possible, so that a project can move."""
+        """A path as events hold it: relative if possible, so that a project can move."""
         path = path.absolute()
         return str(path.relative_to(self.base) if path.is_relative_to(self.base) else path)
 
     @property
-    def spool(self) -> Path:
+    def outbox(self) -> Path:
         return self.folder / "spool"
 
     def runs(self) -> list[Path]:
-        """Spool files of stage runs, oldest first."""
-        return sorted(self.spool.glob("*.jsonl"))
+        """Files of stage runs, oldest first."""
+        return sorted(self.outbox.glob("*.jsonl"))
 
     def is_empty(self) -> bool:
         return not self.runs() and not any(self.groups())
@@ -170,7 +176,7 @@ class Destination:
         return [file for file in self.runs() if file.stem.endswith(f"-{group}")]
 
     def groups(self) -> Iterator[Group]:
-        for file in sorted(self.spool.glob("*.group")):
+        for file in sorted(self.outbox.glob("*.group")):
             try:
                 raw = json.loads(file.read_text())
             except FileNotFoundError:  # closed meanwhile
@@ -178,37 +184,37 @@ class Destination:
             yield Group.of(raw)
 
     def group_here(self) -> Group | None:
-        """The open pipeline run that this process takes part in, if it was started."""
+        """The open pipeline run of this process, if there is one."""
         owner = Owner.of_group()
         return next((g for g in self.groups() if g.owner.is_same(owner) and not g.ended), None)
 
     def join_group(self, experiment: str, stage: str) -> Group:
-        """The pipeline run that this process takes part in, started if need be."""
-        self.spool.mkdir(parents=True, exist_ok=True)
+        """The pipeline run of this process, created if there is none."""
+        self.outbox.mkdir(parents=True, exist_ok=True)
         group = self.group_here()
         if not group:
             group = Group(secrets.token_hex(4), Owner.of_group(), time.time(), experiment, _user())
         group = replace(group, stages=(*group.stages, stage))
-        group.write(self.spool)
+        group.write(self.outbox)
         return group
 
     def registered(self, group: str) -> dict[str, Any] | None:
-        """What the registry answered to a pipeline run, if it was the last to ask."""
+        """The registration of a pipeline run, if no later run has registered."""
         try:
-            answer = json.loads((self.folder / "registered.json").read_text())
+            result = json.loads((self.folder / "registered.json").read_text())
         except FileNotFoundError:
             return None
-        return answer if answer["group"] == group else None
+        return result if result["group"] == group else None
 
-    def trouble(self) -> str:
-        """Why sending failed last; empty when it did not."""
+    def last_error(self) -> str:
+        """Why sending failed; empty if it did not."""
         try:
-            return (self.folder / "trouble.txt").read_text().strip()
+            return (self.folder / "last_error.txt").read_text().strip()
         except FileNotFoundError:
             return ""
 
     def try_lock(self) -> int | None:
-        """Descriptor of the lock that the sender holds; None while another does."""
+        """Acquire the sender's lock. Returns its file descriptor; None if another has it."""
         lock = os.open(self.folder / "sender.lock", os.O_RDONLY | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,15 +224,15 @@ class Destination:
         return lock
 
     def ensure_sender(self) -> None:
-        """Start the sender unless one runs; it inherits the lock, as its standard input.
+        """Start the sender unless one runs. It inherits the lock as its standard input.
 
-        What it shall send must be in the spool before: a sender looks there once more after it gave
-        up its lock.
+        Write events before calling this: a sender checks the outbox once more after it has released
+        its lock.
         """
         lock = self.try_lock()
         if lock is None:
             return
-        (self.folder / "trouble.txt").unlink(missing_ok=True)  # of a sender that gave up
+        (self.folder / "last_error.txt").unlink(missing_ok=True)  # of a sender that gave up
         root, log = str(Path(__file__).parents[2]), str(self.folder / "sender.log")
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -246,21 +252,21 @@ class Destination:
                     (os.POSIX_SPAWN_OPEN, 1, log, appended, 0o644),
                     (os.POSIX_SPAWN_DUP2, 1, 2),
                 ],
-                setsid=True,  # Ctrl-C and a closing terminal end the stage, not the sending
+                setsid=True,  # Ctrl-C and closing the terminal do not stop it
             )
         finally:
             os.close(lock)
 
 
 def mask(text: str) -> str:
-    """The text without the passwords of URLs."""
+    """Replaces passwords in URLs by asterisks."""
     return _URL_PASSWORD.sub(r"\1:***@", text)
 
 
 def read_events(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a stage run's file from a byte on, and the byte after them.
+    """The complete lines of a stage run's file from a byte offset, and the offset after them.
 
-    A line that its process did not finish (killed, full disk) is left, or skipped if others follow.
+    An incomplete line (killed process, full disk) is left, or skipped if others follow.
     """
     with file.open("rb") as stream:
         stream.seek(offset)

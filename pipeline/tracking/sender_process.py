@@ -1,10 +1,10 @@
-"""The sender process: carries one destination's spool to MLflow, and ends when nothing is left.
+"""The sender process: sends the outbox of one destination to MLflow, and ends when it is empty.
 
     python -m pipeline.tracking.sender_process artifacts
 
-Every run starts it. By hand it sends what waits.
+Every run starts it. Run it yourself to send what an earlier run could not send.
 
-MLflow is imported only by the one process that holds the lock (pipeline/tracking/mlflow_sender.py).
+Only the process that has the lock imports MLflow (pipeline/tracking/mlflow_sender.py).
 """
 
 import os
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.errors import PipelineError
 from pipeline.tracking.outbox import Destination, mask
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-PATIENCE_SECONDS = 60.0  # of failing, once no pipeline run is open
+PATIENCE_SECONDS = 60.0  # it gives up after failing for so long, if no pipeline run is open
 LOG_BYTES = 2**20
 NICENESS = 10
-# No telemetry, no advice about git, and a server that is away is told within seconds.
+# No telemetry, no advice about git, and an unreachable server is detected within seconds.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -33,20 +34,20 @@ _ENVIRONMENT = {
 
 
 def main(artifacts: Path, lock: int | None = None) -> int:
-    """Send everything that waits below `artifacts`; 0 when it is sent, 1 when it still waits.
+    """Send the outbox below `artifacts`. Returns 0 if everything was sent, else 1.
 
-    lock: descriptor of the sender's lock when the process that started this one holds it.
+    lock: file descriptor of the sender's lock, if the parent process has acquired it.
     """
-    place = Destination.of(artifacts)
+    destination = Destination.of(artifacts)
     os.nice(NICENESS)
-    while not place.is_empty():
+    while not destination.is_empty():
         if lock is None:
-            lock = place.try_lock()
+            lock = destination.try_lock()
         if lock is None:
-            print(f"another process is sending {place.folder}", file=sys.stderr)
+            print(f"another process already sends {destination.folder}", file=sys.stderr)
             return 0
-        if not _send_until_empty(place):
-            print(f"not sent: {place.trouble()}", file=sys.stderr)
+        if not _send_until_empty(destination):
+            print(f"not sent: {destination.last_error()}", file=sys.stderr)
             return 1
         os.close(lock)
         lock = None
@@ -54,31 +55,31 @@ def main(artifacts: Path, lock: int | None = None) -> int:
 
 
 def set_up() -> None:
-    """Set MLflow's variables where the user has not: before it is imported."""
+    """Set MLflow's variables that the user has not set. Call it before importing MLflow."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
-def _send_until_empty(place: Destination) -> bool:
-    """Send while pipeline runs are open; False when sending fails for too long after them."""
+def _send_until_empty(destination: Destination) -> bool:
+    """Send while pipeline runs are open. False if sending keeps failing after they end."""
     set_up()
-    _shorten(place.folder / "sender.log")
-    trouble = place.folder / "trouble.txt"
-    trouble.unlink(missing_ok=True)
+    _shorten(destination.folder / "sender.log")
+    last_error = destination.folder / "last_error.txt"
+    last_error.unlink(missing_ok=True)
 
     sender: Sender | None = None
     pause, last_success = POLL_SECONDS, time.monotonic()
     while True:
-        is_open = any(group.is_open() for group in place.groups())
+        is_open = any(group.is_open() for group in destination.groups())
         try:
-            sender = sender or _new_sender(place)
+            sender = sender or _new_sender(destination)
             if not sender.send_all():
                 return True
-            trouble.unlink(missing_ok=True)
+            last_error.unlink(missing_ok=True)
             pause, last_success = POLL_SECONDS, time.monotonic()
-        except Exception as error:  # whatever a store, a network or a proxy can raise
+        except Exception as error:  # anything that a store, a network or a proxy can raise
             line = reason(error)
-            trouble.write_text(line)
+            last_error.write_text(line)
             print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
             if not is_open and time.monotonic() - last_success > PATIENCE_SECONDS:
                 return False
@@ -86,14 +87,16 @@ def _send_until_empty(place: Destination) -> bool:
         time.sleep(pause)
 
 
-def _new_sender(place: Destination) -> "Sender":
+def _new_sender(destination: Destination) -> "Sender":
     from pipeline.tracking.mlflow_sender import Sender
 
-    return Sender(place)
+    return Sender(destination)
 
 
 def reason(error: BaseException) -> str:
-    """One line about the error at the root, e.g. that a connection was refused."""
+    """One line about the root cause, e.g. that a connection was refused."""
+    if isinstance(error, PipelineError):
+        return mask(str(error))
     while cause := error.__cause__ or error.__context__:
         error = cause
     words = mask(" ".join(str(error).split()))

@@ -1,1 +1,1 @@
-"""Training runs: the job, its batches and progress, the processes that share it."""
+"""Training runs: the job, its batches, its progress, and the processes that run it."""

@@ -1,7 +1,7 @@
 """Token rows, and which of them a training step sees: a pure function of (seed, step).
 
-Nothing is remembered between steps, so a run that was killed goes on with exactly the samples that
-it would have seen, and any number of data-parallel ranks see the same global batch. Knows neither
+No state is kept between steps, so a run that was killed resumes with exactly the samples that it
+would have seen, and any number of data-parallel ranks see the same global batch. Knows neither
 torch nor a model.
 """
 
@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Rows of token ids, end to end in one array, so that they can be mapped from a file.
+    """Rows of token ids, concatenated in one array, so that they can be mapped from a file.
 
     ids: [tokens] int32. mask: [tokens] int8, 1 for each token to learn. starts: [rows + 1] int64.
     """
@@ -45,7 +45,7 @@ class TokenRows:
 
     @classmethod
     def load(cls, folder: Path) -> "TokenRows":
-        """Map the files that `save` wrote; rows are read as they are needed."""
+        """Map the files that `save` wrote; rows are read when they are needed."""
         return cls(
             *(np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("ids", "mask", "starts"))
         )
@@ -65,7 +65,7 @@ class TokenRows:
         return digest.hexdigest()
 
     def trained_tokens(self, rows: Sequence[int] | Ints) -> int:
-        """Tokens among `rows` that count in the loss: not a row's first, which nothing predicts."""
+        """Tokens of `rows` that count in the loss. A row's first does not: nothing predicts it."""
         return sum(int(self.mask[self.starts[r] + 1 : self.starts[r + 1]].sum()) for r in rows)
 
 
@@ -73,8 +73,8 @@ class TokenRows:
 class SampleOrder:
     """Which rows make the global batch of a step.
 
-    Epochs are permutations that follow one another without a gap. Among the rows of eight steps
-    those of like length share a batch, which saves padding; the eight batches are then shuffled.
+    Epochs are permutations that follow one another without a gap. Rows of eight steps are sorted
+    by length into batches, which saves padding; the eight batches are then shuffled.
 
     lengths: tokens of each row. batch_size: rows of a global batch.
     """
@@ -117,7 +117,7 @@ class SampleOrder:
 class Batch:
     """Rows padded on the right to one length, as a causal language model is trained on them.
 
-    tokens, labels: [rows, length] int64; labels are the tokens one further.
+    tokens, labels: [rows, length] int64; labels are the tokens shifted by one.
     loss_mask: [rows, length] float32, 1 where the label counts.
     """
 
@@ -130,7 +130,7 @@ def collate(rows: TokenRows, chosen: Ints, *, length: int, part: slice = slice(N
     """The batch of a `part` of the `chosen` rows; a negative row number is all padding.
 
     length: positions to pad to, at least those of the longest row less one. Padding is token 0: no
-    token before it attends to it, and it is not counted.
+    earlier token attends to it, and it does not count in the loss.
     """
     chosen = chosen[part]
     tokens = np.zeros((len(chosen), length), dtype=np.int64)
@@ -155,11 +155,11 @@ def padded_length(rows: TokenRows, chosen: Ints, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class PackedBatch(Batch):
-    """Rows end to end in packs: each a line of `tokens`, padded on the right to one length.
+    """Rows concatenated in packs: each a line of `tokens`, padded on the right to one length.
 
     positions: [packs, length] int64, from 0 in each row.
-    boundaries: [packs, most rows + 2] int32, where rows begin and the pack ends, the padding as a
-        last row; then -1.
+    boundaries: [packs, most rows + 2] int32, where rows begin and the pack ends, with the padding
+        as a last row; then -1.
     """
 
     positions: Ints
@@ -169,14 +169,14 @@ class PackedBatch(Batch):
 def pack(lengths: Ints, chosen: Ints, *, pack_length: int, ranks: int) -> list[Ints]:
     """Put the `chosen` rows into packs of nearly the same size, as few as hold them.
 
-    The longest row first, each into the pack that has least (Graham's LPT rule): what a step pads
-    is the little by which packs differ. A row longer than a pack makes the step's packs as long as
-    itself, for all of a step are padded to the longest.
+    Each row, longest first, goes into the pack that holds least (Graham's LPT rule), so that packs
+    differ little and a step needs little padding. A row longer than a pack makes all packs of the
+    step as long as itself, as they are padded to the longest.
 
     Args:
-        lengths: tokens of every row; a row takes one position less.
+        lengths: tokens of every row; a row takes one position fewer.
         chosen: row numbers; negative ones are left out.
-        pack_length: positions of a pack at most, or of the longest row.
+        pack_length: most positions of a pack, unless a row is longer.
         ranks: the number of packs is a multiple of it, so that data-parallel ranks share evenly.
     """
     rows = chosen[chosen >= 0]
@@ -231,7 +231,7 @@ def packed_length(lengths: Ints, packs: Sequence[Ints], multiple: int) -> int:
 
 
 def validation_batches(count: int, batch_size: int) -> list[Ints]:
-    """All row numbers in order, in batches of exactly `batch_size`; -1 fills the last one up."""
+    """All row numbers in order, in batches of exactly `batch_size`; -1 fills up the last one."""
     full = -(-count // batch_size) * batch_size
     numbers = np.full(full, -1, dtype=np.int64)
     numbers[:count] = np.arange(count)

@@ -1,6 +1,6 @@
-"""What a training run is, without what runs it: the job, its curve, its checkpoints on disk.
+"""A training run's data: the job, its loss curve, its checkpoints on disk.
 
-Knows neither NeMo nor torch, so that settings are refused before either is imported.
+Imports neither NeMo nor torch, so that settings are refused before either is imported.
 """
 
 import hashlib
@@ -11,32 +11,30 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.config.finetune import FinetuneConfig, ParallelConfig
 from pipeline.core.errors import ResourceError
 
-# How a step is shared out, over processes and over time: what it computes is the same.
-LAYOUT = ("processes", "nodes", "tensor", "pipeline", "context", "micro_batch_size", "pack_length")
-# Steps between reading the loss off a GPU, for which the host waits. A CPU has nothing to wait for.
+# Steps between readings of the loss from a GPU, for which the host waits. A CPU need not wait.
 GPU_REPORT_EVERY = 10
+# How a step is divided, over processes and over time. It does not change what the step computes.
+LAYOUT = {"parallel", "micro_batch_size", "pack_length"}
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything that a training run depends on.
 
-    hf: folder of config.json and tokenizer files. weights: NeMo checkpoint to start from, or None
-    for random weights. train_rows, validation_rows: folders of `TokenRows`. scratch: where
-    checkpoints for going on are kept. out: where the result goes. section: the configuration's
-    section, to name a setting in a message. Batch sizes are in rows, max_length in tokens.
-    pack_length: tokens of rows put end to end, in place of micro-batches; 0 pads rows instead.
-    precision: of the matrix products on a GPU; on a CPU all is float32. processes: of all `nodes`,
-    which are machines. made_from: digest of the rows and of the weights to start from.
-    less_memory: which settings would make the job fit, for the message when memory runs out.
+    settings: the configuration's section. hf: folder of config.json and tokenizer files. weights:
+    NeMo checkpoint to start from, or None for random weights. train_rows, validation_rows: folders
+    of `TokenRows`. scratch: folder of the checkpoints to resume from. out: where the result goes.
+    max_length: longest row in tokens. nodes: machines that share the processes. made_from: digest
+    of the rows and of the weights to start from. less_memory: which settings would make the job
+    fit, for the message when memory runs out.
     """
 
-    section: str
-    method: Literal["lora", "dora", "sft"]
+    settings: FinetuneConfig
     hf: Path
     weights: Path | None
     train_rows: Path
@@ -44,66 +42,50 @@ class Job:
     scratch: Path
     out: Path
     seed: int
-    steps: int
     max_length: int
-    global_batch_size: int
-    micro_batch_size: int
-    learning_rate: float
-    min_learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    clip_grad: float
-    validate_every: int
-    checkpoint_every: int
-    rank: int = 0
-    alpha: int = 0
-    dropout: float = 0.0
-    processes: int = 1
     nodes: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
-    pack_length: int = 0
-    precision: Literal["bf16", "fp8"] = "bf16"
     made_from: str = ""
     less_memory: str = ""
 
     @property
-    def identity(self) -> str:
-        """What a checkpoint must have been made with for this job to go on from it.
+    def parallel(self) -> ParallelConfig:
+        return self.settings.parallel
 
-        Not how many processes share a step nor the size of its micro-batches: they compute the
-        same, and a checkpoint is whole. So a run that lacked memory goes on with smaller ones.
+    @property
+    def identity(self) -> str:
+        """Digest of all that a checkpoint must have been made with for this job to resume from it.
+
+        Neither the number of processes nor the size of micro-batches counts: they compute the same,
+        and a checkpoint is whole. So a run that ran out of memory resumes with smaller ones.
         """
-        settings = {
-            name: value
-            for name, value in asdict(self).items()
-            if not isinstance(value, Path) and name not in (*LAYOUT, "less_memory")
-        }
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        settings = self.settings.model_dump(mode="json", exclude=LAYOUT)
+        run = [settings, self.seed, self.max_length, self.made_from]
+        return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), default=str)
+        return json.dumps({**vars(self), "settings": self.settings.model_dump()}, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
         fields = json.loads(text)
+        fields["settings"] = FinetuneConfig.model_validate(fields["settings"])
         paths = ("hf", "weights", "train_rows", "validation_rows", "scratch", "out")
         return cls(**fields | {k: Path(fields[k]) if fields[k] else None for k in paths})
 
 
 def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceError:
-    """The error of a rank whose memory ran out.
+    """The error for a rank that ran out of memory.
 
     longest: tokens of the longest training row. memory: bytes of the rank's GPU; None on a CPU.
     """
-    mend = job.less_memory or (f"lower {job.section}.micro_batch_size (now {job.micro_batch_size})")
+    smaller = f"lower finetune.micro_batch_size (now {job.settings.micro_batch_size})"
+    change = job.less_memory or smaller
     where = "the machine's memory" if memory is None else f"a GPU's {memory / 2**30:.0f} GiB"
     kept = len(Checkpoints(job.scratch, job.identity).curve())
     resumes = f"resumes from the checkpoint of step {kept}" if kept else "starts again"
     return ResourceError(
-        f"{where} ran out while training on rows of up to {longest} tokens: {mend} and run again, "
-        f"which {resumes}"
+        f"{where} ran out while training on rows of up to {longest} tokens: {change} and run "
+        f"again, which {resumes}"
     )
 
 
@@ -125,9 +107,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run. seconds, save_seconds: of this process, without what it resumed from.
+    """The result of a run. seconds, save_seconds: of this process, without what it resumed from.
 
-    gpu_memory: bytes of tensors at the peak, of the fullest rank; 0 on a CPU.
+    gpu_memory: peak bytes of tensors on the rank that uses most; 0 on a CPU.
     """
 
     curve: list[Point]
@@ -147,10 +129,10 @@ class Trained:
 
 
 class Checkpoints:
-    """Checkpoints of a run, the newest one whole at any time.
+    """Checkpoints of a run. The newest one is whole at any time.
 
-    Each is written beside its place and then renamed there, with the curve up to its step; what a
-    killed run left half-written has another name and is removed by the next write.
+    Each is written under another name and then renamed, with the loss curve up to its step. The
+    next write removes what a killed run left incomplete.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -170,9 +152,9 @@ class Checkpoints:
         return [Point(**p) for p in self._progress(newest)["curve"]] if newest else []
 
     def adopt(self, others: Iterable[Path]) -> None:
-        """Take over the newest checkpoint of this very job that lies in another's folder.
+        """Take over the newest checkpoint of this job from another folder.
 
-        A run that was begun with other micro-batches or another layout left it there.
+        A run with other micro-batches or another layout left it there.
         """
         if self.newest():
             return
@@ -185,10 +167,10 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, step: int, curve: list[Point], *, main: bool) -> Iterator[Path]:
-        """A folder for the checkpoint of `step`; it becomes the newest when the block is left.
+        """A folder for the checkpoint of `step`. It becomes the newest when the block ends.
 
-        main: whether this process renames and removes folders, which one of a job's does. All have
-        written when the block of the main one ends.
+        main: whether this process renames and removes folders; one process of a job does. Its block
+        must end after all processes have written.
         """
         place = self._folder / f"step-{step:09d}"
         partial = self._folder / f"partial-{step:09d}"
@@ -208,7 +190,7 @@ class Checkpoints:
 
     @staticmethod
     def _progress(checkpoint: Path) -> dict[str, Any]:
-        """Identity and curve; nothing if a machine that stopped left the file torn."""
+        """Identity and curve; {} if the file is incomplete, as after a power cut."""
         try:
             return json.loads((checkpoint / "progress.json").read_text())
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A training curve: a progress line and metrics while it grows, JSON and a picture in the end."""
+"""Progress of a training run: a line and metrics for each step, then its loss curve as files."""
 
 import json
 import time
@@ -11,15 +11,15 @@ from pipeline.core.console import get_console, progress
 from pipeline.tracking import client as tracking
 from pipeline.training.job import Point
 
-METRICS_EVERY = 5  # steps between figures for the tracker
-LINE_SECONDS = 10.0  # between lines where there is no terminal
+METRICS_EVERY = 5  # steps between metrics for the tracker
+LINE_SECONDS = 10.0  # between lines when there is no terminal
 
 
 @contextmanager
-def following(steps: int, done: int) -> Iterator[Callable[[Point], None]]:
-    """Gives the function to call with each step: it shows a live line and logs metrics.
+def show_progress(steps: int, done: int) -> Iterator[Callable[[Point], None]]:
+    """Yields a function to call with each step: it shows a live line and logs metrics.
 
-    steps: of the whole run. done: those of an earlier, interrupted attempt.
+    steps: of the whole run. done: steps of an earlier, interrupted attempt.
     """
     console = get_console()
     if console.is_terminal:
@@ -34,7 +34,7 @@ def following(steps: int, done: int) -> Iterator[Callable[[Point], None]]:
         return
     began = shown = time.monotonic()
 
-    def tell(point: Point) -> None:
+    def print_line(point: Point) -> None:
         nonlocal shown
         now = time.monotonic()
         if now - shown < LINE_SECONDS and point.step != steps and point.validation_loss is None:
@@ -48,7 +48,7 @@ def following(steps: int, done: int) -> Iterator[Callable[[Point], None]]:
             f"{point.tokens_per_second:,.0f} tokens/s {left:,.0f} s left"
         )
 
-    yield _logged(tell, steps)
+    yield _logged(print_line, steps)
 
 
 def _logged(show: Callable[[Point], None], steps: int) -> Callable[[Point], None]:
@@ -61,7 +61,7 @@ def _logged(show: Callable[[Point], None], steps: int) -> Callable[[Point], None
     return report
 
 
-def write_curve(folder: Path, curve: Sequence[Point], *, title: str) -> None:
+def write_loss_curve(folder: Path, curve: Sequence[Point], *, title: str) -> None:
     """Write curve.json (a list of points) and loss_curve.png into the folder."""
     (folder / "curve.json").write_text(json.dumps([asdict(p) for p in curve], indent=1) + "\n")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""Whether fine-tuning's settings fit one another and the model. Imports nothing heavy."""
+"""Checks of the fine-tuning settings against one another and the model. Imports nothing heavy."""
 
 from pipeline.config.finetune import FinetuneConfig
 from pipeline.core.errors import ConfigError
@@ -6,7 +6,7 @@ from pipeline.models.architecture import Shape
 
 
 def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
-    """Refuse settings that do not fit one another or the model, before NeMo is imported.
+    """Refuse settings that contradict one another or the model, before NeMo is imported.
 
     nodes: machines that share the training.
 
@@ -36,8 +36,8 @@ def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
         )
     if settings.pack_length and parallel.context > 1:
         raise ConfigError(
-            f"finetune.pack_length={settings.pack_length} and finetune.parallel.context="
-            f"{parallel.context} exclude one another: set pack_length=null, or context to 1"
+            f"finetune.pack_length={settings.pack_length} cannot be combined with "
+            f"finetune.parallel.context={parallel.context}: set pack_length=null, or context to 1"
         )
     for name, whole in (
         ("attention heads", shape.heads),

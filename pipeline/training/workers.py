@@ -1,9 +1,9 @@
-"""Runs a training job in this process, or in several, one a GPU (or CPU), on one or more machines.
+"""Runs a training job in this process or in several, one for each GPU or CPU, on any machines.
 
-torchrun's agent starts the processes and ends all when one fails (pipeline.training.torchrun). The
-first rank writes what happens as lines of JSON to standard output, where this process reads it;
-should this one die, they end too. On the other machines of several `join` starts their ranks, which
-get the job from the first.
+torchrun's agent starts the processes and stops all when one fails (pipeline.training.torchrun). The
+first rank writes events as lines of JSON to standard output, and this process reads them. If this
+process dies, the ranks end too. On the other machines `join` starts the ranks, which get the job
+from the first machine.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 def train_in_processes(
     job: Job, report: Callable[[Point], None], *, worker: str = _WORKER
 ) -> Trained:
-    """Train, in as many processes as the job asks for.
+    """Train a job in as many processes as it names.
 
     worker: the module that each rank runs, with the job as its argument.
 
     Raises:
-        PipelineError: as `nemo_training.train`, or a process died; says which and why.
+        PipelineError: as `trainer.train`, or a process died; says which and why.
         ConfigError: the job is for several machines, and this one was not started as one of them.
     """
-    if job.processes == 1 and worker == _WORKER:
+    if job.parallel.processes == 1 and worker == _WORKER:
         return _train_here(job, report)
     trained, failure, died = None, None, None
-    with _ranks(job.nodes, job.processes, worker, job.to_json()) as process:
+    with _ranks(job.nodes, job.parallel.processes, worker, job.to_json()) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if not line.startswith(MARK):
@@ -63,13 +63,14 @@ def train_in_processes(
     if failure:
         raise failure
     if trained is None or process.returncode:
-        died = died or f"the {job.processes} training processes ended ({process.returncode})"
-        raise PipelineError(f"{died}; all others were stopped. {_going_on(job)}")
+        processes = job.parallel.processes
+        died = died or f"the {processes} training processes ended ({process.returncode})"
+        raise PipelineError(f"{died}; all others were stopped. {_how_to_resume(job)}")
     return trained
 
 
 def join(*, nodes: int, processes: int, worker: str = _WORKER) -> None:
-    """Run this machine's ranks of a job that another one, of node rank 0, leads.
+    """Run this machine's ranks of a job that the machine of node rank 0 leads.
 
     processes: of all machines.
 
@@ -89,8 +90,8 @@ def join(*, nodes: int, processes: int, worker: str = _WORKER) -> None:
         raise failure
     if process.returncode:
         raise PipelineError(
-            f"{died or 'the training processes of this machine ended'}; the log of the machine of "
-            "node rank 0 tells what it saw: run the same command again to go on"
+            f"{died or 'the training processes of this machine ended'}; see the log of the machine "
+            "of node rank 0, and run the same command again to resume"
         )
 
 
@@ -98,12 +99,12 @@ def join(*, nodes: int, processes: int, worker: str = _WORKER) -> None:
 def _ranks(
     nodes: int, processes: int, worker: str, *arguments: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """This machine's share of the processes; they end with the block and with this process."""
+    """This machine's processes. They end with the block, and with this process."""
     if nodes > 1 and not {NODE_RANK, MASTER} <= os.environ.keys():
         raise ConfigError(
             f"launcher.nodes={nodes}: run the same command on each of them with launcher=torchrun, "
             f"{NODE_RANK}=0 to {nodes - 1} and {MASTER}=<the first one's address>; or use "
-            "launcher=slurm or launcher=kubernetes, which do so"
+            "launcher=slurm or launcher=kubernetes, which do this"
         )
     here = processes // nodes
     command = [sys.executable, "-m", "pipeline.training.torchrun", str(nodes), str(here), worker]
@@ -125,28 +126,29 @@ def _ranks(
 
 
 def _failure(event: dict[str, str]) -> PipelineError:
-    """What a rank told of its failure, as it was raised there."""
+    """The error that a rank reported."""
     kind: type[PipelineError] = getattr(errors, event["error"])
     return kind(event["message"])
 
 
-def _going_on(job: Job) -> str:
+def _how_to_resume(job: Job) -> str:
     step = len(Checkpoints(job.scratch, job.identity).curve())
-    kept = f"the checkpoint of step {step} is kept" if step else "there is no checkpoint yet"
-    return f"Run the same command again: {kept}"
+    if step:
+        return f"Run the same command again to resume from the checkpoint of step {step}"
+    return "Run the same command again: it starts anew, as there is no checkpoint yet"
 
 
 def _train_here(job: Job, report: Callable[[Point], None]) -> Trained:
     from pipeline.training.nemo.session import nemo_session
 
-    with nemo_session():
+    with nemo_session(job.settings.patches):
         from pipeline.training.nemo.trainer import train
 
         return train(job, report)
 
 
 def share_job(given: str | None) -> Job:
-    """The job in every rank: on the first machine an argument, on the others from the store."""
+    """The job, in every rank: an argument on the first machine, from the store on the others."""
     if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:  # torchrun's number of machines
         assert given is not None
         return Job.from_json(given)
@@ -161,15 +163,15 @@ def share_job(given: str | None) -> Job:
 
 
 def end_with_agent() -> None:
-    """Have this rank killed when the agent that started it ends, however that happens.
+    """Have this rank killed when the agent that started it ends, for whatever reason.
 
-    One that outlived it would wait for the others for ever, on a GPU that it keeps busy.
+    A rank that outlived it would wait for the others for ever and keep a GPU busy.
     """
     CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _worker(given: str | None) -> int:
-    """One rank. Rank 0 tells of each step and of the result; any rank tells of its failure."""
+    """Run one rank. Rank 0 reports each step and the result; any rank reports its failure."""
     end_with_agent()
     try:
         job = share_job(given)

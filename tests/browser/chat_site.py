@@ -15,9 +15,9 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.address import listen
 from pipeline.serving.app import create_app
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.page import page as chat_page
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 ANSWER = "It costs 5 € <b>& no more</b><script>window.ran = true</script>."
 WARM_UP_TOKENS = 2
@@ -27,8 +27,8 @@ class Site:
     """A served model, and the application around it.
 
     Args:
-        gated: the model gives a token each time that `model.gate` is released.
-        operations: what surrounds the application (operations.Operations).
+        gated: the model generates a token each time that `model.gate` is released.
+        middleware: fields of the application's MiddlewareStack.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Site:
         answer: str = ANSWER,
         *,
         gated: bool = False,
-        **operations: Any,
+        **middleware: Any,
     ) -> None:
         self.model = ListModel(say(chat, answer), max_seq_len=200)
         self.model.gated = gated
@@ -50,7 +50,7 @@ class Site:
             model=model,
             slots=4,
             defaults={"temperature": 0},
-            operations=Operations(**operations),
+            middleware=MiddlewareStack(**middleware),
         )
 
 

@@ -33,7 +33,7 @@ def test_an_answer_streams_in_and_is_measured(chat: Chat, open_page: Any) -> Non
         numbers = page.locator(".answer .numbers").inner_text()
         assert "first token" in numbers
         assert "tokens/s" in numbers
-        assert page.locator(".said").inner_text() == "Hello"
+        assert page.locator(".sent").inner_text() == "Hello"
         assert page.title() == "bank"
         # What a model writes is text: it made no element, and nothing of it ran.
         assert page.locator(".answer b").count() == 0
@@ -69,7 +69,7 @@ def test_the_conversation_so_far_and_the_settings_are_sent(chat: Chat, open_page
         wait_for_answers(page, 2)
         numbers = page.locator(".answer .numbers").last.inner_text()
         assert "3 tokens" in numbers
-        assert "cut at its longest" in numbers
+        assert "reached the maximum length" in numbers
         page.locator("#new").click()
         assert page.locator(".answer").count() == 0
         with page.expect_request("**/chat/completions") as sent:
@@ -102,14 +102,14 @@ def test_stop_ends_the_answer_and_frees_its_slot(chat: Chat, open_page: Any, how
 def test_a_key_is_asked_for_and_stays_in_the_tab(chat: Chat, open_page: Any) -> None:
     with served(Site(chat, keyring=Keyring(None, {"SERVE_API_KEY": KEY})).app) as url:
         page = open_page(url)
-        expect(page.locator("#note")).to_have_text("This server asks for an API key.")
+        expect(page.locator("#note")).to_have_text("This server requires an API key.")
         expect(page.locator("#key")).to_be_focused()
         page.keyboard.press("Escape")  # is not asked again and again
         expect(page.locator("#settings")).not_to_be_visible()
         page.locator("#open").click()
         page.locator("#key").fill("wrong")
         page.keyboard.press("Enter")
-        expect(page.locator("#note")).to_have_text("The server does not know this key.")
+        expect(page.locator("#note")).to_have_text("The server does not accept this key.")
         page.locator("#key").fill(KEY)
         page.keyboard.press("Enter")
         expect(page.locator("#settings")).not_to_be_visible()
@@ -120,7 +120,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(chat: Chat, open_page: Any) -> 
         assert KEY in page.evaluate("JSON.stringify(sessionStorage)")
         assert KEY not in page.evaluate("JSON.stringify(localStorage) + document.cookie")
         other = open_page(url)
-        expect(other.locator("#note")).to_have_text("This server asks for an API key.")
+        expect(other.locator("#note")).to_have_text("This server requires an API key.")
 
 
 def test_tuned_and_base_answer_beside_each_other(chat: Chat, open_page: Any) -> None:
@@ -128,7 +128,7 @@ def test_tuned_and_base_answer_beside_each_other(chat: Chat, open_page: Any) -> 
         page = open_page(url)
         expect(page.locator("#title")).to_have_text("tuned")
         page.locator("#open").click()
-        page.get_by_label("Beside it").select_option("base")
+        page.get_by_label("Compare with").select_option("base")
         page.locator("#done").click()
         expect(page.locator("#title")).to_have_text("tuned beside base")
         ask(page, "Who are you?")
@@ -182,7 +182,7 @@ def test_consent_is_asked_only_where_conversations_are_kept(
         assert "x-record-consent" not in sent.value.headers
         wait_for_answers(page)
         page.locator("#open").click()
-        page.get_by_label("may be kept").check()
+        page.get_by_label("may be recorded").check()
         page.locator("#done").click()
         with page.expect_request("**/chat/completions") as sent:
             ask(page, "Hello again")
@@ -205,4 +205,4 @@ def test_a_server_that_goes_away_is_seen(chat: Chat, open_page: Any) -> None:
         expect(page.locator("#title")).to_have_text("bank")
     page.keyboard.type("Hello")
     page.keyboard.press("Enter")
-    expect(page.locator(".problem")).to_have_text("The connection to the server broke.")
+    expect(page.locator(".problem")).to_have_text("The connection to the server was lost.")

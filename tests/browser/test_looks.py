@@ -25,7 +25,7 @@ CONTRASTS = """() => {
       if (!/, 0\\)$/.test(color)) return color;
     }
   };
-  const texts = "h1, h2, h3, p, span, kbd, label, small, button, input, .text, .said, .problem";
+  const texts = "h1, h2, h3, p, span, kbd, label, small, button, input, .text, .sent, .problem";
   return [...document.querySelectorAll(texts)]
     .filter((e) => e.checkVisibility() && (e.textContent.trim() || e.value))
     .map((e) => {
@@ -107,7 +107,7 @@ def test_every_control_has_a_name_and_is_reached_by_tab(chat: Chat, open_page: A
             page.keyboard.press("Tab")
             name = page.evaluate("document.activeElement.ariaLabel || document.activeElement.id")
             reached.add(name)
-        assert {"New chat", "Settings", "Copy the answer of bank", "text"} <= reached
+        assert {"New chat", "Settings", "Copy the reply of bank", "text"} <= reached
         page.locator("#open").focus()
         page.keyboard.press("Enter")
         expect(page.locator("#settings")).to_be_visible()

@@ -13,6 +13,7 @@ from pipeline.models.architecture import read_shape
 from pipeline.planner.preflight import planned_memory
 from pipeline.training import workers as launch
 from pipeline.training.job import Job
+from tests.finetune_settings import finetune_settings
 from tests.integration.training_case import start_worker, train_apart
 
 LAYERS = 4
@@ -22,13 +23,13 @@ LAYERS = 4
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Three steps of two rows, a row a micro-batch, on random weights."""
     folder = tmp_path_factory.mktemp("memory")
+    settings = finetune_settings(
+        max_steps=3, global_batch_size=4, micro_batch_size=1, warmup_steps=1, rank=16, alpha=32
+    )
     return Job(
-        section="finetune", method="lora", hf=model_folder(folder / "hf", LAYERS), weights=None,
+        settings=settings, hf=model_folder(folder / "hf", LAYERS), weights=None,
         train_rows=make_rows([SEQUENCE + 1] * 8, folder / "rows"), validation_rows=None,
-        scratch=folder / "scratch", out=folder / "out", seed=0, steps=3, max_length=SEQUENCE,
-        global_batch_size=4, micro_batch_size=1, learning_rate=1e-4, min_learning_rate=1e-5,
-        warmup_steps=1, weight_decay=0.0, clip_grad=1.0, validate_every=100, checkpoint_every=100,
-        rank=16, alpha=32,
+        scratch=folder / "scratch", out=folder / "out", seed=0, max_length=SEQUENCE,
     )  # fmt: skip
 
 
@@ -54,10 +55,10 @@ def test_memory_is_within_a_tenth_of_the_plan(
     if torch.cuda.device_count() < sizes.get("processes", 1):
         pytest.skip(f"this machine has {torch.cuda.device_count()} GPU")
     this = replace(
-        job, method=method, precision=precision, scratch=tmp_path / "scratch", out=tmp_path / "out",
-        **sizes,
-    )  # type: ignore[arg-type]  # fmt: skip
-    if this.processes == 1:  # here, what libraries keep of other runs would count
+        job, scratch=tmp_path / "scratch", out=tmp_path / "out",
+        settings=finetune_settings(job.settings, method=method, precision=precision, **sizes),
+    )  # fmt: skip
+    if this.parallel.processes == 1:  # here, what libraries keep of other runs would count
         trained = train_apart(this)
     else:
         trained = launch.train_in_processes(this, lambda point: None)
@@ -83,6 +84,6 @@ def test_a_run_that_saves_and_goes_on_takes_no_more_than_the_plan(job: Job, tmp_
                 break
     found, shape = train_apart(this), read_shape(this.hf)
     shutil.rmtree(tmp_path)
-    assert 0 < found.resumed_from < this.steps
+    assert 0 < found.resumed_from < this.settings.max_steps
     planned = planned_memory(this, shape, longest=SEQUENCE)
     assert found.gpu_memory < 1.1 * planned

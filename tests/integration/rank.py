@@ -21,7 +21,7 @@ def main() -> None:
     job = share_job(sys.argv[1] if len(sys.argv) > 1 else None)
     dist.init_process_group("gloo")
     pids = torch.zeros(dist.get_world_size(), dtype=torch.float64)
-    for step in range(1, job.steps + 1):
+    for step in range(1, job.settings.max_steps + 1):
         pids.zero_()
         pids[dist.get_rank()] = os.getpid()
         dist.all_reduce(pids)

@@ -1,11 +1,11 @@
-"""Megatron's distributed optimizer with split weights, in bfloat16 on a CPU.
+"""Megatron's distributed optimizer with split master weights, in bfloat16 on a CPU.
 
     with nemo_session(), shared_optimizer():
-        nemo_training.train(job, report)
+        trainer.train(job, report)
 
-The optimizer is Megatron's own and so are the checkpoints; what this project replaces of them for
-GPUs is replaced here too. Stood in for is what a CPU lacks: Transformer Engine's FusedAdam, by
-those of its methods that are called, and the Triton kernel, by torch.
+The optimizer and the checkpoints are Megatron's own, with this project's patches for GPUs. A CPU
+lacks two things. Transformer Engine's FusedAdam is replaced by a class with the methods that are
+called, and the Triton kernel by torch.
 """
 
 import sys
@@ -18,8 +18,8 @@ import torch
 
 from pipeline.core.monkeypatch import replaced
 from pipeline.training.nemo.patches.adam_step import AdamStep
-from pipeline.training.nemo.patches.master_weights import split, split_weights, whole
-from pipeline.training.nemo.patches.optimizer_checkpoint import streamed_state
+from pipeline.training.nemo.patches.master_weights import master_weights, split, whole
+from pipeline.training.nemo.patches.optimizer_checkpoint import streamed_optimizer_state
 
 Tensor = torch.Tensor
 
@@ -27,7 +27,7 @@ Tensor = torch.Tensor
 def adam(
     grad: Tensor, weight: Tensor, mean: Tensor, square: Tensor, low: Tensor, step: AdamStep
 ) -> None:
-    """gpu_kernels.adam, by torch's AdamW."""
+    """triton_kernels.adam, by torch's AdamW."""
     exact = torch.nn.Parameter(whole(weight, low))
     exact.grad = grad * step.scale
     betas = (step.beta1, step.beta2)
@@ -88,7 +88,7 @@ def shared_optimizer() -> Iterator[None]:
 
     from pipeline.training.nemo import trainer as nemo_training
 
-    kernels, optimizers = ModuleType("gpu_kernels"), ModuleType("optimizers")
+    kernels, optimizers = ModuleType("triton_kernels"), ModuleType("optimizers")
     vars(kernels).update(adam=adam)
     vars(optimizers).update(FusedAdam=FusedAdam)
     ddp, options = nemo_training.DistributedDataParallelConfig, nemo_training.OptimizerConfig
@@ -118,7 +118,7 @@ def shared_optimizer() -> Iterator[None]:
         "transformer_engine.pytorch.optimizers": optimizers,
     }
     sys.modules |= modules
-    patches = [*split_weights(), *streamed_state()]
+    patches = [*master_weights(), *streamed_optimizer_state()]
     for name in modules:
         del sys.modules[name]
     sys.modules["pipeline.training.nemo.patches.triton_kernels"] = kernels

@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.core.artifact import Outcome
 from pipeline.core.errors import PipelineError, ResourceError
+from pipeline.core.monkeypatch import Patch
 from pipeline.orchestration import compose
 from pipeline.stages import finetune, pretrain
 from pipeline.training import workers as launch
@@ -34,6 +35,7 @@ from tests.integration.training_case import (
     make_job,
     make_rows,
     start_worker,
+    train_apart,
 )
 
 METHODS = ["lora", "dora", "sft"]
@@ -102,8 +104,8 @@ def test_each_method_learns_and_its_checkpoint_computes_the_reported_loss(
 
 
 def test_the_loss_is_over_tokens_however_the_batch_is_cut(base: Path, tmp_path: Path) -> None:
-    whole = train(make_job(base, tmp_path / "whole", method="sft", steps=6, micro_batch_size=8))
-    cut = train(make_job(base, tmp_path / "cut", method="sft", steps=6, micro_batch_size=1))
+    whole = train(make_job(base, tmp_path / "whole", method="sft", max_steps=6, micro_batch_size=8))
+    cut = train(make_job(base, tmp_path / "cut", method="sft", max_steps=6, micro_batch_size=1))
     assert np.allclose(
         [p.loss for p in whole.curve], [p.loss for p in cut.curve], rtol=1e-4, atol=0
     )
@@ -116,7 +118,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
     base: Path, tmp_path: Path, uninterrupted: Trained
 ) -> None:
     job = make_job(base, tmp_path, dropout=0.1)
-    step = random.randint(4, job.steps - 2)
+    step = random.randint(4, job.settings.max_steps - 2)
     with start_worker(job) as killed:
         assert killed.stdout
         for line in killed.stdout:
@@ -124,7 +126,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
                 killed.kill()
                 break
     done = len(Checkpoints(job.scratch, job.identity).curve())
-    assert 0 < done <= step + job.checkpoint_every
+    assert 0 < done <= step + job.settings.checkpoint_every
     with start_worker(job) as resumed:
         output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0
@@ -134,7 +136,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
         if line.startswith(launch.MARK)
     ]
     steps = [Point(**e["point"]).step for e in events if "point" in e]
-    assert steps == list(range(done + 1, job.steps + 1))
+    assert steps == list(range(done + 1, job.settings.max_steps + 1))
     trained = Trained.from_json(events[-1]["trained"])
     assert trained.resumed_from == done
     assert losses(trained) == losses(uninterrupted), f"killed at step {step}"
@@ -142,7 +144,7 @@ def test_killed_at_any_step_it_goes_on_to_the_same_losses(
 
 def test_a_model_that_drops_attention_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", attention_dropout=0.1)
-    jobs = [make_job(base, tmp_path / name, steps=8) for name in ("whole", "stopped")]
+    jobs = [make_job(base, tmp_path / name, max_steps=8) for name in ("whole", "stopped")]
     whole = train(jobs[0])
 
     def stop(point: Point) -> None:
@@ -157,14 +159,14 @@ def test_a_model_that_drops_attention_goes_on_to_the_same_losses(tmp_path: Path)
 
 
 def test_full_training_goes_on_to_the_same_losses(base: Path, tmp_path: Path) -> None:
-    job = make_job(base, tmp_path / "whole", method="sft", steps=8)
+    job = make_job(base, tmp_path / "whole", method="sft", max_steps=8)
     whole = train(job)
 
     def fail(point: Point) -> None:
         if point.step == 5:
             raise KeyboardInterrupt
 
-    halved = make_job(base, tmp_path / "halved", method="sft", steps=8)
+    halved = make_job(base, tmp_path / "halved", method="sft", max_steps=8)
     with pytest.raises(KeyboardInterrupt):
         launch.train_in_processes(halved, fail)
     again = train(halved)
@@ -173,20 +175,20 @@ def test_full_training_goes_on_to_the_same_losses(base: Path, tmp_path: Path) ->
 
 
 def test_out_of_memory_it_goes_on_with_smaller_micro_batches(base: Path, tmp_path: Path) -> None:
-    whole = train(make_job(base, tmp_path / "whole", method="sft", steps=8))
+    whole = train(make_job(base, tmp_path / "whole", method="sft", max_steps=8))
 
     def fail(point: Point) -> None:
         if point.step == 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     advice = "set finetune.micro_batch_size=2"
-    job = make_job(base, tmp_path / "large", method="sft", steps=8, less_memory=advice)
+    job = make_job(base, tmp_path / "large", method="sft", max_steps=8, less_memory=advice)
     with pytest.raises(ResourceError) as refused:
         launch.train_in_processes(job, fail)
     said = str(refused.value)
     assert advice in said
     assert said.endswith("run again, which resumes from the checkpoint of step 3")
-    smaller = make_job(base, tmp_path / "small", method="sft", steps=8, micro_batch_size=2)
+    smaller = make_job(base, tmp_path / "small", method="sft", max_steps=8, micro_batch_size=2)
     Checkpoints(smaller.scratch, smaller.identity).adopt([job.scratch])
     again = train(smaller)
     assert again.resumed_from == 3
@@ -207,9 +209,9 @@ def test_validating_does_not_count_as_the_time_of_steps(
         return validation_loss(*arguments)
 
     monkeypatch.setattr(Recorder, "_validation_loss", slow)
-    job = make_job(base, tmp_path, steps=4, validate_every=2, checkpoint_every=100)
+    job = make_job(base, tmp_path, max_steps=4, validate_every=2, checkpoint_every=100)
     curve = train(job).curve
-    tokens = job.global_batch_size * max(len(row.input_ids) for row in make_rows(120))
+    tokens = job.settings.global_batch_size * max(len(row.input_ids) for row in make_rows(120))
     assert [p.step for p in curve if p.tokens_per_second > tokens / waited] == [1, 2, 3, 4]
     assert [p.step for p in curve if p.validation_loss is not None] == [2, 4]
 
@@ -225,16 +227,79 @@ def test_a_gradient_that_is_no_number_names_the_step(base: Path, tmp_path: Path)
         train(make_job(base, tmp_path, alpha=10**30))
 
 
+@pytest.mark.parametrize(("method", "tolerance"), [("sft", 1e-3), ("lora", 2e-2)])
+def test_training_without_patches_gives_nearly_the_same_losses(
+    method: str, tolerance: float, base: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, as NeMo is then imported without patches too. NeMo draws an adapter
+    from other random numbers, so only the first loss of LoRA, whose update is zero, is the same."""
+    runs = {}
+    for patches, run in (("all", train), ("none", train_apart)):
+        (tmp_path / patches).mkdir()
+        changes = {"method": method, "patches": patches, "max_steps": 8, "checkpoint_every": 5}
+        runs[patches] = run(make_job(base, tmp_path / patches, **changes))
+    found, expected = ([p.loss for p in runs[name].curve] for name in ("none", "all"))
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
+
+
+def test_without_patches_only_required_records_are_applied(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[Patch] = []
+    by = Patch.by
+    monkeypatch.setattr(Patch, "by", lambda patch, **v: (applied.append(patch), by(patch, **v))[1])
+    job = make_job(base, tmp_path, max_steps=1, patches="none")
+    train(job)
+    assert applied
+    assert all(patch.required for patch in applied)
+    train(make_job(base, tmp_path / "all", max_steps=1))
+    assert not all(patch.required for patch in applied)
+
+
+def test_every_patch_for_transformer_engine_is_applied_to_an_attribute_of_that_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With modules that stand in for Transformer Engine and the kernels, which need a GPU."""
+    pytorch, kernels = "transformer_engine.pytorch", "pipeline.training.nemo.patches.triton_kernels"
+    layer = type("TransformerEngineBaseModule", (), {"grad_output_preprocess": None})
+    members: dict[str, dict[str, Any]] = {
+        "transformer_engine_torch": {"multi_tensor_adam_param_remainder": None},
+        f"{pytorch}.optimizers": {"FusedAdam": type("FusedAdam", (), {"load_state_dict": None})},
+        f"{pytorch}.module.base": {"TransformerEngineBaseModule": layer},
+        kernels: {"rotated": object(), "swiglu_back": object()},
+    }
+    with nemo_session():
+        from pipeline.training.nemo.patches import performance
+        from pipeline.training.nemo.patches.records import PATCHES
+
+        for name, values in members.items():
+            module = ModuleType(name)
+            vars(module).update(values)
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(performance, "has_transformer_engine", lambda: True)
+        chosen = [p for p in PATCHES if p.where == "Transformer Engine"]
+
+        def found() -> list[Any]:
+            return [getattr(p._owner(), name, None) for p in chosen for name in p.names]
+
+        before = found()
+        with performance.fast_training():
+            assert not any(new is old for new, old in zip(found(), before, strict=True))
+        assert all(new is old for new, old in zip(found(), before, strict=True))
+        monkeypatch.undo()
+
+
 def test_a_model_is_wrapped_between_two_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     with nemo_session():
         from nemo.lightning.megatron_parallel import MegatronParallel
 
-        from pipeline.training.nemo.patches.ddp_stream_sync import settled_parameters
+        from pipeline.training.nemo.patches.ddp_stream_sync import synchronized_ddp
 
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("waited"))
         monkeypatch.setattr(MegatronParallel, "init_ddp", lambda model: events.append("wrapped"))
-        with settled_parameters():
+        with synchronized_ddp():
             MegatronParallel.init_ddp(None)
         monkeypatch.undo()
     assert events == ["waited", "wrapped", "waited"]
@@ -346,11 +411,11 @@ def test_an_adapter_added_in_place_computes_what_nemo_does(base: Path) -> None:
 
 def test_training_imports_nothing_that_it_does_not_use(base: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline.adapters import launch; from pipeline.training.job import Job; "
-        "launch.train_in_processes(Job.from_json(sys.argv[1]), lambda point: None); "
+        "import sys; from pipeline.training import workers; from pipeline.training.job import Job; "
+        "workers.train_in_processes(Job.from_json(sys.argv[1]), lambda point: None); "
         "print([m for m in ('modelopt', 'torchmetrics', 'sklearn', 'wandb') if m in sys.modules])"
     )
-    command = [sys.executable, "-c", code, make_job(base, tmp_path, steps=1).to_json()]
+    command = [sys.executable, "-c", code, make_job(base, tmp_path, max_steps=1).to_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -358,7 +423,7 @@ def test_training_imports_nothing_that_it_does_not_use(base: Path, tmp_path: Pat
 def test_a_trained_model_does_not_stay_in_memory(base: Path, tmp_path: Path) -> None:
     gc.unfreeze()  # what others froze
     frozen = gc.get_freeze_count()  # Python's own
-    train(make_job(base, tmp_path, steps=1))
+    train(make_job(base, tmp_path, max_steps=1))
     gc.collect()
     kept = [o for o in gc.get_objects() if type(o).__name__ == "MegatronParallel"]
     assert not kept
@@ -372,7 +437,7 @@ def test_a_trained_model_is_not_copied_to_the_host(
     """It is on disk by then, and its memory goes with it."""
     copied: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: copied.append(self) or self)
-    train(make_job(base, tmp_path, steps=1))
+    train(make_job(base, tmp_path, max_steps=1))
     assert not copied
 
 
@@ -445,13 +510,13 @@ def test_an_adapter_starts_from_the_seed_and_its_layer_alone(base: Path) -> None
     with nemo_session():
         from nemo.collections.llm import peft
 
-        from pipeline.training.nemo.patches.lora_init import adapter_start
+        from pipeline.training.nemo.patches.lora_init import seeded_lora_init
 
         for seed, drawn_before in ((0, 0), (0, 5), (1, 0)):
             model = nemo.model_for(base / "hf")
             model.trainer = nemo.connect(model)
             torch.rand(drawn_before)
-            with adapter_start(seed):
+            with seeded_lora_init(seed):
                 peft.LoRA(dim=4, alpha=8, dropout=0.0)(model)
             weights = {n: p for n, p in model.module.named_parameters() if "linear_in" in n}
             found.append([w.detach().clone() for w in weights.values()])
@@ -467,7 +532,7 @@ def test_packed_rows_train_as_padded_ones_do(method: str, base: Path, tmp_path: 
     for pack_length in (0, 48):
         folder = tmp_path / str(pack_length)
         folder.mkdir()
-        job = make_job(base, folder, method=method, pack_length=pack_length, steps=6)
+        job = make_job(base, folder, method=method, pack_length=pack_length, max_steps=6)
         trained = train(job)
         runs.append([(p.loss, p.grad_norm, p.validation_loss or 0.0) for p in trained.curve])
     for padded, packed in zip(*runs, strict=True):

@@ -18,24 +18,23 @@ import pytest
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.training import workers as launch
 from pipeline.training.job import Checkpoints, Job, Point
+from tests.finetune_settings import finetune_settings
 
 WORKER = "tests.integration.rank"
 
 
 def make_job(folder: Path, **changes: Any) -> Job:
-    fields: dict[str, Any] = {
-        "section": "finetune", "method": "lora", "hf": folder, "weights": None,
-        "train_rows": folder, "validation_rows": None, "scratch": folder / "scratch",
-        "out": folder, "seed": 0, "steps": 3, "max_length": 8, "global_batch_size": 2,
-        "micro_batch_size": 1, "learning_rate": 1e-3, "min_learning_rate": 0.0, "warmup_steps": 0,
-        "weight_decay": 0.0, "clip_grad": 1.0, "validate_every": 9, "checkpoint_every": 9,
-        "processes": 2,
-    }  # fmt: skip
-    return Job(**fields | changes)
+    nodes = changes.pop("nodes", 1)
+    settings = finetune_settings(max_steps=3, global_batch_size=2, processes=2)
+    return Job(
+        settings=finetune_settings(settings, **changes),
+        hf=folder, weights=None, train_rows=folder, validation_rows=None,
+        scratch=folder / "scratch", out=folder, seed=0, max_length=8, nodes=nodes,
+    )  # fmt: skip
 
 
 def test_a_rank_that_is_killed_stops_all_and_is_named(tmp_path: Path) -> None:
-    job = make_job(tmp_path, steps=2000)
+    job = make_job(tmp_path, max_steps=2000)
     point = Point(5, 1.0, 0.0, 0.0, 0.0)
     with Checkpoints(job.scratch, job.identity).writing(5, [point] * 5, main=True):
         pass
@@ -69,7 +68,7 @@ def test_ranks_end_with_an_agent_that_is_killed(tmp_path: Path) -> None:
             agent.kill()
 
     with pytest.raises(PipelineError, match=r"the 2 training processes ended \(-9\)"):
-        launch.train_in_processes(make_job(tmp_path, steps=2000), kill, worker=WORKER)
+        launch.train_in_processes(make_job(tmp_path, max_steps=2000), kill, worker=WORKER)
     assert len(found) == 2
     _, alive = psutil.wait_procs(found, timeout=10)
     assert not alive

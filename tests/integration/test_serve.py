@@ -29,7 +29,7 @@ from pipeline.engines.description import Description
 from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
-from pipeline.serving.benchmark.server_process import RunningServer, running_server
+from pipeline.serving.server_process import RunningServer, running_server
 from pipeline.stages import benchmark, build
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import make_model_folder

@@ -24,8 +24,8 @@ def train(job: Job) -> Trained:
 @pytest.mark.parametrize("method", ["lora", "sft"])
 def test_two_ranks_give_the_losses_of_one(method: str, tmp_path: Path) -> None:
     base = make_base(tmp_path / "model")
-    one = train(make_job(base, tmp_path / "one", method=method, steps=8))
-    job = make_job(base, tmp_path / "two", method=method, steps=8, processes=2, tensor=2)
+    one = train(make_job(base, tmp_path / "one", method=method, max_steps=8))
+    job = make_job(base, tmp_path / "two", method=method, max_steps=8, processes=2, tensor=2)
     two = train(job)
     assert two.trainable_parameters == one.trainable_parameters
     for name in ("loss", "validation_loss"):

@@ -15,6 +15,7 @@ from pipeline.data.dataset import Row, write_split
 from pipeline.training.batches import TokenRows
 from pipeline.training.job import Job, Trained
 from pipeline.training.torchrun import MARK
+from tests.finetune_settings import finetune_settings
 from tests.unit.model_folders import make_model_folder
 
 MAX_POSITIONS = 128
@@ -85,12 +86,10 @@ def inputs(base: Path, folder: Path) -> dict[str, Artifact]:
 
 
 def make_job(base: Path, folder: Path, **changes: Any) -> Job:
-    """A job of STEPS steps with its rows and results in `folder`."""
+    """A job of STEPS steps with its rows and results in `folder`, and changes of its settings."""
     for name, rows in (("train", make_rows(120)), ("validation", make_rows(11, seed=1))):
         TokenRows.of((r.input_ids, r.loss_mask) for r in rows).save(folder / name)
     fields: dict[str, Any] = {
-        "section": "finetune",
-        "method": "lora",
         "hf": base / "hf",
         "weights": base,
         "train_rows": folder / "train",
@@ -98,21 +97,17 @@ def make_job(base: Path, folder: Path, **changes: Any) -> Job:
         "scratch": folder / "scratch",
         "out": folder / "out",
         "seed": 3,
-        "steps": STEPS,
         "max_length": MAX_POSITIONS,
-        "global_batch_size": 8,
-        "micro_batch_size": 4,
-        "learning_rate": 5e-3,
-        "min_learning_rate": 1e-4,
-        "warmup_steps": 3,
-        "weight_decay": 0.01,
-        "clip_grad": 1.0,
-        "validate_every": 8,
-        "checkpoint_every": 3,
-        "rank": 8,
-        "alpha": 16,
+        "nodes": 1,
+        "less_memory": "",
     }
-    return Job(**fields | changes)
+    own = {name: changes.pop(name) for name in fields.keys() & changes.keys()}
+    settings = finetune_settings(
+        max_steps=STEPS, global_batch_size=8, micro_batch_size=4, learning_rate=5e-3,
+        min_learning_rate=1e-4, warmup_steps=3, weight_decay=0.01, validate_every=8,
+        checkpoint_every=3, rank=8, alpha=16,
+    )  # fmt: skip
+    return Job(settings=finetune_settings(settings, **changes), **fields | own)
 
 
 def start_worker(job: Job, **variables: str) -> "subprocess.Popen[str]":

@@ -1,1 +1,1 @@
-"""Hands a command to torchrun, Slurm or Kubernetes."""
+"""Launchers: run a command with torchrun, or submit it to Slurm or Kubernetes."""

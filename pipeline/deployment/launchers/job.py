@@ -1,4 +1,4 @@
-"""What a launcher is handed: a command line, and the machines that it takes."""
+"""The job that a launcher submits: a command line, and the machines that it needs."""
 
 import shlex
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pipeline.core.errors import ConfigError
 
-# Stages that run all others.
-GRAPH = ("all", "retrain")
+# Stages that run the whole graph.
+GRAPH_STAGES = ("all", "retrain")
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a cluster is to run. name: of the job. gpus: of each of the nodes."""
+class JobSpec:
+    """What the cluster runs. name: of the job. gpus: per node."""
 
     name: str
     stage: str
@@ -25,13 +25,16 @@ class Work:
         return shlex.join(self.command)
 
 
-def check_artifacts(work: Work, artifacts: Path, shared: Sequence[Path], where: str) -> None:
-    """Refuse artifacts that would end with the container.
+def check_artifacts(job: JobSpec, artifacts: Path, shared: Sequence[Path], where: str) -> None:
+    """Refuse a place for artifacts that ends with the container.
 
-    shared: folders in the container that outlive it. where: what they are, for people.
+    Args:
+        shared: folders in the container that outlive it.
+        where: a description of these folders, for messages.
 
     Raises:
-        ConfigError: artifacts are in none of them, or for the whole graph not in a checkout there.
+        ConfigError: artifacts are in none of the folders or, for a stage that runs the whole graph,
+            not in a checkout there.
     """
     if not any(artifacts.is_relative_to(folder) for folder in shared):
         example = shared[0] / "artifacts" if shared else "/shared/artifacts"
@@ -39,8 +42,8 @@ def check_artifacts(work: Work, artifacts: Path, shared: Sequence[Path], where: 
             f"artifacts={artifacts} would be lost with the container: give artifacts={example}, on "
             f"{where}"
         )
-    if work.stage in GRAPH and artifacts.name != "artifacts":
+    if job.stage in GRAPH_STAGES and artifacts.name != "artifacts":
         raise ConfigError(
-            f"artifacts={artifacts} must be the folder `artifacts` of a checkout on {where}, in "
-            f"which stage={work.stage} runs: such as {shared[0]}/pipeline/artifacts"
+            f"artifacts={artifacts}: stage={job.stage} runs in a checkout on {where}: give its "
+            f"folder `artifacts`, such as artifacts={shared[0]}/pipeline/artifacts"
         )

@@ -1,1 +1,1 @@
-"""Load on a running server, and the server as a process."""
+"""The load generator of `stage=benchmark`."""

@@ -1,7 +1,7 @@
-"""A load on an OpenAI endpoint: N requests, so many at once, each timed token by token.
+"""A load generator for OpenAI endpoints: streams requests concurrently and times their tokens.
 
-Speaks HTTP with aiohttp, whose parser is compiled: the client shares the machine with the server
-that it measures. Load tools that would fit (aiperf, guidellm) need far more packages than that.
+Uses aiohttp because its parser is compiled: the client shares the machine with the server that it
+measures. Suitable load tools (aiperf, guidellm) need many more packages.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One streamed answer. first, last: seconds from the request to these tokens."""
+class TimedResponse:
+    """One streamed response. first, last: seconds from the request to these tokens."""
 
     text: str
     tokens: int
@@ -27,28 +27,28 @@ class Timed:
 
     @property
     def per_token(self) -> float | None:
-        """Seconds between tokens; None for an answer of one token."""
+        """Mean seconds between tokens; None for a response of one token."""
         return (self.last - self.first) / (self.tokens - 1) if self.tokens > 1 else None
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a load of `concurrency` requests at once gave, in the order of the requests."""
+    """The result of a load of `concurrency` requests at a time, in the order of the requests."""
 
     concurrency: int
     seconds: float
-    answers: list[Timed]
+    answers: list[TimedResponse]
 
 
 def run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int) -> Level:
-    """Send chat completions, `concurrency` at once, and wait for all.
+    """Send chat completions, `concurrency` at a time, and wait for all of them.
 
     Args:
         base_url: such as http://127.0.0.1:8000/v1.
-        bodies: requests of /chat/completions, without the fields that ask for streaming.
+        bodies: requests to /chat/completions, without the fields for streaming.
 
     Raises:
-        PipelineError: the server refused or cut one.
+        PipelineError: the server refused a request or failed during one.
     """
     return asyncio.run(_run_load(base_url, bodies, concurrency))
 
@@ -56,7 +56,7 @@ def run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: in
 async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int) -> Level:
     import aiohttp
 
-    answers: dict[int, Timed] = {}
+    answers: dict[int, TimedResponse] = {}
     left = iter(enumerate(bodies))
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=concurrency),
@@ -65,28 +65,29 @@ async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurre
 
         async def work() -> None:
             for index, body in left:
-                answers[index] = await ask(session, f"{base_url}/chat/completions", body)
+                answers[index] = await send_request(session, f"{base_url}/chat/completions", body)
 
         begin = time.perf_counter()
         try:
             await asyncio.gather(*(work() for _ in range(concurrency)))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise PipelineError(
-                f"the server at {base_url} did not answer ({type(error).__name__}: {error}): "
-                "`python -m pipeline stage=serve` shows whether it runs"
+                f"the server at {base_url} did not respond ({type(error).__name__}: {error}): "
+                "check its log and that it is still running"
             ) from error
         seconds = time.perf_counter() - begin
     return Level(concurrency, seconds, [answers[i] for i in range(len(bodies))])
 
 
-async def ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
-    """One chat completion, streamed and timed.
+async def send_request(session: Any, url: str, body: Mapping[str, Any]) -> TimedResponse:
+    """Send one chat completion, streamed and timed.
 
     Args:
-        session: aiohttp's. url: of /chat/completions.
+        session: an aiohttp.ClientSession.
+        url: of /chat/completions.
 
     Raises:
-        PipelineError: the server refused or cut it.
+        PipelineError: the server refused the request or failed during it.
     """
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
     begin = time.perf_counter()
@@ -95,24 +96,24 @@ async def ask(session: Any, url: str, body: Mapping[str, Any]) -> Timed:
     tokens = 0
     async with session.post(url, json=streamed) as response:
         if response.status != 200:
-            raise PipelineError(f"{url} answered {response.status}: {await response.text()}")
+            raise PipelineError(f"{url} returned {response.status}: {await response.text()}")
         async for line in _lines(response.content):
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
             if "error" in event:
-                raise PipelineError(f"{url} broke off: {event['error']['message']}")
+                raise PipelineError(f"{url} failed in its stream: {event['error']['message']}")
             if event["usage"]:
                 tokens = event["usage"]["completion_tokens"]
             elif event["choices"][0]["delta"].get("role") is None:
                 last = time.perf_counter() - begin
                 first = first or last
                 parts.append(event["choices"][0]["delta"].get("content", ""))
-    return Timed("".join(parts), tokens, first, last)
+    return TimedResponse("".join(parts), tokens, first, last)
 
 
 async def _lines(content: Any) -> AsyncIterator[bytes]:
-    """Lines as they come, many at a time: aiohttp's own iteration wakes up for each of them."""
+    """Lines as they arrive, many for each wake-up; aiohttp's own iteration wakes up for each."""
     rest = b""
     async for data in content.iter_any():
         *lines, rest = (rest + data).split(b"\n")

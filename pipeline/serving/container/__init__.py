@@ -1,1 +1,1 @@
-"""Start-up of the container, in the manner of NVIDIA NIM."""
+"""Start of the server in a container, configured with NVIDIA NIM's variables."""

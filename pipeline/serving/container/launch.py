@@ -1,4 +1,4 @@
-"""How the server in a container is started: what its environment comes to."""
+"""The command that starts the server in a container."""
 
 import json
 import logging
@@ -12,10 +12,10 @@ from pipeline.engines.description import FILE
 
 MODEL = "/model"
 PORT = 8000
-DRAIN_SECONDS = 3  # until the balancer before the container has asked for its health again
+DRAIN_SECONDS = 3  # longer than the interval of the load balancer's health checks
 
-# TensorRT-LLM's own for vLLM's arguments.
-_OF_TRTLLM: Mapping[str, Callable[[Any], tuple[str, Any]]] = {
+# vLLM's arguments as those of TensorRT-LLM.
+_TRTLLM_ARGUMENTS: Mapping[str, Callable[[Any], tuple[str, Any]]] = {
     "gpu_memory_utilization": lambda share: (
         "kv_cache_config",
         {"free_gpu_memory_fraction": share},
@@ -27,13 +27,17 @@ _OF_TRTLLM: Mapping[str, Callable[[Any], tuple[str, Any]]] = {
 
 @dataclass
 class Launch:
-    """What the variables come to.
+    """What the container's variables configure.
 
-    model, name: the folder that is served, and the name that clients call it by.
-    runtime: of the profile. settings: section.key=value.
-    engine: of the engine section, for an HF folder served as it is.
-    arguments: engine.arguments, as vLLM names them.
-    environment: of libraries. log_level: the least that is logged, as logging counts.
+    Attributes:
+        model: the folder to serve.
+        name: the model's name in requests.
+        runtime: the engine of the chosen profile.
+        settings: overrides as section.key=value.
+        engine: settings of the engine section, for an HF folder that is served directly.
+        arguments: engine.arguments, by vLLM's names.
+        environment: variables for libraries.
+        log_level: the lowest level that is logged, as in `logging`.
     """
 
     model: str | None = None
@@ -50,17 +54,17 @@ class Launch:
         """Arguments of `python -m pipeline.serving`.
 
         Raises:
-            ConfigError: there is no model.
+            ConfigError: the folder has no model.
         """
         folder = Path(self.model or MODEL)
         if not is_built(folder) and not (folder / "config.json").is_file():
             raise ConfigError(
-                f"{folder} has no model: mount what stage=build made, or an HF folder "
+                f"{folder} has no model: mount an engine of stage=build, or an HF folder "
                 f"(docker run -v FOLDER:{MODEL}:ro …)"
             )
         engine = {} if is_built(folder) else {"name": self.runtime or "auto", **self.engine}
         if self.arguments:
-            engine["arguments"] = self._arguments_of_the_runtime()
+            engine["arguments"] = self._runtime_arguments()
         return [
             f"--engine={folder}",
             f"--model={self.name or folder.name}",
@@ -71,16 +75,19 @@ class Launch:
             *self.settings,
         ]
 
-    def _arguments_of_the_runtime(self) -> dict[str, Any]:
+    def _runtime_arguments(self) -> dict[str, Any]:
         if self.runtime != "trtllm":
             return self.arguments
         named: dict[str, Any] = {}
         for name, value in self.arguments.items():
-            key, value = _OF_TRTLLM[name](value) if name in _OF_TRTLLM else (name, value)
+            if name in _TRTLLM_ARGUMENTS:
+                key, value = _TRTLLM_ARGUMENTS[name](value)
+            else:
+                key = name
             named[key] = {**named.get(key, {}), **value} if isinstance(value, dict) else value
         return named
 
 
 def is_built(folder: Path) -> bool:
-    """Whether stage=build made it, which says itself what runs it."""
+    """Whether the folder is an engine of stage=build, whose description says how to open it."""
     return (folder / FILE).is_file()

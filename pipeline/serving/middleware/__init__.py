@@ -1,1 +1,1 @@
-"""What every request passes: limits, authentication, logs, traces."""
+"""ASGI middleware around the API: limits, authentication, the request log, transcripts, traces."""

@@ -1,32 +1,32 @@
-"""Who may ask: `Authorization: Bearer <key>` below /v1, and how much each key may ask."""
+"""Authentication by `Authorization: Bearer <key>` below /v1, and the rate limits of each key."""
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serving.keys import Keyring
-from pipeline.serving.middleware import request_log
-from pipeline.serving.middleware.rate_limits import Allowance, RateLimited, Rates
+from pipeline.serving.middleware import request_context
+from pipeline.serving.middleware.rate_limits import Allowance, RateLimited, RateLimiter
 from pipeline.serving.openai import protocol
 
-# Health is asked by orchestrators and metrics by Prometheus, neither of which brings a key.
+# Orchestrators check health and Prometheus scrapes metrics; neither sends a key.
 OPEN_PATHS = ("/v1/health/", "/v1/metrics")
 
 
-class Door:
-    """The layer that asks for a key and counts requests against it."""
+class AuthMiddleware:
+    """Requires a key, and counts each request against the key's limits."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
-        self._app, self._keyring, self._rates = app, keyring, Rates()
+        self._app, self._keyring, self._rate_limiter = app, keyring, RateLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] != "http" or not path.startswith("/v1/") or path.startswith(OPEN_PATHS):
             await self._app(scope, receive, send)
             return
-        # Headers are bytes that Starlette reads as Latin-1; a key is compared as it was sent.
-        given = Headers(scope=scope).get("authorization", "").encode("latin-1")
-        scheme, _, secret = given.partition(b" ")
+        # Starlette decodes headers as Latin-1; the key is compared as the bytes that were sent.
+        header = Headers(scope=scope).get("authorization", "").encode("latin-1")
+        scheme, _, secret = header.partition(b" ")
         key = self._keyring.find(secret.strip() if scheme.lower() == b"bearer" else None)
         if key is None:
             body = protocol.error_body(
@@ -36,28 +36,31 @@ class Door:
             response = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
             await response(scope, receive, send)
             return
-        call = request_log.current()
-        call.key, call.allowance = key, self._rates.of(key)
-        send = _with_headers(call.allowance, send)
+        context = request_context.current()
+        context.key, context.allowance = key, self._rate_limiter.allowance(key)
+        send = _with_headers(context.allowance, send)
         try:
-            # What costs the engine nothing, such as the list of models, is not counted.
+            # Requests that do not use the engine, such as the list of models, are not counted.
             if scope["method"] == "POST":
-                await call.allowance.take_request()
+                await context.allowance.count_request()
         except RateLimited as error:
-            await too_many(error)(scope, receive, send)
+            await rate_limit_response(error)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            await call.allowance.pay_answer(call.completion_tokens)
+            await context.allowance.charge_completion(context.completion_tokens)
 
 
-def too_many(error: RateLimited) -> JSONResponse:
+def rate_limit_response(error: RateLimited) -> JSONResponse:
+    """Status 429 with Retry-After, in OpenAI's error format."""
     body = protocol.error_body(str(error), "rate_limit_error", code="rate_limit_exceeded")
     return JSONResponse(body, 429, {"Retry-After": str(error.retry_after)})
 
 
 def _with_headers(allowance: Allowance, send: Send) -> Send:
+    """`send` that adds the x-ratelimit-* headers."""
+
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)

@@ -1,9 +1,8 @@
-"""uvicorn's connections, bounded: how many, how long a request's headers may take, how large.
+"""Limits of a connection that uvicorn lacks: how many, and how long and large headers may be.
 
-What uvicorn leaves open: a connection is kept for ever, and memory with it, that sends nothing, or
-its headers a byte at a time, or never ends them; that goes on with a body whose request is answered
-already; that ends a body in trailers without end; or that sends empty lines between requests.
-Bodies themselves are bounded above (bounds.py).
+Without them, a client can keep a connection and its memory for ever: it sends nothing, sends
+headers byte by byte or without end, keeps sending a body after the response, ends a body with
+endless trailers, or sends empty lines between requests. request_limits.py limits bodies.
 """
 
 import asyncio
@@ -20,10 +19,15 @@ from pipeline.serving.openai import protocol
 
 
 @dataclass(frozen=True)
-class WireBounds:
-    """header_bytes, header_seconds: of a request's headers, from the connection's or the last
-    answer's end. stalled_seconds: until a client that takes none of its answer is cut off.
-    What frames a body in chunks may have as many bytes as the body and header_bytes."""
+class HttpLimits:
+    """Limits of connections.
+
+    Attributes:
+        header_bytes: size of a request's headers. The framing of a chunked body may have as many
+            bytes as the body, plus these.
+        header_seconds: time for the headers, from the connection's start or the last response.
+        stalled_seconds: time until a client that reads nothing of its response is disconnected.
+    """
 
     connections: int
     header_bytes: int
@@ -31,35 +35,35 @@ class WireBounds:
     stalled_seconds: float
 
 
-class WireConfig(uvicorn.Config):
-    """uvicorn's settings with our bounds."""
+class HttpConfig(uvicorn.Config):
+    """uvicorn's settings, and our limits."""
 
-    def __init__(self, app: Any, bounds: WireBounds, **settings: Any) -> None:
-        self.bounds = bounds
-        super().__init__(app, http=BoundedProtocol, **settings)
+    def __init__(self, app: Any, limits: HttpLimits, **settings: Any) -> None:
+        self.limits = limits
+        super().__init__(app, http=LimitedHttpProtocol, **settings)
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """One connection."""
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """One connection, with limits."""
 
-    config: WireConfig
+    config: HttpConfig
     _timer: asyncio.TimerHandle | None = None
     _in_headers = False
     _in_body = False
     _header_bytes = 0
-    _body_bytes = 0  # of the body itself
-    _sent_bytes = 0  # of all that came in its place
+    _body_bytes = 0  # of the body's content
+    _received_bytes = 0  # of the content and its framing
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        bounds = self.config.bounds
-        if len(self.connections) > bounds.connections:
-            text = f"the server has {bounds.connections} connections, and takes no more"
+        limits = self.config.limits
+        if len(self.connections) > limits.connections:
+            text = f"the server has its maximum of {limits.connections} connections: retry shortly"
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, text)
             return
         sock = transport.get_extra_info("socket")
         if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = int(1000 * bounds.stalled_seconds)
+            milliseconds = int(1000 * limits.stalled_seconds)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._start_timer()
 
@@ -68,17 +72,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
-        limit = self.config.bounds.header_bytes
-        if self._in_headers:  # still, after all of it: all of it is headers
+        limit = self.config.limits.header_bytes
+        if self._in_headers:  # the headers have not ended, so all of `data` belongs to them
             self._header_bytes += len(data)
             if self._header_bytes > limit:
-                text = f"the headers have more than the {limit} bytes that are allowed"
+                text = f"the headers have more than {limit} bytes: send fewer or shorter headers"
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
         elif was_in_body and self._in_body:
-            self._sent_bytes += len(data)
-            if self._sent_bytes > 2 * self._body_bytes + limit:
-                self._refuse(HTTPStatus.BAD_REQUEST, "the body has more frame than content")
-        elif self._answered and not self._timer:  # uvicorn waits no more for the next request
+            self._received_bytes += len(data)
+            if self._received_bytes > 2 * self._body_bytes + limit:
+                text = "the chunked body has more framing than content: send larger chunks"
+                self._refuse(HTTPStatus.BAD_REQUEST, text)
+        elif self._is_idle and not self._timer:  # data has ended uvicorn's keep-alive timeout
             self._start_timer()
 
     def on_message_begin(self) -> None:
@@ -89,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers, self._in_body = False, True
-        self._body_bytes = self._sent_bytes = 0
+        self._body_bytes = self._received_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
 
@@ -103,16 +108,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._in_body and self._answered and not self.transport.is_closing():
+        if self._in_body and self._is_idle and not self.transport.is_closing():
             self._start_timer()
 
     @property
-    def _answered(self) -> bool:
-        """Whether no request is being answered."""
+    def _is_idle(self) -> bool:
+        """Whether no response is in progress."""
         return self.cycle is None or self.cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, "this is not HTTP as the server speaks it")
+        self._refuse(HTTPStatus.BAD_REQUEST, "this is not a valid HTTP/1.1 request")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -120,7 +125,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_timer(self) -> None:
         self._stop_timer()
-        self._timer = self.loop.call_later(self.config.bounds.header_seconds, self._too_slow)
+        self._timer = self.loop.call_later(self.config.limits.header_seconds, self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._timer:
@@ -128,16 +133,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _too_slow(self) -> None:
-        if not self._in_headers:  # such as one opened in advance, as browsers do, and not used
+        if not self._in_headers:  # unused, such as one that a browser opened in advance
             self._timer = None
             self.transport.close()
             return
-        seconds = self.config.bounds.header_seconds
-        text = f"the headers were not whole after {seconds:g} s"
+        seconds = self.config.limits.header_seconds
+        text = f"the headers were not complete after {seconds:g} s"
         self._refuse(HTTPStatus.REQUEST_TIMEOUT, text)
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
-        """Answer without the application, and close; an answer that has begun is finished first."""
+        """Respond with an error and close. A response that has begun is finished first."""
         self._stop_timer()
         if self.transport.is_closing():
             return

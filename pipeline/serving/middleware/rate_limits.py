@@ -1,9 +1,9 @@
-"""How much a key may still ask in this minute, of requests and of tokens; kept in memory.
+"""Limits of requests and tokens per minute for each key, counted in memory.
 
-A window is a minute from its first request. A request is refused before it costs anything: when its
-key has no request left, or fewer tokens than its prompt has. One that is refused or fails later,
-before its first token, gets its prompt's tokens back. An answer is paid when it ends, so the
-last one in a window may run over the limit by its own length; the window's end forgets that.
+A window lasts one minute from its first request. A request is refused before it reaches the engine
+if its key has no requests left, or fewer tokens than its prompt needs. If it fails before its first
+token, its prompt's tokens are refunded. Generated tokens are charged when the response ends, so the
+last response in a window may exceed the limit; the next window starts from zero.
 """
 
 import math
@@ -17,78 +17,82 @@ from pipeline.serving.keys import Key
 
 
 class RateLimited(Exception):
-    """A key has used up its minute. The message says of what; retry_after: seconds, one or more."""
+    """A key has reached a limit.
+
+    Attributes:
+        retry_after: seconds until the window ends, at least 1.
+    """
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
-class Rates:
-    """The windows of all keys."""
+class RateLimiter:
+    """The counters of all keys."""
 
     def __init__(self) -> None:
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
-    def of(self, key: Key) -> "Allowance":
+    def allowance(self, key: Key) -> "Allowance":
         return Allowance(self._limiter, key)
 
 
 class Allowance:
-    """What one key has left. Unlimited where the key says nothing."""
+    """What one key has left in the current window. Without a limit in the key, there is none."""
 
     def __init__(self, limiter: FixedWindowRateLimiter, key: Key) -> None:
         self._limiter, self._name = limiter, key.name
-        self._taken = (0, 0.0)  # tokens of the prompt, and the end of the window they are from
+        self._charged = (0, 0.0)  # tokens of the prompt, and the end of the window they count in
         self._items: dict[str, RateLimitItem] = {}
         if key.requests_per_minute:
             self._items["requests"] = RateLimitItemPerMinute(key.requests_per_minute)
         if key.tokens_per_minute:
             self._items["tokens"] = RateLimitItemPerMinute(key.tokens_per_minute)
 
-    async def take_request(self) -> None:
+    async def count_request(self) -> None:
         """
         Raises:
-            RateLimited: none is left.
+            RateLimited: no request is left.
         """
-        await self._take("requests", 1)
+        await self._charge("requests", 1)
 
-    async def take_prompt(self, tokens: int) -> None:
+    async def charge_prompt(self, tokens: int) -> None:
         """
         Raises:
-            RateLimited: fewer are left.
+            RateLimited: fewer tokens are left.
         """
-        await self._take("tokens", tokens)
+        await self._charge("tokens", tokens)
         if "tokens" in self._items:
-            self._taken = tokens, await self._window_end()
+            self._charged = tokens, await self._window_end()
 
-    async def give_back_prompt(self) -> None:
-        """Undo take_prompt, unless its window has ended."""
-        tokens, end = self._taken
-        self._taken = (0, 0.0)
+    async def refund_prompt(self) -> None:
+        """Undo charge_prompt, unless its window has ended."""
+        tokens, end = self._charged
+        self._charged = (0, 0.0)
         if tokens and await self._window_end() == end:
             await self._limiter.hit(self._items["tokens"], "tokens", self._name, cost=-tokens)
 
-    async def pay_answer(self, tokens: int) -> None:
-        """Count an answer's tokens, whether they are left or not."""
+    async def charge_completion(self, tokens: int) -> None:
+        """Count generated tokens, even beyond the limit."""
         if tokens and "tokens" in self._items:
             await self._limiter.hit(self._items["tokens"], "tokens", self._name, cost=tokens)
 
     async def headers(self) -> dict[str, str]:
-        """OpenAI's x-ratelimit-* of those that are limited."""
-        shown = {}
+        """OpenAI's x-ratelimit-* headers for the limits that the key has."""
+        headers = {}
         for what, item in self._items.items():
             stats = await self._limiter.get_window_stats(item, what, self._name)
-            shown[f"x-ratelimit-limit-{what}"] = str(item.amount)
-            shown[f"x-ratelimit-remaining-{what}"] = str(max(0, stats.remaining))
-            shown[f"x-ratelimit-reset-{what}"] = _duration(stats.reset_time - time.time())
-        return shown
+            headers[f"x-ratelimit-limit-{what}"] = str(item.amount)
+            headers[f"x-ratelimit-remaining-{what}"] = str(max(0, stats.remaining))
+            headers[f"x-ratelimit-reset-{what}"] = _duration(stats.reset_time - time.time())
+        return headers
 
     async def _window_end(self) -> float:
         stats = await self._limiter.get_window_stats(self._items["tokens"], "tokens", self._name)
         return stats.reset_time
 
-    async def _take(self, what: str, amount: int) -> None:
+    async def _charge(self, what: str, amount: int) -> None:
         item = self._items.get(what)
         if item is None:
             return
@@ -111,7 +115,7 @@ class Allowance:
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes them: 350ms, 12s, 1m0s."""
+    """In OpenAI's format: 350ms, 12s, 1m0s."""
     if seconds < 1:
         return f"{max(0, math.ceil(seconds * 1000))}ms"
     whole = math.ceil(seconds)

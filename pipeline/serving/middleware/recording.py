@@ -1,8 +1,8 @@
-"""Served conversations as training data: OpenAI messages in JSON lines, which `prepare` reads.
+"""Recording of served conversations as training data: OpenAI messages in JSON lines, for `prepare`.
 
-A thread of its own writes; requests never wait for a disk. Only answers that ended by themselves
-are kept, and only the answer is to be trained on: earlier turns of the assistant carry weight 0,
-since they were recorded when they were given, or are the client's own invention.
+A separate thread writes, so that requests never wait for the disk. A completion is kept only if the
+model ended it. Only the last turn is trained on: earlier turns of the assistant have weight 0,
+because they were recorded in their own request, or the client made them up.
 """
 
 import json
@@ -28,10 +28,10 @@ CLOSE_SECONDS = 10
 
 
 class Recorder:
-    """Appends to `<folder>/<time>-<process>-<number>.jsonl`, a new one from 64 MiB on.
+    """Appends to `<folder>/<time>-<process>-<number>.jsonl`, and starts a new file after 64 MiB.
 
     A full disk, or any other failure to write, ends the recording with one warning; the server
-    goes on. Every line that is in a file is whole.
+    keeps running. Every line in a file is complete.
 
     Raises:
         ConfigError: the folder cannot be written to.
@@ -54,7 +54,7 @@ class Recorder:
         self._thread.start()
 
     def record(self, exchange: Exchange) -> None:
-        """Have an exchange written; at once, whatever the disk does."""
+        """Queue an exchange for writing. Never blocks."""
         if self._failed:
             return
         try:
@@ -62,10 +62,10 @@ class Recorder:
         except queue.Full:
             self._dropped += 1
             if self._dropped == 1:
-                log.warning("the disk of serve.record is too slow: conversations are left out")
+                log.warning("the disk of serve.record is too slow: some conversations are dropped")
 
     def close(self) -> None:
-        """Write what waits, unless the disk takes longer than CLOSE_SECONDS."""
+        """Write the queued exchanges, unless the disk takes longer than CLOSE_SECONDS."""
         if self._thread.is_alive():
             with suppress(queue.Full):
                 self._waiting.put(None, timeout=CLOSE_SECONDS)
@@ -84,14 +84,14 @@ class Recorder:
         except OSError as error:
             self._failed = True
             log.warning(
-                f"recording has ended: {self._folder} cannot be written ({error.strerror}); "
-                "make room and restart the server"
+                f"recording has stopped: {self._folder} cannot be written ({error.strerror}): "
+                "free some space and restart the server"
             )
         finally:
             self._stream.close()
 
     def _next(self) -> list[Exchange]:
-        """All that waits, at least one; nothing at the end."""
+        """All queued exchanges, at least one; none at the end."""
         item = self._waiting.get()
         batch = []
         while item is not None:
@@ -100,12 +100,12 @@ class Recorder:
                 item = self._waiting.get_nowait()
             except queue.Empty:
                 return batch
-        if batch:  # the end was behind them
+        if batch:  # the end marker came after them
             self._waiting.put(None)
         return batch
 
     def _write(self, lines: bytes) -> None:
-        """Whole lines or, on a full disk, none; on the disk when it returns."""
+        """Write all lines or, on a full disk, none. They are synced when this returns."""
         if self._stream.tell() >= self._max_file_bytes:
             self._stream.close()
             self._stream = self._open()
@@ -121,14 +121,14 @@ class Recorder:
 
 
 def _lines(exchange: Exchange) -> Iterator[str]:
-    """A line for each answer that ended by itself and that `prepare` would take."""
-    asked = exchange.asked()
-    if asked.get("tools") or not isinstance(asked.get("messages"), list):
-        return  # rows for training name no tools
-    for answer in exchange.answers():
-        if not answer.by_itself:
+    """A line for each completion that the model ended and that `prepare` accepts."""
+    request = exchange.request_fields()
+    if request.get("tools") or not isinstance(request.get("messages"), list):
+        return  # training rows have no tools
+    for completion in exchange.completions():
+        if not completion.ended_by_model:
             continue
-        turns = [*asked["messages"], {"role": "assistant", "content": answer.text}]
+        turns = [*request["messages"], {"role": "assistant", "content": completion.text}]
         try:
             messages = [dict(turn) for turn in parse_messages(turns, answered=True)]
         except Unusable:
@@ -139,7 +139,7 @@ def _lines(exchange: Exchange) -> Iterator[str]:
         row = {
             "messages": messages,
             "request_id": exchange.id,
-            "model": asked.get("model"),
+            "model": request.get("model"),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         yield json.dumps(row, ensure_ascii=False) + "\n"

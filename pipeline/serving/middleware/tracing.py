@@ -1,9 +1,9 @@
-"""Traces over OTLP, when OTEL_EXPORTER_OTLP_ENDPOINT says where to; no SDK is imported otherwise.
+"""Traces over OTLP, if OTEL_EXPORTER_OTLP_ENDPOINT is set. Otherwise no SDK is imported.
 
-Each request is a span of OpenTelemetry's ASGI instrumentation, which goes on with the caller's own
-trace (`traceparent`), and below it are the phases of its answer: queue, prefill, decode. Everything
+Each request is a span of OpenTelemetry's ASGI instrumentation, which continues the caller's trace
+(`traceparent`). Its child spans are the phases of generation: queue, prefill, decode. Everything
 else is set by OpenTelemetry's own variables: OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS,
-OTEL_TRACES_SAMPLER and so on. Attributes are named by its conventions for generative AI:
+OTEL_TRACES_SAMPLER and so on. Attributes follow its conventions for generative AI:
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
@@ -13,19 +13,20 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from pipeline.serving.middleware.request_log import QUIET, Call
+from pipeline.serving.middleware.request_context import RequestContext
+from pipeline.serving.middleware.request_log import UNLOGGED_PATHS
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 SERVICE = "pipeline-serving"
 
 
-def wanted(environment: Mapping[str, str]) -> bool:
+def is_enabled(environment: Mapping[str, str]) -> bool:
     off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
     return not off and any(environment.get(name) for name in ENDPOINTS)
 
 
 class Tracing:
-    """A provider that sends spans in batches, from a thread of its own."""
+    """Sends spans in batches, in a thread of its own."""
 
     def __init__(self) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -38,39 +39,43 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("pipeline.serving")
 
-    def around(self, app: ASGIApp) -> ASGIApp:
-        """An application whose requests are spans."""
+    def wrap(self, app: ASGIApp) -> ASGIApp:
+        """The application with a span for each request."""
         from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
         return OpenTelemetryMiddleware(
             app,
-            excluded_urls=",".join(f"{path}$|{path}/" for path in QUIET),
+            excluded_urls=",".join(f"{path}$|{path}/" for path in UNLOGGED_PATHS),
             tracer_provider=self._provider,
             exclude_spans=["receive", "send"],
         )
 
-    def ended(self, call: Call) -> None:
-        """Complete the current request's span with what became of it."""
+    def finish_span(self, context: RequestContext) -> None:
+        """Add the request's attributes and phases to its span."""
         from opentelemetry import trace
 
         span = trace.get_current_span()
         known: dict[str, Any] = {
-            "request_id": call.id,
-            "gen_ai.request.model": call.model,
-            "gen_ai.usage.input_tokens": call.prompt_tokens or None,
-            "gen_ai.usage.output_tokens": call.completion_tokens or None,
-            "gen_ai.response.finish_reasons": call.finish_reasons or None,
-            "error.type": call.error,
+            "request_id": context.id,
+            "gen_ai.request.model": context.model,
+            "gen_ai.usage.input_tokens": context.prompt_tokens or None,
+            "gen_ai.usage.output_tokens": context.completion_tokens or None,
+            "gen_ai.response.finish_reasons": context.finish_reasons or None,
+            "error.type": context.error,
         }
         span.set_attributes({name: value for name, value in known.items() if value is not None})
-        begun = time.time_ns() - int(call.seconds * 1e9)
-        points = [("queue", call.asked), ("prefill", call.queued), ("decode", call.first_token)]
-        ends = [point for _, point in points[1:]] + [call.last_token]
-        for (name, start), end in zip(points, ends, strict=True):
+        request_start = time.time_ns() - int(context.seconds * 1e9)
+        phases = [
+            ("queue", context.submitted),
+            ("prefill", context.scheduled),
+            ("decode", context.first_token),
+        ]
+        ends = [start for _, start in phases[1:]] + [context.last_token]
+        for (name, start), end in zip(phases, ends, strict=True):
             if start is not None and end is not None:
-                phase = self._tracer.start_span(name, start_time=begun + int(start * 1e9))
-                phase.end(begun + int(end * 1e9))
+                phase = self._tracer.start_span(name, start_time=request_start + int(start * 1e9))
+                phase.end(request_start + int(end * 1e9))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the spans that are still buffered."""
         self._provider.shutdown()

@@ -1,6 +1,6 @@
-"""What was asked and answered, for the log (serve.log_content) and for training (serve.record).
+"""Copies of requests and responses, for the log (serve.log_content) and training (serve.record).
 
-Nothing is copied unless one of them wants it. An answer is recorded only where the request brought
+Nothing is copied if both are off. A response is recorded only if the request has the header
 `X-Record-Consent: yes`.
 """
 
@@ -12,41 +12,41 @@ from typing import Any, NamedTuple
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.serving.middleware import request_log
+from pipeline.serving.middleware import request_context
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 CONSENT = "x-record-consent"
 
 
-class Answer(NamedTuple):
-    """by_itself: whether the model ended it, and no stop string, length or guide."""
+class Completion(NamedTuple):
+    """One choice. ended_by_model: the model ended it, not a stop string, a length or a guide."""
 
     text: str
-    by_itself: bool
+    ended_by_model: bool
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request's body and its response's, as they were on the wire.
+    """The bodies of a request and its response, as they were sent.
 
-    ended_by_themselves: see calls.Call.
+    ended_by_model: as in RequestContext.
     """
 
     id: str
     request: bytes
     response: bytes
-    ended_by_themselves: frozenset[int]
+    ended_by_model: frozenset[int]
 
-    def asked(self) -> dict[str, Any]:
-        """The request; empty if it was none, or one that is nested thousands deep."""
+    def request_fields(self) -> dict[str, Any]:
+        """The request's JSON; empty if it is not an object, or is nested too deeply to read."""
         try:
             body = json.loads(self.request)
         except (ValueError, RecursionError):
             return {}
         return body if isinstance(body, dict) else {}
 
-    def answers(self) -> list[Answer]:
-        """What every choice says, streamed or not."""
+    def completions(self) -> list[Completion]:
+        """Every choice's text, whether the response was streamed or not."""
         if not self.response.startswith(b"data:"):
             bodies = [json.loads(self.response)]
         else:
@@ -55,19 +55,19 @@ class Exchange:
             bodies = [json.loads(text) for text in data if text.startswith("{")]
         texts: dict[int, list[str]] = {}
         for choice in (c for body in bodies for c in body.get("choices", ())):
-            said = choice.get("message") or choice.get("delta") or choice
+            message = choice.get("message") or choice.get("delta") or choice
             parts = texts.setdefault(choice["index"], [])
-            parts.append(said.get("content") or said.get("text") or "")
-        ended = self.ended_by_themselves
-        return [Answer("".join(parts), i in ended) for i, parts in sorted(texts.items())]
+            parts.append(message.get("content") or message.get("text") or "")
+        ended = self.ended_by_model
+        return [Completion("".join(parts), i in ended) for i, parts in sorted(texts.items())]
 
 
-class Transcripts:
-    """The layer.
+class TranscriptMiddleware:
+    """Copies each exchange where it is wanted.
 
     Args:
-        record: given each exchange that may be recorded; must not wait.
-        log: whether prompts and answers go into the log.
+        record: called with each exchange that may be recorded; must not block.
+        log: whether prompts and completions go into the log.
     """
 
     def __init__(self, app: ASGIApp, record: Callable[[Exchange], None] | None, log: bool) -> None:
@@ -82,39 +82,39 @@ class Transcripts:
         if not (record or self._log):
             await self._app(scope, receive, send)
             return
-        asked: list[bytes] = []
-        answered: list[bytes] = []
-        whole = False
+        request: list[bytes] = []
+        response: list[bytes] = []
+        complete = False
 
         async def receiving() -> Message:
             message = await receive()
-            asked.append(message.get("body", b""))
+            request.append(message.get("body", b""))
             return message
 
         async def sending(message: Message) -> None:
-            nonlocal whole
+            nonlocal complete
             if message["type"] == "http.response.body":
-                answered.append(message.get("body", b""))
-                whole = not message.get("more_body")
+                response.append(message.get("body", b""))
+                complete = not message.get("more_body")
             await send(message)
 
         try:
             await self._app(scope, receiving, sending)
         finally:
-            call = request_log.current()
-            ended = frozenset(call.ended_by_themselves)
-            exchange = Exchange(call.id, b"".join(asked), b"".join(answered), ended)
+            context = request_context.current()
+            ended = frozenset(context.ended_by_model)
+            exchange = Exchange(context.id, b"".join(request), b"".join(response), ended)
             if self._log:
-                call.content = _content(exchange)
-            if record and whole and call.status == 200:
+                context.content = _content(exchange)
+            if record and complete and context.status == 200:
                 record(exchange)
 
 
 def _content(exchange: Exchange) -> dict[str, Any]:
-    asked = exchange.asked()
+    request = exchange.request_fields()
     content: dict[str, Any] = {
-        name: asked[name] for name in ("messages", "prompt") if name in asked
+        name: request[name] for name in ("messages", "prompt") if name in request
     }
     if exchange.response:
-        content["answers"] = [answer.text for answer in exchange.answers()]
+        content["answers"] = [completion.text for completion in exchange.completions()]
     return content

@@ -1,39 +1,40 @@
-"""How answers are written in OpenAI's two forms, chat's and completions', whole or in pieces."""
+"""The `choices` of responses, in the formats of chat and of completions, whole or streamed."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pipeline.serving.openai import logprobs
-from pipeline.serving.openai.generation import Piece
+from pipeline.serving.openai.generation import Delta
 from pipeline.serving.openai.logprobs import Offsets, TokenTexts
 from pipeline.serving.openai.responses import Kind
-from pipeline.serving.openai.tools import Call, CallReader, Style
+from pipeline.serving.openai.tools import ToolCall, ToolCallFormat, ToolCallParser
 
 Choice = dict[str, Any]
 
 
-class Form(Protocol):
-    """Writes the choices of one response."""
+class ChoiceFormatter(Protocol):
+    """Formats the choices of one response."""
 
     kind: Kind
 
-    def begin(self) -> list[Choice]:
-        """What a stream shows first."""
+    def first_chunks(self) -> list[Choice]:
+        """The choices that a stream begins with, before the first token."""
 
-    def go_on(self, piece: Piece) -> list[Choice]:
-        """What a stream shows of a piece: each of these in an event of its own."""
+    def chunks(self, delta: Delta) -> list[Choice]:
+        """The choices to stream for a delta, each in an event of its own."""
 
-    def whole(self, piece: Piece) -> Choice:
-        """A choice whose pieces are all in one."""
+    def complete(self, delta: Delta) -> Choice:
+        """A complete choice, from a delta that has all of it."""
 
 
-class TextForm:
+class CompletionFormatter:
     """Completions.
 
     Args:
-        echoes: for each choice the prompt as it is to be shown before the answer, or nothing.
-        prompts: tokens in each choice's prompt. only_prompts: if no answer is to be shown at all.
-        texts: if log-probabilities are.
+        echoes: for each choice, the prompt to show before the completion; empty for none.
+        prompts: tokens in each choice's prompt.
+        only_prompts: whether to show no completion at all (max_tokens=0).
+        texts: for responses with log-probabilities, else None.
     """
 
     kind: Kind = "text"
@@ -53,33 +54,36 @@ class TextForm:
             if texts
         ]
 
-    def begin(self) -> list[Choice]:
+    def first_chunks(self) -> list[Choice]:
         return []
 
-    def go_on(self, piece: Piece) -> list[Choice]:
-        if self._only_prompts and not piece.reason and not self._echoes[piece.choice]:
+    def chunks(self, delta: Delta) -> list[Choice]:
+        if self._only_prompts and not delta.reason and not self._echoes[delta.choice]:
             return []
-        return [self.whole(piece)]
+        return [self.complete(delta)]
 
-    def whole(self, piece: Piece) -> Choice:
-        at, text, tokens, reason = piece
+    def complete(self, delta: Delta) -> Choice:
+        index, text, tokens, reason = delta
         if self._only_prompts:
-            text, tokens, reason = "", tokens[: self._prompts[at]], reason and "length"
-        text, self._echoes[at] = self._echoes[at] + text, ""
+            text, tokens, reason = "", tokens[: self._prompts[index]], reason and "length"
+        text, self._echoes[index] = self._echoes[index] + text, ""
         found = None
-        if self._texts and (tokens or not piece.reason):
-            found = logprobs.of_text(tokens, self._texts, self._offsets[at].of(tokens))
-        return {"index": at, "text": text, "logprobs": found, "finish_reason": reason}
+        if self._texts and (tokens or not delta.reason):
+            offsets = self._offsets[index].advance(tokens)
+            found = logprobs.for_completions(tokens, self._texts, offsets)
+        return {"index": index, "text": text, "logprobs": found, "finish_reason": reason}
 
 
-class ChatForm:
+class ChatFormatter:
     """Chat completions.
 
     Args:
-        count: choices. style: if calls of tools are to be read out of the answers.
-        one_call: at most one of them. named: the request named the tool, which OpenAI's finish
-            reason does not count as a call.
-        texts: if log-probabilities are to be shown, but for those of stop_ids.
+        count: number of choices.
+        tool_format: the format of tool calls to parse; None to parse none.
+        one_call: whether to return at most one tool call.
+        named: whether the request named the tool. OpenAI's finish reason is then not "tool_calls".
+        texts: for responses with log-probabilities, else None.
+        stop_ids: tokens whose log-probabilities are left out.
     """
 
     kind: Kind = "chat"
@@ -87,7 +91,7 @@ class ChatForm:
     def __init__(
         self,
         count: int,
-        style: Style | None = None,
+        tool_format: ToolCallFormat | None = None,
         *,
         one_call: bool = False,
         named: bool = False,
@@ -95,65 +99,67 @@ class ChatForm:
         stop_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._stop_ids = stop_ids
-        self._readers = [CallReader(style) if style else None for _ in range(count)]
+        self._parsers = [ToolCallParser(tool_format) if tool_format else None for _ in range(count)]
         self._calls = [0] * count
-        self._most = 1 if one_call else None
+        self._max_calls = 1 if one_call else None
         self._named, self._texts = named, texts
 
-    def begin(self) -> list[Choice]:
+    def first_chunks(self) -> list[Choice]:
         start = {"role": "assistant", "content": ""}
-        return [_delta(index, start) for index in range(len(self._readers))]
+        return [_chunk(index, start) for index in range(len(self._parsers))]
 
-    def go_on(self, piece: Piece) -> list[Choice]:
-        at, first = piece.choice, self._calls[piece.choice]
-        text, calls = self._parts(piece)
-        found = self._logprobs(piece)
-        choices = [_delta(at, {"content": text}, found)] if text or found else []
-        for index, call in enumerate(calls, first):
-            choices.append(_delta(at, {"tool_calls": [{"index": index, **_call(call)}]}))
-        if piece.reason:
-            choices.append(_delta(at, {}, reason=self._reason(piece)))
-        return choices
+    def chunks(self, delta: Delta) -> list[Choice]:
+        choice, first_call = delta.choice, self._calls[delta.choice]
+        text, calls = self._parse(delta)
+        found = self._logprobs(delta)
+        chunks = [_chunk(choice, {"content": text}, found)] if text or found else []
+        for index, call in enumerate(calls, first_call):
+            chunks.append(_chunk(choice, {"tool_calls": [{"index": index, **_tool_call(call)}]}))
+        if delta.reason:
+            chunks.append(_chunk(choice, {}, reason=self._reason(delta)))
+        return chunks
 
-    def whole(self, piece: Piece) -> Choice:
-        text, calls = self._parts(piece)
+    def complete(self, delta: Delta) -> Choice:
+        text, calls = self._parse(delta)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
-            message |= {"content": text or None, "tool_calls": [_call(call) for call in calls]}
+            message |= {"content": text or None, "tool_calls": [_tool_call(call) for call in calls]}
         return {
-            "index": piece.choice,
+            "index": delta.choice,
             "message": message,
-            "logprobs": self._logprobs(piece),
-            "finish_reason": self._reason(piece),
+            "logprobs": self._logprobs(delta),
+            "finish_reason": self._reason(delta),
         }
 
-    def _parts(self, piece: Piece) -> tuple[str, list[Call]]:
-        reader = self._readers[piece.choice]
-        if reader is None:
-            return piece.text, []
-        text, calls = reader.feed(piece.text)
-        if piece.reason:
-            text += reader.finish()
-        calls = calls[: None if self._most is None else self._most - self._calls[piece.choice]]
-        self._calls[piece.choice] += len(calls)
+    def _parse(self, delta: Delta) -> tuple[str, list[ToolCall]]:
+        """The delta's text, and the tool calls that it completes."""
+        parser = self._parsers[delta.choice]
+        if parser is None:
+            return delta.text, []
+        text, calls = parser.feed(delta.text)
+        if delta.reason:
+            text += parser.finish()
+        if self._max_calls is not None:
+            calls = calls[: self._max_calls - self._calls[delta.choice]]
+        self._calls[delta.choice] += len(calls)
         return text, calls
 
-    def _reason(self, piece: Piece) -> str | None:
-        called = piece.reason == "stop" and self._calls[piece.choice] and not self._named
-        return "tool_calls" if called else piece.reason
+    def _reason(self, delta: Delta) -> str | None:
+        called = delta.reason == "stop" and self._calls[delta.choice] and not self._named
+        return "tool_calls" if called else delta.reason
 
-    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        """Without the token that ends the answer, which OpenAI's API shows in completions only."""
-        tokens = [token for token in piece.tokens if token.id not in self._stop_ids]
-        return logprobs.of_chat(tokens, self._texts) if tokens and self._texts else None
+    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        """Without the stop token, which OpenAI's API shows in completions only."""
+        tokens = [token for token in delta.tokens if token.id not in self._stop_ids]
+        return logprobs.for_chat(tokens, self._texts) if tokens and self._texts else None
 
 
-def _delta(
+def _chunk(
     index: int, delta: dict[str, Any], found: Any = None, reason: str | None = None
 ) -> Choice:
     return {"index": index, "delta": delta, "logprobs": found, "finish_reason": reason}
 
 
-def _call(call: Call) -> dict[str, Any]:
+def _tool_call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.id, "type": "function", "function": function}

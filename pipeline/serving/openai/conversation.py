@@ -1,7 +1,7 @@
-"""The messages of a chat request: turns of text, calls of tools and what the tools returned.
+"""The messages of a chat request: text, tool calls and tool results.
 
-Which order of turns makes sense is left to the model's chat template, as OpenAI's API leaves it to
-its models; rows for training are held to more (pipeline/models/chat/messages.py).
+The order of turns is not checked here. OpenAI's API leaves it to its models; this server leaves it
+to the model's chat template. Training rows are checked more strictly (models/chat/messages.py).
 """
 
 import json
@@ -11,15 +11,13 @@ from pipeline.models.chat.messages import Message, Unusable, parse_turn, text_of
 
 
 def parse_conversation(value: list[Any]) -> list[Message]:
-    """OpenAI's messages, ready for a chat template.
-
-    As templates expect it, the arguments of calls become objects.
+    """OpenAI's messages in the form that chat templates expect: arguments of calls are objects.
 
     Raises:
-        Unusable: which turn is wrong, and why.
+        Unusable: a turn is malformed; the message names it and the reason.
     """
     if not value:
-        raise Unusable("no messages", "messages must be a list of at least one turn")
+        raise Unusable("no messages", "messages must have at least one turn")
     messages: list[Message] = []
     called: set[str] = set()
     for i, turn in enumerate(value):
@@ -43,7 +41,7 @@ def _calls(value: Any, place: str) -> list[dict[str, Any]]:
         where = f"{place}.tool_calls[{i}]"
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(call.get("id"), str):
-            raise Unusable("bad tool call", f"{where} is not an object with id and function")
+            raise Unusable("bad tool call", f"{where} must be an object with id and function")
         name = function.get("name")
         try:
             arguments = json.loads(function.get("arguments") or "{}")
@@ -51,7 +49,7 @@ def _calls(value: Any, place: str) -> list[dict[str, Any]]:
             arguments = None
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise Unusable(
-                "bad tool call", f"{where}.function needs a name, and arguments as a JSON object"
+                "bad tool call", f"{where}.function needs a name, and arguments in a JSON object"
             )
         called = {"name": name, "arguments": arguments}
         calls.append({"id": call["id"], "type": "function", "function": called})
@@ -63,7 +61,7 @@ def _result(turn: dict[str, Any], place: str, called: set[str]) -> Message:
     if not isinstance(call, str) or call not in called:
         raise Unusable(
             "bad tool result",
-            f"{place} has tool_call_id {call!r}, which no assistant turn before it called",
+            f"{place} has tool_call_id {call!r}, but no earlier assistant turn has that call",
         )
     content = text_of(turn.get("content"), place) or ""
     name = turn.get("name")

@@ -1,6 +1,6 @@
-"""One request's answers: prompts through the engine, tokens to text, until they end or are left.
+"""Generation for one request: its prompts go through the engine, and its tokens become text.
 
-Knows nothing of HTTP.
+Knows nothing of HTTP, and records metrics and the times of the request.
 """
 
 import asyncio
@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 from pipeline.engines.base import Engine, Sampling, Token
 from pipeline.serving.metrics import Metrics
-from pipeline.serving.middleware import request_log
-from pipeline.serving.openai.detokenizer import TextStream
+from pipeline.serving.middleware import request_context
+from pipeline.serving.openai.detokenizer import Detokenizer
 
 
-class Piece(NamedTuple):
-    """What came for a choice; its last piece has the reason why it ended.
+class Delta(NamedTuple):
+    """What is new in a choice. A choice's last delta has the finish reason.
 
-    text: may lag behind the tokens, whose end can be half a character or half a stop string.
-    tokens: where log-probabilities are asked for, the one that ends the answer among them; with
-        prompt_logprobs the prompt's come first.
+    text: may lag behind the tokens, which can end within a character or a stop string.
+    tokens: for requests with log-probabilities, including the stop token; with prompt_logprobs the
+        prompt's tokens come first.
     """
 
     choice: int
@@ -30,23 +30,26 @@ class Piece(NamedTuple):
 
 
 class _Choice:
-    def __init__(self, index: int, engine: Engine, prompt: Sequence[int], how: Sampling) -> None:
+    def __init__(
+        self, index: int, engine: Engine, prompt: Sequence[int], sampling: Sampling
+    ) -> None:
         self.index = index
         self.tokens = 0
-        self.stop_ids = how.stop_ids
-        self.stream = engine.generate(prompt, how)
+        self.stop_ids = sampling.stop_ids
+        self.stream = engine.generate(prompt, sampling)
 
 
 class Generation:
-    """Answers to one or several prompts, `n` of each; begins at once.
+    """`n` choices for each of one or several prompts. Submits them to the engine at once.
 
     Args:
-        model: the name it was asked by.
-        decode: text of token ids. stops: strings that end an answer.
+        model: the name in the request.
+        decode: turns token ids into text.
+        stops: strings that end a choice.
 
     Raises:
-        QueueFull: the engine has no room; nothing was begun.
-        EngineFailed: it is down.
+        QueueFull: the engine's queue is full; nothing was submitted.
+        EngineFailed: the engine is down.
     """
 
     def __init__(
@@ -68,11 +71,11 @@ class Generation:
         self._choices: list[_Choice] = []
         self.prompt_tokens = sum(len(prompt) for prompt in prompts)
         for index in range(len(prompts) * n):
-            how = sampling
-            if how.seed is not None:  # else n answers to one prompt would be one answer n times
-                how = dataclasses.replace(how, seed=(how.seed + index % n) % 2**63)
+            params = sampling
+            if params.seed is not None:  # with one seed, all n choices would be the same
+                params = dataclasses.replace(params, seed=(params.seed + index % n) % 2**63)
             try:
-                self._choices.append(_Choice(index, engine, prompts[index // n], how))
+                self._choices.append(_Choice(index, engine, prompts[index // n], params))
             except Exception:
                 for choice in self._choices:
                     choice.stream.cancel()
@@ -80,55 +83,56 @@ class Generation:
         metrics.prompt_tokens.inc(self.prompt_tokens)
         for prompt in prompts:
             metrics.request_prompt_tokens.observe(len(prompt))
-        self._call = request_log.current()
-        self._call.model, self._call.prompt_tokens = model, self.prompt_tokens
-        self._call.asked = self._begin - self._call.begun
+        self._context = request_context.current()
+        self._context.model, self._context.prompt_tokens = model, self.prompt_tokens
+        self._context.submitted = self._begin - self._context.start_time
 
     @property
     def completion_tokens(self) -> int:
         return sum(choice.tokens for choice in self._choices)
 
     def cancel(self, reason: str) -> None:
-        """Free what is still in progress, if anything is.
+        """Cancel the choices that are still in progress.
 
         Args:
-            reason: `abort` if the client is gone, `error` if the server cannot go on.
+            reason: `abort` if the client disconnected, `error` if the server failed.
         """
         for choice in self._choices:
             if choice.index not in self._reasons:
                 choice.stream.cancel()
                 self._end(choice, reason)
 
-    async def collect(self) -> list[Piece]:
-        """Each choice in one piece.
+    async def collect(self) -> list[Delta]:
+        """All of each choice, in one delta each.
 
         Raises:
-            EngineFailed, ValueError: as pieces.
+            EngineFailed, ValueError: see deltas.
         """
         texts: list[list[str]] = [[] for _ in self._choices]
         tokens: list[list[Token]] = [[] for _ in self._choices]
-        async for piece in self.pieces():
-            texts[piece.choice].append(piece.text)
-            tokens[piece.choice] += piece.tokens
+        async for delta in self.deltas():
+            texts[delta.choice].append(delta.text)
+            tokens[delta.choice] += delta.tokens
         return [
-            Piece(i, "".join(parts), tokens[i], self._reasons[i]) for i, parts in enumerate(texts)
+            Delta(i, "".join(parts), tokens[i], self._reasons[i]) for i, parts in enumerate(texts)
         ]
 
-    def pieces(self) -> AsyncIterator[Piece]:
-        """Pieces of all choices, as they come.
+    def deltas(self) -> AsyncIterator[Delta]:
+        """The deltas of all choices, as they come.
 
         Iterating raises:
-            EngineFailed: the engine broke down. ValueError: it cannot do what was asked.
+            EngineFailed: the engine failed.
+            ValueError: the engine cannot do what the request needs.
         """
         return self._follow(self._choices[0]) if len(self._choices) == 1 else self._all()
 
-    async def _all(self) -> AsyncIterator[Piece]:
-        ready: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+    async def _all(self) -> AsyncIterator[Delta]:
+        ready: asyncio.Queue[Delta | Exception] = asyncio.Queue()
 
         async def pump(choice: _Choice) -> None:
             try:
-                async for piece in self._follow(choice):
-                    ready.put_nowait(piece)
+                async for delta in self._follow(choice):
+                    ready.put_nowait(delta)
             except Exception as error:
                 ready.put_nowait(error)
 
@@ -145,10 +149,10 @@ class Generation:
             for task in tasks:
                 task.cancel()
 
-    async def _follow(self, choice: _Choice) -> AsyncIterator[Piece]:
-        text = TextStream(self._decode, self._stops)
+    async def _follow(self, choice: _Choice) -> AsyncIterator[Delta]:
+        detokenizer = Detokenizer(self._decode, self._stops)
         reason, first, newest = "length", self._begin, self._begin
-        by_itself = False
+        ended_by_model = False
         async for tokens in choice.stream:
             newest = time.perf_counter()
             kept: list[Token] = []
@@ -163,46 +167,47 @@ class Generation:
                 if self._keeps_tokens:
                     kept.append(token)
                 if token.id in choice.stop_ids:
-                    reason, by_itself = "stop", not self._guided
+                    reason, ended_by_model = "stop", not self._guided
                     break
-                shown += text.push(token.id)
-                if text.stopped:
+                shown += detokenizer.push(token.id)
+                if detokenizer.stopped:
                     reason = "stop"
                     choice.stream.cancel()
                     break
             if shown or kept:
-                yield Piece(choice.index, shown, kept, None)
+                yield Delta(choice.index, shown, kept, None)
             if reason == "stop":
                 break
-        rest = text.finish()
-        if text.stopped:
+        rest = detokenizer.finish()
+        if detokenizer.stopped:
             reason = "stop"
-        elif by_itself:
-            self._call.ended_by_themselves.add(choice.index)
+        elif ended_by_model:
+            self._context.ended_by_model.add(choice.index)
         self._metrics.request_generation_tokens.observe(choice.tokens)
         self._metrics.decode.observe(newest - first)
         if choice.tokens > 1:
             self._metrics.per_token.observe((newest - first) / (choice.tokens - 1))
         self._end(choice, reason)
-        yield Piece(choice.index, rest, [], reason)
+        yield Delta(choice.index, rest, [], reason)
 
     def _note_first(self, choice: _Choice) -> None:
-        """Note when a choice left the queue, if its engine says so, and had its first token."""
+        """Note when a choice got its first token and, if the engine says so, left the queue."""
         now = time.perf_counter()
         started = getattr(choice.stream, "started", None)
         if started is not None:
             self._metrics.queue.observe(started - self._begin)
             self._metrics.prefill.observe(now - started)
-        if self._call.first_token is None:
-            self._call.first_token = now - self._call.begun
-            self._call.queued = None if started is None else started - self._call.begun
+        if self._context.first_token is None:
+            self._context.first_token = now - self._context.start_time
+            if started is not None:
+                self._context.scheduled = started - self._context.start_time
 
     def _end(self, choice: _Choice, reason: str) -> None:
         self._reasons[choice.index] = reason
         self._metrics.finished(reason)
         self._metrics.generation_tokens.inc(choice.tokens)
-        self._call.finish_reasons.append(reason)
-        self._call.completion_tokens += choice.tokens
-        self._call.last_token = self._call.seconds
+        self._context.finish_reasons.append(reason)
+        self._context.completion_tokens += choice.tokens
+        self._context.last_token = self._context.seconds
         if reason != "error":
             self._metrics.latency.observe(time.perf_counter() - self._begin)

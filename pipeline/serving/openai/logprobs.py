@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two forms, chat's and completions'."""
+"""Log-probabilities in OpenAI's formats of chat and of completions."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engines.base import Token
 from pipeline.engines.batching.guided_decoding import tokens_of
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.openai.detokenizer import TextStream
+from pipeline.serving.openai.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 
 class TokenTexts:
-    """What each token of a model stands for. Ready before the first use by `ready`."""
+    """The bytes and text of each token of a model. Await `ready` before the first use."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
         self._tokens: LLTokenizer | None = None
 
     async def ready(self) -> "TokenTexts":
-        """Read the vocabulary, off the event loop; at once from the second time on."""
+        """Read the vocabulary in a thread, the first time only."""
         if self._tokens is None:
             self._tokens = await asyncio.to_thread(tokens_of, self.chat)
         return self
@@ -32,7 +32,7 @@ class TokenTexts:
         return self._tokens.decode_bytes([token]) if token < self._tokens.vocab_size else b""
 
     def text_of(self, token: int) -> str:
-        """A token's text; one that is a part of a character as OpenAI writes it, `bytes:\\xe2`."""
+        """A token's text. A part of a character is written as OpenAI does: `bytes:\\xe2`."""
         found = self.bytes_of(token)
         try:
             return found.decode()
@@ -41,46 +41,49 @@ class TokenTexts:
 
 
 class Offsets:
-    """Where the tokens of a completion begin in its text, in characters.
+    """Where each token of a completion begins in its text, in characters.
 
-    The text holds neither the answer's control tokens nor a BOS that the server added, and a
-    character that several tokens make up once: each of them begins where it does.
+    The text has no control tokens and no BOS that the server added. If several tokens make up one
+    character, each of them begins where the character does.
 
     Args:
-        echo: the prompt as the text shows it, or nothing. prompt_tokens: how many tokens that is.
+        echo: the prompt as the text shows it; empty for none.
+        prompt_tokens: number of tokens in the prompt.
     """
 
     def __init__(self, chat: Chat, echo: str, prompt_tokens: int) -> None:
         added = chat.tokenizer.get_added_tokens_decoder()
         self._control = {i for i, token in added.items() if token.special}
-        self._prompt = TextStream(partial(chat.decode, control_tokens=True))
-        self._answer = TextStream(chat.decode)
-        self._echo, self._left = echo, prompt_tokens if echo else 0
+        self._prompt = Detokenizer(partial(chat.decode, control_tokens=True))
+        self._completion = Detokenizer(chat.decode)
+        self._echo, self._prompt_left = echo, prompt_tokens if echo else 0
         self._at = 0
 
-    def of(self, tokens: Sequence[Token]) -> list[int]:
-        """Of the tokens that come next."""
+    def advance(self, tokens: Sequence[Token]) -> list[int]:
+        """The offsets of the next tokens."""
         offsets = []
         for token in tokens:
             offsets.append(self._at)
-            if self._left:
-                self._left -= 1
+            if self._prompt_left:
+                self._prompt_left -= 1
                 self._pass_prompt(token.id)
             else:
-                self._at += len(self._answer.push(token.id))
+                self._at += len(self._completion.push(token.id))
         return offsets
 
     def _pass_prompt(self, token: int) -> None:
         written = self._prompt.push(token)
-        # Some tokenizers put a space before all text.
+        # Some tokenizers add a space before the text.
         found = [w for w in (written, written.lstrip(" ")) if self._echo.startswith(w, self._at)]
         if found or token not in self._control:
             self._at = min(self._at + len(found[0] if found else written), len(self._echo))
-        if not self._left:
+        if not self._prompt_left:
             self._at = len(self._echo)
 
 
-def of_chat(tokens: Sequence[Token], texts: TokenTexts) -> dict[str, Any]:
+def for_chat(tokens: Sequence[Token], texts: TokenTexts) -> dict[str, Any]:
+    """The `logprobs` of a chat choice."""
+
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         found = list(texts.bytes_of(token))
         return {"token": texts.text_of(token), "logprob": logprob, "bytes": found}
@@ -92,21 +95,26 @@ def of_chat(tokens: Sequence[Token], texts: TokenTexts) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def of_text(tokens: Sequence[Token], texts: TokenTexts, offsets: Sequence[int]) -> dict[str, Any]:
-    """`offsets`: where each of these tokens begins in the text.
+def for_completions(
+    tokens: Sequence[Token], texts: TokenTexts, offsets: Sequence[int]
+) -> dict[str, Any]:
+    """The `logprobs` of a completions choice.
 
-    The chosen token is among `top_logprobs` whether likely or not, as in OpenAI's API. A prompt's
-    first token has neither, since nothing is before it.
+    The chosen token is always among `top_logprobs`, as in OpenAI's API. The prompt's first token
+    has no log-probability, because nothing comes before it.
+
+    Args:
+        offsets: where each of these tokens begins in the text, in characters.
     """
     written = [texts.text_of(token.id) for token in tokens]
-    tops = []
+    num_logprobs = []
     for text, token in zip(written, tokens, strict=True):
-        # Different tokens may have one text: the likeliest of them stays.
+        # Several tokens may have the same text: the likeliest of them is kept.
         top = {texts.text_of(i): value for i, value in reversed(token.top)}
-        tops.append(None if token.logprob is None else {**top, text: token.logprob})
+        num_logprobs.append(None if token.logprob is None else {**top, text: token.logprob})
     return {
         "tokens": written,
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": tops,
+        "top_logprobs": num_logprobs,
         "text_offset": list(offsets),
     }

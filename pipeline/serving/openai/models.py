@@ -1,4 +1,4 @@
-"""The models of one server: the one that it was started with, and LoRA adapters of it by name."""
+"""GET /v1/models, and loading and unloading of LoRA adapters: the model names that a server has."""
 
 import asyncio
 import time
@@ -7,50 +7,51 @@ from typing import Any
 
 from pipeline.core.errors import DataError
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.middleware import request_log
+from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
-from pipeline.serving.openai.protocol import AdapterRequest, Refusal, invalid
+from pipeline.serving.openai.protocol import AdapterRequest, ApiError, invalid
 
 
-class Models:
-    """Who may ask for which name, and what stands behind it.
+class ServedModels:
+    """The model that the server was started with, and its LoRA adapters by name.
 
     Args:
-        engine: any; one of engine.AdapterEngine if its features say so.
-        chat: of the model; None for one that embeds.
+        engine: an AdapterEngine if its features have "adapters".
+        runtime: the engine's name, for messages.
+        chat: the model's renderer; None for an embedding model.
     """
 
     def __init__(self, engine: Any, model: str, runtime: str, chat: Chat | None) -> None:
         self._engine, self._model, self._runtime, self._chat = engine, model, runtime, chat
         self._created = {model: int(time.time())}
-        self._changing = asyncio.Lock()  # a name is loaded only when it has been let go of
+        self._changing = asyncio.Lock()  # an adapter is unloaded before its name is used again
 
     def cards(self) -> list[dict[str, Any]]:
-        """Those that the current request may use."""
+        """The models that the current request may use."""
         names = [self._model, *self._adapters()]
-        return [self._card(name) for name in names if request_log.current().may_use(name)]
+        return [self._card(name) for name in names if request_context.current().may_use(name)]
 
     def card(self, name: str) -> dict[str, Any]:
         """
         Raises:
-            Refusal: there is none of that name.
+            ApiError: there is no such model, or the request's key may not use it.
         """
         self.find(name)
         return self._card(name)
 
     def find(self, name: str) -> str | None:
-        """The adapter to answer a name with; None for the model itself.
+        """The adapter of that name; None for the model itself.
 
         Raises:
-            Refusal: there is none of that name, or none that the request may use.
+            ApiError: there is no such model, or the request's key may not use it.
         """
         known = [self._model, *self._adapters()]
-        if name not in known or not request_log.current().may_use(name):
-            usable = [known for known in known if request_log.current().may_use(known)]
-            raise Refusal(
+        if name not in known or not request_context.current().may_use(name):
+            usable = [known for known in known if request_context.current().may_use(known)]
+            raise ApiError(
                 404,
                 f"The model {name!r} does not exist: this server has "
-                f"{', '.join(map(repr, usable)) or 'none for this key'}",
+                f"{', '.join(map(repr, usable)) or 'none that this key may use'}",
                 param="model",
                 code="model_not_found",
             )
@@ -59,14 +60,18 @@ class Models:
     async def load_adapter(self, body: AdapterRequest) -> str:
         """
         Raises:
-            Refusal: not allowed, not possible here, or no adapter of this model.
+            ApiError: the key is not allowed to, the engine cannot load adapters, or the folder has
+                no LoRA adapter for this model.
         """
-        self._require_administration()
+        self._require_admin()
         if not body.lora_path:
             raise invalid("lora_path", "Missing required parameter: 'lora_path'")
         async with self._changing:
             if body.lora_name in (self._model, *self._adapters()):
-                raise invalid("lora_name", f"the name {body.lora_name!r} is taken: unload it first")
+                raise invalid(
+                    "lora_name",
+                    f"the name {body.lora_name!r} is in use: choose another, or unload the adapter",
+                )
             try:
                 await self._load(body.lora_name, Path(body.lora_path))
             except (ValueError, OSError) as error:
@@ -74,15 +79,15 @@ class Models:
         return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 
     async def load_folder(self, folder: Path) -> None:
-        """Load the adapters in a folder, each by the name of its own.
+        """Load every adapter in a folder. Each is named as its own folder.
 
         Raises:
-            ValueError: one of them is no adapter of this model, or has its name.
+            ValueError: a folder has no LoRA adapter for this model, or has the model's name.
         """
         async with self._changing:
             for place in sorted(path for path in folder.iterdir() if path.is_dir()):
                 if place.name == self._model:
-                    raise ValueError(f"{place} has the model's own name: rename it")
+                    raise ValueError(f"{place} has the same name as the model: rename the folder")
                 await self._load(place.name, place)
 
     async def _load(self, name: str, folder: Path) -> None:
@@ -91,17 +96,17 @@ class Models:
         self._created[name] = int(time.time())
 
     async def unload_adapter(self, body: AdapterRequest) -> str:
-        """No request can ask for it from now on; answers in progress with it are finished.
+        """New requests cannot use the adapter; requests in progress with it are finished.
 
         Raises:
-            Refusal: not allowed, or there is none of that name.
+            ApiError: the key is not allowed to, or there is no such adapter.
         """
-        self._require_administration()
+        self._require_admin()
         async with self._changing:
             if body.lora_name not in self._adapters():
-                raise Refusal(
+                raise ApiError(
                     404,
-                    f"there is no LoRA adapter {body.lora_name!r}",
+                    f"there is no LoRA adapter {body.lora_name!r}: GET /v1/models lists them",
                     param="lora_name",
                     code="model_not_found",
                 )
@@ -116,26 +121,26 @@ class Models:
         created = self._created.get(name, self._created[self._model])
         return responses.model_card(name, created, self._engine.max_seq_len, parent=parent)
 
-    def _require_administration(self) -> None:
-        if not request_log.current().may_administer:
-            raise Refusal(
+    def _require_admin(self) -> None:
+        if not request_context.current().is_admin:
+            raise ApiError(
                 403,
-                "this key may not load or unload adapters: take one made with --admin",
+                "this key may not load or unload adapters: use a key created with --admin",
                 kind="permission_error",
                 code="insufficient_permissions",
             )
         if "adapters" not in self._engine.features:
-            raise Refusal(
+            raise ApiError(
                 400,
-                f"the {self._runtime} engine that serves this model takes no LoRA adapters: serve "
+                f"the {self._runtime} engine of this server does not support LoRA adapters: serve "
                 "the model with engine=hf, vllm or trtllm, or merge the adapter and build again",
                 code="unsupported",
             )
 
     def _check(self, folder: Path) -> None:
-        """An adapter that brings a tokenizer must have been trained with the model's own."""
+        """Refuse an adapter whose tokenizer or chat template differs from the model's."""
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder on the server")
+            raise ValueError(f"{folder} is not a folder on the server: copy the adapter there")
         if self._chat is None or not (folder / "tokenizer.json").is_file():
             return
         try:
@@ -145,5 +150,5 @@ class Models:
         if theirs.sha256 != self._chat.sha256:
             raise ValueError(
                 f"{folder} was trained with another tokenizer or chat template than this server "
-                "renders with, so its answers would be wrong"
+                "uses, so its outputs would be wrong: train the adapter on this model"
             )

@@ -1,6 +1,7 @@
-"""What a request asks, as the engine's token ids; made in a thread where the request is long.
+"""A request's prompts as token ids for the engine.
 
-A text of megabytes takes seconds, in which the event loop would answer nobody.
+Long requests are tokenized in a thread: megabytes of text take seconds, which would block the event
+loop.
 """
 
 import asyncio
@@ -12,13 +13,13 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.openai.conversation import parse_conversation
 from pipeline.serving.openai.protocol import invalid
 
-LONG_BYTES = 1 << 15  # some 10 ms of work
+LONG_BYTES = 1 << 15  # about 10 ms of work
 GREETING = ({"role": "user", "content": "Hello"},)
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
-class Prompts:
-    """Those of one model."""
+class PromptRenderer:
+    """Renders and tokenizes prompts for one model."""
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
@@ -26,43 +27,42 @@ class Prompts:
         bos = chat.special_tokens.get("bos_token")
         self._begin = first if bos and first == [chat.tokenizer.token_to_id(bos)] else []
 
-    async def of_chat(
+    async def chat(
         self, messages: list[Any], tools: Sequence[Mapping[str, Any]] | None, size: int
     ) -> list[int]:
-        """A conversation up to where the answer begins.
+        """The prompt of a conversation, up to where the model's turn begins.
 
         Args:
-            tools: those that the model may call.
+            tools: tools that the model may call.
             size: bytes of the request.
 
         Raises:
-            Refusal: the conversation is none, or the model's template does not take it.
+            ApiError: a message is malformed, or the model's template refuses the conversation.
         """
 
-        def made() -> list[int]:
+        def render() -> list[int]:
             try:
                 turns = parse_conversation(messages)
-                return self._chat.encode(
-                    self._chat.text(turns, generation_prompt=True, tools=tools)
-                )
+                text = self._chat.text(turns, generation_prompt=True, tools=tools)
+                return self._chat.encode(text)
             except DataError as error:
                 raise invalid("messages", str(error)) from error
             except RecursionError:
-                text = "messages or tools are nested hundreds deep: send them flatter"
+                text = "messages or tools are nested too deeply: send a flatter structure"
                 raise invalid("messages", text) from None
 
-        return await _aside(made, size)
+        return await _in_thread_if_long(render, size)
 
-    async def of_texts(self, prompts: Sequence[str | list[int]], size: int) -> list[list[int]]:
-        """Prompts of completions; text begins as the model's conversations do.
+    async def completions(self, prompts: Sequence[str | list[int]], size: int) -> list[list[int]]:
+        """Prompts of /v1/completions. Text gets a BOS token if the model's conversations have one.
 
         Args:
             size: bytes of the request.
 
         Raises:
-            Refusal: one is no text, or holds a token that the model does not have.
+            ApiError: a text cannot be encoded, or a token id is not in the vocabulary.
         """
-        return await _aside(lambda: [self._ids(prompt) for prompt in prompts], size)
+        return await _in_thread_if_long(lambda: [self._ids(prompt) for prompt in prompts], size)
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -73,9 +73,9 @@ class Prompts:
             return ids if ids[:1] == self._begin else self._begin + ids
         highest = self._chat.vocab_size - 1
         if min(prompt) < 0 or max(prompt) > highest:
-            raise invalid("prompt", f"token ids go from 0 to {highest}")
+            raise invalid("prompt", f"token ids must be from 0 to {highest}")
         return prompt
 
 
-async def _aside(made: Callable[[], Made], size: int) -> Made:
-    return await asyncio.to_thread(made) if size > LONG_BYTES else made()
+async def _in_thread_if_long(work: Callable[[], T], size: int) -> T:
+    return await asyncio.to_thread(work) if size > LONG_BYTES else work()

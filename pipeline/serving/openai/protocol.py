@@ -1,8 +1,8 @@
-"""OpenAI's requests and errors, as far as this server speaks them. Responses: responses.py.
+"""OpenAI's requests and errors, as far as this server supports them. Responses: responses.py.
 
-Requests are checked as OpenAI's API does: types are not converted, an unknown field is refused by
-name, null is the default, and a field that we do not support is refused unless it asks for nothing.
-What vLLM and NVIDIA NIM add to them (class Extensions) is taken in their spelling.
+Requests are validated as by OpenAI's API: types are not converted, unknown fields are refused by
+name, and null means the default. An unsupported field is refused unless its value has no effect.
+The extensions of vLLM and NVIDIA NIM (class Extensions) have their names.
 """
 
 from typing import Annotated, Any, Literal
@@ -16,11 +16,11 @@ MAX_STOPS = 4
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
-MAX_GUIDED_CHOICES = 1000  # llguidance follows 2,000 at most
+MAX_GUIDED_CHOICES = 1000  # llguidance supports at most 2,000
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 
-# Fields of OpenAI's API that ask for nothing when they hold one of these.
+# Fields of OpenAI's API that this server does not support, and their values without effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -35,7 +35,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class _Part(BaseModel):
-    """An object inside of a request; what clients put there besides is ignored."""
+    """An object inside a request. Unknown fields in it are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -84,7 +84,7 @@ class ToolName(_Part):
 
 
 class Extensions(BaseModel):
-    """Fields of vLLM and NIM; NIM takes them at the top or inside of `nvext`."""
+    """Fields of vLLM and NIM. NIM accepts them at the top level and in `nvext`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -95,11 +95,11 @@ class Extensions(BaseModel):
     guided_json: str | dict[str, Any] | None = Field(None, description="a JSON schema")
     guided_regex: str | None = None
     guided_choice: list[str] | None = Field(None, min_length=1, max_length=MAX_GUIDED_CHOICES)
-    guided_grammar: str | None = Field(None, description="in Lark's or in GBNF's notation")
+    guided_grammar: str | None = Field(None, description="a grammar in Lark or GBNF notation")
 
 
 class _Request(Extensions):
-    """What both endpoints take. Temperature and top_p of None are the model's own."""
+    """The fields of both endpoints. For temperature and top_p, None means the model's default."""
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
@@ -114,7 +114,7 @@ class _Request(Extensions):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     nvext: Extensions | None = None
-    # Said for OpenAI's own bookkeeping, or hints that change no answer.
+    # Accepted and ignored: OpenAI's bookkeeping, and hints that do not change the output.
     metadata: Any = None
     prediction: Any = None
     prompt_cache_key: Any = None
@@ -129,7 +129,9 @@ class _Request(Extensions):
     def _is_neutral(cls, value: Any, info: Any) -> Any:
         if value is not None and value not in NEUTRAL[info.field_name]:
             raise PydanticCustomError(
-                "unsupported", "this server does not support {name}", {"name": info.field_name}
+                "unsupported",
+                "this server does not support {name}: leave it out",
+                {"name": info.field_name},
             )
         return value
 
@@ -143,13 +145,13 @@ class _Request(Extensions):
         return value
 
     def get(self, name: str) -> Any:
-        """A field's value, from the top or else from `nvext`; None if it is in neither."""
+        """A field's value at the top level, else in `nvext`; None if it is in neither."""
         value = getattr(self, name, None)
         return getattr(self.nvext, name, None) if value is None else value
 
     @property
     def stops(self) -> list[str]:
-        """Stop strings; empty ones, which would end every answer, are none."""
+        """Stop strings, without empty ones, which would end every choice at once."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [stop for stop in given if stop]
 
@@ -159,7 +161,7 @@ class _Request(Extensions):
 
 
 class ChatRequest(_Request):
-    """POST /v1/chat/completions. `messages` are checked where they are rendered."""
+    """POST /v1/chat/completions. `messages` are validated in conversation.py."""
 
     messages: list[Any]
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -184,13 +186,13 @@ class ChatRequest(_Request):
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def tops(self) -> int | None:
-        """Likeliest tokens to tell of beside each token; None for no log-probabilities at all."""
+    def num_logprobs(self) -> int | None:
+        """Number of alternatives to return for each token; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(_Request):
-    """POST /v1/completions; a prompt is text or token ids, or a list of either."""
+    """POST /v1/completions. A prompt is text or token ids, or a list of either."""
 
     prompt: Prompts
     max_tokens: int | None = Field(None, ge=0, description="0 only with echo")
@@ -208,12 +210,12 @@ class CompletionRequest(_Request):
         return self.prompt  # type: ignore[return-value]
 
     @property
-    def tops(self) -> int | None:
+    def num_logprobs(self) -> int | None:
         return self.logprobs
 
 
 class EmbeddingRequest(BaseModel):
-    """POST /v1/embeddings; an input is text or token ids, or a list of either."""
+    """POST /v1/embeddings. An input is text or token ids, or a list of either."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -225,7 +227,7 @@ class EmbeddingRequest(BaseModel):
 
 
 class AdapterRequest(BaseModel):
-    """POST /v1/load_lora_adapter and /v1/unload_lora_adapter, as vLLM has them."""
+    """POST /v1/load_lora_adapter and /v1/unload_lora_adapter, compatible with vLLM."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -241,7 +243,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """What every refusal and failure looks like; see error_body."""
+    """The body of every error response; see error_body."""
 
     error: ErrorDetail
 
@@ -256,8 +258,8 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class Refusal(Exception):
-    """An answer in OpenAI's error shape."""
+class ApiError(Exception):
+    """An error response in OpenAI's format."""
 
     def __init__(self, status: int, message: str, **fields: Any) -> None:
         super().__init__(message)
@@ -265,18 +267,18 @@ class Refusal(Exception):
         self.body = error_body(message, **fields)
 
 
-def invalid(param: str, message: str, code: str = "invalid_value") -> Refusal:
-    """A Refusal of one field's value."""
-    return Refusal(400, message, param=param, code=code)
+def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
+    """An error about one field's value."""
+    return ApiError(400, message, param=param, code=code)
 
 
 def explain(errors: list[Any]) -> dict[str, Any]:
-    """The body for a request that does not validate, from pydantic's list of errors."""
+    """The error body for a request that is not valid, from pydantic's list of errors."""
     first = errors[0]
-    # Behind "body" comes the field; what follows it names branches of a union.
+    # The location is "body", the field, and then branches of a union.
     param = next((str(part) for part in first["loc"][1:2] if isinstance(part, str)), None)
     if first["type"] == "json_invalid":
-        return error_body("the body of the request is not valid JSON")
+        return error_body("the body is not valid JSON: send a JSON object")
     if first["type"] == "extra_forbidden":
         param = ".".join(str(part) for part in first["loc"][1:])
         return error_body(
@@ -290,7 +292,7 @@ def explain(errors: list[Any]) -> dict[str, Any]:
         return error_body(
             f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter"
         )
-    # An error of one branch of its union would mislead.
+    # An error of one branch of the union would be misleading.
     if param in ("prompt", "input") and first["type"] != "too_many":
         text = f"Invalid '{param}': give text, token ids or a list of either; no list may be empty"
         return error_body(text, param=param, code="invalid_value")

@@ -1,6 +1,6 @@
 """OpenAI's responses as plain dicts.
 
-The openai package's own types take seconds to import; the tests hold these against them.
+The types of the openai package take seconds to import; tests compare these dicts with them.
 """
 
 import json
@@ -14,8 +14,8 @@ _CHUNKS = {"chat": "chat.completion.chunk", "text": "text_completion"}
 
 
 class Json(JSONResponse):
-    """In ASCII: errors quote clients and answers quote models, and what they say can hold half a
-    surrogate pair, for which UTF-8 has no bytes.
+    """JSON in ASCII: text from clients and models may have half a surrogate pair, which UTF-8
+    cannot encode.
     """
 
     def render(self, content: Any) -> bytes:
@@ -47,17 +47,17 @@ def model_card(
 def response(
     kind: Kind, head: dict[str, Any], choices: list[dict[str, Any]], counts: dict[str, int]
 ) -> dict[str, Any]:
-    """A whole answer. `head`: id, created, model."""
+    """A complete response. `head`: id, created, model."""
     return {**head, "object": _OBJECTS[kind], "choices": choices, "usage": counts}
 
 
 def chunk(kind: Kind, head: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
-    """A piece of a streamed answer."""
+    """One chunk of a streamed response."""
     return {**head, "object": _CHUNKS[kind], "choices": choices}
 
 
 def embeddings(model: str, vectors: list[Any], tokens: int) -> dict[str, Any]:
-    """`vectors`: lists of numbers, or base64 texts of float32 ones."""
+    """`vectors`: lists of numbers, or base64 strings of float32 values."""
     data = [
         {"object": "embedding", "index": index, "embedding": vector}
         for index, vector in enumerate(vectors)

@@ -1,4 +1,4 @@
-"""A request's settings as the engine's: what to sample, what to match, and whether it fits."""
+"""Sampling parameters: a request's fields, the model's defaults, and the engine's limits."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from pipeline.serving.openai.protocol import (
 )
 
 Request = ChatRequest | CompletionRequest
-# Fields that not every engine can do: the feature (engine.Engine.features) that each takes, and
-# the value that asks for nothing.
+# Fields that not every engine supports: the feature (Engine.features) that each needs, and the
+# value without effect.
 FEATURES: Mapping[str, tuple[str, Any]] = {
     "frequency_penalty": ("penalties", 0),
     "presence_penalty": ("penalties", 0),
@@ -25,12 +25,13 @@ FEATURES: Mapping[str, tuple[str, Any]] = {
 }
 
 
-class Settings:
-    """Of the requests to one engine.
+class SamplingParamsBuilder:
+    """Turns requests into sampling parameters for one engine.
 
     Args:
         runtime: the engine's name, for messages.
-        defaults: temperature, top_p … for requests that do not say, but for what the engine lacks.
+        defaults: temperature, top_p … for requests without them. Those that the engine lacks are
+            ignored.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Settings:
         lacks = getattr(engine, "lacks", ())
         self._defaults = {name: value for name, value in defaults.items() if name not in lacks}
 
-    def sampling(
+    def build(
         self,
         body: Request,
         limit: int | None,
@@ -50,51 +51,51 @@ class Settings:
     ) -> Sampling:
         """
         Args:
-            limit: tokens of an answer at most; None for as many as fit.
-            lengths: tokens of each prompt.
+            limit: maximum number of tokens to generate; None for as many as fit.
+            lengths: number of tokens in each prompt.
 
         Raises:
-            Refusal: the engine lacks something, or prompt and answer do not fit.
+            ApiError: the engine lacks a feature, or prompt and completion do not fit.
         """
         self._require_features(body)
         longest, limit = max(lengths), None if limit is None else max(limit, 1)
-        self._require_room(body, limit or 1, longest)
+        self._require_length(body, limit or 1, longest)
         if body.get("ignore_eos") and guide:
-            raise invalid("ignore_eos", "an answer in a given form ends where the form does")
+            raise invalid("ignore_eos", "guided decoding cannot ignore EOS: leave one of them out")
 
-        def chosen(name: str, otherwise: float) -> float:
+        def value_of(name: str, default: float) -> float:
             value = body.get(name)
-            return self._defaults.get(name, otherwise) if value is None else value
+            return self._defaults.get(name, default) if value is None else value
 
-        penalizes = "penalties" in self._engine.features
+        has_penalties = "penalties" in self._engine.features
         return Sampling(
             max_tokens=limit or self._engine.max_seq_len - longest,
-            temperature=chosen("temperature", 1.0),
-            top_p=chosen("top_p", 1.0),
-            top_k=max(0, int(chosen("top_k", 0))),
-            min_p=chosen("min_p", 0.0),
+            temperature=value_of("temperature", 1.0),
+            top_p=value_of("top_p", 1.0),
+            top_k=max(0, int(value_of("top_k", 0))),
+            min_p=value_of("min_p", 0.0),
             seed=None if body.seed is None else body.seed % 2**63,
             stop_ids=frozenset(() if body.get("ignore_eos") else self._chat.stop_ids),
             frequency_penalty=body.frequency_penalty or 0.0,
             presence_penalty=body.presence_penalty or 0.0,
-            repetition_penalty=chosen("repetition_penalty", 1.0) if penalizes else 1.0,
+            repetition_penalty=value_of("repetition_penalty", 1.0) if has_penalties else 1.0,
             logit_bias=self._biases(body),
-            logprobs=body.tops,
-            prompt_logprobs=body.tops is not None and bool(body.get("echo")),
+            logprobs=body.num_logprobs,
+            prompt_logprobs=body.num_logprobs is not None and bool(body.get("echo")),
             guide=guide,
             adapter=adapter,
         )
 
     def guide(self, body: Request) -> tuple[str | None, Guide | None]:
-        """What the answer must match, and the field that says so.
+        """The field that asks for guided decoding, and the guide.
 
         Raises:
-            Refusal: several fields say so, or the engine cannot.
+            ApiError: several fields ask for it, or the engine does not support it.
         """
-        asked = {name: guide for name, guide in _guides(body).items() if guide}
-        if len(asked) > 1:
-            raise invalid(list(asked)[1], f"only one of {', '.join(asked)} can be kept to")
-        for name, guide in asked.items():
+        given = {name: guide for name, guide in _guides(body).items() if guide}
+        if len(given) > 1:
+            raise invalid(list(given)[1], f"only one of {', '.join(given)} can be used")
+        for name, guide in given.items():
             self.require(name, "guide")
             return name, guide
         return None, None
@@ -102,7 +103,7 @@ class Settings:
     def require(self, field: str, feature: str) -> None:
         """
         Raises:
-            Refusal: the engine lacks it; names field and engine.
+            ApiError: the engine lacks the feature; the message names the field and the engine.
         """
         if feature not in self._engine.features:
             raise invalid(
@@ -115,28 +116,28 @@ class Settings:
         for field, (feature, neutral) in FEATURES.items():
             if body.get(field) not in (None, neutral):
                 self.require(field, feature)
-        if body.tops is not None:
+        if body.num_logprobs is not None:
             self.require("logprobs", "logprobs")
-        if body.tops is not None and body.get("echo"):
+        if body.num_logprobs is not None and body.get("echo"):
             self.require("echo", "prompt_logprobs")
         if body.max_tokens == 0 and not body.get("echo"):
-            raise invalid("max_tokens", "0 needs echo: there would be nothing to answer")
+            raise invalid("max_tokens", "0 is allowed only with echo: true")
         if body.get("top_logprobs") is not None and not body.get("logprobs"):
             raise invalid("top_logprobs", "needs logprobs: true")
 
-    def _require_room(self, body: Request, limit: int, longest: int) -> None:
-        most, read = self._engine.max_seq_len, self._engine.max_input_len
+    def _require_length(self, body: Request, limit: int, longest: int) -> None:
+        max_seq_len, max_input_len = self._engine.max_seq_len, self._engine.max_input_len
         if longest == 0:
-            text = "the prompt is empty"
-        elif longest > read:
+            text = "the prompt is empty: send at least one token"
+        elif longest > max_input_len:
             text = (
-                f"This model reads prompts of at most {read} tokens. However, your prompt has "
-                f"{longest} tokens. Please shorten it."
+                f"This model's maximum prompt length is {max_input_len} tokens. However, your "
+                f"prompt has {longest} tokens. Please shorten it."
             )
-        elif longest + limit > most:
+        elif longest + limit > max_seq_len:
             text = (
-                f"This model's maximum context length is {most} tokens. However, you requested "
-                f"{longest + limit} tokens ({longest} in the prompt, {limit} in the "
+                f"This model's maximum context length is {max_seq_len} tokens. However, you "
+                f"requested {longest + limit} tokens ({longest} in the prompt, {limit} in the "
                 "completion). Please reduce the length of the prompt or completion."
             )
         else:
@@ -148,26 +149,27 @@ class Settings:
         biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
         highest = self._chat.vocab_size - 1
         if max(biases, default=0) > highest:
-            raise invalid("logit_bias", f"token ids go from 0 to {highest}")
+            raise invalid("logit_bias", f"token ids must be from 0 to {highest}")
         return biases
 
 
 def _guides(body: Request) -> dict[str, Guide | None]:
-    """By the fields that can ask for one."""
-    form = body.get("response_format")
+    """The guide of each field that can ask for one."""
+    response_format = body.get("response_format")
     found: dict[str, Guide | None] = {
         name: _guided(name, body.get(name))
         for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
     }
-    if isinstance(form, JsonFormat):
+    if isinstance(response_format, JsonFormat):
         found["response_format"] = Guide("json_object", "")
-    elif isinstance(form, SchemaFormat):
-        found["response_format"] = Guide("json_schema", json.dumps(form.json_schema.value))
+    elif isinstance(response_format, SchemaFormat):
+        schema = json.dumps(response_format.json_schema.value)
+        found["response_format"] = Guide("json_schema", schema)
     return found
 
 
 def _guided(name: str, value: Any) -> Guide | None:
-    """A guide in the form that NIM takes it."""
+    """A guide from one of NIM's guided_* fields."""
     if value is None:
         return None
     if name == "guided_regex":
@@ -180,5 +182,5 @@ def _guided(name: str, value: Any) -> Guide | None:
 
     try:
         return Guide("lark", any_to_lark(value))
-    except Exception as error:  # as its converter raises it
-        raise invalid(name, f"this is no grammar in Lark's or GBNF's notation: {error}") from error
+    except Exception as error:  # the converter raises no narrower type
+        raise invalid(name, f"this is not a grammar in Lark or GBNF notation: {error}") from error

@@ -1,9 +1,9 @@
-"""Tools: how a model's chat template writes a call, and calls read out of answers again.
+"""Tool calls: the format in which a chat template writes them, and a parser of that format.
 
-The style is not looked up by the model's name but read off of its template: a call with known words
-is rendered, and what stands around its JSON is how this model begins and ends a call. That covers
-the templates of Qwen and Hermes (`<tool_call>…</tool_call>`), Llama 3 (bare JSON with `parameters`)
-and Mistral (`[TOOL_CALLS] […]`); those that write calls as XML, or in Python, are not known.
+The format does not depend on the model's name. It is detected from the template: a call with known
+words is rendered, and the text around its JSON is how this model begins and ends a call. That
+covers the templates of Qwen and Hermes (`<tool_call>…</tool_call>`), Llama 3 (bare JSON with
+`parameters`) and Mistral (`[TOOL_CALLS] […]`). Calls in XML or Python are not supported.
 """
 
 import json
@@ -18,15 +18,15 @@ from pipeline.engines.base import Guide
 from pipeline.models.chat.renderer import Chat
 
 NAME, KEY, VALUE, TEXT = "probe_name", "probe_key", "probe_value", "probe_text"
-# Nine letters and digits: what Mistral's templates insist on.
+# Mistral's templates require nine letters and digits.
 ID_LENGTH = 9
 _LETTERS = string.ascii_letters + string.digits
 _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
-class Call:
-    """A call of a tool; `arguments` is JSON."""
+class ToolCall:
+    """One tool call. `arguments` is JSON."""
 
     id: str
     name: str
@@ -34,10 +34,10 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Style:
-    """How a call is written: `opening`, JSON with `name` and `arguments_key`, `closing`.
+class ToolCallFormat:
+    """A call is `opening`, JSON with `name` and `arguments_key`, then `closing`.
 
-    listed: the JSON is a list of calls.
+    listed: whether the JSON is a list of calls.
     """
 
     opening: str
@@ -46,16 +46,16 @@ class Style:
     listed: bool
 
 
-def takes_tools(chat: Chat) -> bool:
-    """Whether the template shows the model which tools there are."""
+def accepts_tools(chat: Chat) -> bool:
+    """Whether the template renders the list of tools."""
     try:
-        return NAME in chat.text(_asked(), generation_prompt=True, tools=_tools())
+        return NAME in chat.text(_question(), generation_prompt=True, tools=_tools())
     except DataError:
         return False
 
 
-def style_of(chat: Chat) -> Style | None:
-    """How the template writes the assistant's calls; None if in no form that is known."""
+def tool_call_format(chat: Chat) -> ToolCallFormat | None:
+    """The format in which the template writes tool calls; None if it is not supported."""
     call = {"name": NAME, "arguments": {KEY: VALUE}}
     turn = {
         "role": "assistant",
@@ -63,15 +63,15 @@ def style_of(chat: Chat) -> Style | None:
         "tool_calls": [{"id": new_id(), "type": "function", "function": call}],
     }
     try:
-        before = chat.text(_asked(), tools=_tools())
-        prompt = chat.text(_asked(), generation_prompt=True, tools=_tools())
-        whole = chat.text([*_asked(), turn], tools=_tools())
+        before = chat.text(_question(), tools=_tools())
+        prompt = chat.text(_question(), generation_prompt=True, tools=_tools())
+        whole = chat.text([*_question(), turn], tools=_tools())
     except DataError:
         return None
     begin = next((text for text in (prompt, before) if whole.startswith(text)), None)
     if begin is None:
         return None
-    # Behind the turn's own text, where the template shows it beside a call.
+    # The call comes after the turn's own text, if the template renders both.
     written = whole[len(begin) :].rpartition(TEXT)[2]
     for start, letter in enumerate(written):
         if letter not in "[{":
@@ -85,73 +85,73 @@ def style_of(chat: Chat) -> Style | None:
         keys = [k for k, v in found.items() if v == {KEY: VALUE}] if _is_call(found) else []
         if keys:
             closing = _before_end_of_turn(chat, written[end:])
-            return Style(written[:start].lstrip(), closing, keys[0], listed)
+            return ToolCallFormat(written[:start].lstrip(), closing, keys[0], listed)
     return None
 
 
-def guide_for(chat: Chat, style: Style, tools: Sequence[Mapping[str, Any]]) -> Guide:
-    """An answer that is one call of one of these tools, with arguments of its schema."""
+def guide_for(chat: Chat, call_format: ToolCallFormat, tools: Sequence[Mapping[str, Any]]) -> Guide:
+    """A guide to exactly one call of one of these tools, with arguments of its schema."""
     calls = [
         {
             "type": "object",
             "properties": {
                 "name": {"const": tool["function"]["name"]},
-                style.arguments_key: _as_resource(tool["function"].get("parameters"), index),
+                call_format.arguments_key: _as_resource(tool["function"].get("parameters"), index),
             },
-            "required": ["name", style.arguments_key],
+            "required": ["name", call_format.arguments_key],
             "additionalProperties": False,
         }
         for index, tool in enumerate(tools)
     ]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    if style.listed:
+    if call_format.listed:
         schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": 1}
-    parts = [*_literals(chat, style.opening), "call", *_literals(chat, style.closing)]
+    parts = [*_literals(chat, call_format.opening), "call", *_literals(chat, call_format.closing)]
     return Guide("lark", f"start: {' '.join(parts)}\ncall: %json {json.dumps(schema)}\n")
 
 
-class CallReader:
-    """Takes one answer apart, while it comes, into text and calls."""
+class ToolCallParser:
+    """Splits one choice, while it is generated, into text and tool calls."""
 
-    def __init__(self, style: Style) -> None:
-        self._key = style.arguments_key
-        self._opening, self._closing = style.opening.strip(), style.closing.strip()
-        self._text = ""  # not given out yet
-        self._in_call = self._behind_call = False
-        self._may_call = True  # without an opening, only the answer's beginning can be a call
+    def __init__(self, call_format: ToolCallFormat) -> None:
+        self._key = call_format.arguments_key
+        self._opening, self._closing = call_format.opening.strip(), call_format.closing.strip()
+        self._text = ""  # not returned yet
+        self._in_call = self._after_call = False
+        self._may_call = True  # without an opening, a call can only be at the beginning
 
-    def feed(self, text: str) -> tuple[str, list[Call]]:
-        """The text and the calls that these characters complete."""
+    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
+        """Add text. Returns the text and the calls that are now complete."""
         self._text += text
         shown = ""
-        calls: list[Call] = []
+        calls: list[ToolCall] = []
         while True:
-            if self._behind_call and not self._passed_closing():
+            if self._after_call and not self._drop_closing():
                 return shown, calls
             if not self._in_call:
-                shown += self._until_call()
-            if not self._in_call or not (found := self._read()):
+                shown += self._text_before_call()
+            if not self._in_call or not (found := self._parse_calls()):
                 return shown, calls
             calls += found
 
     def finish(self) -> str:
-        """What is left at the end of the answer; a call that was cut off is text."""
+        """The remaining text at the end. An incomplete call is text."""
         rest, self._text = self._text, ""
-        if self._behind_call:
+        if self._after_call:
             return ""
         return (self._opening + rest) if self._in_call else rest
 
-    def _passed_closing(self) -> bool:
-        """Drop what closes a call; False while it may not be there in full."""
+    def _drop_closing(self) -> bool:
+        """Drop the closing of a call. False while it may be incomplete."""
         self._text = self._text.lstrip()
         if len(self._text) < len(self._closing) and self._closing.startswith(self._text):
             return False
         self._text = self._text.removeprefix(self._closing)
-        self._behind_call = False
+        self._after_call = False
         return True
 
-    def _until_call(self) -> str:
-        """Text that surely belongs to no call; goes on into the call if one has begun."""
+    def _text_before_call(self) -> str:
+        """The text that cannot be a part of a call. Enters the call if one has begun."""
         if not self._opening:
             begun = self._text.lstrip()
             if not self._may_call or begun[:1] not in ("", "{", "["):
@@ -172,29 +172,31 @@ class CallReader:
                 break
         return self._take(len(self._text[:end].rstrip()))
 
-    def _read(self) -> list[Call]:
-        """Calls whose JSON is complete."""
+    def _parse_calls(self) -> list[ToolCall]:
+        """The calls whose JSON is complete."""
         begun = self._text.lstrip()
         try:
             value, end = _DECODER.raw_decode(begun)
-            calls = [self._call(found) for found in (value if isinstance(value, list) else [value])]
+            found = value if isinstance(value, list) else [value]
+            calls = [self._tool_call(call) for call in found]
         except (ValueError, KeyError, TypeError, RecursionError):
             return []
         self._text = begun[end:]
-        self._in_call, self._may_call, self._behind_call = False, False, bool(self._closing)
+        self._in_call, self._may_call, self._after_call = False, False, bool(self._closing)
         return calls
 
-    def _call(self, found: Any) -> Call:
+    def _tool_call(self, found: Any) -> ToolCall:
         """
         Raises:
-            ValueError, KeyError, TypeError: it is no call, or its arguments are no JSON, as NaN is.
+            ValueError, KeyError, TypeError: it is not a call, or its arguments are not valid JSON
+                (NaN is not).
         """
         name, arguments = found["name"], found[self._key]
         if not isinstance(name, str):
             raise TypeError(name)
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
         json.dumps(json.loads(text), allow_nan=False)
-        return Call(new_id(), _encodable(name), _encodable(text))
+        return ToolCall(new_id(), _encodable(name), _encodable(text))
 
     def _take(self, count: int) -> str:
         taken, self._text = self._text[:count], self._text[count:]
@@ -205,20 +207,20 @@ def new_id() -> str:
     return "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
 
 
-def has_control_tokens(chat: Chat, style: Style) -> bool:
-    """Whether a call's marks are tokens that are left out of an answer's text."""
-    return chat.decode(_encode(chat, style.opening)).strip() != style.opening.strip()
+def has_control_tokens(chat: Chat, call_format: ToolCallFormat) -> bool:
+    """Whether the opening of a call has control tokens, which decoding leaves out by default."""
+    return chat.decode(_encode(chat, call_format.opening)).strip() != call_format.opening.strip()
 
 
 def _encodable(text: str) -> str:
-    """With ? for halves of surrogate pairs, which escapes in JSON can stand for."""
+    """Replaces halves of surrogate pairs, which JSON escapes can produce, by question marks."""
     return text.encode(errors="replace").decode()
 
 
 def _as_resource(parameters: Mapping[str, Any] | None, index: int) -> dict[str, Any]:
-    """A tool's schema as it can stand inside of another: its `$ref`s begin at its own root.
+    """A tool's schema for use inside another: its `$id` makes `$ref`s start at its own root.
 
-    That is what an `$id` is for. `$schema` goes: a draft of old ignores an `$id` beside a `$ref`.
+    `$schema` is removed, because old drafts ignore an `$id` beside a `$ref`.
     """
     found = {**(parameters or {"type": "object"}), "$id": f"urn:tool:{index}"}
     found.pop("$schema", None)
@@ -229,7 +231,7 @@ def _is_call(value: Any) -> bool:
     return isinstance(value, dict) and value.get("name") == NAME
 
 
-def _asked() -> list[dict[str, Any]]:
+def _question() -> list[dict[str, Any]]:
     return [{"role": "user", "content": "a"}]
 
 
@@ -240,7 +242,7 @@ def _tools() -> list[dict[str, Any]]:
 
 
 def _before_end_of_turn(chat: Chat, text: str) -> str:
-    """The part of a text before the token that ends the assistant's turn."""
+    """The part of a text before the stop token of the assistant's turn."""
     ends = [chat.decode([i], control_tokens=True) for i in chat.stop_ids]
     return text[: min((at for at in map(text.find, ends) if at >= 0), default=len(text))]
 
@@ -250,7 +252,7 @@ def _encode(chat: Chat, text: str) -> list[int]:
 
 
 def _literals(chat: Chat, text: str) -> list[str]:
-    """A text as parts of a Lark rule; an added token must be named by its id there."""
+    """A text as parts of a Lark rule, in which added tokens are written by their ids."""
     added = chat.tokenizer.get_added_tokens_decoder()
     parts: list[str] = []
     plain: list[int] = []

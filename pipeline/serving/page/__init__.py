@@ -1,4 +1,4 @@
-"""The chat page at `/`: one file, nothing loaded from anywhere else, and a policy that says so."""
+"""The chat page at `/`: one file that loads nothing else, and a content security policy."""
 
 import base64
 import hashlib
@@ -11,13 +11,13 @@ FILE = Path(__file__).with_name("index.html")
 
 
 def page(*, records: bool) -> HTMLResponse:
-    """The page, to be sent as it is to everyone.
+    """The page, the same for every client.
 
-    Its one script and one style sheet are allowed by their digests, so a text that finds its way
+    The policy allows its one script and one style sheet by their digests. Text that is injected
     into the document can neither run nor load anything.
 
     Args:
-        records: whether the server keeps conversations, so that the page asks for consent.
+        records: whether the server records conversations; the page then asks for consent.
     """
     html = FILE.read_text().replace("{{records}}", str(records).lower())
     policy = {
@@ -42,6 +42,6 @@ def page(*, records: bool) -> HTMLResponse:
 
 
 def _digest(html: str, tag: str) -> str:
-    """The source expression that allows the document's one element of a kind."""
+    """The policy's source expression for the document's only element of this tag."""
     (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

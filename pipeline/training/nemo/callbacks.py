@@ -1,7 +1,6 @@
-"""Follows a training run of NeMo's: reports each step, validates, saves checkpoints and the result.
+"""The callback that reports each step, validates, and saves checkpoints and the result.
 
-Stands in for what Lightning would log and save; added to the trainer's callbacks by
-`nemo_training.train`.
+It replaces Lightning's logging and saving. `trainer.train` adds it to the trainer's callbacks.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pipeline.training.nemo.session import on_gpu
 
 
 class Recorder(pl.Callback):
-    """Follows a run: reports each step, validates, saves checkpoints and the result."""
+    """Reports each step, validates, and saves checkpoints and the result."""
 
     def __init__(self, job: Job, checkpoints: Checkpoints, report: Callable[[Point], None]) -> None:
         self._job = job
@@ -35,15 +34,15 @@ class Recorder(pl.Callback):
         self._logged: dict[str, Any] = {}
         self._pending: list[tuple[int, float, torch.Tensor, Any]] = []
         self._tokens = 0
-        # Of the adapter, or of the model's attention.
-        self._draws = job.dropout > 0 or read_shape(job.hf).attention_dropout > 0
+        # Whether there is dropout, of the adapter or of the model's attention.
+        self._draws = job.settings.adapter.dropout > 0 or read_shape(job.hf).attention_dropout > 0
         self._every = GPU_REPORT_EVERY if on_gpu() else 1
         self._began = self._marked = time.perf_counter()
         self._trainable = self._gpu_memory = 0
         self._saving = 0.0
 
     def log(self, name: str, value: Any, **options: Any) -> None:
-        """Stands in for LightningModule.log, which NeMo calls in each step."""
+        """Replaces LightningModule.log, which NeMo calls in each step."""
         self._logged[name] = value
 
     def on_train_start(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
@@ -72,16 +71,16 @@ class Recorder(pl.Callback):
         norm = self._logged["grad_norm"]
         self._pending.append((step, self._rate, outputs["loss"].detach(), norm))
         self._tokens += trainer.datamodule.tokens(step - 1)
-        last = step == job.steps
-        validate = last or step % job.validate_every == 0
-        save = not last and step % job.checkpoint_every == 0
+        last = step == job.settings.max_steps
+        validate = last or step % job.settings.validate_every == 0
+        save = not last and step % job.settings.checkpoint_every == 0
         if validate or save or step % self._every == 0:
             self._flush(trainer, self._validate(trainer) if validate else None)
         if save:
             self._save(trainer, step)
 
     def on_train_end(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
-        """Save the weights, while the process groups still are there."""
+        """Save the weights while the process groups still exist."""
         self._seconds = time.perf_counter() - self._began
         self._trainable = _count_trainable(trainer)
         self._gpu_memory = _peak_memory(trainer) if on_gpu() else 0
@@ -94,7 +93,7 @@ class Recorder(pl.Callback):
         self._saving = time.perf_counter() - begin
 
     def _flush(self, trainer: pl.Trainer, validation_loss: float | None) -> None:
-        """Turn the steps since the last time into points of the curve."""
+        """Report the steps since the last call."""
         if not self._pending:
             return
         steps, rates, losses, norms = zip(*self._pending, strict=True)
@@ -105,7 +104,7 @@ class Recorder(pl.Callback):
         speed = self._tokens / (now - self._marked)
         for step, rate, loss, norm in zip(steps, rates, values, norms, strict=True):
             self._require_finite("loss", loss, step)
-            # Megatron scales gradients down to a norm; to an infinite one, to nothing.
+            # Megatron clips by dividing by the norm: an infinite one makes all gradients zero.
             self._require_finite("gradient's norm", norm, step)
             final = step == steps[-1]
             self._curve.append(
@@ -119,16 +118,17 @@ class Recorder(pl.Callback):
 
     def _require_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
+            settings = self._job.settings
             raise PipelineError(
-                f"the {name} is {value} at step {step} of {self._job.steps}: lower the learning "
-                f"rate (now {self._job.learning_rate:g}), lengthen the warm-up, or look at the "
-                f"rows of that step with the dataset's samples.html"
+                f"the {name} is {value} at step {step} of {settings.max_steps}: lower the learning "
+                f"rate (now {settings.learning_rate:g}), lengthen the warm-up, or check the "
+                f"rows of that step in the dataset's samples.html"
             )
 
     def _validate(self, trainer: pl.Trainer) -> float | None:
-        """The validation loss, in nats. The time that it takes is not the steps'."""
+        """The validation loss, in nats. Its time does not count as the steps'."""
         if on_gpu():
-            torch.cuda.synchronize()  # what the steps still compute is theirs
+            torch.cuda.synchronize()  # what still runs belongs to the steps
         begin = time.perf_counter()
         loss = self._validation_loss(trainer)
         self._marked += time.perf_counter() - begin
@@ -151,9 +151,9 @@ class Recorder(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, step: int) -> None:
         with self._checkpoints.writing(step, self._curve, main=trainer.is_global_zero) as folder:
-            trainer.strategy.barrier()  # the folder is there
+            trainer.strategy.barrier()  # the folder exists
             trainer.save_checkpoint(folder)
-            trainer.strategy.barrier()  # and every rank's part in it
+            trainer.strategy.barrier()  # every rank has written its part
         self._marked = time.perf_counter()
 
     def result(self) -> Trained:
@@ -168,7 +168,7 @@ class Recorder(pl.Callback):
 
 
 def _count_trainable(trainer: pl.Trainer) -> int:
-    """Trained parameters of the whole model. Those that every tensor rank holds count once."""
+    """Trained parameters of the whole model. Those that all tensor ranks hold count once."""
     from megatron.core import parallel_state
 
     first = parallel_state.get_tensor_model_parallel_rank() == 0
@@ -184,7 +184,7 @@ def _count_trainable(trainer: pl.Trainer) -> int:
 
 
 def _peak_memory(trainer: pl.Trainer) -> int:
-    """Bytes of tensors at the peak, of the fullest rank."""
+    """Peak bytes of tensors on the rank that uses most."""
     most = torch.tensor(torch.cuda.max_memory_allocated(), device=trainer.strategy.root_device)
     if trainer.world_size > 1:
         torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)

@@ -1,6 +1,6 @@
-"""Token rows as NeMo's trainer takes them: one global batch a step, this rank's share of it.
+"""Token rows as NeMo's trainer takes them: for each step, this rank's share of a global batch.
 
-Knows nothing of models; which rows a step sees is decided in `pipeline.training.batches`.
+Knows nothing of models. `pipeline.training.batches` decides which rows a step sees.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from pipeline.training.batches import (
 from pipeline.training.job import Job
 
 Tensors = dict[str, torch.Tensor]
-# FP8 products need a multiple of 16 positions; padding to 64 costs packs of thousands nothing.
+# FP8 products need a multiple of 16 positions; padding to 64 is nothing in packs of thousands.
 PACK_MULTIPLE = 64
 
 
 class _Sampler(MegatronDataSampler):
-    """Tells Megatron the batch sizes, and leaves the choice of samples to the dataset.
+    """Gives Megatron the batch sizes, and leaves the choice of samples to the dataset.
 
-    With the loader type "batch" NeMo takes a global batch a step, of any length, and cuts it into
-    micro-batches. Of packed rows every pack is one, and there are not as many in each step.
+    With the loader type "batch" NeMo takes one global batch for each step, of any length, and cuts
+    it into micro-batches. With packed rows every pack is one, and their number varies by step.
     """
 
     def __init__(self, job: Job, packs: Callable[[MegatronStep[Any, Any]], int]) -> None:
         super().__init__(
             seq_len=job.max_length,
-            micro_batch_size=1 if job.pack_length else job.micro_batch_size,
-            global_batch_size=job.global_batch_size,
+            micro_batch_size=1 if job.settings.pack_length else job.settings.micro_batch_size,
+            global_batch_size=job.settings.global_batch_size,
             dataloader_type="batch",
             output_log=False,
         )
-        self._packs = packs if job.pack_length else None
+        self._packs = packs if job.settings.pack_length else None
 
     def on_megatron_step_start(self, step: MegatronStep[Any, Any]) -> MegatronStep[Any, Any]:
         step = super().on_megatron_step_start(step)
@@ -64,18 +64,19 @@ class _Sampler(MegatronDataSampler):
 
 
 class Data(pl.LightningDataModule):
-    """The training batches from the trainer's step on, and the validation batches."""
+    """The training batches, beginning with the trainer's step, and the validation batches."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()
         self._job = job
         self._train = TokenRows.load(job.train_rows)
         self._validation = TokenRows.load(job.validation_rows) if job.validation_rows else None
-        self._order = SampleOrder(self._train.lengths, job.global_batch_size, job.seed)
-        # Matrix kernels like multiples of 8, and those of FP8 need 16; context parallel cuts a row
-        # into 2 parts a rank.
-        kernels = 16 if job.precision == "fp8" else 8
-        self._multiple = math.lcm(kernels, job.tensor, 2 * job.context if job.context > 1 else 1)
+        self._order = SampleOrder(self._train.lengths, job.settings.global_batch_size, job.seed)
+        # Matrix kernels are faster with multiples of 8, and FP8's need 16. Context parallelism cuts
+        # a row into 2 parts for each rank.
+        kernels = 16 if job.settings.precision == "fp8" else 8
+        tensor, context = job.parallel.tensor, job.parallel.context
+        self._multiple = math.lcm(kernels, tensor, 2 * context if context > 1 else 1)
         self._validating: int | None = None  # packs of the validation batch in progress
         self.data_sampler = _Sampler(job, self._microbatches)
 
@@ -87,7 +88,7 @@ class Data(pl.LightningDataModule):
         return int(self._train.lengths[self._order.rows(step)].sum())
 
     def trained_tokens(self, step: int) -> int:
-        """Those of them that count in the loss."""
+        """Tokens of the step's rows that count in the loss."""
         return self._train.trained_tokens(self._order.rows(step))
 
     def training_batch(self, step: int) -> Tensors:
@@ -98,7 +99,7 @@ class Data(pl.LightningDataModule):
         rows = self._validation
         if rows is None:
             return
-        for chosen in validation_batches(len(rows), self._job.global_batch_size):
+        for chosen in validation_batches(len(rows), self._job.settings.global_batch_size):
             count = rows.trained_tokens(chosen[chosen >= 0])
             batch = self._tensors(rows, chosen)
             self._validating = len(batch["tokens"])
@@ -114,18 +115,18 @@ class Data(pl.LightningDataModule):
 
     def _packs(self, rows: TokenRows, chosen: Ints) -> list[Ints]:
         ranks = parallel_state.get_data_parallel_world_size()
-        return pack(rows.lengths, chosen, pack_length=self._job.pack_length, ranks=ranks)
+        length = self._job.settings.pack_length or 0
+        return pack(rows.lengths, chosen, pack_length=length, ranks=ranks)
 
     def _tensors(self, rows: TokenRows, chosen: Ints) -> Tensors:
-        """What NeMo calls a batch: this rank's part of the `chosen` rows.
+        """What NeMo calls a batch: this rank's part of the `chosen` rows, or of their packs.
 
-        tokens, labels, position_ids [rows, length] int64; loss_mask [rows, length] float32. In
-        place of rows packs, if the job has them.
+        tokens, labels, position_ids: [rows, length] int64. loss_mask: [rows, length] float32.
         """
         rank = parallel_state.get_data_parallel_rank()
         ranks = parallel_state.get_data_parallel_world_size()
         part = slice(rank, None, ranks)
-        if self._job.pack_length:
+        if self._job.settings.pack_length:
             return self._packed(rows, self._packs(rows, chosen), part)
         length = padded_length(rows, chosen, self._multiple)
         batch = collate(rows, chosen, length=length, part=part)
@@ -147,10 +148,10 @@ class Data(pl.LightningDataModule):
 
 
 def packed_tensors(rows: TokenRows, packs: list[Ints], *, length: int) -> Tensors:
-    """Packs of rows as NeMo takes them, each row seeing itself alone: [packs, length] each.
+    """Packs of rows as NeMo takes them, [packs, length] each. A row attends only to itself.
 
-    With Transformer Engine the boundaries of rows go along: cu_seqlens [packs, most rows + 2].
-    Without it a mask does: [packs, 1, length, length], true where a position is hidden.
+    With Transformer Engine the boundaries of rows are added: cu_seqlens [packs, most rows + 2].
+    Without it a mask is: [packs, 1, length, length], true where a position is hidden.
     """
     batch = collate_packs(rows, packs, length=length)
     boundaries = torch.from_numpy(batch.boundaries)
@@ -174,13 +175,13 @@ def packed_tensors(rows: TokenRows, packs: list[Ints], *, length: int) -> Tensor
 
 
 class _Steps(Dataset[Tensors]):
-    """The global batches from `first` on; its length is all steps', as Lightning counts."""
+    """The global batches, beginning with `first`. Its length is that of all steps."""
 
     def __init__(self, data: Data, first: int) -> None:
         self._data, self._first = data, first
 
     def __len__(self) -> int:
-        return self._data._job.steps
+        return self._data._job.settings.max_steps
 
     def __getitem__(self, index: int) -> Tensors:
         return self._data.training_batch(self._first + index)

@@ -1,4 +1,4 @@
-"""Adapters on the models of `nemo`: read, folded into the weights, and by the PEFT library's names.
+"""LoRA adapters on NeMo models: read, folded into the weights, and named as the PEFT library does.
 
 adapter_layers(model)          # the matrices by layer
 fold_adapter(model)            # the adapter becomes part of the weights
@@ -41,7 +41,7 @@ class AdapterLayer:
         """Weight and bias of the plain linear layer that computes the same.
 
         DoRA: magnitude * (W + scale B A) / |W + scale B A|, by rows (arXiv:2402.09353, equation
-        5). NeMo multiplies the layer's whole output so, and with it the bias.
+        5). NeMo multiplies the layer's whole output by this, and so the bias.
         """
         import torch
 
@@ -58,14 +58,14 @@ def adapter_layers(model: GPTModel) -> list[AdapterLayer]:
 
 
 def fold_adapter(model: GPTModel) -> None:
-    """Make the adapters part of the weights; the model is then one without adapters."""
+    """Fold the adapters into the weights; the model then has no adapters."""
     for name, module in _adapted(model):
         linear = module.to_wrap
         weight, bias = _adapter_layer(name, module).folded()
         linear.weight.data.copy_(weight)
         if bias is not None:
             linear.bias.data.copy_(bias)
-        # Asked of Transformer Engine's layers for the adapter's sake; plain layers must not.
+        # Set on Transformer Engine's layers for the adapter; a plain layer must not have it.
         for flag in ("return_layernorm_output", "return_layernorm_output_gathered"):
             if hasattr(linear, flag):
                 setattr(linear, flag, False)
@@ -76,8 +76,8 @@ def fold_adapter(model: GPTModel) -> None:
 def peft_tensors(shape: Shape, layers: Sequence[AdapterLayer]) -> dict[str, torch.Tensor]:
     """The adapters in the HF PEFT library's form, tensors by name.
 
-    The one A of a fused layer goes to each of its parts, with the part's rows of B. A bias that
-    DoRA stretches (see AdapterLayer.folded) goes along, as PEFT leaves the bias as it is.
+    Each part of a fused layer gets the layer's A and its own rows of B. A bias that DoRA scales
+    (see AdapterLayer.folded) is included, as PEFT does not scale it.
     """
     tensors = {}
     for adapter in layers:

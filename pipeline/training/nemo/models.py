@@ -1,6 +1,6 @@
 """Models of NeMo 2.0 on Megatron-Core: made from HF folders, saved, opened, and read back.
 
-    with nemo_session():                           # of the module of that name
+    with nemo_session():                           # training/nemo/session.py
         model_for(hf_folder, seq_length=512)       # a NeMo LlamaModel, Qwen2Model ...
         tokenizer_for(folder)                      # NeMo's tokenizer object; runs no model code
         import_hf(hf_folder, out)                  # HF folder -> out/weights out/context out/hf
@@ -8,7 +8,7 @@
         model = open_checkpoint(base, adapter=a)   # with the LoRA or DoRA of a nemo_adapter on it
         logits(model, ids)                         # [tokens, vocabulary], float32, on the CPU
         hf_tensors(model, shape)                   # the weights by HF name
-        trainer = connect(model)                   # a model of model_for, made real here
+        trainer = connect(model)                   # builds the Megatron module of model_for
         load_weights(trainer, folder)              # weights from a checkpoint into it
         save_checkpoint(trainer, out)              # out/weights and out/context
         model_options()                            # what a Megatron config needs on this machine
@@ -16,7 +16,7 @@
 A checkpoint is a genuine NeMo 2.0 folder: `weights/` (Megatron's distributed checkpoint) and
 `context/` (the model's configuration and tokenizer), with `hf/` beside them: config.json and the
 tokenizer files of the HF model, from which `open_checkpoint` builds the model again. Weights are
-float32 on the CPU and bfloat16 on a GPU. Knows nothing of training, stages or artifacts.
+float32 on a CPU and bfloat16 on a GPU. Knows nothing of training, stages or artifacts.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ def checkpoint_dtype() -> str:
 
 
 def checkpoint_files() -> int | None:
-    """Files that a rank writes of a checkpoint, at the same time; None leaves it to Megatron."""
+    """Number of files of a checkpoint that a rank writes in parallel; None: Megatron's default."""
     return WRITERS if on_gpu() else None
 
 
 def model_options() -> dict[str, Any]:
-    """Fields of a Megatron model's configuration that this machine decides."""
+    """Fields of a Megatron model's configuration that depend on this machine."""
     precision = _precision(checkpoint_dtype())
     if has_transformer_engine():
         return {
             **precision,
-            # Reads the logits in their own precision and leaves the gradient in their place, where
-            # Megatron's makes copies in float32.
+            # Reads the logits in their own precision and writes the gradient in their memory, where
+            # Megatron's own makes copies in float32.
             "cross_entropy_fusion_impl": "te",
-            # NeMo asks for these in Llama's configurations, not in Qwen's and Mistral's.
+            # NeMo sets these in Llama's configurations, not in Qwen's and Mistral's.
             "apply_rope_fusion": True,
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
@@ -72,7 +72,7 @@ def model_options() -> dict[str, Any]:
     return {
         **precision,
         "use_cpu_initialization": not on_gpu(),
-        # Kernels of Transformer Engine and Apex, or such as torch.compile would first build.
+        # Kernels of Transformer Engine and Apex, or ones that torch.compile would build first.
         "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
@@ -81,7 +81,7 @@ def model_options() -> dict[str, Any]:
         "cross_entropy_loss_fusion": False,
         # Apex's layer norm only.
         "persist_layer_norm": False,
-        # Frees a tensor's storage by a trick that needs pipeline parallelism on GPUs.
+        # It frees a tensor's storage in a way that needs pipeline parallelism on GPUs.
         "deallocate_pipeline_outputs": False,
     }
 
@@ -97,7 +97,7 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
     """A NeMo model of the shape in `hf_folder`/config.json, without weights yet.
 
     seq_length: longest sequence in tokens; the model's own maximum when None.
-    options: fields of the Megatron configuration, over those that the folder and machine give.
+    options: fields of the Megatron configuration; they override those of the folder and machine.
 
     The vocabulary keeps exactly the embedding's rows, so that logits agree with HF's one by one;
     a tensor parallel size must divide it.
@@ -130,12 +130,12 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
 
 
 def _without_extra_state(module: Any, keys: Any) -> None:
-    """No checkpoint has Transformer Engine's extra state (see nemo_session): it is not missing."""
+    """Checkpoints leave out Transformer Engine's extra state (see nemo_session): not an error."""
     keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(EXTRA_STATE)]
 
 
 def _family(shape: Shape) -> tuple[type[GPTConfig], type[GPTModel], dict[str, Any]]:
-    """The NeMo classes of a family, and the fields that it alone has."""
+    """The NeMo classes of a family, and the fields that only this family has."""
     nemo = FAMILIES[shape.family].nemo
     if (rope := shape.rope_scaling) is None:
         return _named(nemo.config), _named(nemo.model), dict(nemo.fields)
@@ -164,9 +164,9 @@ def tokenizer_for(folder: Path) -> Any:
 def import_hf(hf_folder: Path, out: Path) -> None:
     """Write an HF model as a NeMo 2.0 checkpoint: out/weights, out/context, out/hf.
 
-    Tensors are read a few at a time, so that the model is held once, and by several threads: one
-    alone, copying from a mapped file to a GPU, is no match for a disk. NeMo's own importers hold
-    the model twice, run the tokenizer's code and share one temporary folder among all runs.
+    Tensors are read a few at a time, so that memory holds the model once, and by several threads:
+    a single one that copies from a mapped file to a GPU is slower than the disk. NeMo's own
+    importers hold the model twice, run the tokenizer's code and share one temporary folder.
     """
     shape = read_shape(hf_folder)
     copy_assets(hf_folder, out / ASSETS)
@@ -185,7 +185,7 @@ def import_hf(hf_folder: Path, out: Path) -> None:
 
 
 def save_checkpoint(trainer: Trainer, out: Path) -> None:
-    """Write the weights of a trainer's model to out/weights, and what it is to out/context."""
+    """Write the weights of a trainer's model to out/weights, its configuration to out/context."""
     from nemo.lightning.io.pl import TrainerContext
 
     trainer.save_checkpoint(out, weights_only=True)
@@ -197,8 +197,8 @@ def save_checkpoint(trainer: Trainer, out: Path) -> None:
 def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
     """The model in a nemo_checkpoint, in evaluation mode, with a nemo_adapter on it if given.
 
-    It is float32 on every machine: what is opened here is compared, folded and written, and
-    rounding belongs at the end of that.
+    It is float32 on every machine: opened models are compared, folded and written, and rounding
+    belongs at the end of that.
     """
     exact = _precision("float32")
     model = model_for(folder / ASSETS, perform_initialization=False, **exact)
@@ -215,7 +215,7 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
 
 
 def connect(model: GPTModel) -> Trainer:
-    """Build the Megatron module of `model` on this machine; gives its Lightning trainer."""
+    """Build the Megatron module of `model` on this machine. Returns its Lightning trainer."""
     import torch
     from lightning.pytorch.trainer.states import TrainerFn
     from nemo.lightning import MegatronStrategy, Trainer
@@ -224,7 +224,7 @@ def connect(model: GPTModel) -> Trainer:
         ddp="pytorch",
         setup_optimizers=False,
         ckpt_save_optimizer=False,
-        ckpt_async_save=False,  # needs CUDA, and there is nothing to overlap with
+        ckpt_async_save=False,  # it needs CUDA, and there is nothing to overlap with
         ckpt_torch_dist_multiproc=checkpoint_files(),
         ckpt_parallel_load=False,  # one rank reads everything anyway
     )
@@ -284,5 +284,5 @@ def logits(model: GPTModel, ids: Sequence[int]) -> torch.Tensor:
 
 
 def hf_tensors(model: GPTModel, shape: Shape) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's weights under their HF names, one after another."""
+    """The model's weights by their HF names, one after another."""
     return weight_map.unfused(shape, _parameters(model, shape))

@@ -1,6 +1,6 @@
-"""NeMo and Megatron-Core in this process: imported, quiet, and fit for a CPU.
+"""NeMo and Megatron-Core in this process: imported, quiet, and able to run on a CPU.
 
-with nemo_session():      # around all that uses them, and imports what imports them
+with nemo_session():      # around all code that uses them, and imports of modules that import them
     ...
 """
 
@@ -12,79 +12,91 @@ import queue
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.core.import_blocking import absent, stand_in
-from pipeline.core.monkeypatch import Patch, replaced
-from pipeline.training.nemo.patches.checkpoint_load import in_threads
-from pipeline.training.nemo.patches.checkpoint_save import written_in_threads
+from pipeline.core.monkeypatch import Replacement, replaced
+from pipeline.training.nemo.patches import records
+from pipeline.training.nemo.patches.checkpoint_load import read_in_threads
+from pipeline.training.nemo.patches.checkpoint_save import write_in_threads
 from pipeline.training.nemo.patches.cpu import cpu_megatron
 
 EXTRA_STATE = "._extra_state"
-# Optional packages that NeMo and its libraries (Transformer Engine: jax) import where they are: a
-# tenth of the modules, and nothing in them is used here.
+# Optional packages that NeMo and its libraries import where they are installed (jax through
+# Transformer Engine): a tenth of the modules, and nothing in them is used here.
 _UNUSED = ("jax", "modelopt", "sklearn", "wandb")
-_FOR_GPUS = ("transformer_engine", "transformer_engine_torch")  # refuses to work without one
+_FOR_GPUS = ("transformer_engine", "transformer_engine_torch")  # they fail without a GPU
+
+_imported = False
 
 
 class _Metric:
-    """In place of torchmetrics' (600 modules): Lightning asks what is an instance, nothing is."""
+    """In place of the classes of torchmetrics: nothing is an instance of it."""
 
 
 @contextmanager
-def nemo_session() -> Iterator[None]:
-    """NeMo, imported and quiet, on this machine's GPU or CPU; its process groups end with it.
+def nemo_session(patches: Literal["all", "none"] = "all") -> Iterator[None]:
+    """NeMo, imported and quiet, on this machine's GPU or CPU. Ends its process groups on leaving.
+
+    patches: "none" applies only those without which nothing runs. A process imports NeMo once, so
+        the first session decides how.
 
     Raises:
         RuntimeError: NeMo or Megatron-Core was imported before.
     """
-    _import_quietly()
-    import numpy
-    from nemo.lightning.megatron_parallel import MegatronParallel
-    from torch.distributed.checkpoint import FileSystemReader
-
-    state_of = MegatronParallel._module_sharded_state_dict
-
-    def weights_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {n: t for n, t in state_of(*args, **kwargs).items() if not n.endswith(EXTRA_STATE)}
-
-    patches: list[Patch] = [
-        *written_in_threads(queue.Queue()),
-        # Only Transformer Engine's layers have this state (of FP8 training). Without it a
-        # checkpoint holds the same, and can be opened, with them and with Megatron's own layers.
-        (MegatronParallel, "_module_sharded_state_dict", weights_of),
-        (FileSystemReader, "read_data", in_threads(FileSystemReader.read_data)),
-        # Ranks that share the writing of a checkpoint call it by the name that NumPy 2 dropped.
-        (numpy, "product", numpy.prod),
-    ]
-    gc.freeze()  # no modules where garbage is looked for
-    quiet = warnings.catch_warnings(action="ignore")
-    with quiet, replaced(patches), _modelopt_unasked(), cpu_megatron():
+    _import_quietly(patches)
+    replacements = _required()
+    if patches == "all":
+        replacements += [*write_in_threads(queue.Queue()), *read_in_threads()]
+    gc.freeze()  # the garbage collector need not scan the modules
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        stack.enter_context(replaced(replacements))
+        if patches == "all":
+            stack.enter_context(_without_modelopt())
+        stack.enter_context(cpu_megatron())
         try:
             yield
         finally:
             _end_process_groups()
-            gc.unfreeze()  # or garbage that refers to what was there before would stay
+            gc.unfreeze()  # or garbage that refers to frozen objects would stay
 
 
-@cache
-def _import_quietly() -> None:
-    """Import NeMo. It and its libraries tell every step at INFO; a stage tells what matters."""
+def _required() -> list[Replacement]:
+    import numpy
+
+    extra = records.EXTRA_STATES
+    state_of = extra.original("_module_sharded_state_dict")
+
+    def weights_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {n: t for n, t in state_of(*args, **kwargs).items() if not n.endswith(EXTRA_STATE)}
+
+    replacements = extra.by(_module_sharded_state_dict=weights_of)
+    if not hasattr(numpy, "product"):
+        replacements += records.NUMPY_PRODUCT.by(product=numpy.prod)
+    return replacements
+
+
+def _import_quietly(patches: Literal["all", "none"]) -> None:
+    """Import NeMo, once, without the INFO logs that it and its libraries write at each step."""
+    global _imported
+    if _imported:
+        return
     if before := {"megatron.core", "nemo"} & sys.modules.keys():
-        # Without what follows that is up to three times as slow.
+        # Imported without the contexts below it is up to three times slower.
         raise RuntimeError(f"{min(before)} was imported outside nemo_session()")
     collecting = gc.isenabled()
-    with (
-        warnings.catch_warnings(action="ignore"),
-        absent(*_unused()),
-        stand_in("torchmetrics", Metric=_Metric, MetricCollection=_Metric),
-        _nothing_compiled(),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        stack.enter_context(absent(*_hidden(patches)))
+        if patches == "all":
+            metrics = dict.fromkeys(records.TORCHMETRICS.names, _Metric)
+            stack.enter_context(stand_in(records.TORCHMETRICS.owner, **metrics))
+            stack.enter_context(_nothing_compiled())
         std_logging.disable(std_logging.WARNING)
-        gc.disable()  # 8,800 modules make no garbage, and looking for it takes a tenth of the time
+        gc.disable()  # 8,800 modules make no garbage; scanning them takes a tenth of the time
         try:
             import nemo.collections.llm  # noqa: F401
             from nemo.utils import logging
@@ -92,6 +104,7 @@ def _import_quietly() -> None:
             std_logging.disable(std_logging.NOTSET)
             if collecting:
                 gc.enable()
+    _imported = True
     logging.setLevel(logging.ERROR)
     for name in ("lightning", "pytorch_lightning", "megatron", "torch.distributed"):
         for logger in (name, f"{name}.pytorch", f"{name}.fabric"):
@@ -99,39 +112,30 @@ def _import_quietly() -> None:
 
 
 @contextmanager
-def _modelopt_unasked() -> Iterator[None]:
-    """NeMo's part for ModelOpt without ModelOpt, of which it asks whether it changed a model.
-
-    Nothing has: ModelOpt quantizes HF models here. Importing it takes seconds, by when there is a
-    model, and exceptions that libraries keep of it keep the stack as well, and so the model.
-    """
+def _without_modelopt() -> Iterator[None]:
+    """NeMo's part for ModelOpt without ModelOpt; ModelOpt quantizes HF models here."""
 
     def nothing(*arguments: Any, **options: Any) -> None: ...
 
-    part = "nemo.collections.llm.modelopt"
-    state = {"restore_modelopt_state": nothing, "save_modelopt_state": nothing}
-    shapes = {"get_tensor_shapes_adjust_fn_for_distillation": nothing}
-    with stand_in(f"{part}.model_utils", **state), stand_in(f"{part}.distill.utils", **shapes):
+    with ExitStack() as stack:
+        for patch in (records.MODELOPT_STATE, records.MODELOPT_SHAPES):
+            stack.enter_context(stand_in(patch.owner, **dict.fromkeys(patch.names, nothing)))
         yield
 
 
 @contextmanager
 def _nothing_compiled() -> Iterator[None]:
-    """Megatron-Core compiles an allocator for inference when it is imported: ten seconds on a GPU.
-
-    It goes without where the compiler fails (core/inference/unified_memory.py).
-    """
-    from torch.utils import cpp_extension
-
     def refuse(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("nothing is compiled while libraries are imported")
 
-    with replaced([(cpp_extension, "load_inline", refuse)]):
+    with replaced(records.COMPILED_EXTENSIONS.by(load_inline=refuse)):
         yield
 
 
-def _unused() -> tuple[str, ...]:
-    return _UNUSED if on_gpu() else (*_UNUSED, *_FOR_GPUS)
+def _hidden(patches: Literal["all", "none"]) -> tuple[str, ...]:
+    """Packages that NeMo must not find when it is imported."""
+    unused = _UNUSED if patches == "all" else ()
+    return unused if on_gpu() else (*unused, *_FOR_GPUS)
 
 
 def _end_process_groups() -> None:
@@ -151,5 +155,5 @@ def on_gpu() -> bool:
 
 
 def has_transformer_engine() -> bool:
-    """Whether the layers are Transformer Engine's on this machine, not Megatron's own."""
+    """Whether the layers on this machine are Transformer Engine's, not Megatron's own."""
     return on_gpu() and find_spec("transformer_engine") is not None

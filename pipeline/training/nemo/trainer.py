@@ -4,9 +4,9 @@
         trained = train(job, report)     # writes job.out/weights and job.out/context
 
 The same code runs in float32 over gloo and in bfloat16 with the distributed optimizer over NCCL;
-`training/workers.py` starts it in several processes. Which rows a step sees is a function of
-the seed and the step (`training/batches.py`), and randomness within a step is seeded with both, so
-that a run that goes on from a checkpoint computes what an uninterrupted one does.
+`training/workers.py` starts it in several processes. Which rows a step sees is a function of the
+seed and the step (`training/batches.py`). Randomness within a step is seeded with both, so a run
+that resumes from a checkpoint computes what an uninterrupted one does.
 
 Knows nothing of conversations, stages or artifacts.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -33,17 +33,17 @@ from pipeline.training.job import Checkpoints, Job, Point, Trained, out_of_memor
 from pipeline.training.nemo.callbacks import Recorder
 from pipeline.training.nemo.data import Data
 from pipeline.training.nemo.models import checkpoint_files, model_for
-from pipeline.training.nemo.patches.ddp_stream_sync import settled_parameters
-from pipeline.training.nemo.patches.lora_init import adapter_start
-from pipeline.training.nemo.patches.lora_sequence_parallel import whole_gradients
+from pipeline.training.nemo.patches.ddp_stream_sync import synchronized_ddp
+from pipeline.training.nemo.patches.lora_init import seeded_lora_init
+from pipeline.training.nemo.patches.lora_sequence_parallel import adapters_that_gather
 from pipeline.training.nemo.patches.performance import fast_training
 from pipeline.training.nemo.session import has_transformer_engine, on_gpu
 
 if TYPE_CHECKING:
     from nemo.collections.llm import GPTModel
 
-# E4M3 forward, E5M2 backward; scales from the largest values of the last 16 steps, so that no pass
-# over the data only looks for them (arXiv:2209.05433).
+# E4M3 forward, E5M2 backward. Scales come from the largest values of the last 16 steps, so finding
+# them takes no pass over the data of its own (arXiv:2209.05433).
 FP8 = {
     "fp8": "hybrid",
     "fp8_recipe": "delayed",
@@ -53,55 +53,64 @@ FP8 = {
 
 
 def train(job: Job, report: Callable[[Point], None]) -> Trained:
-    """Train as `job` says, from its newest checkpoint if there is one, and save the result.
+    """Train a job, from its newest checkpoint if there is one, and save the result.
 
     report: called on the first rank after each step, in order (on a GPU ten steps at a time).
 
-    Must run within `nemo_session()`, in every process of the job.
+    Must run within `nemo_session(job.settings.patches)`, in every process of the job.
 
     Raises:
         PipelineError: the loss or the gradient's norm is not a finite number.
         ResourceError: memory ran out.
     """
     pl.seed_everything(job.seed)
-    fused = has_transformer_engine()
+    fused, patched = has_transformer_engine(), job.settings.patches == "all"
+    # Its gradient is wrong without a patch; see records.CROSS_ENTROPY.
+    unpatched = {} if patched else {"cross_entropy_fusion_impl": "native"}
     model = model_for(
         job.hf,
         seq_length=job.max_length,
         # The mean over the tokens of the global batch, not the mean of micro-batches' means.
         calculate_per_token_loss=True,
-        gradient_accumulation_fusion=fused and job.method == "sft",
-        # Queries and keys are turned where they are, without copies; packs' in packed_rotation.py.
-        fused_single_qkv_rope=fused and not job.pack_length,
+        # Needs Apex, or the patch of the output layer.
+        gradient_accumulation_fusion=fused and patched and job.settings.method == "sft",
+        # Queries and keys are rotated in place, without copies; for packs see packed_rope.py.
+        fused_single_qkv_rope=fused and not job.settings.pack_length,
+        **unpatched,
     )
     checkpoints = Checkpoints(job.scratch, job.identity)
     recorder = Recorder(job, checkpoints, report)
-    # What NeMo logs goes to the recorder; Lightning's bookkeeping of it costs a step 10 ms.
+    # The recorder takes what NeMo logs; Lightning's bookkeeping of it costs 10 ms a step.
     model.log = recorder.log
     trainer = _trainer(job)
     trainer.callbacks.append(recorder)
     _add_adapter(job, model, trainer)
     optimizer, data = _optimizer(job), Data(job)
     optimizer.connect(model)
-    if job.method == "sft":
+    if job.settings.method == "sft":
         _scale_beforehand(model, optimizer, lambda: data.trained_tokens(trainer.global_step))
     if resume := checkpoints.newest():
-        base = None if job.method == "sft" else job.weights
+        base = None if job.settings.method == "sft" else job.weights
         trainer.ckpt_path = AdapterPath(resume, base_model_path=base) if base else str(resume)
     elif job.weights is not None:
         trainer.strategy.restore_config = RestoreConfig(path=str(job.weights))
     try:
-        with (
-            fast_training(),
-            adapter_start(job.seed),
-            settled_parameters(),
-            whole_gradients(),
-            _readable_failures(job),
-        ):
+        with _patches(job), _readable_failures(job):
             trainer.fit(model, data)
     finally:
         destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes
     return recorder.result()
+
+
+@contextmanager
+def _patches(job: Job) -> Iterator[None]:
+    with ExitStack() as stack:
+        if job.settings.patches == "all":
+            stack.enter_context(fast_training())
+            stack.enter_context(seeded_lora_init(job.seed))
+            stack.enter_context(synchronized_ddp())
+            stack.enter_context(adapters_that_gather())
+        yield
 
 
 def _trainer(job: Job) -> nl.Trainer:
@@ -111,21 +120,21 @@ def _trainer(job: Job) -> nl.Trainer:
         # counts steps in a tensor of no dimension, and the shared state cannot hold that.
         use_distributed_optimizer=has_transformer_engine(),
         # An adapter's gradients are small sums; a whole model's are accumulated in float32.
-        grad_reduce_in_fp32=not gpu or job.method == "sft",
-        check_for_nan_in_grad=False,  # the recorder looks at loss and norm, without another wait
+        grad_reduce_in_fp32=not gpu or job.settings.method == "sft",
+        check_for_nan_in_grad=False,  # the recorder checks loss and norm, without another wait
     )
     strategy = nl.MegatronStrategy(
-        tensor_model_parallel_size=job.tensor,
-        pipeline_model_parallel_size=job.pipeline,
-        context_parallel_size=job.context,
-        sequence_parallel=gpu and job.tensor > 1,  # gloo has no reduce-scatter
+        tensor_model_parallel_size=job.parallel.tensor,
+        pipeline_model_parallel_size=job.parallel.pipeline,
+        context_parallel_size=job.parallel.context,
+        sequence_parallel=gpu and job.parallel.tensor > 1,  # gloo has no reduce-scatter
         pipeline_dtype=torch.bfloat16 if gpu else torch.float32,
         ddp=ddp,
         gradient_as_bucket_view=True,
-        ckpt_optim_fully_reshardable=True,  # to go on with another number of ranks
+        ckpt_optim_fully_reshardable=True,  # to resume with another number of ranks
         ckpt_async_save=False,
         ckpt_torch_dist_multiproc=checkpoint_files(),
-        ckpt_parallel_load=job.processes > 1,
+        ckpt_parallel_load=job.parallel.processes > 1,
         replace_progress_bar=False,
     )
     if gpu:
@@ -135,28 +144,28 @@ def _trainer(job: Job) -> nl.Trainer:
             pipeline_dtype=torch.bfloat16,
             autocast_enabled=False,
             grad_reduce_in_fp32=ddp.grad_reduce_in_fp32,
-            **(FP8 if job.precision == "fp8" else {}),
+            **(FP8 if job.settings.precision == "fp8" else {}),
         )
     else:
         precision = nl.MegatronMixedPrecision(precision="32")
     strategy.log_train_loss = False  # the recorder keeps it, without Lightning's bookkeeping
     trainer = nl.Trainer(
         accelerator="gpu" if gpu else "cpu",
-        devices=job.processes // job.nodes,
+        devices=job.parallel.processes // job.nodes,
         num_nodes=job.nodes,
-        max_steps=job.steps,
+        max_steps=job.settings.max_steps,
         strategy=strategy,
         plugins=precision,
         limit_val_batches=0,  # the recorder validates
         num_sanity_val_steps=0,
-        log_every_n_steps=job.steps + 1,
+        log_every_n_steps=job.settings.max_steps + 1,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if job.processes == 1:
+    if job.parallel.processes == 1:
         # One process needs no network port for its process group.
         strategy.store = torch.distributed.HashStore()
     return trainer
@@ -164,15 +173,16 @@ def _trainer(job: Job) -> nl.Trainer:
 
 def _add_adapter(job: Job, model: GPTModel, trainer: nl.Trainer) -> None:
     """Put LoRA or DoRA on every linear layer, once the base is loaded."""
-    if job.method == "sft":
+    if job.settings.method == "sft":
         return
     from nemo.collections.llm import peft
 
-    make = peft.DoRA if job.method == "dora" else peft.LoRA
-    adapter = make(dim=job.rank, alpha=job.alpha, dropout=job.dropout)
+    make = peft.DoRA if job.settings.method == "dora" else peft.LoRA
+    sizes = job.settings.adapter
+    adapter = make(dim=sizes.rank, alpha=sizes.alpha, dropout=sizes.dropout)
     model.model_transform = adapter
-    model.__io__.model_transform = adapter.__io__  # what the checkpoint's context tells of it
-    # The adapter itself as the callback: only so are gradient buffers made for it alone.
+    model.__io__.model_transform = adapter.__io__  # what the checkpoint's context records
+    # The adapter itself is the callback, so that gradient buffers are made for it alone.
     trainer.callbacks.append(adapter)
 
 
@@ -180,22 +190,26 @@ def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
     """AdamW with a linear warm-up and a cosine decay; betas as in arXiv:2005.14165."""
     config = OptimizerConfig(
         optimizer="adam",
-        lr=job.learning_rate,
+        lr=job.settings.learning_rate,
         adam_beta2=0.95,
-        weight_decay=job.weight_decay,
-        clip_grad=job.clip_grad,
+        weight_decay=job.settings.weight_decay,
+        clip_grad=job.settings.clip_grad,
         bf16=on_gpu(),
         fp16=False,
         use_distributed_optimizer=has_transformer_engine(),
-        # Float32 weights without a second copy of their upper half; see split_weights.py. Adapters'
-        # gradients are bfloat16, which Megatron's other optimizer copies to float32.
-        use_precision_aware_optimizer=has_transformer_engine() and job.method == "sft",
+        # Float32 weights without a second copy of their upper half; see master_weights.py.
+        # Adapters' gradients are bfloat16, which Megatron's other optimizer copies to float32.
+        use_precision_aware_optimizer=(
+            has_transformer_engine()
+            and job.settings.method == "sft"
+            and job.settings.patches == "all"
+        ),
     )
     schedule = nl.lr_scheduler.CosineAnnealingScheduler(
-        max_steps=job.steps,
-        warmup_steps=job.warmup_steps,
+        max_steps=job.settings.max_steps,
+        warmup_steps=job.settings.warmup_steps,
         constant_steps=0,
-        min_lr=job.min_learning_rate,
+        min_lr=job.settings.min_learning_rate,
     )
     return nl.MegatronOptimizerModule(config, lr_scheduler=schedule)
 
@@ -205,7 +219,7 @@ def _scale_beforehand(
 ) -> None:
     """Divide each micro-batch's loss by the tokens of the global batch.
 
-    Megatron divides the sums of the gradients instead: one more pass over all of a model's.
+    Megatron divides the sums of the gradients instead, one more pass over all of them.
     """
     finalize = optimizer.finalize_model_grads
 
@@ -218,7 +232,7 @@ def _scale_beforehand(
 
 @contextmanager
 def _readable_failures(job: Job) -> Iterator[None]:
-    """Say what to do about a lack of memory; let Ctrl-C be one, where Lightning exits with 1."""
+    """Say what to do when memory runs out; raise KeyboardInterrupt where Lightning exits."""
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -1,10 +1,10 @@
-"""Where each weight of an HF model lives in a Megatron-Core model, written once for both ways.
+"""Where each weight of an HF model is in a Megatron-Core model, for both directions.
 
 Megatron keeps query, key and value in one matrix whose rows are interleaved group by group
 (g query heads, one key head, one value head, and again), and gate and up projection in one matrix,
-gate first. The record of the model's family (models/families) names the tensors of both; `fuse` and
-`split` go one way and the other. Adapters follow the same rules, as their B matrices have the rows
-of the weights.
+gate first. The record of the model's family (models/families) names the tensors of both;
+`Rule.fuse` and `Rule.split` convert between them. Adapters follow the same rules, as their B
+matrices have the rows of the weights.
 
 Names are those of Transformer Engine's layers, which are also those in a saved distributed
 checkpoint. Megatron's local layers keep the two layer norms as modules of their own: `local_name`.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """HF tensors and the Megatron tensor that holds their rows; `fuse` is one of the two below."""
+    """HF tensors, and the Megatron tensor that holds their rows."""
 
     hf: tuple[str, ...]
     megatron: str
@@ -100,6 +100,6 @@ def local_name(shape: Shape, name: str) -> str:
 def unfused(
     shape: Shape, read: Callable[[str], torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """HF names and tensors of a Megatron model; `read` gives a Megatron tensor by name."""
+    """HF names and tensors of a Megatron model; `read` returns a Megatron tensor by name."""
     for rule in rules(shape):
         yield from zip(rule.hf, rule.split(shape, read(rule.megatron)), strict=True)

@@ -33,7 +33,7 @@ def test_the_whole_schema_is_walked() -> None:
     assert {"launcher.account", "launcher.nodes", "evaluate.gate.max_drop"} <= names
 
 
-@pytest.mark.parametrize(("name", "field"), settings(Config))
+@pytest.mark.parametrize(("name", "field"), list(settings(Config)))
 def test_every_setting_has_one_plain_line(name: str, field: FieldInfo) -> None:
     text = field.description or ""
     assert text, f"{name} has no description"

@@ -86,7 +86,7 @@ def test_other_columns(tmp_path: Path) -> None:
 
 def test_mask_of_another_length(tmp_path: Path) -> None:
     write_split(tmp_path, "train", [row(1), Row([], [1, 2], [1], "a.jsonl:2")])
-    with pytest.raises(DataError, match="row 1: 2 ids, mask of 1"):
+    with pytest.raises(DataError, match="row 1 has 2 ids and a mask of 1"):
         read_split(tmp_path, "train")
 
 

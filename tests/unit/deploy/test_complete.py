@@ -1,4 +1,4 @@
-"""What a vendor's image lacks is added from the lock; what it has is left alone."""
+"""Packages that a vendor's image lacks come from the lock; others stay as they are."""
 
 import ast
 import sys
@@ -47,7 +47,7 @@ def test_what_is_lacking_is_added_with_what_it_needs_in_turn() -> None:
     assert image.complete("app", "torch") == []
 
 
-def test_a_package_that_the_lock_lacks_is_told() -> None:
+def test_a_package_that_the_lock_lacks_is_reported() -> None:
     with pytest.raises(SystemExit, match=r"requirements\.lock has no b: add it"):
         Image({}, {"a": ["b"]}).complete("a")
 

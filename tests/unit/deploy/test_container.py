@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import __version__
 from pipeline.core.paths import ROOT
-from pipeline.serving.container import launch, nim
+from pipeline.serving.container import launch, nim_variables
 
 SERVERS = ("cpu", "serve-cpu", "serve-vllm", "serve-trtllm")
 TARGETS = (*SERVERS, "train")
@@ -58,7 +58,7 @@ def test_no_default_names_a_registry() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_it_runs_as_no_ones_user_and_without_a_shell_in_between(target: str) -> None:
+def test_it_runs_as_an_unprivileged_user_without_a_shell(target: str) -> None:
     assert last(target, "USER") == "1000:1000", "by number: Kubernetes checks runAsNonRoot by it"
     assert json.loads(last(target, "ENTRYPOINT")) == ["python3", "-m", "deploy.entrypoint"]
     names = [name for name, _ in stages()[target]]
@@ -67,23 +67,23 @@ def test_it_runs_as_no_ones_user_and_without_a_shell_in_between(target: str) -> 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_writes_nowhere_but_to_volumes_and_tmp(target: str) -> None:
-    assert set(json.loads(last(target, "VOLUME"))) == {launch.MODEL, nim.CACHE}
+    assert set(json.loads(last(target, "VOLUME"))) == {launch.MODEL, nim_variables.CACHE}
     (owned,) = [r for n, r in stages()[target] if n == "RUN" and "install -d -o 1000" in r]
-    for folder in (launch.MODEL, nim.CACHE):
+    for folder in (launch.MODEL, nim_variables.CACHE):
         assert folder in owned, "a named volume takes over the owner of the image's folder"
     settings = dict(pair.split("=", 1) for pair in last(target, "ENV").split())
     assert settings["HOME"] == "/tmp"
 
 
 @pytest.mark.parametrize("target", SERVERS)
-def test_it_asks_for_health_without_further_programs_and_drains(target: str) -> None:
+def test_its_health_check_needs_no_other_program_and_it_drains(target: str) -> None:
     assert last(target, "HEALTHCHECK").endswith('CMD ["python3", "deploy/healthcheck.py"]')
     assert last(target, "STOPSIGNAL") == "SIGTERM"
     assert last(target, "EXPOSE") == str(launch.PORT)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_it_says_what_it_is(target: str) -> None:
+def test_its_labels_describe_it(target: str) -> None:
     labels = last(target, "LABEL")
     for name in ("title", "description", "licenses", "version", "revision"):
         assert f"org.opencontainers.image.{name}=" in labels
@@ -95,7 +95,7 @@ def test_it_says_what_it_is(target: str) -> None:
 def test_the_profiles_of_the_images_are_ones_that_the_server_knows() -> None:
     for target in ("serve-vllm", "serve-trtllm"):
         settings = dict(pair.split("=", 1) for pair in last(target, "ENV").split())
-        assert nim.translate({"NIM_MODEL_PROFILE": settings["NIM_MODEL_PROFILE"]}).runtime
+        assert nim_variables.translate({"NIM_MODEL_PROFILE": settings["NIM_MODEL_PROFILE"]}).runtime
 
 
 def ignored(path: str) -> bool:
@@ -116,7 +116,7 @@ def _matches(path: str, rule: str) -> bool:
     )
 
 
-def test_the_context_has_what_the_image_needs_and_no_more() -> None:
+def test_the_build_context_has_only_what_the_image_needs() -> None:
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -167,7 +167,7 @@ def test_a_wrong_variable_ends_it_with_its_name() -> None:
     assert said.startswith("pipeline: ConfigError: NIM_SERVER_PORT=80: ")
 
 
-def test_an_engine_that_does_not_say_what_it_is_ends_it_with_a_line(tmp_path: Path) -> None:
+def test_an_engine_without_a_description_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text("{")
     process = start(NIM_MODEL_PATH=str(tmp_path))
     _, said = process.communicate(timeout=60)
@@ -183,7 +183,7 @@ def test_variables_reach_the_server(tmp_path: Path) -> None:
     assert "serve.max_queue=0" in said
 
 
-def test_a_stop_while_it_starts_is_no_failure(tmp_path: Path) -> None:
+def test_a_stop_while_it_starts_is_not_a_failure(tmp_path: Path) -> None:
     """The first process of a container is sent no signal that it has no handler for."""
     server = "import os, signal, sys, types; m = types.ModuleType('server');"
     server += "m.main = lambda command: os.kill(os.getpid(), signal.SIGTERM);"
@@ -237,7 +237,7 @@ def test_health_is_the_servers_readiness(health: tuple[int, dict[str, int]]) -> 
     assert check_health(port) == (1, '{"status":"warming up"}\n')
 
 
-def test_no_server_is_no_health() -> None:
+def test_without_a_server_it_is_unhealthy() -> None:
     code, said = check_health(1)
     assert code == 1
     assert said.startswith("port 1: ")

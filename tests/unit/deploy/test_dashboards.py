@@ -1,4 +1,4 @@
-"""What the dashboard and the alerts ask for is what the server exports."""
+"""The dashboard and the alerts use metrics that the server exports."""
 
 import json
 import re
@@ -108,7 +108,7 @@ def test_the_dashboard_reads_the_source_that_is_provisioned() -> None:
     assert used == {source["uid"] for source in sources}
 
 
-def test_every_alert_tells_what_to_do_and_is_tried() -> None:
+def test_every_alert_has_an_action_and_a_test() -> None:
     tried = yaml.safe_load((DEPLOY / "prometheus/alerts_test.yml").read_text())["tests"]
     for rule in RULES:
         assert set(rule["annotations"]) == {"summary", "action"}

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.core.paths import ROOT
-from pipeline.serving.container import launch, nim
+from pipeline.serving.container import launch, nim_variables
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -26,11 +26,11 @@ def test_the_two_servers_differ_in_name_and_model_alone() -> None:
         assert server.pop("profiles") == [letter]
         model, *others = server.pop("volumes")
         assert model == f"${{MODEL_{letter.upper()}:-../artifacts/build}}:{launch.MODEL}:ro"
-        assert others == [f"cache:{nim.CACHE}"]
+        assert others == [f"cache:{nim_variables.CACHE}"]
     assert a == b
 
 
-def test_gpus_are_given_to_the_servers_alone() -> None:
+def test_only_the_servers_get_gpus() -> None:
     added = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
     assert set(added) == {"server-a", "server-b"}
     assert set(added) <= set(SERVICES)
@@ -40,7 +40,7 @@ def test_gpus_are_given_to_the_servers_alone() -> None:
 
 def test_servers_are_set_by_variables_that_they_know() -> None:
     names = set(SERVICES["server-a"]["environment"])
-    assert names <= {*nim.VARIABLES, "SERVE_API_KEY"}
+    assert names <= {*nim_variables.VARIABLES, "SERVE_API_KEY"}
 
 
 def test_servers_are_locked_down_and_may_drain() -> None:
@@ -50,7 +50,7 @@ def test_servers_are_locked_down_and_may_drain() -> None:
     assert int(server["stop_grace_period"].removesuffix("s")) > longest
 
 
-def test_the_proxy_asks_either_server_while_it_is_ready() -> None:
+def test_the_proxy_uses_either_server_while_it_is_ready() -> None:
     lines = (DEPLOY / "proxy/haproxy.cfg").read_text().splitlines()
     servers = {line.split()[-1] for line in lines if line.split()[:1] == ["server"]}
     assert servers == {f"{name}:{launch.PORT}" for name in SERVICES if name.startswith("server-")}
@@ -198,7 +198,7 @@ def test_a_model_that_does_not_start_changes_nothing(
     refused = host.serve(models[1], state)
     assert refused.returncode == 1
     assert "did not become ready" in refused.stderr
-    assert "server-a serves on" in refused.stderr
+    assert "server-a keeps serving" in refused.stderr
     told = host.told()
     assert sum("healthcheck" in line for line in told) == 1, "it never becomes ready: no waiting"
     assert told[-1] == "compose stop server-b"
@@ -206,7 +206,7 @@ def test_a_model_that_does_not_start_changes_nothing(
     assert host.remembers()["LIVE"] == "a"
 
 
-def test_without_a_folder_it_says_what_it_wants(host: Host, tmp_path: Path) -> None:
+def test_without_a_folder_it_prints_its_usage(host: Host, tmp_path: Path) -> None:
     refused = host.serve(tmp_path / "nowhere")
     assert refused.returncode == 2
     assert "usage: deploy/serve.sh FOLDER" in refused.stderr

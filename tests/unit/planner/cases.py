@@ -12,6 +12,12 @@ from bench.llama_shapes import write
 from pipeline.core.paths import ROOT
 from pipeline.models.architecture import Shape, read_shape
 from pipeline.planner.workload import Rows, Workload
+from tests.finetune_settings import finetune_settings
+
+SETTINGS = finetune_settings(
+    method="lora", rank=16, dropout=0.0, global_batch_size=8, micro_batch_size=1, pack_length=None,
+    precision="bf16", processes=1, tensor=1, pipeline=1, context=1,
+)  # fmt: skip
 
 
 @functools.cache
@@ -27,22 +33,13 @@ def rows(length: int = 4096, *, mean: float | None = None) -> Rows:
 def workload(size: str = "8b", *, layers: int | None = None, **changes: Any) -> Workload:
     """LoRA of rank 16 on rows of 4096 tokens, one GPU, eight rows a step; with `changes`."""
     shape = shape_of(size)
-    fields: dict[str, Any] = {
-        "shape": replace(shape, layers=layers or shape.layers),
-        "method": "lora",
-        "rank": 16,
-        "dropout": 0.0,
-        "rows": rows(),
-        "global_batch_size": 8,
-        "micro_batch_size": 1,
-        "pack_length": 0,
-        "precision": "bf16",
-        "processes": 1,
-        "tensor": 1,
-        "pipeline": 1,
-        "context": 1,
+    given: dict[str, Any] = {
+        "shape": changes.pop("shape", replace(shape, layers=layers or shape.layers)),
+        "rows": changes.pop("rows", rows()),
+        "gpu": changes.pop("gpu", True),
     }
-    return Workload(**fields | changes)
+    settings = finetune_settings(SETTINGS, **changes)
+    return Workload(settings=settings, **given)
 
 
 def measured() -> dict[str, tuple[dict[str, Any], float, float]]:

@@ -47,8 +47,8 @@ def test_a_smaller_batch_still_divides_the_step() -> None:
 
 def test_layouts_obey_heads_layers_and_the_batch() -> None:
     for layout in possible(workload("405b", processes=64, global_batch_size=16)):
-        assert layout.tensor <= 8  # key-value heads
-        assert 126 % layout.pipeline == 0
+        assert layout.parallel.tensor <= 8  # key-value heads
+        assert 126 % layout.parallel.pipeline == 0
         assert 16 % layout.data == 0
 
 

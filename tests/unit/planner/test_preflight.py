@@ -13,22 +13,20 @@ from pipeline.core.gpu_use import GpuUse, Holder
 from pipeline.core.hardware import GIB, Gpu, Machine
 from pipeline.planner import preflight
 from pipeline.training.job import Checkpoints, Job, Point, out_of_memory
-from tests.unit.planner.cases import shape_of
+from tests.finetune_settings import finetune_settings
+from tests.unit.planner.cases import SETTINGS, shape_of
 
 H200 = Gpu("NVIDIA H200", 140 * GIB, "9.0", mig=False)
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, "8.0", mig=False)
 
 
 def job(folder: Path = Path(), **changes: Any) -> Job:
-    fields: dict[str, Any] = {
-        "section": "finetune", "method": "lora", "hf": folder, "weights": None,
-        "train_rows": folder, "validation_rows": None, "scratch": folder / "scratch",
-        "out": folder, "seed": 0, "steps": 9, "max_length": 4096, "global_batch_size": 8,
-        "micro_batch_size": 1, "learning_rate": 1e-3, "min_learning_rate": 0.0, "warmup_steps": 0,
-        "weight_decay": 0.0, "clip_grad": 1.0, "validate_every": 9, "checkpoint_every": 9,
-        "rank": 16, "alpha": 32,
-    }  # fmt: skip
-    return Job(**fields | changes)
+    nodes = changes.pop("nodes", 1)
+    return Job(
+        settings=finetune_settings(SETTINGS, **changes),
+        hf=folder, weights=None, train_rows=folder, validation_rows=None,
+        scratch=folder / "scratch", out=folder, seed=0, max_length=4096, nodes=nodes,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -122,8 +120,3 @@ def test_out_of_memory_where_the_planner_thought_it_fits_asks_for_less(with_gpus
     with_gpus(H200)
     said = preflight.less_memory(job(micro_batch_size=2), shape_of("8b"), longest=4096)
     assert "set finetune.micro_batch_size=1 (35.3 GiB)" in said
-
-
-def test_out_of_memory_of_another_stage_names_its_own_setting(tmp_path: Path) -> None:
-    said = str(out_of_memory(job(tmp_path, section="pretrain"), 256, memory=None))
-    assert "lower pretrain.micro_batch_size (now 1)" in said

@@ -1,4 +1,4 @@
-"""ASGI applications asked in process, and layers around ones that do nothing."""
+"""ASGI applications that are called in process, and a trivial one."""
 
 import asyncio
 from collections.abc import Callable

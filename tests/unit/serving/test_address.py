@@ -1,4 +1,4 @@
-"""Where the server listens: refusals with what to do, and commands that can be copied."""
+"""The server's address: refusals with an action, and commands that can be copied."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""The HTTP surface: OpenAI's requests, answers, streams and errors, without a real model."""
+"""The HTTP API without a real model: requests, responses, streams and errors."""
 
 import asyncio
 import json
@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
-from pipeline.serving.middleware.request_limits import Bounds
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.request_limits import RequestLimits
+from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.openai.protocol import CompletionRequest
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 ANSWER = "Grüße! It costs 5 € 🌍."
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -103,7 +103,7 @@ def test_a_chat_completion_is_what_openais_client_expects(post: Post, chat: Chat
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_a_stream_holds_the_same_answer(post: Post) -> None:
+def test_a_stream_has_the_same_text(post: Post) -> None:
     from openai.types.chat import ChatCompletionChunk
 
     whole = post().json()
@@ -156,7 +156,7 @@ def test_echo_repeats_the_prompt(post: Post) -> None:
         assert "".join(body["choices"][0]["text"] for body in bodies) == prompt + ANSWER
 
 
-def test_an_answer_of_nothing_can_be_sent_back(post: Post) -> None:
+def test_an_empty_reply_can_be_sent_back(post: Post) -> None:
     """This server gives one itself, and clients send back what they got."""
     empty = {"role": "assistant", "content": ""}
     assert post(messages=[*HELLO, empty, *HELLO]).status_code == 200
@@ -166,7 +166,7 @@ def test_an_answer_of_nothing_can_be_sent_back(post: Post) -> None:
         assert f"empty {turn['role']} turn" in response.json()["error"]["message"]
 
 
-def test_max_tokens_cuts_an_answer(post: Post) -> None:
+def test_max_tokens_limits_the_output(post: Post) -> None:
     for limit in ({"max_tokens": 3}, {"max_completion_tokens": 3}):
         body = post(**limit).json()
         assert body["choices"][0]["finish_reason"] == "length"
@@ -174,7 +174,7 @@ def test_max_tokens_cuts_an_answer(post: Post) -> None:
         assert body["choices"][0]["message"]["content"] == "Gr\ufffd"  # half of ü
 
 
-def test_stop_strings_end_an_answer_and_are_not_shown(post: Post, engine: BatchingEngine) -> None:
+def test_stop_strings_end_the_output_and_are_not_shown(post: Post, engine: BatchingEngine) -> None:
     for stop in ("costs", ["never", "costs"]):
         choice = post(stop=stop).json()["choices"][0]
         assert choice["message"]["content"] == "Grüße! It "
@@ -185,7 +185,7 @@ def test_stop_strings_end_an_answer_and_are_not_shown(post: Post, engine: Batchi
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_n_answers_to_one_prompt(post: Post, stream: bool) -> None:
+def test_n_choices_for_one_prompt(post: Post, stream: bool) -> None:
     response = post(n=3, seed=1, stream=stream)
     if stream:
         texts = ["", "", ""]
@@ -199,7 +199,7 @@ def test_n_answers_to_one_prompt(post: Post, stream: bool) -> None:
     assert texts == [ANSWER] * 3
 
 
-def test_content_in_parts_and_fields_that_ask_for_nothing_are_fine(post: Post) -> None:
+def test_content_parts_and_values_without_effect_are_accepted(post: Post) -> None:
     response = post(
         messages=[
             {"role": "developer", "content": "Be short."},
@@ -243,7 +243,7 @@ def test_content_in_parts_and_fields_that_ask_for_nothing_are_fine(post: Post) -
         ({"top_logprobs": 3}, 400, "invalid_value", "needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "less than or equal to 20"),
         ({"logit_bias": {"a": 1}}, 400, "invalid_value", "logit_bias"),
-        ({"logit_bias": {"9999": 1}}, 400, "invalid_value", "token ids go from 0 to"),
+        ({"logit_bias": {"9999": 1}}, 400, "invalid_value", "token ids must be from 0 to"),
         ({"logit_bias": {"1": 101}}, 400, "invalid_value", "less than or equal to 100"),
         ({"frequency_penalty": 2.1}, 400, "invalid_value", "less than or equal to 2"),
         ({"response_format": {"type": "xml"}}, 400, "invalid_value", "response_format"),
@@ -252,11 +252,11 @@ def test_content_in_parts_and_fields_that_ask_for_nothing_are_fine(post: Post) -
         ({"max_tokens": 95}, 400, "context_length_exceeded", "length is 96 tokens. However, you"),
         (
             {"messages": [{"role": "user", "content": "fee " * 60}]},
-            *(400, "context_length_exceeded", "at most 60 tokens. However, your prompt has"),
+            *(400, "context_length_exceeded", "maximum prompt length is 60 tokens"),
         ),
     ],
 )  # fmt: skip
-def test_bad_requests_are_refused_in_openais_shape(
+def test_bad_requests_are_refused_in_openais_format(
     post: Post, body: dict[str, Any], status: int, code: str, words: str
 ) -> None:
     for stream in (False, True):
@@ -279,14 +279,16 @@ def test_bad_requests_are_refused_in_openais_shape(
         ({"content": b"{}", "headers": {"content-type": "text/plain"}}, "JSON object"),
     ],
 )
-def test_bodies_that_are_no_object_are_refused(post: Post, raw: dict[str, Any], words: str) -> None:
+def test_bodies_that_are_not_objects_are_refused(
+    post: Post, raw: dict[str, Any], words: str
+) -> None:
     response = post(raw=raw)
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [-1], [400_000], "", None, {"a": 1}, [1, "a"]])
-def test_prompts_that_are_none_are_refused(post: Post, prompt: Any) -> None:
+def test_invalid_prompts_are_refused(post: Post, prompt: Any) -> None:
     response = post("/v1/completions", prompt=prompt)
     if prompt == "":  # the beginning of a conversation is a prompt
         assert response.status_code == 200
@@ -295,11 +297,13 @@ def test_prompts_that_are_none_are_refused(post: Post, prompt: Any) -> None:
         error = response.json()["error"]
         assert error["param"] == "prompt"
         wrong_ids = prompt in ([-1], [400_000])
-        words = "token ids go from" if wrong_ids else "give text, token ids or a list of either"
+        words = (
+            "token ids must be from" if wrong_ids else "give text, token ids or a list of either"
+        )
         assert words in error["message"]
 
 
-def test_a_list_of_prompts_beyond_measure_is_refused_before_each_is_looked_at() -> None:
+def test_a_huge_list_of_prompts_is_refused_before_its_items_are_validated() -> None:
     with pytest.raises(ValidationError, match="at most 2048 texts") as refused:
         CompletionRequest.model_validate({"model": "bank", "prompt": [None] * 3000})
     assert refused.value.error_count() == 1
@@ -321,7 +325,7 @@ def test_an_unknown_path_is_refused_in_openais_shape(app: Any) -> None:
         assert f"GET {path}" in response.json()["error"]["message"]
 
 
-def test_ready_only_after_an_answer(app: Any, model: ListModel) -> None:
+def test_ready_only_after_a_generated_token(app: Any, model: ListModel) -> None:
     model.gated = True
 
     async def run() -> None:
@@ -340,7 +344,7 @@ def test_ready_only_after_an_answer(app: Any, model: ListModel) -> None:
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-def test_the_log_says_why_a_request_was_refused_and_not_what_it_said(
+def test_the_log_has_the_reason_of_a_refusal_and_no_content(
     post: Post, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pipeline.serving")
@@ -353,9 +357,7 @@ def test_the_log_says_why_a_request_was_refused_and_not_what_it_said(
     assert "secret" not in str([vars(record) for record in caplog.records])
 
 
-def test_the_log_does_not_take_a_whole_field_name(
-    post: Post, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_shortens_field_names(post: Post, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pipeline.serving")
     assert post(**{"x" * 10**6: 1}).status_code == 400
     (record,) = [r for r in caplog.records if r.message == "request"]
@@ -384,7 +386,7 @@ def test_a_failing_model_is_a_server_error(post: Post, model: ListModel) -> None
     assert "no such kernel" in json.loads(streamed[-1].removeprefix("data: "))["error"]["message"]
 
 
-def test_a_full_queue_answers_429_and_begins_nothing(
+def test_a_full_queue_is_429_and_starts_nothing(
     post: Post, model: ListModel, engine: BatchingEngine
 ) -> None:
     model.gated = True
@@ -406,13 +408,13 @@ def test_a_full_queue_answers_429_and_begins_nothing(
         ({"n": 9}, "n"),
     ],
 )
-def test_more_answers_than_an_idle_server_holds_are_refused(
+def test_more_choices_than_an_idle_server_holds_are_refused(
     post: Post, given: dict[str, Any], param: str
 ) -> None:
     response = post(**given)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
-    assert "are 9 answers, and this server holds 8 at once" in error["message"]
+    assert "are 9 choices, and this server holds at most 8" in error["message"]
     assert "retry-after" not in response.headers
 
 
@@ -426,7 +428,7 @@ def finished(app: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("stream", [False, True])
-def test_answers_that_fail_are_not_counted_as_clients_that_left(
+def test_failures_are_not_counted_as_disconnected_clients(
     app: Any, post: Post, model: ListModel, stream: bool, n: int
 ) -> None:
     model.error = RuntimeError("no such kernel")
@@ -439,11 +441,11 @@ def test_answers_that_fail_are_not_counted_as_clients_that_left(
 
 
 @pytest.mark.parametrize(("stream", "status"), [(False, 504), (True, 200)])
-def test_answers_that_take_too_long_are_counted_as_failures(
+def test_timeouts_are_counted_as_failures(
     engine: BatchingEngine, chat: Chat, model: ListModel, stream: bool, status: int
 ) -> None:
-    bounds = Bounds(header_bytes=9999, body_bytes=9999, body_seconds=9, request_seconds=0.2)
-    app = create_app(engine, chat, model="bank", slots=4, operations=Operations(bounds=bounds))
+    limits = RequestLimits(header_bytes=9999, body_bytes=9999, body_seconds=9, request_seconds=0.2)
+    app = create_app(engine, chat, model="bank", slots=4, middleware=MiddlewareStack(limits=limits))
     model.gated = True
     body = {"model": "bank", "messages": HELLO, "stream": stream}
     assert ask(app, "POST", "/v1/chat/completions", json=body).status_code == status
@@ -452,7 +454,7 @@ def test_answers_that_take_too_long_are_counted_as_failures(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_that_dies_says_so_in_whole_answers_and_in_streams(
+def test_a_dead_engine_is_reported_in_responses_and_streams(
     app: Any,
     post: Post,
     model: ListModel,
@@ -497,7 +499,7 @@ def test_metrics_count_what_happened(app: Any, post: Post) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_slot(
+def test_a_client_that_disconnects_frees_its_slot(
     app: Any, model: ListModel, engine: BatchingEngine, stream: bool
 ) -> None:
     model.gated = True
@@ -538,16 +540,16 @@ def test_a_client_that_leaves_frees_its_slot(
     assert aborted in get(app, "/metrics").text
 
 
-def test_a_model_that_answers_makes_no_embeddings(app: Any, post: Post) -> None:
+def test_a_generative_model_makes_no_embeddings(app: Any, post: Post) -> None:
     response = post("/v1/embeddings", input="Hello")
     assert response.status_code == 400
     assert "makes no embeddings" in response.json()["error"]["message"]
 
 
-def test_the_description_tells_of_openais_errors_alone(app: Any) -> None:
+def test_the_openapi_description_has_only_openais_errors(app: Any) -> None:
     description = get(app, "/openapi.json").json()
-    for path, operations in description["paths"].items():
-        for operation in operations.values():
+    for path, middleware in description["paths"].items():
+        for operation in middleware.values():
             assert set(operation["responses"]) == {"200", "4XX", "5XX"}, path
             schema = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ErrorResponse"}

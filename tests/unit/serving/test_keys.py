@@ -42,12 +42,12 @@ def test_a_new_key_is_shown_once_and_found_by_its_digest(
     assert ring.find(digest(first).encode()) is None, "a leaked file opens nothing"
 
 
-def test_without_a_file_the_line_to_add_is_said(
+def test_without_a_file_the_line_to_add_is_printed(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["new", "anna"]) == 0
     said = capsys.readouterr()
-    file.write_text(said.err.partition("add to your keys file: ")[2])
+    file.write_text(said.err.partition("add this to your keys file: ")[2])
     found = Keyring(file).find(said.out.strip().encode())
     assert found is not None
     assert found.name == "anna"
@@ -66,12 +66,12 @@ def test_the_environments_key_counts_too(file: Path, capsys: pytest.CaptureFixtu
     both = Keyring(file, {"SERVE_API_KEY": "from-env"})
     names = [key and key.name for key in map(both.find, [secret.encode(), b"from-env", b"x"])]
     assert names == ["anna", "environment", None]
-    assert Keyring(None, {"SERVE_API_KEY": "k"}).asks
-    assert not Keyring(None, {"SERVE_API_KEY": ""}).asks
-    assert not Keyring(None, {}).asks
+    assert Keyring(None, {"SERVE_API_KEY": "k"}).requires_key
+    assert not Keyring(None, {"SERVE_API_KEY": ""}).requires_key
+    assert not Keyring(None, {}).requires_key
 
 
-def test_every_key_is_compared_in_full_whatever_was_given(
+def test_every_key_is_compared_in_full(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = [make(capsys, name, "--file", str(file)) for name in ("a", "b", "c")]
@@ -104,10 +104,10 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not(
     assert ring.find(second.encode())
     file.write_text("{")
     assert ring.find(second.encode())
-    assert "keys stay as they were" in caplog.text
+    assert "earlier keys stay valid" in caplog.text
     file.write_text("\n")
     assert ring.find(first.encode()) is None
-    assert ring.asks
+    assert ring.requires_key
     file.unlink()
     assert ring.find(second.encode()) is None
 
@@ -120,7 +120,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not(
         ('{"name": "a", "sha256": "secret-in-clear"}', "keys.jsonl:1: sha256"),
         ('{"name": "a b", "sha256": DIGEST}', "keys.jsonl:1: name"),
         ('{"name": "a", "sha256": DIGEST, "rpm": 3}', "keys.jsonl:1: rpm"),
-        ('{"name": "a", "sha256": DIGEST}\n' * 2, "the name a is taken"),
+        ('{"name": "a", "sha256": DIGEST}\n' * 2, "the name a is used twice"),
     ],
 )
 def test_a_wrong_file_names_the_line_and_no_secret(file: Path, text: str, words: str) -> None:
@@ -131,7 +131,7 @@ def test_a_wrong_file_names_the_line_and_no_secret(file: Path, text: str, words:
     assert "secret-in-clear" not in str(caught.value)
 
 
-def test_a_missing_file_says_how_to_make_one(file: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_command(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"keys new NAME --file .*keys.jsonl"):
         Keyring(file)
 
@@ -148,25 +148,25 @@ def test_what_cannot_be_made_is_refused(
     assert said.out == ""
 
 
-def test_a_name_is_given_once(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_unique(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(capsys, "anna", "--file", str(file))
     assert main(["new", "anna", "--file", str(file)]) == ConfigError.exit_code
     assert "has a key named anna" in capsys.readouterr().err
 
 
-def test_the_environments_name_is_given_to_no_key(
-    file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_environments_name_is_reserved(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file with that name could not be read again."""
     for more in ((), ("--file", str(file))):
         assert main(["new", "environment", *more]) == ConfigError.exit_code
         said = capsys.readouterr()
-        assert said.err.startswith("pipeline: ConfigError: the name environment is that of SERVE_")
+        assert said.err.startswith(
+            "pipeline: ConfigError: the name environment is reserved for SERVE_"
+        )
         assert said.out == ""
     assert not file.exists()
 
 
-def test_white_space_around_the_environments_key_is_not_of_it() -> None:
+def test_white_space_around_the_environments_key_is_ignored() -> None:
     ring = Keyring(None, {"SERVE_API_KEY": " from-env\n"})
     assert ring.find(b"from-env")
     with pytest.raises(ConfigError, match="SERVE_API_KEY is blank"):  # rather than open to all

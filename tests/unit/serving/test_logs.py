@@ -14,7 +14,7 @@ def logged(*, write: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_a_line_is_an_object_with_time_level_and_what_was_given() -> None:
+def test_a_line_is_an_object_with_time_level_and_extra_fields() -> None:
     log = logging.getLogger("pipeline.serving")
     (line,) = logged(write=lambda: log.info("request", extra={"request_id": "a\nb", "seconds": 1}))
     assert datetime.fromisoformat(line["time"]).utcoffset() is not None
@@ -82,7 +82,7 @@ def test_a_terminal_gets_lines_for_people() -> None:
         try:
             raise RuntimeError("broken")
         except RuntimeError:
-            log.exception("unforeseen failure", extra={"request_id": "req-3"})
+            log.exception("unexpected error", extra={"request_id": "req-3"})
     lines = [line.partition(" ") for line in stream.getvalue().splitlines()]
     assert all(datetime.strptime(time, "%H:%M:%S") for time, _, _ in lines[:4])
     assert [rest for _, _, rest in lines[:4]] == [
@@ -90,7 +90,7 @@ def test_a_terminal_gets_lines_for_people() -> None:
         "request_id=req-1 key=anna",
         "404 GET /x 0.00 s request_id=req-2",
         "warning: low on disk",
-        "error: unforeseen failure request_id=req-3",
+        "error: unexpected error request_id=req-3",
     ]
     assert stream.getvalue().endswith("RuntimeError: broken\n")
 

@@ -1,4 +1,4 @@
-"""`python -m pipeline.serving`: what it says when it cannot serve, and its exit code."""
+"""`python -m pipeline.serving`: its errors and exit codes."""
 
 import json
 import socket
@@ -26,9 +26,9 @@ def folder(tmp_path: Path) -> Path:
         (["serve.prot=1"], 2, "serve.prot is not a setting: see `python -m pipeline --help`"),
         (["serve.port=high", "serve.max_queue=0"], 2, "serve.port='high': Input should be a valid"),
         (["serve.port=high", "serve.max_queue=0"], 2, "serve.max_queue=0: Input should be greater"),
-        (["port=1"], 2, "'port=1' is neither serve.key=value nor engine.key=value"),
-        (["serve=1"], 2, "'serve=1' is neither serve.key=value nor engine.key=value"),
-        (["serve.host=*"], 2, "'serve.host=*': the value cannot be read"),
+        (["port=1"], 2, "'port=1' must be serve.key=value or engine.key=value"),
+        (["serve=1"], 2, "'serve=1' must be serve.key=value or engine.key=value"),
+        (["serve.host=*"], 2, "'serve.host=*': the value is not valid YAML"),
         (["serve.port.x=1"], 2, "serve.port.x is not a setting"),
         (["engine.nothing.x=1"], 2, "engine.nothing.x is not a setting"),
         (["engine.arguments.tensor_parallel_size=two"], 2, "must be a whole number of GPUs"),
@@ -36,10 +36,10 @@ def folder(tmp_path: Path) -> Path:
         (["serve.port=0", "engine.name=remote"], 2, "needs engine.arguments.base_url=http"),
         (["serve.port=0", "serve.keys_file=none.jsonl"], 2, "pipeline.serving.keys new NAME"),
         (["serve.port=0", "serve.version=champion"], 2, "serve.version is for stage=serve"),
-        (["serve.port=0"], 4, "holds no engine: make one with `python -m pipeline stage=build`"),
+        (["serve.port=0"], 4, "has no engine: build one with `python -m pipeline stage=build`"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
+def test_wrong_settings_are_reported_in_one_line(
     folder: Path, capfd: pytest.CaptureFixture[str], settings: list[str], code: int, words: str
 ) -> None:
     assert main(["--engine", str(folder), "--model", "bank", *settings]) == code
@@ -52,11 +52,11 @@ def test_what_is_wrong_is_said_in_a_line(
     ("arguments", "words"),
     [
         (["--model", " "], "ConfigError: --model is empty"),
-        (["--model", "bank", "--fd", "99"], "ConfigError: --fd 99 is no socket ("),
-        (["--model", "bank", "--fd", "-1"], "ConfigError: --fd -1 is no socket ("),
+        (["--model", "bank", "--fd", "99"], "ConfigError: --fd 99 is not a socket ("),
+        (["--model", "bank", "--fd", "-1"], "ConfigError: --fd -1 is not a socket ("),
     ],
 )
-def test_wrong_options_are_said_in_a_line(
+def test_wrong_options_are_reported_in_one_line(
     folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(["--engine", str(folder), *arguments, "serve.port=0"]) == 2
@@ -64,7 +64,7 @@ def test_wrong_options_are_said_in_a_line(
     assert line.startswith(f"pipeline: {words}")
 
 
-def test_ctrl_c_while_it_starts_is_no_traceback(folder: Path) -> None:
+def test_ctrl_c_while_it_starts_prints_no_traceback(folder: Path) -> None:
     """In a process that interrupts itself where it begins to import what it serves with."""
     code = (
         "import signal, sys\n"
@@ -90,7 +90,7 @@ def test_bad_defaults_of_a_model_are_found_before_its_engine_is_opened(
     assert "generation_config.json is not valid JSON" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_a_runtimes_own_arguments_are_given_one_by_one_or_all() -> None:
+def test_engine_arguments_can_be_set_one_by_one_or_together() -> None:
     given = ['engine.arguments={"model": "m"}', "engine.arguments.base_url=http://a:1/v1"]
     engine = read_settings(given)[1]
     assert engine
@@ -103,7 +103,7 @@ def test_a_built_engine_is_not_opened_as_anything_else(
     Description("hf", "1", "fp32", {}, "hash", 4, 64, 96).write(folder)
     settings = ["serve.port=0", "engine.max_seq_len=4096"]
     assert main(["--engine", str(folder), "--model", "bank", *settings]) == 2
-    assert "is an engine built for its settings" in capfd.readouterr().err
+    assert "was built with its own engine settings" in capfd.readouterr().err
 
 
 def test_a_port_in_use_is_found_before_anything_is_loaded(

@@ -1,4 +1,4 @@
-"""The names that dashboards of NIM and vLLM ask for."""
+"""The metric names that dashboards for NIM and vLLM use."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_nims_and_vllms_names_are_there_with_the_models(name: str) -> None:
     assert all('model_name="bank"' in line for line in lines)
 
 
-def test_gauges_are_read_when_they_are_asked_for() -> None:
+def test_gauges_are_read_at_the_scrape() -> None:
     loads = iter([Load(0, 0, 0.0), Load(3, 2, 0.25), Load(3, 2, 0.25), Load(3, 2, 0.25)])
     text = Metrics("bank", lambda: next(loads), slots=4).text().decode()
     assert 'num_requests_running{model_name="bank"} 3.0' in text
@@ -37,5 +37,5 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
     assert 'gpu_cache_usage_perc{model_name="bank"} 0.25' in text
 
 
-def test_a_cache_that_the_engine_does_not_tell_of_is_not_shown_as_empty() -> None:
+def test_an_unknown_cache_use_is_not_exported() -> None:
     assert "gpu_cache_usage_perc" not in names(Metrics("bank", lambda: Load(0, 0), slots=4))

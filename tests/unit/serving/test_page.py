@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pipeline.serving.keys import Keyring
-from pipeline.serving.middleware.auth import Door
+from pipeline.serving.middleware.auth import AuthMiddleware
 from pipeline.serving.page import page
 from tests.unit.serving.asgi import ask
 
@@ -23,7 +23,7 @@ def policy() -> dict[str, str]:
 
 
 def test_it_needs_no_key_to_be_read() -> None:
-    app = Door(page(records=False), Keyring(None, {"SERVE_API_KEY": "sk-right"}))
+    app = AuthMiddleware(page(records=False), Keyring(None, {"SERVE_API_KEY": "sk-right"}))
     response = ask(app, path="/")
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/html; charset=utf-8"
@@ -53,7 +53,7 @@ def test_what_a_model_writes_can_only_become_text(html: str) -> None:
 
 
 @pytest.mark.parametrize("records", [True, False])
-def test_it_knows_whether_conversations_are_kept(records: bool) -> None:
+def test_it_knows_whether_conversations_are_recorded(records: bool) -> None:
     html = bytes(page(records=records).body).decode()
     assert f'data-records="{str(records).lower()}"' in html
     assert "{{" not in html

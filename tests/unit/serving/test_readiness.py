@@ -1,4 +1,4 @@
-"""A server whose engine is started again while it runs."""
+"""A server whose engine restarts while it runs."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pipeline.serving import readiness
 from pipeline.serving.app import create_app
 from pipeline.serving.readiness import Readiness
 from tests.unit.model_folders import make_model_folder
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 DOWN = "the engine's process ended and is being started again"
 ASKED = {"model": "bank", "messages": [{"role": "user", "content": "Hello"}]}
@@ -34,7 +34,7 @@ class RestartingEngine(BatchingEngine):
         return self.reason
 
 
-def test_it_is_not_ready_says_when_to_ask_again_and_comes_back(
+def test_while_the_engine_restarts_it_is_not_ready_and_sends_retry_after(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "RETRY_SECONDS", 0.01)
@@ -83,7 +83,7 @@ async def warming(seen: list[str | None]) -> tuple[Readiness, Embedder, asyncio.
     """One whose warm-up answer is awaited; its announcement notes what a client is told then."""
     engine = Embedder()
     waiting = Readiness(engine, None)
-    waiting.announce = lambda: seen.append(waiting.why_not())
+    waiting.announce = lambda: seen.append(waiting.reason_not_ready())
     task = asyncio.create_task(waiting.warm_up())
     await engine.asked.wait()
     return waiting, engine, task
@@ -94,7 +94,7 @@ def test_it_is_announced_before_a_client_can_see_that_it_is_ready() -> None:
         seen: list[str | None] = []
         waiting, engine, task = await warming(seen)
         engine.let.set()
-        while waiting.why_not():
+        while waiting.reason_not_ready():
             assert not seen
             await asyncio.sleep(0)
         assert seen == [None]
@@ -110,7 +110,7 @@ def test_one_that_was_stopped_while_it_warmed_up_is_never_ready() -> None:
         waiting.end()
         engine.let.set()
         await task
-        assert waiting.why_not() == "shutting down"
+        assert waiting.reason_not_ready() == "shutting down"
         assert not seen
 
     asyncio.run(run())

@@ -12,7 +12,7 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from tests.unit.model_folders import TEMPLATES, make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, mix
+from tests.unit.serving.fake_models import ListModel, mix
 
 BUNDLED = "bundled"
 CONVERSATIONS = [

@@ -49,7 +49,7 @@ def ends(running: server._Server) -> bool:
 def test_a_stop_is_seen_at_once_and_refuses_at_once(clock: Clock) -> None:
     running = stopped(0)
     state = running.config.app.state  # type: ignore[union-attr]
-    assert state.readiness.why_not() == "shutting down"
+    assert state.readiness.reason_not_ready() == "shutting down"
     assert state.in_flight.draining
     assert not ends(running)
     state.in_flight.count = 0
@@ -59,7 +59,7 @@ def test_a_stop_is_seen_at_once_and_refuses_at_once(clock: Clock) -> None:
 def test_with_a_delay_it_takes_what_the_balancer_still_sends(clock: Clock) -> None:
     running = stopped(3)
     state = running.config.app.state  # type: ignore[union-attr]
-    assert state.readiness.why_not()
+    assert state.readiness.reason_not_ready()
     state.in_flight.count = 0
     clock.now += 2.9
     assert not ends(running)
@@ -77,7 +77,7 @@ def test_an_impatient_ctrl_c_ends_it(clock: Clock) -> None:
     assert ends(running)
 
 
-def test_the_models_own_defaults_are_taken(tmp_path: Path) -> None:
+def test_the_models_own_defaults_are_used(tmp_path: Path) -> None:
     assert server._sampling_defaults(tmp_path) == {}
     own = '{"temperature": 0.6, "top_k": 20, "top_p": 1, "min_p": null, "eos_token_id": [1]}'
     (tmp_path / "generation_config.json").write_text(own)
@@ -96,9 +96,7 @@ def test_the_models_own_defaults_are_taken(tmp_path: Path) -> None:
         ('{"repetition_penalty": NaN}', "repetition_penalty=nan: "),
     ],
 )
-def test_defaults_that_no_request_could_ask_for_are_refused_at_start(
-    tmp_path: Path, own: str, words: str
-) -> None:
+def test_invalid_defaults_are_refused_at_the_start(tmp_path: Path, own: str, words: str) -> None:
     (tmp_path / "generation_config.json").write_text(own)
     with pytest.raises(DataError, match=rf"generation_config\.json.*{re.escape(words)}"):
         server._sampling_defaults(tmp_path)
@@ -131,10 +129,10 @@ def test_connections_are_not_bounded_by_open_files_where_that_can_be_helped(
     assert ("serve.max_connections=1024 needs more open files" in caplog.text) == warns
 
 
-def test_only_answers_that_failed_after_the_stop_were_cut(clock: Clock) -> None:
+def test_only_failures_after_the_stop_count(clock: Clock) -> None:
     running = stopped(0)
     assert running.finished
     in_flight = running.config.app.state.in_flight  # type: ignore[union-attr]
-    in_flight.cut += 1
+    in_flight.failed += 1
     running.handle_exit(signal.SIGTERM, None)
     assert not running.finished

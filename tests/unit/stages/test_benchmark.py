@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import PipelineError
-from pipeline.serving.benchmark.load_generator import Level, Timed
-from pipeline.serving.benchmark.server_process import running_server
+from pipeline.serving.benchmark.load_generator import Level, TimedResponse
+from pipeline.serving.server_process import running_server
 from pipeline.stages import benchmark
 
 
@@ -23,7 +23,11 @@ def test_percentiles_are_by_nearest_rank() -> None:
 
 
 def test_figures_of_a_load() -> None:
-    answers = [Timed("a", 11, 0.1, 0.6), Timed("b", 1, 0.2, 0.2), Timed("c", 5, 0.3, 0.7)]
+    answers = [
+        TimedResponse("a", 11, 0.1, 0.6),
+        TimedResponse("b", 1, 0.2, 0.2),
+        TimedResponse("c", 5, 0.3, 0.7),
+    ]
     figures = benchmark._figures(Level(2, 0.5, answers))
     assert figures["at_once"] == 2
     assert figures["requests_per_second"] == pytest.approx(6)
@@ -36,7 +40,9 @@ def test_figures_of_a_load() -> None:
 
 
 def test_the_report_has_a_row_for_each_load() -> None:
-    figures = [benchmark._figures(Level(n, 1.0, [Timed("a", 2, 0.1 * n, 0.2 * n)])) for n in (1, 4)]
+    figures = [
+        benchmark._figures(Level(n, 1.0, [TimedResponse("a", 2, 0.1 * n, 0.2 * n)])) for n in (1, 4)
+    ]
     text = benchmark._markdown({"served_exact_match": 0.5}, figures)
     assert "- served exact match: 0.5" in text
     rows = [line for line in text.splitlines() if line.startswith(("| 1 ", "| 4 "))]
@@ -59,7 +65,7 @@ def test_a_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import os, signal, subprocess, sys
 from pathlib import Path
-from pipeline.serving.benchmark.server_process import _end_with_parent
+from pipeline.serving.server_process import _end_with_parent
 sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
 process = subprocess.Popen(sleeper, preexec_fn=_end_with_parent)
 Path({json.dumps(str(child))}).write_text(str(process.pid))

@@ -127,4 +127,4 @@ def test_a_checkpoint_of_other_micro_batches_is_gone_on_from(
             with checkpoints.writing(3, points, main=True):
                 pass
         assert len(checkpoints.curve()) == 3
-    assert jobs[0].micro_batch_size != jobs[1].micro_batch_size
+    assert jobs[0].settings.micro_batch_size != jobs[1].settings.micro_batch_size

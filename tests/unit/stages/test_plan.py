@@ -120,6 +120,10 @@ def test_settings_that_no_machine_can_run(llama) -> None:
             "finetune.parallel.tensor=16",
             "finetune.parallel.processes=16",
         )
+    with pytest.raises(ConfigError, match=r"prepare\.max_length=9000 is over the 8192 positions"):
+        planned("experiment=llama3_8b", llama("8b"), "prepare.max_length=9000")
+    with pytest.raises(ConfigError, match=r"engine\.max_seq_len=9000 is over the 8192 positions"):
+        planned("experiment=llama3_8b", llama("8b"), "engine.max_seq_len=9000")
     with pytest.raises(DataError, match="nowhere"):
         planned("model=local", "model.name=x", "model.path=/nowhere")
 
@@ -141,7 +145,7 @@ def test_a_card_that_is_not_in_the_list_has_memory_and_no_time(monkeypatch, caps
     made = planned("experiment=llama3_8b_fp8", llama("8b"))
     assert made.step is None
     assert "NVIDIA Made Up has no FP8" in made.problems[0]
-    assert any("no rate is known" in note for note in made.notes)
+    assert any("is not known, so its time" in note for note in made.notes)
 
 
 def test_a_disk_that_is_too_small(monkeypatch, llama) -> None:
@@ -202,7 +206,7 @@ def test_a_run_that_nearly_fills_a_gpu_is_noted(llama) -> None:
     arguments = ("experiment=llama3_8b", llama("8b"), "plan.gpu=h200", "finetune.pack_length=26624")
     made = planned(*arguments)
     assert made.problems == ()
-    assert any("less than the arithmetic is sure of" in note for note in made.notes)
+    assert any("less than the error of the estimate" in note for note in made.notes)
 
 
 def test_a_quicker_layout_is_named(llama) -> None:

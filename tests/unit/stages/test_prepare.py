@@ -239,7 +239,7 @@ def test_too_many_rejects(tree: dict[str, Any], model: Path, data: Path, tmp_pat
     with pytest.raises(DataError) as caught:
         prepare.run(configure(tree, model, data, max_reject_share=0.2), {}, tmp_path)
     message = str(caught.value)
-    assert "11 of 24 rows were refused, more than prepare.max_reject_share=0.2 allows" in message
+    assert "11 of 24 rows were rejected, more than prepare.max_reject_share=0.2 allows" in message
     assert "10 × bad JSON, 1 × empty user turn; most in" in message
     assert "train1.jsonl" in message
     assert str(tmp_path / "rejected.jsonl") in message
@@ -317,7 +317,7 @@ def test_recorded_conversations_are_read_and_break_no_bound(
     assert files["1.jsonl"] == {"read": 14, "kept": 1, "rejected": 13}
     assert statistics["rows"]["rejected"] == len(rejects(tmp_path)) == 13
     write(data / "train2.jsonl", "[]")  # and a refusal speaks of the other files alone
-    with pytest.raises(DataError, match=r"1 of 14 rows were refused.*most in .*train2\.jsonl"):
+    with pytest.raises(DataError, match=r"1 of 14 rows were rejected.*most in .*train2\.jsonl"):
         prepare.run(config, {}, tmp_path)
 
 
@@ -335,7 +335,7 @@ def test_files_without_rows_are_told(
     files = json.loads((tmp_path / "statistics.json").read_text())["files"]
     assert files[str(data / "train2 [a].jsonl")] == {"read": 0, "kept": 0, "rejected": 0}
     said = capsys.readouterr()
-    assert f"Files without any row: {data / 'train2 [a].jsonl'}" in said.out + said.err
+    assert f"Files without rows: {data / 'train2 [a].jsonl'}" in said.out + said.err
     (data / "train.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"train split: the files of data\.train hold none, put"):
+    with pytest.raises(DataError, match=r"train split: the files of data\.train have no rows, add"):
         prepare.run(configure(tree, model, data), {}, tmp_path)

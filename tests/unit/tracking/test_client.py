@@ -1,4 +1,4 @@
-"""What stages write to the spool: everything, at once, without secrets, and never at their cost."""
+"""What stages write to the outbox: all events, at once, without secrets, and without failing."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.tracking import TrackingConfig
+from pipeline.core.paths import ROOT
 from pipeline.tracking import client as tracking
-from pipeline.tracking import outbox as spool
+from pipeline.tracking import outbox
 from pipeline.tracking.outbox import Destination, Group, Owner, read_events
 from tests.made_artifacts import make_artifact, make_chain
 
@@ -27,7 +28,7 @@ def no_sender(monkeypatch: pytest.MonkeyPatch) -> list[Destination]:
     started: list[Destination] = []
     monkeypatch.setattr(Destination, "ensure_sender", lambda self: started.append(self))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv(spool.OWNER_VARIABLE, raising=False)
+    monkeypatch.delenv(outbox.OWNER_VARIABLE, raising=False)
     return started
 
 
@@ -36,28 +37,28 @@ def start(artifacts: Path, stage: str = "finetune", **others: Any) -> tracking.S
     return tracking.start_stage(artifacts, stage=stage, **given)
 
 
-def spooled(artifacts: Path) -> list[dict[str, Any]]:
+def outbox_events(artifacts: Path) -> list[dict[str, Any]]:
     (file,) = Destination.of(artifacts).runs()
     return read_events(file, 0)[0]
 
 
-def test_a_stage_run_is_in_the_spool_as_it_happens(
+def test_a_stage_run_is_written_to_the_outbox_as_it_happens(
     tmp_path: Path, no_sender: list[Destination]
 ) -> None:
     data = make_artifact(tmp_path, "prepare", "dataset", metrics={"rows": 9})
     run = start(tmp_path, params={"finetune": {"method": "lora"}}, inputs={"prepare": data})
-    begin = spooled(tmp_path)[0]
+    begin = outbox_events(tmp_path)[0]
     assert begin["event"] == "start"
     assert begin["params"] == {"finetune.method": "lora"}
     assert begin["inputs"]["prepare"]["digest"] == data.manifest.digest
     assert begin["inputs"]["prepare"]["figures"] == {"rows": 9.0}
 
     tracking.log_metrics({"train/loss": 0.5}, step=7)
-    assert spooled(tmp_path)[1]["metrics"] == {"train/loss": [0.5, 7]}
+    assert outbox_events(tmp_path)[1]["metrics"] == {"train/loss": [0.5, 7]}
 
     made = make_artifact(tmp_path, "finetune", "nemo_adapter", metrics={"train/loss": 0.4, "x": 2})
     run.finish("FINISHED", made)
-    end = spooled(tmp_path)[2]
+    end = outbox_events(tmp_path)[2]
     assert end["status"] == "FINISHED"
     assert end["digest"] == made.manifest.digest
     assert end["metrics"]["train/loss"] == [0.4, 7]  # at the end of its curve
@@ -68,9 +69,9 @@ def test_a_stage_run_is_in_the_spool_as_it_happens(
 
 def test_figures_outside_a_stage_run_go_nowhere(tmp_path: Path) -> None:
     start(tmp_path).finish("FAILED", None, error="no memory")
-    before = spooled(tmp_path)
+    before = outbox_events(tmp_path)
     tracking.log_metrics({"loss": 1.0}, step=1)
-    assert spooled(tmp_path) == before
+    assert outbox_events(tmp_path) == before
     assert before[-1]["error"] == "no memory"
 
 
@@ -83,13 +84,13 @@ def test_tracking_switched_off_leaves_no_trace(tmp_path: Path) -> None:
     assert not (tmp_path / ".tracking").exists()
 
 
-def test_reports_are_kept_as_they_were_and_weights_are_not(tmp_path: Path) -> None:
+def test_reports_are_copied_and_weights_are_not(tmp_path: Path) -> None:
     big = "x" * (tracking.REPORT_BYTES + 1)
     files = {"report.json": "{}", "accuracy.png": b"png", "big.html": big, "model.bin": b"weights"}
     made = make_artifact(tmp_path, "evaluate", "report", files=files)
     start(tmp_path, "evaluate").finish("FINISHED", made)
     (made.path / "report.json").write_text("of a later run")
-    (kept,) = Destination.of(tmp_path).spool.glob("*.files")
+    (kept,) = Destination.of(tmp_path).outbox.glob("*.files")
     assert sorted(f.name for f in kept.iterdir()) == [
         "accuracy.png",
         "manifest.json",
@@ -109,7 +110,7 @@ def test_a_model_folder_shows_plots_but_not_its_configuration(tmp_path: Path) ->
     assert tracking.reports_of(made) == ["loss.png"]
 
 
-def test_a_disk_that_refuses_costs_a_warning_and_no_training(
+def test_a_full_disk_gives_a_warning_and_stops_no_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / ".tracking").write_text("a file where a folder is needed")
@@ -119,12 +120,12 @@ def test_a_disk_that_refuses_costs_a_warning_and_no_training(
     assert "nothing is tracked" in capsys.readouterr().err
 
 
-def test_a_spool_that_makes_no_sense_costs_a_warning_and_no_training(
+def test_a_broken_outbox_gives_a_warning_and_stops_no_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spool = Destination.of(tmp_path).spool
-    spool.mkdir(parents=True)
-    (spool / "1.group").write_text("not JSON")
+    folder = Destination.of(tmp_path).outbox
+    folder.mkdir(parents=True)
+    (folder / "1.group").write_text("not JSON")
     start(tmp_path).finish("FAILED", None)
     assert "JSONDecodeError" in capsys.readouterr().err
 
@@ -137,7 +138,7 @@ def test_secrets_are_masked_wherever_they_are_nested(key: str) -> None:
     assert tracking.flatten({"serve": {key: "hunter2"}}) == {f"serve.{key}": "***"}
 
 
-def test_settings_that_only_sound_secret_are_kept() -> None:
+def test_settings_that_only_sound_secret_are_not_masked() -> None:
     settings = {"max_tokens": 32, "tokens_per_second": 1, "token_f1": 0.5, "password": None}
     assert tracking.flatten(settings) == {name: str(value) for name, value in settings.items()}
 
@@ -161,7 +162,7 @@ def test_destination_is_the_environments_then_the_configured_then_embedded(
     assert mine.artifact_root is None
 
 
-def test_a_password_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passwords_are_written_to_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mine:5000")
     monkeypatch.setattr(sys, "argv", ["pipeline", "tracking.uri=http://me:hunter2@mine:5000"])
     start(tmp_path, params={"uri": "http://me:hunter2@mine"}).finish(
@@ -175,24 +176,24 @@ def test_a_password_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_stages_of_one_process_share_a_pipeline_run_until_it_ends(tmp_path: Path) -> None:
     for stage in ("prepare", "import"):
         start(tmp_path, stage).finish("FAILED", None)
-    place = Destination.of(tmp_path)
-    (group,) = place.groups()
+    destination = Destination.of(tmp_path)
+    (group,) = destination.groups()
     assert group.stages == ("prepare", "import")
-    assert len(place.runs_of(group.id)) == 2
-    replace(group, ended=True).write(place.spool)
+    assert len(destination.runs_of(group.id)) == 2
+    replace(group, ended=True).write(destination.outbox)
     start(tmp_path, "merge")
-    assert len(list(place.groups())) == 2
+    assert len(list(destination.groups())) == 2
 
 
 def test_stages_of_other_processes_join_the_owner_that_the_environment_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = Owner(os.getppid(), Owner.this().started - 100)
-    monkeypatch.setenv(spool.OWNER_VARIABLE, f"{owner.pid}:{owner.started}")
+    monkeypatch.setenv(outbox.OWNER_VARIABLE, f"{owner.pid}:{owner.started}")
     start(tmp_path)
     (group,) = Destination.of(tmp_path).groups()
     assert group.owner == owner
-    assert tracking.new_group() != {spool.OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
+    assert tracking.new_group() != {outbox.OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
 
 
 def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None
     )
     output = subprocess.run(
         [sys.executable, str(dvc)], capture_output=True, text=True, check=True,
-        cwd=Path(spool.__file__).parents[1],
+        cwd=ROOT,
     ).stdout.split()  # fmt: skip
     assert output[0] == output[1]
 
@@ -222,7 +223,7 @@ def test_an_owner_is_alive_only_as_the_process_that_it_was() -> None:
     assert not Group("a", me, 0.0, "bank", "root", ended=True).is_open()
 
 
-def test_a_line_that_was_cut_off_costs_only_itself(
+def test_an_incomplete_line_loses_only_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.jsonl"
@@ -248,22 +249,22 @@ def test_only_stages_that_did_not_run_are_recorded_as_reused(tmp_path: Path) -> 
     ]
 
 
-def test_a_failing_destination_is_waited_for_no_longer_and_told_in_a_line(tmp_path: Path) -> None:
+def test_a_failing_destination_is_not_waited_for_and_reported(tmp_path: Path) -> None:
     assert tracking.waiting_line(tmp_path, CONFIG) is None
     start(tmp_path).finish("FAILED", None)
     assert tracking.waiting_line(tmp_path, CONFIG) is None  # it is on its way
-    place = Destination.of(tmp_path)
-    (place.folder / "trouble.txt").write_text("ConnectionError: refused\n")
+    destination = Destination.of(tmp_path)
+    (destination.folder / "last_error.txt").write_text("ConnectionError: refused\n")
     delivery = tracking.wait_until_sent(tmp_path, CONFIG, timeout=60)
     assert delivery == tracking.Delivery(1, "ConnectionError: refused", None)
     line = tracking.waiting_line(tmp_path, CONFIG)
     assert line
-    assert "1 stage runs wait" in line
+    assert "1 stage runs could not be sent" in line
     assert "ConnectionError: refused" in line
     assert f"python -m pipeline.tracking.sender_process {tmp_path}" in line
 
 
-def test_what_mlflow_refused_is_told(tmp_path: Path) -> None:
+def test_runs_that_mlflow_refused_are_reported(tmp_path: Path) -> None:
     rejected = Destination.of(tmp_path).folder / "rejected"
     rejected.mkdir(parents=True)
     (rejected / "1-finetune.jsonl").write_text("")
@@ -272,19 +273,19 @@ def test_what_mlflow_refused_is_told(tmp_path: Path) -> None:
     assert str(rejected) in line
 
 
-def test_waiting_ends_with_the_time_given(tmp_path: Path) -> None:
+def test_waiting_ends_at_the_timeout(tmp_path: Path) -> None:
     start(tmp_path).finish("FAILED", None)
     assert tracking.wait_until_sent(tmp_path, CONFIG, timeout=0.2).waiting == 1
 
 
-def test_the_answer_of_the_registry_comes_with_the_delivery(tmp_path: Path) -> None:
+def test_the_delivery_has_the_registration(tmp_path: Path) -> None:
     start(tmp_path).finish("FAILED", None)
-    place = Destination.of(tmp_path)
-    (group,) = place.groups()
+    destination = Destination.of(tmp_path)
+    (group,) = destination.groups()
     for id, expected in (("another", None), (group.id, {"group": group.id, "version": 3})):
         answer = json.dumps({"group": id, "version": 3})
-        (place.folder / "registered.json").write_text(answer)
-        assert place.registered(group.id) == expected
+        (destination.folder / "registered.json").write_text(answer)
+        assert destination.registered(group.id) == expected
 
 
 def test_stages_never_import_mlflow() -> None:
@@ -294,6 +295,6 @@ def test_stages_never_import_mlflow() -> None:
         "import pipeline.stages.register, pipeline.tracking.sender_process\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('mlflow', 'torch', 'pandas')])"
     )
-    root = Path(spool.__file__).parents[1]
+    root = ROOT
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.training.job import Checkpoints, Job, Point, Trained
+from tests.finetune_settings import finetune_settings
 
 CURVE = [Point(step, 3.0 / step, 1e-3, 1.0, 100.0) for step in range(1, 5)]
 
@@ -60,13 +61,12 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tmp_path: Path) -> N
 
 
 def make_job(**changes: Any) -> Job:
+    """A job with changes of its own fields or of its settings'."""
     fields: dict[str, Any] = {name: Path(name) for name in ("hf", "weights", "train_rows")}
-    fields |= {"section": "finetune", "method": "lora", "validation_rows": None, "seed": 1}
-    fields |= {"scratch": Path("scratch"), "out": Path("out"), "steps": 10, "max_length": 64}
-    fields |= {"global_batch_size": 8, "micro_batch_size": 4, "weight_decay": 0.0, "clip_grad": 1.0}
-    fields |= {"learning_rate": 1e-3, "min_learning_rate": 0.0, "warmup_steps": 2}
-    fields |= {"validate_every": 5, "checkpoint_every": 5}
-    return Job(**fields | changes)
+    fields |= {"validation_rows": None, "seed": 1, "max_length": 64, "nodes": 1, "made_from": ""}
+    fields |= {"scratch": Path("scratch"), "out": Path("out")}
+    own = {name: changes.pop(name) for name in fields.keys() & changes.keys()}
+    return Job(settings=finetune_settings(**changes), **fields | own)
 
 
 def test_a_job_and_its_result_survive_json() -> None:
@@ -78,6 +78,7 @@ def test_a_job_and_its_result_survive_json() -> None:
 def test_what_a_checkpoint_depends_on() -> None:
     assert make_job(out=Path("elsewhere")).identity == make_job().identity
     assert make_job(learning_rate=2e-3).identity != make_job().identity
+    assert make_job(rank=4).identity != make_job().identity
     assert make_job(seed=2).identity != make_job().identity
     assert make_job(made_from="other rows").identity != make_job().identity
     # The same sums in other portions.

@@ -1,1 +1,1 @@
-"""Replacements of the vendors' code, each with its reason."""
+"""Replacements of library code. What, why and for which version: records.py."""

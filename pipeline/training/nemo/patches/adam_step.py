@@ -1,11 +1,11 @@
-"""One step of AdamW, for whoever computes it."""
+"""The numbers of one step of AdamW."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class AdamStep:
-    """What a step of AdamW has in common for all weights (arXiv:1711.05101).
+    """What a step of AdamW (arXiv:1711.05101) has in common for all weights.
 
     number: of the step, from 1. scale: what gradients are multiplied with, as clipping's factor.
     """

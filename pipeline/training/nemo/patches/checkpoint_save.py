@@ -1,9 +1,9 @@
 """Distributed checkpoints, written by several threads while tensors come from the GPU.
 
-Megatron-Core (0.15, strategies/filesystem_async.py) first fetches all tensors to the host, into
-pinned memory that holds the whole model, and then forks two processes that write; the disk waits
-for the first, and Adam's state of a large model may not fit in the host. Here each thread fetches a
-tensor, writes it and lets it go.
+Megatron-Core 0.15 (strategies/filesystem_async.py) first fetches all tensors to the host, into
+pinned memory for the whole model. Then it forks two processes that write. The disk waits for the
+first part, and Adam's state of a large model may not fit in the host's memory. Here each thread
+fetches a tensor, writes it and releases it.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from pipeline.core.monkeypatch import Patch
+from pipeline.core.monkeypatch import Replacement
+from pipeline.training.nemo.patches.records import CHECKPOINT_WRITER, WRITE_RESULTS
 
 WRITERS = 8  # files of a checkpoint from a GPU, and threads that write them
 
 
-def written_in_threads(results: Any) -> list[Patch]:
-    """Patches for checkpoints that are saved at once, not later and elsewhere.
+def write_in_threads(results: Any) -> list[Replacement]:
+    """Replacements for checkpoints that are saved synchronously, in this process.
 
-    results: a queue, on which Megatron's writer looks for what was written.
+    results: the queue from which Megatron's writer reads what was written.
     """
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    writer = filesystem_async.FileSystemWriterAsync
     return [
-        # Megatron makes one in a process of its own, seconds to start.
-        (filesystem_async, "_results_queue", results),
-        (writer, "preload_tensors", staticmethod(_left_where_they_are)),
-        (writer, "write_preloaded_data_multiproc", staticmethod(_write)),
+        *WRITE_RESULTS.by(_results_queue=results),
+        *CHECKPOINT_WRITER.by(
+            preload_tensors=staticmethod(_not_preloaded),
+            write_preloaded_data_multiproc=staticmethod(_write),
+        ),
     ]
 
 
-def _left_where_they_are(buckets: Sequence[Any], non_blocking: bool = True) -> Sequence[Any]:
+def _not_preloaded(buckets: Sequence[Any], non_blocking: bool = True) -> Sequence[Any]:
     return buckets
 
 
@@ -47,7 +46,7 @@ def _write(
 
 
 def _write_file(transforms: Sequence[Any], bucket: Any) -> list[Any]:
-    """Write one file; what lies where in it."""
+    """Write one file; returns what is where in it."""
     from torch.distributed.checkpoint import filesystem
 
     path, key, (plain, tensors) = bucket

@@ -1,9 +1,9 @@
-"""Weight gradients of the outer layers, added where their sums are kept.
+"""Weight gradients of the embedding and the output layer, added directly to their sums.
 
 A full fine-tune sums gradients over the micro-batches of a step in float32, in `main_grad` of each
 weight. Transformer Engine's layers add theirs as they multiply. Megatron-Core's embedding and
-output layer are left: without Apex each makes a whole gradient of [vocabulary, hidden] a
-micro-batch, of which another pass over memory makes the sum.
+output layer do not: without Apex each makes a whole gradient of [vocabulary, hidden] for each
+micro-batch, and another pass over memory adds it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import layers
 
-from pipeline.core.monkeypatch import Patch
+from pipeline.core.monkeypatch import Replacement
+from pipeline.training.nemo.patches.records import EMBEDDING, OUTPUT_LAYER
 
 
-def outer_layers() -> list[Patch]:
-    """What to replace in Megatron-Core 0.15 so that both layers add to `main_grad`."""
+def fused_weight_gradients() -> list[Replacement]:
+    """Replacements with which both layers add to `main_grad`."""
     return [
-        (layers, "F", SimpleNamespace(**{**vars(F), "embedding": embedding})),
-        # Apex's extension of that name: its one function, by Transformer Engine.
-        (layers, "fused_weight_gradient_mlp_cuda", _WeightGradients),
-        (layers, "_grad_accum_fusion_available", True),
+        *EMBEDDING.by(F=SimpleNamespace(**{**vars(F), "embedding": embedding})),
+        *OUTPUT_LAYER.by(
+            fused_weight_gradient_mlp_cuda=_WeightGradients, _grad_accum_fusion_available=True
+        ),
     ]
 
 
@@ -50,12 +50,14 @@ class _Embedding(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         total = ctx.weight.main_grad
         rows = grads[0].reshape(-1, total.shape[1]).to(total.dtype)
-        # Sorts, so that rows of one token are added in the same order each time.
+        # It sorts, so that rows of one token are added in the same order each time.
         total.index_put_((ids.reshape(-1),), rows, accumulate=True)
         return None, None
 
 
 class _WeightGradients:
+    """Apex's extension fused_weight_gradient_mlp_cuda, with Transformer Engine's product."""
+
     @staticmethod
     def wgrad_gemm_accum_fp32(x: torch.Tensor, grad: torch.Tensor, total: torch.Tensor) -> None:
         """total += gradᵀ x. x: [tokens, in]. grad: [tokens, out]. total: [out, in], float32."""

@@ -1,9 +1,7 @@
-"""LoRA beside a frozen layer with fewer passes over memory than NeMo's modules take.
+"""LoRA beside a frozen layer, with fewer passes over memory than NeMo's modules take.
 
-    LoRALinear.forward = forward_of(LoRALinear.forward)
-
-The adapter's product is added in the memory of the layer's output, and its gradient in the memory
-of the layer's own, where both see the same input.
+The adapter's product is added in the memory of the layer's output. Where both see the same input,
+the adapter's gradient is added in the memory of the layer's gradient.
 """
 
 from __future__ import annotations
@@ -13,9 +11,16 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from pipeline.core.monkeypatch import Replacement
+from pipeline.training.nemo.patches.records import LORA_FORWARD
+
+
+def lora_in_place() -> list[Replacement]:
+    return LORA_FORWARD.by(forward=forward_of(LORA_FORWARD.original("forward")))
+
 
 def forward_of(original: Any) -> Any:
-    """LoRALinear.forward; as NeMo has it where ranks share a layer or the adapter drops out."""
+    """LoRALinear.forward; NeMo's own where ranks share a layer or the adapter has dropout."""
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         adapter = self.adapter
@@ -24,7 +29,7 @@ def forward_of(original: Any) -> Any:
         waiting = _Waiting()
         x = _AddWaiting.apply(x, waiting)
         output, bias, seen = self.base_linear_forward(x, *args, **kwargs)
-        # With a norm before it a layer gives what the adapter sees, and takes its gradient back.
+        # A layer with a norm before it returns what the adapter sees, and takes its gradient back.
         shared = (seen.detach(), waiting) if seen is x else (seen, None)
         scale = adapter.alpha / adapter.dim
         a, b = adapter.linear_in.weight, adapter.linear_out.weight
@@ -34,7 +39,7 @@ def forward_of(original: Any) -> Any:
 
 
 class _Waiting:
-    """An adapter's part of a gradient, as factors, until the layer's is there to add it to."""
+    """An adapter's part of a gradient, as factors, until it can be added to the layer's part."""
 
     factors: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -58,8 +63,8 @@ class _AddWaiting(torch.autograd.Function):
 class _AddAdapter(torch.autograd.Function):
     """output + scale * x Aᵀ Bᵀ, in the memory of `output`.
 
-    output: [..., out]. x: [..., in]. a: [rank, in]. b: [out, rank]. The gradient of x is left with
-    `waiting`, if there is one.
+    output: [..., out]. x: [..., in]. a: [rank, in]. b: [out, rank]. waiting: where to leave the
+    gradient of x, if given.
     """
 
     @staticmethod
@@ -74,8 +79,9 @@ class _AddAdapter(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.t()
-        # Not marked as changed: autograd forbids that of what some layers give out, a view made in
-        # a function. Nothing else reads `output`, and saving it for a backward pass would be seen.
+        # Not marked as changed: autograd forbids that for the outputs of some layers, which are
+        # views made in a function. Nothing else reads `output`; had a layer saved it for its
+        # backward pass, autograd would report the change.
         total = output.detach()
         _add(total.view(-1, total.shape[-1]), low, b, scale)
         ctx.save_for_backward(rows, low, a, b)

@@ -1,10 +1,10 @@
-"""The random numbers that an adapter starts from: the same on every machine and in every layout.
+"""The initial values of a LoRA adapter: the same on every machine and in every layout.
 
-    with adapter_start(seed):
+    with seeded_lora_init(seed):
         trainer.fit(model, data)    # NeMo makes the adapter
 
 NeMo draws them on the GPU, rank by rank, layer after layer: a run on a CPU, or with another tensor
-or pipeline parallel size, would start elsewhere and end elsewhere.
+or pipeline parallel size, would start and end with other weights.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
-from nemo.collections.llm.peft.utils import ParallelLinearAdapter
 
 from pipeline.core.monkeypatch import replaced
+from pipeline.training.nemo.patches.records import LORA_INIT
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.(.+)$")
 
 
-def adapter_start(seed: int) -> AbstractContextManager[None]:
-    """Draw each layer's adapter from the seed and the layer's name while the block runs."""
-    original = ParallelLinearAdapter.__init__
+def seeded_lora_init(seed: int) -> AbstractContextManager[None]:
+    """While the block runs, each layer's adapter is drawn from the seed and the layer's name."""
+    original = LORA_INIT.original("__init__")
 
     def __init__(
         self: Any, *sizes: Any, base_linear_name: str, model_parallel_config: Any, **rest: Any
@@ -46,7 +46,7 @@ def adapter_start(seed: int) -> AbstractContextManager[None]:
         if torch.cuda.is_available():
             self.cuda()
 
-    return replaced([(ParallelLinearAdapter, "__init__", __init__)])
+    return replaced(LORA_INIT.by(__init__=__init__))
 
 
 def _seed(seed: int, module: str, config: Any) -> int:

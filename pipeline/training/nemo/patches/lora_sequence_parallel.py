@@ -1,13 +1,13 @@
 """Gradients through adapters where ranks share the tokens of a row (sequence parallel).
 
-    with whole_gradients():
+    with adapters_that_gather():
         trainer.fit(model, data)    # NeMo makes the adapter
 
-A layer with a norm before it gives its adapter the normed tokens. NeMo asks Transformer Engine for
-those of all ranks, gathered; and Transformer Engine 2.9 then forgets what comes back for them: its
-backward pass adds the adapter's gradient only if they are not gathered (module/layernorm_linear.py,
-since the line that added the other went astray; it came with NVIDIA/TransformerEngine#697). The
-loss falls all the same, a little more slowly, for the base's own gradient is whole.
+A layer with a norm before it passes the normed tokens to its adapter. NeMo asks Transformer Engine
+to gather those of all ranks. Transformer Engine 2.9 then drops the gradient that comes back for
+them: its backward pass adds the adapter's gradient only if the tokens are not gathered
+(module/layernorm_linear.py; the line that added the other came with NVIDIA/TransformerEngine#697
+and was lost). The loss still falls, a little more slowly, as the base's own gradient is complete.
 """
 
 from __future__ import annotations
@@ -16,20 +16,28 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nemo.collections.llm.peft import dora, lora
-
 from pipeline.core.monkeypatch import replaced
+from pipeline.training.nemo.patches.records import DORA_GATHERING, LORA_GATHERING
 
 
-def whole_gradients() -> AbstractContextManager[None]:
-    """While the block runs adapters gather their tokens themselves, as they do on other layers."""
-    name = "get_adapter_attributes_from_linear"
-    return replaced([(m, name, gathering(getattr(m, name))) for m in (lora, dora)])
+def adapters_that_gather() -> AbstractContextManager[None]:
+    """While the block runs, adapters gather their tokens themselves, as they do on other layers."""
+    return replaced(
+        replacement
+        for patch in (LORA_GATHERING, DORA_GATHERING)
+        for replacement in patch.by(
+            get_adapter_attributes_from_linear=gathering(
+                patch.original("get_adapter_attributes_from_linear")
+            )
+        )
+    )
 
 
 def gathering(attributes_of: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], tuple[Any, ...]]:
-    """NeMo's function, for layers that give what this rank has. Its fourth result turns off the
-    adapter's own gathering."""
+    """NeMo's function, for layers that return only this rank's tokens.
+
+    Its fourth result turns off the adapter's own gathering.
+    """
 
     def run(layer: Any) -> tuple[Any, ...]:
         parallel, inputs, outputs, gathered, *rest = attributes_of(layer)

@@ -1,13 +1,13 @@
-"""Float32 weights of a full fine-tune, in two halves of 16 bits that no byte is kept of twice.
+"""Float32 weights of a full fine-tune, as bfloat16 weights and their lower 16 bits.
 
-A full fine-tune in bfloat16 keeps a float32 copy of each weight, for updates are smaller than a
-bfloat16 weight's last bit. The upper half of that copy is the bfloat16 weight itself, so that the
-lower 16 bits are enough beside it (Transformer Engine's FusedAdam, `store_param_remainders`): two
-bytes a weight less, and the optimizer writes both halves as it computes them. Megatron-Core calls
-this `use_precision_aware_optimizer`; the results are those of a float32 copy.
+A full fine-tune in bfloat16 needs a float32 copy of each weight, as updates are smaller than the
+last bit of a bfloat16 weight. The upper half of that copy is the bfloat16 weight itself, so only
+the lower 16 bits are kept beside it (Transformer Engine's FusedAdam, `store_param_remainders`).
+This saves two bytes a weight, and the optimizer writes both halves in one pass. Megatron-Core calls
+it `use_precision_aware_optimizer`. The results are those of a float32 copy.
 
-Clipping is a factor in the optimizer's one pass (`gpu_kernels.adam`), where Megatron scales all
-gradients beforehand. Checkpoints hold whole float32 weights, as without it.
+Clipping is a factor in the optimizer's one pass (`triton_kernels.adam`), where Megatron scales all
+gradients beforehand. Checkpoints hold whole float32 weights, as they do without it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from pipeline.core.monkeypatch import Patch
+from pipeline.core.monkeypatch import Replacement
 from pipeline.training.nemo.patches.adam_step import AdamStep
+from pipeline.training.nemo.patches.records import ADAM_KERNEL, CLIPPING_FACTOR, MASTER_WEIGHTS
 
 _PIECE = 1 << 26  # weights
 
@@ -41,19 +42,19 @@ def split(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return high.to(torch.int16).view(torch.bfloat16), low
 
 
-def split_weights() -> list[Patch]:
-    """What to replace in Megatron-Core 0.15 and Transformer Engine 2.9 while a model is trained."""
-    import transformer_engine_torch as engine
-    from megatron.core.optimizer import optimizer as megatron
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer as Shared
-
-    step = _OnePass(megatron.clip_grad_by_total_norm_fp32)
-    get, set_ = "_get_main_param_and_optimizer_states", "_set_main_param_and_optimizer_states"
+def master_weights() -> list[Replacement]:
+    """Replacements in Megatron-Core and Transformer Engine while a model is trained."""
+    step = _OnePass(CLIPPING_FACTOR.original("clip_grad_by_total_norm_fp32"))
+    get, set_ = MASTER_WEIGHTS.names
     return [
-        (engine, "multi_tensor_adam_param_remainder", step.update),
-        (megatron, "clip_grad_by_total_norm_fp32", step.clip),
-        (Shared, get, _joined(getattr(Shared, get))),
-        (Shared, set_, _divided(getattr(Shared, set_))),
+        *ADAM_KERNEL.by(multi_tensor_adam_param_remainder=step.update),
+        *CLIPPING_FACTOR.by(clip_grad_by_total_norm_fp32=step.clip),
+        *MASTER_WEIGHTS.by(
+            **{
+                get: _joined(MASTER_WEIGHTS.original(get)),
+                set_: _divided(MASTER_WEIGHTS.original(set_)),
+            }
+        ),
     ]
 
 
@@ -101,7 +102,7 @@ class _OnePass:
 
 
 def _joined(original: Any) -> Any:
-    """What a checkpoint gets of a weight and its moments, with the float32 weight, on the host."""
+    """Returns a weight and its moments for a checkpoint, the weight in float32 on the host."""
 
     def get(self: Any, model_param: torch.Tensor) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = original(self, model_param)
@@ -116,7 +117,7 @@ def _joined(original: Any) -> Any:
 
 
 def _divided(original: Any) -> Any:
-    """What is made of a checkpoint's float32 weight and its moments."""
+    """Takes a checkpoint's float32 weight and its moments."""
 
     def set_(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
         upper = _upper(self, model_param)
@@ -131,7 +132,7 @@ def _divided(original: Any) -> Any:
 
 
 def _pieces(count: int) -> Iterator[slice]:
-    """So small that what is computed with one takes a GiB."""
+    """Pieces so small that computing with one takes about a GiB."""
     for start in range(0, count, _PIECE):
         yield slice(start, start + _PIECE)
 

@@ -1,13 +1,13 @@
 """The optimizer's state in a checkpoint, weight by weight.
 
-For a checkpoint that another layout can go on from (`fully_reshardable`) Megatron-Core 0.15 gathers
-the state of all weights at once: 8 bytes a weight of the GPU beside the model, its gradients and
-the state itself, and 24 of the host on every rank. A full fine-tune that fits while it trains would
-run out of memory as it saves. Here one weight's state is gathered at a time, and each rank keeps
-its share of them until they are written. What is written is the same.
+For a checkpoint that another layout can resume from (`fully_reshardable`), Megatron-Core 0.15
+gathers the state of all weights at once: 8 bytes a weight of the GPU beside the model, its
+gradients and the state itself, and 24 of the host on every rank. A full fine-tune that fits while
+it trains would run out of memory when it saves. Here one weight's state is gathered at a time, and
+each rank keeps its share of them until they are written. What is written is the same.
 
-Going on from one, Transformer Engine 2.9 copies the state twice, so that the GPU holds 26 bytes a
-weight where training takes 16; here it is taken as it is.
+When a run resumes, Transformer Engine 2.9 copies the state twice: the GPU then holds 26 bytes a
+weight where training takes 16. Here the state is used without a copy.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from typing import Any
 
 import torch
 
-from pipeline.core.monkeypatch import Patch
+from pipeline.core.monkeypatch import Replacement
+from pipeline.training.nemo.patches.records import OPTIMIZER_LOAD, OPTIMIZER_SAVE
 
 PARTS = ("param", "exp_avg", "exp_avg_sq")
 
 
-def streamed_state() -> list[Patch]:
-    """What to replace in Megatron-Core 0.15 and Transformer Engine 2.9 while a model is trained."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-    from transformer_engine.pytorch.optimizers import FusedAdam
-
-    name = "sharded_param_state_fully_reshardable"
+def streamed_optimizer_state() -> list[Replacement]:
+    """Replacements in Megatron-Core and Transformer Engine while a model is trained."""
+    original = OPTIMIZER_SAVE.original("sharded_param_state_fully_reshardable")
     return [
-        (DistributedOptimizer, name, _streamed(getattr(DistributedOptimizer, name))),
-        (FusedAdam, "load_state_dict", adopt),
+        *OPTIMIZER_SAVE.by(sharded_param_state_fully_reshardable=_streamed(original)),
+        *OPTIMIZER_LOAD.by(load_state_dict=adopt),
     ]
 
 
 def adopt(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Make a state the optimizer's without a copy. Its tensors are of the optimizer's types already
-    and on its device, as Megatron-Core makes them before a checkpoint is read into them."""
+    """Give an optimizer its state without a copy.
+
+    The tensors already have the optimizer's types and device, as Megatron-Core makes them before it
+    reads a checkpoint into them.
+    """
     torch.optim.Optimizer.load_state_dict(optimizer, {**state_dict, "state": {}})
     numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     weights = chain.from_iterable(group["params"] for group in optimizer.param_groups)
@@ -54,8 +55,10 @@ def _streamed(original: Any) -> Any:
     def state(
         self: Any, model_sharded_state_dict: Any, is_loading: bool = False, metadata: Any = None
     ) -> Any:
-        """By each weight's number its float32 form and moments, as Megatron describes them; of
-        several ranks' weights those that this one writes."""
+        """The float32 weight and its moments as Megatron describes them, by the weight's number.
+
+        With several ranks: those of the weights that this one writes.
+        """
         if is_loading:
             return original(self, model_sharded_state_dict, is_loading, metadata)
         shards, _ = extract_sharded_tensors_and_factories(model_sharded_state_dict)
@@ -85,10 +88,10 @@ def _streamed(original: Any) -> Any:
 
 
 def _whole(self: Any, weight: torch.Tensor, here: Any, writer: int) -> dict[str, torch.Tensor]:
-    """A weight's state from all ranks that share it, in the weight's shape; on other ranks than the
-    writer nothing.
+    """A weight's state from all ranks that share it, in the weight's shape; {} on other ranks than
+    the writer.
 
-    here: where this rank's part of it lies, or None.
+    here: where this rank's part of it is, or None.
     """
     parts = {} if here is None else self._get_main_param_and_optimizer_states(weight)
     group = self.data_parallel_group
@@ -101,8 +104,7 @@ def _whole(self: Any, weight: torch.Tensor, here: Any, writer: int) -> dict[str,
 def _summed(
     weight: torch.Tensor, here: Any, part: torch.Tensor | None, group: Any, writer: int
 ) -> torch.Tensor | None:
-    """The parts of all ranks, each of which adds zeros for those of the others; for the writer, on
-    the host."""
+    """The parts of all ranks, on the writer's host. Each rank adds zeros for the others' parts."""
     whole = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
     if part is not None:
         whole[here["param"].start : here["param"].end] = part
@@ -111,10 +113,10 @@ def _summed(
 
 
 def _described(shard: Any, part: str, tensor: torch.Tensor) -> Any:
-    """A weight's description for Megatron's checkpoints, of a part of its state."""
+    """The description of a part of a weight's state, for Megatron's checkpoints."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
-    # One rank has it, which of the data parallel ones does not matter.
+    # One rank has it; which of the data parallel ones does not matter.
     described = replace(
         shard,
         key=f"optimizer.state.{part}.{shard.key}",

@@ -1,8 +1,8 @@
-"""Rotary embedding of packs, where queries and keys are.
+"""Rotary embedding of packs, in place.
 
-Megatron-Core turns packed rows' queries and keys one after the other, each after a copy, where it
-turns rows of one length in one kernel (`fused_single_qkv_rope`). That kernel takes an angle for
-each position of a sequence, and a pack is one whose angles begin anew with each row.
+Megatron-Core rotates the queries and keys of packed rows one after the other, each after a copy. It
+rotates rows of one length in one kernel (`fused_single_qkv_rope`). That kernel takes an angle for
+each position of a sequence, so it can rotate a pack too: its angles restart with each row.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.core.monkeypatch import Patch
+from pipeline.core.monkeypatch import Replacement
+from pipeline.training.nemo.patches.records import PACKED_ANGLES, PACKED_ROTATION
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
 
 
-def packed_rotation() -> list[Patch]:
-    """What to replace in Megatron-Core 0.15 while a model is trained on a GPU."""
-    from megatron.core.transformer.attention import Attention, SelfAttention
-
-    parts = "get_query_key_value_tensors"
+def packed_rope() -> list[Replacement]:
+    """Replacements in Megatron-Core while a model is trained on a GPU."""
+    parts = PACKED_ROTATION.original("get_query_key_value_tensors")
     return [
-        (Attention, "forward", _with_angles(Attention.forward)),
-        (SelfAttention, parts, _rotated_parts(getattr(SelfAttention, parts))),
+        *PACKED_ANGLES.by(forward=_with_angles(PACKED_ANGLES.original("forward"))),
+        *PACKED_ROTATION.by(get_query_key_value_tensors=_rotated_parts(parts)),
     ]
 
 
@@ -32,7 +31,7 @@ def angles_of(freqs: torch.Tensor, boundaries: torch.Tensor, tokens: int) -> tor
     """The angles of each token of a pack: [tokens, 1, 1, size].
 
     freqs: [longest row, 1, 1, size], the angles of a row's positions. boundaries: [rows + 1], where
-    rows begin and the last one ends; what follows is padding, whose angles nobody reads.
+    rows begin and the last one ends; padding follows, whose angles are not used.
     """
     places = torch.arange(tokens, device=boundaries.device, dtype=boundaries.dtype)
     rows = torch.searchsorted(boundaries, places, right=True) - 1
@@ -40,8 +39,10 @@ def angles_of(freqs: torch.Tensor, boundaries: torch.Tensor, tokens: int) -> tor
 
 
 def _with_angles(original: Any) -> Any:
-    """Attention that knows a pack's angles, which Megatron itself then does not turn by. Ranks that
-    share a row are not given packs (pipeline.training.settings_checks)."""
+    """Attention that keeps a pack's angles, so that Megatron itself does not rotate.
+
+    Ranks that share a row get no packs (pipeline.training.settings_checks).
+    """
 
     def forward(
         self: Any,
@@ -70,7 +71,7 @@ def _with_angles(original: Any) -> Any:
 def _angles(
     self: Any, hidden_states: torch.Tensor, freqs: torch.Tensor, packed: PackedSeqParams
 ) -> torch.Tensor:
-    """Those of a pack, made by its first layer and kept with its boundaries."""
+    """A pack's angles, made by its first layer and kept with its boundaries."""
     found: torch.Tensor | None = getattr(packed, "angles", None)
     if found is None:
         tokens = len(hidden_states)
@@ -82,7 +83,7 @@ def _angles(
 
 
 def _rotated_parts(original: Any) -> Any:
-    """Query, key and value of an attention layer, turned by its angles."""
+    """Query, key and value of an attention layer, rotated by its angles."""
 
     def parts(self: Any, hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         if (angles := self._angles) is None:

@@ -3,9 +3,8 @@
     with fast_training():
         trainer.fit(model, data)
 
-Large models spend a third of a step moving activations and gradients, not multiplying. What is
-replaced, in Megatron-Core 0.15 and NeMo 2.7, is listed in `fast_training` with its reason. Figures
-before and after are in docs/benchmarks.md.
+Large models spend a third of a step moving activations and gradients, not multiplying. The reasons
+are in records.py; figures before and after are in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -14,68 +13,55 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import Strategy
-from megatron.core.fusions import fused_bias_swiglu
-from megatron.core.models.common.language_module import language_module
-from megatron.core.tensor_parallel import layers
-from megatron.core.transformer import attention
-from nemo.collections.llm.peft.lora import LoRALinear
 
-from pipeline.core.monkeypatch import Patch, replaced
-from pipeline.training.nemo.patches.gradient_accumulation import outer_layers
-from pipeline.training.nemo.patches.lora_forward import forward_of
-from pipeline.training.nemo.patches.master_weights import split_weights
-from pipeline.training.nemo.patches.optimizer_checkpoint import streamed_state
-from pipeline.training.nemo.patches.packed_rope import packed_rotation
+from pipeline.core.monkeypatch import Replacement, replaced
+from pipeline.training.nemo.patches import records
+from pipeline.training.nemo.patches.gradient_accumulation import fused_weight_gradients
+from pipeline.training.nemo.patches.lora_forward import lora_in_place
+from pipeline.training.nemo.patches.master_weights import master_weights
+from pipeline.training.nemo.patches.optimizer_checkpoint import streamed_optimizer_state
+from pipeline.training.nemo.patches.packed_rope import packed_rope
 from pipeline.training.nemo.session import has_transformer_engine
 
 
 def fast_training() -> AbstractContextManager[None]:
-    """Replace what is slow while the block runs."""
-    frozen = layers.LinearWithFrozenWeight
-    patches: list[Patch] = [
-        # A gradient of [sequence, 1, vocabulary] would be multiplied vector by vector.
-        (frozen, "backward", staticmethod(_flat_backward(frozen.backward))),
-        # The adapter's product is added to the layer's in place, not scaled, kept and added.
-        (LoRALinear, "forward", forward_of(LoRALinear.forward)),
-        # What was trained is on disk by then: nothing is copied to the host.
-        (Strategy, "teardown", _teardown),
+    """Replace slow code while the block runs."""
+    backward = records.FROZEN_LINEAR.original("backward")
+    replacements = [
+        *records.FROZEN_LINEAR.by(backward=staticmethod(_flat_backward(backward))),
+        *lora_in_place(),
+        *records.TEARDOWN.by(teardown=_teardown),
     ]
     if has_transformer_engine():
-        from transformer_engine.pytorch.module.base import TransformerEngineBaseModule as Layer
-
-        from pipeline.training.nemo.patches.triton_kernels import rotated, swiglu_back
-
-        patches += [
-            *outer_layers(),
-            *split_weights(),
-            *streamed_state(),
-            *packed_rotation(),
-            # Two thirds of the time of the one that torch.compile makes.
-            (fused_bias_swiglu, "swiglu_back", swiglu_back),
-            # Half of the time of Transformer Engine's.
-            (attention, "apply_fused_qkv_rotary_pos_emb", rotated),
-            (
-                Layer,
-                "grad_output_preprocess",
-                staticmethod(_rows_alone(Layer.grad_output_preprocess)),
-            ),
-            # Its loss is right and its gradient is of other tokens; see there.
-            (
-                language_module,
-                "te_parallel_cross_entropy",
-                contiguous_gradient(language_module.te_parallel_cross_entropy),
-            ),
+        replacements += [
+            *fused_weight_gradients(),
+            *master_weights(),
+            *streamed_optimizer_state(),
+            *packed_rope(),
+            *_kernels(),
         ]
-    return replaced(patches)
+    return replaced(replacements)
+
+
+def _kernels() -> list[Replacement]:
+    from pipeline.training.nemo.patches.triton_kernels import rotated, swiglu_back
+
+    preprocess = records.FP8_GRADIENTS.original("grad_output_preprocess")
+    loss_of = records.CROSS_ENTROPY.original("te_parallel_cross_entropy")
+    return [
+        *records.SWIGLU.by(swiglu_back=swiglu_back),
+        *records.ROTARY_EMBEDDING.by(apply_fused_qkv_rotary_pos_emb=rotated),
+        *records.FP8_GRADIENTS.by(grad_output_preprocess=staticmethod(_rows_alone(preprocess))),
+        *records.CROSS_ENTROPY.by(te_parallel_cross_entropy=contiguous_gradient(loss_of)),
+    ]
 
 
 def _flat_backward(original: Any) -> Any:
     """Megatron's frozen linear layer with one matrix product in its backward pass.
 
     With a micro-batch of one row the gradient that reaches the frozen output layer is
-    [sequence, 1, vocabulary] and not contiguous, and Megatron-Core 0.15 multiplies it as one vector
-    a position, in a batched product that takes most of a large model's time on a GPU. In two
+    [sequence, 1, vocabulary] and not contiguous. Megatron-Core 0.15 multiplies it as one vector for
+    each position, in a batched product that takes most of a large model's time on a GPU. In two
     dimensions it is one matrix product with the same result.
     """
 
@@ -87,10 +73,10 @@ def _flat_backward(original: Any) -> Any:
 
 
 def _rows_alone(original: Any) -> Any:
-    """Transformer Engine's preparation of a gradient in FP8, without a transpose nobody reads.
+    """Transformer Engine's preparation of a gradient in FP8, without an unused transpose.
 
-    Only the gradient of a weight is computed from the transpose. Its Linear leaves it out where the
-    weight is frozen; its LayerNormLinear (2.9) makes it all the same.
+    Only the gradient of a weight is computed from the transpose. Linear leaves it out where the
+    weight is frozen; LayerNormLinear (2.9) does not.
     """
 
     def preprocess(ctx: Any, grad: torch.Tensor, row_parallel: bool, quantizer: Any) -> Any:
@@ -106,7 +92,7 @@ def contiguous_gradient(loss_of: Any) -> Any:
 
     The backward pass of its fused cross-entropy (2.9, triton/cross_entropy.py) takes the tokens'
     gradients one after another from memory, whatever their strides. Megatron's come transposed, so
-    that with more than one row in a micro-batch each token would be weighed with another's mask.
+    that with more than one row in a micro-batch each token is weighed with another token's mask.
     """
 
     def run(*arguments: Any) -> torch.Tensor:
@@ -116,8 +102,10 @@ def contiguous_gradient(loss_of: Any) -> Any:
 
 
 def _teardown(self: Any) -> None:
-    """Lightning's without a copy of the model and the optimizer to the host, which nobody reads:
-    44 s after a full fine-tune of 22 layers of 8 B."""
+    """Lightning's, without the unused copy of the model and the optimizer to the host.
+
+    The copy took 44 s after a full fine-tune of 22 layers of 8 B.
+    """
     self.precision_plugin.teardown()
     self.accelerator.teardown()
     self.checkpoint_io.teardown()

@@ -1,11 +1,11 @@
-"""Operations that are bound by a GPU's memory, as Triton kernels that read and write all once.
+"""Operations that are bound by a GPU's memory, as Triton kernels that read and write once.
 
     gradient = swiglu_back(gradient_of_output, y)          # as Megatron-Core has it
     query, key, value = rotated(qkv, freqs, freqs, sizes)  # as Transformer Engine has it
     add_low_rank(total, low, b, scale)                     # total += scale * low bᵀ
     adam(grad, weight, mean, square, low_bits, step)       # a weight's step of AdamW
 
-What each takes the place of, and how long that took, is in docs/benchmarks.md. Needs a GPU.
+What each replaces, and how long that took, is in docs/benchmarks.md. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BLOCK, _WARPS = 1024, 4
 _ROWS, _COLUMNS, _TILE_WARPS = 32, 256, 4  # of a tile of add_low_rank
 
 
-# Triton reads a kernel's annotations, so that kernels have none but its own.
+# Triton reads a kernel's annotations, so kernels have only those that Triton knows.
 @triton.jit  # type: ignore[untyped-decorator]
 def _swiglu_back(grad_ptr, input_ptr, out_ptr, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)  # rows times columns may be over 2^31
@@ -113,8 +113,10 @@ def rotated(
 
 @lru_cache(maxsize=2)
 def _turns(freqs: torch.Tensor) -> torch.Tensor:
-    """[sequence, size]: cosines, then sines. Megatron keeps the tensor of angles and gives it to
-    all layers; one with other tokens is another."""
+    """[sequence, size]: cosines, then sines.
+
+    Megatron passes the same tensor of angles to all layers, and another one for other tokens.
+    """
     half = freqs.float().view(freqs.shape[0], -1).chunk(2, -1)[0]
     return torch.cat((half.cos(), half.sin()), -1)
 
@@ -217,9 +219,9 @@ def adam(
 ) -> None:
     """A step of AdamW in float32, in place, in one pass over memory.
 
-    All of one size and contiguous. weight: bfloat16, the upper half of the float32 weight, rounded;
-    low_bits: int16, its lower half (`split_weights.whole`). grad, mean and square: float32, the
-    latter the gradient's running means of first and second order.
+    All tensors are contiguous and of one size. weight: bfloat16, the upper half of the float32
+    weight, rounded. low_bits: int16, its lower half (`master_weights.whole`). grad, mean and
+    square: float32, the last two the running means of the gradient and its square.
     """
     count = weight.numel()
     with torch.cuda.device_of(weight):

@@ -1,4 +1,4 @@
-"""A fine-tuning of 405 B on eight machines, for launchers of clusters; programs that stand in."""
+"""A 405 B fine-tune on eight machines, and programs that replace the cluster's commands."""
 
 from pathlib import Path
 

@@ -70,7 +70,7 @@ def test_sbatch_gets_the_script(
     [
         ("import", [], r"artifacts would be lost .* give artifacts=/shared/artifacts, on a folder"),
         ("import", ["artifacts=/other/artifacts"], "would be lost with the container"),
-        ("all", ["artifacts=/shared/made"], "must be the folder `artifacts` of a checkout"),
+        ("all", ["artifacts=/shared/made"], "give its folder `artifacts`"),
     ],
 )
 def test_artifacts_outlive_the_container(stage: str, given: list[str], said: str) -> None:

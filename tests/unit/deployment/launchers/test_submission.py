@@ -1,4 +1,4 @@
-"""What each launcher shows and hands over, and what it refuses."""
+"""What each launcher prints, submits and refuses."""
 
 import itertools
 import os
@@ -59,9 +59,9 @@ def test_kubernetes_manifest_of_one_machine(capsys: pytest.CaptureFixture[str]) 
     assert container["command"][-2:] == ["launcher=local", "launcher.nodes=1"]
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 1}}
     # The command that the pod runs is whole: it composes again.
-    again = configured(container["command"][3:])
-    assert again.launcher.name == "local"
-    assert again.data.train == ("my chats.jsonl",)
+    fixed = configured(container["command"][3:])
+    assert fixed.launcher.name == "local"
+    assert fixed.data.train == ("my chats.jsonl",)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_job_gets_the_gpus_that_its_stage_uses(stage: str, processes: int, gpu
         "artifacts=/shared/artifacts",
         *KUBERNETES,
     ]
-    assert launchers.work_of(stage, arguments, configured(arguments)).gpus == gpus
+    assert launchers.job_spec(stage, arguments, configured(arguments)).gpus == gpus
 
 
 def test_kubernetes_needs_artifacts_on_the_shared_volume() -> None:
@@ -138,7 +138,7 @@ def test_retraining_on_kubernetes_is_a_cron_job_of_one_name(
 @pytest.mark.parametrize("stage", ["all", "retrain"])
 def test_the_graph_on_kubernetes_needs_a_checkout_on_the_volume(stage: str) -> None:
     arguments = [f"stage={stage}", *KUBERNETES, "artifacts=/shared/made", DRY]
-    with pytest.raises(ConfigError, match="must be the folder `artifacts` of a checkout"):
+    with pytest.raises(ConfigError, match="give its folder `artifacts`"):
         launchers.submit(stage, arguments, configured(arguments))
 
 
@@ -155,7 +155,7 @@ def test_kubectl_gets_the_manifest(
     launchers.submit("finetune", arguments, config)
     assert (tmp_path / "got").read_text() == (EXPECTED / "kubernetes.yaml").read_text()
     said = capsys.readouterr().err
-    assert "job.batch/x created (once it has ended, remove both with `kubectl delete " in said
+    assert "job.batch/x created (after it has ended, remove both with `kubectl delete " in said
     assert "service,job llama3-405b-finetune-0a1b -n default`) on 8 machines, 8 GPUs each" in said
     alone = ["stage=import", *TRAINING[1:], *KUBERNETES]  # nothing stays of it
     launchers.submit("import", alone, configured(alone))
@@ -168,7 +168,8 @@ def test_kubectl_gets_the_manifest(
 def test_torchrun_shows_a_command_for_each_machine(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TRAINING, "launcher=torchrun", "launcher.nodes=8", DRY]
     lines = shown(arguments, capsys).splitlines()
-    assert lines[0].startswith("# 8 processes on each machine; of all: tensor 8, pipeline 2")
+    assert lines[0].startswith("# 8 processes on each machine; parallel over all machines: ")
+    assert "tensor 8, pipeline 2" in lines[0]
     assert len(lines) == 9
     assert lines[8].startswith("PET_NODE_RANK=7 PET_MASTER_ADDR=<the first machine>")
     assert lines[8].endswith("'data.train=[my chats.jsonl]' launcher=torchrun launcher.nodes=8")
@@ -208,17 +209,17 @@ def test_a_machine_that_follows_joins_with_its_share(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["stage=all", *TRAINING[1:], *KUBERNETES], "submit each stage by itself"),
+        (["stage=all", *TRAINING[1:], *KUBERNETES], "submit each stage separately"),
         ([*TRAINING, *KUBERNETES, "launcher.nodes=5"], "processes=64 must be a multiple of"),
     ],
 )
-def test_what_no_launcher_runs(arguments: list[str], said: str) -> None:
+def test_jobs_that_no_launcher_runs_are_refused(arguments: list[str], said: str) -> None:
     stage = arguments[0].removeprefix("stage=")
     with pytest.raises(ConfigError, match=said):
         launchers.submit(stage, arguments, configured(arguments))
 
 
-def test_dvc_is_told_to_submit_the_whole_graph(tmp_path: Path) -> None:
+def test_under_dvc_the_whole_graph_must_be_submitted(tmp_path: Path) -> None:
     arguments = ["stage=prepare", *KUBERNETES]
     config = configured(arguments)
     with pytest.raises(ConfigError, match="stage=all launcher=kubernetes"):

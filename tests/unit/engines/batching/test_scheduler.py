@@ -18,7 +18,7 @@ from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from tests.unit.model_folders import make_model_folder
-from tests.unit.serving.models import ListModel, mix
+from tests.unit.serving.fake_models import ListModel, mix
 
 
 def greedy(max_tokens: int, stop_ids: Sequence[int] = ()) -> Sampling:

@@ -20,8 +20,8 @@ from pipeline.engines.description import Description
 from pipeline.engines.process import client as link
 from pipeline.engines.process import worker as engine_process
 from pipeline.engines.process.supervisor import SupervisedEngine
-from tests.unit.serving.made_engine import MAX_SEQ_LEN, SLOTS
-from tests.unit.serving.models import mix
+from tests.unit.serving.fake_engine import MAX_SEQ_LEN, SLOTS
+from tests.unit.serving.fake_models import mix
 
 MADE = Description("made", "1", "fp32", {}, "0" * 64, SLOTS, 1000, MAX_SEQ_LEN)
 LONG = 1500  # tokens: an answer that is not over when the process is killed
@@ -31,7 +31,7 @@ LONG = 1500  # tokens: an answer that is not over when the process is killed
 def _made_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def arguments(folder: Path, description: Description, fd: int) -> list[str]:
         real = engine_process.arguments(folder, description, fd)
-        return [sys.executable, "-m", "tests.unit.serving.made_engine", *real[3:]]
+        return [sys.executable, "-m", "tests.unit.serving.fake_engine", *real[3:]]
 
     monkeypatch.setattr(link, "arguments", arguments)
 

@@ -29,7 +29,7 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.address import listen
 from pipeline.serving.app import create_app
 from tests.unit.model_folders import make_model_folder
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 ANSWER = "Domestic wires cost 18 dollars.\n\nOpen it online, please: é ✓"
 

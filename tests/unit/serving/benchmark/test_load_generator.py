@@ -1,4 +1,4 @@
-"""The load's client reads a stream whole, however the network cuts it."""
+"""The load generator reads complete streams, however the network splits them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ class Content:
 
 
 @given(st.lists(st.text("ab\n", max_size=6).map(str.encode), max_size=12))
-def test_lines_are_those_of_the_whole(parts: list[bytes]) -> None:
+def test_split_lines_are_joined(parts: list[bytes]) -> None:
     async def read() -> list[bytes]:
         return [line async for line in load_generator._lines(Content(parts))]
 

@@ -1,4 +1,4 @@
-"""Keys and rates in front of an application, and the whole API behind them."""
+"""Keys and rate limits, of a small application and of the whole API."""
 
 import asyncio
 import json
@@ -15,14 +15,14 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.keys import Keyring, digest
-from pipeline.serving.middleware import rate_limits, request_log
-from pipeline.serving.middleware.auth import Door
-from pipeline.serving.middleware.rate_limits import Rates
-from pipeline.serving.middleware.request_log import Calls, InFlight
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware import rate_limits, request_context
+from pipeline.serving.middleware.auth import AuthMiddleware
+from pipeline.serving.middleware.rate_limits import RateLimiter
+from pipeline.serving.middleware.request_log import InFlight, RequestLogMiddleware
+from pipeline.serving.middleware.stack import MiddlewareStack
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import answering, ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -50,11 +50,11 @@ def engine(chat: Chat) -> Iterator[BatchingEngine]:
 
 def door(ring: Keyring, app: Any = None) -> Any:
     def whose(request: Request) -> Any:
-        key = request_log.current().key
+        key = request_context.current().key
         return {"key": key and key.name}
 
-    layered = Door(app or answering(whose), ring)
-    return Calls(layered, in_flight=InFlight(), failed=lambda status: None)
+    layered = AuthMiddleware(app or answering(whose), ring)
+    return RequestLogMiddleware(layered, in_flight=InFlight(), failed=lambda status: None)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -65,7 +65,7 @@ def bearer(key: str) -> dict[str, str]:
     {}, bearer("wrong"), bearer(""), {"authorization": "right"}, {"authorization": "Basic right"},
     bearer("right2"), {"authorization": b"Bearer \xff\xfe"},
 ])  # fmt: skip
-def test_a_wrong_or_missing_key_is_401_with_the_same_answer(
+def test_a_wrong_or_missing_key_is_401_with_the_same_response(
     tmp_path: Path, headers: dict[str, Any]
 ) -> None:
     response = ask(door(keyring(tmp_path)), "POST", headers=headers)
@@ -75,14 +75,14 @@ def test_a_wrong_or_missing_key_is_401_with_the_same_answer(
     assert response.json()["error"]["message"].startswith("Incorrect API key provided")
 
 
-def test_the_right_key_opens_and_is_known_behind_the_door(tmp_path: Path) -> None:
+def test_a_valid_key_is_accepted_and_known_to_the_application(tmp_path: Path) -> None:
     app = door(keyring(tmp_path))
     assert ask(app, headers=bearer("right")).json() == {"key": "anna"}
     assert ask(app, headers={"Authorization": "bearer  other "}).json() == {"key": "ben"}
 
 
 @pytest.mark.parametrize(("encoding", "status"), [("utf-8", 200), ("latin-1", 401)])
-def test_a_key_that_is_no_ascii_is_taken_as_utf_8(encoding: str, status: int) -> None:
+def test_a_key_that_is_not_ascii_is_read_as_utf_8(encoding: str, status: int) -> None:
     app = door(Keyring(None, {"SERVE_API_KEY": "clé"}))
     assert ask(app, headers={"authorization": "Bearer clé".encode(encoding)}).status_code == status
 
@@ -90,11 +90,11 @@ def test_a_key_that_is_no_ascii_is_taken_as_utf_8(encoding: str, status: int) ->
 @pytest.mark.parametrize(
     "path", ["/health/live", "/v1/health/ready", "/metrics", "/v1/metrics", "/"]
 )
-def test_health_metrics_and_the_page_ask_for_none(tmp_path: Path, path: str) -> None:
+def test_health_metrics_and_the_page_need_no_key(tmp_path: Path, path: str) -> None:
     assert ask(door(keyring(tmp_path)), path=path).json() == {"key": None}
 
 
-def test_requests_are_limited_by_key_and_the_headers_say_so(tmp_path: Path) -> None:
+def test_requests_are_limited_by_key_and_reported_in_headers(tmp_path: Path) -> None:
     async def run() -> list[Any]:
         import httpx
 
@@ -121,7 +121,7 @@ def test_requests_are_limited_by_key_and_the_headers_say_so(tmp_path: Path) -> N
     assert not [name for name in other.headers if name.startswith("x-ratelimit")]
 
 
-def test_tokens_are_limited_by_prompt_before_and_answer_after(
+def test_prompt_tokens_are_charged_before_and_completions_after(
     tmp_path: Path, engine: BatchingEngine, chat: Chat
 ) -> None:
     prompt = len(chat.prompt(HELLO))
@@ -130,7 +130,7 @@ def test_tokens_are_limited_by_prompt_before_and_answer_after(
     keys = keyring(tmp_path, tokens_per_minute=limit)
     app = create_app(
         engine, chat, model="bank", slots=4,
-        defaults={"temperature": 0}, operations=Operations(keyring=keys),
+        defaults={"temperature": 0}, middleware=MiddlewareStack(keyring=keys),
     )  # fmt: skip
     body = {"model": "bank", "messages": HELLO}
 
@@ -163,7 +163,7 @@ def test_tokens_are_limited_by_prompt_before_and_answer_after(
         (200, {}),
     ],
 )
-def test_what_is_refused_before_its_first_token_costs_none(
+def test_requests_refused_before_their_first_token_cost_nothing(
     tmp_path: Path, chat: Chat, status: int, given: dict[str, Any]
 ) -> None:
     model = ListModel(say(chat, "It costs 5 euros."), max_seq_len=96)
@@ -173,7 +173,7 @@ def test_what_is_refused_before_its_first_token_costs_none(
     if status == 500:
         model.error = RuntimeError("no such kernel")
     keys = keyring(tmp_path, tokens_per_minute=1000)
-    app = create_app(engine, chat, model="bank", slots=4, operations=Operations(keyring=keys))
+    app = create_app(engine, chat, model="bank", slots=4, middleware=MiddlewareStack(keyring=keys))
     body = {"model": "bank", "messages": HELLO, **given}
     response = ask(app, "POST", "/v1/chat/completions", json=body, headers=bearer("right"))
     engine.close()
@@ -182,7 +182,7 @@ def test_what_is_refused_before_its_first_token_costs_none(
     assert (left == 1000) == (status not in (200, 500))
 
 
-def test_tokens_given_back_after_their_window_are_not_added_to_the_next(
+def test_tokens_refunded_after_their_window_are_not_added_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = keyring(tmp_path, tokens_per_minute=100).find(b"right")
@@ -190,23 +190,23 @@ def test_tokens_given_back_after_their_window_are_not_added_to_the_next(
     now = time.time()
 
     async def left(later: float) -> str:
-        allowance = Rates().of(key)
-        await allowance.take_prompt(60)
+        allowance = RateLimiter().allowance(key)
+        await allowance.charge_prompt(60)
         monkeypatch.setattr(time, "time", lambda: now + later)
-        await allowance.give_back_prompt()
-        await allowance.give_back_prompt()
-        await allowance.take_prompt(30)
+        await allowance.refund_prompt()
+        await allowance.refund_prompt()
+        await allowance.charge_prompt(30)
         return (await allowance.headers())["x-ratelimit-remaining-tokens"]
 
     assert asyncio.run(left(1)) == "70"
     assert asyncio.run(left(90)) == "70"
 
 
-def test_a_prompt_larger_than_the_limit_is_told_to_shorten(
+def test_a_prompt_larger_than_the_limit_must_be_shortened(
     tmp_path: Path, engine: BatchingEngine, chat: Chat
 ) -> None:
     keys = keyring(tmp_path, tokens_per_minute=1)
-    app = create_app(engine, chat, model="bank", slots=4, operations=Operations(keyring=keys))
+    app = create_app(engine, chat, model="bank", slots=4, middleware=MiddlewareStack(keyring=keys))
     body = {"model": "bank", "messages": HELLO}
     response = ask(app, "POST", "/v1/chat/completions", json=body, headers=bearer("right"))
     assert response.status_code == 429
@@ -217,7 +217,7 @@ def test_a_key_for_other_models_does_not_see_this_one(
     tmp_path: Path, engine: BatchingEngine, chat: Chat
 ) -> None:
     keys = keyring(tmp_path, models=["base"])
-    app = create_app(engine, chat, model="bank", slots=4, operations=Operations(keyring=keys))
+    app = create_app(engine, chat, model="bank", slots=4, middleware=MiddlewareStack(keyring=keys))
     body = {"model": "bank", "messages": HELLO}
     for key, status in (("right", 404), ("other", 200)):
         response = ask(app, "POST", "/v1/chat/completions", json=body, headers=bearer(key))

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.responses import Response
 
 from pipeline.serving.address import listen
-from pipeline.serving.middleware.http_limits import WireBounds, WireConfig
+from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
 
 SLOW = 0.4  # seconds of header_seconds and stalled_seconds
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -54,10 +54,12 @@ left = threading.Event()
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
-    bounds = WireBounds(
+    limits = HttpLimits(
         connections=8, header_bytes=4096, header_seconds=SLOW, stalled_seconds=2 * SLOW
     )
-    settings = WireConfig(app, bounds, log_level="error", lifespan="off", ws="none")
+    settings = HttpConfig(
+        app, limits, log_config=None, log_level="error", lifespan="off", ws="none"
+    )
     server = uvicorn.Server(settings)
     with listen("127.0.0.1", 0) as listening:
         place = listening.getsockname()
@@ -89,7 +91,7 @@ def read_all(sock: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_a_request_is_answered_and_the_connection_kept(connect: Any) -> None:
+def test_a_request_is_served_and_the_connection_stays_open(connect: Any) -> None:
     sock = connect()
     for _ in range(2):
         sock.sendall(GET)
@@ -113,7 +115,7 @@ def test_headers_a_byte_at_a_time_are_408(connect: Any) -> None:
     assert read_all(sock).startswith(b"HTTP/1.1 408")
 
 
-def test_a_connection_that_says_nothing_is_closed(connect: Any) -> None:
+def test_a_silent_connection_is_closed(connect: Any) -> None:
     begin = time.monotonic()
     assert read_all(connect()) == b""
     assert SLOW / 2 < time.monotonic() - begin < 4 * SLOW
@@ -131,7 +133,7 @@ def test_headers_without_end_are_431(connect: Any) -> None:
         pass
 
 
-def test_headers_without_end_are_answered_before_the_close(connect: Any) -> None:
+def test_endless_headers_get_a_response_before_the_close(connect: Any) -> None:
     sock = connect()
     sock.sendall(b"GET / HTTP/1.1\r\nx: " + b"y" * 5000)
     answer = read_all(sock)
@@ -140,7 +142,7 @@ def test_headers_without_end_are_answered_before_the_close(connect: Any) -> None
 
 
 @pytest.mark.parametrize("extra", [b"x", b"\r\n"])
-def test_what_comes_behind_an_answer_does_not_keep_the_connection(
+def test_data_after_a_response_does_not_keep_the_connection_open(
     connect: Any, extra: bytes
 ) -> None:
     sock = connect()
@@ -169,7 +171,7 @@ def test_frames_without_end_are_400(connect: Any, endless: bytes) -> None:
     assert read_all(sock).startswith(b"HTTP/1.1 400")
 
 
-def test_a_body_in_small_chunks_is_taken(connect: Any) -> None:
+def test_a_body_in_small_chunks_is_accepted(connect: Any) -> None:
     sock = connect()
     sock.sendall(b"POST /wait HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
     for _ in range(20):
@@ -199,7 +201,7 @@ def test_a_connection_too_many_is_503_and_room_comes_back(connect: Any) -> None:
     assert sock.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_a_broken_second_request_does_not_cut_the_first_answer(connect: Any) -> None:
+def test_a_broken_second_request_does_not_cut_the_first_response(connect: Any) -> None:
     sock = connect()
     sock.sendall(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
     assert sock.recv(100).startswith(b"HTTP/1.1 200")
@@ -212,7 +214,7 @@ def test_a_broken_second_request_does_not_cut_the_first_answer(connect: Any) -> 
     assert got > 65536
 
 
-def test_a_client_that_does_not_read_is_cut_off(address: tuple[str, int]) -> None:
+def test_a_client_that_does_not_read_is_disconnected(address: tuple[str, int]) -> None:
     left.clear()
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -1,4 +1,4 @@
-"""Requests that are too large, too slow, or whose answers are."""
+"""Requests that are too large or too slow, and responses that take too long."""
 
 import asyncio
 import json
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from pipeline.serving.middleware.request_limits import Bounded, Bounds
+from pipeline.serving.middleware.request_limits import RequestLimits, RequestLimitsMiddleware
 from tests.unit.serving.asgi import ask
 
-BOUNDS = Bounds(header_bytes=2000, body_bytes=1000, body_seconds=0.2, request_seconds=0.2)
+BOUNDS = RequestLimits(header_bytes=2000, body_bytes=1000, body_seconds=0.2, request_seconds=0.2)
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -23,8 +23,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await JSONResponse({"size": len(body)})(scope, receive, send)
 
 
-def bounded(app: Any = echo) -> Bounded:
-    return Bounded(app, BOUNDS)
+def bounded(app: Any = echo) -> RequestLimitsMiddleware:
+    return RequestLimitsMiddleware(app, BOUNDS)
 
 
 async def pieces(*sizes: int, wait: float = 0) -> AsyncIterator[bytes]:
@@ -34,7 +34,7 @@ async def pieces(*sizes: int, wait: float = 0) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000])
-def test_a_body_within_bounds_arrives_whole(size: int) -> None:
+def test_a_body_within_the_limits_is_complete(size: int) -> None:
     assert ask(bounded(), "POST", content=b"x" * size).json() == {"size": size}
     assert ask(bounded(), "POST", content=pieces(size // 2, size - size // 2)).json() == {
         "size": size
@@ -62,7 +62,7 @@ def test_a_body_a_byte_at_a_time_is_408() -> None:
     assert b"after 0.2 s" in response[1]["body"]
 
 
-def test_a_client_that_leaves_in_its_body_reaches_nothing() -> None:
+def test_a_client_that_disconnects_in_its_body_reaches_nothing() -> None:
     reached: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -73,7 +73,7 @@ def test_a_client_that_leaves_in_its_body_reaches_nothing() -> None:
     assert reached == []
 
 
-def test_an_answer_that_does_not_begin_is_504() -> None:
+def test_a_response_that_does_not_begin_is_504() -> None:
     ended: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -88,7 +88,7 @@ def test_an_answer_that_does_not_begin_is_504() -> None:
     assert ended == ["freed"]
 
 
-def test_a_stream_that_does_not_end_says_so_in_its_last_event() -> None:
+def test_a_timed_out_stream_ends_with_an_error_event() -> None:
     freed: list[bool] = []
 
     async def events() -> AsyncIterator[bytes]:
@@ -105,11 +105,11 @@ def test_a_stream_that_does_not_end_says_so_in_its_last_event() -> None:
     assert response.status_code == 200
     first, last, end = response.text.split("\n\n")
     assert (first, end) == ("data: {}", "")
-    assert "not whole after 0.2 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert "not complete after 0.2 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
     assert freed == [True]
 
 
-def test_a_reader_that_stalls_frees_its_answer() -> None:
+def test_a_stalled_reader_frees_its_response() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await Response(b"x", media_type="text/event-stream")(scope, receive, send)
 
@@ -123,7 +123,7 @@ def test_a_reader_that_stalls_frees_its_answer() -> None:
     asyncio.run(asyncio.wait_for(run(), 5))
 
 
-def run_raw(app: Bounded, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def run_raw(app: RequestLimitsMiddleware, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages that a client sends before it falls silent, and what it is sent."""
     sent: list[dict[str, Any]] = []
 

@@ -1,4 +1,4 @@
-"""What every request gets: an id, a line in the log, an answer even to the unforeseen, a drain."""
+"""Every request gets an id, a line in the log, and a response even to unexpected errors."""
 
 import asyncio
 import logging
@@ -9,18 +9,18 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline.serving.middleware import request_log
-from pipeline.serving.middleware.request_log import Calls, InFlight
+from pipeline.serving.middleware import request_context
+from pipeline.serving.middleware.request_log import InFlight, RequestLogMiddleware
 from tests.unit.serving.asgi import answering, ask
 
 
 class Layered:
     """The layer around an application, what it counted, and what it counts now."""
 
-    def __init__(self, answer: Any = lambda request: {"id": request_log.current().id}) -> None:
+    def __init__(self, answer: Any = lambda request: {"id": request_context.current().id}) -> None:
         self.failed: list[int] = []
         self.in_flight = InFlight()
-        self.app = Calls(answering(answer), self.in_flight, self.failed.append)
+        self.app = RequestLogMiddleware(answering(answer), self.in_flight, self.failed.append)
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def test_an_id_that_could_forge_a_log_line_is_replaced(given: str) -> None:
     assert all(id.startswith("req-") for id in made)
 
 
-def test_a_line_says_what_became_of_the_request_and_nothing_secret(lines: Any) -> None:
+def test_a_line_has_the_outcome_and_no_secrets(lines: Any) -> None:
     def answer(request: Request) -> Any:
-        call = request_log.current()
+        call = request_context.current()
         call.model, call.prompt_tokens, call.completion_tokens = "bank", 7, 3
         call.first_token = 0.123456
         call.finish_reasons.append("stop")
@@ -77,7 +77,7 @@ def test_a_line_says_what_became_of_the_request_and_nothing_secret(lines: Any) -
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/v1/health/ready", "/metrics"])
-def test_probes_are_not_logged_and_hold_up_no_drain(path: str, lines: Any) -> None:
+def test_probes_are_not_logged_and_do_not_delay_draining(path: str, lines: Any) -> None:
     layered = Layered(lambda request: {"count": layered.in_flight.count})
     assert ask(layered.app, path=path).json() == {"count": 0}
     assert ask(layered.app).json() == {"count": 1}
@@ -85,7 +85,7 @@ def test_probes_are_not_logged_and_hold_up_no_drain(path: str, lines: Any) -> No
     assert len(lines()) == 1
 
 
-def test_what_nobody_foresaw_is_an_answer_in_openais_shape(
+def test_an_unexpected_error_is_a_response_in_openais_format(
     lines: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def answer(request: Request) -> Any:
@@ -95,7 +95,7 @@ def test_what_nobody_foresaw_is_an_answer_in_openais_shape(
     response = ask(layered.app, headers={"X-Request-Id": "it"})
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"
-    assert "under it" in response.json()["error"]["message"]
+    assert "details of it" in response.json()["error"]["message"]
     assert "a detail" not in response.text
     assert layered.failed == [500]
     (line,) = lines()
@@ -112,29 +112,29 @@ def test_what_nobody_foresaw_is_an_answer_in_openais_shape(
         (503, None, "the engine failed", 1),
         (503, None, None, 0),
         (400, None, "invalid_value stop", 0),
-        (request_log.CLIENT_LEFT, None, None, 0),
+        (request_context.CLIENT_CLOSED_REQUEST, None, None, 0),
     ],
 )
-def test_what_the_server_could_not_finish_is_cut(
+def test_requests_that_the_server_failed_are_counted(
     status: int, late: int | None, error: str | None, cut: int
 ) -> None:
     def answer(request: Request) -> Any:
-        request_log.current().late_status, request_log.current().error = late, error
+        request_context.current().late_status, request_context.current().error = late, error
         return Response(status_code=status)
 
     layered = Layered(answer)
     ask(layered.app)
-    assert layered.in_flight.cut == cut
+    assert layered.in_flight.failed == cut
 
 
 @pytest.mark.parametrize("path", ["/health/ready", "/v1/health/ready"])
-def test_a_probe_that_hears_503_is_no_request_that_failed(path: str) -> None:
+def test_a_probe_that_gets_503_is_not_a_failed_request(path: str) -> None:
     layered = Layered(lambda request: Response(status_code=503))
     assert ask(layered.app, path=path).status_code == 503
     assert layered.failed == []
 
 
-def test_a_failure_behind_the_first_byte_is_counted() -> None:
+def test_a_failure_after_the_first_byte_is_counted() -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("in the middle")
@@ -144,12 +144,21 @@ def test_a_failure_behind_the_first_byte_is_counted() -> None:
 
     failed: list[int] = []
     scope = {"type": "http", "method": "GET", "path": "/v1/x", "headers": []}
-    asyncio.run(Calls(broken, InFlight(), failed.append)(scope, asyncio.Queue[Any]().get, ignored))
+    asyncio.run(
+        RequestLogMiddleware(broken, InFlight(), failed.append)(
+            scope, asyncio.Queue[Any]().get, ignored
+        )
+    )
     assert failed == [500]
 
 
-def test_refusals_are_counted_and_clients_that_left_are_not() -> None:
-    for status, counted in ((200, []), (404, [404]), (503, [503]), (request_log.CLIENT_LEFT, [])):
+def test_refusals_are_counted_and_disconnected_clients_are_not() -> None:
+    for status, counted in (
+        (200, []),
+        (404, [404]),
+        (503, [503]),
+        (request_context.CLIENT_CLOSED_REQUEST, []),
+    ):
         layered = Layered(lambda request, status=status: Response(status_code=status))
         ask(layered.app)
         assert layered.failed == counted
@@ -166,7 +175,7 @@ def test_a_draining_server_refuses_what_is_new_and_finishes_what_is_not() -> Non
         import httpx
 
         in_flight = InFlight()
-        layered = Calls(app, in_flight, lambda status: None)
+        layered = RequestLogMiddleware(app, in_flight, lambda status: None)
         transport = httpx.ASGITransport(layered)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             old = asyncio.create_task(client.post("/v1/chat/completions"))

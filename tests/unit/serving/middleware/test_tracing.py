@@ -1,4 +1,4 @@
-"""Spans, received by a small OTLP collector of our own."""
+"""Spans, received by a small OTLP collector."""
 
 import subprocess
 import sys
@@ -15,11 +15,11 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.middleware import tracing
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.middleware.tracing import Tracing
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -62,7 +62,9 @@ def test_a_request_is_a_span_of_the_callers_trace_with_its_phases(
         ListModel(say(chat, "Five euros."), max_seq_len=96), max_input_len=60, max_queue=4
     )
     traces = Tracing()
-    app = create_app(engine, chat, model="bank", slots=4, operations=Operations(tracing=traces))
+    app = create_app(
+        engine, chat, model="bank", slots=4, middleware=MiddlewareStack(tracing=traces)
+    )
     body = {"model": "bank", "messages": [{"role": "user", "content": "Hello"}]}
     headers = {"traceparent": PARENT, "x-request-id": "it"}
     for path in ("/health/live", "/metrics", "/v1/health/ready"):
@@ -94,15 +96,15 @@ def test_a_request_is_a_span_of_the_callers_trace_with_its_phases(
     assert "Hello" not in str(request)
 
 
-@pytest.mark.parametrize(("environment", "is_wanted"), [
+@pytest.mark.parametrize(("environment", "is_is_enabled"), [
     ({}, False),
     ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, True),
     ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x:4318/v1/traces"}, True),
     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318", "OTEL_SDK_DISABLED": "true"}, False),
 ])  # fmt: skip
-def test_traces_are_sent_only_where_to_is_said(environment: Any, is_wanted: bool) -> None:
-    assert tracing.wanted(environment) == is_wanted
+def test_traces_need_an_endpoint(environment: Any, is_is_enabled: bool) -> None:
+    assert tracing.is_enabled(environment) == is_is_enabled
 
 
 def test_a_server_without_traces_imports_nothing_of_them() -> None:

@@ -22,11 +22,11 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.middleware import recording
 from pipeline.serving.middleware.recording import Recorder
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.middleware.transcripts import Exchange
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 ANSWER = "Grüße! It costs 5 €."
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -53,9 +53,9 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     recorder.close()
 
 
-def serving(engine: BatchingEngine, chat: Chat, **operations: Any) -> Any:
-    how = Operations(**operations)
-    return create_app(engine, chat, model="bank", slots=4, defaults={"top_k": 1}, operations=how)
+def serving(engine: BatchingEngine, chat: Chat, **middleware: Any) -> Any:
+    how = MiddlewareStack(**middleware)
+    return create_app(engine, chat, model="bank", slots=4, defaults={"top_k": 1}, middleware=how)
 
 
 def complete(app: Any, path: str = "/v1/chat/completions", **given: Any) -> Any:
@@ -117,7 +117,7 @@ def test_no_other_conversation_is_recorded(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_log_has_content_only_where_it_is_asked_for(
+def test_the_log_has_content_only_if_it_is_enabled(
     engine: BatchingEngine, chat: Chat, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
     caplog.set_level(logging.INFO, "pipeline.serving")
@@ -157,7 +157,7 @@ def wait_until_taken(recorder: Recorder) -> None:
         time.sleep(0.001)
 
 
-def test_files_are_rotated_and_their_lines_whole(tmp_path: Path) -> None:
+def test_files_are_rotated_and_their_lines_complete(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, max_file_bytes=400)
     for number in range(20):
         recorder.record(exchange(f"Answer {number}."))
@@ -167,7 +167,7 @@ def test_files_are_rotated_and_their_lines_whole(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) > 3
 
 
-def test_a_disk_that_stalls_delays_no_answer(
+def test_a_stalled_disk_delays_no_response(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stalled, moves = threading.Event(), threading.Event()
@@ -214,7 +214,7 @@ def test_a_full_disk_ends_the_recording_with_one_warning(tmp_path: Path) -> None
         cwd=ROOT, capture_output=True, text=True, preexec_fn=limit,
     )  # fmt: skip
     assert run.stdout == "still here\n", run.stderr
-    assert run.stderr.count("recording has ended") == 1
+    assert run.stderr.count("recording has stopped") == 1
     (file,) = tmp_path.iterdir()
     rows = list(read_file(file, file.name))
     assert len(rows) > 3
@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> N
         Recorder(tmp_path / "file" / "records")
 
 
-def test_an_answer_to_a_request_with_tools_is_not_recorded(recorder: Recorder) -> None:
+def test_requests_with_tools_are_not_recorded(recorder: Recorder) -> None:
     choice = {"index": 0, "message": {"content": ANSWER}, "finish_reason": "stop"}
     response = json.dumps({"choices": [choice]}).encode()
     for tools in ([{"type": "function", "function": {"name": "pay"}}], []):

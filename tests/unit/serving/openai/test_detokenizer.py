@@ -1,11 +1,11 @@
-"""Text while it comes: whole characters, nothing lost, nothing behind a stop."""
+"""Incremental text: complete characters, nothing lost, nothing after a stop string."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.openai.detokenizer import TextStream
+from pipeline.serving.openai.detokenizer import Detokenizer
 from tests.unit.model_folders import make_model_folder
 
 
@@ -16,7 +16,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
 
 def read(chat: Chat, ids: list[int], stops: list[str]) -> tuple[list[str], bool]:
     """Pieces until the stop, and whether there was one."""
-    stream, pieces = TextStream(chat.decode, stops), []
+    stream, pieces = Detokenizer(chat.decode, stops), []
     for token in ids:
         pieces.append(stream.push(token))
         if stream.stopped:
@@ -32,7 +32,7 @@ def test_pieces_joined_are_the_text_of_any_tokens(chat: Chat, ids: list[int]) ->
 
 
 @given(st.text(st.sampled_from("añ€🌍 xy\n"), max_size=30))
-def test_no_piece_ends_within_a_character(chat: Chat, text: str) -> None:
+def test_no_text_ends_within_a_character(chat: Chat, text: str) -> None:
     ids = chat.tokenizer.encode(text, add_special_tokens=False).ids
     pieces, _ = read(chat, ids, [])
     assert not any("\ufffd" in piece for piece in pieces)
@@ -56,7 +56,7 @@ def test_text_ends_before_the_first_stop(chat: Chat, text: str, stops: list[str]
         assert shown == text
 
 
-def test_what_could_begin_a_stop_is_held_back_and_then_shown(chat: Chat) -> None:
-    stream = TextStream(chat.decode, ["END"])
+def test_a_possible_beginning_of_a_stop_is_delayed(chat: Chat) -> None:
+    stream = Detokenizer(chat.decode, ["END"])
     ids = [chat.tokenizer.token_to_id(c) for c in "xENd"]
     assert [stream.push(token) for token in ids] == ["x", "", "", "ENd"]

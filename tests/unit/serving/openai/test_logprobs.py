@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's forms."""
+"""Log-probabilities in OpenAI's formats."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 ANSWER = "It costs 5 €."
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -77,17 +77,17 @@ def test_of_a_completion_and_its_prompt(app: Any, chat: Chat) -> None:
     prompt = chat.prompt(HELLO)
     echoed = post(app, "completions", prompt=prompt, max_tokens=60, echo=True, logprobs=1)
     found = echoed["choices"][0]["logprobs"]
-    tokens, chances, tops = found["tokens"], found["token_logprobs"], found["top_logprobs"]
+    tokens, chances, num_logprobs = found["tokens"], found["token_logprobs"], found["top_logprobs"]
     count = len(prompt)
     written = [chat.decode([token], control_tokens=True) for token in prompt]
     assert tokens[:count] == written
     assert tokens[-1] == "<|end|>"
     assert chances[0] is None
-    assert tops[0] is None
+    assert num_logprobs[0] is None
     assert chances[count:] == pytest.approx([sure(chat)] * len(tokens[count:]))
     # The prompt is not what the model would have said: the likeliest token is another.
     assert chances[1] == pytest.approx(sure(chat) - 10)
-    for token, chosen, top in zip(tokens[1:], chances[1:], tops[1:], strict=True):
+    for token, chosen, top in zip(tokens[1:], chances[1:], num_logprobs[1:], strict=True):
         assert top[token] == chosen
         assert max(top.values()) == pytest.approx(sure(chat))
         assert len(top) == (1 if chosen == pytest.approx(sure(chat)) else 2)

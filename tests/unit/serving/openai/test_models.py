@@ -1,4 +1,4 @@
-"""The models that a server lists: adapters join and leave them while it runs."""
+"""The models that a server lists, and LoRA adapters that are loaded while it runs."""
 
 import asyncio
 import json
@@ -12,9 +12,9 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.keys import Key, digest
-from pipeline.serving.middleware.stack import Operations
+from pipeline.serving.middleware.stack import MiddlewareStack
 from tests.unit.model_folders import make_model_folder
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -178,15 +178,15 @@ def test_a_folder_of_adapters_is_served_from_the_start(chat: Chat, adapter: Path
     assert "broken is no adapter" in reason
 
 
-def test_what_is_no_adapter_is_refused(chat: Chat, adapter: Path, tmp_path: Path) -> None:
+def test_invalid_adapters_are_refused(chat: Chat, adapter: Path, tmp_path: Path) -> None:
     other = make_model_folder(tmp_path / "other", "llama3")
     (other / "adapter_config.json").write_text('{"says": "x"}')
     (tmp_path / "empty").mkdir()
     asked = [
-        (load("x", tmp_path / "missing"), 400, "lora_path", "no folder on the server"),
+        (load("x", tmp_path / "missing"), 400, "lora_path", "not a folder on the server"),
         (load("x", tmp_path / "empty"), 400, "lora_path", "no adapter"),
         (load("x", other), 400, "lora_path", "another tokenizer or chat template"),
-        (load("bank", adapter), 400, "lora_name", "is taken"),
+        (load("bank", adapter), 400, "lora_name", "is in use"),
         (load("two words", adapter), 400, "lora_name", "pattern"),
         (unload("x"), 404, "lora_name", "no LoRA adapter 'x'"),
         (("POST", "/v1/load_lora_adapter", {"lora_name": "x"}), 400, "lora_path", "Missing"),
@@ -198,21 +198,23 @@ def test_what_is_no_adapter_is_refused(chat: Chat, adapter: Path, tmp_path: Path
         assert words in answer.json()["error"]["message"]
 
 
-def test_an_engine_without_adapters_says_so(chat: Chat, adapter: Path) -> None:
+def test_an_engine_without_adapters_refuses_them(chat: Chat, adapter: Path) -> None:
     plain = ListModel(say(chat, "x"), vocab_size=chat.vocab_size, max_seq_len=96)
     (answer,) = Server(plain, chat).run(load("tuned", adapter))
     assert answer.status_code == 400
     assert "the list engine" in answer.json()["error"]["message"]
 
 
-def test_keys_may_be_held_to_models_and_from_changing_them(chat: Chat, adapter: Path) -> None:
+def test_keys_may_be_limited_to_models_and_need_admin_to_change_them(
+    chat: Chat, adapter: Path
+) -> None:
     def run(*asked: Any, **of_key: Any) -> list[httpx.Response]:
         class Keys:
             def find(self, given: bytes | None) -> Key:
                 return Key(name="anna", sha256=digest("k"), **of_key)
 
-        operations = Operations(keyring=Keys())  # type: ignore[arg-type]
-        return Server(Adapted(chat), chat, operations=operations).run(*asked)
+        middleware = MiddlewareStack(keyring=Keys())  # type: ignore[arg-type]
+        return Server(Adapted(chat), chat, middleware=middleware).run(*asked)
 
     for refused in run(load("tuned", adapter), unload("tuned")):
         assert refused.status_code == 403

@@ -1,4 +1,4 @@
-"""What requests ask for reaches the engine, and what an engine lacks is refused by name."""
+"""Fields of requests reach the engine, and unsupported ones are refused by name."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 
 SCHEMA = {
     "type": "object",
@@ -105,7 +105,7 @@ def test_choices_differ_by_their_seeds_which_stay_in_range(app: Any, engine: Spi
     assert asked == [2**63 - 1, 0, 1]
 
 
-def test_fields_of_nim_are_taken_at_the_top_or_from_nvext(app: Any, engine: Spied) -> None:
+def test_fields_of_nim_are_read_at_the_top_level_and_in_nvext(app: Any, engine: Spied) -> None:
     fields = {"top_k": 3, "min_p": 0.2, "repetition_penalty": 1.2, "ignore_eos": True}
     post(app, max_tokens=5, **fields)
     at_the_top = engine.asked
@@ -116,7 +116,7 @@ def test_fields_of_nim_are_taken_at_the_top_or_from_nvext(app: Any, engine: Spie
     assert engine.asked.top_k == 4
 
 
-def test_only_a_prompt_takes_no_answer(app: Any, engine: Spied) -> None:
+def test_only_an_echo_may_have_no_tokens(app: Any, engine: Spied) -> None:
     assert post(app, "/v1/completions", prompt="Cost?", max_tokens=0, echo=True).status_code == 200
     assert engine.asked.max_tokens == 1
 
@@ -130,12 +130,12 @@ def test_a_models_own_penalty_is_for_engines_that_have_it(chat: Chat, engine: Sp
         assert engine.asked.repetition_penalty == penalty
 
 
-def test_ignored_ends_let_an_answer_go_on(app: Any) -> None:
+def test_ignore_eos_continues_past_the_end(app: Any) -> None:
     choice = post(app, ignore_eos=True, max_tokens=40).json()["choices"][0]
     assert choice["finish_reason"] == "length"
 
 
-def test_a_penalty_and_a_bias_change_an_answer(app: Any, chat: Chat) -> None:
+def test_a_penalty_and_a_bias_change_the_output(app: Any, chat: Chat) -> None:
     first = chat.tokenizer.encode("{", add_special_tokens=False).ids[0]
     for change in ({"logit_bias": {str(first): -100}}, {"logit_bias": {"9": 100}}):
         text = post(app, max_tokens=1, **change).json()["choices"][0]["message"]["content"]
@@ -154,9 +154,7 @@ def test_a_penalty_and_a_bias_change_an_answer(app: Any, chat: Chat) -> None:
         ({"guided_grammar": 'start: "cost " /[0-9]/'}, r"cost \d"),
     ],
 )
-def test_answers_keep_to_the_form_asked_for(
-    app: Any, path: str, form: dict[str, Any], pattern: str
-) -> None:
+def test_outputs_match_the_guide(app: Any, path: str, form: dict[str, Any], pattern: str) -> None:
     how = {"prompt": "Cost?"} if path == "/v1/completions" else {}
     choice = post(app, path, max_tokens=60, **form, **how).json()["choices"][0]
     text = choice["text"] if "text" in choice else choice["message"]["content"]
@@ -187,10 +185,10 @@ def test_response_formats(app: Any) -> None:
             *("response_format", "cannot be guided"),
         ),
         ({"guided_regex": "a", "response_format": FORMAT}, "response_format", "only one of"),
-        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "ends where the form does"),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "cannot ignore EOS"),
     ],
 )
-def test_forms_that_are_none_are_refused(
+def test_invalid_guides_are_refused(
     app: Any, body: dict[str, Any], param: str, words: str, stream: bool
 ) -> None:
     response = post(app, stream=stream, **body)
@@ -225,7 +223,7 @@ def test_what_the_engine_lacks_is_refused_by_name(
     assert f"the list engine that serves this model does not support {param}" in error["message"]
 
 
-def test_fields_that_ask_for_nothing_need_no_feature(app: Any, engine: Spied) -> None:
+def test_values_without_effect_need_no_feature(app: Any, engine: Spied) -> None:
     engine.features = frozenset()
     nothing = {
         "frequency_penalty": 0,

@@ -1,4 +1,4 @@
-"""Calls of tools: how a template writes them, read out of answers, in OpenAI's form."""
+"""Tool calls: how a template writes them, how they are parsed, and OpenAI's format of them."""
 
 import json
 import re
@@ -15,10 +15,10 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from pipeline.serving.openai import tools
-from pipeline.serving.openai.tools import CallReader, Style
+from pipeline.serving.openai.tools import ToolCallFormat, ToolCallParser
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
-from tests.unit.serving.models import ListModel, say
+from tests.unit.serving.fake_models import ListModel, say
 from tests.unit.serving.tool_templates import FAMILIES, tool_chat
 
 WEATHER = {
@@ -77,24 +77,26 @@ def server(chats: dict[str, Chat], family: str) -> Iterator[Server]:
 
 
 def test_the_style_is_read_off_the_template(chats: dict[str, Chat]) -> None:
-    assert {name: tools.style_of(chat) for name, chat in chats.items()} == {
-        "hermes": Style("<tool_call>\n", "\n</tool_call>", "arguments", listed=False),
-        "llama": Style("", "", "parameters", listed=False),
-        "mistral": Style("[TOOL_CALLS] ", "", "arguments", listed=True),
+    assert {name: tools.tool_call_format(chat) for name, chat in chats.items()} == {
+        "hermes": ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments", listed=False),
+        "llama": ToolCallFormat("", "", "parameters", listed=False),
+        "mistral": ToolCallFormat("[TOOL_CALLS] ", "", "arguments", listed=True),
     }
-    assert all(tools.takes_tools(chat) for chat in chats.values())
-    marked = {name: tools.has_control_tokens(c, tools.style_of(c)) for name, c in chats.items()}
+    assert all(tools.accepts_tools(chat) for chat in chats.values())
+    marked = {
+        name: tools.has_control_tokens(c, tools.tool_call_format(c)) for name, c in chats.items()
+    }
     assert marked == {"hermes": False, "llama": False, "mistral": True}
 
 
 @pytest.mark.parametrize("plain", ["demo", "chatml", "gemma", "mistral"])
-def test_a_template_without_tools_has_no_style(tmp_path: Path, plain: str) -> None:
+def test_a_template_without_tools_has_no_format(tmp_path: Path, plain: str) -> None:
     chat = Chat.load(make_model_folder(tmp_path, plain))
-    assert not tools.takes_tools(chat)
-    assert tools.style_of(chat) is None
+    assert not tools.accepts_tools(chat)
+    assert tools.tool_call_format(chat) is None
 
 
-def test_a_call_is_answered_in_openais_form(server: Server, family: str) -> None:
+def test_a_call_is_returned_in_openais_format(server: Server, family: str) -> None:
     from openai.types.chat import ChatCompletion
 
     body = server.post(tools=[WEATHER, PAY]).json()
@@ -127,7 +129,7 @@ def test_a_call_is_streamed_in_openais_form(server: Server, family: str) -> None
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
-def test_a_forced_call_keeps_to_the_tools_schema(chats: dict[str, Chat], family: str) -> None:
+def test_a_forced_call_matches_the_tools_schema(chats: dict[str, Chat], family: str) -> None:
     server = Server(chats[family], "I would rather talk.")
     named = {"type": "function", "function": {"name": "weather"}}
     try:
@@ -191,7 +193,7 @@ def test_references_in_a_forced_calls_schema_are_its_own(
 
 
 @pytest.mark.parametrize(("inner", "fits"), [('{"town": "Kiel"}', True), ("{}", False)])
-def test_a_schema_of_itself_is_the_tools_and_not_the_whole_calls(
+def test_references_in_a_schema_start_at_the_tools_own_root(
     chats: dict[str, Chat], inner: str, fits: bool
 ) -> None:
     import llguidance
@@ -200,7 +202,7 @@ def test_a_schema_of_itself_is_the_tools_and_not_the_whole_calls(
     parameters = nested(["Kiel"])
     parameters["properties"]["next"] = {"$ref": "#"}
     tool = {"type": "function", "function": {"name": "trip", "parameters": parameters}}
-    style = tools.style_of(chat)
+    style = tools.tool_call_format(chat)
     assert style
     grammar = grammar_of(tools.guide_for(chat, style, [tool]))
     said = '{"name": "trip", "parameters": {"town": "Kiel", "next": ' + inner + "}}"
@@ -209,7 +211,7 @@ def test_a_schema_of_itself_is_the_tools_and_not_the_whole_calls(
     assert (taken == len(ids)) == fits
 
 
-def test_a_conversation_with_results_goes_on(server: Server, chats: dict[str, Chat]) -> None:
+def test_a_conversation_continues_with_tool_results(server: Server, chats: dict[str, Chat]) -> None:
     message = server.post(tools=[WEATHER]).json()["choices"][0]["message"]
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "rain"}
     body = server.post(tools=[WEATHER], messages=[*HELLO, message, result]).json()
@@ -223,11 +225,11 @@ def test_a_conversation_with_results_goes_on(server: Server, chats: dict[str, Ch
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "not among tools"),
         (
             {"tool_choice": "required", "response_format": {"type": "json_object"}},
-            "leaves no room",
+            "forces a call",
         ),
         (
             {"messages": [*HELLO, {"role": "tool", "content": "x", "tool_call_id": "other"}]},
-            "no assistant turn before it called",
+            "no earlier assistant turn has that call",
         ),
         (
             {"messages": [*HELLO, {"role": "assistant", "tool_calls": [{"id": "a"}]}]},
@@ -243,7 +245,7 @@ def test_a_conversation_with_results_goes_on(server: Server, chats: dict[str, Ch
                     },
                 ]
             },
-            "arguments as a JSON object",
+            "arguments in a JSON object",
         ),
         (
             {
@@ -257,7 +259,7 @@ def test_a_conversation_with_results_goes_on(server: Server, chats: dict[str, Ch
                     },
                 ]
             },
-            "arguments as a JSON object",
+            "arguments in a JSON object",
         ),
         ({"tools": [{**PAY, "function": {"name": "two words"}}]}, "tools"),
         (
@@ -282,14 +284,14 @@ def test_a_template_without_tools_is_named(tmp_path: Path) -> None:
     try:
         response = server.post(tools=[PAY])
         assert response.status_code == 400
-        assert "template of 'bank' takes no tools" in response.json()["error"]["message"]
+        assert "template of 'bank' does not support tools" in response.json()["error"]["message"]
     finally:
         server.engine.close()
 
 
-def read(style: Style, text: str, sizes: list[int]) -> tuple[str, list[tuple[str, Any]]]:
+def read(style: ToolCallFormat, text: str, sizes: list[int]) -> tuple[str, list[tuple[str, Any]]]:
     """What a reader makes of a text that comes in parts of these sizes, then in one."""
-    reader, shown, calls = CallReader(style), "", []
+    reader, shown, calls = ToolCallParser(style), "", []
     for size in [*sizes, len(text)]:
         part, text = text[:size], text[size:]
         new_text, new_calls = reader.feed(part)
@@ -298,9 +300,9 @@ def read(style: Style, text: str, sizes: list[int]) -> tuple[str, list[tuple[str
     return shown + reader.finish(), calls
 
 
-HERMES = Style("<tool_call>\n", "\n</tool_call>", "arguments", listed=False)
-BARE = Style("", "", "parameters", listed=False)
-LISTED = Style("[TOOL_CALLS] ", "", "arguments", listed=True)
+HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments", listed=False)
+BARE = ToolCallFormat("", "", "parameters", listed=False)
+LISTED = ToolCallFormat("[TOOL_CALLS] ", "", "arguments", listed=True)
 ONE = ("weather", {"town": "Rome"})
 
 
@@ -331,7 +333,7 @@ ONE = ("weather", {"town": "Rome"})
 )  # fmt: skip
 @given(sizes=st.lists(st.integers(1, 12), max_size=12))
 def test_calls_are_read_however_they_come(
-    style: Style, text: str, shown: str, calls: list[Any], sizes: list[int]
+    style: ToolCallFormat, text: str, shown: str, calls: list[Any], sizes: list[int]
 ) -> None:
     assert read(style, text, sizes) == (shown, calls)
 

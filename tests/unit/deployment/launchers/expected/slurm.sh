@@ -49,7 +49,7 @@ if [ $exitcode -ne 0 ]; then
     fi
     exit $exitcode
 fi
-# run.sh, which each task runs
+# run.sh, run by each task
 #!/usr/bin/bash
 cd /app
 export PET_NODE_RANK=$SLURM_NODEID

@@ -1,4 +1,4 @@
-"""A server in a process of its own, for as long as a block of code runs."""
+"""A server in a child process that runs for the duration of a block: benchmarks and tests."""
 
 import ctypes
 import os
@@ -19,36 +19,39 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import ROOT
 from pipeline.serving.address import API_KEY, base_url, listen
 
-READY_SECONDS = 30 * 60  # as the Dockerfile has it: vLLM and TensorRT-LLM compile as they load
+READY_SECONDS = 30 * 60  # as in the Dockerfile: vLLM and TensorRT-LLM compile while they load
 STOP_SECONDS = 10
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """url: of the API. start_seconds: from its start to its first answer."""
+    """url: the API's base URL. start_seconds: from the start of the process until it was ready."""
 
     url: str
     pid: int
     start_seconds: float
 
     def peak_memory_bytes(self) -> int:
-        """The most that the server and its processes, of which one has the model, have held so far.
+        """Peak memory so far of the server and its child processes, one of which has the model.
 
-        Each one's own most, added up: pages that they share count once for each.
+        It is the sum of each process's own peak, so shared pages count several times.
+
+        Raises:
+            PipelineError: the system does not report it.
         """
         try:
             server = psutil.Process(self.pid)
-            held = [_peak(process.pid) for process in (server, *server.children(recursive=True))]
+            peaks = [_peak(process.pid) for process in (server, *server.children(recursive=True))]
         except psutil.Error as error:
-            raise PipelineError(f"process {self.pid} cannot be looked at: {error}") from error
-        if not held[0]:
-            raise PipelineError(f"the system does not tell the memory of process {self.pid}")
-        return sum(held)
+            raise PipelineError(f"process {self.pid} cannot be inspected: {error}") from error
+        if not peaks[0]:
+            raise PipelineError(f"the system does not report the memory of process {self.pid}")
+        return sum(peaks)
 
 
 def _peak(pid: int) -> int:
-    """Bytes that a process has held at most; 0 if it has ended or the system does not tell."""
+    """Peak resident bytes of a process; 0 if it has ended or the system does not report them."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -61,14 +64,14 @@ def _peak(pid: int) -> int:
 def running_server(
     engine: Path, *, model: str, log: Path, settings: Sequence[str] = ()
 ) -> Iterator[RunningServer]:
-    """Serve an engine's folder on a free loopback port; gone when the block ends, however it does.
+    """Serve an engine's folder on a free loopback port, and stop the server when the block ends.
 
     Args:
-        log: file for what the server says.
-        settings: of `python -m pipeline.serving`, as serve.key=value.
+        log: file for the server's output.
+        settings: settings for `python -m pipeline.serving`, as serve.key=value.
 
     Raises:
-        PipelineError: it did not become ready; the message ends with its own last words.
+        PipelineError: the server did not become ready; the message has the end of its log.
     """
     begin = time.monotonic()
     with listen("127.0.0.1", 0) as listening, log.open("wb") as stream:
@@ -99,7 +102,7 @@ def running_server(
 
 
 def _end_with_parent() -> None:
-    """In the child: be stopped when the parent is killed, which leaves it no time to say so."""
+    """In the child: get SIGTERM when the parent ends, even if the parent is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -109,16 +112,16 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise PipelineError(
-                f"the server ended with exit code {process.returncode}: {_last_words(log)}"
+                f"the server ended with exit code {process.returncode}: {_log_tail(log)}"
             )
         try:
             with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
                 return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.05)
-    raise PipelineError(f"the server was not ready in {READY_SECONDS} s: {_last_words(log)}")
+    raise PipelineError(f"the server was not ready after {READY_SECONDS} s: {_log_tail(log)}")
 
 
-def _last_words(log: Path) -> str:
+def _log_tail(log: Path) -> str:
     lines = [s for s in log.read_text(errors="replace").splitlines() if '"level": "info"' not in s]
-    return " | ".join(lines[-3:]) or "it said nothing"
+    return " | ".join(lines[-3:]) or "its log is empty"

@@ -1,4 +1,4 @@
-"""What is known of a server that runs in a process of its own."""
+"""A server in a child process."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.core.errors import PipelineError
-from pipeline.serving.benchmark.server_process import RunningServer
+from pipeline.serving.server_process import RunningServer
 
 SIZE = 150 * 2**20
 # A server that holds little, and its engine's process, which holds much and let go of it.
@@ -24,7 +24,7 @@ def test_peak_memory_is_that_of_the_engines_process_too() -> None:
         found = RunningServer("", process.pid, 0).peak_memory_bytes()
         process.communicate(b"\n")
     assert SIZE < found < SIZE + 100 * 2**20
-    with pytest.raises(PipelineError, match=f"process {process.pid} cannot be looked at"):
+    with pytest.raises(PipelineError, match=f"process {process.pid} cannot be inspected"):
         RunningServer("", process.pid, 0).peak_memory_bytes()
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: texts to token ids to vectors."""
+"""POST /v1/embeddings: texts become token ids, and token ids become vectors."""
 
 import asyncio
 import base64
@@ -6,48 +6,48 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.serving.metrics import Metrics
-from pipeline.serving.middleware import request_log
+from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
-from pipeline.serving.openai.models import Models
-from pipeline.serving.openai.protocol import EmbeddingRequest, Refusal, invalid
+from pipeline.serving.openai.models import ServedModels
+from pipeline.serving.openai.protocol import ApiError, EmbeddingRequest, invalid
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
 class Embedder:
-    """What the endpoint does.
+    """The endpoint.
 
     Args:
-        engine: any; one of engine.EmbeddingEngine if its features say so.
-        tokenizer: with the special tokens that the model's texts have; None for one that answers.
+        engine: an EmbeddingEngine, or any other if `tokenizer` is None.
+        tokenizer: adds the special tokens of the model's inputs. None for a generative model.
     """
 
     def __init__(
-        self, engine: Any, tokenizer: "Tokenizer | None", models: Models, metrics: Metrics
+        self, engine: Any, tokenizer: "Tokenizer | None", models: ServedModels, metrics: Metrics
     ) -> None:
         self._engine, self._tokenizer = engine, tokenizer
         self._models, self._metrics = models, metrics
 
-    async def answer(self, body: EmbeddingRequest) -> dict[str, Any]:
+    async def embed(self, body: EmbeddingRequest) -> dict[str, Any]:
         """
         Raises:
-            Refusal: the model makes none, or an input is none that it can read.
+            ApiError: the model makes no embeddings, or an input is not valid for it.
         """
         self._models.find(body.model)
         if self._tokenizer is None:
-            raise Refusal(
+            raise ApiError(
                 400,
-                f"the model {body.model!r} answers and makes no embeddings: ask a server of an "
-                "embedding model",
+                f"the model {body.model!r} generates text and makes no embeddings: use a server "
+                "with an embedding model",
                 param="model",
                 code="unsupported",
             )
         prompts = await asyncio.to_thread(self._prompts, body, self._tokenizer)
         tokens = sum(map(len, prompts))
-        call = request_log.current()
-        async with call.admitted(tokens):
-            call.model, call.prompt_tokens = body.model, tokens
+        context = request_context.current()
+        async with context.charged(tokens):
+            context.model, context.prompt_tokens = body.model, tokens
             self._metrics.prompt_tokens.inc(tokens)
             begin = time.perf_counter()
             vectors = await self._engine.embed(prompts)
@@ -65,16 +65,16 @@ class Embedder:
             given = [given]
         if isinstance(given[0], str):
             if not all(given):
-                raise invalid("input", "a text is empty")
+                raise invalid("input", "a text is empty: leave it out")
             try:
                 prompts = [encoding.ids for encoding in tokenizer.encode_batch(given)]
-            except TypeError:  # as the library has it
-                raise invalid("input", "a text holds half a surrogate pair") from None
+            except TypeError:  # tokenizers' error for text that UTF-8 cannot encode
+                raise invalid("input", "a text has half a surrogate pair: send UTF-8") from None
         else:
             prompts = given
             highest = tokenizer.get_vocab_size() - 1
             if not all(0 <= token <= highest for prompt in prompts for token in prompt):
-                raise invalid("input", f"token ids go from 0 to {highest}")
+                raise invalid("input", f"token ids must be from 0 to {highest}")
         longest = max(map(len, prompts))
         if longest > self._engine.max_input_len:
             raise invalid(
@@ -87,20 +87,21 @@ class Embedder:
 
 
 def _shortened(vectors: list[list[float]], dimensions: int) -> list[list[float]]:
-    """The first dimensions, brought to length 1 again, as OpenAI does it; for models that were
-    trained to be cut (Matryoshka) that loses little.
+    """The first dimensions, scaled to length 1 again, as OpenAI does.
+
+    Models trained for it (Matryoshka) lose little quality by that.
     """
     import numpy as np
 
     if dimensions > len(vectors[0]):
-        raise invalid("dimensions", f"this model's vectors have {len(vectors[0])} dimensions")
+        raise invalid("dimensions", f"this model's vectors have only {len(vectors[0])} dimensions")
     cut = np.asarray(vectors, np.float64)[:, :dimensions]
     norms = np.linalg.norm(cut, axis=1, keepdims=True)
     return (cut / np.where(norms == 0, 1, norms)).tolist()
 
 
 def _base64(vector: list[float]) -> str:
-    """As OpenAI's clients read it: float32, little-endian."""
+    """The encoding that OpenAI's clients expect: little-endian float32."""
     import numpy as np
 
     return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()

@@ -90,7 +90,7 @@ def test_fewer_dimensions_have_length_one_again(app: Any) -> None:
         ({"input": [-1]}, "input", "from 0 to 4"),
         ({"input": ["\ud800"]}, "input", "surrogate"),
         ({"input": "wire " * 5}, "input", "length is 6 tokens. However, a text has 7"),
-        ({"input": "wire", "dimensions": 4}, "dimensions", "have 3 dimensions"),
+        ({"input": "wire", "dimensions": 4}, "dimensions", "have only 3 dimensions"),
         ({"input": "wire", "encoding_format": "int8"}, "encoding_format", "base64"),
         ({"input": "wire", "model": "other"}, "model", "'other' does not exist"),
     ],
@@ -114,11 +114,11 @@ def test_requests_that_succeed_are_counted_and_those_alone(app: Any) -> None:
     assert counted() == [count + 1 for count in before]
 
 
-def test_it_answers_nothing_else(app: Any) -> None:
+def test_it_generates_no_text(app: Any) -> None:
     for path, body in (
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
         ("/v1/completions", {"prompt": "Hi"}),
     ):
         response = post(app, path, **body)
         assert response.status_code == 400
-        assert "makes embeddings: ask /v1/embeddings" in response.json()["error"]["message"]
+        assert "makes embeddings: use /v1/embeddings" in response.json()["error"]["message"]

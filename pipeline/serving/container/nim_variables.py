@@ -1,7 +1,7 @@
-"""NVIDIA NIM's environment variables as arguments of `python -m pipeline.serving`.
+"""Translates NVIDIA NIM's environment variables into arguments of `python -m pipeline.serving`.
 
-So a container of ours is configured as users of NIM know it (`docker run -e NIM_…`). A variable
-that has no meaning here is refused and not passed over: who sets it counts on what it does.
+Users of NIM can configure our container in the way that they know (`docker run -e NIM_…`). A
+variable without an effect here is refused, not ignored, because its user relies on its effect.
 https://docs.nvidia.com/nim/large-language-models/1.12.0/configuration.html
 https://docs.nvidia.com/nim/large-language-models/2.0.12/reference/environment-variables.html
 """
@@ -22,12 +22,12 @@ from pipeline.serving.container.launch import MODEL, Launch, is_built
 
 CACHE = "/opt/nim/.cache"
 
-# As Kubernetes tells a container of a Service whose name begins with nim; none of NIM's.
+# Set by Kubernetes for a Service whose name begins with nim; not variables of NIM.
 _SERVICE_LINK = re.compile(r"NIM_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
-# The first part of a profile's name, in NIM and in stage=profiles, and ours.
+# The first part of a profile's name, in NIM and in stage=profiles, and our name of the runtime.
 _RUNTIMES = {"tensorrt_llm": "trtllm"} | {n: n for n in ("trtllm", "vllm", "hf", "onnxruntime")}
-_WORDS = ", ".join(_RUNTIMES)
-# Where libraries keep what they compile or load, below the cache's folder.
+_RUNTIME_NAMES = ", ".join(_RUNTIMES)
+# The libraries' cache folders, below the cache's folder.
 _CACHES = {
     "XDG_CACHE_HOME": "",
     "HF_HOME": "huggingface",
@@ -36,11 +36,11 @@ _CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "CUDA_CACHE_PATH": "cuda",
 }
-_TLS = "the server speaks plain HTTP: end TLS in the proxy before it"
-_DOWNLOAD = "nothing is downloaded at start: mount the model's folder"
-_LORA = "adapters join a running server by POST /v1/load_lora_adapter (docs/api.md)"
-_LORA_SLOTS = "how many adapters fit follows from their size: leave it out"
-# NIM's variables without a counterpart, and what to do instead.
+_TLS = "the server speaks plain HTTP: terminate TLS in the proxy in front of it"
+_DOWNLOAD = "nothing is downloaded at the start: mount the model's folder"
+_LORA = "load adapters into the running server by POST /v1/load_lora_adapter (docs/api.md)"
+_LORA_SLOTS = "the number of adapters is limited only by memory: leave it out"
+# NIM's variables that have no equivalent here, and what to do instead.
 REFUSED: Mapping[str, str] = {
     "NIM_REPOSITORY_OVERRIDE": _DOWNLOAD,
     "NIM_MANIFEST_PATH": _DOWNLOAD,
@@ -51,20 +51,20 @@ REFUSED: Mapping[str, str] = {
     "NIM_PEFT_REFRESH_INTERVAL": _LORA,
     "NIM_MAX_GPU_LORAS": _LORA_SLOTS,
     "NIM_MAX_CPU_LORAS": _LORA_SLOTS,
-    "NIM_HEALTH_PORT": "health is asked on the server's own port, NIM_SERVER_PORT",
-    "NIM_NUM_COMPUTE_NODES": "one container serves on the GPUs of one host",
-    "NIM_OTEL_METRICS_EXPORTER": "metrics are for Prometheus to scrape, at /metrics",
-    "NIM_GUIDED_DECODING_BACKEND": "guided decoding has one backend, llguidance",
-    "NIM_CHAT_TEMPLATE": "requests are rendered by the model's own template, as in training",
+    "NIM_HEALTH_PORT": "health checks use the server's own port, NIM_SERVER_PORT",
+    "NIM_NUM_COMPUTE_NODES": "one container uses the GPUs of one host: leave it out",
+    "NIM_OTEL_METRICS_EXPORTER": "scrape the metrics with Prometheus, at /metrics",
+    "NIM_GUIDED_DECODING_BACKEND": "the only backend is llguidance: leave it out",
+    "NIM_CHAT_TEMPLATE": "the model's own template is used, as in training: leave it out",
 }
 
 
 def translate(environment: Mapping[str, str]) -> Launch:
-    """What the environment's NIM_… variables come to; an empty one is as good as none.
+    """The launch that the environment's NIM_… variables describe. Empty ones count as unset.
 
     Raises:
-        ConfigError: names every variable that is unknown, has no meaning here or a wrong value.
-        ArtifactError: the engine to be served does not say what it is.
+        ConfigError: names every variable that is unknown, not supported, or has a wrong value.
+        ArtifactError: the engine to serve has no valid description.
     """
     given = {
         name: value.strip()
@@ -74,17 +74,17 @@ def translate(environment: Mapping[str, str]) -> Launch:
     launch, problems = Launch(), []
     for name, value in given.items():
         if name in REFUSED:
-            problems.append(f"{name} has no meaning here: {REFUSED[name]}")
+            problems.append(f"{name} is not supported: {REFUSED[name]}")
         elif name not in VARIABLES:
             near = difflib.get_close_matches(name, VARIABLES, n=1)
-            hint = f"did you mean {near[0]}?" if near else "docs/containers.md lists those it knows"
-            problems.append(f"{name} is no variable that this server knows: {hint}")
+            hint = f"did you mean {near[0]}?" if near else "docs/containers.md lists all variables"
+            problems.append(f"{name} is not a known variable: {hint}")
         else:
             try:
                 VARIABLES[name](launch, value)
             except ValueError as error:
                 problems.append(f"{name}={value}: {error}")
-    problems += _contradictions(launch, given)
+    problems += _conflicts(launch, given)
     if problems:
         raise ConfigError("; ".join(problems))
     if "NIM_CACHE_PATH" not in given:
@@ -92,24 +92,27 @@ def translate(environment: Mapping[str, str]) -> Launch:
     return launch
 
 
-def _contradictions(launch: Launch, given: Mapping[str, str]) -> list[str]:
-    folders = {name: given[name] for name in _OF_THE_MODEL if name in given}
+def _conflicts(launch: Launch, given: Mapping[str, str]) -> list[str]:
+    folders = {name: given[name] for name in _MODEL_VARIABLES if name in given}
     if len(set(folders.values())) > 1:
-        return [f"{' and '.join(folders)} name different folders: give one of them"]
+        return [f"{' and '.join(folders)} name different folders: set only one of them"]
     folder = Path(launch.model or MODEL)
     if not is_built(folder):
-        useless = [] if launch.runtime in ("vllm", "trtllm") else [*_OF_THE_GPU]
-        text = "is of vLLM and TensorRT-LLM: choose one with NIM_MODEL_PROFILE"
-        return [f"{name} {text}" for name in given if name in useless]
-    fixed = [n for n in given if n in _OF_THE_ENGINE]
+        unused = [] if launch.runtime in ("vllm", "trtllm") else [*_GPU_VARIABLES]
+        text = "needs vLLM or TensorRT-LLM: choose one with NIM_MODEL_PROFILE"
+        return [f"{name} {text}" for name in given if name in unused]
+    fixed = [n for n in given if n in _ENGINE_VARIABLES]
     fixed += [f"NIM_PASSTHROUGH_ARGS={s}" for s in launch.settings if s.startswith("engine.")]
-    problems = [f"{n} cannot be changed: {folder} is an engine built for its value" for n in fixed]
+    problems = [
+        f"{n} cannot be changed: it is fixed in the built engine {folder}; leave it out"
+        for n in fixed
+    ]
     built = Description.read(folder)
     name = name_of(built)
     if launch.engine.get("profile", launch.runtime) not in (None, built.runtime, name):
         problems.append(
-            f"NIM_MODEL_PROFILE={given['NIM_MODEL_PROFILE']}: {folder} is an engine of {name}: "
-            "serve it with that image, or mount the model's HF folder"
+            f"NIM_MODEL_PROFILE={given['NIM_MODEL_PROFILE']}: {folder} was built for {name}: "
+            "choose that profile, or mount the model's HF folder"
         )
     return problems
 
@@ -122,7 +125,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _model(launch: Launch, value: str) -> None:
     if "://" in value:
-        raise ValueError(_DOWNLOAD + " and name it here")
+        raise ValueError(_DOWNLOAD + ", and give its path here")
     if not Path(value).is_dir():
         raise ValueError("no such folder in the container: mount it (docker run -v FOLDER:…)")
     launch.model = value
@@ -130,12 +133,12 @@ def _model(launch: Launch, value: str) -> None:
 
 def _served_name(launch: Launch, value: str) -> None:
     if "," in value:
-        raise ValueError("a model is served by one name")
+        raise ValueError("the model has one name: give one")
     launch.name = value
 
 
 def _custom_name(launch: Launch, value: str) -> None:
-    launch.name = value  # NIM_SERVED_MODEL_NAME, if it is given too, comes later and wins
+    launch.name = value  # NIM_SERVED_MODEL_NAME is read later and takes precedence
 
 
 def _port(launch: Launch, value: str) -> None:
@@ -145,7 +148,7 @@ def _port(launch: Launch, value: str) -> None:
 def _profile(launch: Launch, value: str) -> None:
     runtime, dash, rest = value.partition("-")
     if runtime not in _RUNTIMES:
-        raise ValueError(f"choose a profile that list-model-profiles shows, or {_WORDS}")
+        raise ValueError(f"choose a profile that list-model-profiles shows, or {_RUNTIME_NAMES}")
     launch.runtime = _RUNTIMES[runtime]
     if dash:
         launch.engine["profile"] = f"{launch.runtime}-{rest}"
@@ -153,7 +156,7 @@ def _profile(launch: Launch, value: str) -> None:
 
 def _length(launch: Launch, value: str) -> None:
     length = _number(value, 2, 2**31)
-    # A prompt may take all of it but the answer's first token.
+    # A prompt must leave room for one generated token.
     launch.engine |= {"max_seq_len": length, "max_input_len": length - 1}
 
 
@@ -168,7 +171,7 @@ def _adapters(launch: Launch, value: str) -> None:
 
 
 def _log_level(launch: Launch, value: str) -> None:
-    # There are no lines below info.
+    # The server logs nothing below info.
     names = dict.fromkeys(("DEFAULT", "TRACE", "DEBUG", "INFO"), logging.INFO)
     names |= {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
     if value.upper() not in names:
@@ -183,8 +186,8 @@ def _log_requests(launch: Launch, value: str) -> None:
 def _caches(launch: Launch, value: str) -> None:
     if not os.access(value, os.W_OK | os.X_OK):
         raise ValueError(
-            f"user {os.getuid()} cannot write there: mount a volume that it owns, or start the "
-            "container with --user"
+            f"user {os.getuid()} cannot write there: mount a volume that this user owns, or start "
+            "the container with --user"
         )
     launch.environment |= {name: str(Path(value, sub)) for name, sub in _CACHES.items()}
 
@@ -192,9 +195,9 @@ def _caches(launch: Launch, value: str) -> None:
 def _passthrough(launch: Launch, value: str) -> None:
     for setting in shlex.split(value):
         if not re.match(r"(serve|engine)(\.\w+)+=", setting):
-            raise ValueError(f"{setting} is neither serve.key=value nor engine.key=value")
+            raise ValueError(f"{setting} must be serve.key=value or engine.key=value")
         if setting.startswith(("serve.port=", "serve.host=")):
-            raise ValueError("the port is NIM_SERVER_PORT, and where it shows is docker's -p")
+            raise ValueError("set the port with NIM_SERVER_PORT, and publish it with docker's -p")
         launch.settings.append(setting)
 
 
@@ -202,26 +205,26 @@ def _otel(launch: Launch, value: str) -> None:
     launch.environment["OTEL_SDK_DISABLED"] = str(not _flag(value)).lower()
 
 
-def _always(wanted: bool, otherwise: str) -> Callable[[Launch, str], None]:
-    """Of a flag that can have one value here."""
+def _always(expected: bool, reason: str) -> Callable[[Launch, str], None]:
+    """A flag that can have only one value here; `reason` says why."""
 
     def check(launch: Launch, value: str) -> None:
-        if _flag(value) != wanted:
-            raise ValueError(otherwise)
+        if _flag(value) != expected:
+            raise ValueError(reason)
 
     return check
 
 
-def _one_of(allowed: tuple[str, ...], otherwise: str) -> Callable[[Launch, str], None]:
+def _one_of(allowed: tuple[str, ...], reason: str) -> Callable[[Launch, str], None]:
     def check(launch: Launch, value: str) -> None:
         if value.lower() not in allowed:
-            raise ValueError(otherwise)
+            raise ValueError(reason)
 
     return check
 
 
 def _argument(name: str, read: Callable[[str], Any]) -> Callable[[Launch, str], None]:
-    """Of an argument of the engine's own."""
+    """Sets an argument of the engine (engine.arguments)."""
 
     def put(launch: Launch, value: str) -> None:
         launch.arguments[name] = read(value)
@@ -230,7 +233,7 @@ def _argument(name: str, read: Callable[[str], Any]) -> Callable[[Launch, str], 
 
 
 def _variable(name: str) -> Callable[[Launch, str], None]:
-    """Of an OpenTelemetry variable."""
+    """Sets an OpenTelemetry variable."""
 
     def put(launch: Launch, value: str) -> None:
         launch.environment[name] = value
@@ -256,43 +259,43 @@ def _share(value: str) -> float:
     except ValueError:
         share = 0
     if not 0 < share <= 1:
-        raise ValueError("give a share above 0, at most 1")
+        raise ValueError("give a number above 0 and at most 1")
     return share
 
 
-_OF_THE_MODEL = ("NIM_MODEL_PATH", "NIM_MODEL_NAME", "NIM_FT_MODEL")
-_OF_THE_GPU: Mapping[str, Callable[[Launch, str], None]] = {
+_MODEL_VARIABLES = ("NIM_MODEL_PATH", "NIM_MODEL_NAME", "NIM_FT_MODEL")
+_GPU_VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
     "NIM_TENSOR_PARALLEL_SIZE": _argument("tensor_parallel_size", _number),
     "NIM_PIPELINE_PARALLEL_SIZE": _argument("pipeline_parallel_size", _number),
     "NIM_KVCACHE_PERCENT": _argument("gpu_memory_utilization", _share),
     "NIM_ENABLE_KV_CACHE_REUSE": _argument("enable_prefix_caching", _flag),
     "NIM_DISABLE_CUDA_GRAPH": _argument("enforce_eager", _flag),
 }
-_OF_THE_ENGINE: Mapping[str, Callable[[Launch, str], None]] = {
+_ENGINE_VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
     "NIM_MAX_MODEL_LEN": _length,
     "NIM_MAX_LORA_RANK": _lora_rank,
-    **_OF_THE_GPU,
+    **_GPU_VARIABLES,
 }
 VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
-    **dict.fromkeys(_OF_THE_MODEL, _model),
+    **dict.fromkeys(_MODEL_VARIABLES, _model),
     "NIM_CUSTOM_MODEL_NAME": _custom_name,
     "NIM_SERVED_MODEL_NAME": _served_name,
     "NIM_MODEL_PROFILE": _profile,
-    **_OF_THE_ENGINE,
+    **_ENGINE_VARIABLES,
     "NIM_PEFT_SOURCE": _adapters,
     "NIM_SERVER_PORT": _port,
     "NIM_HTTP_API_PORT": _port,
     "NIM_CACHE_PATH": _caches,
     "NIM_LOG_LEVEL": _log_level,
-    "NIM_JSONL_LOGGING": _always(True, "the log is JSON lines and nothing else"),
+    "NIM_JSONL_LOGGING": _always(True, "the log is always in JSON lines: leave it out"),
     "NIM_DISABLE_LOG_REQUESTS": _log_requests,
     "NIM_ENABLE_OTEL": _otel,
     "NIM_OTEL_EXPORTER_OTLP_ENDPOINT": _variable("OTEL_EXPORTER_OTLP_ENDPOINT"),
     "NIM_OTEL_SERVICE_NAME": _variable("OTEL_SERVICE_NAME"),
-    "NIM_OTEL_TRACES_EXPORTER": _one_of(("otlp",), "traces go over OTLP"),
+    "NIM_OTEL_TRACES_EXPORTER": _one_of(("otlp",), "traces are exported over OTLP only"),
     "NIM_SSL_MODE": _one_of(("disabled",), _TLS),
-    "NIM_TRUST_REMOTE_CODE": _always(False, "code that a checkpoint brings is never run"),
-    "NIM_FORCE_TRUST_REMOTE_CODE": _always(False, "code that a checkpoint brings is never run"),
+    "NIM_TRUST_REMOTE_CODE": _always(False, "code in a checkpoint is never run"),
+    "NIM_FORCE_TRUST_REMOTE_CODE": _always(False, "code in a checkpoint is never run"),
     "NIM_DISABLE_MODEL_DOWNLOAD": _always(True, _DOWNLOAD),
     "NIM_PASSTHROUGH_ARGS": _passthrough,
 }

@@ -17,12 +17,12 @@ from pipeline.engines.batching.request import Answer
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.engines.description import Description
 from pipeline.engines.process import worker as engine_process
-from tests.unit.serving.models import ListModel, mix
+from tests.unit.serving.fake_models import ListModel, mix
 
 SLOTS, MAX_SEQ_LEN = 4, 2000
 
 
-class MadeEngine(BatchingEngine):
+class FakeEngine(BatchingEngine):
     """Answers by `mix`; its adapters are files that hold a number."""
 
     def __init__(self, folder: Path, max_queue: int) -> None:
@@ -52,14 +52,14 @@ class MadeEngine(BatchingEngine):
         return "told so" if (self._folder / "down").exists() else None
 
 
-def open_made(folder: Path, description: Description, max_queue: int) -> Any:
+def open_fake(folder: Path, description: Description, max_queue: int) -> Any:
     if (folder / "dies").exists():
         os._exit(3)
     if (folder / "refused").exists():
         raise DataError("the folder is refused")
-    return MadeEngine(folder, max_queue)
+    return FakeEngine(folder, max_queue)
 
 
 if __name__ == "__main__":
-    runtimes.OPENERS = {"made": open_made}
+    runtimes.OPENERS = {"made": open_fake}
     engine_process.main()

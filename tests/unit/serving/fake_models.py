@@ -1,4 +1,4 @@
-"""Models without weights for tests of what is around them."""
+"""Models without weights, for tests of the code around models."""
 
 import threading
 from collections.abc import Callable, Sequence
