@@ -22,7 +22,7 @@ class GateConfig(Section):
     min_exact_match: MinExactMatch
     max_drop: Mapping[WeightFormat, Share] = Field(
         description="Exact match that the exported format may lose against the tuned model, by "
-        "format; a format without a value keeps its own default (pipeline/optimization/formats.py)"
+        "format; others keep their own default (pipeline/optimization/formats.py)"
     )
 
     def allowed_drop(self, format: str) -> float:

@@ -210,7 +210,7 @@ def read_results(folder: Path) -> list[Result]:
 
 def results_table(results: Sequence[Result]) -> "Table":
     """A row for each run: its number, the settings that differ, how it ended, and the first
-    figures that differ."""
+    figures that differ, or the first ones if none does."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -219,7 +219,8 @@ def results_table(results: Sequence[Result]) -> "Table":
     keys = [k for k in dict.fromkeys(k for s in settings for k in s)
             if len({s.get(k) for s in settings}) > 1]  # fmt: skip
     figures = {name: {r.metrics.get(name) for r in results} for r in results for name in r.metrics}
-    names = [name for name, values in figures.items() if len(values) > 1][:FIGURES]
+    differing = [name for name, values in figures.items() if len(values) > 1]
+    names = (differing or list(figures))[:FIGURES]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for column in ("run", *keys, "state"):
         table.add_column(escape(column), overflow="fold")

@@ -357,6 +357,7 @@ def test_a_copy_and_a_moved_project_track_into_themselves(
 ) -> None:
     def track_and_send(folder: Path) -> dict[str, Any]:
         """Also the logged files of each run, which are read where the project lies now."""
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow has set
         track(folder, "finetune", files={"loss.png": b"png"})
         end(folder)
         monkeypatch.chdir(folder.parent)

@@ -39,7 +39,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(shapes: Table[Shape]) -> N
 
 
 def test_a_name_is_given_once(shapes: Table[Shape]) -> None:
-    with pytest.raises(ValueError, match="a shape 'square' already"):
+    with pytest.raises(ValueError, match="shape 'square' exists already"):
         shapes.add(Shape("square", 4))
 
 

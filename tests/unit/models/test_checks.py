@@ -99,7 +99,7 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
     "a JSON list": (
         lambda f: (f / "config.json").write_text("[]"),
         "config.json",
-        "no JSON object",
+        "does not hold a JSON object",
     ),
     "unknown architecture": (
         edit("config.json", architectures=["GPT2LMHeadModel"]),
@@ -194,7 +194,7 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
     "heads and groups": (
         edit("config.json", num_attention_heads=4, num_key_value_heads=3),
         "config.json",
-        "no multiple",
+        "is not a multiple of",
     ),
     "pickled weights": (lambda f: (f / "pytorch_model.bin").touch(), ".bin", "is a pickle"),
     "no weights": (
@@ -234,7 +234,7 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
     "weights of zeros": (
         lambda f: (f / "model.safetensors").write_bytes(bytes(64)),
         "model.safetensors",
-        "no safetensors file",
+        "is not a safetensors file",
     ),
     "a tensor missing": (
         tensors(lambda t: t.pop("model.norm.weight")),
@@ -264,7 +264,7 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
     "no vocabulary": (
         lambda f: (f / "tokenizer.json").write_text("{}"),
         "tokenizer.json",
-        "no tokenizers file",
+        "is not a tokenizers file",
     ),
     "a token beyond the embedding": (
         token_beyond_the_embedding,
@@ -307,7 +307,7 @@ def test_a_whole_folder_is_accepted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", REFUSALS)
-def test_refusals_name_the_file_and_the_mending(folder: Path, wrong: str) -> None:
+def test_refusals_name_the_file_and_the_remedy(folder: Path, wrong: str) -> None:
     change, file, words = REFUSALS[wrong]
     change(folder)
     with pytest.raises(DataError) as refused:

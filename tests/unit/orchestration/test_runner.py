@@ -192,7 +192,7 @@ def test_full_disk_says_what_to_do_and_keeps_the_work(chain, error):
     with pytest.raises(ResourceError, match=r"is full .* run the same command again") as caught:
         chain("first")
     assert f"{chain.folder}/.variants (3 MiB, made with other settings)" in str(caught.value)
-    assert f"what else is in {chain.folder}/.work (2 MiB, unfinished) may go" in str(caught.value)
+    assert f"everything else in {chain.folder}/.work (2 MiB, unfinished)" in str(caught.value)
     assert len(list((chain.folder / ".work").glob("first-*/part"))) == 2
 
 

@@ -251,7 +251,9 @@ def test_unusable_templates_are_refused_at_load(
 
 def test_a_template_that_refuses_is_told_what_to_do(tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path, "chatml", "{{ raise_exception('no') }}")
-    with pytest.raises(DataError, match=r"template: no .* put one .* into .*chat_template\.jinja$"):
+    with pytest.raises(
+        DataError, match=r"template: no .* put another one into .*chat_template\.jinja$"
+    ):
         Chat.load(folder)
 
 
