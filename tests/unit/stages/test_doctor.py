@@ -141,7 +141,9 @@ def test_artifacts_and_their_state(
     assert any(line.startswith("merge a_merge from another version: run") for line in lines)
     assert any(line.startswith("build incomplete: run") for line in lines)
     assert any(line.startswith("export incomplete: run") for line in lines)
-    assert any(line.startswith("finetune interrupted: the same command resumes it") for line in lines)
+    assert any(
+        line.startswith("finetune interrupted: the same command resumes it") for line in lines
+    )
 
 
 def test_no_artifacts(
