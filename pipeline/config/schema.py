@@ -19,7 +19,6 @@ from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
 from pipeline.config.plan import PlanConfig
 from pipeline.config.prepare import PrepareConfig
-from pipeline.config.pretrain import PretrainConfig
 from pipeline.config.profiles import ProfilesConfig
 from pipeline.config.quantize import QuantizeConfig
 from pipeline.config.register import RegisterConfig, registrable
@@ -40,7 +39,6 @@ class Config(Section):
     model: ModelConfig
     data: DataConfig
     prepare: PrepareConfig
-    pretrain: PretrainConfig
     finetune: FinetuneConfig
     quantize: QuantizeConfig
     evaluate: EvaluateConfig

@@ -70,7 +70,6 @@ MOVED = {
     "checkpoint_files": "models.files",
     "compose": "orchestration.compose",
     "console": "core.console",
-    "corpus": "training.corpus",
     "curve": "training.progress",
     "data_formats": "data.readers",
     "dataset": "data.dataset",

@@ -14,7 +14,7 @@ from pipeline.config.schema import Config, load
 from pipeline.core.errors import ConfigError
 from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
 from pipeline.orchestration import arguments as command_line
-from pipeline.orchestration.graph import OUTSIDE, declared_stages
+from pipeline.orchestration.graph import OUTSIDE, REMOVED, declared_stages
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -56,6 +56,8 @@ def known_stage(stage: str | None) -> str:
     if stage is None:
         raise ConfigError("give one stage=<name>: see `python -m pipeline --help`")
     known = stage_names()
+    if stage in REMOVED:
+        raise ConfigError(f"stage={stage} was removed: {REMOVED[stage]}")
     if stage not in known:
         raise ConfigError(f"stage={stage} does not exist{_nearest(stage, known)}")
     return stage
@@ -248,6 +250,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{group}={name} does not exist{_nearest(name, list(options))}"
     key = re.search(r"Could not override '([\w.@/-]+)'", text)
     if key:
+        section = key[1].partition(".")[0]
+        if section in REMOVED:
+            return f"{key[1]} was removed with stage={section}: {REMOVED[section]}"
         return f"{key[1]} is not a setting{_nearest(key[1], _settings())}"
     several = re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text)
     if several:

@@ -11,14 +11,14 @@ from typing import Any
 
 from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import ConfigError
-from pipeline.core.paths import PACKAGE, graph_file
+from pipeline.core.paths import graph_file
 
-# The stage that makes an artifact and that DVC does not run, in the form of dvc.yaml.
-PRETRAIN = PACKAGE / "stages" / "pretrain.yaml"
 # Reports versions of stages and libraries to DVC (stage_versions.py); makes no artifact.
 VERSIONS = "versions"
 # Stages outside the graph: nothing in the chain depends on them. `all` is the graph itself.
-OUTSIDE = ("retrain", "pretrain", "serve", "profiles", "doctor", "plan")
+OUTSIDE = ("retrain", "serve", "profiles", "doctor", "plan")
+# Stages of earlier versions, and what replaced them.
+REMOVED = {"pretrain": "run `python -m tools.pretrain OUT` in a checkout of the source"}
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,10 @@ class Node:
 
 
 def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
-    """Stages by name, in the order of the files, with `${…}` filled in from the configuration."""
+    """Stages by name, in the order of dvc.yaml, with `${…}` filled in from the configuration."""
     import yaml
 
-    declared: dict[str, Any] = {}
-    for file in (graph_file(), PRETRAIN):
-        declared |= yaml.safe_load(file.read_text())["stages"]
+    declared = yaml.safe_load(graph_file().read_text())["stages"]
     declared.pop(VERSIONS, None)
     return {name: _node(name, entry, tree) for name, entry in declared.items()}
 

@@ -23,7 +23,7 @@ from pipeline.core.artifact import Outcome
 from pipeline.core.errors import PipelineError, ResourceError
 from pipeline.core.monkeypatch import Patch
 from pipeline.orchestration import compose
-from pipeline.stages import finetune, pretrain
+from pipeline.stages import finetune
 from pipeline.training import workers as launch
 from pipeline.training.batches import TokenRows
 from pipeline.training.job import Checkpoints, Job, Point, Trained
@@ -561,29 +561,3 @@ def test_rows_of_a_pack_do_not_see_one_another(base: Path) -> None:
                 found.append(gpt_forward_step(model, batch)[0])
     assert torch.equal(found[0][9:20], found[1][9:20])
     assert not torch.equal(found[0][:9], found[1][:9])
-
-
-def test_a_model_is_made_from_nothing(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 64, "layers": 2, "heads": 4, "key_value_heads": 2, "ffn_size": 128}
-    sizes |= {"vocabulary": 400, "sequence_length": 64, "corpus_tokens": 20_000}
-    sizes |= {"batch_size": 8, "micro_batch_size": 8, "steps": 30, "warmup_steps": 4}
-    overrides = [f"pretrain.{name}={value}" for name, value in sizes.items()]
-    command = ["stage=pretrain", "pretrain.learning_rate=1e-2", *overrides]
-    config = compose.from_command_line(command)[2]
-    outcome = pretrain.run(config, {}, tmp_path)
-    provenance = json.loads((tmp_path / "hf" / "provenance.json").read_text())
-    assert outcome.kind == "nemo_checkpoint"
-    assert outcome.metrics["train_loss"] < provenance["loss_curve"][0][1] - 1
-    assert set(provenance["sha256"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
-
-    from pipeline.models import hf_model
-
-    # The exported model, in bfloat16, predicts text as the trained one did.
-    model = hf_model.load_model(tmp_path / "hf", dtype="float32")
-    ids = np.load(tmp_path / ".scratch" / "rows" / "ids.npy")[: 65 * 40].reshape(40, 65)
-    total = 0.0
-    for row in ids:
-        logits = hf_model.logits(model, row[:-1].tolist())
-        target = torch.from_numpy(row[1:].astype(np.int64))
-        total += float(torch.nn.functional.cross_entropy(logits, target)) / len(ids)
-    assert total == pytest.approx(outcome.metrics["train_loss"], abs=0.3)

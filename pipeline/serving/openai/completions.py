@@ -21,6 +21,7 @@ from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses, tools
 from pipeline.serving.openai.choices import ChatFormatter, ChoiceFormatter, CompletionFormatter
+from pipeline.serving.openai.detokenizer import Detokenizer
 from pipeline.serving.openai.generation import Delta, Generation
 from pipeline.serving.openai.logprobs import TokenTexts
 from pipeline.serving.openai.models import ServedModels
@@ -83,9 +84,14 @@ class CompletionService:
             texts=await self._texts.ready() if body.logprobs else None,
             stop_ids=sampling.stop_ids,
         )
-        show_control_tokens = bool(callable_tools) and self._show_control_tokens
-        decode = partial(self._chat.decode, control_tokens=show_control_tokens)
-        return await self._generate(formatter, body, [prompt], sampling, decode, field, request)
+        new_detokenizer = partial(
+            Detokenizer,
+            *(self._chat.tokenizer, body.stops),
+            control_tokens=bool(callable_tools) and self._show_control_tokens,
+        )
+        return await self._generate(
+            formatter, body, [prompt], sampling, new_detokenizer, field, request
+        )
 
     async def completion(self, body: CompletionRequest, request: Request) -> Response:
         adapter = self._models.find(body.model)
@@ -105,8 +111,10 @@ class CompletionService:
             not limit,
             await self._texts.ready() if body.logprobs is not None else None,
         )
-        decode = self._chat.decode
-        return await self._generate(formatter, body, prompts, sampling, decode, field, request)
+        new_detokenizer = partial(Detokenizer, self._chat.tokenizer, body.stops)
+        return await self._generate(
+            formatter, body, prompts, sampling, new_detokenizer, field, request
+        )
 
     def _callable_tools(self, body: ChatRequest) -> list[dict[str, Any]] | None:
         """The tools that the model may call, in the form that chat templates expect.
@@ -145,7 +153,7 @@ class CompletionService:
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[list[int]],
         sampling: Sampling,
-        decode: Callable[[Sequence[int]], str],
+        new_detokenizer: Callable[[], Detokenizer],
         guide_field: str | None,
         request: Request,
     ) -> Response:
@@ -153,7 +161,7 @@ class CompletionService:
             try:
                 run = Generation(
                     *(self._engine, self._metrics, body.model, prompts, body.n or 1, sampling),
-                    *(decode, body.stops),
+                    new_detokenizer,
                 )
             except ValueError as error:
                 raise invalid(guide_field or "model", str(error)) from error

@@ -1,9 +1,19 @@
-"""Incremental detokenization: complete characters only, and never a part of a stop string."""
+"""Incremental detokenization: complete characters only, and never a part of a stop string.
 
-from collections.abc import Callable, Sequence
+DecodeStream of the tokenizers library does the decoding. This module adds what it lacks: the rest
+of the text when the sequence ends, a restart where it raises, and a limit on the tokens that wait,
+because it decodes all of them again with each new token.
+"""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 # What decoders write for bytes that do not form a character, or not yet.
 INCOMPLETE = "\ufffd"
+CHARACTER_TOKENS = 4  # the most that form one character: it has at most four bytes
+MOST_WAITING = 4 * CHARACTER_TOKENS
 
 
 class Detokenizer:
@@ -12,37 +22,66 @@ class Detokenizer:
     The parts joined are the text of all tokens, cut before the first stop string.
 
     Args:
-        decode: turns token ids into text.
         stops: strings that end the sequence.
+        control_tokens: whether they are part of the text.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
-        self._decode = decode
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, control_tokens: bool = False
+    ) -> None:
+        self._tokenizer, self._skip_control_tokens = tokenizer, not control_tokens
         self._stops = stops
-        self._ids: list[int] = []
-        self._start = 0  # decoding starts here: some decoders need the tokens before
-        self._shown = 0  # tokens up to here are in the text
+        self._shown: list[int] = []  # tokens of the last part: some decoders need them
+        self._waiting: list[int] = []  # tokens since then
+        self._stream = self._stream_after(self._shown)
         self._pending = ""  # could be the beginning of a stop string
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that this token completes, often but not always its own."""
-        self._ids.append(token)
-        before = self._decode(self._ids[self._start : self._shown])
-        text = self._decode(self._ids[self._start :])
-        if text.endswith(INCOMPLETE) or len(text) < len(before):
-            return ""
-        self._start, self._shown = self._shown, len(self._ids)
-        return self._release(text[len(before) :])
+        return self._release(self._decode_next(token))
 
     def finish(self) -> str:
         """The remaining text, after the last token."""
         if self.stopped:
             return ""
-        before = self._decode(self._ids[self._start : self._shown])
-        rest = self._release(self._decode(self._ids[self._start :])[len(before) :])
+        rest = self._release(self._decode(self._waiting))
         pending, self._pending = self._pending, ""
         return rest if self.stopped else rest + pending
+
+    def _decode_next(self, token: int) -> str:
+        self._waiting.append(token)
+        try:
+            text = self._stream.step(self._tokenizer, token)
+        except Exception:
+            # The text no longer begins with what the stream has returned. The library has no class
+            # for this error. It happens with byte fallback: once a run of byte tokens has an
+            # invalid byte, the decoder writes U+FFFD for every byte of the run.
+            text = self._decode(self._waiting)
+            self._stream = self._stream_after(self._waiting)
+        if text is None:
+            return self._flush() if len(self._waiting) >= MOST_WAITING else ""
+        self._shown, self._waiting = self._waiting, []
+        return text
+
+    def _flush(self) -> str:
+        """The text of the waiting tokens that later tokens cannot change."""
+        waiting = self._waiting
+        whole = self._decode(waiting)
+        newest = len(waiting) - whole.endswith(INCOMPLETE)
+        for cut in range(newest, newest - CHARACTER_TOKENS, -1):
+            text = self._decode(waiting[:cut])
+            if text + self._decode(waiting[cut:]) == whole:
+                self._waiting = []
+                self._stream = self._stream_after(self._shown)
+                return text + "".join(map(self._decode_next, waiting[cut:]))
+        return ""
+
+    def _stream_after(self, shown: list[int]) -> DecodeStream:
+        return DecodeStream(shown, skip_special_tokens=self._skip_control_tokens)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=self._skip_control_tokens))
 
     def _release(self, text: str) -> str:
         if not self._stops:

@@ -44,8 +44,7 @@ class Generation:
 
     Args:
         model: the name in the request.
-        decode: turns token ids into text.
-        stops: strings that end a choice.
+        new_detokenizer: called once for each choice.
 
     Raises:
         QueueFull: the engine's queue is full; nothing was submitted.
@@ -60,10 +59,9 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         n: int,
         sampling: Sampling,
-        decode: Callable[[Sequence[int]], str],
-        stops: Sequence[str],
+        new_detokenizer: Callable[[], Detokenizer],
     ) -> None:
-        self._metrics, self._decode, self._stops = metrics, decode, stops
+        self._metrics, self._new_detokenizer = metrics, new_detokenizer
         self._keeps_tokens = sampling.logprobs is not None
         self._guided = sampling.guide is not None
         self._begin = time.perf_counter()
@@ -150,7 +148,7 @@ class Generation:
                 task.cancel()
 
     async def _follow(self, choice: _Choice) -> AsyncIterator[Delta]:
-        detokenizer = Detokenizer(self._decode, self._stops)
+        detokenizer = self._new_detokenizer()
         reason, first, newest = "length", self._begin, self._begin
         ended_by_model = False
         async for tokens in choice.stream:

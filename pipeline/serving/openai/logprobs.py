@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engines.base import Token
@@ -54,8 +53,8 @@ class Offsets:
     def __init__(self, chat: Chat, echo: str, prompt_tokens: int) -> None:
         added = chat.tokenizer.get_added_tokens_decoder()
         self._control = {i for i, token in added.items() if token.special}
-        self._prompt = Detokenizer(partial(chat.decode, control_tokens=True))
-        self._completion = Detokenizer(chat.decode)
+        self._prompt = Detokenizer(chat.tokenizer, control_tokens=True)
+        self._completion = Detokenizer(chat.tokenizer)
         self._echo, self._prompt_left = echo, prompt_tokens if echo else 0
         self._at = 0
 

@@ -151,8 +151,3 @@ def test_a_dataset_depends_on_every_file_of_the_model_that_is_read(tmp_path, fil
     before = fingerprint()
     (model / file).write_text("{}")
     assert fingerprint() != before
-
-
-def test_a_model_made_from_nothing_depends_on_the_generator_that_is_set(tmp_path):
-    tree = compose.compose([f"pretrain.generator={tmp_path / 'other.py'}"])
-    assert tmp_path / "other.py" in read_graph(tree)["pretrain"].files

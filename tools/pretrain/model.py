@@ -1,24 +1,24 @@
 """Generated text → a small model made from nothing, with a record of where it came from.
 
-Makes the small base model of the demo from nothing: a tokenizer, token rows, a Llama trained with
-NeMo, and its export. The hf/ folder can be used as `model.path` as it is.
+A tokenizer, token rows, a Llama trained with NeMo by the package's own training code, and its
+export as HF safetensors.
 """
 
 import json
-import sys
+import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipeline.config.finetune import AdapterConfig, FinetuneConfig, ParallelConfig
-from pipeline.config.pretrain import PretrainConfig
-from pipeline.config.schema import Config
 from pipeline.core import hardware
-from pipeline.core.artifact import Artifact, Outcome, sha256_of_file
+from pipeline.core.artifact import sha256_of_file, sha256_of_json
 from pipeline.core.errors import ConfigError
-from pipeline.core.stage import NEMO, Stage
-from pipeline.training.corpus import (
+from pipeline.models.architecture import read_shape
+from pipeline.training.job import Checkpoints, Job
+from pipeline.training.progress import show_progress, write_loss_curve
+from tools.pretrain.corpus import (
     BOS,
     END,
     PAD,
@@ -28,69 +28,71 @@ from pipeline.training.corpus import (
     make_rows,
     train_tokenizer,
 )
-from pipeline.training.job import Checkpoints, Job
-from pipeline.training.progress import show_progress, write_loss_curve
-
-STAGE = Stage(
-    version=1,
-    libraries=(*NEMO, "tokenizers", "jinja2"),
-    optional_libraries=("transformer-engine", "triton"),
-    less_memory="lower pretrain.micro_batch_size",
-)
-
+from tools.pretrain.settings import Settings
 
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer-engine", "tokenizers", "numpy")
 CURVE_POINTS = 200  # of the loss curve, kept in provenance.json
+RECORD = "provenance.json"
+WORK = ".work"  # below the output folder, while it is made
 
 
-def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
-    """Train a tokenizer and a Llama from nothing, and export it as HF safetensors in bfloat16.
+def make(settings: Settings, out: Path, *, command: str) -> dict[str, Any]:
+    """Train a tokenizer and a Llama, and write out/hf, in bfloat16, with the loss curve beside it.
+
+    Resumes from what a killed run with the same settings left. command: for the record. Returns
+    the record that is written as hf/provenance.json.
 
     Raises:
-        ConfigError: sizes that do not fit one another. DataError: the generator cannot be used.
+        ConfigError: out/hf exists. DataError: the generator cannot be used.
         PipelineError: the loss is not finite. ResourceError: memory ran out.
     """
-    settings = config.pretrain
-    check(settings)
+    if (out / "hf").exists():
+        raise ConfigError(f"{out / 'hf'} exists: choose another folder, or remove it")
+    generator = load_generator(settings.generator)
+    identity = {**settings.model_dump(mode="json"), "text": sha256_of_file(settings.generator)}
+    work = out / WORK / sha256_of_json(identity)[:16]
+    made = _make(settings, generator, work, command)
+    (work / "loss_curve.png").replace(out / "loss_curve.png")
+    (work / "hf").rename(out / "hf")
+    shutil.rmtree(out / WORK)
+    return made
+
+
+def _make(settings: Settings, generator: ModuleType, work: Path, command: str) -> dict[str, Any]:
     began = time.monotonic()
-    hf, scratch = out / "hf", out / ".scratch"
-    rows = scratch / "rows"
+    hf, rows = work / "hf", work / "rows"
     if not (rows / "done").is_file():
-        generator = load_generator(settings.generator)
-        train_tokenizer(generator, hf, vocabulary=settings.vocabulary, seed=config.seed)
+        train_tokenizer(generator, hf, vocabulary=settings.vocabulary, seed=settings.seed)
         write_shape(hf, settings)
         part = Part(
             generator=settings.generator,
             tokenizer=hf,
-            seed=config.seed,
+            seed=settings.seed,
             tokens=settings.corpus_tokens // PARTS,
             conversation_share=settings.conversation_share,
         )
         make_rows(part, length=settings.sequence_length).save(rows)
         (rows / "done").touch()
 
-    from pipeline.models.architecture import read_shape
     from pipeline.models.hf_model import write_weights
     from pipeline.training.nemo import models as nemo
     from pipeline.training.nemo.session import nemo_session
 
-    job = _job(config, hf, rows, scratch / "checkpoints", out)
+    job = _job(settings, work)
     done = len(Checkpoints(job.scratch, job.identity).curve())
     with nemo_session():
         from pipeline.training.nemo import trainer as nemo_training
 
         with show_progress(settings.steps, done) as report:
-            trained = nemo_training.train(job, report)
-        model = nemo.open_checkpoint(out)
+            curve = nemo_training.train(job, report).curve
+        model = nemo.open_checkpoint(work)
         write_weights(hf, nemo.hf_tensors(model, read_shape(hf)), dtype="bfloat16")
-    curve = trained.curve
-    write_loss_curve(out, curve, title="Pretraining")
-    tokens = settings.steps * settings.batch_size * (settings.sequence_length + 1)
+    write_loss_curve(work, curve, title="Pretraining")
     provenance = {
-        "command": " ".join(["python", "-m", "pipeline", *sys.argv[1:]]),
-        "seed": config.seed,
-        "settings": settings.model_dump(mode="json"),
-        "tokens": tokens,
+        "command": command,
+        "seed": settings.seed,
+        "settings": settings.model_dump(mode="json", exclude={"seed"}),
+        "tokens": settings.steps * settings.batch_size * (settings.sequence_length + 1),
         "seconds": round(time.monotonic() - began, 1),
         "loss_curve": [
             [p.step, round(p.loss, 4)] for p in curve[:: 1 + len(curve) // CURVE_POINTS]
@@ -99,53 +101,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         "hardware": hardware.describe(),
         "packages": hardware.installed_versions(PACKAGES),
         "generator_sha256": sha256_of_file(settings.generator),
-        "sha256": {f.name: sha256_of_file(f) for f in sorted(hf.iterdir())},
+        "sha256": {f.name: sha256_of_file(f) for f in sorted(hf.iterdir()) if f.name != RECORD},
     }
-    (hf / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-    metrics = {
-        "train_loss": curve[-1].loss,
-        "steps": settings.steps,
-        "tokens": tokens,
-        "tokens_per_second": tokens * (1 - trained.resumed_from / settings.steps) / trained.seconds,
-        "parameters": trained.trainable_parameters,
-        "training_seconds": trained.seconds,
-        "save_seconds": trained.save_seconds,
-    }
-    return Outcome("nemo_checkpoint", metrics, {"resumed_from_step": trained.resumed_from})
+    (hf / RECORD).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    return provenance
 
 
-def check(settings: PretrainConfig) -> None:
-    """Refuse sizes that do not fit one another, before anything heavy is imported.
-
-    Raises:
-        ConfigError: names the fields and what is allowed.
-    """
-    for whole, part in (
-        ("hidden_size", "heads"),
-        ("heads", "key_value_heads"),
-        ("batch_size", "micro_batch_size"),
-    ):
-        if getattr(settings, whole) % getattr(settings, part):
-            raise ConfigError(
-                f"pretrain.{whole}={getattr(settings, whole)} must be a multiple of "
-                f"pretrain.{part}={getattr(settings, part)}"
-            )
-    if settings.sequence_length > settings.max_positions:
-        raise ConfigError(
-            f"pretrain.sequence_length={settings.sequence_length} is over "
-            f"pretrain.max_positions={settings.max_positions}: lower it"
-        )
-    if settings.warmup_steps >= settings.steps:
-        raise ConfigError(
-            f"pretrain.warmup_steps={settings.warmup_steps} must be below "
-            f"pretrain.steps={settings.steps}"
-        )
-    needed = PARTS * (settings.sequence_length + 1)
-    if settings.corpus_tokens < needed:
-        raise ConfigError(f"pretrain.corpus_tokens={settings.corpus_tokens} is under {needed}")
-
-
-def write_shape(folder: Path, settings: PretrainConfig) -> None:
+def write_shape(folder: Path, settings: Settings) -> None:
     """Write config.json and generation_config.json of the Llama, as transformers reads them."""
     tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     number = {token["content"]: token["id"] for token in tokens}
@@ -180,8 +142,7 @@ def write_shape(folder: Path, settings: PretrainConfig) -> None:
         (folder / name).write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def _job(config: Config, hf: Path, rows: Path, scratch: Path, out: Path) -> Job:
-    settings = config.pretrain
+def _job(settings: Settings, work: Path) -> Job:
     training = FinetuneConfig(
         method="sft",
         adapter=AdapterConfig(rank=1, alpha=1, dropout=0.0),
@@ -202,13 +163,13 @@ def _job(config: Config, hf: Path, rows: Path, scratch: Path, out: Path) -> Job:
     )
     return Job(
         settings=training,
-        hf=hf,
+        hf=work / "hf",
         weights=None,
-        train_rows=rows,
+        train_rows=work / "rows",
         validation_rows=None,
-        scratch=scratch,
-        out=out,
-        seed=config.seed,
+        scratch=work / "checkpoints",
+        out=work,
+        seed=settings.seed,
         max_length=settings.sequence_length,
-        less_memory=f"lower pretrain.micro_batch_size (now {settings.micro_batch_size})",
+        less_memory=f"lower --micro-batch-size (now {settings.micro_batch_size})",
     )

@@ -45,8 +45,8 @@ def load_generator(file: Path) -> ModuleType:
         DataError: the file is missing or lacks one of the two functions.
     """
     if not file.is_file():
-        raise DataError(f"{file} is missing: name the generator, pretrain.generator=…")
-    spec = importlib.util.spec_from_file_location("pretrain_generator", file)
+        raise DataError(f"{file} is missing: name the generator with --generator")
+    spec = importlib.util.spec_from_file_location("generator", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -86,7 +86,7 @@ def train_tokenizer(generator: ModuleType, folder: Path, *, vocabulary: int, see
     if tokenizer.get_vocab_size() != vocabulary:
         raise DataError(
             f"the generator's text gives a vocabulary of {tokenizer.get_vocab_size()}, not "
-            f"{vocabulary}: lower pretrain.vocabulary"
+            f"{vocabulary}: lower --vocabulary"
         )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,24 +1,20 @@
-"""pretrain: sizes that do not fit are refused; the tokenizer and the rows that it makes."""
+"""tools/pretrain: settings that do not fit are refused; its tokenizer and its rows."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.config.schema import Config
+from pipeline.core.artifact import sha256_of_file
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.data import corpus
 from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
-from pipeline.orchestration import compose
-from pipeline.stages import pretrain
-from pipeline.training.corpus import (
-    Part,
-    load_generator,
-    make_rows,
-    part_ids,
-    train_tokenizer,
-)
+from tools.pretrain import corpus
+from tools.pretrain.__main__ import main
+from tools.pretrain.corpus import Part, load_generator, make_rows, part_ids, train_tokenizer
+from tools.pretrain.model import write_shape
+from tools.pretrain.settings import Settings, parse
 
 GENERATOR = Path("data/general/generate.py")
 MESSAGES = [
@@ -28,35 +24,50 @@ MESSAGES = [
 ]
 
 
-def config(*overrides: str) -> Config:
-    return compose.from_command_line(["stage=pretrain", *overrides])[2]
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hf")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "TOKENIZER_TEXTS", 500)
         train_tokenizer(load_generator(GENERATOR), folder, vocabulary=400, seed=1)
-    pretrain.write_shape(folder, config("pretrain.vocabulary=400").pretrain)
+    write_shape(folder, Settings(vocabulary=400))
     return folder
 
 
 @pytest.mark.parametrize(
-    ("override", "named"),
+    ("option", "named"),
     [
-        ("pretrain.heads=7", "hidden_size=256 must be a multiple of pretrain.heads=7"),
-        ("pretrain.key_value_heads=3", "heads=8 must be a multiple"),
-        ("pretrain.micro_batch_size=3", "batch_size=128 must be a multiple"),
-        ("pretrain.sequence_length=1000", "sequence_length=1000 is over"),
-        ("pretrain.warmup_steps=6000", "warmup_steps=6000 must be below"),
-        ("pretrain.corpus_tokens=100", "corpus_tokens=100 is under"),
+        ("--heads=7", "hidden_size=256 must be a multiple of heads=7"),
+        ("--key-value-heads=3", "heads=8 must be a multiple"),
+        ("--micro-batch-size=3", "batch_size=128 must be a multiple"),
+        ("--sequence-length=1000", "sequence_length=1000 is over"),
+        ("--warmup-steps=6000", "warmup_steps=6000 must be below"),
+        ("--corpus-tokens=100", "corpus_tokens=100 is under"),
+        ("--layers=none", "layers='none': Input should be a valid integer"),
+        ("--learning-rate=2", "learning_rate='2': Input should be less than or equal to 1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(override: str, named: str) -> None:
-    pretrain.check(config().pretrain)
+def test_settings_that_do_not_fit_are_refused(option: str, named: str) -> None:
+    assert parse(["out"]) == (Settings(), Path("out"))
     with pytest.raises(ConfigError, match=named):
-        pretrain.check(config(override).pretrain)
+        parse(["out", option])
+
+
+def test_a_refusal_is_one_line_with_an_exit_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "--heads=7"]) == 2
+    assert capfd.readouterr().err.startswith("pretrain: ConfigError: hidden_size=256 must be")
+    (tmp_path / "hf").mkdir()
+    assert main([str(tmp_path)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("exists: choose another folder, or remove it")
+
+
+def test_the_defaults_are_those_that_made_the_bundled_model() -> None:
+    made = json.loads(Path("data/base_model/provenance.json").read_text())
+    assert Settings(seed=made["seed"], **made["settings"]) == Settings()
+    assert sha256_of_file(Settings().generator) == made["generator_sha256"]
 
 
 def test_a_generator_that_cannot_be_used_is_refused(tmp_path: Path) -> None:

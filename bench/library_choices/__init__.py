@@ -1,0 +1,1 @@
+"""Libraries that could take the place of code of ours, each measured beside it."""
