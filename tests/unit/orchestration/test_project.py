@@ -107,7 +107,7 @@ def test_a_project_adds_options_of_its_own(shop: Path) -> None:
     mine = shop / "conf" / "finetune" / "mine.yaml"
     mine.parent.mkdir(parents=True)
     text = (paths.CONF / "finetune" / "lora.yaml").read_text()
-    mine.write_text(f"# A smaller one.\n{text.replace('rank: 64', 'rank: 8')}")
+    mine.write_text(f"# A smaller one.\n{text.replace('rank: 16', 'rank: 8')}")
     assert compose.compose(["finetune=mine"])["finetune"]["adapter"]["rank"] == 8
     assert "mine           A smaller one." in help_text()
     with pytest.raises(ConfigError, match="did you mean mine"):

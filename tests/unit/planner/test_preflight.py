@@ -91,7 +91,7 @@ def test_a_gpu_in_use_by_others(with_gpus: Any) -> None:
     with_gpus(H200, use=[used])
     said = refusal(Busy, 8)
     assert "GPU 0 (NVIDIA H200) has 22.0 of 140.0 GiB free and training takes about 35.3" in said
-    assert "process 4242 (python train.py) holds 118.0 GiB" in said
+    assert "process 4242 (python train.py) uses 118.0 GiB" in said
     assert "CUDA_VISIBLE_DEVICES" in said
     with_gpus(H200, H200, use=[replace(used, index=1, free=139 * GIB), used])
     preflight.check_machine(job(), shape_of("8b"), longest=4096)  # takes the first one only

@@ -205,9 +205,9 @@ def test_an_adapter_that_fails_leaves_nothing_behind(tmp_path: Path, others: int
     plain = session.prefill(0, PROMPTS[2], 0)
     parts = ("q_proj", "v_proj")
     refused = {
-        "r=8, and .*q_proj.* is of rank 4": {"r": 8},
+        "r=8, and .*q_proj.* has rank 4": {"r": 8},
         # Of PEFT itself: before it has put anything into the model, in its midst, and at the end.
-        "PEFT does not take .*nowhere": {"target_modules": ["nowhere"]},
+        "PEFT cannot load .*nowhere": {"target_modules": ["nowhere"]},
         "PEFT does not take .*RMSNorm": {"target_modules": ["q_proj", "norm"]},
         "PEFT does not take .*size mismatch": {"rank_pattern": {"q_proj": 6}},
     }

@@ -138,7 +138,7 @@ def test_killed_under_load_it_fails_what_it_held_and_comes_back_by_itself(tmp_pa
             assert [type(end) for end in ends] == [EngineFailed] * 9
             assert "exit code -9" in str(ends[0])
             assert "is being restarted" in (engine.down() or "")
-            with pytest.raises(EngineFailed, match="started again"):
+            with pytest.raises(EngineFailed, match="being restarted"):
                 engine.generate([1], greedy(1))
             assert engine.load() == (0, 0, 0.0)
 
@@ -217,7 +217,7 @@ def test_it_is_tried_again_until_it_opens_and_an_adapter_that_does_not_is_left_o
             spoil(adapter)
             (tmp_path / "dies").touch()
             os.kill(engine.pid, signal.SIGKILL)
-            await wait_for(lambda: "could not be started again" in (engine.down() or ""))
+            await wait_for(lambda: "could not be restarted" in (engine.down() or ""))
             assert "exit code 3" in (engine.down() or "")
             (tmp_path / "dies").unlink()
             await wait_for(lambda: engine.down() is None)
@@ -274,7 +274,7 @@ def test_a_first_start_without_room_is_told_of_and_holds_nothing(
     held = psutil.Process()
     before = held.num_fds()
     monkeypatch.setattr(link.socket if call == "socketpair" else link.subprocess, call, fail)
-    with pytest.raises(PipelineError, match=r"cannot be started \(no file\): the system lacks"):
+    with pytest.raises(PipelineError, match=r"cannot be started \(no file\): too little memory"):
         SupervisedEngine(tmp_path, MADE, max_queue=1)
     assert held.num_fds() == before
 

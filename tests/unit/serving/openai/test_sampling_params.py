@@ -175,14 +175,14 @@ def test_response_formats(app: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({"guided_regex": "("}, "guided_regex", "cannot be guided"),
+        ({"guided_regex": "("}, "guided_regex", "guided decoding is not possible"),
         ({"guided_json": "{"}, "guided_json", "Expecting"),
         ({"guided_grammar": "root ::= ("}, "guided_grammar", ""),
         ({"guided_choice": []}, "guided_choice", "at least 1"),
         ({"guided_choice": ["x"] * 1001}, "guided_choice", "at most 1000"),
         (
             {"response_format": {**FORMAT, "json_schema": {"name": "x", "schema": {"type": 3}}}},
-            *("response_format", "cannot be guided"),
+            *("response_format", "guided decoding is not possible"),
         ),
         ({"guided_regex": "a", "response_format": FORMAT}, "response_format", "only one of"),
         ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "cannot ignore EOS"),
