@@ -208,8 +208,8 @@ def test_an_adapter_that_fails_leaves_nothing_behind(tmp_path: Path, others: int
         "r=8, and .*q_proj.* has rank 4": {"r": 8},
         # Of PEFT itself: before it has put anything into the model, in its midst, and at the end.
         "PEFT cannot load .*nowhere": {"target_modules": ["nowhere"]},
-        "PEFT does not take .*RMSNorm": {"target_modules": ["q_proj", "norm"]},
-        "PEFT does not take .*size mismatch": {"rank_pattern": {"q_proj": 6}},
+        "PEFT cannot load .*RMSNorm": {"target_modules": ["q_proj", "norm"]},
+        "PEFT cannot load .*size mismatch": {"rank_pattern": {"q_proj": 6}},
     }
     for words, changes in refused.items():
         place = change_config(make_adapter(tmp_path / "bad", folder, 3, parts), **changes)
