@@ -60,7 +60,9 @@ ECHO = EngineRecord(
 
 
 def commands(folder: Path) -> list[list[str]]:
-    common = [f"artifacts={folder}", f"model.path={folder / 'merge'}", "engine.name=echo"]
+    model = ("model=local", "model.name=echoed", f"model.path={folder / 'merge'}")
+    lengths = ("prepare.max_length=64", "engine.max_input_len=64", "engine.max_seq_len=128")
+    common = [f"artifacts={folder}", *model, *lengths, "engine.name=echo"]
     stages = ("plan", "doctor", "profiles", "build")
     return [["--help"], *([f"stage={name}", *common] for name in stages)]
 

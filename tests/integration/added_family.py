@@ -75,7 +75,9 @@ def main(folder: Path) -> None:
     sizes = {"hidden_size": 128, "intermediate_size": 256}
     model = make_model_folder(folder / "other", "demo")
     add_random_weights(model, architectures=["OtherForCausalLM"], **sizes)
-    shown = run_commands(folder, "model=local", "model.name=other", f"model.path={model}")
+    named = ("model=local", "model.name=other", f"model.path={model}")
+    short = ("prepare.max_length=256", "engine.max_input_len=256", "engine.max_seq_len=384")
+    shown = run_commands(folder, *named, *short)
     assert "other, " in shown["doctor"]
     closed = make_model_folder(folder / "closed", "demo")
     add_random_weights(closed, architectures=["ClosedForCausalLM"], **sizes)
