@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.origin import origin
 
-PARTS = ("detokenizer", "framing", "json_logs", "outbox", "command_line")
+PARTS = ("detokenizer", "framing", "json_logs", "command_line", "outbox")
 PACKAGES = (
     *("tokenizers", "pyzmq", "uvloop", "python-json-logger", "structlog"),
     *("mlflow", "hydra-core", "omegaconf", "pydantic"),

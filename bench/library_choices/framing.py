@@ -28,7 +28,7 @@ from bench.library_choices.code_lines import code_lines
 from bench.library_choices.timing import import_ms
 from bench.origin import ROOT
 from pipeline.engines.process import framing as frames
-from pipeline.engines.process.client import READ_BYTES, Link
+from pipeline.engines.process.client import READ_BYTES, WorkerClient
 from pipeline.engines.process.framing import Unpacker, pack
 
 ROUND_TRIPS, MESSAGES, AT_ONCE = 2000, 5000, 16
@@ -40,7 +40,7 @@ ROUNDS = 3
 
 
 class Ours:
-    """As Link has it: a buffer for what the socket does not take at once."""
+    """As WorkerClient has it: a buffer for what the socket does not take at once."""
 
     name = "ours"
     run = staticmethod(uvloop.run)
@@ -259,7 +259,7 @@ def measure() -> dict[str, Any]:
         "import_ms": imports,
         # What a library would take the place of, and what it leaves to write.
         "lines_of_code": {
-            "ours": code_lines(frames, Link.send, Link._write, Link._read),
+            "ours": code_lines(frames, WorkerClient.send, WorkerClient._write, WorkerClient._read),
             **{t.name: code_lines(t.send, *readers(t)) for t in (InLoop, InThreads)},
             "pyzmq": code_lines(Zmq.__init__, Zmq.send, Zmq.close),
         },

@@ -7,6 +7,7 @@ mlflow-skinny, which comes without the database that our default store is.
 
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -158,7 +159,9 @@ def server(folder: Path) -> Iterator[str]:
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--backend-store-uri", store, "--artifacts-destination", str(folder / "files")]
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen([*words, "--workers", "1"], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*words, "--workers", "1"], stdout=log, stderr=log, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -170,7 +173,7 @@ def server(folder: Path) -> Iterator[str]:
                 time.sleep(0.5)
         yield uri
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # its workers and job runners too
         process.wait()
 
 

@@ -29,9 +29,9 @@ def test_a_model_is_made_from_nothing(tmp_path: Path) -> None:
         warmup_steps=4,
         learning_rate=1e-2,
     )
-    made = make(settings, tmp_path, command="python -m tools.pretrain")
+    make(settings, tmp_path, command="python -m tools.pretrain")
     hf = tmp_path / "hf"
-    assert made == json.loads((hf / "provenance.json").read_text())
+    made = json.loads((hf / "provenance.json").read_text())
     assert made["final_loss"] < made["loss_curve"][0][1] - 1
     assert set(made["sha256"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "loss_curve.png"}
