@@ -76,7 +76,7 @@ def test_an_unmet_gate_fails_the_run_and_keeps_the_report(chain):
     strict = [*SETTINGS, "evaluate.gate.min_exact_match.adapter=1"]
     code, said = command(chain, "evaluate", *strict)
     assert code == 5
-    assert "GateFailed: the tuned model answers" in said
+    assert "GateFailed: the exact match of the tuned model is" in said
     assert (chain / "evaluate/report.md").is_file()
     # Fails again at once, without asking the models again; and the lenient report comes back.
     assert command(chain, "evaluate", *strict)[0] == 5
