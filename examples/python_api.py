@@ -62,9 +62,8 @@ def main() -> None:
         changes |= {"data.train": ["train*.jsonl"], "data.test": ["test*.jsonl"]}
     made = fine_tune(given.out, changes)
     figures = made["evaluate"].manifest.metrics
-    print(
-        f"loss on the test answers: {figures['answer_loss/base']:.2f} → {figures['answer_loss/tuned']:.2f}"
-    )
+    before, after = figures["answer_loss/base"], figures["answer_loss/tuned"]
+    print(f"loss on the test answers: {before:.2f} → {after:.2f}")
     print(f"exact match: {figures['exact_match/base']:.1%} → {figures['exact_match/tuned']:.1%}")
     print(f"the tuned model, as a Hugging Face folder: {made['merge'].path}")
 
