@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import artifact
@@ -160,6 +160,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)  # the disk of a busy machine takes its time
 @given(
     config=st.dictionaries(st.text(max_size=8), json_values, max_size=4),
     metric=st.floats(allow_nan=False),
