@@ -136,7 +136,7 @@ def _run_stage(command: "Command", arguments: list[str]) -> int:
         from pipeline.stages import retrain
 
         return retrain.run(tree, config)
-    elif stage in ("serve", "profiles", "doctor", "plan"):
+    elif stage in ("serve", "profiles", "verify", "doctor", "plan"):
         import importlib
 
         importlib.import_module(f"pipeline.stages.{stage}").run(config)

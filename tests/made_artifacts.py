@@ -34,9 +34,11 @@ def make_artifact(
     failure: str | None = None,
     seconds: float = 2.5,
     created: float | None = None,
+    name: str = "",
+    environment: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Write and open folder/stage."""
-    place = folder / stage
+    """Write and open folder/stage, or folder/name."""
+    place = folder / (name or stage)
     for name, content in (files or {"data.txt": stage}).items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -46,20 +48,21 @@ def make_artifact(
         fingerprint="0" * 64,
         config=config or {"seed": 1, stage: {"setting": "x"}},
         inputs={name: artifact.manifest.digest for name, artifact in (inputs or {}).items()},
+        input_seals={name: artifact.manifest.seal for name, artifact in (inputs or {}).items()},
         files=hash_files(place),
-        metrics=metrics or {},
+        metrics={name: float(value) for name, value in (metrics or {}).items()},
         proof=proof or {},
         failure=failure,
         versions={"stage": 1},
         libraries={},
         code={"commit": "c0ffee" * 6 + "abcd", "changed": False},
-        environment={},
+        environment=environment or {},
         seconds=seconds,
         peak_memory_bytes=700 * 2**20,
         created=datetime.fromtimestamp(created or time.time(), UTC).isoformat(timespec="seconds"),
     )
     write_manifest(place, manifest)
-    return open_artifact(place)
+    return open_artifact(place, stage=stage)
 
 
 def make_chain(

@@ -1,8 +1,9 @@
 """Artifacts: what stages write for one another, and how they are kept whole.
 
 An artifact is a folder with a `manifest.json`, which is written last, before the folder is renamed
-into place: a folder without one is unfinished, and a file that differs from its manifest was
-altered. Opening either is an error that names the command to run. Knows nothing of what stages do.
+into place. A folder without one is unfinished. A file that differs from the manifest or that the
+manifest does not name, and a manifest that differs from its own seal, mean that somebody altered
+the artifact. Opening any of these is an error that names the command to run.
 
     artifacts/<stage>/                       the current artifact of a stage
     artifacts/.work/<stage>-<fingerprint>/   being written, or left by an interrupted run
@@ -18,7 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from pipeline.core.errors import ArtifactError, ResourceError
 
@@ -46,16 +50,26 @@ class Outcome:
     failure: str | None = None
 
 
+class FileEntry(TypedDict):
+    """One file of an artifact, as the manifest names it."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json: what an artifact is, and everything it came from."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
 
     kind: str
     stage: str
     fingerprint: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]  # stage → digest of the artifact that was read
-    files: Mapping[str, Mapping[str, Any]]  # path → {"sha256", "bytes"}
+    input_seals: Mapping[str, str]  # stage → seal of the same artifact's manifest
+    files: Mapping[str, FileEntry]  # by path below the folder
     metrics: Mapping[str, float]
     proof: Mapping[str, Any]
     failure: str | None
@@ -73,6 +87,12 @@ class Manifest:
         """Identity of the content: the kind and every file's hash, without times or hosts."""
         content = {"kind": self.kind, "files": {n: f["sha256"] for n, f in self.files.items()}}
         return sha256_of_json(content)
+
+    @property
+    def seal(self) -> str:
+        """sha256 of everything that the manifest says. The manifest file holds it beside its
+        fields, and the artifacts made from this one record it."""
+        return sha256_of_json(asdict(self))
 
     @property
     def bytes(self) -> int:
@@ -113,14 +133,16 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
+def open_artifact(path: Path, *, stage: str | None = None, reread: bool = False) -> Artifact:
     """Open an artifact and verify every file against its manifest.
 
     Files whose size and time of change are as when they were last verified are not read again
     (like git's index), so that a checkpoint of 100 GB opens at once.
 
+    stage: that must have made it; the folder's name if it is not given. reread: read every byte.
+
     Raises:
-        ArtifactError: missing, half-written, or altered.
+        ArtifactError: missing, half-written, altered, or made by another stage.
     """
     stage = stage or path.name
     again = f"run `python -m pipeline stage={stage}`"
@@ -128,8 +150,13 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} has no {MANIFEST}, so it is not whole: remove it and {again}")
     manifest = read_manifest(path, again)
+    if manifest.stage != stage:
+        raise ArtifactError(
+            f"{path} was made by stage={manifest.stage}, not by stage={stage}: put the right "
+            f"folder there, or {again}"
+        )
     index = _verified_index(path)
-    known = _read_json(index)
+    known = {} if reread else _read_json(index)
     verified = {}
     for name, expected in manifest.files.items():
         file = path / name
@@ -140,6 +167,9 @@ def open_artifact(path: Path, *, stage: str | None = None) -> Artifact:
         if read and not _matches(file, expected):
             raise ArtifactError(f"{file} was altered after it was written: {again}")
         verified[name] = [stamp, expected["sha256"]]
+    for file in _files(path):
+        if file.relative_to(path).as_posix() not in manifest.files:
+            raise ArtifactError(f"{file} was added after the artifact was made: remove it")
     if verified != known:
         _write_json(index, verified)
     return Artifact(path, manifest)
@@ -159,20 +189,35 @@ def read_manifest(path: Path, again: str) -> Manifest:
     again: the command that makes the artifact, for the message.
 
     Raises:
-        ArtifactError: it cannot be read, or another version of the pipeline wrote it.
+        ArtifactError: it cannot be read, was edited, or another version of the pipeline wrote it.
     """
+    file = path / MANIFEST
     try:
-        content = json.loads((path / MANIFEST).read_text())
+        content = json.loads(file.read_text())
         schema = content["schema"]
-        if schema == SCHEMA:
-            return Manifest(**content)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error}): {again}") from error
-    age = "an earlier" if isinstance(schema, int) and schema < SCHEMA else "another"
-    raise ArtifactError(
-        f"{path} was written by {age} version of the pipeline (manifest schema {schema}, this one "
-        f"reads {SCHEMA}): {again}; the artifact that is there is kept in {path.parent / VARIANTS}"
-    )
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ArtifactError(f"{file} cannot be read ({_short(error)}): {again}") from error
+    if schema != SCHEMA:
+        age = "an earlier" if isinstance(schema, int) and schema < SCHEMA else "another"
+        raise ArtifactError(
+            f"{path} was written by {age} version of the pipeline (manifest schema "
+            f"{str(schema)[:40]}, this one reads {SCHEMA}): {again}; the artifact that is there is "
+            f"kept in {path.parent / VARIANTS}"
+        )
+    seal = content.pop("seal", None)
+    try:
+        manifest = _MANIFEST.validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{file}: {field}: {first['msg']}: {again}") from error
+    if seal != manifest.seal:
+        raise ArtifactError(f"{file} was edited after it was written: {again}")
+    return manifest
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def note_verified(path: Path, manifest: Manifest) -> None:
@@ -198,9 +243,11 @@ def kept(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
     for folder in (artifacts, *(other for other in others if other != artifacts)):
         for place in (folder / stage, *sorted((folder / VARIANTS).glob(f"{stage}-*"))):
             try:
-                yield place, Manifest(**json.loads((place / MANIFEST).read_text()))
-            except (OSError, ValueError, TypeError):
+                manifest = read_manifest(place, "")
+            except ArtifactError:
                 continue
+            if manifest.stage == stage:
+                yield place, manifest
 
 
 def link_folder(source: Path, target: Path) -> None:
@@ -238,17 +285,21 @@ def sha256_with_index(files: Sequence[Path], index: Path) -> list[str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest as the last file of the folder, and have the disk keep it."""
-    temporary = folder / (MANIFEST + ".tmp")
+    """Write the manifest as the last file of the folder, and have the disk keep it.
+
+    It is written beside the folder and moved in, so that nothing of a write that was interrupted
+    can become part of an artifact.
+    """
+    temporary = folder.with_name(f"{folder.name}.manifest.tmp")
     with temporary.open("w") as stream:
-        json.dump({**asdict(manifest)}, stream, indent=1, sort_keys=True)
+        json.dump({**asdict(manifest), "seal": manifest.seal}, stream, indent=1, sort_keys=True)
         stream.write("\n")
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(folder / MANIFEST)
 
 
-def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+def hash_files(folder: Path) -> dict[str, FileEntry]:
     """sha256 and size of every file below the folder, hashed in parallel.
 
     Raises:
@@ -285,6 +336,9 @@ def replace_folder(new: Path, place: Path, aside: Path | None) -> None:
         ) from error
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -293,7 +347,7 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _matches(file: Path, expected: Mapping[str, Any]) -> bool:
+def _matches(file: Path, expected: FileEntry) -> bool:
     same_size = file.stat().st_size == expected["bytes"]
     return same_size and sha256_of_file(file) == expected["sha256"]
 

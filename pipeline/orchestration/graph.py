@@ -16,7 +16,7 @@ from pipeline.core.paths import graph_file
 # Reports versions of stages and libraries to DVC (stage_versions.py); makes no artifact.
 VERSIONS = "versions"
 # Stages outside the graph: nothing in the chain depends on them. `all` is the graph itself.
-OUTSIDE = ("retrain", "serve", "profiles", "doctor", "plan")
+OUTSIDE = ("retrain", "serve", "profiles", "verify", "doctor", "plan")
 # Stages of earlier versions, and what replaced them.
 REMOVED = {"pretrain": "run `python -m tools.pretrain OUT` in a checkout of the source"}
 

@@ -40,7 +40,7 @@ DVC_CONFIG = """\
     {source}
 """
 # Stages that read and write nothing of a project: they run in any folder.
-ANYWHERE = ("config", "doctor", "plan", "profiles")
+ANYWHERE = ("config", "doctor", "plan", "profiles", "verify")
 
 
 def project_folder() -> Path:

@@ -187,7 +187,7 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
     place = config.artifacts / name
     key = f"{name}-{work.fingerprint[:16]}"
     variant, scratch = config.artifacts / artifacts.VARIANTS / key, config.artifacts / ".work" / key
-    current = _open_if_whole(place)
+    current = _open_if_whole(place, name)
     if current is None and (place / artifacts.MANIFEST).is_file():
         _keep_if_foreign(place)
     if current and current.manifest.fingerprint == work.fingerprint:
@@ -198,14 +198,14 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
     for cached in (variant, scratch, linked):  # scratch: of a run killed before the rename
         if cached == linked:
             _link_of_other_run(work, config.artifacts, linked)
-        found = _open_if_whole(cached)
+        found = _open_if_whole(cached, name)
         if found and found.manifest.fingerprint == work.fingerprint:
             artifacts.replace_folder(cached, place, aside)
             console.print(f"[green]✓[/] {name}: restored from cache ({place})")
             return artifacts.open_artifact(place), True
     with resource_errors(scratch, work.stage.less_memory):
         scratch.mkdir(parents=True, exist_ok=True)
-        (scratch / artifacts.MANIFEST).unlink(missing_ok=True)
+        _keep_scratch_alone(scratch)
         console.rule(f"[bold]{name}", align="left")
         begin = time.monotonic()
         outcome = stage_module(name).run(config, work.inputs, scratch)
@@ -230,9 +230,23 @@ def _link_of_other_run(work: Work, folder: Path, linked: Path) -> None:
                 return
 
 
-def _open_if_whole(path: Path) -> Artifact | None:
+def _keep_scratch_alone(folder: Path) -> None:
+    """Remove what an interrupted run left outside .scratch/, from where stages resume.
+
+    A file that the stage does not write this time would become part of the artifact.
+    """
+    for leftover in folder.iterdir():
+        if leftover.name == artifacts.SCRATCH:
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def _open_if_whole(path: Path, stage: str) -> Artifact | None:
     try:
-        return artifacts.open_artifact(path)
+        return artifacts.open_artifact(path, stage=stage)
     except ArtifactError:
         return None
 
@@ -280,6 +294,7 @@ def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Man
         fingerprint=work.fingerprint,
         config=dict(work.settings),
         inputs={stage: a.manifest.digest for stage, a in work.inputs.items()},
+        input_seals={stage: a.manifest.seal for stage, a in work.inputs.items()},
         files=artifacts.hash_files(folder),
         metrics={k: float(v) for k, v in outcome.metrics.items()},
         proof=dict(outcome.proof),

@@ -17,7 +17,7 @@ from pipeline.deployment.launchers.job import GRAPH_STAGES, JobSpec
 from pipeline.training.torchrun import MASTER, MASTER_PORT, NODE_RANK, PORT
 
 # Stages that always run on this machine.
-LOCAL_STAGES = ("config", "doctor", "plan", "profiles", "serve")
+LOCAL_STAGES = ("config", "doctor", "plan", "profiles", "serve", "verify")
 
 
 def is_elsewhere(stage: str, config: Config) -> bool:

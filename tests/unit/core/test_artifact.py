@@ -24,6 +24,7 @@ def make(folder, files=None, **fields):
         "fingerprint": "f" * 64,
         "config": {"seed": 1},
         "inputs": {},
+        "input_seals": {},
         "files": artifact.hash_files(folder),
         "metrics": {"rows": 3.0},
         "proof": {},
@@ -84,6 +85,67 @@ def test_unreadable_manifest_is_refused(tmp_path, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(ArtifactError, match="cannot be read"):
         open_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("failure", "none at all", "was edited"),
+        ("metrics", {"rows": 99.0}, "was edited"),
+        ("inputs", {"merge": "0" * 64}, "was edited"),
+        ("kind", "engine", "was edited"),
+        ("seal", "0" * 64, "was edited"),
+        ("seal", None, "was edited"),
+        ("files", {}, "was edited"),
+        ("files", [], "files"),
+        ("files", {"a": {"sha256": "x", "bytes": 1}}, "sha256"),
+        ("files", {"a": {"sha256": "0" * 64, "bytes": -1}}, "bytes"),
+        ("metrics", {"rows": "3"}, "metrics"),
+        ("stage", 3, "stage"),
+        ("schema", "x" * 9999, "another version"),
+    ],
+)
+def test_an_edited_manifest_is_refused_in_a_line(tmp_path, field, value, message):
+    folder = make(tmp_path / "prepare")
+    content = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**content, field: value}))
+    with pytest.raises(ArtifactError, match=message) as refused:
+        open_artifact(folder)
+    assert len(str(refused.value)) < 600
+    assert "stage=prepare" in str(refused.value)
+
+
+def test_a_manifest_nested_without_end_is_refused(tmp_path):
+    folder = make(tmp_path / "prepare")
+    (folder / "manifest.json").write_text("[" * 200_000)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        open_artifact(folder)
+
+
+@pytest.mark.parametrize("name", ["stray.bin", "weights/stray.bin", "manifest.json.tmp"])
+def test_a_file_that_was_added_is_refused(tmp_path, name):
+    folder = make(tmp_path / "prepare")
+    (folder / name).write_text("not ours")
+    with pytest.raises(ArtifactError, match=r"was added after .* remove it"):
+        open_artifact(folder)
+
+
+def test_two_artifacts_that_were_swapped_are_refused(tmp_path):
+    make(tmp_path / "merge", stage="import").rename(tmp_path / "swapped")
+    with pytest.raises(ArtifactError, match="made by stage=import, not by stage=merge"):
+        open_artifact(tmp_path / "swapped", stage="merge")
+
+
+def test_every_byte_is_read_when_that_is_asked_for(tmp_path):
+    folder = make(tmp_path / "prepare")
+    open_artifact(folder)
+    file = folder / "weights/a.bin"
+    status = file.stat()
+    file.write_bytes(b"9999")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    open_artifact(folder)  # nothing that git would see either
+    with pytest.raises(ArtifactError, match="altered"):
+        open_artifact(folder, reread=True)
 
 
 def test_manifest_of_another_schema_is_refused(tmp_path):

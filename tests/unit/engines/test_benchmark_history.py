@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,20 +35,24 @@ def measure(
     described = json.dumps(asdict(engine))
     merged = open_artifact(artifacts / "merge")
     built = make_artifact(
-        folder, names[0], "engine", files={"engine.json": described}, inputs={"merge": merged}
+        folder,
+        "build",
+        "engine",
+        name=names[0],
+        files={"engine.json": described},
+        inputs={"merge": merged},
     )
     metrics = {f"output_tokens_per_second/at_{i}": rate for i, rate in enumerate(rates)}
-    made = make_artifact(
+    make_artifact(
         folder,
-        names[1],
         "benchmark",
+        "benchmark",
+        name=names[1],
+        environment={"hardware": asdict(where)},
         files={"report.json": "{}"},
         metrics={**metrics, "requests_per_second/at_0": 1e9},
         inputs={"build": built},
     )
-    manifest: dict[str, Any] = json.loads((made.path / MANIFEST).read_text())
-    manifest["environment"] = {"hardware": asdict(where)}
-    (made.path / MANIFEST).write_text(json.dumps(manifest))
 
 
 def test_the_best_load_of_every_profile_counts(artifacts: Path) -> None:

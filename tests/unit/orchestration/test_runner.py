@@ -447,3 +447,47 @@ def test_an_artifact_of_an_earlier_version_is_refused_and_kept(chain, capsys):
     kept = chain.folder / ".variants" / f"first-{made.manifest.fingerprint[:16]}"
     assert (kept / "value").read_text() == "1"
     assert "runs again" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_left_is_no_part_of_the_artifact(chain, monkeypatch):
+    """Neither a file that this run does not write, nor half of a manifest."""
+
+    def killed(config, inputs, out):
+        (out / "stray").write_text("from before")
+        (out / "folder").mkdir()
+        (out / "folder" / "stray").write_text("from before")
+        (out / "manifest.json.tmp").write_text("{")
+        (out / ".scratch").mkdir()
+        (out / ".scratch" / "checkpoint").write_text("kept")
+        raise KeyboardInterrupt
+
+    def completed(config, inputs, out):
+        assert (out / ".scratch" / "checkpoint").read_text() == "kept"
+        (out / "value").write_text("1")
+        return Outcome("dataset")
+
+    chain.stages["first"] = killed
+    with pytest.raises(KeyboardInterrupt):
+        chain("first")
+    chain.stages["first"] = completed
+    assert set(chain("first").manifest.files) == {"value"}
+
+
+def test_a_disk_that_fills_up_under_the_manifest_leaves_nothing_in_the_artifact(chain, monkeypatch):
+    written = artifact.json.dump
+
+    def full(*arguments, **options):
+        arguments[1].write("{")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact.json, "dump", full)
+        with pytest.raises(ResourceError, match="is full"):
+            chain("first")
+    assert artifact.json.dump is written
+    assert set(chain("first").manifest.files) == {"value"}
+
+
+def test_the_manifest_records_the_seals_of_its_inputs(chain):
+    first = chain("first").manifest
+    assert chain("second").manifest.input_seals == {"first": first.seal}
