@@ -42,7 +42,7 @@ def test_answers_and_adapters_are_those_of_transformers(
 
     async def scenario() -> list[list[int]]:
         await engine.add_adapter("tuned", adapter)  # type: ignore[attr-defined]
-        with pytest.raises(ValueError, match="no adapter in the PEFT library's form"):
+        with pytest.raises(ValueError, match="is not an adapter in the PEFT library's format"):
             await engine.add_adapter("other", tmp_path)  # type: ignore[attr-defined]
         return await asyncio.gather(read(None), read("tuned"), read(None), read("tuned"))
 
