@@ -549,8 +549,9 @@ def test_neither_nemo_nor_megatron_is_imported() -> None:
     code = (
         "import sys; from pipeline.stages import quantize, export, evaluate;"
         "assert 'torch' not in sys.modules;"
-        "from pipeline.adapters import modelopt, modelopt_export, generation, hf;"
-        "modelopt.modelopt(); from transformers import AutoModelForCausalLM;"
+        "from pipeline.evaluation import generation; from pipeline.models import hf_model;"
+        "from pipeline.optimization import export as written, ptq;"
+        "ptq.modelopt(); from transformers import AutoModelForCausalLM;"
         "print([m for m in ('nemo', 'megatron', 'sklearn', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -52,7 +52,7 @@ def test_a_rank_that_is_killed_stops_all_and_is_named(tmp_path: Path) -> None:
     said = str(caught.value)
     assert f"rank 1 of 2 (process {process}) was killed by SIGKILL" in said
     assert "all others were stopped" in said
-    assert "the checkpoint of step 5 is kept" in said
+    assert "to resume from the checkpoint of step 5" in said
     assert "\n" not in said
 
 
