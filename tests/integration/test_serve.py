@@ -222,7 +222,7 @@ def test_an_answer_keeps_to_a_schema(client: OpenAI) -> None:
     value = json.loads(answer.choices[0].message.content or "")
     assert set(value) == {"fee", "unit"}
     assert value["fee"] <= 99
-    with pytest.raises(openai.BadRequestError, match="cannot be guided"):
+    with pytest.raises(openai.BadRequestError, match="guided decoding is not possible"):
         client.chat.completions.create(
             model="bank",
             messages=[{"role": "user", "content": QUESTIONS[0]}],
@@ -463,7 +463,7 @@ def test_a_port_in_use_is_refused_at_once(engine: Artifact, folder: Path) -> Non
 def test_adapters_for_an_engine_that_takes_none_are_refused(
     engine: Artifact, tmp_path: Path
 ) -> None:
-    for adapters, words in ((tmp_path / "none", "is no folder"), (tmp_path, "engine.name=hf")):
+    for adapters, words in ((tmp_path / "none", "is not a folder"), (tmp_path, "engine.name=hf")):
         command = [sys.executable, "-m", "pipeline.serving", "--model", "bank"]
         command += ["--engine", str(engine.path), "serve.port=0", f"serve.adapters={adapters}"]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.core.paths import ROOT
@@ -48,6 +50,19 @@ def test_it_holds_every_file_of_the_package_and_of_conf(site: Path) -> None:
     assert not list(site.glob("tests")) + list(site.glob("tools")) + list(site.rglob("setup.py"))
 
 
+def wait_for_sender(project: Path) -> None:
+    """Until the process that sends runs to MLflow has ended: it writes where the project was."""
+    deadline = time.monotonic() + 120
+    while any(str(project) in word for word in _words_of_processes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _words_of_processes() -> list[str]:
+    processes = psutil.process_iter(["cmdline"])
+    return [word for process in processes for word in process.info["cmdline"] or ()]
+
+
 def test_a_project_made_with_it_runs(site: Path, tmp_path: Path) -> None:
     said = command("-m", "pipeline", "init", "shop", cwd=tmp_path, path=site)
     assert "run `cd shop && python -m pipeline stage=all`" in said
@@ -61,6 +76,7 @@ def test_a_project_made_with_it_runs(site: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout
     assert (shop / "artifacts" / "prepare" / "manifest.json").is_file()
+    wait_for_sender(shop)
     moved = shop.rename(tmp_path / "moved")
     said = command("-m", "pipeline", "stage=prepare", cwd=moved / "data", path=site)
     assert "prepare: up to date (artifacts/prepare)" in said
