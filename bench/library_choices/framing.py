@@ -21,6 +21,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar
 
+import psutil
 import uvloop
 
 from bench.library_choices import framing_peer
@@ -353,7 +354,8 @@ async def stopped(server: Server) -> None:
     """Send to a process that does not read for a second; all of it arrives in the end."""
     process = server.peer.process
     server.peer.send(("stop",))
-    await asyncio.sleep(0.1)
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        await asyncio.sleep(0.01)
     goes_on = threading.Timer(STOPPED_SECONDS, process.send_signal, [signal.SIGCONT])
     goes_on.start()  # a thread: the event loop may be stuck
     for number in range(FLOOD):
