@@ -175,7 +175,7 @@ def read(tokenizer: Tokenizer, make: Callable[[Tokenizer], Stream], ids: Sequenc
 
 
 def speeds(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
-    """Median seconds a token."""
+    """Seconds a token."""
     sequences: list[list[int]] = []
     while sum(map(len, sequences)) < TEXT_TOKENS:
         sequences += [encode(tokenizer, text) for text in texts]

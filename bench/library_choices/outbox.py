@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -142,12 +141,12 @@ def points_at(uri: str, experiment: str) -> int:
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of figures, and the first of texts."""
+    """The least of figures, and the first of texts."""
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for one in rounds for name in one):
         values = [one[name] for one in rounds if name in one]
         is_text = isinstance(values[0], str)
-        found[name] = values[0] if is_text else round(statistics.median(values), 3)
+        found[name] = values[0] if is_text else round(min(values), 3)
     return found
 
 

@@ -1,6 +1,5 @@
 """Times of several ways to do one thing, taken in turn so that they share what the machine does."""
 
-import statistics
 import subprocess
 import sys
 import time
@@ -11,14 +10,15 @@ ROUNDS = 7
 
 
 def seconds_of(ways: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each, after one round that does not count."""
+    """Least seconds of each, after one round that does not count: other work on the machine only
+    adds to them."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, do in ways.items():
             begin = time.perf_counter()
             do()
             times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
+    return {name: min(found[1:]) for name, found in times.items()}
 
 
 def import_ms(modules: Mapping[str, str], python: str = sys.executable) -> dict[str, float]:
