@@ -172,7 +172,7 @@ def server(folder: Path) -> Iterator[str]:
                 time.sleep(0.5)
         yield uri
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # its workers and job runners too
+        os.killpg(process.pid, signal.SIGKILL)  # its workers and job runners too
         process.wait()
 
 
