@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.decoders import DecodeStream
 
-from bench.library_choices.code_lines import code_lines
-from bench.library_choices.timing import seconds_of
+from bench.compared_libraries.code_lines import code_lines
+from bench.compared_libraries.timing import seconds_of
 from bench.origin import ROOT
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.openai.detokenizer import INCOMPLETE, Detokenizer

@@ -24,9 +24,9 @@ from typing import Any, ClassVar
 import psutil
 import uvloop
 
-from bench.library_choices import framing_peer
-from bench.library_choices.code_lines import code_lines
-from bench.library_choices.timing import import_ms
+from bench.compared_libraries import framing_peer
+from bench.compared_libraries.code_lines import code_lines
+from bench.compared_libraries.timing import import_ms
 from bench.origin import ROOT
 from pipeline.engines.process import framing as frames
 from pipeline.engines.process.client import READ_BYTES, WorkerClient

@@ -1,8 +1,8 @@
 """The engine's end of framing.py: answers what it is asked over one of the transports.
 
-    python -m bench.library_choices.framing_peer ours 3
-    python -m bench.library_choices.framing_peer multiprocessing 3
-    python -m bench.library_choices.framing_peer pyzmq ipc:///tmp/…/socket
+    python -m bench.compared_libraries.framing_peer ours 3
+    python -m bench.compared_libraries.framing_peer multiprocessing 3
+    python -m bench.compared_libraries.framing_peer pyzmq ipc:///tmp/…/socket
 
 It blocks where the engine's process of the server would not: only the server's end is measured.
 """

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.library_choices import outbox_training
-from bench.library_choices.code_lines import code_lines
-from bench.library_choices.timing import import_ms
+from bench.compared_libraries import outbox_training
+from bench.compared_libraries.code_lines import code_lines
+from bench.compared_libraries.timing import import_ms
 from bench.origin import ROOT
 from pipeline.tracking import outbox, sender_process
 

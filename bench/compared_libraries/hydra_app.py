@@ -1,7 +1,7 @@
 """Our configuration as an application of Hydra's own kind, for command_line.py.
 
-    python -m bench.library_choices.hydra_app stage=config              # as Hydra reports errors
-    TUNED=1 python -m bench.library_choices.hydra_app stage=config      # as ours would
+    python -m bench.compared_libraries.hydra_app stage=config              # as Hydra reports errors
+    TUNED=1 python -m bench.compared_libraries.hydra_app stage=config      # as ours would
 
 @hydra.main composes conf/ and ConfigStore gives two sections types, as dataclasses: Hydra takes
 neither pydantic's models nor their bounds.

@@ -11,9 +11,9 @@ import sys
 import tempfile
 from typing import Any
 
-from bench.library_choices import hydra_app
-from bench.library_choices.code_lines import code_lines
-from bench.library_choices.timing import seconds_of
+from bench.compared_libraries import hydra_app
+from bench.compared_libraries.code_lines import code_lines
+from bench.compared_libraries.timing import seconds_of
 from bench.origin import ROOT
 from pipeline.orchestration import arguments, compose, help
 

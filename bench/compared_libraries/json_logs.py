@@ -15,8 +15,8 @@ from typing import Any
 import pythonjsonlogger.json
 import structlog
 
-from bench.library_choices.code_lines import code_lines
-from bench.library_choices.timing import import_ms, seconds_of
+from bench.compared_libraries.code_lines import code_lines
+from bench.compared_libraries.timing import import_ms, seconds_of
 from pipeline.serving.logs import JsonFormatter
 
 LINES = 5000
