@@ -2,9 +2,12 @@
 
 import functools
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from pipeline.core.secrets import mask
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,10 +16,50 @@ if TYPE_CHECKING:
 
 @functools.cache
 def get_console() -> "Console":
-    """The console that writes to standard error, so that standard output stays for data."""
+    """The console that writes to standard error, so that standard output stays for data.
+
+    Secrets are masked, and a standard error that cannot be written is ignored: a training must not
+    fail because nobody reads of its progress.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(file=cast(IO[str], Lenient("stderr", mask)), highlight=False)
+
+
+class Lenient:
+    """A standard stream, as sys has it at the time of each call. It raises nothing.
+
+    failed: the first error of a write; what follows is discarded.
+    """
+
+    def __init__(self, name: str, change: Callable[[str], str] = str, stream: Any = None) -> None:
+        self._name, self._change, self._fixed = name, change, stream
+        self.failed: OSError | None = None
+
+    @property
+    def _stream(self) -> Any:
+        return self._fixed or getattr(sys, self._name)
+
+    def write(self, text: str) -> int:
+        self._try("write", self._change(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def isatty(self) -> bool:
+        return bool(self._stream) and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, method: str, *arguments: str) -> None:
+        if not self._stream or self.failed:
+            return
+        try:
+            getattr(self._stream, method)(*arguments)
+        except OSError as error:
+            self.failed = error
 
 
 @contextmanager
