@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from pipeline.core import secrets
-from pipeline.core.console import Lenient
+from pipeline.core.console import Lenient, report, write_error
 from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError, ResourceError
 from pipeline.core.resource_errors import explained
 
@@ -55,22 +55,22 @@ def _guarded(arguments: list[str]) -> int:
         _check_working_folder()
         return _run([a for a in arguments if a != "--traceback"])
     except KeyboardInterrupt:
-        _say("interrupted: run the same command again to resume")
+        report("interrupted: run the same command again to resume")
         return INTERRUPTED
     except PipelineError as error:
         if wants_traceback:
-            _print_traceback()
-        _say(f"{type(error).__name__}: {error}")
+            write_error(traceback.format_exc())
+        report(f"{type(error).__name__}: {error}")
         return error.exit_code
     except Exception as error:
         if found := explained(error):
             if wants_traceback:
-                _print_traceback()
-            _say(f"{type(found).__name__}: {found}")
+                write_error(traceback.format_exc())
+            report(f"{type(found).__name__}: {found}")
             return found.exit_code
         # Unexpected, so a bug in the pipeline or in a library: the traceback helps.
-        _print_traceback()
-        _say(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
+        write_error(traceback.format_exc())
+        report(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
         return 1
 
 
@@ -104,7 +104,7 @@ def _unwritten(output: Lenient) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
     if isinstance(output.failed, BrokenPipeError):  # nobody reads it, as in `… | head`
         return UNREAD
-    _say(f"ResourceError: standard output cannot be written ({output.failed.strerror})")
+    report(f"ResourceError: standard output cannot be written ({output.failed.strerror})")
     return ResourceError.exit_code
 
 
@@ -194,16 +194,6 @@ def _init(words: list[str]) -> int:
         print(f"  {name}")
     print(f"{words[0]} is a project: run `cd {words[0]} && python -m pipeline stage=all`")
     return 0
-
-
-def _say(message: str) -> None:
-    with suppress(OSError):  # standard error cannot be written: the exit code says it
-        print(f"pipeline: {secrets.mask(message)}", file=sys.stderr, flush=True)
-
-
-def _print_traceback() -> None:
-    with suppress(OSError):
-        print(secrets.mask(traceback.format_exc()), end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

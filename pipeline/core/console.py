@@ -1,29 +1,73 @@
-"""Output for people: one console and one style of progress bar. Knows nothing about stages."""
+"""Output for people: one console and one style of progress bar. Knows nothing about stages.
+
+Texts from data, files and models reach the terminal only through `printable`: a row with escape
+sequences could otherwise recolour it, move the cursor, or write into its title or clipboard.
+"""
 
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from pipeline.core.secrets import mask
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
     from rich.progress import Progress
+    from rich.segment import Segment
+
+# Control characters but tab and line feed, marks that reverse the direction of writing, and halves
+# of surrogate pairs, which no terminal can show.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""The text with what a terminal would act on written as an escape, such as \x1b."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def report(message: str) -> None:
+    """Print one line about an error to standard error; the exit code remains if that fails."""
+    write_error(f"pipeline: {message}\n")
+
+
+def write_error(text: str) -> None:
+    """Write to standard error without secrets and escape sequences, if it can be written."""
+    error = Lenient("stderr")
+    error.write(printable(mask(text)))
+    error.flush()
 
 
 @functools.cache
 def get_console() -> "Console":
     """The console that writes to standard error, so that standard output stays for data.
 
-    Secrets are masked, and a standard error that cannot be written is ignored: a training must not
-    fail because nobody reads of its progress.
+    Whatever it prints is `printable`; only its own styles and cursor movements are escapes. Secrets
+    are masked, and a standard error that cannot be written is ignored: a training must not fail
+    because nobody reads of its progress.
     """
     from rich.console import Console
+    from rich.segment import Segment
 
-    return Console(file=cast(IO[str], Lenient("stderr", mask)), highlight=False)
+    class CleanConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            # Here, before a secret can be wrapped, as well as where it is written.
+            super().print(*(mask(o) if isinstance(o, str) else o for o in objects), **options)
+
+        def render(
+            self, renderable: Any, options: "ConsoleOptions | None" = None
+        ) -> "Iterable[Segment]":
+            for segment in super().render(renderable, options):
+                if segment.control or not _UNPRINTABLE.search(segment.text):
+                    yield segment
+                else:
+                    yield Segment(printable(segment.text), segment.style)
+
+    return CleanConsole(file=cast(IO[str], Lenient("stderr", mask)), highlight=False)
 
 
 class Lenient:
