@@ -42,13 +42,13 @@ def kill_at_random(
 ) -> None:
     number, after = chance.choice(SIGNALS), chance.uniform(0, 1.3 * SECONDS)
     chain.prepare(stage, folder)
-    pid = chain.start(stage, folder, "slow")
+    pid, said = chain.start(stage, folder, "slow")
     while chance.random() < 0.9 and not (folder / ".lock").exists():  # else before it has the lock
         time.sleep(0.005)
     time.sleep(after)
     os.kill(pid, number)
     what = f"{stage}, {after:.2f} s after it had the lock, got {number.name}"
-    counts.see(what, chain.wait(pid))
+    counts.see(what, chain.wait(pid, said))
     chain.check(what, stage, folder, counts)
 
 

@@ -71,7 +71,7 @@ class ReplayedChain:
 
     def __init__(self, folder: Path) -> None:
         """folder: on a disk with room; holds what stages copy."""
-        self.made, self.said = folder / "made", folder / "said"
+        self.made = folder / "made"
         self.tree = compose.compose([])
         for name in declared_stages():
             stage_module(name)
@@ -99,17 +99,20 @@ class ReplayedChain:
         self, stage: str, artifacts: Path, how: str = "plain",
         limit: Callable[[], None] | None = None,
     ) -> Ended:  # fmt: skip
-        return self.wait(self.start(stage, artifacts, how, limit))
+        return self.wait(*self.start(stage, artifacts, how, limit))
 
     def start(
         self, stage: str, artifacts: Path, how: str, limit: Callable[[], None] | None = None
-    ) -> int:
+    ) -> tuple[int, int]:
+        """Its pid, and a pipe with what it says."""
         tree = {**self.tree, "artifacts": str(artifacts)}
-        return start(self.made / stage, how, tree, self.said, limit)
+        return start(self.made / stage, how, tree, limit)
 
-    def wait(self, pid: int) -> Ended:
+    def wait(self, pid: int, said: int) -> Ended:
+        with os.fdopen(said, errors="replace") as stream:
+            text = stream.read()
         _, status = os.waitpid(pid, 0)
-        return Ended(os.waitstatus_to_exitcode(status), self.said.read_text(errors="replace"))
+        return Ended(os.waitstatus_to_exitcode(status), text)
 
     def check(self, what: str, stage: str, artifacts: Path, counts: Counts) -> None:
         """Run the stage with nothing in its way, and count what it lost."""

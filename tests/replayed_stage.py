@@ -69,20 +69,20 @@ class Renames:
 
 
 def start(
-    made: Path, how: str, tree: dict[str, Any], said: Path, limit: Callable[[], None] | None = None
-) -> int:
-    """Fork a process that runs the replayed stage; its pid.
+    made: Path, how: str, tree: dict[str, Any], limit: Callable[[], None] | None = None
+) -> tuple[int, int]:
+    """Fork a process that runs the replayed stage; its pid and a pipe with what it says.
 
-    tree: the composed settings. said: file for its standard error and, when it has ended, how
-    often it renamed.
+    tree: the composed settings. limit: called in the process before it begins.
     """
+    said, output = os.pipe()
     pid = os.fork()
     if pid:
-        return pid
+        os.close(output)
+        return pid, said
     code = 1
     try:
         words = how.split()
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))

@@ -299,3 +299,63 @@ def test_stages_never_import_mlflow() -> None:
     root = ROOT
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+BROKEN = {
+    "empty": b"", "binary": bytes(range(256)), "list": b"[1]", "number": b"3", "half": b'{"id": "a',
+    "deep": b"[" * 200_000, "conflict": b"<<<<<<< HEAD\n{}\n=======\n", "folder": None,
+    "wrong inside": b'{"id": 1, "owner": [], "stages": 3, "group": {}, "event": "start"}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize(
+    "name", ["spool/1.group", "spool/1-x.jsonl", "registered.json", "last_error.txt"]
+)
+def test_files_of_the_outbox_may_be_broken(tmp_path: Path, name: str, how: str) -> None:
+    destination = Destination.of(tmp_path)
+    destination.outbox.mkdir(parents=True)
+    content = BROKEN[how]
+    if content is None:
+        (destination.folder / name).mkdir()
+    else:
+        (destination.folder / name).write_bytes(content)
+    start(tmp_path).finish("FAILED", None)
+    assert tracking.wait_until_sent(tmp_path, CONFIG, timeout=0).waiting >= 1
+    tracking.waiting_line(tmp_path, CONFIG)
+    (group,) = destination.groups()
+    assert len(destination.runs_of(group.id)) == 1  # the run that started now is whole
+    for file in destination.runs():
+        read_events(file, 0)
+    assert destination.registered(group.id) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("htp:/x", "MLflow knows no address that begins with htp:"),
+        ("http://host:99999", "it is not an address: Port out of range"),
+        ("http://[::1", "nothing is tracked (ValueError: "),
+        ("http:///x", "it names no host"),
+        ("http://127.0.0.1:9", "ConnectionRefusedError"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_named_and_stops_nothing(
+    tmp_path: Path, uri: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace_uri(uri)
+    run = tracking.start_stage(
+        tmp_path, stage="prepare", config=config, params={}, inputs={}, files={}
+    )
+    run.finish("FAILED", None)
+    line = tracking.waiting_line(tmp_path, config)
+    assert line
+    assert said in line
+    assert "\n" not in line
+    assert tracking.wait_until_sent(tmp_path, config, timeout=0).waiting in (0, 1)
+    tracking.track_reused(tmp_path, config, ["prepare"])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def replace_uri(uri: str) -> TrackingConfig:
+    return CONFIG.model_copy(update={"uri": uri})
