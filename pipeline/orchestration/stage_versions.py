@@ -26,10 +26,14 @@ FOLDER = "versions"  # below the artifacts
 def recorded() -> dict[str, dict[str, Any]]:
     """Entries of versions.json: stages, and components such as "engine/vllm"."""
     try:
-        return json.loads(RECORD.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(RECORD.read_bytes())
+        if not all({"version", "libraries"} <= entry.keys() for entry in found.values()):
+            raise ValueError("an entry has no version or libraries")
+        return found
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())[:160]
         raise PipelineError(
-            f"{RECORD} cannot be read ({error}): install the pipeline again, or run "
+            f"{RECORD} cannot be read ({why}): install the pipeline again, or run "
             "`git checkout` on it"
         ) from error
 
