@@ -29,7 +29,7 @@ from pipeline.models.checks import check_folder
 from pipeline.models.output_rows import untrained_tokens
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy"),
 )
 
