@@ -110,9 +110,11 @@ def run_command(
 def _interrupt_all(process: "subprocess.Popen[bytes]") -> None:
     """Interrupt the command, its shell and the stage, and wait for the end of the command.
 
-    A library may swallow an interrupt, as while it is imported. So it is sent again, then harder.
+    A library may swallow an interrupt, as while it is imported, and a job that a shell runs in the
+    background ignores it. So harder signals follow.
     """
-    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    for number in (*([] if ignored else [signal.SIGINT]), signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.console import report
 from pipeline.core.errors import EXIT_CODE_FILE, PipelineError, ResourceError
 from pipeline.orchestration.project import refuse_copy
 
@@ -85,10 +86,10 @@ def main(artifacts: Path) -> int:
         refuse_copy(Path.cwd())
         write(artifacts)
     except PipelineError as error:
-        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
+        report(f"{type(error).__name__}: {error}")
         code = error.exit_code
     except OSError as error:
-        print(f"pipeline: ResourceError: {artifacts} cannot be written ({error})", file=sys.stderr)
+        report(f"ResourceError: {artifacts} cannot be written ({error})")
         code = ResourceError.exit_code
     else:
         return 0

@@ -127,7 +127,7 @@ def test_a_missing_file_is_refused_before_anything_is_written(checkout: Path) ->
     assert (checkout / "params.yaml").read_text() == "{}"
 
 
-def test_an_interrupt_that_a_library_swallows_is_sent_again(
+def test_an_interrupt_that_a_library_swallows_is_followed_by_a_harder_signal(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph_run, "INTERRUPT_SECONDS", 0.2)
