@@ -26,6 +26,7 @@ from pipeline.orchestration import compose, summary, summary_view
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.project import project_folder
 from pipeline.orchestration.runner import GRAPH_LOCK, check_files, hold
+from pipeline.planner.refusals import check_run
 from pipeline.tracking import client as tracking
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -38,13 +39,15 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
 
     Raises:
         ConfigError: artifacts are elsewhere than dvc.yaml has them. DataError: a file that settings
-        name does not exist. Busy: another run is in progress.
+        name does not exist. Busy: another run is in progress. PipelineError: what a stage would
+        refuse for its settings and the model's config.json (planner/refusals.py).
     """
     project, stages = project_folder(), declared_stages()
     refuse_other_artifacts(config)
     graph = read_graph(tree)
     for stage in stages:
         check_files(graph[stage])
+    check_run(config)
     since = time.time()
     # DVC's commands say `python`: the one that runs now, whether or not its environment is active.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
