@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from pipeline.config.section import Form, Processes, Section
 
@@ -31,15 +31,6 @@ class LocalLauncher(LauncherConfig):
     name: Literal["local", "torchrun"] = Field(
         description="Launcher: this machine alone (local), or as one of several (torchrun)"
     )
-
-    @model_validator(mode="after")
-    def _one_machine(self) -> Self:
-        if self.name == "local" and self.nodes > 1:
-            raise ValueError(
-                "launcher=local is one machine, so nodes must be 1: set launcher=torchrun and run "
-                "the command on each machine, or launcher=slurm or launcher=kubernetes"
-            )
-        return self
 
 
 class SlurmLauncher(LauncherConfig):

@@ -102,7 +102,7 @@ class Form:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {**handler(schema), "pattern": f"^{self.pattern}$"}
+        return {**handler(schema), "form": self.words}
 
 
 def choice(kind: str, *others: str, each: str = "") -> Choice:

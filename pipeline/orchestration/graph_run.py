@@ -22,6 +22,7 @@ from pipeline.core.artifact import kept
 from pipeline.core.console import get_console
 from pipeline.core.errors import EXIT_CODE_FILE, Busy, ConfigError
 from pipeline.core.paths import PARAMS_FILE
+from pipeline.deployment.launchers.submission import check_nodes
 from pipeline.orchestration import compose, summary, summary_view
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.project import project_folder
@@ -47,6 +48,7 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
     graph = read_graph(tree)
     for stage in stages:
         check_files(graph[stage])
+    check_nodes("all", config)
     check_run(config)
     since = time.time()
     # DVC's commands say `python`: the one that runs now, whether or not its environment is active.

@@ -45,11 +45,11 @@ def test_every_number_has_both_bounds(leaf: Leaf) -> None:
 
 
 @pytest.mark.parametrize("leaf", ALONE, ids=lambda leaf: leaf.name)
-@pytest.mark.parametrize("value", [True, False, 1e26, -1e26, "nan", [1]])
-def test_what_is_no_number_within_the_bounds_is_refused(leaf: Leaf, value: object) -> None:
-    with pytest.raises(ConfigError, match=leaf.name.replace(".", r"\.")) as caught:
-        config_with({leaf.name: value})
-    assert "\n" not in str(caught.value)
+def test_what_is_no_number_within_the_bounds_is_refused(leaf: Leaf) -> None:
+    for value in (True, False, 1e26, -1e26, "nan", [1]):
+        with pytest.raises(ConfigError, match=leaf.name.replace(".", r"\.")) as caught:
+            config_with({leaf.name: value})
+        assert "\n" not in str(caught.value)
 
 
 def test_true_in_a_list_or_a_mapping_is_no_number() -> None:
@@ -125,11 +125,6 @@ def test_what_kubernetes_does_not_take(name: str, value: str) -> None:
     assert KubernetesLauncher.model_validate(good)
     with pytest.raises(ValidationError, match=f"{name}\n.*give "):
         KubernetesLauncher.model_validate({**good, name: value})
-
-
-def test_one_machine_is_one() -> None:
-    with pytest.raises(ConfigError, match="launcher=local is one machine"):
-        config_with({"launcher.nodes": 2})
 
 
 @pytest.mark.parametrize("uri", ["htp:/x", "http://", "sqlite:/x", "nowhere"])

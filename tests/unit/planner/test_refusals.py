@@ -129,6 +129,17 @@ def test_the_whole_graph_is_refused_before_it_starts(
     assert not (tmp_path / "artifacts").exists()
 
 
+def test_the_whole_graph_runs_on_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path, {}, {"launcher.nodes": 2})
+    monkeypatch.setattr(graph_run, "project_folder", lambda: tmp_path)
+    monkeypatch.setattr(graph_run, "check_files", lambda node: None)
+    tree = {"data": {"folder": "x"}, "model": {"path": "y"}}
+    with pytest.raises(ConfigError, match=r"launcher\.nodes=2, but stage=all runs on one machine"):
+        graph_run.run_graph(tree, config)
+
+
 def test_another_machine_is_judged_by_its_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
