@@ -30,8 +30,9 @@ def type_in_words(schema: Schema, *, quote: str = "") -> str:
         return f"list of {_plural(type_in_words(schema['items'], quote=quote))}"
     if kind == "object":
         values = schema.get("additionalProperties")
-        named = isinstance(values, dict) and values
-        return f"mapping to {_plural(type_in_words(values, quote=quote))}" if named else "mapping"
+        if isinstance(values, dict) and values:
+            return f"mapping to {_plural(type_in_words(values, quote=quote))}"
+        return "mapping"
     if kind == "string":
         return "path" if schema.get("format") == "path" else "text"
     return _KINDS[kind] if kind else "any value"
