@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
-from pipeline.core.artifact import kept
+from pipeline.core.artifact import MANIFEST, kept, open_artifact
 from pipeline.core.console import get_console
-from pipeline.core.errors import EXIT_CODE_FILE, Busy, ConfigError
+from pipeline.core.errors import EXIT_CODE_FILE, ArtifactError, Busy, ConfigError
 from pipeline.core.paths import PARAMS_FILE
 from pipeline.orchestration import compose, summary, summary_view
 from pipeline.orchestration.graph import declared_stages, read_graph
@@ -54,7 +54,7 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
         # Each stage that DVC starts reads params.yaml again: no other run may write it meanwhile.
         with hold(config.artifacts, GRAPH_LOCK) as lock:
             _refuse_beside_dvc(project)
-            _forget_other_settings(project, config.artifacts)
+            _forget_what_differs(project, config.artifacts, reread=config.verify)
             compose.write_params(project, tree)
             command = [sys.executable, "-m", "dvc", "repro"]
             code = run_command(command, project, environment, lock)
@@ -120,12 +120,15 @@ def _refuse_beside_dvc(project: Path) -> None:
             raise Busy(f"DVC (process {pid}) runs the graph of {project}: wait for it, or end it")
 
 
-def _forget_other_settings(project: Path, artifacts: Path) -> None:
-    """Remove from dvc.lock the stages whose artifacts were made with other settings than it says.
+def _forget_what_differs(project: Path, artifacts: Path, *, reread: bool) -> None:
+    """Remove from dvc.lock the stages whose artifacts were made with other settings than it says,
+    or whose files are not those that their manifests name.
 
     DVC records the params.yaml that it finds when a stage ends. If another run has written one
     meanwhile, dvc.lock describes an artifact that was never made. Without the entry DVC starts the
-    stage, and the runner compares the fingerprint.
+    stage, and the runner compares the fingerprint. DVC itself looks at manifests only.
+
+    reread: read every byte of the files, not only of those that changed.
     """
     file = project / "dvc.lock"
     if not file.is_file():
@@ -138,7 +141,8 @@ def _forget_other_settings(project: Path, artifacts: Path) -> None:
         here = artifacts / stage
         made = next((m for place, m in kept(artifacts, stage) if place == here), None)
         recorded = entry.get("params", {}).get(PARAMS_FILE)
-        if made and recorded is not None and made.config != recorded:
+        other = made and recorded is not None and made.config != recorded
+        if other or ((here / MANIFEST).is_file() and not _is_whole(here, reread=reread)):
             wrong.append(stage)
     if wrong:
         for stage in wrong:
@@ -146,6 +150,15 @@ def _forget_other_settings(project: Path, artifacts: Path) -> None:
         temporary = file.with_suffix(".tmp")
         temporary.write_text(yaml.safe_dump(lock, sort_keys=False))
         temporary.replace(file)
+
+
+def _is_whole(place: Path, *, reread: bool) -> bool:
+    try:
+        open_artifact(place, reread=reread)
+    except ArtifactError as error:
+        get_console().print(f"[yellow]made again:[/] {error}", soft_wrap=True)
+        return False
+    return True
 
 
 def refuse_other_artifacts(config: Config) -> None:

@@ -147,8 +147,22 @@ def test_what_dvc_recorded_of_other_settings_is_forgotten(checkout: Path) -> Non
     lock = checkout / "dvc.lock"
     said = {"schema": "2.0", "stages": {"prepare": entry, "finetune": other, "merge": entry}}
     lock.write_text(yaml.safe_dump(said))
-    graph_run._forget_other_settings(checkout, checkout / "artifacts")
+    graph_run._forget_what_differs(checkout, checkout / "artifacts", reread=False)
     assert yaml.safe_load(lock.read_text())["stages"] == {"prepare": entry, "merge": entry}
+
+
+def test_a_damaged_artifact_is_made_again(checkout: Path) -> None:
+    """DVC compares manifests only: to it, nothing has changed."""
+    config = {"seed": 1}
+    place = make_artifact(checkout / "artifacts", "merge", "any", config=config).path
+    entry = {"cmd": "x", "params": {"params.yaml": config}}
+    lock = checkout / "dvc.lock"
+    lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"merge": entry}}))
+    graph_run._forget_what_differs(checkout, checkout / "artifacts", reread=True)
+    assert yaml.safe_load(lock.read_text())["stages"] == {"merge": entry}
+    (place / "data.txt").write_text("another")
+    graph_run._forget_what_differs(checkout, checkout / "artifacts", reread=False)
+    assert yaml.safe_load(lock.read_text())["stages"] == {}
 
 
 def test_settings_are_replaced_whole(checkout: Path) -> None:
