@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import nemo.lightning as nl
 import torch
+from fiddle._src.experimental.serialization import find_node_traverser
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.optimizer import OptimizerConfig
@@ -123,7 +124,8 @@ def _trainer(job: Job) -> nl.Trainer:
     gpu = on_gpu()
     # Before it is made: NeMo would do so afterwards, and describe the first one of a process by a
     # pickle, and the next by its arguments.
-    nl.io.track_io(nl.MegatronMixedPrecision)
+    if not find_node_traverser(nl.MegatronMixedPrecision):
+        nl.io.track_io(nl.MegatronMixedPrecision)
     ddp = DistributedDataParallelConfig(
         # Whether ranks share the optimizer's state. Without it Megatron takes torch's Adam, which
         # counts steps in a tensor of no dimension, and the shared state cannot hold that.
