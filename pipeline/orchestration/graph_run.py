@@ -19,10 +19,12 @@ from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError
 from pipeline.core.processes import ends_with_this
+from pipeline.deployment.launchers.submission import check_nodes
 from pipeline.orchestration import compose, dvc_files, summary, summary_view
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.project import project_folder
 from pipeline.orchestration.runner import GRAPH_LOCK, check_files, hold
+from pipeline.planner.refusals import check_run
 from pipeline.tracking import client as tracking
 
 
@@ -34,13 +36,16 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
     Raises:
         ConfigError: artifacts are elsewhere than dvc.yaml has them. DataError: a file that settings
         name does not exist. Busy: another run is in progress. PipelineError: DVC failed or was
-        killed, and no stage said why.
+        killed, and no stage said why, or a stage would refuse its settings or the model's
+        config.json (planner/refusals.py).
     """
     project, stages = project_folder(), declared_stages()
     refuse_other_artifacts(config)
     graph = read_graph(tree)
     for stage in stages:
         check_files(graph[stage])
+    check_nodes("all", config)
+    check_run(config)
     since = time.time()
     # DVC's commands say `python`: the one that runs now, whether or not its environment is active.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
