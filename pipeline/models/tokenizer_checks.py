@@ -206,7 +206,7 @@ def _declared(folder: Path, options: Json) -> Iterator[tuple[str, tuple[int, Pat
 
 
 def _check_special_ids(file: Path, rows: int) -> None:
-    if not file.is_file():
+    if not file.exists():
         return
     config = read_json(file, "save it again with transformers")
     check_no_code(file, config)

@@ -68,9 +68,6 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
     DAMAGE[damage](folder / name)
-    if damage in ("a pipe", "a folder") and name == "generation_config.json":
-        check_folder(folder)  # as if it were not there, which transformers allows
-        return
     assert str(folder / name) in refused(folder)
 
 
