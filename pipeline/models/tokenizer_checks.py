@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -265,7 +266,7 @@ def _trial(folder: Path, stamps: Any) -> dict[str, int]:
         raise DataError(run.stdout.strip())
     said = run.stderr.strip().splitlines()
     reason = said[-1][:200] if said else f"exit {run.returncode}"
-    if run.returncode in (-24, -9):  # SIGXCPU, SIGKILL
+    if run.returncode == -signal.SIGXCPU:
         reason = f"it takes over {CPU_SECONDS} s"
     raise DataError(
         f"{file} cannot be used: a process that loaded it and tokenized a few texts ended "
