@@ -9,6 +9,7 @@ from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
 from pipeline.serving.openai.models import ServedModels
+from pipeline.serving.openai.prompt_types import NO_PROMPTS, are_token_ids
 from pipeline.serving.openai.protocol import ApiError, EmbeddingRequest, invalid
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ class Embedder:
             context.model, context.prompt_tokens = body.model, tokens
             self._metrics.prompt_tokens.inc(tokens)
             begin = time.perf_counter()
-            vectors = await self._engine.embed(prompts)
+            try:
+                vectors = await self._engine.embed(prompts)
+            except ValueError as error:
+                raise invalid("input", str(error)) from error
         if body.dimensions is not None:
             vectors = _shortened(vectors, body.dimensions)
         if body.encoding_format == "base64":
@@ -70,6 +74,8 @@ class Embedder:
                 prompts = [encoding.ids for encoding in tokenizer.encode_batch(given)]
             except TypeError:  # tokenizers' error for text that UTF-8 cannot encode
                 raise invalid("input", "a text has half a surrogate pair: send UTF-8") from None
+        elif not all(map(are_token_ids, given)):
+            raise invalid("input", NO_PROMPTS)
         else:
             prompts = given
             highest = tokenizer.get_vocab_size() - 1

@@ -7,9 +7,9 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline.engines.base import Engine, Sampling, Token
+from pipeline.engines.base import Engine, EngineFailed, Sampling, Token
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai.detokenizer import Detokenizer
@@ -37,6 +37,20 @@ class _Choice:
         self.tokens = 0
         self.stop_ids = sampling.stop_ids
         self.stream = engine.generate(prompt, sampling)
+
+
+class _AsFailure:
+    """Raises EngineFailed for any error of the tokenizer, a native library that may also panic."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            text = f"the answer cannot be turned into text: {type(error).__name__}: {error}"
+            raise EngineFailed(text) from error
+
+
+_as_failure = _AsFailure()
 
 
 class Generation:
@@ -125,13 +139,15 @@ class Generation:
         return self._follow(self._choices[0]) if len(self._choices) == 1 else self._all()
 
     async def _all(self) -> AsyncIterator[Delta]:
-        ready: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        ready: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
 
         async def pump(choice: _Choice) -> None:
             try:
                 async for delta in self._follow(choice):
                     ready.put_nowait(delta)
-            except Exception as error:
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # else the reader would wait for ever
                 ready.put_nowait(error)
 
         tasks = [asyncio.create_task(pump(choice)) for choice in self._choices]
@@ -139,7 +155,7 @@ class Generation:
             missing = len(tasks)
             while missing:
                 item = await ready.get()
-                if isinstance(item, Exception):
+                if isinstance(item, BaseException):
                     raise item
                 missing -= item.reason is not None
                 yield item
@@ -148,7 +164,8 @@ class Generation:
                 task.cancel()
 
     async def _follow(self, choice: _Choice) -> AsyncIterator[Delta]:
-        detokenizer = self._new_detokenizer()
+        with _as_failure:
+            detokenizer = self._new_detokenizer()
         reason, first, newest = "length", self._begin, self._begin
         ended_by_model = False
         async for tokens in choice.stream:
@@ -167,7 +184,8 @@ class Generation:
                 if token.id in choice.stop_ids:
                     reason, ended_by_model = "stop", not self._guided
                     break
-                shown += detokenizer.push(token.id)
+                with _as_failure:
+                    shown += detokenizer.push(token.id)
                 if detokenizer.stopped:
                     reason = "stop"
                     choice.stream.cancel()
@@ -176,7 +194,8 @@ class Generation:
                 yield Delta(choice.index, shown, kept, None)
             if reason == "stop":
                 break
-        rest = detokenizer.finish()
+        with _as_failure:
+            rest = detokenizer.finish()
         if detokenizer.stopped:
             reason = "stop"
         elif ended_by_model:
