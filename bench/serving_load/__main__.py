@@ -4,7 +4,6 @@
     python -m bench.serving_load hangups   # 1,000 clients that disconnect during a response
     python -m bench.serving_load drain     # SIGTERM while 50 streams are open
     python -m bench.serving_load crash     # the engine's process is killed under load
-    python -m bench.serving_load fairness  # one client's 16 requests of 16 answers, and another's
 
 Each starts its own server on a free port of this machine, exits with 1 if its requirement is not
 met, and writes bench/results/serving_<name>.json.
@@ -24,13 +23,12 @@ from bench.origin import ROOT, origin
 from bench.serving_load.client import MODEL
 from bench.serving_load.crash import crash
 from bench.serving_load.drain import drain
-from bench.serving_load.fairness import fairness
 from bench.serving_load.flood import flood
 from bench.serving_load.hangups import hangups
 from pipeline.serving.server_process import RunningServer, running_server
 
 Run = Callable[[RunningServer, argparse.Namespace], Coroutine[Any, Any, dict[str, Any]]]
-RUNS: dict[str, Run] = {run.__name__: run for run in (flood, hangups, drain, crash, fairness)}
+RUNS: dict[str, Run] = {run.__name__: run for run in (flood, hangups, drain, crash)}
 PACKAGES = ("onnxruntime", "uvicorn", "uvloop", "httptools", "fastapi", "starlette", "aiohttp")
 
 
@@ -40,10 +38,10 @@ def main() -> int:
     )
     parser.add_argument("run", choices=list(RUNS))
     parser.add_argument("--engine", type=Path, default=ROOT / "artifacts/build")
-    parser.add_argument("--seconds", type=float, default=300, help="of flood and fairness")
+    parser.add_argument("--seconds", type=float, default=300, help="of flood")
     parser.add_argument("--connections", type=int, default=200, help="of flood and crash")
     parser.add_argument("--clients", type=int, default=1000, help="of hangups")
-    parser.add_argument("--streams", type=int, default=50, help="of drain and fairness")
+    parser.add_argument("--streams", type=int, default=50, help="of drain")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     output = given.output or ROOT / f"bench/results/serving_{given.run}.json"

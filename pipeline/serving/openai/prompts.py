@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from tokenizers import Tokenizer
+
 from pipeline.core.errors import DataError
 from pipeline.engines.base import Engine
 from pipeline.models.chat.renderer import Chat
@@ -34,8 +36,7 @@ class PromptRenderer:
     def __init__(self, chat: Chat, engine: Engine) -> None:
         self._chat = chat
         self._max_tokens = engine.max_input_len
-        longest = max(map(len, chat.tokenizer.get_vocab(with_added_tokens=True)))
-        self._max_bytes = MOST_SHRINKING * self._max_tokens * longest
+        self._max_length = max_length(chat.tokenizer, self._max_tokens)
         # A tokenizer may have tokens that the model lacks.
         rows = getattr(engine, "vocab_size", None)
         self._rows = rows if rows is not None and rows < chat.vocab_size else None
@@ -60,7 +61,7 @@ class PromptRenderer:
             text = f"there are {len(messages)} messages, and a prompt has {self._max_tokens} tokens"
             raise invalid("messages", text, "context_length_exceeded")
         longest = sum(map(_length, messages))
-        if longest > MOST_DROPPED * self._max_bytes:
+        if longest > MOST_DROPPED * self._max_length:
             raise self._too_long("messages", longest)
 
         def render() -> list[int]:
@@ -108,7 +109,7 @@ class PromptRenderer:
         Raises:
             ApiError: it is too long for any prompt, or has a token that the model lacks.
         """
-        if len(text) > self._max_bytes and len("".join(text.split())) > self._max_bytes:
+        if cannot_fit(text, self._max_length):
             raise self._too_long(field, len(text))
         ids = self._chat.encode(text)
         if self._rows and max(ids, default=0) >= self._rows:
@@ -128,6 +129,17 @@ class PromptRenderer:
             f"prompt has {length} characters, which cannot fit. Please shorten it.",
             "context_length_exceeded",
         )
+
+
+def max_length(tokenizer: Tokenizer, max_tokens: int) -> int:
+    """Characters, without white space, that a text of so many tokens can have."""
+    longest = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+    return MOST_SHRINKING * max_tokens * longest
+
+
+def cannot_fit(text: str, most: int) -> bool:
+    """Whether a text has too many characters for any tokens of a prompt: see max_length."""
+    return len(text) > most and len("".join(text.split())) > most
 
 
 def _length(message: Any) -> int:

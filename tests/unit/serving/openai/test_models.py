@@ -34,10 +34,12 @@ class Adapted(ListModel):
     def use_adapter(self, row: int, name: str | None) -> None:
         self._row = name
 
+    def check_adapter(self, folder: Path) -> None:
+        if not (folder / "adapter_config.json").is_file():
+            raise ValueError(f"{folder} is no adapter in the PEFT library's form")
+
     def add_adapter(self, name: str, folder: Path) -> None:
         file = folder / "adapter_config.json"
-        if not file.is_file():
-            raise ValueError(f"{folder} is no adapter in the PEFT library's form")
         self._says[name] = say(self._chat, json.loads(file.read_text())["says"])  # type: ignore[index]
 
     def remove_adapter(self, name: str) -> None:
