@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.engines.base import Engine, EngineFailed, Sampling, Token
 from pipeline.serving.metrics import Metrics
@@ -39,18 +39,9 @@ class _Choice:
         self.stream = engine.generate(prompt, sampling)
 
 
-class _AsFailure:
-    """Raises EngineFailed for any error of the tokenizer, a native library that may also panic."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            text = f"the answer cannot be turned into text: {type(error).__name__}: {error}"
-            raise EngineFailed(text) from error
-
-
-_as_failure = _AsFailure()
+def _no_text(error: BaseException) -> EngineFailed:
+    """For any error of the tokenizer, a native library that may also panic."""
+    return EngineFailed(f"the answer cannot be turned into text: {type(error).__name__}: {error}")
 
 
 class Generation:
@@ -164,8 +155,10 @@ class Generation:
                 task.cancel()
 
     async def _follow(self, choice: _Choice) -> AsyncIterator[Delta]:
-        with _as_failure:
+        try:
             detokenizer = self._new_detokenizer()
+        except BaseException as error:
+            raise _no_text(error) from error
         reason, first, newest = "length", self._begin, self._begin
         ended_by_model = False
         async for tokens in choice.stream:
@@ -184,8 +177,10 @@ class Generation:
                 if token.id in choice.stop_ids:
                     reason, ended_by_model = "stop", not self._guided
                     break
-                with _as_failure:
+                try:
                     shown += detokenizer.push(token.id)
+                except BaseException as error:
+                    raise _no_text(error) from error
                 if detokenizer.stopped:
                     reason = "stop"
                     choice.stream.cancel()
@@ -194,8 +189,10 @@ class Generation:
                 yield Delta(choice.index, shown, kept, None)
             if reason == "stop":
                 break
-        with _as_failure:
+        try:
             rest = detokenizer.finish()
+        except BaseException as error:
+            raise _no_text(error) from error
         if detokenizer.stopped:
             reason = "stop"
         elif ended_by_model:

@@ -117,14 +117,13 @@ class SamplingParamsBuilder:
         Raises:
             ApiError: a schema is too large, or is no JSON object.
         """
+        require_short(name, value)
         if name == "guided_regex":
             return Guide("regex", value)
         if name == "guided_grammar":
             return Guide("grammar", value)
         if name == "guided_choice":
-            require_short(name, value)
             return Guide("lark", "start: " + " | ".join(json.dumps(choice) for choice in value))
-        require_short(name, value)
         if isinstance(value, str):
             try:
                 value = json.loads(value)

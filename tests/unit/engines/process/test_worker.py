@@ -76,7 +76,8 @@ def test_a_result_that_cannot_be_sent_fails_its_own_request() -> None:
         ours.setblocking(False)
         worker = _Worker(cast(Any, Silent()), theirs)
         working = asyncio.create_task(worker.run())
-        await asyncio.sleep(0)
+        while not hasattr(worker, "_loop"):
+            await asyncio.sleep(0.001)
         worker._send(1, "end", lambda: None)  # which pickle refuses
         worker._send(2, "end", "whole")
         await asyncio.sleep(0.01)

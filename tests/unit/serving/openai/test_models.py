@@ -189,7 +189,7 @@ def test_invalid_adapters_are_refused(chat: Chat, adapter: Path, tmp_path: Path)
         (load("x", tmp_path / "empty"), 400, "lora_path", "no adapter"),
         (load("x", other), 400, "lora_path", "another tokenizer or chat template"),
         (load("bank", adapter), 400, "lora_name", "is in use"),
-        (load("two words", adapter), 400, "lora_name", "pattern"),
+        (load("two words", adapter), 400, "lora_name", "characters that are not allowed"),
         (unload("x"), 404, "lora_name", "no LoRA adapter 'x'"),
         (("POST", "/v1/load_lora_adapter", {"lora_name": "x"}), 400, "lora_path", "Missing"),
     ]
