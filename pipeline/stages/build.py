@@ -5,6 +5,7 @@ result is proven is part of the engine's record (engines/record.py).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config.engine import EngineConfig
@@ -22,6 +23,7 @@ from pipeline.engines.registry import ENGINES, named
 from pipeline.engines.selection import find_profiles, select_profile
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.files import clear
+from pipeline.models.sampling_defaults import write_defaults
 
 STAGE = Stage(
     version=1,
@@ -47,6 +49,14 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """
     engine = config.engine
     merged = inputs["merge"].require("hf_checkpoint").path
+    built = _build(config, inputs, merged, out)
+    # Clients that name no sampling get this one, and the benchmark measures the answers with it.
+    sampling = write_defaults(merged, out, engine.sampling)
+    return replace(built, proof={**built.proof, "sampling": sampling})
+
+
+def _build(config: Config, inputs: Mapping[str, Artifact], merged: Path, out: Path) -> Outcome:
+    engine = config.engine
     check_lengths(engine, read_decoder(merged).positions)
     exported = inputs["export"].require("exported").path
     clear(out)

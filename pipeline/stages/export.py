@@ -20,6 +20,7 @@ from pipeline.core.console import get_console, progress
 from pipeline.core.errors import ArtifactError, ProofFailed
 from pipeline.core.stage import Stage
 from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.sampling_defaults import write_defaults
 from pipeline.optimization.formats import COPIED, FORMATS
 from pipeline.optimization.qnemo_layout import check_config, check_qnemo
 from pipeline.optimization.settings_checks import check_export
@@ -76,6 +77,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             else:
                 writer.write_unified_hf(quantized, source, folder, format=format)
             bar.update(task, advance=1)
+            write_defaults(source, folder, config.engine.sampling)
         bar.update(task, description="compare with the source")
         for form, folder in folders.items():
             _require_rules(FORMS[form], _broken_rules(form, folder, format, source, shape))

@@ -1,14 +1,18 @@
 """Finds a version in MLflow's registry, for a process that does not import MLflow.
 
-    python -m pipeline.tracking.mlflow_versions NAME VERSION    # in MLFLOW_TRACKING_URI
+    python -m pipeline.tracking.mlflow_versions NAME VERSION [BASE]    # in MLFLOW_TRACKING_URI
 
-VERSION is a number or an alias. Prints one line of JSON: `version`, `aliases` and `tags`. If there
-is no such version, it has `missing`, a message with the existing versions.
+VERSION is a number or an alias. BASE is the folder that paths in an embedded store are relative to.
+Prints one line of JSON: `version`, `aliases`, `tags` and `scores`, by question (null if it was
+registered without them). If there is no such version, it has `missing`, a message with the existing
+versions.
 """
 
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.mlflow_store import upgrade_store
@@ -16,7 +20,9 @@ from pipeline.tracking.sender_process import reason, set_up
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
+SCORES = "scores.json"  # of a version's files: pipeline/stages/register.py
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -34,7 +40,12 @@ def find(client: "MlflowClient", name: str, wanted: str) -> dict[str, Any]:
         return {"missing": _missing(client, name, wanted)}
     # The result of a search by alias does not always have the aliases.
     aliases = client.get_model_version(name, found.version).aliases
-    return {"version": int(found.version), "aliases": sorted(aliases), "tags": dict(found.tags)}
+    return {
+        "version": int(found.version),
+        "aliases": sorted(aliases),
+        "tags": dict(found.tags),
+        "scores": scores_of(found),
+    }
 
 
 def _missing(client: "MlflowClient", name: str, wanted: str) -> str:
@@ -47,11 +58,26 @@ def _missing(client: "MlflowClient", name: str, wanted: str) -> str:
     return f"{name} has no version {wanted}: choose one of {', '.join(there)}"
 
 
-def main(name: str, wanted: str) -> int:
+def scores_of(version: "ModelVersion") -> dict[str, float] | None:
+    """The scores by question that a version was registered with; None if there are none."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = download_artifacts(f"{version.source}/{SCORES}", dst_path=folder)
+            found = json.loads(Path(file).read_text())
+        except (MlflowException, OSError, ValueError):
+            return None
+    return {str(question): float(score) for question, score in found.items()}
+
+
+def main(name: str, wanted: str, base: str = ".") -> int:
     set_up()
     try:
         from mlflow import MlflowClient
 
+        os.chdir(base)
         upgrade_store(os.environ.get("MLFLOW_TRACKING_URI", ""))
         print(json.dumps(find(MlflowClient(), name, wanted)))
     except Exception as error:  # anything that a store, a network or a proxy can raise

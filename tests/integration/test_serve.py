@@ -24,13 +24,12 @@ from safetensors.numpy import save_file
 from pipeline.config.schema import Config, load
 from pipeline.core.artifact import Artifact
 from pipeline.core.paths import ROOT
-from pipeline.data.dataset import Row, write_split
 from pipeline.engines.description import Description
 from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
 from pipeline.serving.server_process import RunningServer, running_server
-from pipeline.stages import benchmark, build
+from pipeline.stages import build
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import make_model_folder
 
@@ -250,40 +249,6 @@ def test_tokens_are_as_likely_when_read_as_when_generated(client: OpenAI, engine
         (generated,) = tops(ids[:place], max_tokens=1)
         shared = {text: read[place][text] for text in generated}
         assert shared == pytest.approx(generated, abs=1e-3)
-
-
-def test_the_benchmark_measures_the_served_engine(
-    config: Config, folder: Path, engine: Artifact, client: OpenAI, tmp_path: Path
-) -> None:
-    prepared = folder / "prepare"
-    prepared.mkdir()
-    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    answers = [ask(client, question, extra_body={"max_tokens": 8}) for question in QUESTIONS]
-    answers[0] = "not what it says"
-    write_split(
-        prepared,
-        "test",
-        [
-            Row([*turns, {"role": "assistant", "content": text or "x"}], [1], [1], "f:1", [1], text)
-            for turns, text in zip(asked, answers, strict=True)
-        ],
-    )
-    dataset = make_artifact(folder, "prepare", "dataset", files={"x": ""})
-    settings = config.benchmark.model_copy(update={"requests": len(QUESTIONS)})
-    outcome = benchmark.run(
-        config.model_copy(update={"benchmark": settings}),
-        {"build": engine, "prepare": dataset},
-        tmp_path,
-    )
-    wrong = sum(text == answers[0] for text in answers)
-    assert outcome.metrics["served_exact_match"] == pytest.approx(1 - wrong / len(QUESTIONS))
-    assert outcome.metrics["same_answer_at_every_load"] == 1
-    assert outcome.metrics["output_tokens_per_second/at_4"] > 0
-    assert outcome.metrics["peak_memory_mib"] > 50
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert [load["at_once"] for load in report["loads"]] == [1, 4]
-    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
-    assert "| 4 |" in (tmp_path / "report.md").read_text()
 
 
 def serve(folder: Path, port: int) -> subprocess.Popen[str]:
