@@ -49,6 +49,11 @@ class EngineConfig(Section):
         description="Largest rank of LoRA adapters that can be added while it serves; 0 is none",
     )
     sampling: SamplingConfig
+    overrule: str | None = Field(
+        min_length=1,
+        description="Reason why an engine that its proof refuses is built all the same; it is "
+        "recorded in the manifest and shown in the summary",
+    )
     arguments: Mapping[str, Any] = Field(
         description="Further arguments of the engine's own, by its own names"
     )

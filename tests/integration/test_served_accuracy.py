@@ -71,7 +71,13 @@ def built(folder: Path, merged: Artifact, *settings: str) -> tuple[Config, Artif
     config = load(compose([*SETTINGS, f"artifacts={folder}", *settings]))
     out = folder / "build"
     out.mkdir()
-    outcome = build.run(config, {"merge": merged, "export": exported}, out)
+    validation = folder / "validation"
+    validation.mkdir()
+    draw = np.random.default_rng(5)
+    ids = [draw.integers(5, 300, 40).tolist() for _ in range(8)]
+    write_split(validation, "validation", [Row([], i, [0] * 20 + [1] * 20, "") for i in ids])
+    dataset = make_artifact(folder, "prepare", "dataset", name="validation", files={"x": ""})
+    outcome = build.run(config, {"prepare": dataset, "merge": merged, "export": exported}, out)
     return config, make_artifact(folder, "build", outcome.kind, proof=outcome.proof, files={})
 
 
