@@ -227,6 +227,10 @@ def _markdown(
         "",
     ]
     lines += [f"- {name.replace('_', ' ')}: {value:.4g}" for name, value in overall.items()]
+    lines += [
+        "",
+        "The questions were asked before, so an engine may have their prompts in its cache.",
+    ]
     lines += ["", "| " + " | ".join(COLUMNS) + " |", "|" + " ---: |" * len(COLUMNS)]
     for load in figures:
         lines.append("| " + " | ".join(_short(load[key]) for key in COLUMNS.values()) + " |")
