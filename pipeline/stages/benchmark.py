@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.schema import Config
 from pipeline.core.artifact import SCRATCH, Artifact, Outcome
 from pipeline.core.console import get_console, progress
-from pipeline.core.errors import DataError
+from pipeline.core.errors import ArtifactError, DataError
 from pipeline.core.stage import Stage
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """Write report.json, report.md, answers.jsonl and latency.png.
 
     Raises:
+        ArtifactError: the models were evaluated on another dataset.
         DataError: there are no test questions, or none that the engine takes.
         PipelineError: the server does not start, or fails.
     """
@@ -53,6 +54,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     rows = read_split(dataset, "test")
     if not rows:
         raise DataError(f"{dataset} has no test questions: set data.test, run stage=prepare")
+    evaluated = inputs["evaluate"].require("report")
+    made_from = evaluated.manifest.inputs.get("prepare")
+    if made_from != inputs["prepare"].manifest.digest:
+        raise ArtifactError(
+            f"{evaluated.path} was made from another dataset than {dataset}: run "
+            "`python -m pipeline stage=evaluate` again with matching settings"
+        )
     scratch = out / SCRATCH
     scratch.mkdir(exist_ok=True)
     levels = []
@@ -85,8 +93,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             levels.append(run_load(server.url, loads, concurrency))
             bar.advance(task)
         memory = server.peak_memory_bytes()
-    evaluation = json.loads((inputs["evaluate"].require("report").path / "report.json").read_text())
-    tuned = _tuned(inputs["evaluate"].path, rows)
+    evaluation = json.loads((evaluated.path / "report.json").read_text())
+    tuned = _tuned(evaluated.path, rows)
     description = json.loads((build.path / "engine.json").read_text())
     accuracy = {
         "questions": len(rows),
@@ -227,10 +235,7 @@ def _markdown(
         "",
     ]
     lines += [f"- {name.replace('_', ' ')}: {value:.4g}" for name, value in overall.items()]
-    lines += [
-        "",
-        "The questions were asked before, so an engine may have their prompts in its cache.",
-    ]
+    lines += ["", "All questions were asked before: an engine may have their prompts in a cache."]
     lines += ["", "| " + " | ".join(COLUMNS) + " |", "|" + " ---: |" * len(COLUMNS)]
     for load in figures:
         lines.append("| " + " | ".join(_short(load[key]) for key in COLUMNS.values()) + " |")

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from pipeline.config.schema import Config, load
 from pipeline.core.artifact import Artifact
+from pipeline.core.errors import ArtifactError
 from pipeline.data.dataset import Row, read_split, write_split
 from pipeline.evaluation.metrics import exact_match
 from pipeline.evaluation.served import read_scores
@@ -150,6 +151,18 @@ def test_an_engine_that_samples_is_measured_as_it_samples(
     assert "served engine (onnxruntime fp32, temperature 2) is" in outcome.failure
 
 
+def test_figures_of_another_dataset_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Before a server starts."""
+    engine = make_artifact(tmp_path, "build", "engine")
+    inputs = make_inputs(tmp_path, [Row([], [1], [1], "f:1", [1], "x")], engine)
+    (tmp_path / "other").mkdir()
+    others = [Row([], [1], [1], "f:1", [1], "y")]
+    inputs["prepare"] = make_inputs(tmp_path / "other", others, engine)["prepare"]
+    config = load(compose([*SETTINGS, f"artifacts={tmp_path}"]))
+    with pytest.raises(ArtifactError, match="was made from another dataset"):
+        benchmark.run(config, inputs, tmp_path)
+
+
 def row(chat: Chat, question: str, answer: str) -> Row:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return Row(turns, [1], [1], "test.jsonl:1", chat.prompt(turns[:-1]), answer)
@@ -165,8 +178,10 @@ def make_inputs(folder: Path, rows: list[Row], engine: Artifact) -> dict[str, Ar
         "predictions.jsonl": "\n".join(map(json.dumps, records)),
     }
     assert read_split(folder / "prepare", "test") == rows
+    dataset = make_artifact(folder, "prepare", "dataset", files={"x": ""})
+    read = {"prepare": dataset}
     return {
-        "prepare": make_artifact(folder, "prepare", "dataset", files={"x": ""}),
-        "evaluate": make_artifact(folder, "evaluate", "report", files=files),
+        "prepare": dataset,
+        "evaluate": make_artifact(folder, "evaluate", "report", files=files, inputs=read),
         "build": engine,
     }
