@@ -81,6 +81,7 @@ def build(
     *,
     questions: int,
     method: str,
+    beyond_limit: int,
     seconds: Mapping[str, float],
     cut: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -90,6 +91,7 @@ def build(
         model's.
     failures: why the gate refuses. beyond: why it would refuse a format that is only compared.
     method: what was trained, "adapter" or "full".
+    beyond_limit: expected answers with more tokens than an answer may have.
     seconds: that each model took. cut: its answers that reached the limit of tokens.
     """
     models = {}
@@ -106,6 +108,7 @@ def build(
     return {
         "questions": questions,
         "method": method,
+        "expected_beyond_limit": beyond_limit,
         "confidence": CONFIDENCE,
         "models": models,
         "gate": {"passed": not failures, "failures": list(failures), "beyond": list(beyond)},

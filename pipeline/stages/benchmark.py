@@ -73,7 +73,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             server,
             build,
             rows,
-            config,
+            model=model,
+            most_tokens=config.evaluate.max_new_tokens,
+            seed=config.seed,
             concurrency=max(settings.concurrency),
             advance=lambda: bar.advance(questions),
         )

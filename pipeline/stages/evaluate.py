@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
-from pipeline.core.console import progress
+from pipeline.core.console import get_console, progress
 from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data.dataset import Row, read_split
@@ -63,6 +63,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     if not rows:
         raise DataError(f"{dataset.path} has no test questions: set data.test, run stage=prepare")
 
+    most = config.evaluate.max_new_tokens
+    if long := sum(len(question(row).expected) > most for row in rows):
+        get_console().print(
+            f"[yellow]{long} of {len(rows)} expected answers have more than {most} tokens, so no "
+            "model can give them:[/] raise evaluate.max_new_tokens",
+            soft_wrap=True,
+        )
     results: dict[str, Result] = {}
     models = _loaders(config.model.path, tuned, quantized)
     with progress() as bar:
@@ -89,6 +96,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         drops(gate, scores, set(scores) - {shipped}),
         questions=len(rows),
         method=method,
+        beyond_limit=long,
         seconds={name: result.seconds for name, result in results.items()},
         cut={name: sum(result.answers.cut) for name, result in results.items()},
     )

@@ -56,7 +56,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         for name, model in models.items()
     }
     metrics[f"{metric.name}/served"] = value
-    comparison = compare_with_champion(config, inputs["prepare"], scores, out)
+    comparison = compare_with_champion(config, inputs, scores, out)
     overruled = {
         stage: made.manifest.proof["overruled"]
         for stage, made in inputs.items()
@@ -122,7 +122,7 @@ def _gate(inputs: Mapping[str, Artifact]) -> str | None:
 
 
 def compare_with_champion(
-    config: Config, dataset: Artifact, scores: Mapping[str, float], out: Path
+    config: Config, inputs: Mapping[str, Artifact], scores: Mapping[str, float], out: Path
 ) -> dict[str, Any]:
     """How this version compares with the champion on the same questions, for the record.
 
@@ -146,7 +146,7 @@ def compare_with_champion(
     theirs, origin, reason = champion.scores, "registered with it", ""
     if not scores.keys() <= theirs.keys():
         try:
-            theirs, origin = _ask(champion, dataset, config, out), "its engine was asked again"
+            theirs, origin = _ask(champion, inputs, config, out), "its engine was asked again"
         except PipelineError as error:
             reason = f"its engine cannot be asked these questions: {error}"
     higher = gate_metric().higher_is_better
@@ -164,8 +164,10 @@ def compare_with_champion(
     }
 
 
-def _ask(champion: Champion, dataset: Artifact, config: Config, out: Path) -> dict[str, float]:
-    """Ask the champion's engine the test questions, as stage=benchmark asks a new one.
+def _ask(
+    champion: Champion, inputs: Mapping[str, Artifact], config: Config, out: Path
+) -> dict[str, float]:
+    """Ask the champion's engine the test questions, as stage=benchmark asked the new one.
 
     Raises:
         PipelineError: the engine is no longer here, or cannot be served.
@@ -178,15 +180,24 @@ def _ask(champion: Champion, dataset: Artifact, config: Config, out: Path) -> di
     engine = engine_with(champion.engine, config.artifacts)
     if engine is None:
         raise ArtifactError(f"engine {champion.engine[:12]} is not in {config.artifacts}")
-    rows = read_split(dataset.path, "test")
+    rows = read_split(inputs["prepare"].path, "test")
+    asked, model = inputs["benchmark"].manifest.config, config.model.name
     get_console().print(
         f"asking version {champion.version}, the champion, the {len(rows)} test questions"
     )
     scratch = out / SCRATCH
     scratch.mkdir(exist_ok=True)
-    log, most = scratch / "champion.log", max(config.benchmark.concurrency)
-    with running_server(engine.path, model=config.model.name, log=log) as server:
-        return scores(rows, ask(server, engine, rows, config, concurrency=most)[0])
+    with running_server(engine.path, model=model, log=scratch / "champion.log") as server:
+        answers, _ = ask(
+            server,
+            engine,
+            rows,
+            model=model,
+            most_tokens=asked["evaluate"]["max_new_tokens"],
+            seed=asked["seed"],
+            concurrency=max(asked["benchmark"]["concurrency"]),
+        )
+    return scores(rows, answers)
 
 
 def _require_one_lineage(inputs: Mapping[str, Artifact]) -> None:

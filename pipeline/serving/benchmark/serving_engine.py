@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact
 from pipeline.data.dataset import Row
 from pipeline.evaluation.metrics import Answers
@@ -44,8 +43,10 @@ def ask(
     server: RunningServer,
     engine: Artifact,
     rows: Sequence[Row],
-    config: Config,
     *,
+    model: str,
+    most_tokens: int,
+    seed: int,
     concurrency: int,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Answers, list[bool]]:
@@ -54,13 +55,7 @@ def ask(
     Raises:
         PipelineError: the server fails.
     """
-    requests = requests_for(
-        engine,
-        rows,
-        config.model.name,
-        most_tokens=config.evaluate.max_new_tokens,
-        seed=config.seed,
-    )
+    requests = requests_for(engine, rows, model, most_tokens=most_tokens, seed=seed)
     replies = ask_all(server.url, requests, concurrency, advance)
     answers = Answers(
         texts=[reply.text for reply in replies],
