@@ -16,13 +16,14 @@ from pipeline.config.schema import Config, load
 from pipeline.core.artifact import Artifact
 from pipeline.core.errors import ArtifactError
 from pipeline.data.dataset import Row, read_split, write_split
+from pipeline.engines.registered import Champion
 from pipeline.evaluation.metrics import exact_match
 from pipeline.evaluation.served import read_scores
 from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
 from pipeline.serving.server_process import RunningServer, running_server
-from pipeline.stages import benchmark, build
+from pipeline.stages import benchmark, build, register
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import make_model_folder
 
@@ -126,6 +127,16 @@ def test_served_accuracy_is_registered_accuracy(
     assert outcome.metrics["peak_memory_mib"] > 50
     assert (out / "latency.png").read_bytes().startswith(b"\x89PNG")
     assert "| 4 |" in (out / "report.md").read_text()
+
+    # As a champion that has not answered these questions yet, it is asked again.
+    settings = {"seed": config.seed, "evaluate": {"max_new_tokens": 24}}
+    settings |= {"benchmark": {"concurrency": [4]}}
+    inputs["benchmark"] = make_artifact(
+        tmp_path, "benchmark", "benchmark", name="measured", config=settings
+    )
+    champion = Champion(1, engine.manifest.digest, {"another question": 1.0})
+    again = register._ask(champion, inputs, config, out)
+    assert again == read_scores(out)
 
 
 def test_an_engine_that_samples_is_measured_as_it_samples(
