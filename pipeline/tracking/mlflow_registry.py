@@ -14,7 +14,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, Object, Property, Schema
 
 from pipeline.tracking import champion_rule
-from pipeline.tracking.mlflow_versions import SCORES, scores_of
+from pipeline.tracking.mlflow_scores import SCORES, scores_of
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST, CARD = "registration.json", "MODEL_CARD.md"

@@ -11,8 +11,6 @@ versions.
 import json
 import os
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.mlflow_store import upgrade_store
@@ -20,15 +18,15 @@ from pipeline.tracking.sender_process import reason, set_up
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
-SCORES = "scores.json"  # of a version's files: pipeline/stages/register.py
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def find(client: "MlflowClient", name: str, wanted: str) -> dict[str, Any]:
     """The version of this number or alias."""
     from mlflow.exceptions import MlflowException
+
+    from pipeline.tracking.mlflow_scores import scores_of
 
     try:
         by_number = wanted.isdigit()
@@ -56,20 +54,6 @@ def _missing(client: "MlflowClient", name: str, wanted: str) -> str:
     there = [str(v) for v in sorted(int(version.version) for version in versions)]
     there += [f"{alias} ({version})" for alias, version in sorted(aliases.items())]
     return f"{name} has no version {wanted}: choose one of {', '.join(there)}"
-
-
-def scores_of(version: "ModelVersion") -> dict[str, float] | None:
-    """The scores by question that a version was registered with; None if there are none."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            file = download_artifacts(f"{version.source}/{SCORES}", dst_path=folder)
-            found = json.loads(Path(file).read_text())
-        except (MlflowException, OSError, ValueError):
-            return None
-    return {str(question): float(score) for question, score in found.items()}
 
 
 def main(name: str, wanted: str, base: str = ".") -> int:
