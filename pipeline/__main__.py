@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.console import printable, report
 from pipeline.core.errors import EXIT_CODE_FILE, PipelineError
 
 if TYPE_CHECKING:
@@ -46,19 +47,19 @@ def _guarded(arguments: list[str]) -> int:
         print(end="", flush=True)  # here, so that an output that nobody reads is handled below
         return code
     except KeyboardInterrupt:
-        _say("interrupted: run the same command again to resume")
+        report("interrupted: run the same command again to resume")
         return INTERRUPTED
     except PipelineError as error:
         if wants_traceback:
-            traceback.print_exc()
-        _say(f"{type(error).__name__}: {error}")
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        report(f"{type(error).__name__}: {error}")
         return error.exit_code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_unread():
             return UNREAD
         # Unexpected, so a bug in the pipeline or in a library: the traceback helps.
-        traceback.print_exc()
-        _say(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        report(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
         return 1
 
 
@@ -157,10 +158,6 @@ def _init(words: list[str]) -> int:
         print(f"  {name}")
     print(f"{words[0]} is a project: run `cd {words[0]} && python -m pipeline stage=all`")
     return 0
-
-
-def _say(message: str) -> None:
-    print(f"pipeline: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,3 +23,7 @@ class DataConfig(Section):
         min_length=1,
         description="Folder below it with snapshots of served conversations; may be absent",
     )
+    ignore_fields: tuple[str, ...] = Field(
+        description="Fields of rows and turns that have no effect on training and are left out on "
+        "purpose; a row with any other such field is refused"
+    )

@@ -6,15 +6,18 @@ Knows nothing of file formats, or of how the dataset is written.
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config.prepare import PrepareConfig
 from pipeline.data.dataset import Row
 from pipeline.data.deduplication import Conflict, Conflicts, Duplicates, Leaks
-from pipeline.data.readers import Conversation, Rejected
+from pipeline.data.rows import Conversation, Rejected
 from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.renderer import Chat
+
+LEAK, EXACT, NEAR = "leaks a test question", "exact duplicate", "near duplicate"
 
 
 @dataclass
@@ -46,12 +49,14 @@ class RowFilter:
 
     kept, rejected: the rows, in the order in which they were added.
     conflicts: pairs of training rows with the same question and different answers; both are kept.
+    left_out: fields that have no effect on training, with the number of rows that have them.
     """
 
     def __init__(self, settings: PrepareConfig, seed: int, chat: Chat) -> None:
         self.kept: list[Kept] = []
         self.rejected: list[Rejected] = []
         self.conflicts: list[Conflict] = []
+        self.left_out: Counter[str] = Counter()
         self._settings = settings
         self._seed = seed
         self._chat = chat
@@ -63,11 +68,14 @@ class RowFilter:
     def add(self, row: Conversation | Rejected, *, is_test: bool) -> None:
         """Keep or reject a row of a test file or a training file."""
         if isinstance(row, Conversation):
+            self.left_out.update(sorted(row.left_out))
             try:
                 self.kept.append(self._keep(row, is_test))
                 return
             except Unusable as error:
-                row = Rejected(row.file, row.line, error.reason, error.detail, row.excerpt)
+                row = Rejected(
+                    row.file, row.line, error.reason, error.detail, row.excerpt, error.field
+                )
         self.rejected.append(row)
 
     def finish(self) -> None:
@@ -86,10 +94,10 @@ class RowFilter:
             raise Unusable("nothing to train on", "every assistant turn has weight 0")
         if not is_test and (leak := self._leaks.find(row.messages)):
             how = "asks" if leak.exact else "nearly asks"
-            raise Unusable("leaks a test question", f"{how} what {leak.place} asks")
+            raise Unusable(LEAK, f"{how} what {leak.place} asks")
         seen = self._tests if is_test else self._training
         if match := seen.add(row.messages, row.place):
-            kind = "exact duplicate" if match.exact else "near duplicate"
+            kind = EXACT if match.exact else NEAR
             raise Unusable(kind, f"of {match.place}")
         prompt = None
         if is_test:

@@ -6,6 +6,7 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from pipeline.core.console import printable
 from pipeline.data.dataset import Row
 from pipeline.models.chat.renderer import Chat
 
@@ -43,9 +44,11 @@ def panels(chat: Chat, rows: Sequence[Row]) -> "Iterator[RenderableType]":
     for row in rows:
         text = Text()
         for piece, trained in runs(chat, row):
-            text.append(piece, style="black on green" if trained else "dim")
+            text.append(printable(piece), style="black on green" if trained else "dim")
         trained_tokens = f"trained on {sum(row.loss_mask)} of {len(row.loss_mask)} tokens"
-        yield Panel(text, title=row.source, subtitle=trained_tokens, title_align="left")
+        yield Panel(
+            text, title=Text(printable(row.source)), subtitle=trained_tokens, title_align="left"
+        )
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

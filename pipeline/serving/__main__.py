@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.console import report
 from pipeline.core.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:  # takes a second to import; inside main, Ctrl-C prints no traceback
@@ -43,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _serve(given)
     except KeyboardInterrupt:
-        print("pipeline: interrupted before the server was ready", file=sys.stderr)
+        report("interrupted before the server was ready")
         return INTERRUPTED
     except PipelineError as error:
-        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
+        report(f"{type(error).__name__}: {error}")
         return error.exit_code
     return 0
 

@@ -5,8 +5,8 @@ settings and seed give the same bytes.
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,30 @@ from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data import samples
 from pipeline.data.dataset import SPLITS, Row, write_split
-from pipeline.data.readers import Conversation, Rejected, find_files, read_file
-from pipeline.data.row_filter import Kept, RowFilter
+from pipeline.data.readers import find_files, read_file
+from pipeline.data.row_filter import LEAK, NEAR, Kept, RowFilter
+from pipeline.data.row_formats import UNUSED
+from pipeline.data.rows import Conversation, Rejected
 from pipeline.data.settings_checks import check_prepare
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.checks import check_folder
 
 STAGE = Stage(
-    version=1,
-    libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy"),
+    version=2,
+    libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py"),
 )
 
 
 MAX_CONFLICTS = 100  # most conflicts that statistics.json lists
+MAX_NAMES = 10  # most fields that a message lists
 PERCENTILES = (50, 95, 99)
+# Settings that decide about a reason for which rows are rejected.
+ADVICE = {
+    UNUSED: "data.ignore_fields=[NAME] leaves a field out on purpose",
+    LEAK: "prepare.leak_threshold decides what counts as the same question",
+    NEAR: "prepare.near_duplicate_threshold decides what counts as a near duplicate",
+    "too long": "prepare.max_length is the most tokens of a row",
+}
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
@@ -47,7 +57,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     chat = Chat.load(config.model.path)
     rows = RowFilter(config.prepare, config.seed, chat)
     tests, training = _find(config.data)
-    for row, is_test in _read(tests, training):
+    for row, is_test in _read(tests, training, config.data.ignore_fields):
         rows.add(row, is_test=is_test)
     rows.finish()
     _write_rejected(rows.rejected, out / "rejected.jsonl")
@@ -84,7 +94,7 @@ def _name(file: Path) -> str:
 
 
 def _read(
-    tests: Sequence[Path], training: Sequence[Path]
+    tests: Sequence[Path], training: Sequence[Path], ignored: Sequence[str]
 ) -> Iterator[tuple[Conversation | Rejected, bool]]:
     """Every row of every file, with whether it is a test row; test rows first."""
     files = [*tests, *training]
@@ -92,7 +102,9 @@ def _read(
     with progress() as bar:
         task = bar.add_task("reading KiB", total=size // 1024)
         for file in files:
-            for row in read_file(file, _name(file), lambda read: bar.advance(task, read / 1024)):
+            for row in read_file(
+                file, _name(file), ignored, lambda read: bar.advance(task, read / 1024)
+            ):
                 yield row, file in tests
 
 
@@ -113,6 +125,8 @@ def _statistics(rows: RowFilter, chat: Chat, files: Sequence[str]) -> dict[str, 
     return {
         "rows": {"read": read.total(), "kept": kept.total(), "rejected": rejected.total()},
         "rejected": dict(Counter(row.reason for row in rows.rejected).most_common()),
+        "rejected_fields": _fields(rows.rejected),
+        "left_out_fields": dict(rows.left_out.most_common()),
         "files": {
             name: {"read": read[name], "kept": kept[name], "rejected": rejected[name]}
             for name in files
@@ -125,6 +139,30 @@ def _statistics(rows: RowFilter, chat: Chat, files: Sequence[str]) -> dict[str, 
         "first_conflicts": [asdict(conflict) for conflict in rows.conflicts[:MAX_CONFLICTS]],
         "template_prints_the_date": chat.template.is_dated,
     }
+
+
+def _fields(rejected: Iterable[Rejected]) -> dict[str, dict[str, int]]:
+    """By reason, the fields of the data that are the reason, with the number of rows."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rejected:
+        if row.field is not None:
+            found[row.reason][row.field] += 1
+    return {reason: dict(fields.most_common()) for reason, fields in found.items()}
+
+
+def _named(fields: Mapping[str, int]) -> str:
+    """Fields with their numbers of rows, the most common ones."""
+    shown = [f"{name} ({count})" for name, count in list(fields.items())[:MAX_NAMES]]
+    more = len(fields) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _reasons(rejected: Mapping[str, int], fields: Mapping[str, Mapping[str, int]]) -> str:
+    """`3 × unused field: history (2), chosen (1); 1 × bad JSON`."""
+    return "; ".join(
+        f"{count} × {reason}" + (f": {_named(fields[reason])}" if reason in fields else "")
+        for reason, count in rejected.items()
+    )
 
 
 def _describe(rows: Sequence[Kept]) -> dict[str, float]:
@@ -153,12 +191,13 @@ def _refuse_if_bad(
     read = sum(rows["read"] for file, rows in statistics["files"].items() if counts(file))
     if len(refused) > limit * read:
         common = Counter(row.reason for row in refused).most_common(3)
-        reasons = ", ".join(f"{n} × {reason}" for reason, n in common)
+        reasons = _reasons(dict(common), _fields(refused))
         worst = Counter(row.file for row in refused).most_common(1)[0]
         raise DataError(
             f"{len(refused)} of {read} rows were rejected, more than "
-            f"prepare.max_reject_share={limit:g} allows ({reasons}; most in {worst[0]}): see "
-            f"{out / 'rejected.jsonl'}, then correct the data or raise the share"
+            f"prepare.max_reject_share={limit:g} allows ({reasons}; most in {worst[0]}): "
+            + "".join(f"{ADVICE[reason]}; " for reason, _ in common if reason in ADVICE)
+            + f"see {out / 'rejected.jsonl'}, then correct the data or raise the share"
         )
     for split, setting in (("train", "data.train"), ("test", "data.test")):
         if not statistics["splits"][split]["rows"]:
@@ -188,7 +227,7 @@ def _metrics(statistics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _show_unused(statistics: Mapping[str, Any]) -> None:
-    """Warn of files without rows, and of rejected rows."""
+    """Warn of files without rows, of rejected rows and of fields without effect."""
     from rich.markup import escape
 
     rows = statistics["rows"]
@@ -196,11 +235,14 @@ def _show_unused(statistics: Mapping[str, Any]) -> None:
     if empty:
         get_console().print(f"[yellow]Files without rows[/]: {escape(', '.join(empty))}")
     if rows["rejected"]:
-        reasons = ", ".join(f"{n} × {reason}" for reason, n in statistics["rejected"].items())
+        reasons = _reasons(statistics["rejected"], statistics["rejected_fields"])
         get_console().print(
-            f"[yellow]{rows['rejected']} of {rows['read']} rows are not used[/]: {reasons} "
-            "(see rejected.jsonl)"
+            f"[yellow]{rows['rejected']} of {rows['read']} rows are not used[/]: "
+            + escape(f"{reasons} (see rejected.jsonl)")
         )
+    if statistics["left_out_fields"]:
+        named = escape(_named(statistics["left_out_fields"]))
+        get_console().print(f"Fields that training does not use, and their rows: {named}")
 
 
 def _show(chat: Chat, shown: Sequence[Row], statistics: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ that the gate refuses is not trained again until there is more data.
 """
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
-from pipeline.core.console import get_console
+from pipeline.core.console import get_console, report
 from pipeline.core.errors import ArtifactError, ConfigError, GateFailed, PipelineError
 from pipeline.data import snapshots as recordings
 from pipeline.orchestration.graph_run import refuse_other_artifacts, run_graph
@@ -45,7 +44,7 @@ def run(tree: Mapping[str, Any], config: Config) -> int:
         try:
             code = _check(tree, config)
         except PipelineError as error:
-            print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
+            report(f"{type(error).__name__}: {error}")
     return code
 
 

@@ -9,15 +9,22 @@ from pipeline.core.errors import DataError
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant")
+# Fields of a turn that have an effect only if the model's chat template writes them.
+TEMPLATE_FIELDS = ("reasoning_content", "reasoning", "thinking", "name")
 
 
 class Unusable(DataError):
-    """A conversation that cannot be used. `reason` is one of a few fixed phrases, for counting."""
+    """A conversation that cannot be used.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    reason: one of a few fixed phrases, for counting.
+    field: the field of the data that is the reason, if it is one field.
+    """
+
+    def __init__(self, reason: str, detail: str, field: str | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.field = field
 
 
 def parse_messages(value: object, *, answered: bool) -> list[Message]:
@@ -65,13 +72,14 @@ def parse_turn(turn: object, place: str) -> Message:
     if role == "developer":
         role = "system"
     if role not in ROLES:
-        raise Unusable("unknown role", f"{place} has role {role!r}; allowed: {', '.join(ROLES)}")
+        shown = f"{role!r:.40}"
+        raise Unusable("unknown role", f"{place} has role {shown}; allowed: {', '.join(ROLES)}")
     content = text_of(content, place)
     if content is None or (role != "assistant" and not content.strip()):
         raise _empty(role, place)
     weight = turn.get("weight", 1)
     if weight not in (0, 1):
-        raise Unusable("bad message", f"{place} has weight {weight!r}; allowed: 0 and 1")
+        raise Unusable("bad message", f"{place} has weight {weight!r:.40}; allowed: 0 and 1")
     turned = {"role": role, "content": content}
     return turned if weight else {**turned, "weight": 0}
 

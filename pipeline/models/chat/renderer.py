@@ -12,13 +12,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from pipeline.core.errors import DataError
-from pipeline.models.chat.messages import Message, Unusable
+from pipeline.models.chat.messages import TEMPLATE_FIELDS, Message, Unusable
 from pipeline.models.chat.template import ChatTemplate
 from pipeline.models.chat.tokenizer import (
     FILES,
@@ -89,10 +90,12 @@ class Chat:
         is not.
 
         Raises:
-            DataError: the template refuses the conversation, alters an assistant turn or does not
-                end it, or the text holds one of the model's control tokens.
+            DataError: the template refuses the conversation, alters an assistant turn, does not end
+                it or leaves out a field of a turn, or the text holds one of the model's control
+                tokens.
         """
         text = self.text(messages)
+        self._check_fields(messages, text)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         ids, offsets = encoding.ids, encoding.offsets
         mask = [0] * len(ids)
@@ -238,6 +241,7 @@ class Chat:
             turns, self._content_spans(messages, turns, text), strict=True
         ):
             prompt = self.template.expand(messages[:turn], generation_prompt=True)
+            message = messages[turn]
             if text.startswith(prompt) and len(prompt) <= begin:
                 begin = len(prompt)
             elif turn == len(messages) - 1:
@@ -247,7 +251,31 @@ class Chat:
                     f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
                     "and serving would differ: correct the template's add_generation_prompt part",
                 )
-            yield begin, end, messages[turn].get("weight", 1)
+            trained = message.get("weight", 1)
+            for field in TEMPLATE_FIELDS:
+                thought = message.get(field)
+                if trained and isinstance(thought, str) and thought.strip() not in text[begin:end]:
+                    raise _without_effect(
+                        turn, field, "the chat template does not write it as part of the answer"
+                    )
+            yield begin, end, trained
+
+    def _check_fields(self, messages: Sequence[Message], text: str) -> None:
+        """Refuse a field of a turn without which the template writes the same text.
+
+        Raises:
+            Unusable: it names the field.
+        """
+        for i, message in enumerate(messages):
+            for field in TEMPLATE_FIELDS:
+                if field not in message:
+                    continue
+                without = [*messages]
+                without[i] = {k: v for k, v in message.items() if k != field}
+                if self.template.expand(without, generation_prompt=False) == text:
+                    raise _without_effect(
+                        i, field, f"the chat template of {self.folder} leaves it out here"
+                    )
 
     def _content_spans(
         self, messages: Sequence[Message], turns: Sequence[int], text: str
@@ -259,7 +287,7 @@ class Chat:
         """
         if not turns:
             return []
-        mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
+        mark = _mark(text)
         for inside in (False, True):
             marked = [dict(message) for message in messages]
             for k, turn in enumerate(turns):
@@ -268,10 +296,10 @@ class Chat:
                 left = content[: len(content) - len(content.lstrip())] if inside else ""
                 right = content[len(left) + len(stripped) :]
                 marked[turn]["content"] = (
-                    f"{left}{mark}{2 * k}{mark}{stripped}{mark}{2 * k + 1}{mark}{right}"
+                    f"{left}{mark}{2 * k}{_END}{stripped}{mark}{2 * k + 1}{_END}{right}"
                 )
             parts = re.split(
-                f"{mark}(\\d+){mark}", self.template.expand(marked, generation_prompt=False)
+                f"{mark}(\\d+){_END}", self.template.expand(marked, generation_prompt=False)
             )
             if (
                 parts[1::2] == [str(k) for k in range(2 * len(turns))]
@@ -284,6 +312,26 @@ class Chat:
             "the chat template does not show every assistant turn as it was given (some drop the "
             "reasoning of earlier turns): split it so that each row ends with the turn to train on",
         )
+
+
+# A mark is _START, a number, _END, the number of the mark, _END: no text holds every number, and no
+# part of the text together with a part of a mark reads as one.
+_START, _END = "\ue000", "\ue001"
+
+
+def _mark(text: str) -> str:
+    """The beginning of a mark that is nowhere in `text`."""
+    numbers = (f"{_START}{n}{_END}" for n in count())
+    return next(mark for mark in numbers if mark not in text)
+
+
+def _without_effect(turn: int, field: str, why: str) -> Unusable:
+    return Unusable(
+        "unused field",
+        f"messages[{turn}].{field}: {why}, so training and serving would not see it; remove it, or "
+        f"set data.ignore_fields=[{field}]",
+        field,
+    )
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -8,8 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.data import readers
-from pipeline.data.readers import Conversation, Rejected, find_files, read_file
+from pipeline.data import readers, rows
+from pipeline.data.readers import find_files, read_file
+from pipeline.data.rows import Conversation, Rejected
 
 USER, ASSISTANT = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}
 
@@ -73,7 +74,7 @@ def test_turns_of_weight_0_are_marked(tmp_path: Path) -> None:
         (b'{"prompt": "", "completion": "b"}', "empty user turn"),
         (b'{"prompt": 3, "completion": "b"}', "not text"),
         (b'{"question": "a", "answer": "b"}', "unknown format"),
-        (b'{"messages": [{"role": "user", "content": "a", "weight": 2}]}', "bad message"),
+        (b'{"messages": [{"role": "user", "content": "a", "weight": 2}]}', "unused field"),
         (
             b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": '
             b'"let me", "tool_calls": [{"id": "1"}]}]}',
@@ -93,7 +94,7 @@ def test_bad_lines_are_rejected_alone(tmp_path: Path, line: bytes, reason: str) 
     assert isinstance(last, Conversation)
     assert isinstance(bad, Rejected)
     assert (bad.file, bad.line, bad.reason) == ("a.jsonl", 2, reason)
-    assert 0 < len(bad.excerpt) <= readers.EXCERPT
+    assert 0 < len(bad.excerpt) <= rows.EXCERPT
 
 
 def test_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +168,7 @@ def test_every_byte_is_reported_as_read(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"x\n" * 100 + b"y")
     counts: list[int] = []
-    list(read_file(file, "a", counts.append))
+    list(read_file(file, "a", advance=counts.append))
     assert sum(counts) == 201
 
 
@@ -212,3 +213,17 @@ def test_globs_that_find_nothing_usable(
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         list(read_file(tmp_path / "missing.jsonl", "missing.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("line", "detail"),
+    [
+        (b'{"prompt": "a", "prompt": "b", "completion": "c"}', "the field prompt is there twice"),
+        (b'{"prompt": "a", "completion": "b", "system": NaN}', "NaN is not JSON"),
+        ('{"prompt": "a"}'.encode("utf-16"), "the file is in UTF-16"),
+    ],
+)
+def test_what_json_readers_lose_is_refused(tmp_path: Path, line: bytes, detail: str) -> None:
+    (bad,) = read(tmp_path / "a.jsonl", line)
+    assert isinstance(bad, Rejected)
+    assert detail in bad.detail

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError, ResourceError
 from pipeline.data import snapshots as recordings
-from pipeline.data.readers import Conversation, read_file
+from pipeline.data.readers import read_file
+from pipeline.data.rows import Conversation
 
 
 def row(question: str, answer: str = "Yes.", **more: Any) -> str:

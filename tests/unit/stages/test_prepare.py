@@ -51,7 +51,7 @@ def write(file: Path, *rows: Mapping[str, Any] | str) -> None:
 def configure(tree: dict[str, Any], model: Path, data: Path, **settings: Any) -> Config:
     prepare_settings = {**tree["prepare"], "max_length": 64, "max_reject_share": 1.0, **settings}
     files = {"folder": data, "train": ["train*"], "test": ["test.jsonl"], "sources": []}
-    files |= {"recorded": "recorded"}
+    files |= {"recorded": "recorded", "ignore_fields": []}
     own_model = {**tree["model"], "path": model}
     return load({**tree, "prepare": prepare_settings, "data": files, "model": own_model})
 
@@ -240,7 +240,7 @@ def test_too_many_rejects(tree: dict[str, Any], model: Path, data: Path, tmp_pat
         prepare.run(configure(tree, model, data, max_reject_share=0.2), {}, tmp_path)
     message = str(caught.value)
     assert "11 of 24 rows were rejected, more than prepare.max_reject_share=0.2 allows" in message
-    assert "10 × bad JSON, 1 × empty user turn; most in" in message
+    assert "10 × bad JSON; 1 × empty user turn; most in" in message
     assert "train1.jsonl" in message
     assert str(tmp_path / "rejected.jsonl") in message
     assert len(rejects(tmp_path)) == 11
@@ -339,3 +339,57 @@ def test_files_without_rows_are_told(
     (data / "train.jsonl").write_text("")
     with pytest.raises(DataError, match=r"train split: the files of data\.train have no rows, add"):
         prepare.run(configure(tree, model, data), {}, tmp_path)
+
+
+def test_fields_without_effect_are_named_and_metadata_is_counted(
+    tree: dict[str, Any],
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    row = {**pair("And the vault?", "It is shut."), "source": "web"}
+    write(data / "train2.jsonl", {**row, "hint": "x"}, {**row, "label": False}, row)
+    config = configure(tree, model, data, max_reject_share=0.1)
+    with pytest.raises(DataError) as caught:
+        prepare.run(config, {}, tmp_path)
+    assert "1 × unused field: hint (1); 1 × marked as not for training: label (1)" in str(
+        caught.value
+    )
+    assert "data.ignore_fields=[NAME] leaves a field out on purpose" in str(caught.value)
+    files = config.data.model_copy(update={"ignore_fields": ("hint", "label")})
+    prepare.run(
+        config.model_copy(
+            update={"data": files, "prepare": config.prepare.but(max_reject_share=1.0)}
+        ),
+        {},
+        tmp_path,
+    )
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    assert statistics["left_out_fields"] == {"source": 2, "hint": 1}
+    assert statistics["rejected_fields"] == {"marked as not for training": {"label": 1}}
+    shown = capsys.readouterr().err
+    assert "Fields that training does not use, and their rows: source (2), hint (1)" in shown
+
+
+def test_nothing_from_rows_and_names_controls_the_terminal(
+    tree: dict[str, Any],
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clear = "\x1b[2J"
+    (data / f"train{clear}.jsonl").touch()
+    write(
+        data / "train.jsonl",
+        pair(f"Who{clear}?", f"I{clear}."),
+        pair(f"Who{clear}?", f"You{clear}."),
+        {**pair("Whose?", "Mine."), clear: 1},
+    )
+    prepare.run(configure(tree, model, data, samples=2, validation_share=0), {}, tmp_path)
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "\\x1b[2J" in shown.err

@@ -349,3 +349,47 @@ def test_any_value_is_parsed_or_refused(value: object, answered: bool) -> None:
     except Unusable:
         return
     assert turns[-1]["role"] == ("assistant" if answered else "user")
+
+
+def test_a_text_with_every_private_character_is_rendered(tmp_path: Path) -> None:
+    chat = Chat.load(make_model_folder(tmp_path, "chatml"))
+    answer = "".join(map(chr, range(0xE000, 0xF900))) + "\ue0000\ue001\ue0000\ue001"
+    rendered = chat.render([USER, {**ASSISTANT, "content": answer}])
+    assert any(rendered.mask)
+
+
+REASONING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>"
+    "{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_reasoning_that_the_template_writes_is_trained_on(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path, "chatml")
+    (folder / "chat_template.jinja").write_text(REASONING)
+    chat = Chat.load(folder)
+    turns = [USER, {**ASSISTANT, "reasoning_content": "First I greet."}]
+    rendered = chat.render(turns)
+    trained = [i for i, on in zip(rendered.ids, rendered.mask, strict=True) if on]
+    assert chat.decode(trained) == "<think>First I greet.</think>" + ASSISTANT["content"]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "reasoning", "name"])
+def test_a_field_that_the_template_leaves_out_is_refused(tmp_path: Path, field: str) -> None:
+    chat = Chat.load(make_model_folder(tmp_path, "chatml"))
+    with pytest.raises(Unusable) as caught:
+        chat.render([USER, {**ASSISTANT, field: "First I greet."}])
+    assert (caught.value.reason, caught.value.field) == ("unused field", field)
+    assert f"messages[1].{field}" in caught.value.detail
+
+
+def test_reasoning_that_the_template_drops_from_earlier_turns_is_refused(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path, "chatml")
+    last_only = REASONING.replace("{% if m.reasoning", "{% if loop.last and m.reasoning")
+    (folder / "chat_template.jinja").write_text(last_only)
+    chat = Chat.load(folder)
+    thought = {**ASSISTANT, "reasoning_content": "First I greet."}
+    chat.render([USER, ASSISTANT, USER, thought])
+    with pytest.raises(Unusable, match=r"messages\[1\].reasoning_content"):
+        chat.render([USER, thought, USER, thought])

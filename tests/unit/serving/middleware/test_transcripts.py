@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.paths import ROOT
-from pipeline.data.readers import Conversation, read_file
+from pipeline.data.readers import read_file
+from pipeline.data.rows import Conversation
 from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat

@@ -1,0 +1,343 @@
+"""One JSON object of a data file as a conversation: each field is used, or the row is refused.
+
+Formats, by the fields that hold the question and the answer:
+
+    messages                              OpenAI, TRL, Axolotl, Unsloth
+    conversations                         ShareGPT, NeMo's chat format
+    prompt, completion                    OpenAI (legacy), TRL (text, or lists of turns), KTO
+    instruction, input, output            Alpaca, LLaMA-Factory (with system and history)
+    instruction, context, response        Dolly
+    input, output                         NeMo
+
+A field that a format does not know has no effect on training, so the row is refused by the field's
+name. The exceptions are METADATA, the fields that the user lists, and fields without a value.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.models.chat.messages import TEMPLATE_FIELDS, Message, Unusable, parse_messages
+
+UNUSED, EXCLUDED = "unused field", "marked as not for training"
+
+# Fields that describe a row or a turn and cannot change what it teaches.
+METADATA = frozenset(
+    "id _id uid uuid guid idx index row_id request_id conversation_id conv_id prompt_id "
+    "question_id sample_id message_id dataset_id __index_level_0__ "
+    "source sources source_url url link dataset dataset_name origin file filename path "
+    "license author annotator annotator_id user_id created created_at updated_at timestamp time "
+    "date version revision hash sha256 "
+    "model model_name generator language lang locale domain topic subtopic category categories "
+    "subcategory intent task task_name task_type type tags keywords title "
+    "comment comments note notes meta metadata extra extra_info "
+    "difficulty quality quality_score score rating num_turns n_turns token_count num_tokens "
+    "length word_count".split()
+)
+
+# 1 or true: train on it; 0 or false: do not. OpenAI, Mistral: weight; Axolotl: train, training;
+# ms-swift: loss; others: trainable.
+TRAINING_MARKS = ("weight", "train", "training", "trainable", "loss")
+# KTO's mark of a bad answer: TRL's label, LLaMA-Factory's kto_tag. `label` may be a class, too.
+ANSWER_MARKS = ("label", "kto_tag")
+_TOOLS, _CALLS = ("tools", "functions"), ("tool_calls", "function_call", "tool_call_id")
+
+_PREFERENCE = "an answer to prefer or to avoid; training takes one good answer a row"
+_MASK = 'trainers disagree on what it means: mark a turn with "weight": 0 or 1 instead'
+_MEDIA = "training uses text only"
+# Why a well-known field has no effect here.
+HINTS = {
+    **dict.fromkeys(
+        "chosen rejected chosen_response rejected_response preferred_output non_preferred_output "
+        "response_j response_k".split(),
+        _PREFERENCE,
+    ),
+    **dict.fromkeys(
+        "mask masked mask_ranges train_detail training_detail loss_scale".split(), _MASK
+    ),
+    **dict.fromkeys("image images video videos audio audios".split(), _MEDIA),
+    "label": "a class or a score; only true and false, as in KTO, have an effect",
+    "kto_tag": "only true and false have an effect",
+    "history": "put the earlier turns into messages",
+    "context": "put it into the prompt",
+    "refusal": "write it as the content of the turn",
+    "ground_truth": "for reinforcement learning; training takes the answer in completion",
+}
+
+# Fields of the question, joined by line breaks, and of the answer.
+_PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("instruction", "input", "context"), ("output", "response")),
+    (("prompt",), ("completion",)),
+    (("input",), ("output",)),
+)
+KNOWN = (
+    "messages; conversations; prompt and completion; instruction, input and output; "
+    "instruction, context and response; input and output"
+)
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+
+
+@dataclass
+class ParsedRow:
+    """A conversation, and the names of its fields that have a value and were left out."""
+
+    messages: list[Message]
+    left_out: set[str] = field(default_factory=set)
+
+
+def parse_row(row: object, ignored: Collection[str] = ()) -> ParsedRow:
+    """The conversation of one JSON object.
+
+    Args:
+        row: decoded JSON.
+        ignored: fields to leave out, of the row and of its turns. A mark that says not to train on
+            the row or a turn counts all the same.
+
+    Raises:
+        Unusable: why it is none; `field` is the field that has no effect, if that is the reason.
+    """
+    if not isinstance(row, dict):
+        raise Unusable(
+            "bad JSON", "each line must be one object (`jq -c '.[]'` turns an array into lines)"
+        )
+    fields = _Fields(row, ignored)
+    parse = _format_of(fields)
+    fields.check_row()
+    messages = parse(fields)
+    fields.refuse_unused()
+    return ParsedRow(messages, fields.left_out)
+
+
+class _Fields:
+    """The fields of a row or a turn, which keeps account of those that were used.
+
+    Args:
+        place: of the turn, with a dot behind it; empty for a row.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        ignored: Collection[str],
+        place: str = "",
+        left_out: set[str] | None = None,
+    ) -> None:
+        self.values = {key: value for key, value in values.items() if not _is_empty(value)}
+        self.ignored, self.place = ignored, place
+        self.left_out: set[str] = set() if left_out is None else left_out
+        self._given = values
+        self._used: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._given
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The field's value, even if it is empty; from here on it counts as used."""
+        self._used.add(key)
+        return self._given.get(key, default)
+
+    def refuse_unused(self) -> None:
+        for key in self.values:
+            if key in self._used:
+                continue
+            if key in self.ignored or key in METADATA:
+                self.left_out.add(key)
+                continue
+            raise self.unused(key)
+
+    def unused(self, key: str, why: str | None = None) -> Unusable:
+        why = why or HINTS.get(key, "no effect on training")
+        name = shown(key)
+        return Unusable(
+            UNUSED,
+            f"{self.place}{name}: {why}; to leave the field out, set data.ignore_fields=[{name}]",
+            field=name,
+        )
+
+    def trains(self) -> bool:
+        """Whether the marks say to train on it."""
+        verdict = True
+        for key in TRAINING_MARKS:
+            if key not in self.values:
+                continue
+            if self.values[key] not in (0, 1):
+                if key in self.ignored:
+                    continue
+                value = shown(repr(self.values[key]))
+                raise self.unused(key, f"it is {value}; allowed: 0 and 1, or false and true")
+            self._used.add(key)
+            verdict = verdict and bool(self.values[key])
+        return verdict
+
+    def check_row(self) -> None:
+        """Refuse a row that says not to train on it, or that is for another kind of training."""
+        for key in ANSWER_MARKS:
+            if isinstance(value := self.values.get(key), bool):
+                self._used.add(key)
+                if not value:
+                    raise Unusable(
+                        EXCLUDED, f"{key} is false: the answer is an example of a bad one", key
+                    )
+        if not self.trains():
+            key = next(k for k in TRAINING_MARKS if k in self.values and not self.values[k])
+            raise Unusable(EXCLUDED, f"{key} of the row is {self.values[key]!r}", key)
+        for key in self.values:
+            if key in _TOOLS and key not in self.ignored:
+                raise _tools(key)
+            if HINTS.get(key) == _PREFERENCE and key not in self.ignored:
+                raise self.unused(key)
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def shown(name: str) -> str:
+    """A field's name for messages: short, and safe to print."""
+    name = name if name.isprintable() else ascii(name)[1:-1]
+    return name if len(name) <= 40 else name[:39] + "…"
+
+
+def _tools(key: str) -> Unusable:
+    return Unusable(
+        "tool calls", f"{key}: training uses text only: remove the row, or write it as text", key
+    )
+
+
+def _format_of(fields: _Fields) -> Callable[[_Fields], list[Message]]:
+    if "messages" in fields:
+        return lambda row: _conversation(row, row.take("messages"))
+    if "conversations" in fields:
+        return lambda row: _conversation(row, row.take("conversations"))
+    for questions, answers in _PAIRS:
+        first = questions[0] in fields
+        if first and (len(questions) > 1 or answers[0] in fields or len(fields.values) == 1):
+            return lambda row: _pair(row, questions, answers)
+        if not first and len(questions) == 1 and answers[0] in fields:
+            return lambda row: _pair(row, questions, answers)
+    fields.check_row()
+    names = ", ".join(map(shown, fields.values)) or "none"
+    names = names if len(names) <= 120 else names[:119] + "…"
+    raise Unusable("unknown format", f"fields {names}; known: {KNOWN}")
+
+
+def _conversation(row: _Fields, turns: object) -> list[Message]:
+    """Turns of OpenAI's form or ShareGPT's. A `system` beside them is the first turn."""
+    if not isinstance(turns, list):
+        return parse_messages(turns, answered=True)  # which refuses it
+    parsed, extras = [], []
+    for i, turn in enumerate(turns):
+        told, extra = _turn(turn, f"messages[{i}]", row)
+        parsed.append(told)
+        extras.append(extra)
+    if "system" in row.values:
+        _check_first(parsed, row)
+        parsed.insert(0, {"role": "system", "content": row.take("system")})
+        extras.insert(0, {})
+    _check_mask(row)
+    messages = parse_messages(parsed, answered=True)
+    return [{**m, **e} if e else m for m, e in zip(messages, extras, strict=True)]
+
+
+def _check_first(turns: list[Any], row: _Fields) -> None:
+    first = turns[0] if turns else None
+    if isinstance(first, dict) and first.get("role") in ("system", "developer"):
+        raise row.unused("system", "the conversation has a system turn of its own")
+
+
+def _check_mask(row: _Fields) -> None:
+    """NeMo's `mask` names the speaker that is not trained on: that can only be the user."""
+    if str(row.values.get("mask")).casefold() in ("user", "human"):
+        row.take("mask")
+
+
+def _turn(turn: object, place: str, row: _Fields) -> tuple[Any, dict[str, Any]]:
+    """A turn in OpenAI's form, and those of its fields that only a template can give an effect."""
+    if not isinstance(turn, dict):
+        return turn, {}
+    fields = _Fields(turn, row.ignored, f"{place}.", row.left_out)
+    if called := next((k for k in _CALLS if k in fields.values and k not in row.ignored), None):
+        raise _tools(called)
+    if "from" in fields and "role" not in fields:
+        role, content = fields.take("from"), fields.take("value")
+        role = _SPEAKERS.get(role.lower(), role.lower()) if isinstance(role, str) else role
+    else:
+        role, content = fields.take("role"), fields.take("content")
+    told: dict[str, Any] = {"role": role, "content": content}
+    trains = fields.trains()
+    if not trains:
+        told["weight"] = 0
+    elif role != "assistant" and (mark := _first_mark(fields)):
+        raise fields.unused(
+            mark, f"only the assistant's turns are trained on, and this is {role}'s"
+        )
+    extra = {k: fields.take(k) for k in TEMPLATE_FIELDS if k in fields.values}
+    extra = {k: v for k, v in extra.items() if k not in row.ignored}
+    row.left_out |= {k for k in TEMPLATE_FIELDS if k in fields.values and k in row.ignored}
+    fields.refuse_unused()
+    return told, extra
+
+
+def _first_mark(fields: _Fields) -> str | None:
+    return next((key for key in TRAINING_MARKS if fields.values.get(key)), None)
+
+
+def _pair(row: _Fields, questions: tuple[str, ...], answers: tuple[str, ...]) -> list[Message]:
+    """A question and its answer, with a `system` and LLaMA-Factory's `history` before them."""
+    given = [key for key in answers if key in row.values]
+    answer_key = given[0] if given else answers[0]
+    if isinstance(row.values.get(questions[0]), list):
+        return _lists(row, questions[0], answer_key)
+    parts = [_trim(row.take(key)) for key in questions if key in row.values]
+    texts = [part for part in parts if isinstance(part, str)]
+    # What is no text is left for parse_messages to refuse.
+    question = "\n".join(texts) if len(texts) == len(parts) else parts
+    answer = row.take(answer_key)
+    if answer_key == "completion" and isinstance(answer, str) and answer[1:2] != " ":
+        answer = answer.removeprefix(" ")  # the separator that OpenAI's legacy format asks for
+    turns = [*_history(row), _said("user", question), _said("assistant", _trim(answer))]
+    if "system" in row.values:
+        turns.insert(0, _said("system", _trim(row.take("system"))))
+    return parse_messages(turns, answered=True)
+
+
+def _lists(row: _Fields, question: str, answer: str) -> list[Message]:
+    """TRL's conversational form: a list of turns each, of which the answer's are trained on."""
+    asked, answered = row.take(question), row.take(answer)
+    if not isinstance(answered, list):
+        raise Unusable("bad message", f"{question} is a list of turns, and {answer} is not")
+    context = [
+        {**turn, "weight": 0}
+        if isinstance(turn, dict) and turn.get("role") == "assistant"
+        else turn
+        for turn in asked
+    ]
+    return _conversation(row, context + answered)
+
+
+def _history(row: _Fields) -> list[dict[str, Any]]:
+    """Earlier questions and answers; LLaMA-Factory trains on these answers too."""
+    if "history" not in row.values:
+        return []
+    history, turns = row.take("history"), []
+    for i, pair in enumerate(history if isinstance(history, list) else [history]):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise row.unused("history", f"history[{i}] is not a pair of question and answer")
+        if any(not _is_empty(text) for text in pair):
+            turns += [_said("user", _trim(pair[0])), _said("assistant", _trim(pair[1]))]
+    return turns
+
+
+def _said(role: str, content: object) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _trim(value: object) -> object:
+    """The text without blank lines around it and white space behind it, which separate in these
+    formats. The indentation of its first line stays.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.rstrip()
+    blank = len(text) - len(text.lstrip())
+    return text[text.rfind("\n", 0, blank) + 1 :]

@@ -1,0 +1,61 @@
+"""What readers make of a file's lines: conversations, and rows that are rejected with a reason."""
+
+from dataclasses import dataclass
+
+from pipeline.models.chat.messages import Message
+
+EXCERPT = 120  # characters
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row that can be rendered: a training row, or a test question with its answer.
+
+    left_out: names of its fields that have no effect on training and are known to be harmless.
+    """
+
+    file: str
+    line: int
+    messages: list[Message]
+    excerpt: str
+    left_out: frozenset[str] = frozenset()
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is not used, with a reason, a detail and a field as in Unusable."""
+
+    file: str
+    line: int
+    reason: str
+    detail: str
+    excerpt: str
+    field: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file. fault: why it cannot be used, or None."""
+
+    number: int
+    text: str
+    fault: str | None
+    detail: str = ""
+
+    def rejected(self, file: str, reason: str, detail: str, field: str | None = None) -> Rejected:
+        return Rejected(file, self.number, reason, detail, excerpt(self.text), field)
+
+    def conversation(
+        self, file: str, messages: list[Message], left_out: frozenset[str] = frozenset()
+    ) -> Conversation:
+        return Conversation(file, self.number, messages, excerpt(self.text), left_out)
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text, on one line."""
+    text = " ".join(text[: 4 * EXCERPT].split())
+    return text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"

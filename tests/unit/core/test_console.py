@@ -1,0 +1,35 @@
+"""What reaches a terminal: texts of others cannot control it."""
+
+import io
+
+import pytest
+from rich.panel import Panel
+from rich.table import Table
+
+from pipeline.core.console import get_console, printable, progress, report
+
+HOSTILE = "a\x1b[2J\x1b]0;title\x07b\r\x9b31m\u202ec\x00"
+
+
+def test_printable() -> None:
+    assert printable("plain, ünïcode 漢\n\ttext") == "plain, ünïcode 漢\n\ttext"
+    assert printable(HOSTILE) == "a\\x1b[2J\\x1b]0;title\\x07b\\r\\x9b31m\\u202ec\\x00"
+    assert printable("\ud800") == "\\ud800"
+
+
+def test_nothing_on_the_console_is_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, console = io.StringIO(), get_console()
+    monkeypatch.setattr(console, "_file", shown)
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    console.print(f"[red]{HOSTILE}[/]", Panel(HOSTILE, title=HOSTILE), table)
+    console.rule(HOSTILE)
+    with progress() as bar:
+        bar.add_task(HOSTILE, total=1)
+    assert not set(shown.getvalue()) & set("\x1b\x07\x9b\u202e\x00\r")
+    assert "\\x1b[2J" in shown.getvalue()
+
+
+def test_errors_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    report(f"DataError: {HOSTILE}")
+    assert capsys.readouterr().err == f"pipeline: DataError: {printable(HOSTILE)}\n"
