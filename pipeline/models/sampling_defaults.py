@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.engine import SamplingConfig
-from pipeline.models.chat.tokenizer import read_json
+from pipeline.models.files import read_json
 
 FILE = "generation_config.json"
 NAMES = tuple(SamplingConfig.model_fields)
@@ -41,8 +41,7 @@ def write_defaults(source: Path, folder: Path, settings: SamplingConfig) -> dict
     Raises:
         DataError: the source's file is not JSON.
     """
-    base = read_json(source / FILE, required=False)
-    here = read_json(folder / FILE, required=False)
+    base, here = _read(source / FILE), _read(folder / FILE)
     defaults = sampling_defaults(base, settings)
     content = {**here, **base, **defaults, "do_sample": defaults["temperature"] > 0}
     # Renamed into place: the file may be a second name of the source's.
@@ -50,3 +49,7 @@ def write_defaults(source: Path, folder: Path, settings: SamplingConfig) -> dict
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(folder / FILE)
     return defaults
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return read_json(file, "correct or remove it") if file.is_file() else {}

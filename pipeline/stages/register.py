@@ -29,7 +29,7 @@ from pipeline.tracking import champion_rule
 
 STAGE = Stage(
     version=1,
-    libraries=("mlflow",),
+    libraries=("mlflow", "aiohttp", "numpy"),
 )
 
 

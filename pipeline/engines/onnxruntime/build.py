@@ -126,7 +126,7 @@ def compare_with_torch(
 ) -> dict[str, float]:
     """Compare an engine's predictions with PyTorch's, float32.
 
-    reference: PyTorch's logits at the probes' positions (logit_probes.logits_at). probes: rows of
+    reference: PyTorch's logits at the probes' positions, one below the other. probes: rows of
     token ids, and the positions in each that predict the tokens of answers.
 
     Returns:

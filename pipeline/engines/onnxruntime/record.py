@@ -135,16 +135,19 @@ def refusal(precision: str, proof: Mapping[str, float]) -> str | None:
 def build_and_compare(job: BuildJob, out: Path, precision: str) -> tuple["Chat", dict[str, float]]:
     """Write the engine into `out`, and compare it with PyTorch: the graph in float32, and, as
     `exact_loss`, what it loses before it is rounded."""
+    import torch
+
     from pipeline.core.artifact import SCRATCH
     from pipeline.engines.onnxruntime import build as onnxruntime
     from pipeline.engines.onnxruntime.session import DecoderSession
     from pipeline.models import hf_model
-    from pipeline.optimization import logit_probes
 
     model, length, probes = job.checkpoint, job.engine.max_seq_len, job.probes()
     scratch = out / SCRATCH
     exact = onnxruntime.build(model, out, precision, scratch)
-    reference = logit_probes.logits_at(hf_model.load_model(model, dtype="float32"), probes)
+    torch_model = hf_model.load_model(model, dtype="float32")
+    reference = torch.cat([hf_model.logits(torch_model, ids)[at] for ids, at in probes])
+    del torch_model
     proof = onnxruntime.compare_with_torch(
         reference, DecoderSession(exact, slots=1, max_seq_len=length), probes
     )
