@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.serving.benchmark.load_generator import Level
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("fastapi", "uvicorn", "httpx", "aiohttp", "numpy"),
 )
 

@@ -28,7 +28,7 @@ from pipeline.models.files import clear
 from pipeline.models.sampling_defaults import write_defaults
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("tokenizers", "jinja2", "numpy"),
     less_memory="lower engine.max_batch_size",
 )

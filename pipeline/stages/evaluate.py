@@ -31,7 +31,7 @@ from pipeline.models.chat.template_consistency import shared_chat
 from pipeline.optimization.formats import FORMATS
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2", "numpy"),
     less_memory="lower evaluate.batch_size",
 )

@@ -27,7 +27,7 @@ from pipeline.optimization.settings_checks import check_export
 from pipeline.optimization.unified_hf_layout import check_same, check_unified_hf
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("torch", "transformers", "nvidia-modelopt", "peft"),
     less_memory="put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory",
 )

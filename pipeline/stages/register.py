@@ -28,7 +28,7 @@ from pipeline.optimization.formats import FORMATS
 from pipeline.tracking import champion_rule
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("mlflow", "aiohttp", "numpy"),
 )
 

@@ -180,7 +180,7 @@ ONNXRUNTIME = EngineRecord(
     name="onnxruntime",
     component=Component(
         name="engine/onnxruntime",
-        version=1,
+        version=2,
         libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers", "peft"),
         modules=(
             "pipeline.engines.onnxruntime.record",
