@@ -203,9 +203,11 @@ def main() -> None:
         content = {"models": rows, "summary": summary(rows)}
         options.out.write_text(json.dumps(content, indent=1) + "\n")
 
-    for folder in [ROOT / "data/base_model", *options.model]:
+    def add_real(folder: Path) -> None:
         if folder.name not in known:
             add(folder.name, folder, text_probes(folder))
+
+    add_real(ROOT / "data/base_model")
     for family, seed in product(FAMILIES, range(options.seeds)):
         spread = 0.02 if seed % 2 else 0.08
         name = f"{family} {seed}, weights {spread}"
@@ -213,6 +215,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as made:
                 probes = random_probes(SIZES["vocab_size"], seed)
                 add(name, random_model(Path(made), family, seed, spread), probes)
+    for folder in options.model:
+        add_real(folder)
     print(json.dumps(summary(rows), indent=1))
 
 
