@@ -31,6 +31,7 @@ from pipeline.models.files import WEIGHTS_INDEX, link_weights, weight_files
 from pipeline.optimization.calibration import quick_maxima
 from pipeline.optimization.formats import FORMATS
 from pipeline.optimization.layout_rules import TYPES, read_header
+from pipeline.optimization.settings_checks import needs_gpu
 
 _QUANTIZERS = "quantizers.safetensors"
 _STATE = "modelopt_state.pth"  # ModelOpt's name
@@ -83,11 +84,7 @@ def require_runtime(format: str) -> None:
     import torch
 
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < least:
-        raise MissingRuntime(
-            f"quantize.format={format} needs a GPU of compute capability {least[0]}.{least[1]} or "
-            "later to calibrate, and this machine has none: run this stage on such a GPU host, or "
-            "choose fp8"
-        )
+        raise MissingRuntime(needs_gpu(format))
 
 
 def quantize(

@@ -86,7 +86,8 @@ def _gate(evaluate: Artifact | None) -> dict[str, Any] | None:
 
 
 def _tracking_uri(artifacts: Path, config: Config) -> str | None:
-    from pipeline.tracking.outbox import Destination, embedded_store, mask
+    from pipeline.core.secrets import mask
+    from pipeline.tracking.outbox import Destination, embedded_store
 
     if not config.tracking.enabled:
         return None

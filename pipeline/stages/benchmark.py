@@ -14,6 +14,8 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import SCRATCH, Artifact, Outcome
 from pipeline.core.console import get_console, progress
 from pipeline.core.stage import Stage
+from pipeline.engines.description import Description
+from pipeline.engines.memory import check_answer_length
 
 if TYPE_CHECKING:
     from pipeline.serving.benchmark.load_generator import Level
@@ -41,6 +43,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     settings = config.benchmark
     engine = inputs["build"].require("engine").path
+    check_answer_length(settings.max_tokens, Description.read(engine).max_seq_len)
     rows = read_split(inputs["prepare"].require("dataset").path, "test")
     sample = random.Random(config.seed).sample(rows, min(len(rows), settings.requests))
     rows = [sample[i % len(sample)] for i in range(settings.requests)]

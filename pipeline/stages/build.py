@@ -51,6 +51,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     exported = inputs["export"].require("exported").path
     clear(out)
     record = named(engine.name)
+    if record:
+        record.check_settings(engine)
     if record and record.elsewhere:
         return _take_elsewhere(record.elsewhere, engine, merged, out)
     profile = _choose(config, merged, exported)
