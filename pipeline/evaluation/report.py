@@ -61,21 +61,19 @@ def build(
     beyond: Sequence[str],
     *,
     questions: int,
-    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The report as JSON can hold it.
 
     figures: by model, then by the metric's name. differences: of the gate's metric, less the tuned
         model's.
     failures: why the gate refuses. beyond: why it would refuse a format that is only compared.
-    seconds: that each model took.
     """
     models = {}
     for model, estimates in figures.items():
         entry: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         if model in differences:
             entry[less_tuned(gate_metric())] = asdict(differences[model])
-        models[model] = {**entry, "seconds": seconds[model]}
+        models[model] = entry
     return {
         "questions": questions,
         "confidence": CONFIDENCE,

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from pipeline.serving.benchmark.load_generator import Level
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("fastapi", "uvicorn", "httpx", "aiohttp", "numpy"),
 )
 
 
 WARM_UP_REQUESTS = 4
 PERCENTILES = (50, 95, 99)
+ANSWERS = "answers.jsonl"
+MEASURED = ("report.json", "report.md", "latency.png")  # the files with times
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
@@ -84,6 +86,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         "peak_memory_mib": memory / 2**20,
     }
     report = {**overall, "requests": settings.requests, "loads": figures}
+    write_answers(out / ANSWERS, levels)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "report.md").write_text(_markdown(overall, figures))
     _plot(figures, out / "latency.png")
@@ -93,7 +96,15 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         for load in figures
         for name, key in TRACKED.items()
     }
-    return Outcome("benchmark", {**overall, **named})
+    return Outcome("benchmark", {**overall, **named}, measured=MEASURED)
+
+
+def write_answers(file: Path, levels: Sequence["Level"]) -> None:
+    """Write what was served: a line of JSON for each load, with its answers."""
+    with file.open("w", encoding="utf-8") as stream:
+        for level in levels:
+            answers = [answer.text for answer in level.answers]
+            stream.write(json.dumps({"at_once": level.concurrency, "answers": answers}) + "\n")
 
 
 # Tracked metrics of each load: their names in the tracker and in the report.

@@ -28,7 +28,7 @@ from pipeline.models.chat.template_consistency import shared_chat
 from pipeline.optimization.formats import FORMATS
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2", "numpy"),
     less_memory="lower evaluate.batch_size",
 )
@@ -88,7 +88,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         failures,
         drops(gate, scores, set(scores) - {shipped}),
         questions=len(rows),
-        seconds={name: result.seconds for name, result in results.items()},
     )
     evaluation_report.write(report, out)
     _write_predictions(out / "predictions.jsonl", rows, results)
@@ -98,6 +97,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         for name, result in results.items()
         for figure, estimate in result.figures.items()
     }
+    metrics |= {f"seconds/{name}": result.seconds for name, result in results.items()}
     metrics["questions"] = float(len(rows))
     return Outcome("report", metrics, proof=report, failure="; ".join(failures) or None)
 

@@ -16,7 +16,6 @@ REPORT = build(
     ["fp8 answers too little"],
     ["int4_awq answers less"],
     questions=225,
-    seconds={"base": 3.0, "tuned": 1.0},
 )
 
 
