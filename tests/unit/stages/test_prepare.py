@@ -397,7 +397,6 @@ def test_nothing_from_rows_and_names_controls_the_terminal(
     assert "\\x1b[2J" in shown.err
 
 
-<<<<<<< HEAD
 def test_untrained_tokens_of_the_answers_are_told(
     tree: dict[str, Any],
     data: Path,
@@ -423,7 +422,8 @@ def test_untrained_tokens_of_the_answers_are_told(
     assert {entry["id"] for entry in untrained["first"]} >= {tokens[-1]}
     said = capsys.readouterr().err
     assert f"{untrained['count']} tokens of your answers have untrained output rows" in said
-=======
+
+
 def test_a_shared_instruction_hides_no_rows(
     tree: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
@@ -467,4 +467,3 @@ def test_no_text_ends_the_stage(
     write(data / "train2.jsonl", pair(text, "Yes."), pair("What is this?", text))
     prepare.run(configure(tree, model, data), {}, tmp_path)
     assert (tmp_path / "statistics.json").is_file()
->>>>>>> 05772b0
