@@ -36,7 +36,7 @@ def train(job: Job) -> dict[str, Any]:
     """Measures this process: its steps, the host's memory, and the time and size of saving."""
     import torch
 
-    from pipeline.core.monkeypatch import replaced
+    from pipeline.core.monkeypatch import Replacement, replaced
     from pipeline.training.nemo.session import nemo_session
 
     steps: list[dict[str, float]] = []
@@ -60,7 +60,7 @@ def train(job: Job) -> dict[str, Any]:
             from pipeline.training.nemo import callbacks as nemo_recorder
             from pipeline.training.nemo import trainer as nemo_training
 
-            with replaced([(nemo_recorder, "GPU_REPORT_EVERY", 1)]):
+            with replaced([Replacement(nemo_recorder, "GPU_REPORT_EVERY", 1)]):
                 nemo_training.train(job, report)
     except Enough:
         pass

@@ -119,7 +119,7 @@ def job_of(case: str, folder: Path, reports: int) -> Job:
 def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, Any]:
     import torch
 
-    from pipeline.core.monkeypatch import replaced
+    from pipeline.core.monkeypatch import Replacement, replaced
     from pipeline.training import workers as launch
     from pipeline.training.nemo.session import nemo_session
 
@@ -154,7 +154,7 @@ def run(case: str, folder: Path, *, readings: int, profile: bool) -> dict[str, A
                 from pipeline.training.nemo import callbacks as nemo_recorder
                 from pipeline.training.nemo import trainer as nemo_training
 
-                with replaced([(nemo_recorder, "GPU_REPORT_EVERY", every)]):
+                with replaced([Replacement(nemo_recorder, "GPU_REPORT_EVERY", every)]):
                     nemo_training.train(job, report)
     except Enough:
         pass

@@ -24,7 +24,7 @@ def timed(found: dict[str, float], *places: tuple[Any, str]) -> Iterator[None]:
     """Seconds spent in functions by their name, including work on the GPU."""
     import torch
 
-    from pipeline.core.monkeypatch import replaced
+    from pipeline.core.monkeypatch import Replacement, replaced
 
     def timing(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
@@ -36,7 +36,10 @@ def timed(found: dict[str, float], *places: tuple[Any, str]) -> Iterator[None]:
 
         return run
 
-    with replaced([(owner, name, timing(getattr(owner, name), name)) for owner, name in places]):
+    measured = [
+        Replacement(owner, name, timing(getattr(owner, name), name)) for owner, name in places
+    ]
+    with replaced(measured):
         yield
 
 

@@ -90,7 +90,7 @@ def write_random(folder: Path) -> Path:
     for name in shapes:
         layer = name.split(".")[2] if name.startswith("model.layers") else "ends"
         groups.setdefault(layer, []).append(name)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(groups.values(), start=1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         save_file({name: _random(name, shapes[name]) for name in names}, folder / file)

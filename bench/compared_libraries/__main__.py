@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -56,7 +56,7 @@ def register() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="app")
 def main(config: Any) -> None:
-    tree = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    tree: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     assert isinstance(tree, dict)
     tree.pop("stage")
     load(tree)

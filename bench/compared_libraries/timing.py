@@ -30,5 +30,5 @@ def import_ms(modules: Mapping[str, str], python: str = sys.executable) -> dict[
 
 def command(words: Sequence[str], **options: Any) -> Callable[[], Any]:
     """A command to take the time of; what it says is not looked at."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return lambda: subprocess.run(words, check=False, **quiet, **options)

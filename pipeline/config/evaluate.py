@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from pipeline.config.quantize import WeightFormat
-from pipeline.config.section import Positive, Section, Share
+from pipeline.config.section import Batch, Section, Share, Tokens
 from pipeline.core.tables import table
 
 
@@ -20,9 +20,13 @@ class GateConfig(Section):
     """What the tuned model and the format that is exported must reach, or the run fails."""
 
     min_exact_match: MinExactMatch
+    max_served_drop: Share = Field(
+        description="Exact match that the served engine, asked as clients ask it, may lose against "
+        "the tuned model"
+    )
     max_drop: Mapping[WeightFormat, Share] = Field(
-        description="Exact match that the exported format may lose against the tuned model, by "
-        "format; others keep their own default (pipeline/optimization/formats.py)"
+        description="Exact match that the exported format, simulated, may lose against the tuned "
+        "model, by format; others keep their own default (pipeline/optimization/formats.py)"
     )
 
     def allowed_drop(self, format: str) -> float:
@@ -33,9 +37,11 @@ class GateConfig(Section):
 class EvaluateConfig(Section):
     """Measurements on the test conversations."""
 
-    max_new_tokens: Positive = Field(description="Tokens of a generated answer")
-    batch_size: Positive = Field(description="Answers that are generated at once")
+    max_new_tokens: Tokens = Field(
+        description="Tokens of a generated answer; null: 256, or a quarter of engine.max_seq_len"
+    )
+    batch_size: Batch = Field(description="Answers that are generated at once")
     bootstrap_samples: int = Field(
-        ge=100, description="Bootstrap samples behind each confidence interval"
+        ge=100, le=1_000_000, description="Bootstrap samples behind each confidence interval"
     )
     gate: GateConfig

@@ -3,15 +3,22 @@
 `versions.json` beside the stages records each stage's version, its libraries and the digest of its
 code; tools/versions.py writes it and CI compares it with the code. DVC runs this module first: it
 writes a small file for each stage, which changes with the stage's version or one of its libraries.
-Each stage in dvc.yaml depends on its file. Imports only the standard library: it runs every time.
+Each stage in dvc.yaml depends on its file. Imports nothing heavy: it runs every
+time.
 """
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pipeline.core.console import report
+from pipeline.core.errors import EXIT_CODE_FILE, PipelineError, ResourceError
+from pipeline.orchestration.project import refuse_copy
 
 RECORD = Path(__file__).parents[1] / "stages" / "versions.json"
 FOLDER = "versions"  # below the artifacts
@@ -19,7 +26,17 @@ FOLDER = "versions"  # below the artifacts
 
 def recorded() -> dict[str, dict[str, Any]]:
     """Entries of versions.json: stages, and components such as "engine/vllm"."""
-    return json.loads(RECORD.read_text())
+    try:
+        found = json.loads(RECORD.read_bytes())
+        if not all({"version", "libraries"} <= entry.keys() for entry in found.values()):
+            raise ValueError("an entry has no version or libraries")
+        return found
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise PipelineError(
+            f"{RECORD} cannot be read ({why}): install the pipeline again, or run "
+            "`git checkout` on it"
+        ) from error
 
 
 def components_of(stage: str, entries: Mapping[str, Any]) -> list[str]:
@@ -55,11 +72,31 @@ def write(artifacts: Path) -> None:
             continue
         text = json.dumps(current(stage, entries), indent=1) + "\n"
         file = folder / f"{stage}.json"
-        if not file.is_file() or file.read_text() != text:
+        if not file.is_file() or file.read_bytes() != text.encode():
+            if file.is_dir():
+                shutil.rmtree(file)
             temporary = file.with_suffix(".tmp")
             temporary.write_text(text)
             temporary.replace(file)
 
 
+def main(artifacts: Path) -> int:
+    """Write the files, as the first stage of DVC's graph; the exit code."""
+    try:
+        refuse_copy(Path.cwd())
+        write(artifacts)
+    except PipelineError as error:
+        report(f"{type(error).__name__}: {error}")
+        code = error.exit_code
+    except OSError as error:
+        report(f"ResourceError: {artifacts} cannot be written ({error})")
+        code = ResourceError.exit_code
+    else:
+        return 0
+    if left := os.environ.get(EXIT_CODE_FILE):
+        Path(left).write_text(str(code))
+    return code
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -23,7 +23,8 @@ from pipeline.config.schema import Config, load
 from pipeline.core import artifact as artifacts
 from pipeline.core.console import get_console
 from pipeline.core.errors import ConfigError, GateFailed
-from pipeline.orchestration import compose
+from pipeline.evaluation.metrics import gate_metric
+from pipeline.orchestration import compose, lineage
 from pipeline.orchestration.arguments import Command
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.graph_run import run_command
@@ -80,6 +81,7 @@ class Run:
         number, overrides = int(job.job.num), list(job.overrides.task)
         place = self.folder / str(number)
         tree = {**compose.to_tree(composed), "artifacts": self._name(place)}
+        compose.refuse_secrets(self.stage, tree)
         config = load(tree)
         place.mkdir(parents=True, exist_ok=True)
         (place / RESULT).unlink(missing_ok=True)
@@ -167,7 +169,9 @@ def _combinations(composer: Any, overrides: Sequence[str]) -> list[list[str]]:
 def _check(stage: str, overrides: list[str]) -> None:
     """Refuse a combination before any runs."""
     tree = compose.compose_words(overrides)
+    compose.refuse_secrets(stage, tree)
     config, graph = load(tree), read_graph(tree)
+    lineage.check(stage, tree, config, overrides)
     for name in declared_stages() if stage == "all" else [stage]:
         check_files(graph[name])
     if stage != "all":
@@ -190,8 +194,10 @@ def _figures(stage: str, config: Config) -> dict[str, float]:
     if stage != "all":
         found = _metrics(config.artifacts / stage)
         return {name: found[name] for name in dict.fromkeys([*LOSSES, *found]) if name in found}
-    scores, losses = (_metrics(config.artifacts / name) for name in ("evaluate", "finetune"))
-    chosen = [f"exact_match/{name}" for name in ("tuned", config.quantize.format)]
+    stages = ("evaluate", "benchmark", "finetune")
+    models, engine, losses = (_metrics(config.artifacts / name) for name in stages)
+    scores, metric = {**models, **engine}, gate_metric().name
+    chosen = [f"{metric}/{name}" for name in ("tuned", "served")]
     figures = {name: scores[name] for name in chosen if name in scores}
     return figures | {name: losses[name] for name in LOSSES if name in losses}
 

@@ -8,7 +8,6 @@ So the next sender resumes without losing or duplicating anything.
 import json
 import math
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,9 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.core.artifact import open_artifact
+from pipeline.core.console import write_error
 from pipeline.core.errors import ArtifactError
+from pipeline.core.processes import Process
 from pipeline.tracking import mlflow_notes, mlflow_registry
 from pipeline.tracking.mlflow_entities import (
     PARAM_LENGTH,
@@ -38,9 +39,7 @@ from pipeline.tracking.mlflow_store import upgrade_store
 from pipeline.tracking.outbox import (
     Destination,
     Group,
-    Owner,
     embedded_store,
-    mask,
     read_events,
 )
 from pipeline.tracking.relative_paths import make_relative
@@ -106,7 +105,7 @@ class Sender:
         if not open_run:
             return
         # Checked before reading: a process that has ended writes nothing more.
-        was_alive = Owner(**open_run.start["owner"]).is_alive()
+        was_alive = Process(**open_run.start["owner"]).is_alive()
         events, end = read_events(file, open_run.sent)
         self._log_points(open_run, events)
         last: dict[str, Any] = next((e for e in events if e["event"] == "finish"), {})
@@ -142,12 +141,16 @@ class Sender:
     def _open_run(self, file: Path) -> OpenStageRun | None:
         """The MLflow run of a file in the outbox, created unless an earlier sender did."""
         events, _ = read_events(file, 0)
+        if events and events[0]["event"] != "start":
+            raise ValueError(f"{file.name} does not begin with the start of a stage run")
         if not events:
             if _now() - file.stat().st_mtime * 1000 > 10_000:  # killed before its first event
                 file.unlink()
             return None
         start = events[0]
         group = Group.of(start["group"])
+        if not (self.destination.outbox / f"{group.id}.group").exists():  # it was broken
+            group.write(self.destination.outbox)
         experiment, parent = self._experiment(group.experiment), self._parent(group)
         found = self._search(experiment, RUN, file.stem)
         if found:
@@ -259,7 +262,7 @@ class Sender:
         """
         try:
             yield
-        except (MlflowException, LookupError, TypeError, ValueError) as error:
+        except (MlflowException, AttributeError, LookupError, TypeError, ValueError) as error:
             if getattr(error, "error_code", "INVALID_STATE") not in REFUSALS:
                 raise
             self.open_run.pop(file, None)
@@ -268,12 +271,10 @@ class Sender:
             if file not in self.refused:
                 self.refused.add(file)
                 return
-            print(f"{mask(self.destination.uri)} refused {file.name}:", file=sys.stderr)
-            traceback.print_exception(error)
-            rejected = self.destination.folder / "rejected"
-            rejected.mkdir(exist_ok=True)
+            trace = "".join(traceback.format_exception(error))
+            write_error(f"{self.destination.uri} refused {file.name}:\n{trace}")
             for part in file.parent.glob(f"{file.stem}.*"):
-                part.rename(rejected / part.name)
+                self.destination.reject(part)
 
     def _experiment(self, name: str) -> str:
         if name not in self.experiments:

@@ -103,7 +103,7 @@ def test_a_step_of_adam_is_transformer_engines_and_torchs() -> None:
         exact.grad = grad.double() * 0.5
         torchs.step()
         step = AdamStep(1e-2, 0.9, 0.95, 1e-8, 0.1, number, scale=0.5)
-        adam(grad, ours[0], *moments[:2], ours[1], step)
+        adam(grad, ours[0], moments[0], moments[1], ours[1], step)
         lists = [[t] for t in (grad * 0.5, theirs[0], *moments[2:], theirs[1])]
         engine.multi_tensor_adam_param_remainder(
             2048 * 32, overflow, lists, 1e-2, 0.9, 0.95, 1e-8, number, 1, 1, 0.1

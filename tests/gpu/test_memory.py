@@ -72,7 +72,10 @@ def test_memory_is_within_a_tenth_of_the_plan(
 def test_a_run_that_saves_and_goes_on_takes_no_more_than_the_plan(job: Job, tmp_path: Path) -> None:
     """A full fine-tune, of one layer: its checkpoints are 18 GB each."""
     this = replace(
-        job, method="sft", hf=model_folder(tmp_path / "hf", 1), steps=4, checkpoint_every=1,
+        job, hf=model_folder(tmp_path / "hf", 1),
+        settings=finetune_settings(
+            job.settings, method="sft", max_steps=4, checkpoint_every=1
+        ),
         scratch=tmp_path / "scratch", out=tmp_path / "out",
     )  # fmt: skip
     with start_worker(this) as killed:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.core.artifact import Artifact, Outcome
+from pipeline.models.architecture import read_shape
 from pipeline.models.hf_model import WeightReader
 from pipeline.optimization import ptq as modelopt
 from pipeline.optimization.dequantize import difference
@@ -65,10 +66,11 @@ def test_what_is_packed_is_what_was_simulated(
     exported: tuple[Outcome, Path],
 ) -> None:
     model = modelopt.load(quantized[1].path / "nvfp4")
+    layer = read_shape(inputs["merge"].path).layer
     compared = 0
     with (
         WeightReader(inputs["merge"].path) as source,
-        UnifiedWeights(exported[1] / "hf", source) as written,
+        UnifiedWeights(exported[1] / "hf", source, layer) as written,
         torch.no_grad(),
     ):
         for name, module in model.named_modules():

@@ -89,13 +89,13 @@ def test_other_families_follow_a_cpu_as_well(
     family: str, pack_length: int | None, tmp_path: Path
 ) -> None:
     base = made_on_cpu(tmp_path, f"family={family!r}")
-    found = []
+    found: list[list[float]] = []
     for variables in (NO_GPU, {}):
         folder = tmp_path / f"run{len(found)}"
         folder.mkdir()
         job = make_job(base, folder, pack_length=pack_length)
         found.append(losses(train_apart(job, **variables)))
-    np.testing.assert_allclose(*found, rtol=BF16)
+    np.testing.assert_allclose(found[0], found[1], rtol=BF16)
 
 
 @pytest.mark.parametrize("method", ["lora", "sft"])
@@ -123,12 +123,12 @@ def test_a_model_is_moved_before_its_old_memory_is_used_again(
 def test_a_weight_of_two_layers_gets_the_gradients_of_both(tmp_path: Path) -> None:
     """The embedding's and the output layer's, which both add to the sum on a GPU."""
     base = made_on_cpu(tmp_path, "tied=True")
-    found = []
+    found: list[list[float]] = []
     for variables in (NO_GPU, {}):
         folder = tmp_path / f"run{len(found)}"
         folder.mkdir()
         found.append(losses(train_apart(make_job(base, folder, method="sft"), **variables)))
-    np.testing.assert_allclose(*found, rtol=BF16)
+    np.testing.assert_allclose(found[0], found[1], rtol=BF16)
 
 
 def logits_here(base: Path, job: Job) -> torch.Tensor:
@@ -214,7 +214,7 @@ def test_ranks_that_share_a_model_give_the_losses_of_one(
         [p.validation_loss for p in run.curve if p.validation_loss is not None]
         for run in (found, one[method])
     ]
-    np.testing.assert_allclose(*validation, rtol=BF16)
+    np.testing.assert_allclose(validation[0], validation[1], rtol=BF16)
     assert found.trainable_parameters == one[method].trainable_parameters
 
 
@@ -222,12 +222,12 @@ def test_ranks_that_share_a_model_give_the_losses_of_one(
 def test_ranks_of_one_head_each_give_the_losses_of_one_rank(method: str, tmp_path: Path) -> None:
     require_gpus(2)
     base = made_on_cpu(tmp_path, "heads=2, kv_heads=2")
-    found = []
+    found: list[list[float]] = []
     for sizes in ({}, LAYOUTS["tp2"]):
         folder = tmp_path / f"run{len(found)}"
         folder.mkdir()
         found.append(losses(train(make_job(base, folder, method=method, **sizes))))
-    np.testing.assert_allclose(*found, rtol=BF16)
+    np.testing.assert_allclose(found[0], found[1], rtol=BF16)
 
 
 @pytest.mark.parametrize("method", ["lora", "sft"])

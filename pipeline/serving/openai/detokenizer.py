@@ -66,7 +66,12 @@ class Detokenizer:
 
     def _flush(self) -> str:
         """The text of the waiting tokens that later tokens cannot change."""
-        waiting = self._waiting
+        waiting = self._without_skipped(self._waiting)
+        if len(waiting) < len(self._waiting):
+            # Skipped tokens are no part of a character: bytes before and after them form one.
+            self._waiting = []
+            self._stream = self._stream_after(self._shown)
+            return "".join(map(self._decode_next, waiting))
         whole = self._decode(waiting)
         newest = len(waiting) - whole.endswith(INCOMPLETE)
         for cut in range(newest, newest - CHARACTER_TOKENS, -1):
@@ -76,6 +81,12 @@ class Detokenizer:
                 self._stream = self._stream_after(self._shown)
                 return text + "".join(map(self._decode_next, waiting[cut:]))
         return ""
+
+    def _without_skipped(self, ids: list[int]) -> list[int]:
+        if not self._skip_control_tokens:
+            return ids
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [token for token in ids if token not in added or not added[token].special]
 
     def _stream_after(self, shown: list[int]) -> DecodeStream:
         return DecodeStream(shown, skip_special_tokens=self._skip_control_tokens)

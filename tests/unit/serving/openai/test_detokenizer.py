@@ -62,6 +62,14 @@ def test_also_of_tokens_that_are_repeated(chat: Chat, runs: list[tuple[int, int]
     assert "".join(pieces) == chat.decode(ids)
 
 
+def test_control_tokens_within_a_character_do_not_end_it(chat: Chat) -> None:
+    first, second = chat.tokenizer.encode("é", add_special_tokens=False).ids
+    control = chat.tokenizer.token_to_id("<|end|>")
+    for between in (1, 15, 16, 40):
+        pieces, _ = read(chat, [first, *[control] * between, second], [])
+        assert "".join(pieces) == "é"
+
+
 @given(st.text(st.sampled_from("añ€🌍 xy\n"), max_size=30))
 def test_no_text_ends_within_a_character(chat: Chat, text: str) -> None:
     ids = chat.tokenizer.encode(text, add_special_tokens=False).ids
