@@ -38,6 +38,9 @@ class Config(Section):
         ge=0, lt=2**32, description="Seed of the split, of training and of calibration"
     )
     artifacts: Place = Field(description="Folder of everything that the stages make")
+    verify: bool = Field(
+        description="Read every byte of the artifacts that a stage uses, not only of changed files"
+    )
     model: ModelConfig
     data: DataConfig
     prepare: PrepareConfig

@@ -57,7 +57,7 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
         # Each stage that DVC starts reads params.yaml again: no other run may write it meanwhile.
         with hold(config.artifacts, GRAPH_LOCK) as lock:
             dvc_files.check(project)
-            dvc_files.forget_other_settings(project, config.artifacts)
+            dvc_files.forget_what_differs(project, config.artifacts, reread=config.verify)
             compose.write_params(project, tree)
             command = [sys.executable, "-m", "dvc", "repro"]
             ended = run_command(command, project, environment, lock)

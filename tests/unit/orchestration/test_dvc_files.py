@@ -196,11 +196,11 @@ def test_what_dvc_recorded_of_other_settings_is_forgotten(project: Path) -> None
     lock = project / "dvc.lock"
     said = {"schema": "2.0", "stages": {"prepare": entry, "finetune": other, "merge": entry}}
     lock.write_text(yaml.safe_dump(said))
-    dvc_files.forget_other_settings(project, project / "artifacts")
+    dvc_files.forget_what_differs(project, project / "artifacts")
     del said["stages"]["finetune"]  # type: ignore[attr-defined]
     assert yaml.safe_load(lock.read_text()) == said
     before = lock.stat().st_mtime_ns
-    dvc_files.forget_other_settings(project, project / "artifacts")
+    dvc_files.forget_what_differs(project, project / "artifacts")
     assert lock.stat().st_mtime_ns == before
 
 
@@ -208,3 +208,17 @@ def test_a_copy_that_dvc_deletes_is_refused(tmp_path: Path) -> None:
     refuse_copy(tmp_path)
     with pytest.raises(ConfigError, match="deletes with its artifacts"):
         refuse_copy(tmp_path / ".dvc/tmp/exps/tmpabc")
+
+
+def test_a_damaged_artifact_is_made_again(project: Path) -> None:
+    """DVC compares manifests only: to it, nothing has changed."""
+    config = {"seed": 1}
+    place = make_artifact(project / "artifacts", "merge", "any", config=config).path
+    entry = {"cmd": "x", "params": {"params.yaml": config}}
+    lock = project / "dvc.lock"
+    lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"merge": entry}}))
+    dvc_files.forget_what_differs(project, project / "artifacts", reread=True)
+    assert yaml.safe_load(lock.read_text())["stages"] == {"merge": entry}
+    (place / "data.txt").write_text("another")
+    dvc_files.forget_what_differs(project, project / "artifacts")
+    assert yaml.safe_load(lock.read_text())["stages"] == {}

@@ -11,9 +11,9 @@ import yaml
 from rich.console import Console
 
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.orchestration import arguments, project, sweep
+from pipeline.orchestration import arguments, compose, project, sweep
 from pipeline.orchestration.sweep import Result, results_table
-from tests.made_artifacts import make_artifact
+from tests.made_artifacts import make_artifact, make_chain
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ def test_a_run_that_fails_leaves_the_others(
 
 def test_a_single_stage_reads_what_the_project_made(shop: Path, started: list) -> None:
     with pytest.raises(ArtifactError, match="artifacts/import does not exist"):
-        run("stage=merge", "seed=1,2")
+        run("stage=merge", "model.dtype=bfloat16,float32")
     assert not (shop / "artifacts").exists()
     for name in ("import", "finetune"):
         make_artifact(shop / "artifacts", name, "any")
-    run("stage=merge", "seed=1,2")
+    run("stage=merge", "model.dtype=bfloat16,float32")
     (linked,) = (shop / "artifacts" / "sweeps").glob("*/1/import/data.txt")
     assert os.path.samefile(linked, shop / "artifacts" / "import" / "data.txt")
 
@@ -134,3 +134,10 @@ def test_results_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "0" / "result.json").write_text(json.dumps(content))
     (result,) = sweep.read_results(tmp_path)
     assert (result.number, result.state) == (0, "done")
+
+
+def test_runs_are_compared_by_what_is_served(tmp_path: Path) -> None:
+    """And not by a simulated format."""
+    make_chain(tmp_path)
+    config = compose.from_command_line(["stage=all", f"artifacts={tmp_path}"])[2]
+    assert sweep._figures("all", config) == {"exact_match/tuned": 0.93, "exact_match/served": 0.9}

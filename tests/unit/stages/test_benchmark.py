@@ -1,5 +1,6 @@
 """benchmark: figures from timed answers, and a server that never outlives it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,16 @@ def test_the_report_has_a_row_for_each_load() -> None:
     figures = [
         benchmark._figures(Level(n, 1.0, [TimedResponse("a", 2, 0.1 * n, 0.2 * n)])) for n in (1, 4)
     ]
-    text = benchmark._markdown({"served_exact_match": 0.5}, figures)
-    assert "- served exact match: 0.5" in text
+    served = {"runtime": "hf", "precision": "fp32", "sampling": {"temperature": 0.7, "top_p": 0.9}}
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    served |= {"exact_match": share, "token_f1": share, "less_tuned": share}
+    served |= {"questions": 225, "cut": 3, "refused": 2}
+    text = benchmark._markdown(served, [], {"start_seconds": 0.5}, figures)
+    assert "Engine: hf fp32, temperature 0.7, top_p 0.9." in text
+    assert "- exact match: 50.0 % (40.0 to 60.0)" in text
+    assert "3 answers were cut at the limit of tokens, and 2 questions were refused" in text
+    assert "- gate: passed" in text
+    assert "- start seconds: 0.5" in text
     rows = [line for line in text.splitlines() if line.startswith(("| 1 ", "| 4 "))]
     assert len(rows) == 2
     assert "100.0" in rows[0]
@@ -52,3 +61,13 @@ def test_a_server_that_does_not_start_ends_with_its_own_words(tmp_path: Path) ->
         running_server(tmp_path / "missing", model="m", log=tmp_path / "log"),
     ):
         pass
+
+
+def test_what_was_served_is_recorded_without_times(tmp_path: Path) -> None:
+    """The files with times are no part of the artifact's identity, and these answers are."""
+    for name, factor in (("one", 1.0), ("two", 9.0)):
+        answers = [TimedResponse(text, 2, 0.1 * factor, 0.2 * factor) for text in ("a", "b\n")]
+        benchmark.write_answers(tmp_path / name, [Level(1, factor, answers), Level(4, 1, answers)])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "one").read_text().splitlines()]
+    assert lines == [{"at_once": n, "answers": ["a", "b\n"]} for n in (1, 4)]
