@@ -135,7 +135,8 @@ def to_tree(composed: Any) -> dict[str, Any]:
 
 @contextmanager
 def _kept_references() -> Iterator[None]:
-    """Leave `${oc.env:NAME}` as it stands where NAME or the setting is called like a secret.
+    """Leave `${oc.env:NAME}` as it stands where NAME or the setting is called like a secret, or
+    the value looks like one.
 
     It is resolved where the secret is used (core/secrets.py).
     """
@@ -143,9 +144,11 @@ def _kept_references() -> Iterator[None]:
     from omegaconf.resolvers import oc
 
     def keep_or_read(name: str, *default: str | None, _node_: Node) -> str | None:
+        reference = f"${{oc.env:{','.join([name, *map(str, default)])}}}"
         if secrets.is_secret_name(name) or secrets.is_secret_name(_node_._get_full_key(None)):
-            return f"${{oc.env:{','.join([name, *map(str, default)])}}}"
-        return oc.env(name, *default)
+            return reference
+        value = oc.env(name, *default)
+        return reference if value and secrets.mask(value) != value else value
 
     OmegaConf.register_new_resolver("oc.env", keep_or_read, replace=True)
     try:

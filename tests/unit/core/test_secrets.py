@@ -104,6 +104,9 @@ def test_a_reference_is_replaced_only_where_it_is_used(monkeypatch: pytest.Monke
     tree = compose.compose(given)
     assert tree["engine"]["arguments"] == {"hf_token": "${oc.env:HF_TOKEN}"}
     assert tree["seed"] == "3"  # no secret, so it is resolved as Hydra does
+    monkeypatch.setenv("HARBOR_URI", f"https://user:{CANARY}@host")
+    of_address = "${oc.env:HARBOR_URI}"  # by its form
+    assert compose.compose([f"tracking.uri={of_address}"])["tracking"]["uri"] == of_address
     config = load(compose.compose(given[:1]))
     assert CANARY not in repr(config)
     assert expand(config.engine.arguments) == {"hf_token": CANARY}
