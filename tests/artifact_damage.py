@@ -275,8 +275,9 @@ class Counts:
 
 
 def judged(code: int, text: str) -> str:
-    """What the output of a command that had to refuse amounts to."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    """What the output of a command that had to refuse amounts to. The server's log, lines of JSON,
+    is no part of it."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("{")]
     if "Traceback" in text:
         return "traceback"
     if code == 0:

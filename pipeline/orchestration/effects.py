@@ -28,6 +28,7 @@ LOCAL_LAUNCHER = "local"
 READERS: Mapping[str, tuple[str, ...]] = {
     "seed": ("prepare", "finetune", "quantize", "evaluate", "benchmark"),
     "artifacts": (*GRAPH, *WHOLE, "serve", "profiles", "verify", "doctor"),
+    "verify": (*GRAPH, "all", "retrain", "serve"),
     "model": ("prepare", "import", "profiles", "doctor"),
     "model.name": ("prepare", "import", "benchmark", "profiles", "doctor", "serve"),
     "model.dtype": ("merge", "profiles", "doctor"),

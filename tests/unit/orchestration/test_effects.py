@@ -51,8 +51,8 @@ def test_every_entry_is_of_a_setting() -> None:
 
 @pytest.mark.parametrize("stage", GRAPH)
 def test_what_a_stage_reads_is_part_of_its_fingerprint(stage: str) -> None:
-    """But for what decides where and how it runs, and what requests call the model."""
-    sections, elsewhere = DECLARED[stage]["params"], ("artifacts", "launcher", "tracking")
+    """But for what decides where and how it runs and is read, and what requests call the model."""
+    sections, elsewhere = DECLARED[stage]["params"], ("artifacts", "verify", "launcher", "tracking")
     read = [key for key in KEYS if is_read(stage, key) and key.split(".")[0] not in elsewhere]
     missing = [key for key in read if not any(is_below(key, section) for section in sections)]
     assert missing == (["model.name"] if stage == "benchmark" else [])
