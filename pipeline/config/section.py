@@ -31,7 +31,7 @@ def _not_empty(value: object) -> object:
 
 # Every number has both bounds (a test walks the schema). The upper ones are far above what anybody
 # uses: they catch a slip of the hand, such as a learning rate given to a number of steps.
-YEAR = 366 * 24 * 3600
+YEAR = 366 * 24 * 3600  # seconds; the clock overflows somewhere beyond
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]  # of steps, requests, conversations
 Batch = Annotated[int, Field(ge=1, le=65_536)]  # rows or answers at once

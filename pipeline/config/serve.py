@@ -40,6 +40,11 @@ class ServeConfig(Section):
         le=YEAR,
         description="Seconds between the stop signal and the first refused request",
     )
+    json_whitespace: int = Field(
+        ge=0,
+        le=20,
+        description="Characters of white space that guided JSON may have at each gap; 0: none",
+    )
     log_content: bool = Field(description="Whether the log includes prompts and answers")
     record: Place | None = Field(
         description="Folder for conversations whose users agreed to their use; null records none"

@@ -214,8 +214,10 @@ def _option(override: str) -> str:
     if name in options:
         return f"{group}={name}"
     several = [part.strip() for part in name.split(",")]
-    if len(several) > 1 and all(part in options for part in several):
-        return override  # runs of a sweep, or Hydra's own refusal
+    if len(several) > 1 and value[:1] not in "[{":
+        name = next((part for part in several if part not in options), "")
+        if not name:
+            return override  # runs of a sweep, or Hydra's own refusal
     raise ConfigError(f"{group}={short(name)} does not exist{_nearest(name, list(options))}")
 
 

@@ -27,6 +27,8 @@ from pipeline.orchestration.runner import GRAPH_LOCK, check_files, hold
 from pipeline.planner.refusals import check_run
 from pipeline.tracking import client as tracking
 
+INTERRUPT_SECONDS = 10.0  # for a stage to end by itself
+
 
 def run_graph(tree: Mapping[str, Any], config: Config) -> int:
     """Bring every artifact of the graph up to date; the exit code of the stage that failed, or 0.
@@ -103,12 +105,26 @@ def run_command(
                     os.killpg(process.pid, signal.SIGKILL)
             return code
         except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)  # the command, its shell and the stage
-            process.wait()
+            _interrupt_all(process)
             raise
         finally:
             if handles:
                 signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt_all(process: "subprocess.Popen[bytes]") -> None:
+    """Interrupt the command, its shell and the stage, and wait for the end of the command.
+
+    A library may swallow an interrupt, as while it is imported, and a job that a shell runs in the
+    background ignores it. So harder signals follow.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    for number in (*([] if ignored else [signal.SIGINT]), signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(INTERRUPT_SECONDS)
+            return
 
 
 def _interrupt(*_: object) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.core.errors import Busy, ConfigError
 from pipeline.core.paths import CONF
-from pipeline.orchestration import dvc_files
+from pipeline.orchestration import compose, dvc_files, stage_versions
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.project import refuse_copy
 from tests.made_artifacts import make_artifact
@@ -91,6 +91,44 @@ def test_a_broken_graph_is_refused(
         with pytest.raises(ConfigError, match="restore it") as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_broken_settings_are_refused_and_written_anew(tmp_path: Path, how: str) -> None:
+    file = tmp_path / "params.yaml"
+    damage(file, how)
+    again = "params.yaml .*: run `python -m pipeline stage=all`"
+    with pytest.raises(ConfigError, match=again) as caught:
+        compose.from_command_line(["--params", str(file), "stage=prepare"])
+    assert "\n" not in str(caught.value)
+    if how != "folder":  # a folder without params.yaml is no project
+        compose.write_params(tmp_path, {"seed": 1})
+        assert file.read_text().endswith("seed: 1\n")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_broken_files_of_versions_are_written_anew(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_versions, "_version", lambda library: "1.0")
+    stage_versions.write(tmp_path)
+    file = tmp_path / "versions/prepare.json"
+    whole = file.read_bytes()
+    file.unlink()
+    damage(file, how)
+    stage_versions.write(tmp_path)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_broken_record_of_versions_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage_versions, "RECORD", tmp_path / "versions.json")
+    damage(tmp_path / "versions.json", how)
+    assert stage_versions.main(tmp_path / "artifacts") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "versions.json cannot be read" in line
 
 
 def test_a_project_without_git_gets_a_dvc_that_works_without(
