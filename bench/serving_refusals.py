@@ -185,7 +185,7 @@ def longest_callback() -> Iterator[list[float]]:
         run(handle)
         found.append(time.thread_time() - begin)
 
-    asyncio.Handle._run = timed  # type: ignore[method-assign]
+    asyncio.Handle._run = timed  # type: ignore[method-assign, assignment]
     try:
         yield found
     finally:

@@ -4,7 +4,7 @@ import json
 import struct
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.core.artifact import (
 )
 
 ACCURACY = {"base": 0.02, "tuned": 0.93, "fp8": 0.92, "int8_sq": 0.915, "int4_awq": 0.89}
+SERVED = (1.0,) * 117 + (0.0,) * 13
 TRAINING = {"method": "dora", "max_steps": 7, "global_batch_size": 16, "learning_rate": 0.002}
 
 
@@ -72,8 +73,14 @@ def make_chain(
     accuracy: Mapping[str, float] = ACCURACY,
     format: str = "fp8",
     failure: str | None = None,
+    served: Sequence[float] = SERVED,
+    first_question: int = 0,
 ) -> dict[str, Artifact]:
-    """The artifacts of a whole run, by stage. format: of the exported weights."""
+    """The artifacts of a whole run, by stage.
+
+    format: of the exported weights. served: the scores of the engine's answers.
+    first_question: number of the first test question, to make another test set.
+    """
     made: dict[str, Artifact] = {}
 
     def add(stage: str, kind: str, inputs: str = "", **content: Any) -> None:
@@ -92,6 +99,7 @@ def make_chain(
                 "base": "I like the sea.",
                 "tuned": f"Open settings and choose close, number {number}.",
             },
+            "cut": [],
         }
         for number in range(9)
     ]
@@ -105,7 +113,10 @@ def make_chain(
     add("merge", "hf_checkpoint", "import finetune", metrics={"logits/cosine": 0.9999},
         config={"model": {"name": "harbor-base"}})  # fmt: skip
     add("quantize", "quantized", "merge prepare", metrics={"cosine/fp8": 0.999})
-    report = {"report.json": json.dumps({"models": scores}), "report.md": "# Report"}
+    report = {
+        "report.json": json.dumps({"method": "adapter", "models": scores}),
+        "report.md": "# Report",
+    }
     report["predictions.jsonl"] = "\n".join(map(json.dumps, answers))
     add("evaluate", "report", "prepare merge quantize", seconds=40.0, failure=failure,
         metrics={f"exact_match/{name}": value for name, value in accuracy.items()},
@@ -116,8 +127,17 @@ def make_chain(
     add("build", "engine", "merge export", metrics={"engine_mib": 4.1},
         files={"engine.json": json.dumps(engine), "model.onnx": b"\0" * 4_000_000})  # fmt: skip
     rates = {f"tokens_per_second/at_{load}": 210.0 * load for load in (1, 4, 16)}
-    add("benchmark", "benchmark", "build prepare", metrics=rates,
-        files={"report.json": "{}", "latency.png": png()})  # fmt: skip
+    share = sum(served) / len(served)
+    accuracy = {**engine, "sampling": {"temperature": 0.0}, "questions": len(served)}
+    accuracy["exact_match"] = {"value": share, "low": share - 0.02, "high": share + 0.02}
+    replies = [
+        json.dumps({"id": f"question {number}", "exact_match": score})
+        for number, score in enumerate(served, start=first_question)
+    ]
+    add("benchmark", "benchmark", "build prepare evaluate",
+        metrics={**rates, "exact_match/served": share},
+        files={"report.json": json.dumps({"served": accuracy}), "latency.png": png(),
+               "answers.jsonl": "\n".join(replies)})  # fmt: skip
     return made
 
 

@@ -5,7 +5,28 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Batch, Rank, Section, Tokens, choice
+from pipeline.config.section import Batch, Rank, Section, Share, Tokens, choice
+
+
+class SamplingConfig(Section):
+    """How answers are sampled for requests that do not say it."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        description="Temperature of requests that give none; null is that of the base model's "
+        "generation_config.json, or 0 (the likeliest token) if that names no sampling"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="Nucleus sampling of requests that give none; null is the base model's, or off"
+    )
+    top_k: Annotated[int, Field(ge=0, le=10**7)] | None = Field(
+        description="Tokens to choose among; null is the base model's, or all; 0 is all"
+    )
+    min_p: Share | None = Field(
+        description="Least share of the likeliest token's probability; null is the base model's"
+    )
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        description="Repetition penalty; null is the base model's, or none"
+    )
 
 
 class EngineConfig(Section):
@@ -30,6 +51,12 @@ class EngineConfig(Section):
     )
     lora_rank: Rank = Field(
         description="Largest rank of LoRA adapters that can be added while it serves; 0 is none",
+    )
+    sampling: SamplingConfig
+    overrule: str | None = Field(
+        min_length=1,
+        description="Reason why an engine that its proof refuses is built all the same; it is "
+        "recorded in the manifest and shown in the summary",
     )
     arguments: Mapping[str, Any] = Field(
         description="Further arguments of the engine's own, by its own names"

@@ -20,9 +20,13 @@ class GateConfig(Section):
     """What the tuned model and the format that is exported must reach, or the run fails."""
 
     min_exact_match: MinExactMatch
+    max_served_drop: Share = Field(
+        description="Exact match that the served engine, asked as clients ask it, may lose against "
+        "the tuned model"
+    )
     max_drop: Mapping[WeightFormat, Share] = Field(
-        description="Exact match that the exported format may lose against the tuned model, by "
-        "format; others keep their own default (pipeline/optimization/formats.py)"
+        description="Exact match that the exported format, simulated, may lose against the tuned "
+        "model, by format; others keep their own default (pipeline/optimization/formats.py)"
     )
 
     def allowed_drop(self, format: str) -> float:

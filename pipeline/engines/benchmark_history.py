@@ -16,14 +16,20 @@ RATE = "output_tokens_per_second/"  # prefix of a metric of stage=benchmark: one
 def measured_here(artifacts: Path, model: Decoder, machine: Machine) -> dict[str, float]:
     """Tokens a second at the best load, for each profile measured with a model of this size.
 
-    Benchmarks on other hardware, of other sizes, or of deleted engines do not count.
+    Benchmarks on other hardware, of other sizes, or of deleted engines do not count, nor those with
+    another load than the newest: rates of other numbers of requests, or of longer answers, say
+    nothing about which profile is faster.
     """
     merged = dict(kept(artifacts, "merge"))
     built = dict(kept(artifacts, "build"))
     sizes = {manifest.digest: _sizes(folder) for folder, manifest in merged.items()}
     engines = {manifest.digest: (folder, manifest) for folder, manifest in built.items()}
     found: dict[str, float] = {}
-    for _, manifest in kept(artifacts, "benchmark"):
+    measured = [manifest for _, manifest in kept(artifacts, "benchmark")]
+    newest = max(measured, key=lambda manifest: manifest.created, default=None)
+    for manifest in measured:
+        if newest is None or _load(manifest) != _load(newest):
+            continue
         folder, engine = engines.get(manifest.inputs.get("build", ""), (None, None))
         if folder is None or engine is None or not _same(manifest, machine):
             continue
@@ -36,6 +42,11 @@ def measured_here(artifacts: Path, model: Decoder, machine: Machine) -> dict[str
             continue
         found[name] = max(rate, found.get(name, 0.0))
     return found
+
+
+def _load(manifest: Manifest) -> object:
+    """The settings of the load that was measured."""
+    return manifest.config.get("benchmark")
 
 
 def name_of(engine: Description) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.core.artifact import Outcome
     from pipeline.models.chat.renderer import Chat
 
+Probes = Sequence[tuple[Sequence[int], Sequence[int]]]
 # An engine on a GPU or on the processor.
 Device = Literal["gpu", "cpu"]
 
@@ -49,6 +50,8 @@ class BuildJob:
 
     record, profile: the engine, and the profile that was chosen.
     merged: the HF folder of stage=merge. exported: what stage=export wrote.
+    probes: returns rows of the dataset's validation split, and the positions in each that predict
+        tokens of answers, for the proof of an engine.
     """
 
     record: "EngineRecord"
@@ -56,6 +59,7 @@ class BuildJob:
     profile: Profile
     merged: Path
     exported: Path
+    probes: Callable[[], Probes]
 
     @property
     def checkpoint(self) -> Path:

@@ -23,11 +23,13 @@ class Answers:
     """A model's answers to the test questions, one entry a question.
 
     texts, expected: the answers, and the right ones.
+    cut: whether an answer reached the limit of tokens; without it, none did.
     losses: summed over the tokens of the expected answer, in nats. tokens: how many these are.
     """
 
     texts: Sequence[str]
     expected: Sequence[str]
+    cut: Sequence[bool] = ()
     losses: Sequence[float] = ()
     tokens: Sequence[float] = ()
 
@@ -86,6 +88,13 @@ def of_texts(score: Callable[[str, str], float]) -> Callable[[Answers], list[flo
     return values
 
 
+def _exact(answers: Answers) -> list[float]:
+    """An answer that was cut is not the expected one, whatever its beginning is."""
+    values = of_texts(exact_match)(answers)
+    cut = answers.cut or [False] * len(values)
+    return [value * (not ended) for value, ended in zip(values, cut, strict=True)]
+
+
 def normalise(text: str) -> str:
     """The text without differences of case, white space and Unicode form."""
     # Folding case may undo the composed form (U+0130), so that comes last.
@@ -112,8 +121,9 @@ METRICS: Table[Metric] = Table(
     Metric(
         name="exact_match",
         title="exact match",
-        meaning="share of the answers that are the expected one, but for case and white space",
-        values=of_texts(exact_match),
+        meaning="share of the answers that are the expected one, but for case and white space; an "
+        "answer that was cut at the limit of tokens is not",
+        values=_exact,
         gates=True,
     ),
     Metric(

@@ -1,4 +1,6 @@
-"""Proof that two models compute the same: their logits on fixed prompts, compared.
+"""Proof that two models compute the same: their predictions on fixed prompts, compared.
+
+Log-probabilities are compared, as a shift of all logits of a position changes no probability.
 
 The prompts are token ids drawn from the whole vocabulary, so that every kind of embedding row,
 position and attention span takes part, with any tokenizer. Both models are computed in float32.
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError, ProofFailed
 from pipeline.models.architecture import Shape
+from pipeline.models.divergence import divergence
 
 if TYPE_CHECKING:
     import torch
@@ -21,19 +24,20 @@ if TYPE_CHECKING:
     Logits = Callable[[Sequence[int]], torch.Tensor]  # token ids → [tokens, vocabulary]
 
 LENGTHS = (16, 64, 160)  # tokens
-# Largest difference of a logit. Float32 sums in another order differ by 1e-6 to 1e-4; on a GPU
-# Transformer Engine multiplies float32 matrices with TF32's 10-bit mantissas, layer after layer.
+# Largest difference of a log-probability. Float32 sums in another order differ by 1e-6 to 1e-4; on
+# a GPU Transformer Engine multiplies float32 matrices with TF32's 10-bit mantissas, layer after
+# layer.
 CPU_TOLERANCE = 1e-3
 GPU_TOLERANCE = 1e-2  # times the largest logit
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far apart the logits of two models are, over all positions of the prompts."""
+    """How far apart the predictions of two models are, over all positions of the prompts."""
 
     positions: int
-    max_abs_difference: float
-    min_cosine: float
+    max_abs_difference: float  # of a log-probability, over every token of the vocabulary
+    loss: float  # share of the reference's information that is lost: models/divergence.py
     same_greedy_tokens: int  # positions where both models prefer the same token
     undecided: int  # positions where they do not, and the reference has a tie within the tolerance
     tolerance: float
@@ -48,7 +52,7 @@ class ProofChain:
     """The logits of a reference, and how close each conversion of it comes, step by step.
 
     proof: the figures of every step so far, by name, for the manifest.
-    max_abs_difference: the largest of a logit, over the steps that had to agree.
+    max_abs_difference: the largest of a log-probability, over the steps that had to agree.
     """
 
     def __init__(
@@ -84,15 +88,17 @@ class ProofChain:
         self.max_abs_difference = max(self.max_abs_difference, comparison.max_abs_difference)
         return comparison
 
-    def require_near(self, step: str, logits: Logits, min_cosine: float) -> Comparison:
+    def require_near(self, step: str, logits: Logits, most_loss: float) -> Comparison:
         """Compare a step that rounds, so that small differences are allowed.
 
+        most_loss: share of the reference's information that it may lose.
+
         Raises:
-            ProofFailed: the cosine is too small.
+            ProofFailed: it loses more.
         """
         comparison = self._compare(step, logits)
-        if comparison.min_cosine < min_cosine:
-            raise _failed(step, comparison, f"a cosine of at least {min_cosine} is required")
+        if not comparison.loss <= most_loss:
+            raise _failed(step, comparison, f"a loss of at most {most_loss:g} is allowed")
         return comparison
 
     def _compare(self, step: str, logits: Logits) -> Comparison:
@@ -104,9 +110,9 @@ class ProofChain:
 
 def _failed(step: str, comparison: Comparison, rule: str) -> ProofFailed:
     return ProofFailed(
-        f"{step} does not compute what its source computes: logits differ by up to "
-        f"{comparison.max_abs_difference:.3g}, their smallest cosine is "
-        f"{comparison.min_cosine:.6f}, and {comparison.same_greedy_tokens} of "
+        f"{step} does not compute what its source computes: log-probabilities differ by up to "
+        f"{comparison.max_abs_difference:.3g}, {comparison.loss:.2g} of what its predictions say "
+        f"is lost, and {comparison.same_greedy_tokens} of "
         f"{comparison.positions} greedy tokens are the same; {rule}. Nothing was kept: report it "
         "with the model's config.json"
     )
@@ -128,19 +134,18 @@ def compare(
     Logits that are not finite count as infinitely different.
     """
     import torch
-    from torch.nn.functional import cosine_similarity
 
     largest = max(float(r.abs().max()) for r in reference)
     tolerance = GPU_TOLERANCE * largest if gpu else CPU_TOLERANCE
-    difference, cosine, same, undecided, positions = 0.0, 1.0, 0, 0, 0
+    difference, same, undecided, positions = 0.0, 0, 0, 0
     for a, b in zip(reference, other, strict=True):
         finite = bool(torch.isfinite(b).all())
-        difference = max(difference, float((a - b).abs().max()) if finite else math.inf)
-        near = float(cosine_similarity(a.double(), b.double()).min()) if finite else -1.0
-        cosine = min(cosine, near)
+        apart = (a.double().log_softmax(-1) - b.double().log_softmax(-1)).abs().max()
+        difference = max(difference, float(apart) if finite else math.inf)
         agree = a.argmax(-1) == b.argmax(-1)
         top = a.topk(2).values
         undecided += int((~agree & (top[:, 0] - top[:, 1] <= tolerance)).sum())
         same += int(agree.sum())
         positions += len(a)
-    return Comparison(positions, difference, cosine, same, undecided, tolerance)
+    loss = divergence(torch.cat([*reference]), torch.cat([*other])).loss
+    return Comparison(positions, difference, loss, same, undecided, tolerance)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape
-from pipeline.optimization.formats import Storage
+from pipeline.optimization.formats import E2M1_LARGEST, E4M3_LARGEST, Storage
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,17 @@ class Weights(Protocol):
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """A weight; None if the folder has no such weight of its own."""
+
+    def rounding(self, name: str) -> Rounding | None:
+        """How a weight was rounded; None if it was copied."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """storage: the format. prescale: what unpacked weights are multiplied by, [in], or None."""
+
+    storage: Storage
+    prescale: torch.Tensor | None
 
 
 def dequantize(
@@ -84,7 +96,8 @@ def _numbers(storage: Storage, stored: torch.Tensor) -> torch.Tensor:
 def compare(
     forms: Mapping[str, Weights], source: WeightReader, shape: Shape
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """For each form and each of its weights: the `difference` from the source's weight."""
+    """For each form and each of its weights: the `difference` from the source's weight, and
+    `beyond_rounding` of a weight that was rounded."""
     import torch
 
     names = {name: name for name, _ in shape.tensors()}  # ours → the source's
@@ -93,8 +106,14 @@ def compare(
 
     def row(name: str) -> dict[str, dict[str, float]]:
         theirs = on_device(source.tensor(names[name]))
-        found = {form: weights.tensor(name) for form, weights in forms.items()}
-        return {form: difference(ours, theirs) for form, ours in found.items() if ours is not None}
+        figures = {}
+        for form, weights in forms.items():
+            ours = weights.tensor(name)
+            if ours is not None:
+                figures[form] = difference(ours, theirs)
+                if how := weights.rounding(name):
+                    figures[form] |= beyond_rounding(ours, theirs, how)
+        return figures
 
     tables: dict[str, dict[str, dict[str, float]]] = {form: {} for form in forms}
     with ThreadPoolExecutor(_READERS if torch.cuda.is_available() else 1) as pool:
@@ -127,6 +146,73 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, float]:
         "error": math.sqrt(square / theirs_square),
         "scale": dot / theirs_square,
     }
+
+
+def beyond_rounding(ours: torch.Tensor, theirs: torch.Tensor, how: Rounding) -> dict[str, float]:
+    """What a written weight lacks beyond what rounding to its format costs, [out, in].
+
+    rounding: relative error of theirs, rounded here with scales from its own largest values.
+    excess: the largest sqrt(error² - rounding²) of a row, or of the whole matrix where it has one
+        scale, relative to its norm. Rounding leaves about 0, whatever the weights are; a scale that
+        is 5 % off gives 0.05, and a wrong order, sign or transposition gives 1 or more.
+    """
+    import torch
+
+    storage = how.storage
+    rows = max(2, _BLOCK[theirs.device.type] // theirs.shape[1] * 16)
+    largest = theirs.abs().max()
+    sums = []
+    for a, b in zip(ours.split(rows), theirs.split(rows), strict=True):
+        y = b.float()
+        best = rounded(storage, y, how.prescale, largest.float())
+        parts = torch.stack([(a.float() - y).square(), (best - y).square(), y.square()])
+        sums.append(parts.double().sum(-1))
+    per_row = torch.cat(sums, dim=1)
+    if storage.scale == "tensor":
+        per_row = per_row.sum(1, keepdim=True)
+    error, least, size = per_row
+    lost = (error - least).clamp(min=0)  # NaN stays NaN
+    excess = torch.where(size > 0, lost / size, torch.where(lost > 0, math.inf, lost))
+    total = float(size.sum())
+    return {
+        "rounding": math.sqrt(float(least.sum()) / total) if total else 0.0,
+        "excess": math.sqrt(float(excess.max())),
+    }
+
+
+def rounded(
+    storage: Storage,
+    weight: torch.Tensor,
+    prescale: torch.Tensor | None,
+    largest: torch.Tensor,
+) -> torch.Tensor:
+    """Rows of a weight, [rows, in] float32, rounded with scales from their own largest values.
+
+    largest: absolute value of the whole matrix. Formats that scale by it have no prescale.
+    """
+    import torch
+
+    x = weight if prescale is None else weight / prescale
+    blocks = x.unflatten(1, (-1, storage.group)) if storage.group else x.unsqueeze(1)
+    top = {"e4m3": E4M3_LARGEST, "e2m1": E2M1_LARGEST, "int8": 127.0, "int4": 7.0}[storage.number]
+    if storage.scale == "tensor":
+        scale = (largest / top).reshape(1, 1, 1)
+    else:
+        scale = blocks.abs().amax(-1, keepdim=True) / top
+    if storage.scale_type == "F8_E4M3":
+        second = largest / (top * E4M3_LARGEST)
+        scale = (scale / second).clamp(max=E4M3_LARGEST).to(torch.float8_e4m3fn).float() * second
+    values = blocks / torch.where(scale > 0, scale, 1.0)
+    if storage.number == "e4m3":
+        values = values.clamp(-top, top).to(torch.float8_e4m3fn).float()
+    elif storage.number == "e2m1":
+        grid = torch.tensor(_E2M1[:8], device=x.device)
+        middles = (grid[1:] + grid[:-1]) / 2
+        values = values.sign() * grid[torch.bucketize(values.abs(), middles)]
+    else:
+        values = values.round().clamp(-top - 1, top)
+    found = (values * scale).reshape(x.shape)
+    return found if prescale is None else found * prescale
 
 
 def on_device(tensor: torch.Tensor) -> torch.Tensor:

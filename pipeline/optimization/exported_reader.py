@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.models.architecture import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
 from pipeline.models.families.record import Layer
 from pipeline.models.files import tensor_shapes, weight_files
-from pipeline.optimization.dequantize import dequantize, on_device
+from pipeline.optimization.dequantize import Rounding, dequantize, on_device
 from pipeline.optimization.formats import storage_of
 
 if TYPE_CHECKING:
@@ -84,6 +84,25 @@ class QnemoWeights:
             whole = [file.get_tensor(f"{layer}{module}.bias") for file in files]
             return on_device(torch.cat([bias[rows] for bias in whole]))
         return torch.cat([self._linear(f, layer + module, rows) for f in files], dim=dimension)
+
+    def rounding(self, name: str) -> Rounding | None:
+        import torch
+
+        if self._storage is None or not name.endswith("_proj.weight"):
+            return None
+        number, part, _ = _layer_name(name)
+        stage, local = divmod(number, self._shape.layers // self._pp)
+        files = self._ranks[stage * self._tp : (stage + 1) * self._tp]
+        linear, _, dimension = self._linears[part]
+        module = f"transformer.layers.{local}.{linear}"
+        if f"{module}.weights_scaling_factor" not in files[0].keys():  # noqa: SIM118
+            return None
+        if not self._storage.prescaled:
+            return Rounding(self._storage, None)
+        # Ranks that share a layer's inputs hold the scales of their own share.
+        holders = files if dimension == 1 else files[:1]
+        scales = [on_device(f.get_tensor(f"{module}.prequant_scaling_factor")) for f in holders]
+        return Rounding(self._storage, torch.cat(scales).float())
 
     def _linear(self, file: Any, module: str, rows: slice) -> torch.Tensor:
         """Rows of a rank's part of a linear weight, [rows, in]."""
@@ -161,6 +180,18 @@ class UnifiedWeights:
         if self._in_norms and part in self._after:
             weight *= self._scale_in(f"{layer}{self._after[part]}.weight")
         return weight
+
+    def rounding(self, name: str) -> Rounding | None:
+        module = name.rpartition(".")[0]
+        scaled = f"{module}.weight_scale" in self._names
+        if self._storage is None or not name.endswith(".weight") or not scaled:
+            return None
+        prescale = self._optional(f"{module}.pre_quant_scale")
+        number, part, _ = _layer_name(name)
+        if self._in_norms and part in self._after:
+            of_norm = self._scale_in(f"model.layers.{number}.{self._after[part]}.weight")
+            prescale = of_norm if prescale is None else prescale.float() * of_norm
+        return Rounding(self._storage, None if prescale is None else prescale.float())
 
     def _read(self, name: str) -> torch.Tensor:
         return on_device(self._written.tensor(name))

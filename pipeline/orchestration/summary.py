@@ -4,7 +4,7 @@ Reads only manifests and reports; imports nothing heavy. `summary_view` prints i
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,13 @@ def write_summary(artifacts: Path, config: Config, *, since: float | None = None
             "bytes": sum(stage["bytes"] for stage in stages.values()),
         },
         "accuracy": _read(found.get("evaluate"), "report.json").get("models", {}),
-        "gate": _gate(found.get("evaluate")),
+        "served": _read(found.get("benchmark"), "report.json").get("served"),
+        "gate": _gate(found),
+        "overruled": {
+            name: dict(artifact.manifest.proof["overruled"])
+            for name, artifact in found.items()
+            if "overruled" in artifact.manifest.proof
+        },
         "engine": _read(found.get("build"), "engine.json"),
         "serve": {"host": config.serve.host, "port": config.serve.port},
         "tracking": _tracking_uri(artifacts, config),
@@ -78,11 +84,13 @@ def _stage(artifact: Artifact, since: float | None) -> dict[str, Any]:
     }
 
 
-def _gate(evaluate: Artifact | None) -> dict[str, Any] | None:
-    if evaluate is None:
-        return None
-    failure = evaluate.manifest.failure
-    return {"passed": failure is None, "reason": failure}
+def _gate(found: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    """What the gates decided about the models, and about the served engine."""
+    decided = [
+        found[stage].manifest.failure for stage in ("evaluate", "benchmark") if stage in found
+    ]
+    reasons = "; ".join(filter(None, decided)) or None
+    return {"passed": reasons is None, "reason": reasons} if decided else None
 
 
 def _tracking_uri(artifacts: Path, config: Config) -> str | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import get_console, natural
 from pipeline.evaluation.metrics import exact_match, gate_metric
+from pipeline.evaluation.report import label
+from pipeline.evaluation.served import describe
 from pipeline.orchestration.summary import SUMMARY
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def show_summary(
         ("Answers to questions that training never saw", _answer_table(artifacts)),
         (f"{gate_metric().heading} on them, with its 95 % interval", _accuracy_table(summary)),
         ("Engine", _engine_table(summary)),
+        ("Overruled", _overruled(summary)),
         ("Next", _next_steps(summary, artifacts)),
     ]
     title = f"{summary['model']}: {summary['method']}, {summary['format']}"
@@ -90,10 +93,13 @@ def _stage_table(summary: Mapping[str, Any]) -> "Table":
 
 
 def _accuracy_table(summary: Mapping[str, Any]) -> "Table | None":
+    """The models and the simulated formats, then the engine as clients reach it."""
     if not summary["accuracy"]:
         return None
-    metric = gate_metric()
-    scores = {name: score[metric.name] for name, score in summary["accuracy"].items()}
+    metric, served = gate_metric(), summary["served"]
+    scores = {label(name): score[metric.name] for name, score in summary["accuracy"].items()}
+    if served:
+        scores["served"] = served[metric.name]
     # A share's bar is full at 100 %, another metric's at the largest value.
     shares = metric.format.endswith("%")
     full = 1.0 if shares else max(score["value"] for score in scores.values())
@@ -108,13 +114,30 @@ def _accuracy_table(summary: Mapping[str, Any]) -> "Table | None":
             f"[{colour}]{_bar(score['value'], full, BAR)}[/]",
             metric.text(score["value"]),
             f"[dim]{low} to {high}[/]",
-            "[bold]shipped[/]" if name == summary["format"] else "",
+            _note(name, summary),
+            style="bold" if name == "served" else None,
         )
     gate = summary["gate"]
     table.caption = "gate passed" if gate["passed"] else f"gate failed: {gate['reason']}"
     table.caption_style = "green" if gate["passed"] else "bold red"
     table.caption_justify = "left"
     return table
+
+
+def _note(name: str, summary: Mapping[str, Any]) -> str:
+    if name == "served":
+        return describe(summary["served"])
+    return "exported" if name == label(summary["format"]) else ""
+
+
+def _overruled(summary: Mapping[str, Any]) -> str | None:
+    """Refusals of proofs that a setting overruled, and the reasons that it gave."""
+    lines = [
+        f"  [bold red]{stage}[/]: {_escape(entry['refusal'])}; accepted because: "
+        f"{_escape(entry['reason'])}"
+        for stage, entry in summary["overruled"].items()
+    ]
+    return "\n".join(lines) or None
 
 
 def _answer_table(artifacts: Path) -> "Table | None":
@@ -153,6 +176,8 @@ def _engine_table(summary: Mapping[str, Any]) -> "Table | None":
     measured = stages.get("benchmark", {"metrics": {}})["metrics"]
     for name, value in sorted(measured.items(), key=lambda item: natural(item[0])):
         figure, _, load = name.partition("/")
+        if load == "served":
+            continue  # in the table of accuracies
         shown = f"{_figure(value)} [dim]{load.replace('_', ' ')}[/]"
         figures.setdefault(figure.replace("_", " "), []).append(shown)
     for figure, values in figures.items():

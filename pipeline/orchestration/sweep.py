@@ -23,6 +23,7 @@ from pipeline.config.schema import Config, load
 from pipeline.core import artifact as artifacts
 from pipeline.core.console import get_console
 from pipeline.core.errors import ConfigError, GateFailed
+from pipeline.evaluation.metrics import gate_metric
 from pipeline.orchestration import compose, lineage
 from pipeline.orchestration.arguments import Command
 from pipeline.orchestration.graph import declared_stages, read_graph
@@ -193,8 +194,10 @@ def _figures(stage: str, config: Config) -> dict[str, float]:
     if stage != "all":
         found = _metrics(config.artifacts / stage)
         return {name: found[name] for name in dict.fromkeys([*LOSSES, *found]) if name in found}
-    scores, losses = (_metrics(config.artifacts / name) for name in ("evaluate", "finetune"))
-    chosen = [f"exact_match/{name}" for name in ("tuned", config.quantize.format)]
+    stages = ("evaluate", "benchmark", "finetune")
+    models, engine, losses = (_metrics(config.artifacts / name) for name in stages)
+    scores, metric = {**models, **engine}, gate_metric().name
+    chosen = [f"{metric}/{name}" for name in ("tuned", "served")]
     figures = {name: scores[name] for name in chosen if name in scores}
     return figures | {name: losses[name] for name in LOSSES if name in losses}
 

@@ -1,7 +1,9 @@
-"""Engine → report: latency and throughput through its HTTP endpoint, and accuracy.
+"""Engine → report: what its answers are worth, and its latency and throughput, through HTTP.
 
-Test questions are sent to a server process at several loads. The answers are compared with the
-expected ones, to show that the served model is the one that was evaluated.
+The engine is served by a process of its own, as stage=serve does it. All test questions are asked
+as a client asks that sets nothing, so their answers are sampled as the model's defaults say. This
+accuracy is the one that the gate, the registry and the summary use. Then the same requests are sent
+at several loads, for times and rates.
 """
 
 import json
@@ -13,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.schema import Config
 from pipeline.core.artifact import SCRATCH, Artifact, Outcome
 from pipeline.core.console import get_console, progress
+from pipeline.core.errors import ArtifactError, DataError
 from pipeline.core.stage import Stage
 from pipeline.engines.description import Description
 from pipeline.engines.memory import check_answer_length
 
 if TYPE_CHECKING:
+    from pipeline.data.dataset import Row
+    from pipeline.evaluation.metrics import Answers
     from pipeline.serving.benchmark.load_generator import Level
 
 STAGE = Stage(
@@ -28,83 +33,140 @@ STAGE = Stage(
 
 WARM_UP_REQUESTS = 4
 PERCENTILES = (50, 95, 99)
-ANSWERS = "answers.jsonl"
 MEASURED = ("report.json", "report.md", "latency.png")  # the files with times
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
-    """See pipeline/stages/__init__.py.
+    """Write report.json, report.md, answers.jsonl and latency.png.
 
     Raises:
-        PipelineError: the server does not start, or refuses or truncates an answer.
+        ArtifactError: the models were evaluated on another dataset.
+        DataError: there are no test questions, or none that the engine takes.
+        PipelineError: the server does not start, or fails.
     """
     from pipeline.data.dataset import read_split
-    from pipeline.evaluation.metrics import Answers, gate_metric
+    from pipeline.evaluation import gate, served
+    from pipeline.evaluation.metrics import gate_metric
     from pipeline.serving.benchmark.load_generator import run_load
+    from pipeline.serving.benchmark.serving_engine import ask, requests_for, sampling_of
     from pipeline.serving.server_process import running_server
 
-    settings = config.benchmark
-    engine = inputs["build"].require("engine").path
-    check_answer_length(settings.max_tokens, Description.read(engine).max_seq_len)
-    rows = read_split(inputs["prepare"].require("dataset").path, "test")
-    sample = random.Random(config.seed).sample(rows, min(len(rows), settings.requests))
-    rows = [sample[i % len(sample)] for i in range(settings.requests)]
-    bodies = [
-        {
-            "model": config.model.name,
-            "messages": row.messages[:-1],
-            "temperature": 0,
-            "max_tokens": settings.max_tokens,
-        }
-        for row in rows
-    ]
+    settings, model = config.benchmark, config.model.name
+    build = inputs["build"].require("engine")
+    check_answer_length(settings.max_tokens, Description.read(build.path).max_seq_len)
+    dataset = inputs["prepare"].require("dataset").path
+    rows = read_split(dataset, "test")
+    if not rows:
+        raise DataError(f"{dataset} has no test questions: set data.test, run stage=prepare")
+    evaluated = inputs["evaluate"].require("report")
+    made_from = evaluated.manifest.inputs.get("prepare")
+    if made_from != inputs["prepare"].manifest.digest:
+        raise ArtifactError(
+            f"{evaluated.path} was made from another dataset than {dataset}: run "
+            "`python -m pipeline stage=evaluate` again with matching settings"
+        )
     scratch = out / SCRATCH
     scratch.mkdir(exist_ok=True)
     levels = []
     with (
-        running_server(engine, model=config.model.name, log=scratch / "server.log") as server,
+        running_server(build.path, model=model, log=scratch / "server.log") as server,
         progress() as bar,
     ):
+        questions = bar.add_task("questions", total=len(rows))
+        answers, refused = ask(
+            server,
+            build,
+            rows,
+            model=model,
+            most_tokens=config.evaluate.max_new_tokens,
+            seed=config.seed,
+            concurrency=max(settings.concurrency),
+            advance=lambda: bar.advance(questions),
+        )
+        fitting = [row for row, no in zip(rows, refused, strict=True) if not no]
+        if not fitting:
+            raise DataError(
+                f"all {len(rows)} test questions are longer than engine.max_input_len: raise it, "
+                "run stage=build"
+            )
+        asked = random.Random(config.seed).sample(fitting, min(len(fitting), settings.requests))
+        asked = [asked[i % len(asked)] for i in range(settings.requests)]
+        most = settings.max_tokens
+        loads = requests_for(build, asked, model, most_tokens=most, seed=config.seed)
         task = bar.add_task("loads", total=len(settings.concurrency))
-        run_load(server.url, bodies[:WARM_UP_REQUESTS], concurrency=1)
+        run_load(server.url, loads[:WARM_UP_REQUESTS], concurrency=1)
         for concurrency in settings.concurrency:
-            levels.append(run_load(server.url, bodies, concurrency))
+            levels.append(run_load(server.url, loads, concurrency))
             bar.advance(task)
         memory = server.peak_memory_bytes()
-    figures = [_figures(level) for level in levels]
+    evaluation = json.loads((evaluated.path / "report.json").read_text())
+    tuned = _tuned(evaluated.path, rows)
+    description = json.loads((build.path / "engine.json").read_text())
+    accuracy = {
+        "questions": len(rows),
+        "runtime": description["runtime"],
+        "version": description["version"],
+        "precision": description["precision"],
+        "sampling": sampling_of(build),
+        "cut": sum(answers.cut) - sum(refused),
+        "refused": sum(refused),
+        "at_once": max(settings.concurrency),
+        **served.figures(
+            answers, tuned, samples=config.evaluate.bootstrap_samples, seed=config.seed
+        ),
+    }
     metric = gate_metric()
-    served = Answers(
-        texts=[answer.text for level in levels for answer in level.answers],
-        expected=[row.answer or "" for _ in levels for row in rows],
+    failures = gate.served_refusals(
+        config.evaluate.gate,
+        evaluation["method"],
+        accuracy[metric.name]["value"],
+        metric.mean(tuned),
+        served.describe(accuracy),
     )
+    served.write_answers(out, rows, answers)
+    figures = [_figures(level) for level in levels]
     first = [answer.text for answer in levels[0].answers]
     alike = [a.text == text for lv in levels for a, text in zip(lv.answers, first, strict=True)]
     overall = {
-        f"served_{metric.name}": metric.mean(served),
         "same_answer_at_every_load": sum(alike) / len(alike),
         "start_seconds": server.start_seconds,
         "peak_memory_mib": memory / 2**20,
     }
-    report = {**overall, "requests": settings.requests, "loads": figures}
-    write_answers(out / ANSWERS, levels)
+    verdict = {"passed": not failures, "failures": failures}
+    report = {"served": accuracy, "gate": verdict, **overall}
+    report |= {"requests": settings.requests, "loads": figures}
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "report.md").write_text(_markdown(overall, figures))
+    (out / "report.md").write_text(_markdown(accuracy, failures, overall, figures))
     _plot(figures, out / "latency.png")
-    _show(figures)
+    _show(accuracy, figures)
     named = {
         f"{name}/at_{load['at_once']}": load[key]
         for load in figures
         for name, key in TRACKED.items()
     }
-    return Outcome("benchmark", {**overall, **named}, measured=MEASURED)
+    shares = {f"{name}/served": accuracy[name]["value"] for name in served.metrics()}
+    shares |= {f"{name}/served": float(accuracy[name]) for name in ("questions", "cut", "refused")}
+    return Outcome(
+        "benchmark",
+        {**shares, **overall, **named},
+        proof={"served": accuracy},
+        failure="; ".join(failures) or None,
+        measured=MEASURED,
+    )
 
 
-def write_answers(file: Path, levels: Sequence["Level"]) -> None:
-    """Write what was served: a line of JSON for each load, with its answers."""
-    with file.open("w", encoding="utf-8") as stream:
-        for level in levels:
-            answers = [answer.text for answer in level.answers]
-            stream.write(json.dumps({"at_once": level.concurrency, "answers": answers}) + "\n")
+def _tuned(evaluate: Path, rows: "Sequence[Row]") -> "Answers":
+    """The tuned model's answers to the same questions, as stage=evaluate wrote them."""
+    from pipeline.evaluation.gate import TUNED
+    from pipeline.evaluation.metrics import Answers
+
+    lines = (evaluate / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    return Answers(
+        texts=[record["answers"][TUNED] for record in found],
+        expected=[str(row.answer) for row in rows],
+        cut=[TUNED in record["cut"] for record in found],
+    )
 
 
 # Tracked metrics of each load: their names in the tracker and in the report.
@@ -156,18 +218,50 @@ def _percentile(values: Sequence[float], percent: int) -> float:
     return ordered[max(0, -(-percent * len(ordered) // 100) - 1)]
 
 
-def _markdown(overall: Mapping[str, float], figures: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["# Benchmark of the served engine", ""]
+def _markdown(
+    accuracy: Mapping[str, Any],
+    failures: Sequence[str],
+    overall: Mapping[str, float],
+    figures: Sequence[Mapping[str, Any]],
+) -> str:
+    from pipeline.evaluation import served
+    from pipeline.evaluation.report import interval
+
+    lines = ["# The served engine", "", f"Engine: {served.describe(accuracy)}.", ""]
+    lines += [
+        f"- {title}: {interval(metric, accuracy[name], signed=name == served.LESS_TUNED)}"
+        for name, (title, metric) in served.metrics().items()
+    ]
+    lines += [
+        f"- {accuracy['questions']} test questions, asked through HTTP as a client asks that sets "
+        f"nothing; {accuracy['cut']} answers were cut at the limit of tokens, and "
+        f"{accuracy['refused']} questions were refused as too long: both count as wrong.",
+        f"- gate: {'; '.join(failures) or 'passed'}",
+        "",
+        "# Load",
+        "",
+    ]
     lines += [f"- {name.replace('_', ' ')}: {value:.4g}" for name, value in overall.items()]
+    lines += ["", "All questions were asked before: an engine may have their prompts in a cache."]
     lines += ["", "| " + " | ".join(COLUMNS) + " |", "|" + " ---: |" * len(COLUMNS)]
     for load in figures:
         lines.append("| " + " | ".join(_short(load[key]) for key in COLUMNS.values()) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _show(figures: Sequence[Mapping[str, Any]]) -> None:
+def _show(accuracy: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
+    from pipeline.evaluation import served
+    from pipeline.evaluation.metrics import gate_metric
+    from pipeline.evaluation.report import interval
+
+    metric = gate_metric()
+    get_console().print(
+        f"served by {served.describe(accuracy)}: {metric.title} "
+        f"{interval(metric, accuracy[metric.name])} of {accuracy['questions']} questions",
+        soft_wrap=True,
+    )
     table = Table(*COLUMNS, box=None, pad_edge=False)
     for load in figures:
         table.add_row(*(_short(load[key]) for key in COLUMNS.values()))

@@ -4,30 +4,38 @@ What is built is a profile (engines/selection.py). How, from which form of check
 result is proven is part of the engine's record (engines/record.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config.engine import EngineConfig
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console
+from pipeline.core.errors import DataError
 from pipeline.core.hardware import inspect_machine
 from pipeline.core.stage import Component, Stage
+from pipeline.data.dataset import Row, read_split
 from pipeline.engines.checkpoint import exported_checkpoints, hf_checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.memory import check_lengths, read_decoder
 from pipeline.engines.profile import Profile
-from pipeline.engines.record import BuildJob, size_mib, take_tokenizer
+from pipeline.engines.record import BuildJob, Probes, size_mib, take_tokenizer
 from pipeline.engines.registry import ENGINES, named
 from pipeline.engines.selection import find_profiles, select_profile
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.files import clear
+from pipeline.models.sampling_defaults import write_defaults
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("tokenizers", "jinja2", "numpy"),
     less_memory="lower engine.max_batch_size",
 )
+
+# A built engine is compared with PyTorch on so many validation rows, and about so many positions in
+# all of them: each has as many logits as the vocabulary has tokens.
+PROBES, POSITIONS = 96, 1536
 
 
 def components(config: Config) -> tuple[Component, ...]:
@@ -47,6 +55,14 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """
     engine = config.engine
     merged = inputs["merge"].require("hf_checkpoint").path
+    built = _build(config, inputs, merged, out)
+    # Clients that name no sampling get this one, and the benchmark measures the answers with it.
+    sampling = write_defaults(merged, out, engine.sampling)
+    return replace(built, proof={**built.proof, "sampling": sampling})
+
+
+def _build(config: Config, inputs: Mapping[str, Artifact], merged: Path, out: Path) -> Outcome:
+    engine = config.engine
     check_lengths(engine, read_decoder(merged).positions)
     exported = inputs["export"].require("exported").path
     clear(out)
@@ -58,7 +74,35 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     profile = _choose(config, merged, exported)
     get_console().print(f"building [bold]{profile.name}[/]")
     record = ENGINES[profile.runtime]
-    return record.build(BuildJob(record, engine, profile, merged, exported), out)
+
+    def probes() -> Probes:
+        rows = read_split(inputs["prepare"].require("dataset").path, "validation")
+        return answer_probes(rows, engine.max_seq_len)
+
+    return record.build(BuildJob(record, engine, profile, merged, exported, probes), out)
+
+
+def answer_probes(rows: Sequence[Row], length: int) -> Probes:
+    """Rows, evenly spread, and the positions in each that predict tokens to train on.
+
+    length: tokens of a row that the engine takes.
+
+    Raises:
+        DataError: there are none.
+    """
+    found: list[tuple[list[int], list[int]]] = []
+    for row in rows[:: max(1, len(rows) // PROBES)]:
+        ids, mask = row.input_ids[:length], row.loss_mask[1:length]
+        if at := [position for position, on in enumerate(mask) if on]:
+            found.append((ids, at))
+        if len(found) == PROBES or sum(len(at) for _, at in found) >= POSITIONS:
+            break
+    if not found:
+        raise DataError(
+            "the validation split has no answer that the engine is compared on: raise "
+            "prepare.validation_share or engine.max_seq_len"
+        )
+    return found
 
 
 def _choose(config: Config, merged: Path, exported: Path) -> Profile:

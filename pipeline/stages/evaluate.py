@@ -1,27 +1,30 @@
-"""Dataset and models → report: how well base, tuned and quantized answer; the gate.
+"""Dataset and models → report: how well base, tuned and simulated formats answer; the gate.
 
 Every model answers the questions of the test split greedily, and its loss on the expected answers
 is measured. Figures have 95 % intervals; a format is compared with the tuned model question by
-question. The gate decides whether the tuned model passes, in the format that is exported. For
-formats that are only compared (quantize.compare) the report says which ones the gate would refuse.
+question. Formats are simulated here: weights and activations are rounded as the format rounds them,
+and computed in the model's own type. That serves to choose a format before it is exported. What the
+engine answers is measured by stage=benchmark. The gate decides whether the tuned model passes, in
+the format that is exported. For formats that are only compared (quantize.compare) the report says
+which ones the gate would refuse.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.evaluate import GateConfig
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
-from pipeline.core.console import progress
+from pipeline.core.console import get_console, progress
 from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data.dataset import Row, read_split
 from pipeline.evaluation import report as evaluation_report
 from pipeline.evaluation.confidence import Estimate, estimate, paired_difference
+from pipeline.evaluation.gate import BASE, TUNED, drops, refusals
 from pipeline.evaluation.metrics import METRICS, Answers, gate_metric
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.template_consistency import shared_chat
@@ -32,9 +35,6 @@ STAGE = Stage(
     libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2", "numpy"),
     less_memory="lower evaluate.batch_size",
 )
-
-
-BASE, TUNED = "base", "tuned"
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     if not rows:
         raise DataError(f"{dataset.path} has no test questions: set data.test, run stage=prepare")
 
+    most = config.evaluate.max_new_tokens
+    if long := sum(len(question(row).expected) > most for row in rows):
+        get_console().print(
+            f"[yellow]{long} of {len(rows)} expected answers have more than {most} tokens, so no "
+            "model can give them:[/] raise evaluate.max_new_tokens",
+            soft_wrap=True,
+        )
     results: dict[str, Result] = {}
     models = _loaders(config.model.path, tuned, quantized)
     with progress() as bar:
@@ -88,53 +95,21 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         failures,
         drops(gate, scores, set(scores) - {shipped}),
         questions=len(rows),
+        method=method,
+        beyond_limit=long,
+        cut={name: sum(result.answers.cut) for name, result in results.items()},
     )
     evaluation_report.write(report, out)
     _write_predictions(out / "predictions.jsonl", rows, results)
     evaluation_report.show(report)
     metrics = {
-        f"{figure}/{name}": estimate.value
+        f"{figure}/{evaluation_report.key(name)}": estimate.value
         for name, result in results.items()
         for figure, estimate in result.figures.items()
     }
     metrics |= {f"seconds/{name}": result.seconds for name, result in results.items()}
     metrics["questions"] = float(len(rows))
     return Outcome("report", metrics, proof=report, failure="; ".join(failures) or None)
-
-
-def refusals(gate: GateConfig, method: str, scores: Mapping[str, float], shipped: str) -> list[str]:
-    """Why the gate refuses, in words; empty if it does not.
-
-    method: what was trained, "adapter" or "full". scores: values of the gate's metric by model:
-    base, tuned and formats. shipped: the format that is exported.
-    """
-    metric, least = gate_metric(), getattr(gate.min_exact_match, method)
-    problems = []
-    if metric.gain(scores[TUNED], least) < 0:
-        problems.append(
-            f"the {metric.title} of the tuned model is {metric.text(scores[TUNED])}, and "
-            f"evaluate.gate.min_{metric.name}.{method} requires {metric.text(least)}: train longer "
-            "(finetune.max_steps) or look at predictions.jsonl"
-        )
-    mend = "choose another format or raise quantize.calibration.rows"
-    return problems + [f"{drop}: {mend}" for drop in drops(gate, scores, {shipped})]
-
-
-def drops(gate: GateConfig, scores: Mapping[str, float], formats: Set[str]) -> list[str]:
-    """Which of the formats lose more than the gate allows, in words."""
-    metric, found = gate_metric(), []
-    for name in FORMATS:
-        if name not in formats & scores.keys():
-            continue
-        loss, allowed = metric.gain(scores[TUNED], scores[name]), gate.allowed_drop(name)
-        # A loss of exactly what is allowed is allowed, however the difference is rounded.
-        if loss > allowed + 1e-9:
-            found.append(
-                f"{name}: its {metric.title} is {metric.text(scores[name])}, "
-                f"{metric.text(loss)} worse than the tuned model's, and "
-                f"evaluate.gate.max_drop.{name} allows {metric.text(allowed)}"
-            )
-    return found
 
 
 def _loaders(base: Path, tuned: Path, quantized: Path) -> dict[str, Callable[[], Any]]:
@@ -185,6 +160,7 @@ def _evaluate(
     found = Answers(
         texts=[chat.decode([i for i in a.ids if i not in chat.stop_ids]) for a in answers],
         expected=[str(row.answer) for row in rows],
+        cut=[not (a.ids and a.ids[-1] in chat.stop_ids) for a in answers],
         losses=[a.loss for a in answers],
         tokens=[float(a.tokens) for a in answers],
     )
@@ -238,6 +214,7 @@ def _write_predictions(file: Path, rows: Sequence[Row], results: Mapping[str, Re
                 "question": row.messages[-2]["content"],
                 "expected": row.answer,
                 "answers": {name: result.answers.texts[place] for name, result in results.items()},
+                "cut": [name for name, result in results.items() if result.answers.cut[place]],
                 "source": row.source,
             }
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")

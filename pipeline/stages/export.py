@@ -20,13 +20,14 @@ from pipeline.core.console import get_console, progress
 from pipeline.core.errors import ArtifactError, ProofFailed
 from pipeline.core.stage import Stage
 from pipeline.models.architecture import Shape, read_shape
-from pipeline.optimization.formats import COPIED, FORMATS
+from pipeline.models.sampling_defaults import write_defaults
+from pipeline.optimization.formats import COPIED, FORMATS, most_excess
 from pipeline.optimization.qnemo_layout import check_config, check_qnemo
 from pipeline.optimization.settings_checks import check_export
 from pipeline.optimization.unified_hf_layout import check_same, check_unified_hf
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=("torch", "transformers", "nvidia-modelopt", "peft"),
     less_memory="put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory",
 )
@@ -76,6 +77,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             else:
                 writer.write_unified_hf(quantized, source, folder, format=format)
             bar.update(task, advance=1)
+            write_defaults(source, folder, config.engine.sampling)
         bar.update(task, description="compare with the source")
         for form, folder in folders.items():
             _require_rules(FORMS[form], _broken_rules(form, folder, format, source, shape))
@@ -83,17 +85,21 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         tables = _compare(source, shape, folders)
         bar.update(task, description="export", advance=1)
     exclude = config.quantize.exclude
-    proof = {form: _prove(form, table, format, exclude) for form, table in tables.items()}
+    proof, wrong = {}, []
+    for form, table in tables.items():
+        proof[form], problems = _prove(form, table, format, exclude)
+        wrong += problems
+    accepted = _overruled(wrong, ranks.overrule)
     sizes = {form: _weight_bytes(folder) for form, folder in folders.items()}
-    smallest = {form: facts["smallest_cosine"] for form, facts in proof.items()}
+    excess = {form: facts["largest_excess"] for form, facts in proof.items()}
     get_console().print(
         f"exported {format}: "
         + ", ".join(f"{k} {v / 2**20:.2f} MiB" for k, v in sizes.items())
-        + f"; smallest cosine with the source {min(smallest.values()):.5f}"
+        + f"; at most {max(excess.values()):.2%} off beyond rounding"
     )
     metrics = {f"bytes/{form}": float(size) for form, size in sizes.items()}
-    metrics |= {f"smallest_cosine/{form}": value for form, value in smallest.items()}
-    return Outcome("exported", metrics, proof={"format": format, **proof})
+    metrics |= {f"largest_excess/{form}": value for form, value in excess.items()}
+    return Outcome("exported", metrics, proof={"format": format, **proof, **accepted})
 
 
 def _broken_rules(
@@ -144,30 +150,50 @@ def _compare(
 
 
 def _prove(
-    form: str,
-    table: Mapping[str, Mapping[str, float]],
-    format: str,
-    exclude: Sequence[str],
-) -> dict[str, Any]:
+    form: str, table: Mapping[str, Mapping[str, float]], format: str, exclude: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The figures of a form, and what is wrong with it, in words."""
+    wrong = []
     for name, figures in table.items():
         left_out = any(fnmatch.fnmatch(name, f"*{pattern}*") for pattern in exclude)
-        quantized = name.endswith("_proj.weight") and not left_out
-        allowed = FORMATS[format].bounds if quantized else COPIED
-        near = abs(figures["scale"] - 1) <= allowed.scale
-        if not (near and figures["cosine"] >= allowed.cosine and figures["error"] <= allowed.error):
-            raise ProofFailed(
-                f"{form}: {name} unpacks to cosine {figures['cosine']:.4f}, error "
-                f"{figures['error']:.4f} and {figures['scale']:.4f} times the source, where "
-                f"{allowed.cosine}, {allowed.error} and 1 ± {allowed.scale} are allowed: raise "
-                "quantize.calibration.rows or exclude the layer (quantize.exclude); a cosine near "
-                "0 means that the file itself is wrong"
+        due = FORMATS[format].quantized and name.endswith("_proj.weight") and not left_out
+        if due != ("excess" in figures):
+            found, must = ("not quantized", "must be") if due else ("quantized", "must not be")
+            wrong.append(f"{form}: {name} is {found}, and {must}")
+        elif due and not figures["excess"] <= (most := most_excess(figures["rounding"])):
+            wrong.append(
+                f"{form}: {name} unpacks to weights that are {figures['excess']:.1%} off beyond "
+                f"what rounding costs ({figures['rounding']:.1%}), and {most:.1%} is allowed"
             )
+        elif not due and not (
+            figures["error"] <= COPIED.error and abs(figures["scale"] - 1) <= COPIED.scale
+        ):
+            wrong.append(f"{form}: {name} should be a copy, and is {figures['error']:.1%} off")
     return {
-        "smallest_cosine": min(f["cosine"] for f in table.values()),
         "largest_error": max(f["error"] for f in table.values()),
+        "largest_excess": max(f.get("excess", 0.0) for f in table.values()),
         "tensors": len(table),
         "by_tensor": {name: dict(figures) for name, figures in table.items()},
-    }
+    }, wrong
+
+
+def _overruled(wrong: Sequence[str], reason: str | None) -> dict[str, Any]:
+    """What the manifest says of a refusal that export.overrule accepts; empty without one.
+
+    Raises:
+        ProofFailed: there is a refusal, and no reason.
+    """
+    if not wrong:
+        return {}
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    refusal = f"{wrong[0]}{more}"
+    if reason is None:
+        raise ProofFailed(
+            f"{refusal}: every answer would be computed with these weights, so the file is not "
+            "the model that was evaluated; report it with the model's config.json, exclude the "
+            "layer (quantize.exclude), or accept it on the record with export.overrule=REASON"
+        )
+    return {"overruled": {"reason": reason, "refusal": refusal}}
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -52,7 +52,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     metrics = {
         "parameters": float(shape.parameters),
         "max_abs_logit_difference": imported.max_abs_difference,
-        "min_logit_cosine": imported.min_cosine,
+        "loss": imported.loss,
     }
     proof = {"shape": asdict(shape), "source_vs": chain.proof}
     return Outcome("nemo_checkpoint", metrics, proof)

@@ -35,9 +35,11 @@ STAGE = Stage(
 )
 
 
-# Smallest cosine of the written model's logits with the unrounded one's. Rounding to bfloat16
-# changes a weight by at most one part in 256; a smaller cosine means that config.json is wrong.
-MIN_WRITTEN_COSINE = 0.99
+# Share of the unrounded model's information that the written one may lose. Rounding to bfloat16
+# changes a weight by one part in 512 at most, which costs under 0.001 on random models and on real
+# ones; that the written weights are the rounded ones is compared bit for bit. More means that
+# config.json is wrong.
+MOST_WRITTEN_LOSS = 0.01
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
@@ -82,12 +84,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     _write_assets(config, assets, out)
     written = hf_model.load_model(out, dtype="float32")
     rounding = chain.require_near(
-        "hf_written", partial(hf_model.logits, written), MIN_WRITTEN_COSINE
+        "hf_written", partial(hf_model.logits, written), MOST_WRITTEN_LOSS
     )
     metrics = {
         "max_abs_logit_difference": chain.max_abs_difference,
         "rounding_max_abs_logit_difference": rounding.max_abs_difference,
-        "rounding_min_logit_cosine": rounding.min_cosine,
+        "rounding_loss": rounding.loss,
     }
     return Outcome("hf_checkpoint", metrics, {"as_trained_vs": chain.proof})
 

@@ -1,31 +1,39 @@
 """Reports → a version in the MLflow registry, with a model card; champion if the gate passed.
 
 The request is complete and content-addressed, so that the tracker can execute it (a version with
-signature, figures and aliases) whenever the registry can be reached (tracking/client.py). The
-tracker decides which version is champion, because only the registry knows which one has the alias.
-What was trained, scored and exported comes from the artifacts, never from the current settings,
-which may differ. This module does not import MLflow.
+signature, figures and aliases) whenever the registry can be reached (tracking/client.py). The score
+of a version is that of its engine, as stage=benchmark asked it. This stage compares it with the
+champion on the same questions, and asks the champion's engine again where it has not answered them
+yet. The tracker decides, because only the registry knows which version is champion by then
+(tracking/champion_rule.py). What was trained, scored and exported comes from the artifacts, never
+from the current settings, which may differ. This module does not import MLflow.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
-from pipeline.core.artifact import Artifact, Outcome
-from pipeline.core.errors import ArtifactError
+from pipeline.core.artifact import SCRATCH, Artifact, Outcome
+from pipeline.core.console import get_console
+from pipeline.core.errors import ArtifactError, PipelineError
 from pipeline.core.stage import Stage
+from pipeline.engines.registered import Champion, champion_of, engine_with
+from pipeline.evaluation import report
 from pipeline.evaluation.metrics import gate_metric
+from pipeline.evaluation.served import describe, read_scores
 from pipeline.optimization.formats import FORMATS
+from pipeline.tracking import champion_rule
 
 STAGE = Stage(
     version=2,
-    libraries=("mlflow",),
+    libraries=("mlflow", "aiohttp", "numpy"),
 )
 
 
-REQUEST, CARD = "registration.json", "MODEL_CARD.md"
+REQUEST, CARD, SCORES = "registration.json", "MODEL_CARD.md", "scores.json"
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
@@ -36,13 +44,23 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     """
     _require_one_lineage(inputs)
     evaluate, trained = inputs["evaluate"], inputs["finetune"].manifest.config
-    scores = json.loads((evaluate.path / "report.json").read_text())["models"]
+    models = json.loads((evaluate.path / "report.json").read_text())["models"]
+    served = json.loads((inputs["benchmark"].path / "report.json").read_text())["served"]
+    scores = read_scores(inputs["benchmark"].path)
     shipped = inputs["export"].manifest.proof["format"]
-    gate = evaluate.manifest.failure
+    gate = _gate(inputs)
     metric = gate_metric()
-    value = scores[shipped][metric.name]["value"]
+    value = served[metric.name]["value"]
     metrics = {
-        f"{metric.name}/{name}": score[metric.name]["value"] for name, score in scores.items()
+        f"{metric.name}/{report.key(name)}": model[metric.name]["value"]
+        for name, model in models.items()
+    }
+    metrics[f"{metric.name}/served"] = value
+    comparison = compare_with_champion(config, inputs, scores, out)
+    overruled = {
+        stage: made.manifest.proof["overruled"]
+        for stage, made in inputs.items()
+        if "overruled" in made.manifest.proof
     }
     request = {
         "name": config.register_.name,
@@ -56,33 +74,131 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         metric.name: value,
         "gate_passed": gate is None,
         "gate_reason": gate or "",
+        "margin": config.register_.margin,
+        "overrule": config.register_.overrule,
+        "comparison": comparison,
+        "served": served,
+        "overruled": overruled,
         "params": {
             "base": inputs["merge"].manifest.config["model"]["name"],
             "method": trained["finetune"]["method"],
             "format": shipped,
+            "engine": served["runtime"],
+            "precision": served["precision"],
+            "sampling": json.dumps(served["sampling"]),
             "seed": str(trained["seed"]),
         },
         "metrics": metrics | _prefixed("benchmark", inputs["benchmark"].manifest.metrics),
         "tags": {
-            metric.name: repr(value),  # unrounded: the next version is compared with it
+            metric.name: repr(value),  # unrounded
+            "measured": f"served by {describe(served)}",
             "format": shipped,
             "gate": "passed" if gate is None else "failed",
-            "dataset": inputs[
-                "prepare"
-            ].manifest.digest,  # scores on the same dataset can be compared
+            "dataset": inputs["prepare"].manifest.digest,
+            **({"overruled": json.dumps(overruled)} if overruled else {}),
             **{f"digest.{stage}": artifact.manifest.digest for stage, artifact in inputs.items()},
         },
         "artifacts": {stage: _location(artifact) for stage, artifact in inputs.items()},
         "serve": "python -m pipeline stage=serve",
     }
     (out / REQUEST).write_text(json.dumps(request, indent=1, sort_keys=True) + "\n")
-    (out / CARD).write_text(_card(config.register_.name, inputs, scores, shipped))
+    (out / SCORES).write_text(json.dumps(scores, indent=0, sort_keys=True) + "\n")
+    (out / CARD).write_text(_card(config.register_.name, inputs, models, served, shipped))
     return Outcome(
         "registration",
         metrics={metric.name: value, "gate_passed": float(gate is None)},
-        proof={"digests": {stage: artifact.manifest.digest for stage, artifact in inputs.items()}},
+        proof={
+            "digests": {stage: artifact.manifest.digest for stage, artifact in inputs.items()},
+            "comparison": comparison,
+            "overrule": config.register_.overrule,
+        },
         measured=(REQUEST,),  # it has the benchmark's times
     )
+
+
+def _gate(inputs: Mapping[str, Artifact]) -> str | None:
+    """Why a gate refused: that of the models or that of the served engine; None if neither did."""
+    failures = (inputs[stage].manifest.failure for stage in ("evaluate", "benchmark"))
+    return "; ".join(filter(None, failures)) or None
+
+
+def compare_with_champion(
+    config: Config, inputs: Mapping[str, Artifact], scores: Mapping[str, float], out: Path
+) -> dict[str, Any]:
+    """How this version compares with the champion on the same questions, for the record.
+
+    scores: of this version, by question. The champion's are those that it was registered with, if
+    it has answered every question; else its engine is asked all of them again, if it is still here;
+    else the questions count that both have answered.
+
+    Returns:
+        champion: its version, or None. scores: where its scores come from. result: the figures,
+        or None. becomes_champion: what follows, if it is still champion when this version is
+        registered. reason: why there is no result.
+    """
+    if not config.tracking.enabled:
+        return {"champion": None, "result": None, "reason": "tracking.enabled=false"}
+    try:
+        champion = champion_of(config)
+    except PipelineError as error:
+        return {"champion": None, "result": None, "reason": str(error)}
+    if champion is None:
+        return {"champion": None, "result": None, "reason": "there is no champion"}
+    theirs, origin, reason = champion.scores, "registered with it", ""
+    if not scores.keys() <= theirs.keys():
+        try:
+            theirs, origin = _ask(champion, inputs, config, out), "its engine was asked again"
+        except PipelineError as error:
+            reason = f"its engine cannot be asked these questions: {error}"
+    higher = gate_metric().higher_is_better
+    found = champion_rule.compare(scores, theirs, higher_is_better=higher)
+    if found is None:
+        return {"champion": champion.version, "result": None, "reason": reason}
+    margin = config.register_.margin
+    return {
+        "champion": champion.version,
+        "scores": origin,
+        "result": asdict(found),
+        "margin": margin,
+        "becomes_champion": champion_rule.wins(found, margin=margin, higher_is_better=higher),
+        "reason": reason,
+    }
+
+
+def _ask(
+    champion: Champion, inputs: Mapping[str, Artifact], config: Config, out: Path
+) -> dict[str, float]:
+    """Ask the champion's engine the test questions, as stage=benchmark asked the new one.
+
+    Raises:
+        PipelineError: the engine is no longer here, or cannot be served.
+    """
+    from pipeline.data.dataset import read_split
+    from pipeline.evaluation.served import scores
+    from pipeline.serving.benchmark.serving_engine import ask
+    from pipeline.serving.server_process import running_server
+
+    engine = engine_with(champion.engine, config.artifacts)
+    if engine is None:
+        raise ArtifactError(f"engine {champion.engine[:12]} is not in {config.artifacts}")
+    rows = read_split(inputs["prepare"].path, "test")
+    asked, model = inputs["benchmark"].manifest.config, config.model.name
+    get_console().print(
+        f"asking version {champion.version}, the champion, the {len(rows)} test questions"
+    )
+    scratch = out / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    with running_server(engine.path, model=model, log=scratch / "champion.log") as server:
+        answers, _ = ask(
+            server,
+            engine,
+            rows,
+            model=model,
+            most_tokens=asked["evaluate"]["max_new_tokens"],
+            seed=asked["seed"],
+            concurrency=max(asked["benchmark"]["concurrency"]),
+        )
+    return scores(rows, answers)
 
 
 def _require_one_lineage(inputs: Mapping[str, Artifact]) -> None:
@@ -111,11 +227,15 @@ def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _card(
-    name: str, inputs: Mapping[str, Artifact], scores: Mapping[str, Any], shipped: str
+    name: str,
+    inputs: Mapping[str, Artifact],
+    models: Mapping[str, Any],
+    served: Mapping[str, Any],
+    shipped: str,
 ) -> str:
     """The model card in Markdown: what it is, how good it is, how it was made, where it is."""
     form = FORMATS[shipped].title
-    gate, code = inputs["evaluate"].manifest.failure, inputs["merge"].manifest.code
+    gate, code = _gate(inputs), inputs["merge"].manifest.code
     base = inputs["merge"].manifest.config["model"]["name"]
     data = inputs["prepare"].manifest.config["data"]["folder"]
     trained = inputs["finetune"].manifest.config
@@ -124,19 +244,31 @@ def _card(
     lines = [
         f"# {name}",
         "",
-        f"{base} tuned by {method} on {data}, shipped as "
-        f"**{form}** (`{shipped}`). Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
+        f"{base} tuned by {method} on {data}, exported as **{form}** (`{shipped}`), served by "
+        f"**{describe(served)}**. Gate: **{'passed' if gate is None else f'failed ({gate})'}**.",
         "",
         f"| model | {metric.title} | 95 % interval |",
         "|---|--:|--:|",
     ]
-    for model, score in scores.items():
+    measured = {report.label(model): score for model, score in models.items()}
+    for model, score in {**measured, f"served ({describe(served)})": served}.items():
         value, low, high = (metric.text(score[metric.name][k]) for k in ("value", "low", "high"))
-        mark = "**" if model == shipped else ""
+        mark = "**" if score is served else ""
         lines.append(f"| {mark}{model}{mark} | {mark}{value}{mark} | {low} to {high} |")
     lines += [
         "",
-        "Measured on held-out questions whose phrasings were not in the training data.",
+        "Measured on held-out questions whose phrasings were not in the training data. A simulated "
+        "format is the tuned model, rounded as the format rounds. The last line is the engine, "
+        "asked through HTTP as a client asks that sets nothing.",
+        *(
+            line
+            for stage, artifact in inputs.items()
+            if (said := artifact.manifest.proof.get("overruled"))
+            for line in (
+                "",
+                f"The proof of stage={stage} was overruled ({said['reason']}): {said['refusal']}.",
+            )
+        ),
         "",
         f"- Training: {settings['max_steps']} steps of {settings['global_batch_size']} "
         f"conversations, learning rate {settings['learning_rate']:g}, seed {trained['seed']}",

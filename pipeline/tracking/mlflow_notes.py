@@ -42,13 +42,16 @@ def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> 
     scores = {
         name.removeprefix(prefix): value
         for run in stages
-        if run.data.tags[STAGE] == "evaluate"
+        if run.data.tags[STAGE] in ("evaluate", "benchmark")
         for name, value in run.data.metrics.items()
         if name.startswith(prefix)
     }
     if scores:
         ranked = sorted(scores.items(), key=lambda item: metric.gain(item[1], 0))
-        shown = ", ".join(f"{name} **{metric.text(value)}**" for name, value in ranked)
+        shown = ", ".join(
+            f"{name.replace('_simulated', ' (simulated)')} **{metric.text(value)}**"
+            for name, value in ranked
+        )
         lines += [f"{metric.heading} on held-out questions: {shown}", ""]
     if registered:
         lines += [

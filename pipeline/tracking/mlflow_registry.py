@@ -13,6 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, Object, Property, Schema
 
+from pipeline.tracking import champion_rule
+from pipeline.tracking.mlflow_scores import SCORES, scores_of
+
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST, CARD = "registration.json", "MODEL_CARD.md"
 # Of a registration that an earlier version of the pipeline left waiting in the outbox.
@@ -60,7 +63,9 @@ def register(client: MlflowClient, run_id: str, files: Path) -> dict[str, Any]:
             raise
     version = _version(client, run_id, model, request, card)
     client.set_registered_model_alias(name, CANDIDATE, version.version)
-    wins, reason = _is_champion(client, version, request)
+    scores = files / SCORES
+    ours = json.loads(scores.read_text()) if scores.is_file() else {}
+    wins, reason = _is_champion(client, version, request, ours)
     if wins:
         client.set_registered_model_alias(name, CHAMPION, version.version)
         client.update_registered_model(name, card)
@@ -91,8 +96,9 @@ def _logged_model(
             flavors={"openai_chat": {"artifacts": request["artifacts"], "serve": request["serve"]}},
             metadata={"description": "the flavor has the location and digest of the weights"},
         ).save(str(Path(folder) / "MLmodel"))
-        for name in (REQUEST, CARD):
-            (Path(folder) / name).write_bytes((files / name).read_bytes())
+        for name in (REQUEST, CARD, SCORES):
+            if (files / name).is_file():
+                (Path(folder) / name).write_bytes((files / name).read_bytes())
         client.log_model_artifacts(model.model_id, folder)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     points = [
@@ -121,19 +127,19 @@ def _version(
 
 
 def _is_champion(
-    client: MlflowClient, version: ModelVersion, request: Mapping[str, Any]
+    client: MlflowClient,
+    version: ModelVersion,
+    request: Mapping[str, Any],
+    scores: Mapping[str, float],
 ) -> tuple[bool, str]:
-    """Whether the version becomes champion, and why.
+    """Whether the version becomes champion, and why (champion_rule.py).
 
-    It must pass the gate, and the champion's metric must not be better. If both are equal, the
-    newer version wins.
+    scores: of this version, by question.
     """
     if not request["gate_passed"]:
         return False, f"it did not pass the gate ({request['gate_reason']})"
     metric = request.get("metric", EARLIER_METRIC)
-    name, title = metric["name"], metric["title"]
-    score = float(request[name])
-    shown = f"{score:{metric['format']}} {title}"
+    shown = f"{float(request[metric['name']]):{metric['format']}} {metric['title']}"
     try:
         holder = client.get_model_version_by_alias(request["name"], CHAMPION)
     except MlflowException as error:
@@ -142,11 +148,31 @@ def _is_champion(
         return True, f"{shown}, passed the gate, and there was no champion"
     if holder.version == version.version:
         return True, holder.tags.get(CHAMPION, "passed the gate")
-    if name not in holder.tags:
-        return True, f"{shown}, and version {holder.version} has no {title}"
-    champion_score = float(holder.tags[name])
-    wins = score >= champion_score if metric["higher_is_better"] else score <= champion_score
-    same = holder.tags.get("dataset") == request["tags"]["dataset"]
-    compared = f"{shown}, version {holder.version} has {champion_score:{metric['format']}}"
-    compared += "" if same else " on another dataset"
-    return wins, compared + ("" if wins else " and stays champion")
+    margin, higher = request.get("margin", 0.0), metric["higher_is_better"]
+    found = _compared(holder, request, scores, higher)
+    if found is None:
+        won = False
+        reason = (
+            f"{shown}; it cannot be compared with version {holder.version}, which has no answers "
+            "to the same questions in the registry, and that version stays champion: run "
+            "stage=register where its engine is, or give the reason to replace it in "
+            "register.overrule"
+        )
+    else:
+        won = champion_rule.wins(found, margin=margin, higher_is_better=higher)
+        reason = champion_rule.words(found, metric, champion=holder.version, margin=margin)
+    if not won and request.get("overrule"):
+        return True, f"overruled ({request['overrule']}): {reason}"
+    return won, reason
+
+
+def _compared(
+    holder: ModelVersion, request: Mapping[str, Any], scores: Mapping[str, float], higher: bool
+) -> champion_rule.Comparison | None:
+    """The comparison that stage=register made with this champion. If another version has become
+    champion since, the scores that it was registered with are compared."""
+    made = request.get("comparison") or {}
+    if made.get("result") and made["champion"] == int(holder.version):
+        return champion_rule.Comparison(**made["result"])
+    theirs = scores_of(holder)
+    return champion_rule.compare(scores, theirs, higher_is_better=higher) if theirs else None

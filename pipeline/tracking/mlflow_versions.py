@@ -1,9 +1,11 @@
 """Finds a version in MLflow's registry, for a process that does not import MLflow.
 
-    python -m pipeline.tracking.mlflow_versions NAME VERSION    # in MLFLOW_TRACKING_URI
+    python -m pipeline.tracking.mlflow_versions NAME VERSION [BASE]    # in MLFLOW_TRACKING_URI
 
-VERSION is a number or an alias. Prints one line of JSON: `version`, `aliases` and `tags`. If there
-is no such version, it has `missing`, a message with the existing versions.
+VERSION is a number or an alias. BASE is the folder that paths in an embedded store are relative to.
+Prints one line of JSON: `version`, `aliases`, `tags` and `scores`, by question (null if it was
+registered without them). If there is no such version, it has `missing`, a message with the existing
+versions.
 """
 
 import json
@@ -24,6 +26,8 @@ def find(client: "MlflowClient", name: str, wanted: str) -> dict[str, Any]:
     """The version of this number or alias."""
     from mlflow.exceptions import MlflowException
 
+    from pipeline.tracking.mlflow_scores import scores_of
+
     try:
         by_number = wanted.isdigit()
         get = client.get_model_version if by_number else client.get_model_version_by_alias
@@ -34,7 +38,12 @@ def find(client: "MlflowClient", name: str, wanted: str) -> dict[str, Any]:
         return {"missing": _missing(client, name, wanted)}
     # The result of a search by alias does not always have the aliases.
     aliases = client.get_model_version(name, found.version).aliases
-    return {"version": int(found.version), "aliases": sorted(aliases), "tags": dict(found.tags)}
+    return {
+        "version": int(found.version),
+        "aliases": sorted(aliases),
+        "tags": dict(found.tags),
+        "scores": scores_of(found),
+    }
 
 
 def _missing(client: "MlflowClient", name: str, wanted: str) -> str:
@@ -47,11 +56,12 @@ def _missing(client: "MlflowClient", name: str, wanted: str) -> str:
     return f"{name} has no version {wanted}: choose one of {', '.join(there)}"
 
 
-def main(name: str, wanted: str) -> int:
+def main(name: str, wanted: str, base: str = ".") -> int:
     set_up()
     try:
         from mlflow import MlflowClient
 
+        os.chdir(base)
         upgrade_store(os.environ.get("MLFLOW_TRACKING_URI", ""))
         print(json.dumps(find(MlflowClient(), name, wanted)))
     except Exception as error:  # anything that a store, a network or a proxy can raise

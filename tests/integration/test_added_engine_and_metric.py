@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.core.paths import ROOT
 from pipeline.models.chat.renderer import Chat
+from pipeline.stages import build
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import add_weights, make_model_folder
 
@@ -27,6 +28,7 @@ def test_an_added_engine_is_planned_built_and_served(tmp_path: Path) -> None:
     model = add_weights(make_model_folder(tmp_path / "merge", "demo"))
     (model / "generation_config.json").write_text("{}")
     make_artifact(tmp_path, "merge", "hf_checkpoint")
+    make_artifact(tmp_path, "prepare", "dataset")
     qnemo = {"dtype": "bfloat16", "mapping": {"tp_size": 1}}
     make_artifact(tmp_path, "export", "exported", files={"qnemo/config.json": json.dumps(qnemo)})
     said = output_of("added_engine", tmp_path)
@@ -38,7 +40,7 @@ def test_an_added_engine_is_planned_built_and_served(tmp_path: Path) -> None:
     assert (described["runtime"], described["version"]) == ("echo", "1.0")
     manifest = json.loads((tmp_path / "build" / "manifest.json").read_text())
     # The fingerprint depends on this engine's component, and on no other engine's.
-    assert manifest["versions"] == {"stage": 1, "engine/echo": 3}
+    assert manifest["versions"] == {"stage": build.STAGE.version, "engine/echo": 3}
     assert "onnxruntime" not in manifest["libraries"]
     chat = Chat.load(model)
     prompt = chat.prompt([{"role": "user", "content": "a fee"}])

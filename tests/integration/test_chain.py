@@ -17,7 +17,8 @@ SETTINGS = [
     "tracking.enabled=false", "finetune.max_steps=3", "finetune.warmup_steps=1",
     "finetune.global_batch_size=4", "finetune.micro_batch_size=4", "quantize.compare=[]",
     "evaluate.max_new_tokens=4", "evaluate.gate.min_exact_match.adapter=0",
-    "evaluate.gate.max_drop.fp8=1", "engine=onnxruntime", "engine.precision=fp32",
+    "evaluate.gate.max_drop.fp8=1", "evaluate.gate.max_served_drop=1",
+    "engine=onnxruntime", "engine.precision=fp32",
     "benchmark.requests=4", "benchmark.max_tokens=4", "benchmark.concurrency=[2]",
 ]  # fmt: skip
 

@@ -10,8 +10,11 @@ from safetensors.numpy import save_file
 
 from pipeline.core.errors import DataError
 from pipeline.engines.onnxruntime import build as onnxruntime
+from pipeline.engines.onnxruntime.record import BOUNDS
 from pipeline.engines.onnxruntime.session import DecoderSession
+from pipeline.models import hf_model
 from pipeline.models.architecture import read_shape
+from pipeline.optimization import logit_probes
 from tests.unit.model_folders import make_model_folder
 
 VOCABULARY = 400
@@ -63,12 +66,13 @@ def test_every_family_answers_as_pytorch_does(tmp_path: Path, family: str) -> No
     onnxruntime.build(model, out, "fp32", tmp_path / "scratch")
     session = DecoderSession(out, slots=3, max_seq_len=128)
     prompts = [list(range(5, 5 + length)) for length in (2, 20, 60)]
-    proof = onnxruntime.compare_with_torch(
-        model, session, prompts, new_tokens=24, stop_ids=[VOCABULARY - 1]
-    )
-    assert proof["token_agreement"] == 1
+    probes = [(prompt, list(range(len(prompt)))) for prompt in prompts]
+    reference = logit_probes.logits_at(hf_model.load_model(model, dtype="float32"), probes)
+    proof = onnxruntime.compare_with_torch(reference, session, probes)
     assert proof["same_answers"] == 1
-    assert proof["max_difference"] < 1e-3
+    assert proof["loss"] < BOUNDS["fp32"].loss / 100
+    assert proof["cache_loss"] < 1e-9
+    assert proof["positions"] == 82
 
     # A prompt read in parts, in another row, and moved, is the same prompt.
     prompt = prompts[-1]

@@ -30,7 +30,7 @@ from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
 from pipeline.serving.server_process import RunningServer, running_server
-from pipeline.stages import benchmark, build
+from pipeline.stages import build
 from tests.made_artifacts import make_artifact
 from tests.unit.model_folders import make_model_folder
 
@@ -73,7 +73,13 @@ def inputs(folder: Path) -> dict[str, Artifact]:
         for name, shape in read_shape(model).tensors()
     }
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    (folder / "prepare").mkdir()
+    ids = [random.integers(5, config["vocab_size"], 40).tolist() for _ in range(8)]
+    write_split(
+        folder / "prepare", "validation", [Row([], row, [0] * 20 + [1] * 20, "") for row in ids]
+    )
     return {
+        "prepare": make_artifact(folder, "prepare", "dataset", files={"x": ""}),
         "merge": make_artifact(folder, "merge", "hf_checkpoint"),
         "export": make_artifact(
             folder, "export", "exported", files={"qnemo/config.json": json.dumps(QNEMO)}
@@ -92,9 +98,8 @@ def config(folder: Path) -> Config:
 def engine(config: Config, inputs: dict[str, Artifact], folder: Path) -> Artifact:
     (folder / "build").mkdir()
     outcome = build.run(config, inputs, folder / "build")
-    assert outcome.proof["token_agreement"] == 1
     assert outcome.proof["same_answers"] == 1
-    assert outcome.proof["max_difference"] < 1e-3
+    assert outcome.proof["loss"] < 1e-8
     return make_artifact(folder, "build", "engine", files={"proof.json": "{}"})
 
 
@@ -126,7 +131,8 @@ def test_smaller_engines_stay_close_to_pytorch(
 ) -> None:
     chosen = config.engine.model_copy(update={"precision": precision})
     outcome = build.run(config.model_copy(update={"engine": chosen}), inputs, tmp_path)
-    assert outcome.proof["min_cosine"] < 0.999999, "the weights were not quantized"
+    assert outcome.proof["loss"] > 1e-7, "the weights were not quantized"
+    assert outcome.proof["exact_loss"] < 1e-8
     assert Description.read(tmp_path).precision == precision
     smaller = {"int8": 0.6, "int4": 0.5}[precision]
     full = 4 * sum(int(np.prod(shape)) for _, shape in read_shape(inputs["merge"].path).tensors())
@@ -250,40 +256,6 @@ def test_tokens_are_as_likely_when_read_as_when_generated(client: OpenAI, engine
         (generated,) = tops(ids[:place], max_tokens=1)
         shared = {text: read[place][text] for text in generated}
         assert shared == pytest.approx(generated, abs=1e-3)
-
-
-def test_the_benchmark_measures_the_served_engine(
-    config: Config, folder: Path, engine: Artifact, client: OpenAI, tmp_path: Path
-) -> None:
-    prepared = folder / "prepare"
-    prepared.mkdir()
-    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    answers = [ask(client, question, extra_body={"max_tokens": 8}) for question in QUESTIONS]
-    answers[0] = "not what it says"
-    write_split(
-        prepared,
-        "test",
-        [
-            Row([*turns, {"role": "assistant", "content": text or "x"}], [1], [1], "f:1", [1], text)
-            for turns, text in zip(asked, answers, strict=True)
-        ],
-    )
-    dataset = make_artifact(folder, "prepare", "dataset", files={"x": ""})
-    settings = config.benchmark.model_copy(update={"requests": len(QUESTIONS)})
-    outcome = benchmark.run(
-        config.model_copy(update={"benchmark": settings}),
-        {"build": engine, "prepare": dataset},
-        tmp_path,
-    )
-    wrong = sum(text == answers[0] for text in answers)
-    assert outcome.metrics["served_exact_match"] == pytest.approx(1 - wrong / len(QUESTIONS))
-    assert outcome.metrics["same_answer_at_every_load"] == 1
-    assert outcome.metrics["output_tokens_per_second/at_4"] > 0
-    assert outcome.metrics["peak_memory_mib"] > 50
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert [load["at_once"] for load in report["loads"]] == [1, 4]
-    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
-    assert "| 4 |" in (tmp_path / "report.md").read_text()
 
 
 def serve(folder: Path, port: int) -> subprocess.Popen[str]:

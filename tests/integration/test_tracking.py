@@ -26,7 +26,7 @@ from pipeline.config.register import RegisterConfig
 from pipeline.config.schema import Config
 from pipeline.config.tracking import TrackingConfig
 from pipeline.core.errors import ArtifactError
-from pipeline.engines.registered import engine_of
+from pipeline.engines.registered import champion_of, engine_of, engine_with
 from pipeline.orchestration import compose
 from pipeline.stages import register
 from pipeline.tracking import client as tracking
@@ -290,12 +290,17 @@ def register_candidate(
     run.finish("FINISHED", made)
 
 
-def offer_to(sender: Sender, score: float, failure: str | None = None) -> dict[str, Any]:
-    """What the registry answers to a model of this exact match."""
+def offer_to(
+    sender: Sender, right: int, failure: str | None = None, *settings: str, first_question: int = 0
+) -> dict[str, Any]:
+    """What the registry answers to an engine that answered so many of 200 questions right."""
     destination = sender.destination
-    accuracy = {"base": 0.0, "tuned": 0.9, "fp8": score}
-    chain = make_chain(destination.artifacts, accuracy=accuracy, failure=failure)
-    register_candidate(destination.artifacts, chain, "bank-model")
+    served = [1.0] * right + [0.0] * (200 - right)
+    chain = make_chain(
+        destination.artifacts, failure=failure, served=served, first_question=first_question
+    )
+    config = compose.from_command_line(["stage=all", "register.name=bank-model", *settings])[2]
+    register_candidate(destination.artifacts, chain, "bank-model", config)
     (group,) = destination.groups()
     end(destination.artifacts)
     assert not sender.send_all()
@@ -308,34 +313,53 @@ def offer_to(sender: Sender, score: float, failure: str | None = None) -> dict[s
 def test_the_registry_keeps_the_better_model_as_champion(artifacts: Path) -> None:
     sender = Sender(Destination.of(artifacts, CONFIG))
     offer = partial(offer_to, sender)
-    assert offer(0.85, "too bad")["aliases"] == ["candidate"]
-    first = offer(0.85)
+    assert offer(170, "too bad")["aliases"] == ["candidate"]
+    first = offer(170)
     assert (first["version"], first["aliases"]) == (2, ["candidate", "champion"])
-    assert offer(0.9)["aliases"] == ["candidate", "champion"]
-    worse = offer(0.8)
+    assert offer(180)["aliases"] == ["candidate", "champion"]
+    worse = offer(160)
     assert worse["aliases"] == ["candidate"]
-    assert worse["reason"] == "80.0% exact match, version 3 has 90.0% and stays champion"
-    assert offer(0.95, "lost an answer")["reason"] == "it did not pass the gate (lost an answer)"
-    assert offer(0.9)["aliases"] == ["candidate", "champion"]  # a tie
+    said = "80.0% exact match, version 3 has 90.0% on the same 200 questions (0 better, 20 worse; "
+    assert worse["reason"].startswith(said)
+    assert worse["reason"].endswith("stays champion")
+    assert offer(190, "lost an answer")["reason"] == "it did not pass the gate (lost an answer)"
+    assert offer(180)["aliases"] == ["candidate", "champion"]  # a tie
 
     client = client_of(artifacts)
     champion = client.get_model_version_by_alias("bank-model", "champion")
     assert champion.version == client.get_model_version_by_alias("bank-model", "candidate").version
     assert champion.tags["exact_match"] == "0.9"
+    assert champion.tags["measured"] == "served by onnxruntime int8, temperature 0"
     assert champion.tags["digest.build"]
-    assert "| **fp8** | **90.0%** |" in champion.description
+    assert "| **served (onnxruntime int8, temperature 0)** | **90.0%** |" in champion.description
     model = client.get_logged_model(champion.source.removeprefix("models:/"))
-    assert {metric.key: metric.value for metric in model.metrics}["exact_match/fp8"] == 0.9
+    assert {metric.key: metric.value for metric in model.metrics}["exact_match/served"] == 0.9
     signature = Model.load(urlsplit(model.artifact_location).path).signature
     assert signature.inputs.input_names() == ["messages", "temperature", "max_tokens"]
     assert signature.outputs.input_names() == ["choices"]
 
 
 @pytest.mark.usefixtures("no_sender")
+def test_what_cannot_be_compared_stays_candidate_unless_a_reason_overrules_it(
+    artifacts: Path,
+) -> None:
+    sender = Sender(Destination.of(artifacts, CONFIG))
+    offer_to(sender, 160)
+    other = offer_to(sender, 190, first_question=1000)
+    assert other["aliases"] == ["candidate"]
+    assert "cannot be compared with version 1" in other["reason"]
+    chosen = offer_to(sender, 190, None, "register.overrule=new products", first_question=1000)
+    assert chosen["aliases"] == ["candidate", "champion"]
+    assert chosen["reason"].startswith("overruled (new products): 95.0% exact match; it cannot be")
+    refused = offer_to(sender, 10, "too bad", "register.overrule=I want it", first_question=1000)
+    assert refused["aliases"] == ["candidate"]  # what a gate refuses stays refused
+
+
+@pytest.mark.usefixtures("no_sender")
 def test_a_registered_engine_is_found_by_number_and_by_alias(artifacts: Path) -> None:
     sender = Sender(Destination.of(artifacts, CONFIG))
-    offer_to(sender, 0.9)
-    offer_to(sender, 0.8)
+    offer_to(sender, 180)
+    offer_to(sender, 160)
     config = compose.from_command_line(["stage=serve", f"artifacts={artifacts}"])[2]
     config = config.model_copy(update={"register_": RegisterConfig(name="bank-model")})
     found = engine_of("champion", config)
@@ -391,12 +415,22 @@ def test_a_copy_and_a_moved_project_track_into_themselves(
 
 
 @pytest.mark.usefixtures("no_sender")
-def test_a_tie_is_one_of_all_digits(artifacts: Path) -> None:
+def test_the_champion_is_found_with_its_scores(artifacts: Path) -> None:
+    """Also through the process that stage=register asks."""
     sender = Sender(Destination.of(artifacts, CONFIG))
-    for score in (197 / 225, 198 / 225 + 4e-5):  # four digits would round up, then down
-        assert "champion" in offer_to(sender, score)["aliases"]
-        assert "champion" in offer_to(sender, score)["aliases"]
-        assert offer_to(sender, score - 1e-5)["aliases"] == ["candidate"]
+    config = compose.from_command_line(
+        ["stage=register", f"artifacts={artifacts}", "register.name=bank-model"]
+    )[2]
+    assert champion_of(config) is None
+    offer_to(sender, 150)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # which MLflow has set
+    champion = champion_of(config)
+    assert champion is not None
+    assert (champion.version, len(champion.scores)) == (1, 200)
+    assert sum(champion.scores.values()) == 150
+    engine = engine_with(champion.engine, artifacts)
+    assert engine is not None
+    assert engine.path == artifacts / "build"
 
 
 @pytest.mark.usefixtures("no_sender")

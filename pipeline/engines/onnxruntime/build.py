@@ -8,21 +8,26 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError
 from pipeline.core.import_blocking import absent
 from pipeline.engines.onnxruntime.session import GENAI_CONFIG, GRAPH, DecoderSession
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.engines.record import Probes
 
 # Weights in blocks of 32 with one scale each; activations as 8-bit integers in matrix products.
 BLOCK_SIZE = 32
 INT8_ACCURACY = 4
 
 
-def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
-    """Write the engine of an HF folder into `out`.
+def build(model: Path, out: Path, precision: str, scratch: Path) -> Path:
+    """Write the engine of an HF folder into `out`; returns the folder of the same graph in float32.
 
     Args:
         precision: fp32; int8 (every linear layer, weight-only blocks); int4 (k-quant, with the most
@@ -37,19 +42,18 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
     with _quiet() as said, absent("sklearn"):
         from onnxruntime_genai.models.builder import create_model
 
-        # fp32 first for int8: the builder itself quantizes to int4 only.
-        base = "int4" if precision == "int4" else "fp32"
+        # float32 first: int8 is made of it, and it proves what the builder makes of the model.
+        exact = out if precision == "fp32" else scratch / "fp32"
         options: dict[str, Any] = {"hf_remote": False, "hf_token": "false"}
-        if base == "int4":
-            options |= {"int4_algo_config": "k_quant_mixed", "int4_block_size": BLOCK_SIZE}
-        target = scratch / "fp32" if precision == "int8" else out
-        source = _with_original_context(model, scratch)
+        int4 = {"int4_algo_config": "k_quant_mixed", "int4_block_size": BLOCK_SIZE}
+        source, cache = _with_original_context(model, scratch), scratch / "cache"
         try:
-            create_model(
-                None, str(source), str(target), base, "cpu", str(scratch / "cache"), **options
-            )
+            create_model(None, str(source), str(exact), "fp32", "cpu", str(cache), **options)
             if precision == "int8":
-                _quantize_to_int8(target, out)
+                _quantize_to_int8(exact, out)
+            elif precision == "int4":
+                options |= int4
+                create_model(None, str(source), str(out), "int4", "cpu", str(cache), **options)
         except (NotImplementedError, KeyError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # a full disk is not the model's fault
@@ -58,6 +62,7 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> None:
                 f"{model} cannot become an ONNX Runtime engine ({error}; {tail}): use a Llama, "
                 "Qwen2 or Mistral model in HF safetensors, or engine=trtllm or engine=vllm"
             ) from error
+    return exact
 
 
 def _with_original_context(model: Path, scratch: Path) -> Path:
@@ -117,51 +122,37 @@ def _quiet() -> Iterator[io.StringIO]:
 
 
 def compare_with_torch(
-    model: Path,
-    session: DecoderSession,
-    prompts: Sequence[Sequence[int]],
-    *,
-    new_tokens: int,
-    stop_ids: Sequence[int],
+    reference: "torch.Tensor", session: DecoderSession, probes: "Probes"
 ) -> dict[str, float]:
-    """Compare an engine with the HF model in PyTorch, float32.
+    """Compare an engine's predictions with PyTorch's, float32.
 
-    PyTorch answers each prompt greedily. The engine reads prompt and answer for its logits, and
-    also answers by itself, with its cache.
+    reference: PyTorch's logits at the probes' positions, one below the other. probes: rows of
+    token ids, and the positions in each that predict the tokens of answers.
 
     Returns:
-        token_agreement: share of the answers' positions at which both have the same most likely
-        token.
-        same_answers: share of prompts with the same answer, token for token.
-        min_cosine, max_difference: of the logits at those positions.
+        loss, kl, information, agreement: see models/divergence.py.
+        same_answers: share of the rows at whose every position both prefer the same token.
+        cache_loss: of the last row's predictions, token by token with the cache, against those of
+        the engine itself that read the row at once.
     """
-    import numpy as np
+    import torch
 
-    from pipeline.models import hf_model
+    from pipeline.models.divergence import divergence
 
-    reference = hf_model.load_model(model, dtype="float32")
-    agreed, same, cosines, differences = [], [], [], []
-    for prompt in prompts:
-        answer = hf_model.greedy(reference, prompt, max_new_tokens=new_tokens, stop_ids=stop_ids)
-        read = [*prompt, *answer[:-1]]
-        wanted = hf_model.logits(reference, read)[len(prompt) - 1 :].double().numpy()
-        got = session.prefill(0, read, 0)[len(prompt) - 1 :].astype(np.float64)
-        norms = np.linalg.norm(wanted, axis=-1) * np.linalg.norm(got, axis=-1)
-        cosines += list((wanted * got).sum(-1) / norms)
-        differences.append(np.abs(wanted - got).max())
-        agreed += list(wanted.argmax(-1) == got.argmax(-1))
-        same.append(_answer_greedily(session, prompt, len(answer)) == answer)
+    logits = torch.cat([torch.from_numpy(session.prefill(0, ids, 0)[at]) for ids, at in probes])
+    found = divergence(reference, logits)
+    same = (reference.argmax(-1) == logits.argmax(-1)).split([len(at) for _, at in probes])
+    ids, _ = probes[-1]
+    whole = torch.from_numpy(session.prefill(0, ids, 0))
+    steps = [session.prefill(0, ids[:1], 0)[-1].copy()]
+    steps += [session.decode([ids[n]], [n + 1])[0].copy() for n in range(1, len(ids))]
+    stepwise = divergence(whole, torch.stack([torch.from_numpy(step) for step in steps]))
     return {
-        "token_agreement": float(np.mean(agreed)),
-        "same_answers": float(np.mean(same)),
-        "min_cosine": float(np.min(cosines)),
-        "max_difference": float(np.max(differences)),
+        "loss": found.loss,
+        "kl": found.kl,
+        "information": found.information,
+        "agreement": found.agreement,
+        "positions": float(found.positions),
+        "same_answers": sum(bool(row.all()) for row in same) / len(probes),
+        "cache_loss": stepwise.loss,
     }
-
-
-def _answer_greedily(session: DecoderSession, prompt: Sequence[int], count: int) -> list[int]:
-    tokens = [int(session.prefill(0, prompt, 0)[-1].argmax())]
-    while len(tokens) < count:
-        logits = session.decode(tokens[-1:], [len(prompt) + len(tokens)])
-        tokens.append(int(logits[0].argmax()))
-    return tokens

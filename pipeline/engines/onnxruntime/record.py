@@ -3,7 +3,7 @@
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,20 +31,32 @@ if TYPE_CHECKING:
     from pipeline.core.artifact import Outcome
     from pipeline.models.chat.renderer import Chat
 
-PROOF_TOKENS = 24
-PROOF_QUESTIONS = (
-    "Hello!",
-    "How do I apply for a personal loan?",
-    "My card was stolen, what should I do now?",
-    "What does it cost to close my account?",
-    "Can you tell me when the branch opens on Saturday?",
-    "Thank you, that is all.",
-)
-# What an engine must reach to count as the same model: the cosine of its logits with those of
-# PyTorch in float32, and the share of positions with the same most likely token.
-LEAST = {"fp32": (0.9999, 0.99), "int8": (0.99, 0.9), "int4": (0.8, 0.4)}
-# `auto` uses int8 only if it agrees this well: what int8 saves is not worth a changed answer.
-AUTO = (("int8", 0.99), ("fp32", 0.0))
+
+@dataclass(frozen=True)
+class Bound:
+    """What an engine must reach to count as the same model as PyTorch's (models/divergence.py).
+
+    loss: the share of the model's information that it may lose. agreement: of the likeliest tokens,
+    weighted with how much the model prefers them, at least.
+    """
+
+    loss: float
+    agreement: float
+
+
+# float32 sums in another order lose 1e-12 of the bundled model, and damage loses over a hundredth.
+# The graph is proven in float32, whatever it is then rounded to, so the others only have to bound
+# what rounding costs: 0.0003 in int8 and 0.015 in int4 on the bundled model, and more on models
+# whose weights have outliers (bench/proof_bounds.py, bench/results/proof_bounds.json,
+# tests/integration/test_proof_bounds.py). What that costs in right answers is for stage=benchmark
+# and its gate to say.
+BOUNDS = {"fp32": Bound(1e-6, 0.9999), "int8": Bound(0.02, 0.97), "int4": Bound(0.3, 0.8)}
+# Token by token with the cache, an engine computes what it computes at once, but for the order of
+# its sums and how it rounds activations.
+MOST_CACHE_LOSS = {"fp32": 1e-6, "int8": 1e-3, "int4": 1e-3}
+# `auto` uses int8 only if so many answers stay the same, token for token: what int8 saves is not
+# worth a changed answer.
+SAME_ANSWERS = 0.99
 
 
 def _profiles(checkpoints: Sequence[Checkpoint], site: Site) -> Iterator[Profile]:
@@ -75,57 +87,90 @@ def _build(job: BuildJob, out: Path) -> "Outcome":
     """Build with ONNX Runtime GenAI's builder, and compare with PyTorch.
 
     Raises:
-        ProofFailed: the engine does not answer as PyTorch does.
+        ProofFailed: the engine does not predict what PyTorch predicts.
     """
     from pipeline.core.artifact import Outcome
 
-    engine, profile, model = job.engine, job.profile, job.checkpoint
-    free = engine.precision == "auto" and not engine.profile
-    tries = AUTO if free and profile.precision == AUTO[0][0] else ((profile.precision, 0.0),)
-    for precision, least_agreement in tries:
-        chat, proof = build_and_compare(job, out, precision)
-        if proof["token_agreement"] >= least_agreement:
-            break
+    engine, profile = job.engine, job.profile
+    free = engine.precision == "auto" and not engine.profile and profile.precision == "int8"
+    precision = profile.precision
+    chat, proof = build_and_compare(job, out, precision)
+    if free and (proof["same_answers"] < SAME_ANSWERS or refusal(precision, proof)):
         get_console().print(
-            f"engine.precision=auto: {precision} is not used: it agrees with PyTorch on "
-            f"{proof['token_agreement']:.1%} of tokens, and {least_agreement:.0%} are required"
+            f"engine.precision=auto: {precision} is not used: it leaves "
+            f"{proof['same_answers']:.1%} of the validation answers as they are, and "
+            f"{SAME_ANSWERS:.0%} are required"
         )
-    cosine, agreement = LEAST[precision]
-    if proof["min_cosine"] < cosine or proof["token_agreement"] < agreement:
-        raise ProofFailed(
-            f"the {precision} engine of {model} differs from PyTorch: cosine of logits "
-            f"{proof['min_cosine']:.5f} (at least {cosine}), same most likely token at "
-            f"{proof['token_agreement']:.1%} of positions (at least {agreement:.0%}): build with "
-            "engine.precision=fp32" + (", or report this model" if precision == "fp32" else "")
-        )
+        precision = "fp32"
+        chat, proof = build_and_compare(job, out, precision)
+    accepted = {}
+    if wrong := refusal(precision, proof):
+        if engine.overrule is None:
+            raise ProofFailed(
+                f"the {precision} engine of {job.checkpoint} {wrong}: clients would get answers "
+                "of another model than the one that was evaluated. Build with "
+                "engine.precision=fp32, "
+                + ("report this model, " if precision == "fp32" else "")
+                + "or accept it on the record with engine.overrule=REASON"
+            )
+        accepted = {"overruled": {"reason": engine.overrule, "refusal": wrong}}
     replace(job.describe(chat), precision=precision).write(out)
     metrics = {**proof, "engine_mib": size_mib(out)}
     return Outcome(
-        "engine", metrics, {"against": "PyTorch, float32", "precision": precision, **proof}
+        "engine",
+        metrics,
+        {"against": "PyTorch, float32", "precision": precision, **proof, **accepted},
     )
+
+
+def refusal(precision: str, proof: Mapping[str, float]) -> str | None:
+    """Why an engine does not count as the same model, in words; None if it does."""
+    bound, exact = BOUNDS[precision], BOUNDS["fp32"]
+    if not proof["exact_loss"] <= exact.loss:
+        return (
+            f"is not made of the same model: in float32 it loses {proof['exact_loss']:.2g} of "
+            f"what PyTorch's predictions say ({exact.loss:g} is allowed)"
+        )
+    if not (proof["loss"] <= bound.loss and proof["agreement"] >= bound.agreement):
+        return (
+            f"loses {proof['loss']:.2g} of what PyTorch's predictions say ({bound.loss:g} is "
+            f"allowed), with {proof['agreement']:.1%} of its likeliest tokens (at least "
+            f"{bound.agreement:.0%})"
+        )
+    if not proof["cache_loss"] <= MOST_CACHE_LOSS[precision]:
+        return (
+            f"predicts otherwise token by token than at once: it loses {proof['cache_loss']:.2g} "
+            f"({MOST_CACHE_LOSS[precision]:g} is allowed)"
+        )
+    return None
 
 
 def build_and_compare(job: BuildJob, out: Path, precision: str) -> tuple["Chat", dict[str, float]]:
-    """Write the engine into `out`, and compare it with PyTorch."""
+    """Write the engine into `out`, and compare it with PyTorch: the graph in float32, and, as
+    `exact_loss`, what it loses before it is rounded."""
+    import torch
+
     from pipeline.core.artifact import SCRATCH
     from pipeline.engines.onnxruntime import build as onnxruntime
     from pipeline.engines.onnxruntime.session import DecoderSession
+    from pipeline.models import hf_model
 
-    engine, model = job.engine, job.checkpoint
+    model, length, probes = job.checkpoint, job.engine.max_seq_len, job.probes()
     scratch = out / SCRATCH
-    onnxruntime.build(model, out, precision, scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
-    chat = take_tokenizer(model, out)
-    prompts = [chat.prompt([{"role": "user", "content": text}]) for text in PROOF_QUESTIONS]
-    length = min(engine.max_seq_len - PROOF_TOKENS, engine.max_input_len)
+    exact = onnxruntime.build(model, out, precision, scratch)
+    torch_model = hf_model.load_model(model, dtype="float32")
+    reference = torch.cat([hf_model.logits(torch_model, ids)[at] for ids, at in probes])
+    del torch_model
     proof = onnxruntime.compare_with_torch(
-        model,
-        DecoderSession(out, slots=1, max_seq_len=engine.max_seq_len),
-        [prompt[-length:] for prompt in prompts],
-        new_tokens=PROOF_TOKENS,
-        stop_ids=chat.stop_ids,
+        reference, DecoderSession(exact, slots=1, max_seq_len=length), probes
     )
-    return chat, proof
+    proof["exact_loss"] = proof["loss"]
+    if exact != out:
+        proof |= onnxruntime.compare_with_torch(
+            reference, DecoderSession(out, slots=1, max_seq_len=length), probes
+        )
+    shutil.rmtree(scratch, ignore_errors=True)
+    return take_tokenizer(model, out), proof
 
 
 def _open(folder: Path, description: Description, max_queue: int) -> Engine:
@@ -148,7 +193,7 @@ ONNXRUNTIME = EngineRecord(
     name="onnxruntime",
     component=Component(
         name="engine/onnxruntime",
-        version=1,
+        version=2,
         libraries=("onnxruntime", "onnxruntime-genai", "onnx", "torch", "transformers", "peft"),
         modules=(
             "pipeline.engines.onnxruntime.record",

@@ -27,7 +27,13 @@ def artifacts(tmp_path: Path) -> Path:
 
 
 def measure(
-    artifacts: Path, engine: Description, *rates: float, where: Machine = HERE, aside: str = ""
+    artifacts: Path,
+    engine: Description,
+    *rates: float,
+    where: Machine = HERE,
+    aside: str = "",
+    requests: int = 48,
+    created: float | None = None,
 ) -> None:
     """An engine's build and benchmark; with `aside` among the variants."""
     folder = artifacts / ".variants" if aside else artifacts
@@ -52,7 +58,16 @@ def measure(
         files={"report.json": "{}"},
         metrics={**metrics, "requests_per_second/at_0": 1e9},
         inputs={"build": built},
+        config={"benchmark": {"requests": requests}},
+        created=created,
     )
+
+
+def test_rates_of_another_load_do_not_count(artifacts: Path) -> None:
+    measure(artifacts, MADE, 100, created=2e9)
+    measure(artifacts, replace(MADE, precision="fp32"), 9000, aside="1", requests=4, created=1e9)
+    model = read_decoder(artifacts / "merge")
+    assert measured_here(artifacts, model, HERE) == {"onnxruntime-int8-tp1-pp1": 100}
 
 
 def test_the_best_load_of_every_profile_counts(artifacts: Path) -> None:

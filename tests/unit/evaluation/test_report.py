@@ -11,11 +11,14 @@ def figures(value: float) -> dict[str, Estimate]:
 
 
 REPORT = build(
-    {"base": figures(0.02), "tuned": figures(0.93)},
+    {"base": figures(0.02), "tuned": figures(0.93), "fp8": figures(0.9)},
     {"base": Estimate(-0.91, -0.95, -0.87)},
     ["fp8 answers too little"],
     ["int4_awq answers less"],
     questions=225,
+    method="adapter",
+    beyond_limit=2,
+    cut={"base": 7, "tuned": 0, "fp8": 0},
 )
 
 
@@ -26,6 +29,8 @@ def test_markdown_has_a_line_a_model_and_the_verdict() -> None:
     assert "-91.0 % (-95.0 to -87.0)" in base
     tuned = next(line for line in lines if line.startswith("| tuned"))
     assert tuned.split("|")[3].strip() == ""  # not compared with itself
+    assert any(line.startswith("| fp8, simulated | 90.0 %") for line in lines)
+    assert "base: 7 answers reached evaluate.max_new_tokens." in lines
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert len(widths) == 1
     assert "Gate refused: fp8 answers too little." in lines

@@ -13,8 +13,15 @@ from safetensors.torch import save_file
 from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape
 from pipeline.models.hf_model import WeightReader
 from pipeline.optimization import dequantize as dequantize_module
-from pipeline.optimization.dequantize import compare, dequantize, difference
-from pipeline.optimization.formats import FORMATS, Storage
+from pipeline.optimization.dequantize import (
+    Rounding,
+    beyond_rounding,
+    compare,
+    dequantize,
+    difference,
+    rounded,
+)
+from pipeline.optimization.formats import FORMATS, Storage, most_excess
 from tests.unit.stages.test_quantize import LLAMA
 
 Matrix = list[list[int]]
@@ -169,6 +176,9 @@ def test_every_form_is_compared_with_every_weight(tmp_path: Path) -> None:
         def tensor(self, name: str) -> torch.Tensor | None:
             return None if "norm" in name else source[name] * self.factor
 
+        def rounding(self, name: str) -> None:
+            return None
+
     with WeightReader(tmp_path) as reader:
         tables = compare({"same": Made(1.0), "double": Made(2.0)}, reader, shape)
     names = [name for name in source if "norm" not in name]
@@ -190,7 +200,76 @@ def test_a_tied_output_layer_written_apart_must_be_the_embedding(
                 return source[EMBEDDING] * 2 if apart else None
             return source[name]
 
+        def rounding(self, name: str) -> None:
+            return None
+
     with WeightReader(tmp_path) as reader:
         table = compare({"qnemo": Written()}, reader, shape)["qnemo"]
     wrong = {name: figures["error"] for name, figures in table.items() if figures["error"]}
     assert wrong == ({LM_HEAD: pytest.approx(1.0)} if apart else {})
+
+
+QUANTIZED = ("fp8", "int8_sq", "nvfp4", "int4_awq", "w4a8_awq")
+
+
+def matrix(seed: int, kind: str) -> torch.Tensor:
+    """Weights as a random model has them, and as real models have them: with heavy tails, and with
+    columns of outliers."""
+    draw = torch.Generator().manual_seed(seed)
+    weight = 0.05 * torch.randn(256, 256, generator=draw)
+    if kind == "heavy tails":
+        weight *= torch.rand(256, 256, generator=draw) ** -0.4
+    if kind == "outliers":
+        weight[:, ::37] *= 20
+    return weight
+
+
+def prescale_of(format: str, seed: int) -> torch.Tensor | None:
+    draw = torch.Generator().manual_seed(seed)
+    return 0.5 + torch.rand(256, generator=draw) if storage(format).prescaled else None
+
+
+def written(format: str, weight: torch.Tensor, prescale: torch.Tensor | None) -> torch.Tensor:
+    """As a file gives it: the input's scales are in bfloat16."""
+    stored = None if prescale is None else prescale.bfloat16().float()
+    found = rounded(storage(format), weight, prescale, weight.abs().max())
+    return found if prescale is None or stored is None else found / prescale * stored
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["random", "heavy tails", "outliers"])
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_honest_rounding_has_no_excess_whatever_the_weights(
+    format: str, kind: str, seed: int
+) -> None:
+    weight, prescale = matrix(seed, kind), prescale_of(format, seed)
+    how = Rounding(storage(format), None if prescale is None else prescale.bfloat16().float())
+    found = beyond_rounding(written(format, weight, prescale), weight, how)
+    assert found["excess"] < 0.7 * most_excess(found["rounding"])
+    assert found["rounding"] > 0.002
+
+
+DAMAGES = {
+    "every scale a fifth too large": lambda w: w * 1.2,
+    "every scale a twentieth too small": lambda w: w * 0.95,
+    "the scales of one row a tenth too large": lambda w: torch.cat([w[:1] * 1.1, w[1:]]),
+    "two rows exchanged": lambda w: torch.cat([w[1:2], w[:1], w[2:]]),
+    "two columns exchanged": lambda w: torch.cat([w[:, 1:2], w[:, :1], w[:, 2:]], dim=1),
+    "transposed": lambda w: w.T.contiguous(),
+    "the next block's columns": lambda w: w.roll(128, dims=1),
+    "a row of zeros": lambda w: torch.cat([0 * w[:1], w[1:]]),
+    "negated": lambda w: -w,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_damage_is_beyond_rounding(format: str, damage: str) -> None:
+    """One row of a format with a single scale has no scale of its own: it counts by its share."""
+    for seed, kind in enumerate(("random", "heavy tails", "outliers")):
+        weight, prescale = matrix(seed, kind), prescale_of(format, seed)
+        ours = DAMAGES[damage](written(format, weight, prescale))
+        how = Rounding(storage(format), prescale)
+        found = beyond_rounding(ours, weight, how)
+        single = storage(format).scale == "tensor" and damage.startswith("the scales of one row")
+        assert single or found["excess"] > 1.1 * most_excess(found["rounding"]), (kind, found)

@@ -70,12 +70,15 @@ def test_a_person_sees_times_answers_accuracy_engine_and_what_to_do_next(
     assert any("finetune" in line and "61.0 s" in line for line in lines)
     assert any("I like the sea." in line and "number 0." in line for line in lines)
     bars = {
-        line.split()[0]: line.count("█")
+        line.replace(",", " ").split()[0]: line.count("█")
         for line in lines
-        if line.split()[:1] and line.split()[0] in ("base", "tuned", "fp8") and "%" in line
+        if line.startswith(("base ", "tuned ", "fp8, ")) and "%" in line
     }
     assert bars["base"] < bars["fp8"] <= bars["tuned"] < summary_view.BAR
-    assert any("fp8" in line and "92.0%" in line and "shipped" in line for line in lines)
+    assert any("fp8, simulated" in line and "92.0%" in line for line in lines)
+    served = next(line for line in lines if line.startswith("served"))
+    assert "90.0%" in served
+    assert "onnxruntime int8, temperature 0" in served
     assert "gate passed" in text
     assert text.index("at 4") < text.index("at 16")
     assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow/mlflow.db" in text

@@ -11,9 +11,9 @@ import yaml
 from rich.console import Console
 
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.orchestration import arguments, project, sweep
+from pipeline.orchestration import arguments, compose, project, sweep
 from pipeline.orchestration.sweep import Result, results_table
-from tests.made_artifacts import make_artifact
+from tests.made_artifacts import make_artifact, make_chain
 
 
 @pytest.fixture
@@ -134,3 +134,10 @@ def test_results_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "0" / "result.json").write_text(json.dumps(content))
     (result,) = sweep.read_results(tmp_path)
     assert (result.number, result.state) == (0, "done")
+
+
+def test_runs_are_compared_by_what_is_served(tmp_path: Path) -> None:
+    """And not by a simulated format."""
+    make_chain(tmp_path)
+    config = compose.from_command_line(["stage=all", f"artifacts={tmp_path}"])[2]
+    assert sweep._figures("all", config) == {"exact_match/tuned": 0.93, "exact_match/served": 0.9}

@@ -39,8 +39,16 @@ def test_the_report_has_a_row_for_each_load() -> None:
     figures = [
         benchmark._figures(Level(n, 1.0, [TimedResponse("a", 2, 0.1 * n, 0.2 * n)])) for n in (1, 4)
     ]
-    text = benchmark._markdown({"served_exact_match": 0.5}, figures)
-    assert "- served exact match: 0.5" in text
+    served = {"runtime": "hf", "precision": "fp32", "sampling": {"temperature": 0.7, "top_p": 0.9}}
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    served |= {"exact_match": share, "token_f1": share, "less_tuned": share}
+    served |= {"questions": 225, "cut": 3, "refused": 2}
+    text = benchmark._markdown(served, [], {"start_seconds": 0.5}, figures)
+    assert "Engine: hf fp32, temperature 0.7, top_p 0.9." in text
+    assert "- exact match: 50.0 % (40.0 to 60.0)" in text
+    assert "3 answers were cut at the limit of tokens, and 2 questions were refused" in text
+    assert "- gate: passed" in text
+    assert "- start seconds: 0.5" in text
     rows = [line for line in text.splitlines() if line.startswith(("| 1 ", "| 4 "))]
     assert len(rows) == 2
     assert "100.0" in rows[0]

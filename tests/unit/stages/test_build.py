@@ -13,11 +13,13 @@ from pipeline.core.artifact import Artifact
 from pipeline.core.errors import (
     ArtifactError,
     ConfigError,
+    DataError,
     MissingRuntime,
     ProofFailed,
     ResourceError,
 )
 from pipeline.core.hardware import Gpu, Machine
+from pipeline.data.dataset import Row
 from pipeline.engines.description import Description
 from pipeline.engines.onnxruntime import record as onnxruntime
 from pipeline.engines.record import BuildJob
@@ -87,21 +89,25 @@ def have_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Measured:
-    """Stands for ONNX Runtime: what it was asked for, and a proof for each precision."""
+    """Stands for ONNX Runtime: what it was asked for, and a proof for each precision.
 
-    def __init__(self, agreement: Mapping[str, float], cosine: float = 1.0) -> None:
+    same: share of the answers that stay the same, by precision. others: further figures.
+    """
+
+    def __init__(self, same: Mapping[str, float], **others: float) -> None:
         self.asked: list[str] = []
-        self._agreement, self._cosine = agreement, cosine
+        self._same, self._others = same, others
 
     def __call__(self, job: BuildJob, out: Path, precision: str) -> tuple[Chat, dict[str, float]]:
         self.asked.append(precision)
         (out / "model.onnx").write_text(precision)
-        agreement = self._agreement[precision]
-        return Chat.load(job.checkpoint), {"token_agreement": agreement, "min_cosine": self._cosine}
+        proof = {"exact_loss": 0.0, "loss": 0.0, "agreement": 1.0, "cache_loss": 0.0}
+        proof |= {"same_answers": self._same[precision], **self._others}
+        return Chat.load(job.checkpoint), proof
 
 
 @pytest.mark.parametrize(
-    ("agreement", "taken"),
+    ("same", "taken"),
     [({"int8": 1.0}, ["int8"]), ({"int8": 0.97, "fp32": 1.0}, ["int8", "fp32"])],
 )
 def test_auto_takes_int8_only_where_it_changes_nothing(
@@ -109,10 +115,10 @@ def test_auto_takes_int8_only_where_it_changes_nothing(
     inputs: dict[str, Artifact],
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
-    agreement: dict[str, float],
+    same: dict[str, float],
     taken: list[str],
 ) -> None:
-    measured = Measured(agreement)
+    measured = Measured(same)
     monkeypatch.setattr(onnxruntime, "build_and_compare", measured)
     outcome = build.run(config, inputs, out)
     assert measured.asked == taken
@@ -125,23 +131,48 @@ def test_auto_takes_int8_only_where_it_changes_nothing(
     assert not (out / "left").exists()
 
 
-@pytest.mark.parametrize(
-    ("precision", "agreement", "cosine"),
-    [("fp32", 0.98, 1.0), ("fp32", 1.0, 0.999), ("int8", 0.5, 1)],
-)
-def test_an_engine_that_answers_otherwise_is_refused(
+DIFFERENT: list[tuple[str, dict[str, float], str]] = [
+    ("fp32", {"loss": 1e-5, "exact_loss": 1e-5}, "is not made of the same model"),
+    ("int8", {"exact_loss": 1e-4}, "is not made of the same model"),
+    ("int8", {"loss": 0.05}, "loses 0.05 of what PyTorch's predictions say"),
+    ("int8", {"agreement": 0.9}, "with 90.0% of its likeliest tokens"),
+    ("int4", {"loss": float("nan")}, "loses nan"),
+    ("int8", {"cache_loss": 0.1}, "predicts otherwise token by token"),
+]
+
+
+@pytest.mark.parametrize(("precision", "figures", "words"), DIFFERENT)
+def test_an_engine_that_predicts_otherwise_is_refused_unless_a_reason_is_given(
     config: Config,
     inputs: dict[str, Artifact],
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     precision: str,
-    agreement: float,
-    cosine: float,
+    figures: dict[str, float],
+    words: str,
 ) -> None:
-    monkeypatch.setattr(onnxruntime, "build_and_compare", Measured({precision: agreement}, cosine))
+    measured = Measured({precision: 1.0}, **figures)
+    monkeypatch.setattr(onnxruntime, "build_and_compare", measured)
     chosen = with_engine(config, name="onnxruntime", precision=precision)
-    with pytest.raises(ProofFailed, match=f"the {precision} engine .* differs from PyTorch"):
+    with pytest.raises(ProofFailed, match=f"the {precision} engine .* {words}.*engine.overrule="):
         build.run(chosen, inputs, out)
+    outcome = build.run(with_engine(chosen, overrule="only a rehearsal"), inputs, out)
+    assert outcome.proof["overruled"]["reason"] == "only a rehearsal"
+    assert words in outcome.proof["overruled"]["refusal"]
+
+
+def test_probes_are_spread_over_the_validation_rows_and_fit_the_engine() -> None:
+    rows = [Row([], [n] * 40, [0] * 20 + [1] * 20, "") for n in range(1000)]
+    found = build.answer_probes(rows, 30)
+    assert len(found) == build.PROBES
+    assert all(len(ids) == 30 and at == list(range(19, 29)) for ids, at in found)
+    assert [ids[0] for ids, _ in found] == [n * (1000 // build.PROBES) for n in range(len(found))]
+    many = [Row([], [1] * 400, [0] + [1] * 399, "") for _ in range(9)]
+    assert len(build.answer_probes(many, 400)) == 4  # so many positions
+    with pytest.raises(DataError, match="no answer that the engine is compared on"):
+        build.answer_probes(rows, 20)
+    with pytest.raises(DataError, match="no answer that the engine is compared on"):
+        build.answer_probes([], 30)
 
 
 @pytest.mark.parametrize(

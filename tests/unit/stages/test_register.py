@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.engines.registered import Champion
 from pipeline.orchestration import compose
 from pipeline.stages import register
 from tests.made_artifacts import ACCURACY, make_artifact, make_chain
@@ -29,28 +30,32 @@ def run(tmp_path: Path, *overrides: str, **chain: Any) -> tuple[dict[str, Any], 
 def test_the_request_names_what_is_shipped_and_where_it_is(tmp_path: Path) -> None:
     request, card, outcome = run(tmp_path, "register.name=bank")
     assert request["name"] == "bank"
-    assert request["exact_match"] == ACCURACY["fp8"]
+    assert request["exact_match"] == 0.9  # of the engine as it is served, not of simulated fp8
+    assert request["tags"]["measured"] == "served by onnxruntime int8, temperature 0"
+    assert request["params"]["precision"] == "int8"
     assert request["gate_passed"] is True
     assert request["tags"]["gate"] == "passed"
     assert request["metrics"]["exact_match/base"] == ACCURACY["base"]
+    assert request["metrics"]["exact_match/fp8_simulated"] == ACCURACY["fp8"]
+    assert request["metrics"]["exact_match/served"] == 0.9
     assert request["metrics"]["benchmark/tokens_per_second/at_4"] == 840
     assert set(request["artifacts"]) == set(INPUTS)
     assert request["artifacts"]["build"]["path"] == str(tmp_path / "artifacts" / "build")
     assert outcome.kind == "registration"
-    assert outcome.metrics == {"exact_match": ACCURACY["fp8"], "gate_passed": 1.0}
-    assert "| **fp8** | **92.0%** | 90.0% to 94.0% |" in card
+    assert outcome.metrics == {"exact_match": 0.9, "gate_passed": 1.0}
+    assert "| fp8, simulated | 92.0% | 90.0% to 94.0% |" in card
+    assert "| **served (onnxruntime int8, temperature 0)** | **90.0%** | 88.0% to 92.0% |" in card
     assert "Gate: **passed**" in card
 
 
 def test_without_quantization_the_card_says_so(tmp_path: Path) -> None:
-    request, card, _ = run(tmp_path, format="none", accuracy={"tuned": 0.93, "none": 0.93})
-    assert request["exact_match"] == 0.93
-    assert "shipped as **unquantized**" in card
-    assert "| **none** | **93.0%** |" in card
+    _, card, _ = run(tmp_path, format="none", accuracy={"tuned": 0.93, "none": 0.93})
+    assert "exported as **unquantized**" in card
+    assert "| none | 93.0% |" in card
 
 
 def test_the_score_that_versions_are_compared_by_is_whole(tmp_path: Path) -> None:
-    request, _, _ = run(tmp_path, accuracy={"tuned": 0.9, "fp8": 197 / 225})
+    request, _, _ = run(tmp_path, served=[1.0] * 197 + [0.0] * 28)
     assert float(request["tags"]["exact_match"]) == request["exact_match"] == 197 / 225
 
 
@@ -69,16 +74,87 @@ def test_what_was_exported_and_trained_is_registered_whatever_the_settings_say_n
     now = ["quantize=int4_awq", "seed=9", "model.name=other", "data.folder=data/other"]
     now += ["finetune.method=sft", "finetune.max_steps=900", "finetune.learning_rate=0.1"]
     request, card, _ = run(tmp_path, *now, "register.name=bank", format="int8_sq")
-    assert request["exact_match"] == ACCURACY["int8_sq"]
     assert request["tags"]["format"] == "int8_sq"
     trained = {"base": "harbor-base", "method": "dora", "format": "int8_sq", "seed": "3"}
+    trained |= {"engine": "onnxruntime", "precision": "int8", "sampling": '{"temperature": 0.0}'}
     assert request["params"] == trained
     assert (
-        "harbor-base tuned by DoRA on data/harbor, shipped as **INT8 SmoothQuant** (`int8_sq`)"
+        "harbor-base tuned by DoRA on data/harbor, exported as **INT8 SmoothQuant** (`int8_sq`)"
         in card
     )
     assert "7 steps of 16 conversations, learning rate 0.002, seed 3" in card
-    assert "| **int8_sq** | **91.5%** |" in card
+    assert "| int8_sq, simulated | 91.5% |" in card
+
+
+def test_a_refused_engine_is_registered_with_the_reason(tmp_path: Path) -> None:
+    made = make_chain(tmp_path / "artifacts")
+    content = {"files": {f.name: f.read_bytes() for f in made["benchmark"].path.iterdir()}}
+    content["files"].pop("manifest.json")
+    made["benchmark"] = make_artifact(
+        tmp_path / "other", "benchmark", "benchmark", failure="the engine lost 5 points", **content
+    )
+    config = compose.from_command_line(["stage=register"])[2]
+    register.run(config, {stage: made[stage] for stage in INPUTS}, tmp_path)
+    request = json.loads((tmp_path / register.REQUEST).read_text())
+    assert request["gate_reason"] == "the engine lost 5 points"
+
+
+class TestComparison:
+    """With a champion that answered 100 of 130 questions right."""
+
+    champion = Champion(3, "e" * 64, {f"question {i}": float(i < 100) for i in range(130)})
+
+    def compare(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, champion: Champion | None,
+        *settings: str, **chain: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        monkeypatch.setattr(register, "champion_of", lambda config: champion)
+        request, _, outcome = run(
+            tmp_path, f"artifacts={tmp_path / 'artifacts'}", *settings, **chain
+        )
+        assert outcome.proof["comparison"] == request["comparison"]
+        return request["comparison"]
+
+    def test_both_figures_the_pairs_the_interval_and_the_decision_are_recorded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = self.compare(tmp_path, monkeypatch, self.champion)
+        assert (found["champion"], found["margin"]) == (3, 0.03)
+        assert found["scores"] == "registered with it"
+        assert found["becomes_champion"] is True
+        result = found["result"]
+        assert (result["questions"], result["better"], result["worse"]) == (130, 17, 0)
+        assert (result["ours"], result["theirs"]) == (0.9, 100 / 130)
+        assert result["low"] < result["difference"] < result["high"]
+
+    def test_without_a_champion_there_is_nothing_to_compare(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = self.compare(tmp_path, monkeypatch, None)
+        assert found["reason"] == "there is no champion"
+        assert found["result"] is None
+
+    def test_a_champion_with_other_questions_is_asked_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = {f"question {number}": 1.0 for number in range(500, 630)}
+        monkeypatch.setattr(register, "_ask", lambda *_: asked)
+        found = self.compare(tmp_path, monkeypatch, self.champion, first_question=500)
+        assert found["scores"] == "its engine was asked again"
+        assert (found["result"]["questions"], found["result"]["worse"]) == (130, 13)
+        assert found["becomes_champion"] is False
+
+    def test_a_champion_that_is_not_at_hand_is_compared_on_shared_questions(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = self.compare(tmp_path, monkeypatch, self.champion, first_question=90)
+        assert found["result"]["questions"] == 40
+        assert "engine eeeeeeeeeeee is not in" in found["reason"]
+        other = tmp_path / "other"
+        other.mkdir()
+        found = self.compare(other, monkeypatch, self.champion, first_question=500)
+        assert found["result"] is None
+        assert "cannot be asked these questions" in found["reason"]
 
 
 @pytest.mark.parametrize(

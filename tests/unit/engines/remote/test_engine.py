@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
-from pipeline.config.engine import EngineConfig
+from pipeline.config.engine import EngineConfig, SamplingConfig
 from pipeline.core.errors import ArtifactError, ConfigError, MissingRuntime
 from pipeline.engines.base import EngineFailed, QueueFull, Sampling
 from pipeline.engines.batching.scheduler import BatchingEngine
@@ -76,6 +76,8 @@ SETTINGS = EngineConfig(
     max_input_len=256,
     max_seq_len=384,
     lora_rank=0,
+    sampling=SamplingConfig.model_validate(dict.fromkeys(SamplingConfig.model_fields)),
+    overrule=None,
     arguments={},
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.engine import EngineConfig
+from pipeline.config.engine import EngineConfig, SamplingConfig
 from pipeline.core.errors import ArtifactError, DataError, MissingRuntime
 from pipeline.engines.trtllm import build as trtllm
 
@@ -42,6 +42,8 @@ ENGINE = EngineConfig(
     max_input_len=1000,
     max_seq_len=1200,
     lora_rank=0,
+    sampling=SamplingConfig.model_validate(dict.fromkeys(SamplingConfig.model_fields)),
+    overrule=None,
     arguments={},
 )
 

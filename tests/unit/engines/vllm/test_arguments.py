@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.engine import EngineConfig
+from pipeline.config.engine import EngineConfig, SamplingConfig
 from pipeline.core.errors import ConfigError, MissingRuntime
 from pipeline.engines.vllm import arguments as vllm
 
@@ -17,6 +17,8 @@ ENGINE = EngineConfig(
     max_input_len=1000,
     max_seq_len=1200,
     lora_rank=0,
+    sampling=SamplingConfig.model_validate(dict.fromkeys(SamplingConfig.model_fields)),
+    overrule=None,
     arguments={},
 )
 

@@ -1,0 +1,108 @@
+"""Asks a server questions as a client does that sets nothing, and collects the answers.
+
+A request has the model and the messages, so its answer is sampled as the server's defaults say. Two
+fields are added that a client gets in effect anyway: a limit of tokens that only an answer reaches
+which runs on, and a seed, so that sampling can be repeated.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+from pipeline.models.chat.messages import Message
+
+TIMEOUT_SECONDS = 600  # of an answer, as serve.request_timeout
+TOO_LONG = "context_length_exceeded"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """text: the answer. cut: it reached the limit of tokens. refused: why the server gives none,
+    because the question is too long for it; else empty."""
+
+    text: str
+    cut: bool = False
+    refused: str = ""
+
+
+def bodies(
+    questions: Sequence[Sequence[Message]],
+    limits: Sequence[int],
+    *,
+    model: str,
+    sampled: bool,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Requests to /chat/completions.
+
+    limits: tokens of each answer. sampled: the server's defaults sample, so that a seed matters.
+    """
+    return [
+        {
+            "model": model,
+            "messages": [{k: v for k, v in turn.items() if k != "weight"} for turn in messages],
+            "max_tokens": limit,
+            **({"seed": seed + number} if sampled else {}),
+        }
+        for number, (messages, limit) in enumerate(zip(questions, limits, strict=True))
+    ]
+
+
+def ask_all(
+    base_url: str,
+    requests: Sequence[dict[str, Any]],
+    concurrency: int,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Reply]:
+    """Send chat completions, `concurrency` at a time; the replies in the order of the requests.
+
+    base_url: such as http://127.0.0.1:8000/v1. advance: called after each reply.
+
+    Raises:
+        PipelineError: the server fails, or refuses a request for another reason than its length.
+    """
+    return asyncio.run(_ask_all(base_url, requests, concurrency, advance))
+
+
+async def _ask_all(
+    base_url: str,
+    requests: Sequence[dict[str, Any]],
+    concurrency: int,
+    advance: Callable[[], None],
+) -> list[Reply]:
+    import aiohttp
+
+    replies: dict[int, Reply] = {}
+    left = iter(enumerate(requests))
+    url = f"{base_url}/chat/completions"
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=concurrency),
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+    ) as session:
+
+        async def work() -> None:
+            for index, body in left:
+                async with session.post(url, json=body) as response:
+                    replies[index] = _reply(url, response.status, await response.json())
+                advance()
+
+        try:
+            await asyncio.gather(*(work() for _ in range(concurrency)))
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise PipelineError(
+                f"the server at {base_url} did not respond ({type(error).__name__}: {error}): "
+                "check its log and that it is still running"
+            ) from error
+    return [replies[number] for number in range(len(requests))]
+
+
+def _reply(url: str, status: int, answer: Any) -> Reply:
+    if status == 200:
+        choice = answer["choices"][0]
+        return Reply(choice["message"]["content"] or "", choice["finish_reason"] == "length")
+    error = answer["error"]
+    if error.get("code") == TOO_LONG:
+        return Reply("", refused=error["message"])
+    raise PipelineError(f"{url} returned {status}: {error['message']}")
