@@ -46,7 +46,7 @@ class Damage:
 
     kind: str
     what: str
-    do: Callable[[Path], None]
+    do: Callable[[Path], object]
 
 
 def files_of(artifact: Path) -> list[Path]:
@@ -191,11 +191,11 @@ def as_a_file(artifact: Path) -> None:
     artifact.write_text("")
 
 
-FOLDER_DAMAGES: dict[str, Callable[[Path], None]] = {
-    "file added": lambda a: (a / "added.bin").write_bytes(b"x") and None,
-    "hidden file added": lambda a: (a / ".added").write_bytes(b"x") and None,
-    "temporary manifest added": lambda a: (a / "manifest.json.tmp").write_bytes(b"") and None,
-    "pickle added": lambda a: (a / "modelopt_state.pth").write_bytes(b"x") and None,
+FOLDER_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "file added": lambda a: (a / "added.bin").write_bytes(b"x"),
+    "hidden file added": lambda a: (a / ".added").write_bytes(b"x"),
+    "temporary manifest added": lambda a: (a / "manifest.json.tmp").write_bytes(b""),
+    "pickle added": lambda a: (a / "modelopt_state.pth").write_bytes(b"x"),
     "folder added": lambda a: (a / "added").mkdir(),
     "link added": lambda a: (a / "added").symlink_to("/etc/hostname"),
     "pipe added": lambda a: os.mkfifo(a / "added"),
@@ -275,8 +275,9 @@ class Counts:
 
 
 def judged(code: int, text: str) -> str:
-    """What the output of a command that had to refuse amounts to."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    """What the output of a command that had to refuse amounts to. The server's log, lines of JSON,
+    is no part of it."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("{")]
     if "Traceback" in text:
         return "traceback"
     if code == 0:

@@ -14,7 +14,7 @@ from pipeline.core.artifact import Artifact
 from pipeline.data.dataset import Row, write_split
 from pipeline.training.batches import TokenRows
 from pipeline.training.job import Job, Trained
-from pipeline.training.torchrun import MARK
+from pipeline.training.torchrun import AGENT, MARK
 from tests.finetune_settings import finetune_settings
 from tests.unit.model_folders import make_model_folder
 
@@ -116,7 +116,8 @@ def start_worker(job: Job, **variables: str) -> "subprocess.Popen[str]":
     variables: of its environment, beyond this process's.
     """
     command = [sys.executable, "-m", "pipeline.training.workers", job.to_json()]
-    environment = {**os.environ, "RANK": "0", "OMP_NUM_THREADS": "1", **variables}
+    environment = {**os.environ, "RANK": "0", "OMP_NUM_THREADS": "1", AGENT: str(os.getpid())}
+    environment |= variables
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 

@@ -19,6 +19,7 @@ def test_no_damage_is_silent_and_none_ends_in_a_traceback(tmp_path: Path) -> Non
 
 def test_what_is_no_refusal_is_counted_as_what_it_is() -> None:
     assert judged(4, "pipeline: ArtifactError: altered\n") == "refused"
+    assert judged(4, '{"message": "loading"}\npipeline: ArtifactError: altered\n') == "refused"
     assert judged(0, "up to date") == "silent"
     assert judged(1, "Traceback (most recent call last):\n…") == "traceback"
     assert judged(4, "one line\nand another") == "not one line"
