@@ -7,15 +7,17 @@ file again start quickly.
 
 import gc
 import os
-import select
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
-from pipeline.core.console import printable, report
-from pipeline.core.errors import EXIT_CODE_FILE, PipelineError
+from pipeline.core import secrets
+from pipeline.core.console import Lenient, report, write_error
+from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError, ResourceError
+from pipeline.core.resource_errors import explained
 
 if TYPE_CHECKING:
     from pipeline.orchestration.arguments import Command
@@ -26,7 +28,12 @@ UNREAD = 141  # what a shell reports for a command that SIGPIPE ended
 
 def console() -> int:
     """Entry point of the command `pipeline` that an installation brings."""
-    return main(sys.argv[1:])
+    _open_standard_streams()
+    # A stage does not fail because nobody reads what a library prints.
+    output = Lenient("stdout", stream=sys.stdout)
+    sys.stdout = cast(TextIO, output)
+    code = main(sys.argv[1:])
+    return code or _unwritten(output)
 
 
 def main(arguments: list[str]) -> int:
@@ -35,45 +42,70 @@ def main(arguments: list[str]) -> int:
         warnings.simplefilter("ignore")
     code = _guarded(arguments)
     if code and (left := os.environ.get(EXIT_CODE_FILE)):
-        Path(left).write_text(str(code))
+        with suppress(OSError):
+            Path(left).write_text(str(code))
     gc.freeze()  # at exit Python would search all objects for garbage: a second with torch
     return code
 
 
 def _guarded(arguments: list[str]) -> int:
     wants_traceback = "--traceback" in arguments
+    secrets.remember_words(arguments)
     try:
-        code = _run([a for a in arguments if a != "--traceback"])
-        print(end="", flush=True)  # here, so that an output that nobody reads is handled below
-        return code
+        _check_working_folder()
+        return _run([a for a in arguments if a != "--traceback"])
     except KeyboardInterrupt:
         report("interrupted: run the same command again to resume")
         return INTERRUPTED
     except PipelineError as error:
         if wants_traceback:
-            print(printable(traceback.format_exc()), end="", file=sys.stderr)
+            write_error(traceback.format_exc())
         report(f"{type(error).__name__}: {error}")
         return error.exit_code
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_unread():
-            return UNREAD
+        if found := explained(error):
+            if wants_traceback:
+                write_error(traceback.format_exc())
+            report(f"{type(found).__name__}: {found}")
+            return found.exit_code
         # Unexpected, so a bug in the pipeline or in a library: the traceback helps.
-        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        write_error(traceback.format_exc())
         report(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
         return 1
 
 
-def _is_unread() -> bool:
-    """Whether nobody reads standard output any more, as in `… | head`. If so, the rest of the
-    output is discarded: Python would report an error at exit.
+def _open_standard_streams() -> None:
+    """Give what was closed (`>&-`) to /dev/null.
+
+    Otherwise the next file that is opened, maybe a checkpoint, is what libraries print into.
     """
-    output = sys.stdout.fileno()
-    poll = select.poll()
-    poll.register(output, 0)
-    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return True
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working folder was deleted: change to one that exists") from None
+
+
+def _unwritten(output: Lenient) -> int:
+    """The exit code if standard output could not be written, else 0."""
+    output.flush()
+    if output.failed is None:
+        return 0
+    # Python writes the rest at exit, and would report an error.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    if isinstance(output.failed, BrokenPipeError):  # nobody reads it, as in `… | head`
+        return UNREAD
+    report(f"ResourceError: standard output cannot be written ({output.failed.strerror})")
+    return ResourceError.exit_code
 
 
 def _run(arguments: list[str]) -> int:
@@ -126,7 +158,7 @@ def _run_stage(command: "Command", arguments: list[str]) -> int:
 
     stage, tree, config = compose.load_command(command)
     if stage == "config":
-        print(compose.to_yaml(tree), end="")
+        print(compose.to_yaml(secrets.mask_tree(tree)), end="")
     elif launchers.is_elsewhere(stage, config):
         launchers.submit(stage, arguments, config)
     elif stage == "all":
@@ -142,14 +174,18 @@ def _run_stage(command: "Command", arguments: list[str]) -> int:
 
         importlib.import_module(f"pipeline.stages.{stage}").run(config)
     else:
+        from pipeline.core.processes import end_with
+        from pipeline.orchestration.project import refuse_copy
         from pipeline.orchestration.runner import run_stage
+        from pipeline.tracking.outbox import started_by
 
+        refuse_copy(Path.cwd())
+        end_with(started_by())
         run_stage(stage, tree, config)
     return 0
 
 
 def _init(words: list[str]) -> int:
-    from pipeline.core.errors import ConfigError
     from pipeline.orchestration.project import init
 
     if len(words) != 1 or words[0].startswith("-"):

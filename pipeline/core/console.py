@@ -7,9 +7,11 @@ sequences could otherwise recolour it, move the cursor, or write into its title 
 import functools
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from pipeline.core.secrets import mask
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -29,20 +31,33 @@ def printable(text: str) -> str:
 
 
 def report(message: str) -> None:
-    """Print one line about an error to standard error."""
-    print(f"pipeline: {printable(message)}", file=sys.stderr)
+    """Print one line about an error to standard error; the exit code remains if that fails."""
+    write_error(f"pipeline: {message}\n")
+
+
+def write_error(text: str) -> None:
+    """Write to standard error without secrets and escape sequences, if it can be written."""
+    error = Lenient("stderr")
+    error.write(printable(mask(text)))
+    error.flush()
 
 
 @functools.cache
 def get_console() -> "Console":
     """The console that writes to standard error, so that standard output stays for data.
 
-    Whatever it prints is `printable`; only its own styles and cursor movements are escapes.
+    Whatever it prints is `printable`; only its own styles and cursor movements are escapes. Secrets
+    are masked, and a standard error that cannot be written is ignored: a training must not fail
+    because nobody reads of its progress.
     """
     from rich.console import Console
     from rich.segment import Segment
 
     class CleanConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            # Here, before a secret can be wrapped, as well as where it is written.
+            super().print(*(mask(o) if isinstance(o, str) else o for o in objects), **options)
+
         def render(
             self, renderable: Any, options: "ConsoleOptions | None" = None
         ) -> "Iterable[Segment]":
@@ -52,7 +67,43 @@ def get_console() -> "Console":
                 else:
                     yield Segment(printable(segment.text), segment.style)
 
-    return CleanConsole(stderr=True, highlight=False)
+    return CleanConsole(file=cast(IO[str], Lenient("stderr", mask)), highlight=False)
+
+
+class Lenient:
+    """A standard stream, as sys has it at the time of each call. It raises nothing.
+
+    failed: the first error of a write; what follows is discarded.
+    """
+
+    def __init__(self, name: str, change: Callable[[str], str] = str, stream: Any = None) -> None:
+        self._name, self._change, self._fixed = name, change, stream
+        self.failed: OSError | None = None
+
+    @property
+    def _stream(self) -> Any:
+        return self._fixed or getattr(sys, self._name)
+
+    def write(self, text: str) -> int:
+        self._try("write", self._change(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def isatty(self) -> bool:
+        return bool(self._stream) and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, method: str, *arguments: str) -> None:
+        if not self._stream or self.failed:
+            return
+        try:
+            getattr(self._stream, method)(*arguments)
+        except OSError as error:
+            self.failed = error
 
 
 @contextmanager

@@ -31,6 +31,17 @@ def find_project(start: Path) -> Path | None:
     return None
 
 
+def keep_out_of_git(folder: Path) -> None:
+    """Have git ignore a folder of conversations, wherever it lies: they are not to be published.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("# Conversations of users are not published with the code.\n*\n")
+
+
 def graph_file() -> Path:
     """dvc.yaml of the working folder's project, or the one that `pipeline init` would write."""
     return (find_project(Path.cwd()) or EXAMPLE) / GRAPH_FILE

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.core.errors import DataError, ResourceError
+from pipeline.core.paths import keep_out_of_git
 from pipeline.models.chat.messages import Unusable, parse_messages
 
 
@@ -67,6 +68,7 @@ def write_snapshot(new: list[str], snapshots: Path) -> Path:
     temporary = file.with_suffix(".tmp")
     try:
         snapshots.mkdir(parents=True, exist_ok=True)
+        keep_out_of_git(snapshots)
         with temporary.open("w", encoding="utf-8") as stream:
             stream.writelines(f"{line}\n" for line in new)
             stream.flush()

@@ -21,7 +21,8 @@ from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, kept, open_artifact
 from pipeline.core.errors import ArtifactError, PipelineError
 from pipeline.core.paths import ROOT
-from pipeline.tracking.outbox import Destination, embedded_store, mask
+from pipeline.core.secrets import mask
+from pipeline.tracking.outbox import Destination, embedded_store
 
 CHAMPION = "champion"
 _LOOK_UP = "pipeline.tracking.mlflow_versions"

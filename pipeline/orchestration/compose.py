@@ -11,15 +11,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Config, load
+from pipeline.core import secrets
 from pipeline.core.errors import ConfigError
 from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
 from pipeline.orchestration import arguments as command_line
-from pipeline.orchestration.graph import OUTSIDE, REMOVED, declared_stages
+from pipeline.orchestration.graph import OUTSIDE, REMOVED, declared_stages, read_yaml
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
 
 CONFIG = "config"  # name of the primary configuration
+# Stages whose settings are written nowhere.
+WRITES_NOTHING = ("config", "doctor", "plan", "profiles", "serve", "verify")
 # Mappings whose keys are the user's: one that is not there yet is added.
 OPEN = ("engine.arguments.", "evaluate.gate.max_drop.")
 HEADER = (
@@ -42,9 +45,26 @@ def load_command(command: command_line.Command) -> tuple[str, dict[str, Any], Co
     stage = known_stage(command.stage)
     if command.params:
         tree = _from_file(command.params, command.overrides)
-        return stage, tree, _load_file(tree, command.params)
-    tree = compose(list(command.overrides))
-    return stage, tree, load(tree)
+    else:
+        tree = compose(list(command.overrides))
+    refuse_secrets(stage, tree)
+    return stage, tree, _load_file(tree, command.params) if command.params else load(tree)
+
+
+def refuse_secrets(stage: str, tree: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a setting holds a secret that the stage would write.
+
+    params.yaml, dvc.lock and the manifests hold every setting, and are kept or committed.
+    """
+    secrets.remember(tree)
+    found = next(secrets.plain_secrets(tree), None)
+    if found is None or stage in WRITES_NOTHING:
+        return
+    variable = re.sub(r"\W", "_", found[0].rpartition(".")[2]).upper()
+    raise ConfigError(
+        f"{found[0]} holds a secret, which stage={stage} would write into files: put it into an "
+        f"environment variable, and give '{found[0]}=${{oc.env:{variable}}}' in single quotes"
+    )
 
 
 def known_stage(stage: str | None) -> str:
@@ -91,7 +111,29 @@ def to_tree(composed: Any) -> dict[str, Any]:
 
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=… on the command line")
-    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+    with _kept_references():
+        return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+@contextmanager
+def _kept_references() -> Iterator[None]:
+    """Leave `${oc.env:NAME}` as it stands where NAME or the setting is called like a secret.
+
+    It is resolved where the secret is used (core/secrets.py).
+    """
+    from omegaconf import Node, OmegaConf
+    from omegaconf.resolvers import oc
+
+    def keep_or_read(name: str, *default: str | None, _node_: Node) -> str | None:
+        if secrets.is_secret_name(name) or secrets.is_secret_name(_node_._get_full_key(None)):
+            return f"${{oc.env:{','.join([name, *map(str, default)])}}}"
+        return oc.env(name, *default)
+
+    OmegaConf.register_new_resolver("oc.env", keep_or_read, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 @contextmanager
@@ -185,7 +227,7 @@ def quote(text: str) -> str:
 def write_params(project: Path, tree: Mapping[str, Any]) -> None:
     """Write the project's params.yaml whole, if it says something else: DVC compares its values."""
     file, text = project / PARAMS_FILE, HEADER + to_yaml(tree)
-    if not file.is_file() or file.read_text() != text:
+    if not file.is_file() or file.read_bytes() != text.encode():
         temporary = file.with_suffix(".tmp")
         temporary.write_text(text)
         temporary.replace(file)
@@ -206,10 +248,11 @@ def _from_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
             f"{overrides[0]} cannot be set beside --params: edit {path}, or leave --params out"
         )
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        tree = read_yaml(path.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{path} cannot be read ({error}): run `python -m pipeline stage=all`"
+            f"{path} cannot be read ({why}): run `python -m pipeline stage=all`"
         ) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no settings: run `python -m pipeline stage=all`")

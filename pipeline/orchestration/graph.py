@@ -15,8 +15,13 @@ from pipeline.core.paths import graph_file
 
 # Reports versions of stages and libraries to DVC (stage_versions.py); makes no artifact.
 VERSIONS = "versions"
+MOST_BRACKETS = 1000  # in a YAML file
 # Stages outside the graph: nothing in the chain depends on them. `all` is the graph itself.
 OUTSIDE = ("retrain", "serve", "profiles", "verify", "doctor", "plan")
+RESTORE = (
+    "restore it (`git checkout dvc.yaml`), or copy that of a new project (`python -m pipeline init "
+    "DIR`)"
+)
 # Stages of earlier versions, and what replaced them.
 REMOVED = {"pretrain": "run `python -m tools.pretrain OUT` in a checkout of the source"}
 
@@ -32,21 +37,59 @@ class Node:
 
 
 def read_graph(tree: Mapping[str, Any]) -> dict[str, Node]:
-    """Stages by name, in the order of dvc.yaml, with `${…}` filled in from the configuration."""
-    import yaml
+    """Stages by name, in the order of dvc.yaml, with `${…}` filled in from the configuration.
 
-    declared = yaml.safe_load(graph_file().read_text())["stages"]
-    declared.pop(VERSIONS, None)
-    return {name: _node(name, entry, tree) for name, entry in declared.items()}
+    Raises:
+        ConfigError: dvc.yaml cannot be read.
+    """
+    file = graph_file()
+    try:
+        declared = read_yaml(_text(file))["stages"]
+        declared.pop(VERSIONS, None)
+        return {name: _node(name, entry, tree) for name, entry in declared.items()}
+    except ConfigError:
+        raise
+    except Exception as error:  # what YAML can raise, and what a wrong type leads to
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ConfigError(f"{file} cannot be read ({why}): {RESTORE}") from error
 
 
 def declared_stages() -> list[str]:
     """Names of the stages that DVC runs and that make an artifact, in the order of dvc.yaml.
 
     Without reading YAML: --help must answer at once.
+
+    Raises:
+        ConfigError: dvc.yaml cannot be read, or has none.
     """
-    lines = graph_file().read_text().partition("\nstages:\n")[2]
-    return [name for name in re.findall(r"^  (\w+):$", lines, re.MULTILINE) if name != VERSIONS]
+    file = graph_file()
+    lines = _text(file).partition("\nstages:\n")[2]
+    names = [name for name in re.findall(r"^  (\w+):$", lines, re.MULTILINE) if name != VERSIONS]
+    if not names:
+        raise ConfigError(f"{file} declares no stages: {RESTORE}")
+    return names
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, ValueError) as error:  # the second: it is not text
+        raise ConfigError(f"{file} cannot be read ({error}): {RESTORE}") from error
+
+
+def read_yaml(text: str | bytes) -> Any:
+    """What a YAML file of ours or of DVC's says.
+
+    Raises:
+        ValueError: it is nested more deeply than either writes: PyYAML would take minutes.
+        yaml.YAMLError, RecursionError: it is not YAML.
+    """
+    import yaml
+
+    text = text.decode() if isinstance(text, bytes) else text
+    if max(text.count("["), text.count("{")) > MOST_BRACKETS:
+        raise ValueError("it is nested too deeply")
+    return yaml.safe_load(text)
 
 
 def select(tree: Mapping[str, Any], params: tuple[str, ...]) -> dict[str, Any]:

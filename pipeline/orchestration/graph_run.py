@@ -3,7 +3,6 @@
 `stage=all` and `stage=retrain` run it. Imports nothing heavy.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -12,23 +11,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from ctypes import CDLL
-from itertools import chain
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
-from pipeline.core.artifact import kept
 from pipeline.core.console import get_console
-from pipeline.core.errors import EXIT_CODE_FILE, Busy, ConfigError
-from pipeline.core.paths import PARAMS_FILE
-from pipeline.orchestration import compose, summary, summary_view
+from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError
+from pipeline.core.processes import ends_with_this
+from pipeline.orchestration import compose, dvc_files, summary, summary_view
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.project import project_folder
 from pipeline.orchestration.runner import GRAPH_LOCK, check_files, hold
 from pipeline.tracking import client as tracking
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def run_graph(tree: Mapping[str, Any], config: Config) -> int:
@@ -38,7 +33,8 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
 
     Raises:
         ConfigError: artifacts are elsewhere than dvc.yaml has them. DataError: a file that settings
-        name does not exist. Busy: another run is in progress.
+        name does not exist. Busy: another run is in progress. PipelineError: DVC failed or was
+        killed, and no stage said why.
     """
     project, stages = project_folder(), declared_stages()
     refuse_other_artifacts(config)
@@ -53,14 +49,14 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
         environment[EXIT_CODE_FILE] = left.name
         # Each stage that DVC starts reads params.yaml again: no other run may write it meanwhile.
         with hold(config.artifacts, GRAPH_LOCK) as lock:
-            _refuse_beside_dvc(project)
-            _forget_other_settings(project, config.artifacts)
+            dvc_files.check(project)
+            dvc_files.forget_other_settings(project, config.artifacts)
             compose.write_params(project, tree)
             command = [sys.executable, "-m", "dvc", "repro"]
-            code = run_command(command, project, environment, lock)
-        code = int(left.read() or 1) if code else 0
+            ended = run_command(command, project, environment, lock)
+        code = _exit_code(left.read()) if ended else 0
     tracking.track_reused(config.artifacts, config.tracking, stages)
-    if code == 0:
+    if not ended:
         found = summary.write_summary(config.artifacts, config, since=since)
         summary_view.show_summary(found, config.artifacts)
     delivery = tracking.wait_until_sent(config.artifacts, config.tracking, timeout=60)
@@ -69,18 +65,19 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
         line := tracking.waiting_line(config.artifacts, config.tracking)
     ):
         get_console().print(line)
+    if ended and not code:
+        raise _how_dvc_ended(ended)
     return code
 
 
 def run_command(
     command: Sequence[str], folder: Path, environment: Mapping[str, str], lock: int | None = None
 ) -> int:
-    """Run a command that starts stages; its exit code.
+    """Run a command that starts stages; its exit code, or minus the signal that killed it.
 
     It is interrupted with this process, also where only this one receives the signal, and ends with
     it. lock: descriptor that it inherits, so that no other run begins before it ends.
     """
-    libc = CDLL(None)
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -88,13 +85,18 @@ def run_command(
         stdin=subprocess.DEVNULL,
         pass_fds=[] if lock is None else [lock],
         process_group=0,
-        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+        preexec_fn=ends_with_this(),
     ) as process:
         # Only the main thread may handle signals; a launcher of sweeps may use another.
         handles = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, _interrupt) if handles else None
         try:
-            return process.wait()
+            code = process.wait()
+            if code < 0:
+                # What it had started ends by itself, unless it has only just begun.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            return code
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)  # the command, its shell and the stage
             process.wait()
@@ -108,44 +110,24 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _refuse_beside_dvc(project: Path) -> None:
-    """Raise Busy while a `dvc repro` or `dvc exp run` that a user started reads params.yaml."""
-    try:
-        held = json.loads((project / ".dvc/tmp/rwlock").read_text())
-    except (OSError, ValueError):
-        return
-    entries = [*held.get("write", {}).values(), *chain(*held.get("read", {}).values())]
-    for pid in {entry["pid"] for entry in entries}:
-        if Path(f"/proc/{pid}").exists():
-            raise Busy(f"DVC (process {pid}) runs the graph of {project}: wait for it, or end it")
+def _how_dvc_ended(code: int) -> PipelineError:
+    """Of a `dvc repro` that failed without a stage that says why."""
+    again = "run the same command again to resume"
+    if code < 0:
+        name = signal.Signals(-code).name
+        often = (
+            ", as the system does when memory runs out (see `dmesg`)" if name == "SIGKILL" else ""
+        )
+        return PipelineError(f"DVC was killed by {name}{often}: {again}")
+    return PipelineError(
+        f"DVC ended with exit code {code}, for the reason above; a stage that was killed gives "
+        f"none (see `dmesg` if memory may have run out): {again}"
+    )
 
 
-def _forget_other_settings(project: Path, artifacts: Path) -> None:
-    """Remove from dvc.lock the stages whose artifacts were made with other settings than it says.
-
-    DVC records the params.yaml that it finds when a stage ends. If another run has written one
-    meanwhile, dvc.lock describes an artifact that was never made. Without the entry DVC starts the
-    stage, and the runner compares the fingerprint.
-    """
-    file = project / "dvc.lock"
-    if not file.is_file():
-        return
-    import yaml
-
-    lock = yaml.safe_load(file.read_text()) or {}
-    wrong = []
-    for stage, entry in lock.get("stages", {}).items():
-        here = artifacts / stage
-        made = next((m for place, m in kept(artifacts, stage) if place == here), None)
-        recorded = entry.get("params", {}).get(PARAMS_FILE)
-        if made and recorded is not None and made.config != recorded:
-            wrong.append(stage)
-    if wrong:
-        for stage in wrong:
-            del lock["stages"][stage]
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(lock, sort_keys=False))
-        temporary.replace(file)
+def _exit_code(text: str) -> int:
+    """What a stage that failed left; 0 if it left nothing."""
+    return int(text) if text.strip().isdecimal() else 0
 
 
 def refuse_other_artifacts(config: Config) -> None:

@@ -2,9 +2,10 @@
 
 import io
 import logging
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.secrets import mask
 from pipeline.orchestration.arguments import Command
 from pipeline.orchestration.compose import CONFIG, hydra
 
@@ -17,12 +18,14 @@ def show_config(command: Command) -> None:
     """
     with hydra(command.overrides) as (composer, overrides):
         try:
-            with redirect_stderr(io.StringIO()):  # Hydra's own line about a missing section
+            # Hydra's own line about a missing section is not shown, and secrets are masked.
+            with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()) as shown:
                 composer.show_cfg(
                     CONFIG, overrides, command.kind, command.package, resolve=command.resolve
                 )
         except SystemExit:
             raise ConfigError(f"--package {command.package} is not a section") from None
+        print(mask(shown.getvalue()), end="")
 
 
 def show_info(command: Command) -> None:
@@ -35,4 +38,6 @@ def show_info(command: Command) -> None:
     logging.getLogger("multistorageclient").setLevel(logging.WARNING)
     plugins = command.kind in ("all", "plugins")
     with hydra(command.overrides, plugins=plugins) as (composer, overrides):
-        composer.show_info(command.kind, CONFIG, overrides)
+        with redirect_stdout(io.StringIO()) as shown:
+            composer.show_info(command.kind, CONFIG, overrides)
+        print(mask(shown.getvalue()), end="")

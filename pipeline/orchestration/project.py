@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.core.errors import ConfigError, ResourceError
-from pipeline.core.paths import CONF, EXAMPLE, GRAPH_FILE, PARAMS_FILE, ROOT, find_project
+from pipeline.core.paths import EXAMPLE, GRAPH_FILE, PARAMS_FILE, find_project
 
 # What `pipeline init` copies: the graph, and an example that trains on a CPU in minutes.
 COPIED = (
@@ -30,15 +30,8 @@ artifacts
 __pycache__
 data/*/recorded/
 """
-DVC_CONFIG = """\
-[core]
-    analytics = false
-    check_update = false
-    no_scm = {no_scm}
-[hydra]
-    enabled = true
-    {source}
-"""
+# DVC runs experiments with --temp and --queue in a copy of the project in here, and deletes it.
+COPIES = ".dvc/tmp/exps"
 # Stages that read and write nothing of a project: they run in any folder.
 ANYWHERE = ("config", "doctor", "plan", "profiles", "verify")
 
@@ -68,6 +61,16 @@ def enter_project(stage: str) -> None:
         os.chdir(project_folder())
 
 
+def refuse_copy(folder: Path) -> None:
+    """Raise ConfigError in a copy of the project that DVC deletes with all that stages make."""
+    if f"/{COPIES}/" in f"{folder}/":
+        raise ConfigError(
+            "`dvc exp run` with --temp or --queue works in a copy of the project, which it deletes "
+            "with its artifacts: run `dvc exp run` without them, or a sweep "
+            "(`python -m pipeline stage=all --multirun …`)"
+        )
+
+
 def init(folder: Path) -> list[str]:
     """Write a project with example data and a small base model; the names of what was written.
 
@@ -75,7 +78,7 @@ def init(folder: Path) -> list[str]:
         ConfigError: the folder is not empty, or is part of another project; nothing is written.
         ResourceError: it cannot be written.
     """
-    from pipeline.orchestration import compose
+    from pipeline.orchestration import compose, dvc_files
 
     if folder.is_symlink() or folder.exists():
         if not folder.is_dir():
@@ -87,10 +90,6 @@ def init(folder: Path) -> list[str]:
     if above := find_project(folder):
         raise ConfigError(f"{folder} is inside the project {above}: give a folder outside of it")
     tree = compose.compose([])
-    in_git = any((p / ".git").exists() for p in (folder.absolute(), *folder.absolute().parents))
-    # A module where the package has conf/ in it: then the file holds no path of this machine.
-    packaged = CONF.parent != ROOT
-    source = "config_module = pipeline.conf" if packaged else f"config_dir = {CONF}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in COPIED:
@@ -99,10 +98,7 @@ def init(folder: Path) -> list[str]:
             copy = shutil.copytree if (EXAMPLE / name).is_dir() else shutil.copyfile
             copy(EXAMPLE / name, target)
         (folder / ".gitignore").write_text(IGNORED)
-        (folder / ".dvc").mkdir()
-        (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
-        config = DVC_CONFIG.format(no_scm=str(not in_git).lower(), source=source)
-        (folder / ".dvc" / "config").write_text(config)
+        dvc_files.write_folder(folder)
         compose.write_params(folder, tree)  # last: with it the folder is a project
     except OSError as error:
         raise ResourceError(

@@ -160,7 +160,11 @@ def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / lock).open("a+")
+        stream = (folder / lock).open("a+", errors="replace")
+    except IsADirectoryError as error:
+        raise ResourceError(
+            f"{folder / lock} is a folder, where a file is to be: remove it"
+        ) from error
     except OSError as error:
         raise ResourceError(
             f"{folder} cannot be written ({error.strerror}): choose artifacts=…"
@@ -170,7 +174,7 @@ def hold(folder: Path, lock: str = STAGE_LOCK) -> Iterator[int]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            owner = stream.read().strip() or "unknown"
+            owner = stream.read(20).strip() or "unknown"
             raise Busy(
                 f"{folder} is in use by process {owner}: wait for it, or run single stages with "
                 "artifacts=…"

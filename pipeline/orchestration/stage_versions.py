@@ -3,15 +3,21 @@
 `versions.json` beside the stages records each stage's version, its libraries and the digest of its
 code; tools/versions.py writes it and CI compares it with the code. DVC runs this module first: it
 writes a small file for each stage, which changes with the stage's version or one of its libraries.
-Each stage in dvc.yaml depends on its file. Imports only the standard library: it runs every time.
+Each stage in dvc.yaml depends on its file. Imports nothing heavy: it runs every
+time.
 """
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pipeline.core.errors import EXIT_CODE_FILE, PipelineError, ResourceError
+from pipeline.orchestration.project import refuse_copy
 
 RECORD = Path(__file__).parents[1] / "stages" / "versions.json"
 FOLDER = "versions"  # below the artifacts
@@ -19,7 +25,13 @@ FOLDER = "versions"  # below the artifacts
 
 def recorded() -> dict[str, dict[str, Any]]:
     """Entries of versions.json: stages, and components such as "engine/vllm"."""
-    return json.loads(RECORD.read_text())
+    try:
+        return json.loads(RECORD.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise PipelineError(
+            f"{RECORD} cannot be read ({error}): install the pipeline again, or run "
+            "`git checkout` on it"
+        ) from error
 
 
 def components_of(stage: str, entries: Mapping[str, Any]) -> list[str]:
@@ -55,11 +67,31 @@ def write(artifacts: Path) -> None:
             continue
         text = json.dumps(current(stage, entries), indent=1) + "\n"
         file = folder / f"{stage}.json"
-        if not file.is_file() or file.read_text() != text:
+        if not file.is_file() or file.read_bytes() != text.encode():
+            if file.is_dir():
+                shutil.rmtree(file)
             temporary = file.with_suffix(".tmp")
             temporary.write_text(text)
             temporary.replace(file)
 
 
+def main(artifacts: Path) -> int:
+    """Write the files, as the first stage of DVC's graph; the exit code."""
+    try:
+        refuse_copy(Path.cwd())
+        write(artifacts)
+    except PipelineError as error:
+        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
+        code = error.exit_code
+    except OSError as error:
+        print(f"pipeline: ResourceError: {artifacts} cannot be written ({error})", file=sys.stderr)
+        code = ResourceError.exit_code
+    else:
+        return 0
+    if left := os.environ.get(EXIT_CODE_FILE):
+        Path(left).write_text(str(code))
+    return code
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -94,7 +94,8 @@ def _gate(found: Mapping[str, Artifact]) -> dict[str, Any] | None:
 
 
 def _tracking_uri(artifacts: Path, config: Config) -> str | None:
-    from pipeline.tracking.outbox import Destination, embedded_store, mask
+    from pipeline.core.secrets import mask
+    from pipeline.tracking.outbox import Destination, embedded_store
 
     if not config.tracking.enabled:
         return None

@@ -81,6 +81,7 @@ class Run:
         number, overrides = int(job.job.num), list(job.overrides.task)
         place = self.folder / str(number)
         tree = {**compose.to_tree(composed), "artifacts": self._name(place)}
+        compose.refuse_secrets(self.stage, tree)
         config = load(tree)
         place.mkdir(parents=True, exist_ok=True)
         (place / RESULT).unlink(missing_ok=True)
@@ -168,6 +169,7 @@ def _combinations(composer: Any, overrides: Sequence[str]) -> list[list[str]]:
 def _check(stage: str, overrides: list[str]) -> None:
     """Refuse a combination before any runs."""
     tree = compose.compose_words(overrides)
+    compose.refuse_secrets(stage, tree)
     config, graph = load(tree), read_graph(tree)
     for name in declared_stages() if stage == "all" else [stage]:
         check_files(graph[name])

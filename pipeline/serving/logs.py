@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from pipeline.core.secrets import mask
+
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
@@ -29,7 +31,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: v for name, v in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _masked(json.dumps(line, default=str), record)
 
 
 class TextFormatter(logging.Formatter):
@@ -44,7 +46,14 @@ class TextFormatter(logging.Formatter):
             level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
             line += level + record.getMessage()
         line = _printable(line + "".join(f" {name}={value}" for name, value in given.items()))
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}"
+        return _masked(line, record)
+
+
+def _masked(line: str, record: logging.LogRecord) -> str:
+    """A line without secrets. A request's own has none, and is by far the most frequent."""
+    return line if record.getMessage() == "request" else mask(line)
 
 
 def _printable(text: str) -> str:

@@ -1,8 +1,6 @@
 """A server in a child process that runs for the duration of a block: benchmarks and tests."""
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,11 +15,11 @@ import psutil
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import ROOT
+from pipeline.core.processes import ends_with_this
 from pipeline.serving.address import API_KEY, base_url, listen
 
 READY_SECONDS = 30 * 60  # as in the Dockerfile: vLLM and TensorRT-LLM compile while they load
 STOP_SECONDS = 10
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def running_server(
             stdout=stream,
             stderr=stream,
             pass_fds=[listening.fileno()],
-            preexec_fn=_end_with_parent,
+            preexec_fn=ends_with_this(),
         )
     try:
         _wait_until_ready(process, url, log)
@@ -99,12 +97,6 @@ def running_server(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _end_with_parent() -> None:
-    """In the child: get SIGTERM when the parent ends, even if the parent is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from pipeline.data.row_filter import LEAK, NEAR, Kept, RowFilter
 from pipeline.data.row_formats import UNUSED
 from pipeline.data.rows import Conversation, Rejected
 from pipeline.data.settings_checks import check_prepare
+from pipeline.models.architecture import Shape
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.checks import check_folder
+from pipeline.models.output_rows import untrained_tokens
 
 STAGE = Stage(
     version=2,
@@ -35,6 +38,7 @@ STAGE = Stage(
 
 MAX_CONFLICTS = 100  # most conflicts that statistics.json lists
 MAX_NAMES = 10  # most fields that a message lists
+MAX_UNTRAINED = 100  # most untrained tokens that statistics.json lists
 PERCENTILES = (50, 95, 99)
 # Settings that decide about a reason for which rows are rejected.
 ADVICE = {
@@ -64,6 +68,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     statistics = _statistics(rows, chat, [_name(file) for file in tests + training])
     _show_unused(statistics)
     _refuse_if_bad(config, statistics, rows.rejected, out)
+    statistics["untrained_tokens"] = _untrained(rows.kept, shape, chat)
     for split in SPLITS:
         write_split(out, split, (row.unpack() for row in rows.kept if row.split == split))
     chat.save(out / "tokenizer")
@@ -207,6 +212,21 @@ def _refuse_if_bad(
             raise DataError(f"no row is left for the {split} split: {seen}")
 
 
+def _untrained(kept: Sequence[Kept], shape: Shape, chat: Chat) -> dict[str, Any]:
+    """Tokens of the training rows' answers that the model was never trained on: how many, and the
+    most frequent ones with how often they occur."""
+    counts: Counter[int] = Counter()
+    for row in kept:
+        if row.split == "train":
+            counts.update(compress(row.ids, row.mask))
+    found = untrained_tokens(chat.folder, shape, counts)
+    first = [
+        {"id": t, "text": chat.decode([t], control_tokens=True), "times": counts[t]}
+        for t in found[:MAX_UNTRAINED]
+    ]
+    return {"count": len(found), "first": first}
+
+
 def _choose_samples(kept: Sequence[Kept], count: int) -> list[Row]:
     """Training rows, spread evenly over the files."""
     training = [row for row in kept if row.split == "train"]
@@ -272,6 +292,14 @@ def _show(chat: Chat, shown: Sequence[Row], statistics: Mapping[str, Any]) -> No
             f"[yellow]{statistics['conflicts']} rows repeat a question with another answer[/]: "
             + escape(f"{first['question']!r} in {first['place']} and {first['other']}")
             + " (more in statistics.json)"
+        )
+    untrained = statistics["untrained_tokens"]
+    if untrained["count"]:
+        first = ", ".join(f"{t['text']!r} ({t['times']} times)" for t in untrained["first"][:3])
+        console.print(
+            f"[yellow]{untrained['count']} tokens of your answers have untrained output rows in "
+            f"this model[/]: {escape(first)}. Their rows are alike, so the model confuses them; an "
+            "adapter cannot change that: train with finetune=sft, or use another base model"
         )
     if statistics["template_prints_the_date"]:
         console.print(

@@ -8,6 +8,7 @@ that the gate refuses is not trained again until there is more data.
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from pipeline.config.schema import Config
 from pipeline.core.console import get_console, report
 from pipeline.core.errors import ArtifactError, ConfigError, GateFailed, PipelineError
+from pipeline.core.paths import keep_out_of_git
 from pipeline.data import snapshots as recordings
 from pipeline.orchestration.graph_run import refuse_other_artifacts, run_graph
 from pipeline.orchestration.runner import hold
@@ -62,6 +64,8 @@ def _check(tree: Mapping[str, Any], config: Config) -> int:
         )
     with hold(config.artifacts, LOCK):
         found = recordings.find_new(settings.recordings, snapshots)
+        with suppress(OSError):  # a folder that is only read is somebody else's
+            keep_out_of_git(settings.recordings)
         _report(found, config)
         if len(found.new) >= settings.min_new:
             recordings.write_snapshot(found.new, snapshots)
@@ -105,14 +109,14 @@ def _done(artifacts: Path) -> set[str]:
         ArtifactError: the file of them is broken, as a full disk can leave it.
     """
     file = artifacts / FINISHED
-    if not file.is_file():
+    if not file.exists():
         return set()
     try:
         done = json.loads(file.read_bytes())
         if isinstance(done, list) and all(isinstance(name, str) for name in done):
             return {Path(name).name for name in done}  # earlier versions wrote whole paths
         cause = "it holds no list of names"
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         cause = str(error)
     raise ArtifactError(
         f"{file}, the list of snapshots that were trained on, cannot be read ({cause}): delete it, "

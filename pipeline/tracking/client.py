@@ -10,7 +10,6 @@ must not stop a training.
 import functools
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -24,15 +23,15 @@ from pipeline.config.tracking import TrackingConfig
 from pipeline.core.artifact import MANIFEST, Artifact, open_artifact
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError
-from pipeline.tracking.outbox import OWNER_VARIABLE, Destination, Owner, mask
+from pipeline.core.processes import Process
+from pipeline.core.secrets import mask, mask_tree
+from pipeline.tracking.outbox import OWNER_VARIABLE, Destination
+from pipeline.tracking.reachable import unreachable
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 REPORT_BYTES = 2 * 2**20
 # Kinds of artifacts whose JSON files are reports. In a model's folder they are configuration.
 REPORT_KINDS = {"dataset", "report", "benchmark", "registration"}
-_SECRET = re.compile(
-    r"(^|[._-])(password|passwd|secret|token|api_?key|access_?key|credentials?)$", re.IGNORECASE
-)
 
 
 class StageRun:
@@ -150,7 +149,7 @@ def start_stage(
                 "start",
                 stage=stage,
                 group=asdict(group),
-                owner=asdict(Owner.this()),
+                owner=asdict(Process.this()),
                 params=flatten(params),
                 inputs={name: _source(artifact, destination) for name, artifact in inputs.items()},
                 files=files or {},
@@ -173,15 +172,14 @@ def new_group() -> dict[str, str]:
 
     This process owns the run: it ends with this process.
     """
-    owner = Owner.this()
-    return {OWNER_VARIABLE: f"{owner.pid}:{owner.started}"}
+    return {OWNER_VARIABLE: str(Process.this())}
 
 
 def track_reused(artifacts: Path, config: TrackingConfig, stages: Iterable[str]) -> None:
     """Add the stages that DVC did not need to run to the pipeline run, if any stage ran."""
-    if not config.enabled:
-        return
-    group = Destination.of(artifacts, config).group_here()
+    group = None
+    with _warn_on_failure(f"{artifacts}/.tracking cannot be read"):
+        group = Destination.of(artifacts, config).group_here() if config.enabled else None
     if not group:  # nothing ran, so there is no pipeline run
         return
     for stage in stages:
@@ -204,7 +202,13 @@ def wait_until_sent(artifacts: Path, config: TrackingConfig, timeout: float) -> 
     """
     if not config.enabled:
         return Delivery()
-    destination = Destination.of(artifacts, config)
+    try:
+        return _wait(Destination.of(artifacts, config), timeout)
+    except Exception as error:
+        return Delivery(why=reason(error))
+
+
+def _wait(destination: Destination, timeout: float) -> Delivery:
     group = destination.group_here()
     if not group:
         return Delivery(len(destination.runs()), destination.last_error())
@@ -226,8 +230,12 @@ def waiting_line(artifacts: Path, config: TrackingConfig) -> str | None:
     """One line for the user if runs could not be sent, else None."""
     if not config.enabled:
         return None
-    destination = Destination.of(artifacts, config)
-    count, why = len(destination.runs()), destination.last_error()
+    try:
+        destination = Destination.of(artifacts, config)
+    except Exception as error:  # an address that cannot be read, or a variable that is not set
+        return f"nothing is tracked ({reason(error)}): correct tracking.uri"
+    count = len(destination.runs())
+    why = destination.last_error() or (count and unreachable(destination.uri))
     if refused := len(list((destination.folder / "rejected").glob("*.jsonl"))):
         return (
             f"MLflow refused {refused} stage runs, kept in {destination.folder / 'rejected'}: see "
@@ -254,12 +262,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{name}.")
-        elif _SECRET.search(name) and value is not None:
-            flat[name] = "***"
-        elif isinstance(value, list | tuple):
-            flat[name] = mask(json.dumps(value, default=str))
         else:
-            flat[name] = mask(str(value))
+            masked = mask_tree(value, name)
+            is_list = isinstance(masked, list)
+            flat[name] = mask(json.dumps(masked, default=str)) if is_list else mask(str(masked))
     return flat
 
 
@@ -287,13 +293,18 @@ def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
+def reason(error: BaseException) -> str:
+    """One line about an error, without secrets."""
+    return f"{type(error).__name__}: {mask(' '.join(str(error).split()))[:200]}"
+
+
 @contextmanager
 def _warn_on_failure(consequence: str) -> Iterator[None]:
     """Turn any exception into one warning."""
     try:
         yield
     except Exception as error:
-        _warn_once(f"{consequence} ({type(error).__name__}: {error})")
+        _warn_once(f"{consequence} ({reason(error)})")
 
 
 @functools.cache

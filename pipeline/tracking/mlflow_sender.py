@@ -24,6 +24,8 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.core.artifact import open_artifact
 from pipeline.core.errors import ArtifactError
+from pipeline.core.processes import Process
+from pipeline.core.secrets import mask
 from pipeline.tracking import mlflow_notes, mlflow_registry
 from pipeline.tracking.mlflow_entities import (
     PARAM_LENGTH,
@@ -38,9 +40,7 @@ from pipeline.tracking.mlflow_store import upgrade_store
 from pipeline.tracking.outbox import (
     Destination,
     Group,
-    Owner,
     embedded_store,
-    mask,
     read_events,
 )
 from pipeline.tracking.relative_paths import make_relative
@@ -106,7 +106,7 @@ class Sender:
         if not open_run:
             return
         # Checked before reading: a process that has ended writes nothing more.
-        was_alive = Owner(**open_run.start["owner"]).is_alive()
+        was_alive = Process(**open_run.start["owner"]).is_alive()
         events, end = read_events(file, open_run.sent)
         self._log_points(open_run, events)
         last: dict[str, Any] = next((e for e in events if e["event"] == "finish"), {})
@@ -142,12 +142,16 @@ class Sender:
     def _open_run(self, file: Path) -> OpenStageRun | None:
         """The MLflow run of a file in the outbox, created unless an earlier sender did."""
         events, _ = read_events(file, 0)
+        if events and events[0]["event"] != "start":
+            raise ValueError(f"{file.name} does not begin with the start of a stage run")
         if not events:
             if _now() - file.stat().st_mtime * 1000 > 10_000:  # killed before its first event
                 file.unlink()
             return None
         start = events[0]
         group = Group.of(start["group"])
+        if not (self.destination.outbox / f"{group.id}.group").exists():  # it was broken
+            group.write(self.destination.outbox)
         experiment, parent = self._experiment(group.experiment), self._parent(group)
         found = self._search(experiment, RUN, file.stem)
         if found:
@@ -259,7 +263,7 @@ class Sender:
         """
         try:
             yield
-        except (MlflowException, LookupError, TypeError, ValueError) as error:
+        except (MlflowException, AttributeError, LookupError, TypeError, ValueError) as error:
             if getattr(error, "error_code", "INVALID_STATE") not in REFUSALS:
                 raise
             self.open_run.pop(file, None)
@@ -270,10 +274,8 @@ class Sender:
                 return
             print(f"{mask(self.destination.uri)} refused {file.name}:", file=sys.stderr)
             traceback.print_exception(error)
-            rejected = self.destination.folder / "rejected"
-            rejected.mkdir(exist_ok=True)
             for part in file.parent.glob(f"{file.stem}.*"):
-                part.rename(rejected / part.name)
+                self.destination.reject(part)
 
     def _experiment(self, name: str) -> str:
         if name not in self.experiments:

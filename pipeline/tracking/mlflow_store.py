@@ -27,8 +27,10 @@ def upgrade_store(uri: str) -> None:
         PipelineError: the store was made by a newer MLflow.
     """
     database = Path(uri.removeprefix(_SQLITE))
-    if not uri.startswith(_SQLITE) or not database.is_file():
+    if not uri.startswith(_SQLITE) or not database.exists():
         return
+    if database.is_dir():
+        raise PipelineError(f"{database} is a folder: move it away to start a new store")
     with _only_one(database.parent):
         revision = _revision(database)
         if revision and _is_older(revision, database):
@@ -52,6 +54,11 @@ def _revision(database: Path) -> str | None:
             row = store.execute("SELECT version_num FROM alembic_version").fetchone()
         except sqlite3.OperationalError:  # no such table
             return None
+        except sqlite3.DatabaseError as error:
+            raise PipelineError(
+                f"{database} cannot be read ({error}): put back a backup, or move it away to start "
+                "a new store"
+            ) from error
     return row[0] if row else None
 
 

@@ -31,57 +31,39 @@ from urllib.parse import urlsplit
 
 from pipeline.config.tracking import TrackingConfig
 from pipeline.core.artifact import main_folder
+from pipeline.core.processes import Process
+from pipeline.core.secrets import expand, mask_url
 
 SENDER = "pipeline.tracking.sender_process"
 OWNER_VARIABLE = "PIPELINE_RUN"  # "pid:start time" of the process that owns a pipeline run
-_URL_PASSWORD = re.compile(r"(\w://[^/\s:@]*):[^/\s@]+@")
 
 
-@dataclass(frozen=True)
-class Owner:
-    """A process. Its start time distinguishes it from a later one with the same pid."""
+def group_owner() -> Process:
+    """The process that owns the pipeline run, which ends with it.
 
-    pid: int
-    started: float  # seconds since 1970
+    It is named by PIPELINE_RUN, else the nearest ancestor that is DVC, else this process.
+    """
+    named = Process.parse(os.environ.get(OWNER_VARIABLE, ""))
+    return named or dvc_above() or Process.this()
 
-    @classmethod
-    def this(cls) -> "Owner":
-        import psutil
 
-        return cls(os.getpid(), psutil.Process().create_time())
+def started_by() -> list[Process]:
+    """The command and the DVC that started this stage; empty for a stage that a user started."""
+    named = Process.parse(os.environ.get(OWNER_VARIABLE, ""))
+    return [process for process in (named, dvc_above()) if process]
 
-    @classmethod
-    def of_group(cls) -> "Owner":
-        """The process that owns the pipeline run, which ends with it.
 
-        It is named by PIPELINE_RUN, else the nearest ancestor that is DVC, else this process.
-        """
-        import psutil
+def dvc_above() -> Process | None:
+    """The nearest ancestor of this process that is DVC, if DVC started it."""
+    import psutil
 
-        pid, _, started = os.environ.get(OWNER_VARIABLE, "").partition(":")
-        if pid and started:
-            return cls(int(pid), float(started))
-        for process in psutil.Process().parents():
-            try:
-                if "dvc" in [Path(word).name for word in process.cmdline()[:3]]:
-                    return cls(process.pid, process.create_time())
-            except psutil.Error:
-                continue
-        return cls.this()
-
-    def is_alive(self) -> bool:
-        import psutil
-
+    for process in psutil.Process().parents():
         try:
-            process = psutil.Process(self.pid)
-            running = process.status() != psutil.STATUS_ZOMBIE
-            return running and self.is_same(Owner(self.pid, process.create_time()))
+            if "dvc" in [Path(word).name for word in process.cmdline()[:3]]:
+                return Process(process.pid, process.create_time())
         except psutil.Error:
-            return False
-
-    def is_same(self, other: "Owner") -> bool:
-        """Whether both are the same process. Start times may shift when the clock is set."""
-        return self.pid == other.pid and abs(self.started - other.started) < 5
+            continue
+    return None
 
 
 @dataclass(frozen=True)
@@ -92,7 +74,7 @@ class Group:
     """
 
     id: str
-    owner: Owner
+    owner: Process
     created: float
     experiment: str
     user: str
@@ -101,7 +83,7 @@ class Group:
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> "Group":
-        return cls(**{**raw, "owner": Owner(**raw["owner"]), "stages": tuple(raw["stages"])})
+        return cls(**{**raw, "owner": Process(**raw["owner"]), "stages": tuple(raw["stages"])})
 
     @property
     def name(self) -> str:
@@ -138,12 +120,12 @@ class Destination:
         """MLFLOW_TRACKING_URI, else the configured URI, else a SQLite store below `artifacts`."""
         artifacts = main_folder(artifacts.absolute())
         embedded = f"sqlite:///{embedded_store(artifacts)}"
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (config and config.uri) or embedded
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or expand((config and config.uri) or embedded)
         tracking = artifacts / ".tracking"
         if uri == embedded:
             return cls(embedded, tracking / "embedded", artifacts / "mlflow" / "files")
         parts = urlsplit(uri)
-        digest = hashlib.sha256(mask(uri).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(mask_url(uri).encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", f"{parts.scheme}-{parts.hostname or ''}-{digest}")
         return cls(uri, tracking / name, None)
 
@@ -167,7 +149,7 @@ class Destination:
 
     def runs(self) -> list[Path]:
         """Files of stage runs, oldest first."""
-        return sorted(self.outbox.glob("*.jsonl"))
+        return sorted(file for file in self.outbox.glob("*.jsonl") if file.is_file())
 
     def is_empty(self) -> bool:
         return not self.runs() and not any(self.groups())
@@ -178,14 +160,23 @@ class Destination:
     def groups(self) -> Iterator[Group]:
         for file in sorted(self.outbox.glob("*.group")):
             try:
-                raw = json.loads(file.read_text())
+                yield Group.of(json.loads(file.read_bytes()))
             except FileNotFoundError:  # closed meanwhile
                 continue
-            yield Group.of(raw)
+            except (OSError, ValueError, TypeError, LookupError, RecursionError):
+                # Its stage runs name the group, too, so that the sender writes it again.
+                self.reject(file)
+                print(f"{file} cannot be read: it is moved to rejected/", file=sys.stderr)
+
+    def reject(self, file: Path) -> None:
+        """Move what cannot be sent to rejected/, so that it does not block all later runs."""
+        rejected = self.folder / "rejected"
+        rejected.mkdir(exist_ok=True)
+        file.rename(rejected / file.name)
 
     def group_here(self) -> Group | None:
         """The open pipeline run of this process, if there is one."""
-        owner = Owner.of_group()
+        owner = group_owner()
         return next((g for g in self.groups() if g.owner.is_same(owner) and not g.ended), None)
 
     def join_group(self, experiment: str, stage: str) -> Group:
@@ -193,7 +184,7 @@ class Destination:
         self.outbox.mkdir(parents=True, exist_ok=True)
         group = self.group_here()
         if not group:
-            group = Group(secrets.token_hex(4), Owner.of_group(), time.time(), experiment, _user())
+            group = Group(secrets.token_hex(4), group_owner(), time.time(), experiment, _user())
         group = replace(group, stages=(*group.stages, stage))
         group.write(self.outbox)
         return group
@@ -201,16 +192,16 @@ class Destination:
     def registered(self, group: str) -> dict[str, Any] | None:
         """The registration of a pipeline run, if no later run has registered."""
         try:
-            result = json.loads((self.folder / "registered.json").read_text())
-        except FileNotFoundError:
-            return None
-        return result if result["group"] == group else None
+            result = json.loads((self.folder / "registered.json").read_bytes())
+            return result if result["group"] == group else None
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            return None  # there is none, or it is broken; MLflow's registry has the registration
 
     def last_error(self) -> str:
         """Why sending failed; empty if it did not."""
         try:
-            return (self.folder / "last_error.txt").read_text().strip()
-        except FileNotFoundError:
+            return (self.folder / "last_error.txt").read_text(errors="replace").strip()
+        except OSError:
             return ""
 
     def try_lock(self) -> int | None:
@@ -258,11 +249,6 @@ class Destination:
             os.close(lock)
 
 
-def mask(text: str) -> str:
-    """Replaces passwords in URLs by asterisks."""
-    return _URL_PASSWORD.sub(r"\1:***@", text)
-
-
 def read_events(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     """The complete lines of a stage run's file from a byte offset, and the offset after them.
 
@@ -275,8 +261,11 @@ def read_events(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     events = []
     for line in whole.splitlines():
         try:
-            events.append(json.loads(line))
-        except ValueError:
+            event = json.loads(line)
+            if not isinstance(event, dict) or "event" not in event:
+                raise ValueError
+            events.append(event)
+        except (ValueError, RecursionError):
             print(f"{file.name}: a broken line is skipped: {line[:80]!r}", file=sys.stderr)
     return events, offset + len(whole)
 

@@ -8,13 +8,15 @@ Only the process that has the lock imports MLflow (pipeline/tracking/mlflow_send
 """
 
 import os
+import sqlite3
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import PipelineError
-from pipeline.tracking.outbox import Destination, mask
+from pipeline.core.secrets import mask
+from pipeline.tracking.outbox import Destination
 
 if TYPE_CHECKING:
     from pipeline.tracking.mlflow_sender import Sender
@@ -100,7 +102,10 @@ def reason(error: BaseException) -> str:
     while cause := error.__cause__ or error.__context__:
         error = cause
     words = mask(" ".join(str(error).split()))
-    return f"{type(error).__name__}: {words[:200]}"
+    again = ""
+    if isinstance(error, sqlite3.DatabaseError) and "malformed" in words:
+        again = ": put back a backup of the store, or move it away to start a new one"
+    return f"{type(error).__name__}: {words[:200]}{again}"
 
 
 def _shorten(log: Path) -> None:

@@ -14,6 +14,7 @@ It is a process of its own, so that the stage that waits for it needs no torch.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 MARK = "pipeline-event "  # begins each line of ours, as libraries print too
 NODE_RANK, MASTER, MASTER_PORT = "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"
 PORT = 29500  # torchrun's default, on the first machine
+AGENT = "PIPELINE_AGENT"  # environment variable: pid of the process that starts the ranks
 JOIN_SECONDS = 1800  # for which machines wait for one another: one may read 100 GB of rows
 
 
@@ -56,6 +58,7 @@ def run(nodes: int, processes: int, command: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
+    os.environ[AGENT] = str(os.getpid())
     parsed = torchrun.parse_args([*options(nodes, processes), "-m", *command])
     parsed.master_port = parsed.master_port or PORT
     config, program, arguments = torchrun.config_from_args(parsed)

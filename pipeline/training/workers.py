@@ -11,24 +11,22 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ctypes import CDLL
 from dataclasses import asdict
 from datetime import timedelta
 
 from pipeline.core import errors
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.hardware import usable_cores
+from pipeline.core.processes import end_with_parent, ends_with_this
 from pipeline.training.job import Checkpoints, Job, Point, Trained
-from pipeline.training.torchrun import JOIN_SECONDS, MARK, MASTER, NODE_RANK, emit
+from pipeline.training.torchrun import AGENT, JOIN_SECONDS, MARK, MASTER, NODE_RANK, emit
 
 _WORKER = "pipeline.training.workers"
 _JOB_KEY = "pipeline/job"  # in the store that all ranks of a job share
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def train_in_processes(
@@ -110,13 +108,12 @@ def _ranks(
     command = [sys.executable, "-m", "pipeline.training.torchrun", str(nodes), str(here), worker]
     threads = max(1, int(usable_cores()) // here)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
-    libc = CDLL(None)
     with subprocess.Popen(
         [*command, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
-        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+        preexec_fn=ends_with_this(),
     ) as process:
         try:
             yield process
@@ -167,7 +164,7 @@ def end_with_agent() -> None:
 
     A rank that outlived it would wait for the others for ever and keep a GPU busy.
     """
-    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(int(os.environ[AGENT]))
 
 
 def _worker(given: str | None) -> int:

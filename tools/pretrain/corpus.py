@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.core.errors import DataError
 from pipeline.models.chat.renderer import Chat
 from pipeline.training.batches import TokenRows
+from tools.pretrain.rare_tokens import rare_documents
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant")
@@ -118,17 +119,24 @@ class Part:
     conversation_share: float
 
 
-def make_rows(part: Part, *, length: int, parts: int = PARTS) -> TokenRows:
+def make_rows(
+    part: Part, *, length: int, parts: int = PARTS, least_occurrences: int = 0
+) -> TokenRows:
     """`parts` corpora like `part`, each with a seed of its own, as rows of `length` + 1 tokens.
 
     Documents (a beginning-of-text token and a paragraph) and rendered conversations follow one
-    another and are cut wherever a row is full. Every token is trained on.
+    another and are cut wherever a row is full. Every token is trained on. Further documents follow
+    for the tokens that occur less often than `least_occurrences`.
     """
     pieces = [replace(part, seed=part.seed * parts + i) for i in range(parts)]
     # Spawned, not forked: this process may have threads by now.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(parts, os.cpu_count() or 1), mp_context=context) as pool:
         ids = np.concatenate(list(pool.map(part_ids, pieces)))
+    chat = Chat.load(part.tokenizer)
+    bos = chat.tokenizer.token_to_id(BOS)
+    rare = rare_documents(chat, ids, least=least_occurrences, seed=part.seed)
+    ids = np.concatenate([ids, *(np.asarray([bos, *text], np.int32) for text in rare)])
     rows = len(ids) // (length + 1)
     ids = ids[: rows * (length + 1)]
     starts = np.arange(rows + 1, dtype=np.int64) * (length + 1)

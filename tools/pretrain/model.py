@@ -16,6 +16,8 @@ from pipeline.core import hardware
 from pipeline.core.artifact import sha256_of_file, sha256_of_json
 from pipeline.core.errors import ConfigError
 from pipeline.models.architecture import read_shape
+from pipeline.models.checks import check_folder
+from pipeline.models.files import WEIGHTS, copy_assets
 from pipeline.training.job import Checkpoints, Job
 from pipeline.training.progress import show_progress, write_loss_curve
 from tools.pretrain.corpus import (
@@ -39,6 +41,8 @@ WORK = ".work"  # below the output folder, while it is made
 def make(settings: Settings, out: Path, *, command: str) -> dict[str, Any]:
     """Train a tokenizer and a Llama, and write out/hf, in bfloat16, with the loss curve beside it.
 
+    With settings.start, train that model on, with its tokenizer.
+
     Resumes from what a killed run with the same settings left. command: for the record. Returns
     the record that is written as hf/provenance.json.
 
@@ -50,6 +54,9 @@ def make(settings: Settings, out: Path, *, command: str) -> dict[str, Any]:
         raise ConfigError(f"{out / 'hf'} exists: choose another folder, or remove it")
     generator = load_generator(settings.generator)
     identity = {**settings.model_dump(mode="json"), "text": sha256_of_file(settings.generator)}
+    if settings.start:
+        check_folder(settings.start)
+        identity["weights"] = sha256_of_file(settings.start / WEIGHTS)
     work = out / WORK / sha256_of_json(identity)[:16]
     made = _make(settings, generator, work, command)
     (work / "loss_curve.png").replace(out / "loss_curve.png")
@@ -62,8 +69,11 @@ def _make(settings: Settings, generator: ModuleType, work: Path, command: str) -
     began = time.monotonic()
     hf, rows = work / "hf", work / "rows"
     if not (rows / "done").is_file():
-        train_tokenizer(generator, hf, vocabulary=settings.vocabulary, seed=settings.seed)
-        write_shape(hf, settings)
+        if settings.start:
+            copy_assets(settings.start, hf)
+        else:
+            train_tokenizer(generator, hf, vocabulary=settings.vocabulary, seed=settings.seed)
+            write_shape(hf, settings)
         part = Part(
             generator=settings.generator,
             tokenizer=hf,
@@ -71,7 +81,11 @@ def _make(settings: Settings, generator: ModuleType, work: Path, command: str) -
             tokens=settings.corpus_tokens // PARTS,
             conversation_share=settings.conversation_share,
         )
-        make_rows(part, length=settings.sequence_length).save(rows)
+        make_rows(
+            part,
+            length=settings.sequence_length,
+            least_occurrences=settings.least_occurrences,
+        ).save(rows)
         (rows / "done").touch()
 
     from pipeline.models.hf_model import write_weights
@@ -83,6 +97,8 @@ def _make(settings: Settings, generator: ModuleType, work: Path, command: str) -
     with nemo_session():
         from pipeline.training.nemo import trainer as nemo_training
 
+        if settings.start and not (work / "start" / "context").is_dir():
+            nemo.import_hf(settings.start, work / "start")
         with show_progress(settings.steps, done) as report:
             curve = nemo_training.train(job, report).curve
         model = nemo.open_checkpoint(work)
@@ -103,6 +119,14 @@ def _make(settings: Settings, generator: ModuleType, work: Path, command: str) -
         "generator_sha256": sha256_of_file(settings.generator),
         "sha256": {f.name: sha256_of_file(f) for f in sorted(hf.iterdir()) if f.name != RECORD},
     }
+    if settings.start:
+        # What the model to train on from was made with, if it came from here.
+        record = settings.start / RECORD
+        made_before = json.loads(record.read_text()) if record.is_file() else {}
+        provenance["start"] = {
+            **made_before,
+            "sha256": {WEIGHTS: sha256_of_file(settings.start / WEIGHTS)},
+        }
     (hf / RECORD).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
     return provenance
 
@@ -164,7 +188,7 @@ def _job(settings: Settings, work: Path) -> Job:
     return Job(
         settings=training,
         hf=work / "hf",
-        weights=None,
+        weights=work / "start" if settings.start else None,
         train_rows=work / "rows",
         validation_rows=None,
         scratch=work / "checkpoints",

@@ -10,10 +10,19 @@ from pipeline.config.section import Place, Positive, Rate, Section, Share, expla
 from pipeline.core.errors import ConfigError
 from tools.pretrain.corpus import PARTS
 
+# What a model to train on from has already.
+SHAPE = (
+    *("vocabulary", "hidden_size", "layers", "heads", "key_value_heads"),
+    *("ffn_size", "max_positions"),
+)
+
 
 class Settings(Section):
     """A small Llama from nothing, with its tokenizer. Each field is an option: --hidden-size 64."""
 
+    start: Place | None = Field(
+        None, description="model folder to train on from, with its tokenizer and shape"
+    )
     seed: int = Field(1, ge=0, description="of tokenizer, text, first weights and order of rows")
     generator: Place = Field(
         Path("data/general/generate.py"), description="Python file that writes the text"
@@ -35,6 +44,9 @@ class Settings(Section):
     conversation_share: Share = Field(0.5, description="of the tokens; the rest are paragraphs")
     corpus_tokens: Positive = Field(
         40_000_000, description="different tokens to make; steps beyond see them again"
+    )
+    least_occurrences: int = Field(
+        200, ge=0, description="of each token in the text; rare ones get documents of their own"
     )
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints to resume from")
 
@@ -69,6 +81,14 @@ def check(settings: Settings) -> None:
     Raises:
         ConfigError: names the fields and what is allowed.
     """
+    if settings.start:
+        fields = Settings.model_fields
+        for name in SHAPE:
+            if getattr(settings, name) != fields[name].default:
+                raise ConfigError(
+                    f"{name}={getattr(settings, name)} has no effect with start={settings.start}, "
+                    "which has a shape and a tokenizer: leave one of them out"
+                )
     for whole, part in (
         ("hidden_size", "heads"),
         ("heads", "key_value_heads"),

@@ -15,6 +15,7 @@ import httpx
 
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError, MissingRuntime
+from pipeline.core.secrets import expand
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling, Token
 from pipeline.engines.description import Description
 from pipeline.engines.remote.description import API_KEY, FEATURES, headers, without_password
@@ -55,7 +56,8 @@ class RemoteEngine:
 
     def __init__(self, chat: Chat, description: Description, *, max_queue: int) -> None:
         self._chat = chat
-        self._url, self._model = description.settings["base_url"], description.settings["model"]
+        self._url = expand(description.settings["base_url"])
+        self._model = description.settings["model"]
         self._place = without_password(self._url)
         self._headers = headers()
         self._slots = description.max_batch_size

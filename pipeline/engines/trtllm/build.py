@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ArtifactError, DataError, MissingRuntime
+from pipeline.core.processes import ends_with_this
 from pipeline.optimization.formats import FORMATS, format_of
 
 IMAGE = "<NVIDIA registry>/nvidia/tensorrt-llm/release:1.2.1"
@@ -150,7 +151,11 @@ def build(
     with (
         (out / LOG).open("w") as log,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=ends_with_this(),
         ) as process,
     ):
         last: list[str] = []

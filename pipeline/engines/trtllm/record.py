@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.engine import EngineConfig
 from pipeline.core.console import get_console
 from pipeline.core.errors import MissingRuntime, PipelineError
+from pipeline.core.secrets import expand
 from pipeline.core.stage import Component
 from pipeline.engines.base import Engine
 from pipeline.engines.checkpoint import Checkpoint
@@ -99,7 +100,7 @@ def _open(folder: Path, description: Description, max_queue: int) -> Engine:
     return TrtllmEngine(
         folder,
         description.settings["backend"],
-        description.settings["arguments"],
+        expand(description.settings["arguments"]),
         max_input_len=description.max_input_len,
         max_seq_len=description.max_seq_len,
         max_queue=max_queue,

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import MissingRuntime, PipelineError
+from pipeline.core.secrets import expand
 from pipeline.core.stage import Component
 from pipeline.engines.base import Engine
 from pipeline.engines.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ def _open(folder: Path, description: Description, max_queue: int) -> Engine:
 
     return VllmEngine(
         folder,
-        description.settings["arguments"],
+        expand(description.settings["arguments"]),
         max_input_len=description.max_input_len,
         max_queue=max_queue,
     )

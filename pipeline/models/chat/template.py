@@ -1,27 +1,21 @@
 """Chat templates: Jinja programs that come with a model and cannot be trusted.
 
-A sandbox keeps them away from the process. Limits keep them from filling the memory and from
-running forever. Their environment is the one that transformers provides.
+A sandbox keeps them away from the process. Units of work keep them from filling the memory and
+from running forever; see `template_work`. Their environment is the one that transformers provides.
 """
 
-import json
-import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from functools import cache
 from typing import Any
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.core.errors import DataError
 from pipeline.models.chat.messages import Message, Unusable
+from pipeline.models.chat.template_environment import PricedEnvironment, environment
+from pipeline.models.chat.template_work import WorkContext, work_for
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**16
 MAX_CHARACTERS = 2**24  # of a rendered conversation
-MAX_SECONDS = 10.0
-MAX_EXPONENT = 64
+LONGEST_REASON = 300  # characters of what a template says when it refuses
 
 
 class ChatTemplate:
@@ -46,9 +40,9 @@ class ChatTemplate:
         self._origin = origin
         try:
             self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except Exception as error:  # as a stranger's file can raise anything in a compiler
             raise DataError(
-                f"the chat template of {origin} is not valid Jinja ({error}): correct it"
+                f"the chat template of {origin} is not valid Jinja ({_reason(error)}): correct it"
             ) from error
 
     @property
@@ -66,66 +60,34 @@ class ChatTemplate:
         """The conversation as text. `tools`: those that may be called, in OpenAI's form.
 
         Raises:
-            Unusable: the template refuses it, or exceeds the limits of size or time.
+            Unusable: the template refuses it, does too much work, or uses what it may not.
         """
-        deadline = time.monotonic() + MAX_SECONDS
-        chunks, size = [], 0
-        try:
-            for chunk in self._template.generate(
-                messages=[dict(m) for m in messages],
-                tools=tools,
-                documents=None,
-                add_generation_prompt=generation_prompt,
+        context = self._template.new_context(
+            {
+                "messages": [m if type(m) is dict else dict(m) for m in messages],
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": generation_prompt,
                 **self._special_tokens,
-            ):
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_CHARACTERS or time.monotonic() > deadline:
-                    raise jinja2.TemplateError("it renders without end")
+            }
+        )
+        assert isinstance(context, WorkContext)
+        context.left = work_for(messages)
+        try:
+            text = "".join(self._template.root_render_func(context))
+            if len(text) > MAX_CHARACTERS:
+                context.refuse()
         except Exception as error:  # foreign code can raise anything
             raise Unusable(
-                "refused by the template", f"{error} (chat template of {self._origin})"
+                "refused by the template", f"{_reason(error)} (chat template of {self._origin})"
             ) from error
-        return "".join(chunks)
+        return text
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Allows only products and powers of a limited size: `'x' * 10**10` would fill the memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        for sized, count in ((left, right), (right, left)):
-            if hasattr(sized, "__len__") and len(sized) * count > MAX_CHARACTERS:
-                raise jinja2.TemplateError("it repeats a text without end")
-        if operator == "**" and abs(left) > 1 and right > MAX_EXPONENT:
-            raise jinja2.TemplateError("it raises a number without end")
-        return super().call_binop(context, operator, left, right)
+def _reason(error: Exception) -> str:
+    return str(error)[:LONGEST_REASON] or type(error).__name__
 
 
-class _Generation(Extension):
-    """The `{% generation %}` block of newer templates, which marks what the assistant writes."""
-
-    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(
-            parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        ).set_lineno(line)
-
-
-def _environment() -> _Sandbox:
-    def tojson(value: object, **options: Any) -> str:
-        return json.dumps(value, **{"ensure_ascii": False, **options})
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+@cache
+def _environment() -> PricedEnvironment:
+    return environment()

@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_no_half_snapshot(
     monkeypatch.setattr(recordings.os, "fsync", full)
     with pytest.raises(ResourceError, match="No space left on device"):
         recordings.write_snapshot([row("One?")], tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert {p.name for p in tmp_path.iterdir()} == {".gitignore"}
 
 
 def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ DECIDE_NOTHING = {
     "llguidance",
 }
 DISTRIBUTIONS = {
+    "markdown_it": "markdown-it-py", "markupsafe": "jinja2",
     "nemo": "nemo_toolkit", "megatron": "megatron-core", "modelopt": "nvidia-modelopt",
     "transformer_engine": "transformer-engine", "transformer_engine_torch": "transformer-engine",
     "onnxruntime_genai": "onnxruntime-genai",

@@ -1,6 +1,5 @@
 """The whole graph: one run at a time, whose settings no other changes."""
 
-import json
 import os
 import shutil
 import signal
@@ -15,11 +14,10 @@ import pytest
 import yaml
 
 from pipeline.config.schema import load
-from pipeline.core.errors import Busy, DataError
+from pipeline.core.errors import Busy, DataError, PipelineError
 from pipeline.core.paths import EXAMPLE, ROOT
 from pipeline.orchestration import compose, graph_run
 from pipeline.orchestration.runner import hold
-from tests.made_artifacts import make_artifact
 
 
 class Stopped(Exception):
@@ -56,18 +54,9 @@ def test_a_second_run_leaves_the_settings_of_the_one_that_runs(
         run(checkout, "seed=1")
     assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 1
     monkeypatch.setattr(graph_run, "run_command", lambda *_: 1)
-    run(checkout, "seed=2")
-    assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 2
-
-
-def test_a_run_leaves_the_settings_of_a_dvc_that_runs(checkout: Path) -> None:
-    lock = checkout / ".dvc/tmp/rwlock"
-    lock.parent.mkdir(parents=True)
-    entry = {"pid": os.getpid(), "cmd": "dvc repro"}
-    lock.write_text(json.dumps({"write": {"/a": entry}, "read": {"/b": [entry]}}))
-    with pytest.raises(Busy, match=rf"DVC \(process {os.getpid()}\) runs the graph"):
+    with pytest.raises(PipelineError, match="DVC ended with exit code 1, for the reason above"):
         run(checkout, "seed=2")
-    assert (checkout / "params.yaml").read_text() == "{}"
+    assert yaml.safe_load((checkout / "params.yaml").read_text())["seed"] == 2
 
 
 COMMAND = [sys.executable, "-m", "dvc", "repro"]
@@ -138,17 +127,30 @@ def test_a_missing_file_is_refused_before_anything_is_written(checkout: Path) ->
     assert (checkout / "params.yaml").read_text() == "{}"
 
 
-def test_what_dvc_recorded_of_other_settings_is_forgotten(checkout: Path) -> None:
-    config = {"finetune": {"max_steps": 170}, "seed": 1}
-    for stage in ("finetune", "merge"):
-        make_artifact(checkout / "artifacts", stage, "any", config=config)
-    entry = {"cmd": "x", "params": {"params.yaml": config}}
-    other = {"cmd": "x", "params": {"params.yaml": {**config, "finetune": {"max_steps": 60}}}}
-    lock = checkout / "dvc.lock"
-    said = {"schema": "2.0", "stages": {"prepare": entry, "finetune": other, "merge": entry}}
-    lock.write_text(yaml.safe_dump(said))
-    graph_run._forget_other_settings(checkout, checkout / "artifacts")
-    assert yaml.safe_load(lock.read_text())["stages"] == {"prepare": entry, "merge": entry}
+def test_a_dvc_that_is_killed_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "dvc.py").write_text("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(PipelineError, match=r"DVC was killed by SIGKILL, .* run the same command"):
+        run(checkout)
+
+
+def test_a_stage_ends_with_a_dvc_that_is_killed(checkout: Path) -> None:
+    """Not its child: DVC starts a shell, and this the stage."""
+    stage = (
+        "import os, time, pathlib; from pipeline.core.processes import end_with;"
+        "from pipeline.tracking.outbox import started_by; end_with(started_by());"
+        "pathlib.Path('pid.tmp').write_text(str(os.getpid())); os.replace('pid.tmp', 'pid');"
+        "time.sleep(60)"
+    )
+    shell = ["sh", "-c", f'{sys.executable} -c "{stage}"; true']
+    (checkout / "dvc.py").write_text(f"import subprocess; subprocess.run({shell!r})")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(COMMAND, cwd=checkout, env=environment) as dvc:
+        pid = pid_of_dvc(checkout)
+        dvc.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_settings_are_replaced_whole(checkout: Path) -> None:

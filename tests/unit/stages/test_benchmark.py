@@ -1,10 +1,5 @@
 """benchmark: figures from timed answers, and a server that never outlives it."""
 
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -65,31 +60,3 @@ def test_a_server_that_does_not_start_ends_with_its_own_words(tmp_path: Path) ->
         running_server(tmp_path / "missing", model="m", log=tmp_path / "log"),
     ):
         pass
-
-
-def test_a_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    """Also where the parent has no time to end it."""
-    child = tmp_path / "child"
-    code = f"""
-import os, signal, subprocess, sys
-from pathlib import Path
-from pipeline.serving.server_process import _end_with_parent
-sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
-process = subprocess.Popen(sleeper, preexec_fn=_end_with_parent)
-Path({json.dumps(str(child))}).write_text(str(process.pid))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", code], check=False, cwd=Path.cwd())
-    pid = int(child.read_text())
-    deadline = time.monotonic() + 10
-    while _runs(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from pipeline.config.schema import Config, load
 from pipeline.core.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from pipeline.data.dataset import SPLITS, read_split
 from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
 from pipeline.stages import prepare
-from tests.unit.model_folders import add_weights, make_model_folder
+from tests.unit.model_folders import add_random_weights, add_weights, make_model_folder
 
 WORDS = ["account", "card", "loan", "rate", "fee", "branch"]
 WORDS += ["wire", "check", "deposit", "limit", "statement", "password"]
@@ -393,3 +394,30 @@ def test_nothing_from_rows_and_names_controls_the_terminal(
     shown = capsys.readouterr()
     assert "\x1b" not in shown.out + shown.err
     assert "\\x1b[2J" in shown.err
+
+
+def test_untrained_tokens_of_the_answers_are_told(
+    tree: dict[str, Any],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    folder = add_random_weights(make_model_folder(tmp_path / "model", "demo"))
+    (tmp_path / "trained").mkdir()
+    prepare.run(configure(tree, folder, data), {}, tmp_path / "trained")
+    statistics = json.loads((tmp_path / "trained/statistics.json").read_text())
+    assert statistics["untrained_tokens"] == {"count": 0, "first": []}
+    assert "untrained output rows" not in capsys.readouterr().err
+
+    tensors = load_file(folder / "model.safetensors")
+    tokens = Chat.load(folder).encode(" fine")
+    tensors["lm_head.weight"][[*tokens, 300, 301, 302, 303]] = 0.1  # each other's like
+    save_file(tensors, folder / "model.safetensors")
+    prepare.run(configure(tree, folder, data), {}, tmp_path)
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    untrained = statistics["untrained_tokens"]
+    assert {entry["id"] for entry in untrained["first"]} >= {tokens[-1]}
+    said = capsys.readouterr().err
+    assert f"{untrained['count']} tokens of your answers have untrained output rows" in said

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from pipeline.config.tracking import TrackingConfig
 from pipeline.core.paths import ROOT
+from pipeline.core.processes import Process
 from pipeline.tracking import client as tracking
 from pipeline.tracking import outbox
-from pipeline.tracking.outbox import Destination, Group, Owner, read_events
+from pipeline.tracking.outbox import Destination, Group, read_events
 from tests.made_artifacts import make_artifact, make_chain
 
 CONFIG = TrackingConfig(enabled=True, uri=None, experiment="bank", upload_weights=False)
@@ -124,10 +125,10 @@ def test_a_broken_outbox_gives_a_warning_and_stops_no_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Destination.of(tmp_path).outbox
-    folder.mkdir(parents=True)
-    (folder / "1.group").write_text("not JSON")
+    folder.parent.mkdir(parents=True)
+    folder.write_text("a file where the folder should be")
     start(tmp_path).finish("FAILED", None)
-    assert "JSONDecodeError" in capsys.readouterr().err
+    assert "FileExistsError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_stages_of_one_process_share_a_pipeline_run_until_it_ends(tmp_path: Path
 def test_stages_of_other_processes_join_the_owner_that_the_environment_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = Owner(os.getppid(), Owner.this().started - 100)
+    owner = Process(os.getppid(), Process.this().started - 100)
     monkeypatch.setenv(outbox.OWNER_VARIABLE, f"{owner.pid}:{owner.started}")
     start(tmp_path)
     (group,) = Destination.of(tmp_path).groups()
@@ -197,7 +198,7 @@ def test_stages_of_other_processes_join_the_owner_that_the_environment_names(
 
 
 def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None:
-    ask = "from pipeline.tracking.outbox import Owner; print(Owner.of_group().pid)"
+    ask = "from pipeline.tracking.outbox import group_owner; print(group_owner().pid)"
     through_a_shell = ["sh", "-c", f"{sys.executable} -c '{ask}'; true"]
     dvc = tmp_path / "dvc"
     dvc.write_text(
@@ -213,12 +214,12 @@ def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None
 
 
 def test_an_owner_is_alive_only_as_the_process_that_it_was() -> None:
-    me = Owner.this()
+    me = Process.this()
     assert me.is_alive()
-    assert not Owner(me.pid, me.started - 60).is_alive()
+    assert not Process(me.pid, me.started - 60).is_alive()
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    assert not Owner(child.pid, me.started).is_alive()
+    assert not Process(child.pid, me.started).is_alive()
     assert Group("a", me, 0.0, "bank", "root").is_open()
     assert not Group("a", me, 0.0, "bank", "root", ended=True).is_open()
 
@@ -227,13 +228,13 @@ def test_an_incomplete_line_loses_only_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.jsonl"
-    file.write_bytes(b'{"n": 1}\n{"n": \n{"n": 2}\n{"n": 3')
+    file.write_bytes(b'{"event": 1}\n{"event": \n[2]\n{"event": 2}\n{"event": 3')
     events, end = read_events(file, 0)
-    assert events == [{"n": 1}, {"n": 2}]
+    assert events == [{"event": 1}, {"event": 2}]
     assert "broken line" in capsys.readouterr().err
     with file.open("ab") as stream:
         stream.write(b"}\n")
-    assert read_events(file, end) == ([{"n": 3}], file.stat().st_size)
+    assert read_events(file, end) == ([{"event": 3}], file.stat().st_size)
 
 
 def test_only_stages_that_did_not_run_are_recorded_as_reused(tmp_path: Path) -> None:
@@ -298,3 +299,63 @@ def test_stages_never_import_mlflow() -> None:
     root = ROOT
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+BROKEN = {
+    "empty": b"", "binary": bytes(range(256)), "list": b"[1]", "number": b"3", "half": b'{"id": "a',
+    "deep": b"[" * 200_000, "conflict": b"<<<<<<< HEAD\n{}\n=======\n", "folder": None,
+    "wrong inside": b'{"id": 1, "owner": [], "stages": 3, "group": {}, "event": "start"}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize(
+    "name", ["spool/1.group", "spool/1-x.jsonl", "registered.json", "last_error.txt"]
+)
+def test_files_of_the_outbox_may_be_broken(tmp_path: Path, name: str, how: str) -> None:
+    destination = Destination.of(tmp_path)
+    destination.outbox.mkdir(parents=True)
+    content = BROKEN[how]
+    if content is None:
+        (destination.folder / name).mkdir()
+    else:
+        (destination.folder / name).write_bytes(content)
+    start(tmp_path).finish("FAILED", None)
+    assert tracking.wait_until_sent(tmp_path, CONFIG, timeout=0).waiting >= 1
+    tracking.waiting_line(tmp_path, CONFIG)
+    (group,) = destination.groups()
+    assert len(destination.runs_of(group.id)) == 1  # the run that started now is whole
+    for file in destination.runs():
+        read_events(file, 0)
+    assert destination.registered(group.id) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("htp:/x", "MLflow knows no address that begins with htp:"),
+        ("http://host:99999", "it is not an address: Port out of range"),
+        ("http://[::1", "nothing is tracked (ValueError: "),
+        ("http:///x", "it names no host"),
+        ("http://127.0.0.1:9", "ConnectionRefusedError"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_named_and_stops_nothing(
+    tmp_path: Path, uri: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace_uri(uri)
+    run = tracking.start_stage(
+        tmp_path, stage="prepare", config=config, params={}, inputs={}, files={}
+    )
+    run.finish("FAILED", None)
+    line = tracking.waiting_line(tmp_path, config)
+    assert line
+    assert said in line
+    assert "\n" not in line
+    assert tracking.wait_until_sent(tmp_path, config, timeout=0).waiting in (0, 1)
+    tracking.track_reused(tmp_path, config, ["prepare"])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def replace_uri(uri: str) -> TrackingConfig:
+    return CONFIG.model_copy(update={"uri": uri})

@@ -67,10 +67,16 @@ def complete(app: Any, path: str = "/v1/chat/completions", **given: Any) -> Any:
     return ask(app, "POST", path, json=body, headers=headers)
 
 
+def files_of(folder: Path) -> list[Path]:
+    """Complete files; nothing else may be there but what keeps git out."""
+    assert {p.suffix for p in folder.iterdir()} <= {".jsonl", ""}
+    return sorted(folder.glob("*.jsonl"))
+
+
 def recorded(recorder: Recorder) -> list[Conversation]:
     """What prepare reads of it; nothing may be refused there."""
     recorder.close()
-    rows = [r for file in sorted(recorder._folder.iterdir()) for r in read_file(file, file.name)]
+    rows = [r for file in files_of(recorder._folder) for r in read_file(file, file.name)]
     assert all(isinstance(row, Conversation) for row in rows)
     return rows  # type: ignore[return-value]
 
@@ -97,7 +103,7 @@ def test_prepare_reads_what_was_recorded(
             {"role": "assistant", "content": ANSWER},
         ]
     ] * 2
-    (file,) = recorder._folder.iterdir()
+    (file,) = files_of(recorder._folder)
     assert file.stat().st_mode & 0o777 == 0o600
     assert json.loads(file.read_text().splitlines()[0])["model"] == "bank"
 
@@ -165,7 +171,68 @@ def test_files_are_rotated_and_their_lines_complete(tmp_path: Path) -> None:
         wait_until_taken(recorder)
     said = [row.messages[-1]["content"] for row in recorded(recorder)]
     assert sorted(said) == sorted(f"Answer {number}." for number in range(20))
-    assert len(list(tmp_path.iterdir())) > 3
+    assert len(files_of(tmp_path)) > 3
+
+
+def answers(folder: Path) -> list[str]:
+    lines = [line for file in files_of(folder) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    return [row["messages"][-1]["content"] for row in rows]
+
+
+def test_a_server_writes_nothing_into_files_that_were_moved(tmp_path: Path) -> None:
+    """`mv recorded/*.jsonl reviewed/` beside a server: what is reviewed does not change."""
+    folder, reviewed = tmp_path / "recorded", tmp_path / "reviewed"
+    reviewed.mkdir()
+    recorder = Recorder(folder, max_file_seconds=0.05)
+
+    def record(text: str) -> None:
+        recorder.record(exchange(text))
+        deadline = time.monotonic() + 10
+        while not list(folder.glob("*.jsonl")):  # without more requests
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    record("One.")
+    for file in folder.glob("*.jsonl"):
+        file.rename(reviewed / file.name)
+    record("Two.")
+    assert answers(reviewed) == ["One."]
+    recorder.close()
+    assert answers(folder) == ["Two."]
+    assert answers(reviewed) == ["One."]
+    assert "*" in (folder / ".gitignore").read_text().splitlines()
+
+
+def test_a_folder_that_is_moved_takes_no_later_conversation_along(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, moved = tmp_path / "recorded", tmp_path / "moved"
+    recorder = Recorder(folder)
+    recorder.record(exchange("One."))
+    wait_until_taken(recorder)
+    while not [p for p in folder.glob("*.part") if p.stat().st_size]:
+        time.sleep(0.001)
+    folder.rename(moved)
+    recorder.record(exchange("Two."))
+    recorder.close()
+    assert answers(folder) == ["Two."]
+    (part,) = moved.glob("*.jsonl.part")
+    assert "One." in part.read_text()
+    assert "Two." not in part.read_text()
+    assert "was moved while it was written" in caplog.text
+
+
+def test_what_a_killed_server_left_is_completed_by_the_next(tmp_path: Path) -> None:
+    line = next(recording._lines(exchange("One.")))
+    (tmp_path / "1.jsonl.part").write_text(line + line[:20])
+    (tmp_path / "2.jsonl.part").write_text(line[:20])
+    running = Recorder(tmp_path)
+    running.record(exchange("Two."))
+    Recorder(tmp_path).close()  # a second server leaves the first one's file alone
+    assert len(list(tmp_path.glob("*.part"))) == 1
+    running.close()
+    assert answers(tmp_path) == ["One.", "Two."]
 
 
 def test_a_stalled_disk_delays_no_response(
@@ -216,7 +283,7 @@ def test_a_full_disk_ends_the_recording_with_one_warning(tmp_path: Path) -> None
     )  # fmt: skip
     assert run.stdout == "still here\n", run.stderr
     assert run.stderr.count("recording has stopped") == 1
-    (file,) = tmp_path.iterdir()
+    (file,) = files_of(tmp_path)
     rows = list(read_file(file, file.name))
     assert len(rows) > 3
     assert all(isinstance(row, Conversation) for row in rows), "no line is torn"
