@@ -126,7 +126,11 @@ def damages(model: Any) -> Iterator[tuple[str, Damage]]:
         return change
 
     def scale(factor: float) -> Damage:
-        return lambda model: [layer.mlp.down_proj.weight.data.mul_(factor) for layer in layers]
+        def change(model: Any) -> None:
+            for layer in layers:
+                layer.mlp.down_proj.weight.data.mul_(factor)
+
+        return change
 
     def transpose(model: Any) -> None:
         weight = layers[0].self_attn.o_proj.weight

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from pipeline.core import secrets
 from pipeline.core.console import Lenient, report, write_error
@@ -20,6 +20,9 @@ from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError, Res
 from pipeline.core.resource_errors import explained
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.config.schema import Config
     from pipeline.orchestration.arguments import Command
 
 INTERRUPTED = 130
@@ -122,10 +125,14 @@ def _run(arguments: list[str]) -> int:
 
     enter_project(compose.known_stage(command.stage))
     if command.multirun:
-        from pipeline.orchestration.sweep import run_sweep
-
-        return run_sweep(command)
+        return _sweep(command)
     return _run_stage(command, arguments)
+
+
+def _sweep(command: "Command") -> int:
+    from pipeline.orchestration.sweep import run_sweep
+
+    return run_sweep(command)
 
 
 def _print(command: "Command") -> None:
@@ -153,11 +160,33 @@ def _print(command: "Command") -> None:
 
 
 def _run_stage(command: "Command", arguments: list[str]) -> int:
-    from pipeline.deployment.launchers import submission as launchers
     from pipeline.orchestration import compose
 
     stage, tree, config = compose.load_command(command)
+    _check_effects(stage, tree, config, command)
+    return _start(stage, tree, config, arguments)
+
+
+def _check_effects(
+    stage: str, tree: "Mapping[str, Any]", config: "Config", command: "Command"
+) -> None:
+    """Refuse a setting that would have no effect."""
+    from pipeline.core.artifact import main_folder
+    from pipeline.orchestration import lineage
+
+    if not command.params:
+        lineage.check(stage, tree, config, command.overrides)
+    elif main_folder(config.artifacts) == config.artifacts:  # a sweep checks its own words
+        lineage.check_made(stage, tree, config)
+
+
+def _start(stage: str, tree: "Mapping[str, Any]", config: "Config", arguments: list[str]) -> int:
+    """Run a stage, or submit the command line to a cluster; the exit code."""
+    from pipeline.deployment.launchers import submission as launchers
+
     if stage == "config":
+        from pipeline.orchestration import compose
+
         print(compose.to_yaml(secrets.mask_tree(tree)), end="")
     elif launchers.is_elsewhere(stage, config):
         launchers.submit(stage, arguments, config)

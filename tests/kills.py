@@ -23,11 +23,13 @@ from tests.replayed_stage import SECONDS
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
-def kill_at_renames(chain: ReplayedChain, stage: str, folder: Path, counts: Counts) -> None:
+def kill_at_renames(
+    chain: ReplayedChain, stage: str, folder: Path, counts: Counts, every: int
+) -> None:
     chain.prepare(stage, folder / "count")
     counted = chain.run(stage, folder / "count", "count")
     assert counted.code == 0, counted.said
-    for at in range(1, int(counted.said.splitlines()[-1]) + 1):
+    for at in range(1, int(counted.said.splitlines()[-1]) + 1, every):
         for when in ("before", "after"):
             what, place = f"{stage} killed {when} rename {at}", folder / f"{when}-{at}"
             chain.prepare(stage, place)
@@ -56,6 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--random", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1, help="kill at every Nth rename")
     parser.add_argument("--stages", nargs="*")
     given = parser.parse_args()
     chance, at_random, at_renames = random.Random(given.seed), Counts(), Counts()
@@ -69,7 +72,7 @@ def main() -> int:
             kill_at_random(chain, stage, folder / f"random-{number}", at_random, chance)
         print(f"at random moments: {at_random}", flush=True)
         for stage in stages:
-            kill_at_renames(chain, stage, folder / f"renames-{stage}", at_renames)
+            kill_at_renames(chain, stage, folder / f"renames-{stage}", at_renames, given.every)
         print(f"at every rename of {len(stages)} stages: {at_renames}")
     for line in [*at_random.bad, *at_renames.bad]:
         print(line, file=sys.stderr)

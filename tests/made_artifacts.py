@@ -51,6 +51,7 @@ def make_artifact(
         inputs={name: artifact.manifest.digest for name, artifact in (inputs or {}).items()},
         input_seals={name: artifact.manifest.seal for name, artifact in (inputs or {}).items()},
         files=hash_files(place),
+        measured=(),
         metrics={name: float(value) for name, value in (metrics or {}).items()},
         proof=proof or {},
         failure=failure,

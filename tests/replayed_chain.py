@@ -11,10 +11,10 @@ from pipeline.core.artifact import VARIANTS, VERIFIED, open_artifact
 from pipeline.core.errors import ArtifactError, PipelineError
 from pipeline.core.stage import stage_module
 from pipeline.orchestration import compose
-from pipeline.orchestration.graph import declared_stages, read_graph
+from pipeline.orchestration.graph import declared_stages
 from pipeline.tracking.outbox import Destination
 from tests.made_artifacts import make_artifact, make_chain
-from tests.replayed_stage import start
+from tests.replayed_stage import GRAPH, start
 
 CODES = {error.exit_code for error in PipelineError.__subclasses__()} | {0, 1, 130}
 MANY = {"files": 12, "bytes": 20_000}  # of each made artifact, beside its own
@@ -92,7 +92,7 @@ class ReplayedChain:
 
     def prepare(self, stage: str, artifacts: Path) -> None:
         """What the stage reads, and an older artifact of its own, which it moves aside."""
-        for name in (*read_graph(self.tree)[stage].inputs, stage):
+        for name in (*GRAPH[stage].inputs, stage):
             shutil.copytree(self.made / name, artifacts / name)
 
     def run(

@@ -16,15 +16,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+# Imported here, once, and not in each forked process.
+import psutil  # noqa: F401
+import rich.console
+import rich.rule
+import rich.table  # noqa: F401
+
 from pipeline.__main__ import main
 from pipeline.config.schema import load
 from pipeline.core import hardware
 from pipeline.core.artifact import MANIFEST, Outcome, read_manifest
 from pipeline.core.stage import stage_module
 from pipeline.orchestration import compose, runner
+from pipeline.orchestration.graph import read_graph
 from pipeline.tracking.outbox import Destination
 
 SECONDS = 1.0  # of a slow stage
+GRAPH = read_graph(compose.compose([]))
 
 
 def replay(made: Path, slow: bool) -> Callable[..., Outcome]:
@@ -102,6 +110,8 @@ def start(
         runner._git_state = dict  # type: ignore[assignment]
         runner._package_digest = lambda: ""  # type: ignore[assignment]
         hardware.describe = dict  # type: ignore[assignment]
+        hardware.installed_versions = lambda names: {}  # type: ignore[assignment]
+        runner.read_graph = lambda tree: GRAPH  # type: ignore[assignment]
         if limit:
             limit()
         code = main([f"stage={made.name}"])

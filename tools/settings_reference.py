@@ -22,6 +22,8 @@ from pydantic.fields import FieldInfo
 
 from pipeline.config.defaults import default_tree
 from pipeline.config.schema import Config
+from pipeline.orchestration.environment import VARIABLES
+from pipeline.orchestration.schema_words import bounds_in_words, type_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -47,7 +49,14 @@ means that a setting is not set.
 
 `python -m pipeline stage=config …` prints the composed settings and runs nothing. An unknown key, a
 wrong type or a value out of bounds ends with [exit code 2](troubleshooting.md#2-configuration)
-before anything runs.
+before anything runs. `null` for a length or a learning rate takes a value that suits the model
+([sources](finetuning.md#defaults-by-the-size-of-the-model)).
+
+A setting has an effect, or the command is refused. `stage=finetune quantize=int4_awq` is refused,
+since no part of fine-tuning reads it. `stage=build quantize=int4_awq` is refused if the exported
+model is of another format: run `stage=all quantize=int4_awq`. Settings of an earlier stage may be
+repeated if they are those that its artifact was made with. An `experiment` is meant for several
+stages, and each takes its part of it.
 """
 
 
@@ -182,7 +191,8 @@ def _setting(name: str, field: FieldInfo, found: Mapping[str, Any]) -> Setting:
     schema = TypeAdapter(annotated).json_schema()
     meaning = field.description or ""
     defaults = {option: _shown(value) for option, value in found.items()}
-    return Setting(name, _type(schema), _bounds(schema), meaning, defaults)
+    kind = type_in_words(schema, quote="`")
+    return Setting(name, kind, bounds_in_words(schema), meaning, defaults)
 
 
 def _fields(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
@@ -214,59 +224,6 @@ def _look_up(tree: Any, path: "tuple[str, ...] | list[str]") -> Any:
     return tree
 
 
-def _type(schema: Mapping[str, Any]) -> str:
-    """A type of JSON schema in words."""
-    if "anyOf" in schema:
-        return " or ".join(_type(member) for member in schema["anyOf"])
-    if "enum" in schema or "const" in schema:
-        names = schema.get("enum", [schema.get("const")])
-        return " or ".join(f"`{name}`" for name in names)
-    kind = schema.get("type")
-    if kind == "array":
-        return f"list of {_plural(_type(schema['items']))}"
-    if kind == "object":
-        values = schema.get("additionalProperties")
-        return f"mapping to {_plural(_type(values))}" if isinstance(values, dict) else "mapping"
-    if kind == "string":
-        return "path" if schema.get("format") == "path" else "text"
-    names = {"integer": "integer", "number": "number", "boolean": "true or false", "null": "null"}
-    return names[kind] if kind else "any value"
-
-
-def _plural(name: str) -> str:
-    return {"integer": "integers", "number": "numbers", "text": "texts", "path": "paths"}.get(
-        name, name
-    )
-
-
-# No line is broken between a sign and its number.
-_BOUNDS = (
-    ("minimum", "≥\N{NO-BREAK SPACE}{}"),
-    ("exclusiveMinimum", ">\N{NO-BREAK SPACE}{}"),
-    ("maximum", "≤\N{NO-BREAK SPACE}{}"),
-    ("exclusiveMaximum", "<\N{NO-BREAK SPACE}{}"),
-    ("minItems", "at least {} entry"),
-    ("pattern", "matches `{}`"),
-)
-
-
-def _bounds(schema: Mapping[str, Any]) -> str:
-    """The bounds of JSON schema in words, with those of a list's entries and a mapping's values."""
-    found = [form.format(_number(schema[key])) for key, form in _BOUNDS if key in schema]
-    if schema.get("minLength") and "pattern" not in schema:
-        found.append("not empty")
-    for member in schema.get("anyOf", []):
-        found.append(_bounds(member))
-    for inner in ("items", "additionalProperties"):
-        if isinstance(schema.get(inner), dict) and (each := _bounds(schema[inner])):
-            found.append(f"each {each}")
-    return ", ".join(filter(None, found))
-
-
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _shown(value: Any) -> str:
     """A default as a user would type it."""
     if value == MISSING:
@@ -296,7 +253,17 @@ def render(parts: list[Part], defaults: Defaults) -> str:
         lines.append("")
     lines += ["## `experiment`", "", "Settings for a model and its hardware, in one word.", ""]
     lines += _options("experiment", defaults.groups.get("experiment", ()), defaults)
+    lines += _variables()
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _variables() -> list[str]:
+    """The environment variables, in a table."""
+    lines = ["## Environment variables", "", "| variable | | meaning |", "|---|---|---|"]
+    for variable in VARIABLES:
+        names = ", ".join(f"`{name}`" for name in variable.name.split(", "))
+        lines.append(f"| {names} | {variable.state} | {_cell(variable.text)} |")
+    return lines
 
 
 def _options(group: str, options: tuple[Option, ...], defaults: Defaults) -> list[str]:

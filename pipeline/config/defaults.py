@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.model_defaults import fill
 from pipeline.config.schema import Config, load
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, short
 from pipeline.core.paths import CONF
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def default_tree(changes: Mapping[str, Any] | None = None, *, conf: Path = CONF)
             OmegaConf.update(tree, name, str(value) if isinstance(value, Path) else value)
         for name in _missing(OmegaConf.to_container(tree)):
             raise ConfigError(f"{name} is not set: give a value for {name!r}")
-        return OmegaConf.to_container(tree, resolve=True)  # type: ignore[return-value]
+        return fill(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
@@ -106,7 +107,7 @@ class _Composition:
                 return
             group, _, option = name.rpartition("/")
             known = ", ".join(sorted(p.stem for p in (self._conf / group).glob("*.yaml")))
-            raise ConfigError(f"{group}={option} does not exist: choose from {known}")
+            raise ConfigError(f"{group}={short(option)} does not exist: choose from {known}")
         entries = self._defaults(name)
         for entry in entries if "_self_" in entries else [*entries, "_self_"]:
             if entry == "_self_":

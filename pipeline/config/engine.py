@@ -1,11 +1,11 @@
 """Settings of the engine that serves the model (conf/engine)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Positive, Section, Share, choice
+from pipeline.config.section import Batch, Rank, Section, Share, Tokens, choice
 
 
 class SamplingConfig(Section):
@@ -18,7 +18,7 @@ class SamplingConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
         description="Nucleus sampling of requests that give none; null is the base model's, or off"
     )
-    top_k: Annotated[int, Field(ge=0)] | None = Field(
+    top_k: Annotated[int, Field(ge=0, le=10**7)] | None = Field(
         description="Tokens to choose among; null is the base model's, or all; 0 is all"
     )
     min_p: Share | None = Field(
@@ -38,14 +38,18 @@ class EngineConfig(Section):
     profile: str | None = Field(
         description="Profile of the engine, as stage=profiles lists it; null takes the best"
     )
-    precision: Literal["auto", "fp32", "int8", "int4"] = Field(
+    precision: Annotated[str, choice("engine", "auto", each="precisions")] = Field(
         description="Weights of onnxruntime; auto takes int8 if it answers as fp32 does, else fp32"
     )
-    max_batch_size: Positive = Field(description="Answers that are generated at once")
-    max_input_len: Positive = Field(description="Tokens of a prompt")
-    max_seq_len: Positive = Field(description="Tokens of a prompt and its answer together")
-    lora_rank: int = Field(
-        ge=0,
+    max_batch_size: Batch = Field(description="Answers that are generated at once")
+    max_input_len: Tokens = Field(
+        description="Tokens of a prompt; null: three quarters of max_seq_len"
+    )
+    max_seq_len: Tokens = Field(
+        description="Tokens of a prompt and its answer together; null: 4,096, or the model's "
+        "positions if fewer"
+    )
+    lora_rank: Rank = Field(
         description="Largest rank of LoRA adapters that can be added while it serves; 0 is none",
     )
     sampling: SamplingConfig
@@ -65,8 +69,8 @@ class EngineConfig(Section):
         size, share = (
             arguments.get(name, 1) for name in ("tensor_parallel_size", "gpu_memory_utilization")
         )
-        if type(size) is not int or size < 1:
-            raise ValueError("tensor_parallel_size must be a whole number of GPUs")
+        if type(size) is not int or not 1 <= size <= 1_024:
+            raise ValueError("tensor_parallel_size must be a whole number of GPUs, from 1 to 1,024")
         if type(share) not in (int, float) or not 0 < share <= 1:
             raise ValueError("gpu_memory_utilization must be above 0, at most 1")
         return arguments

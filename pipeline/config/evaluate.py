@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from pipeline.config.quantize import WeightFormat
-from pipeline.config.section import Positive, Section, Share
+from pipeline.config.section import Batch, Section, Share, Tokens
 from pipeline.core.tables import table
 
 
@@ -37,9 +37,11 @@ class GateConfig(Section):
 class EvaluateConfig(Section):
     """Measurements on the test conversations."""
 
-    max_new_tokens: Positive = Field(description="Tokens of a generated answer")
-    batch_size: Positive = Field(description="Answers that are generated at once")
+    max_new_tokens: Tokens = Field(
+        description="Tokens of a generated answer; null: 256, or a quarter of engine.max_seq_len"
+    )
+    batch_size: Batch = Field(description="Answers that are generated at once")
     bootstrap_samples: int = Field(
-        ge=100, description="Bootstrap samples behind each confidence interval"
+        ge=100, le=1_000_000, description="Bootstrap samples behind each confidence interval"
     )
     gate: GateConfig

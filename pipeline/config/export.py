@@ -2,14 +2,14 @@
 
 from pydantic import Field
 
-from pipeline.config.section import Positive, Section
+from pipeline.config.section import Ranks, Section
 
 
 class ExportConfig(Section):
     """The GPUs that the TensorRT-LLM checkpoint is split for."""
 
-    tensor_parallel: Positive = Field(description="Tensor-parallel size of the served model")
-    pipeline_parallel: Positive = Field(description="Pipeline-parallel size of the served model")
+    tensor_parallel: Ranks = Field(description="Tensor-parallel size of the served model")
+    pipeline_parallel: Ranks = Field(description="Pipeline-parallel size of the served model")
     overrule: str | None = Field(
         min_length=1,
         description="Reason why weights that differ from their source by more than rounding are "

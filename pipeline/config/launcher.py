@@ -1,17 +1,23 @@
 """Settings of the launchers: where a command runs (conf/launcher)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from pipeline.config.section import Positive, Section
+from pipeline.config.section import Form, Processes, Section
+
+Word = Annotated[str, Form(r"\S{1,1000}", "one word")]
+Label = Annotated[
+    str, Form(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a name of a-z, 0-9, - and .")
+]  # in Kubernetes
 
 
 class LauncherConfig(Section):
     """Where a command runs."""
 
-    nodes: Positive = Field(
+    nodes: Processes = Field(
         description="Machines that share the training, each with the same number of GPUs"
     )
     dry_run: bool = Field(
@@ -31,10 +37,16 @@ class SlurmLauncher(LauncherConfig):
     """A Slurm cluster with the Pyxis plugin, from a login node."""
 
     name: Literal["slurm"] = Field(description="Launcher: a Slurm cluster, from a login node")
-    account: str = Field(description="Slurm account")
-    partition: str = Field(description="Slurm partition")
-    time: str = Field(description="Time limit of the job, as sbatch takes it, such as 04:00:00")
-    container_image: str = Field(description="Image of the Dockerfile's train target")
+    account: Word = Field(description="Slurm account")
+    partition: Word = Field(description="Slurm partition")
+    time: Annotated[
+        str,
+        Form(
+            r"\d{1,3}-\d{1,2}(:[0-5]?\d){0,2}|\d{1,6}|\d{1,4}(:[0-5]?\d){1,2}",
+            "minutes, hours:minutes:seconds such as 04:00:00, or days-hours",
+        ),
+    ] = Field(description="Time limit of the job, as sbatch takes it, such as 04:00:00")
+    container_image: Word = Field(description="Image of the Dockerfile's train target")
     container_mounts: tuple[str, ...] = Field(
         description="Folders that all nodes share, as /lustre/me:/lustre/me"
     )
@@ -45,15 +57,25 @@ class KubernetesLauncher(LauncherConfig):
     """A Kubernetes cluster with NVIDIA's device plugin, through kubectl."""
 
     name: Literal["kubernetes"] = Field(description="Launcher: a Kubernetes cluster, by kubectl")
-    namespace: str = Field(description="Namespace of the job")
-    container_image: str = Field(description="Image of the Dockerfile's train target")
-    claim: str = Field(description="ReadWriteMany volume claim that every node mounts")
-    mount: str = Field(description="Folder in the container where the claim is mounted")
-    shared_memory: str = Field(
-        description="Size of /dev/shm for NCCL and the data loader, such as 64Gi"
+    namespace: Label = Field(description="Namespace of the job")
+    container_image: Word = Field(description="Image of the Dockerfile's train target")
+    claim: Label = Field(description="ReadWriteMany volume claim that every node mounts")
+    mount: Annotated[str, Form(r"/[^\s:]+", "a path that begins with /")] = Field(
+        description="Folder in the container where the claim is mounted"
+    )
+    shared_memory: Annotated[str, Form(r"[1-9]\d{0,14}([KMGT]i?)?", "a size such as 64Gi")] = Field(
+        description="Size of /dev/shm for NCCL and the data loader, such as 64Gi",
     )
 
 
+def _kind(given: object) -> object:
+    name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", None)
+    return "local" if name == "torchrun" else name
+
+
 Launcher = Annotated[
-    LocalLauncher | SlurmLauncher | KubernetesLauncher, Field(discriminator="name")
+    Annotated[LocalLauncher, Tag("local")]
+    | Annotated[SlurmLauncher, Tag("slurm")]
+    | Annotated[KubernetesLauncher, Tag("kubernetes")],
+    Discriminator(_kind),
 ]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.section import Positive, Section
+from pipeline.config.section import Ranks, Section
 
 
 class PlanConfig(Section):
@@ -13,5 +13,5 @@ class PlanConfig(Section):
     gpu: Literal["a100", "h100", "h200", "l40s", "b200"] | None = Field(
         description="GPU to plan for; null plans for this machine"
     )
-    gpus_per_node: Positive = Field(description="GPUs of a machine with plan.gpu")
+    gpus_per_node: Ranks = Field(description="GPUs of a machine with plan.gpu")
     format: Literal["table", "json"] = Field(description="Form of the output")

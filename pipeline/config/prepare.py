@@ -9,7 +9,10 @@ class PrepareConfig(Section):
     """How rows become a dataset."""
 
     max_length: int = Field(
-        ge=8, description="Tokens of a rendered conversation; a longer row is refused, never cut"
+        ge=8,
+        le=2**24,
+        description="Tokens of a rendered conversation; a longer row is refused. "
+        "null: 4,096, or the model's positions if fewer",
     )
     validation_share: float = Field(
         ge=0, le=0.5, description="Share of the training rows that are kept for validation"
@@ -22,4 +25,4 @@ class PrepareConfig(Section):
         ge=0.9, le=1, description="Similarity to a test question from which a row is dropped"
     )
     max_reject_share: Share = Field(description="Share of refused rows above which the stage fails")
-    samples: int = Field(ge=0, description="Rendered conversations to print")
+    samples: int = Field(ge=0, le=1_000, description="Rendered conversations to print")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.section import Positive, Section, choice
+from pipeline.config.section import Batch, Count, Section, choice
 from pipeline.core.tables import table
 
 WeightFormat = Annotated[str, choice("format")]
@@ -13,9 +13,9 @@ WeightFormat = Annotated[str, choice("format")]
 class CalibrationConfig(Section):
     """The training rows on which ModelOpt measures activations."""
 
-    rows: Positive = Field(description="Training conversations to calibrate on")
-    batch_size: Positive = Field(description="Conversations that are computed at once")
-    max_length: int = Field(ge=8, description="Tokens of a conversation; the rest is cut")
+    rows: Count = Field(description="Training conversations to calibrate on")
+    batch_size: Batch = Field(description="Conversations that are computed at once")
+    max_length: int = Field(ge=8, le=2**24, description="Tokens of a conversation; the rest is cut")
 
 
 class QuantizeConfig(Section):

@@ -28,6 +28,8 @@ from pipeline.config.serve import ServeConfig
 from pipeline.config.tracking import TrackingConfig
 from pipeline.core.errors import ConfigError
 
+MOST = 4  # wrong fields that a message names
+
 
 class Config(Section):
     """The whole configuration of a run."""
@@ -36,6 +38,9 @@ class Config(Section):
         ge=0, lt=2**32, description="Seed of the split, of training and of calibration"
     )
     artifacts: Place = Field(description="Folder of everything that the stages make")
+    verify: bool = Field(
+        description="Read every byte of the artifacts that a stage uses, not only of changed files"
+    )
     model: ModelConfig
     data: DataConfig
     prepare: PrepareConfig
@@ -58,6 +63,8 @@ class Config(Section):
     def _register_by_the_models_name(cls, tree: Any) -> Any:
         """The default, a model's name, may hold dots, as in llama-3.1, which MLflow refuses."""
         model, register = tree["model"], tree["register"]
+        if not (isinstance(model, Mapping) and isinstance(register, Mapping)):
+            return tree
         if register["name"] != model["name"] or not isinstance(model["name"], str):
             return tree
         return {**tree, "register": {**register, "name": registrable(model["name"])}}
@@ -72,5 +79,9 @@ def load(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [explain(e) for e in error.errors(include_url=False)]
-        raise ConfigError("; ".join(lines)) from None
+        found = error.errors(include_url=False)
+        # A list that is wrong because of an entry has an error of its own.
+        inner = {e["loc"][:-1] for e in found}
+        lines = [explain(e) for e in found if e["loc"] not in inner]
+        more = f"; and {len(lines) - MOST} more" if len(lines) > MOST else ""
+        raise ConfigError("; ".join(lines[:MOST]) + more) from None

@@ -1,8 +1,10 @@
 """Settings of stage=serve: the server and its limits."""
 
+from typing import Annotated
+
 from pydantic import Field
 
-from pipeline.config.section import Place, Positive, Seconds, Section
+from pipeline.config.section import YEAR, Count, Place, Seconds, Section
 
 
 class ServeConfig(Section):
@@ -10,32 +12,38 @@ class ServeConfig(Section):
 
     host: str = Field(description="Address to listen on; 0.0.0.0 is every network interface")
     port: int = Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one")
-    version: int | str | None = Field(
+    version: Annotated[int, Field(ge=1, le=10**9)] | str | None = Field(
         description="Registered version to serve, by number or alias; null serves the last build"
     )
-    max_queue: Positive = Field(
+    max_queue: Count = Field(
         description="Requests that wait for a slot; one more is answered with status 429"
     )
     keys_file: Place | None = Field(
         description="File of API keys, written by `python -m pipeline.serving.keys`; null has none"
     )
-    max_connections: Positive = Field(
+    max_connections: Count = Field(
         description="Open connections; one more is answered with status 503"
     )
-    max_header_bytes: int = Field(ge=1024, description="Bytes of a request's headers")
-    max_body_bytes: int = Field(ge=1024, description="Bytes of a request's body")
+    max_header_bytes: int = Field(ge=1024, le=2**26, description="Bytes of a request's headers")
+    max_body_bytes: int = Field(ge=1024, le=2**34, description="Bytes of a request's body")
     header_timeout: Seconds = Field(description="Seconds until a request's headers are complete")
     body_timeout: Seconds = Field(description="Seconds until a request's body is complete")
     request_timeout: Seconds = Field(description="Seconds until an answer is complete")
     stalled_timeout: Seconds = Field(
         description="Seconds until a client that reads nothing of its answer is disconnected"
     )
-    keep_alive_timeout: Positive = Field(
+    keep_alive_timeout: Annotated[int, Field(ge=1, le=YEAR)] = Field(
         description="Seconds until an idle connection is closed; must exceed the proxy's own"
     )
     drain_delay: float = Field(
         ge=0,
+        le=YEAR,
         description="Seconds between the stop signal and the first refused request",
+    )
+    json_whitespace: int = Field(
+        ge=0,
+        le=20,
+        description="Characters of white space that guided JSON may have at each gap; 0: none",
     )
     log_content: bool = Field(description="Whether the log includes prompts and answers")
     record: Place | None = Field(

@@ -3,7 +3,8 @@
 An artifact is a folder with a `manifest.json`, which is written last, before the folder is renamed
 into place. A folder without one is unfinished. A file that differs from the manifest or that the
 manifest does not name, and a manifest that differs from its own seal, mean that somebody altered
-the artifact. Opening any of these is an error that names the command to run.
+the artifact. Opening any of these is an error that names the command to run. A seal is no
+signature: who can write here can seal a false manifest, so nothing in an artifact is ever run.
 
     artifacts/<stage>/                       the current artifact of a stage
     artifacts/.work/<stage>-<fingerprint>/   being written, or left by an interrupted run
@@ -13,15 +14,16 @@ the artifact. Opening any of these is an error that names the command to run.
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NoReturn
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from pipeline.core.errors import ArtifactError, ResourceError
@@ -31,7 +33,7 @@ SCRATCH = ".scratch"
 VERIFIED = ".verified"
 VARIANTS = ".variants"
 SWEEPS = "sweeps"
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,35 @@ class Outcome:
     metrics: flat figures, for the tracker and the summary.
     proof: measured evidence that the work is right (differences of logits, cosines …).
     failure: why a gate refuses the result; the artifact is kept, the run fails with the reason.
+    measured: files with times or memory of this run, by path below the artifact's folder. They are
+        verified as all are, but are not part of its identity: what took longer is no other result.
     """
 
     kind: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     proof: Mapping[str, Any] = field(default_factory=dict)
     failure: str | None = None
+    measured: Collection[str] = ()
+
+
+def _below(name: str) -> str:
+    """The path of a file below the artifact's folder, in the one form that names it."""
+    parts = name.split("/")
+    if not name or {"", ".", ".."} & set(parts) or "\0" in name or name == MANIFEST:
+        raise ValueError(f"{name[:100]!r} is not a path below the artifact")
+    return name
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z_]{0,63}$")]  # of a stage, or a kind of artifact
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class FileEntry(TypedDict):
     """One file of an artifact, as the manifest names it."""
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    bytes: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+    bytes: Count
 
 
 @dataclass(frozen=True)
@@ -63,29 +81,32 @@ class Manifest:
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
 
-    kind: str
-    stage: str
-    fingerprint: str
+    kind: Name
+    stage: Name
+    fingerprint: Sha256
     config: Mapping[str, Any]
-    inputs: Mapping[str, str]  # stage → digest of the artifact that was read
-    input_seals: Mapping[str, str]  # stage → seal of the same artifact's manifest
-    files: Mapping[str, FileEntry]  # by path below the folder
-    metrics: Mapping[str, float]
+    inputs: Mapping[Name, Sha256]  # stage → digest of the artifact that was read
+    input_seals: Mapping[Name, Sha256]  # stage → seal of the same artifact's manifest
+    # By path below the folder, with / between its parts.
+    files: Mapping[Annotated[str, AfterValidator(_below)], FileEntry]
+    measured: Sequence[str]  # the files that do not count for the digest; see Outcome
+    metrics: Mapping[str, FiniteFloat]
     proof: Mapping[str, Any]
     failure: str | None
     versions: Mapping[str, int]  # declared: of the stage, and of its components
     libraries: Mapping[str, str]  # those that decide the result; part of the fingerprint
     code: Mapping[str, Any]  # git commit, whether the tree was changed, digest of the package
     environment: Mapping[str, Any]  # package versions, hardware
-    seconds: float
-    peak_memory_bytes: int
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    peak_memory_bytes: Count
     created: str
     schema: int = SCHEMA
 
     @property
     def digest(self) -> str:
-        """Identity of the content: the kind and every file's hash, without times or hosts."""
-        content = {"kind": self.kind, "files": {n: f["sha256"] for n, f in self.files.items()}}
+        """Identity of the content: the kind and every file's hash, but of those with times."""
+        files = {n: f["sha256"] for n, f in self.files.items() if n not in self.measured}
+        content = {"kind": self.kind, "files": files}
         return sha256_of_json(content)
 
     @property
@@ -136,8 +157,9 @@ def sha256_of_file(path: Path) -> str:
 def open_artifact(path: Path, *, stage: str | None = None, reread: bool = False) -> Artifact:
     """Open an artifact and verify every file against its manifest.
 
-    Files whose size and time of change are as when they were last verified are not read again
-    (like git's index), so that a checkpoint of 100 GB opens at once.
+    Files whose size, times and inode are as when they were last verified are not read again (like
+    git's index), so that a checkpoint of 100 GB opens at once. Whoever writes a file changes its
+    times; what a disk loses by itself is found only with `reread`.
 
     stage: that must have made it; the folder's name if it is not given. reread: read every byte.
 
@@ -147,6 +169,16 @@ def open_artifact(path: Path, *, stage: str | None = None, reread: bool = False)
     stage = stage or path.name
     again = f"run `python -m pipeline stage={stage}`"
     require_folder(path, stage=stage)
+    try:
+        return _open(path, stage, again, reread=reread)
+    except OSError as error:  # no permission, or a disk that cannot be read
+        raise ArtifactError(
+            f"{error.filename or path} cannot be read ({error.strerror}): correct that, or remove "
+            f"{path} and {again}"
+        ) from error
+
+
+def _open(path: Path, stage: str, again: str, *, reread: bool) -> Artifact:
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} has no {MANIFEST}, so it is not whole: remove it and {again}")
     manifest = read_manifest(path, again)
@@ -155,24 +187,61 @@ def open_artifact(path: Path, *, stage: str | None = None, reread: bool = False)
             f"{path} was made by stage={manifest.stage}, not by stage={stage}: put the right "
             f"folder there, or {again}"
         )
+    _require_named(path, manifest.files, again)
     index = _verified_index(path)
     known = {} if reread else _read_json(index)
-    verified = {}
-    for name, expected in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise ArtifactError(f"{file} is missing though the manifest names it: {again}")
-        stamp = _stamp(file)
-        read = known.get(name) != [stamp, expected["sha256"]]
-        if read and not _matches(file, expected):
-            raise ArtifactError(f"{file} was altered after it was written: {again}")
-        verified[name] = [stamp, expected["sha256"]]
-    for file in _files(path):
-        if file.relative_to(path).as_posix() not in manifest.files:
-            raise ArtifactError(f"{file} was added after the artifact was made: remove it")
+    verified = {name: [_stamp(path / name), f["sha256"]] for name, f in manifest.files.items()}
+    unknown = [name for name, entry in verified.items() if known.get(name) != entry]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: _matches(path / name, manifest.files[name]), unknown)
+        for name, matches in zip(unknown, found, strict=True):
+            if not matches:
+                raise ArtifactError(f"{path / name} was altered after it was written: {again}")
     if verified != known:
         _write_json(index, verified)
     return Artifact(path, manifest)
+
+
+def _require_named(path: Path, files: Mapping[str, FileEntry], again: str) -> None:
+    """Refuse a folder whose files and folders are not exactly those that a manifest names."""
+    named = {path / name for name in files}
+    folders = {parent for file in named for parent in file.parents}
+    found = set()
+    for entry in _entries(path):
+        if entry not in named and entry not in folders:
+            raise ArtifactError(f"{entry} was added after the artifact was made: remove it")
+        if entry in named and not entry.is_file():
+            raise ArtifactError(f"{entry} is not a file any more: remove {path} and {again}")
+        found.add(entry)
+    for file in sorted(named - found):
+        raise ArtifactError(f"{file} is missing though the manifest names it: {again}")
+
+
+def require_one_history(artifacts: Mapping[str, Artifact]) -> None:
+    """Refuse artifacts of which one records another manifest of a second one than that has now.
+
+    artifacts: by stage. An artifact that was made again is newer than those made from it before.
+
+    Raises:
+        ArtifactError: a manifest was edited after an artifact had been made from it.
+    """
+    for user in artifacts.values():
+        for stage in user.manifest.inputs:
+            if stage in artifacts and edited_since(artifacts[stage].manifest, user.manifest):
+                raise ArtifactError(
+                    f"{artifacts[stage].path / MANIFEST} was edited after {user.path} was made "
+                    f"from it: run `python -m pipeline stage={stage}` again"
+                )
+
+
+def edited_since(manifest: Manifest, user: Manifest) -> bool:
+    """Whether a manifest says something else than when `user`, a later artifact, was made from it,
+    of the same files."""
+    return (
+        user.inputs.get(manifest.stage) == manifest.digest
+        and user.input_seals.get(manifest.stage) != manifest.seal
+        and manifest.created <= user.created
+    )
 
 
 def require_folder(path: Path, *, stage: str | None = None) -> None:
@@ -193,7 +262,8 @@ def read_manifest(path: Path, again: str) -> Manifest:
     """
     file = path / MANIFEST
     try:
-        content = json.loads(file.read_text())
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_no_number)
         schema = content["schema"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"{file} cannot be read ({_short(error)}): {again}") from error
@@ -204,16 +274,34 @@ def read_manifest(path: Path, again: str) -> Manifest:
             f"{str(schema)[:40]}, this one reads {SCHEMA}): {again}; the artifact that is there is "
             f"kept in {path.parent / VARIANTS}"
         )
-    seal = content.pop("seal", None)
+    content.pop("seal", None)
     try:
         manifest = _MANIFEST.validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{file}: {field}: {first['msg']}: {again}") from error
-    if seal != manifest.seal:
+    except (ValidationError, RecursionError) as error:
+        raise ArtifactError(f"{file}: {_fault(error)}: {again}") from error
+    # The text, not only the values: no key twice, and nothing that another reader takes otherwise.
+    if text != _text(manifest):
         raise ArtifactError(f"{file} was edited after it was written: {again}")
     return manifest
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong, without the values, which may be long."""
+    if not isinstance(error, ValidationError):
+        return _short(error)
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part)[:100] for part in first["loc"])
+    return f"{field}: {first['msg'][:200]}"
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _text(manifest: Manifest) -> str:
+    """The manifest file's whole text."""
+    content = {**asdict(manifest), "seal": manifest.seal}
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _short(error: Exception) -> str:
@@ -276,9 +364,10 @@ def sha256_with_index(files: Sequence[Path], index: Path) -> list[str]:
     digests = []
     for file in files:
         stamp, name = _stamp(file), str(file.resolve())
-        if known.get(name, [None])[0] != stamp:
-            known[name] = [stamp, sha256_of_file(file)]
-        digests.append(known[name][1])
+        entry = known.get(name)
+        if not isinstance(entry, list) or len(entry) != 2 or entry[0] != stamp:
+            entry = known[name] = [stamp, sha256_of_file(file)]
+        digests.append(entry[1])
     if known != before:
         _write_json(index, known)
     return digests
@@ -289,23 +378,38 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
     It is written beside the folder and moved in, so that nothing of a write that was interrupted
     can become part of an artifact.
+
+    Raises:
+        ArtifactError: it could not be read back: a figure of the stage is not a finite number.
     """
+    try:
+        text = _text(_MANIFEST.validate_json(json.dumps(asdict(manifest), allow_nan=False)))
+    except ValueError as error:
+        endless = [name for name, value in manifest.metrics.items() if not math.isfinite(value)]
+        why = f"{', '.join(endless)} is not a finite number" if endless else _fault(error)
+        raise ArtifactError(
+            f"the result of stage={manifest.stage} cannot be recorded ({why}), so nothing was "
+            "kept: report it"
+        ) from error
     temporary = folder.with_name(f"{folder.name}.manifest.tmp")
-    with temporary.open("w") as stream:
-        json.dump({**asdict(manifest), "seal": manifest.seal}, stream, indent=1, sort_keys=True)
-        stream.write("\n")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(folder / MANIFEST)
 
 
 def hash_files(folder: Path) -> dict[str, FileEntry]:
-    """sha256 and size of every file below the folder, hashed in parallel.
+    """sha256 and size of every file below the folder, hashed in parallel. Removes empty folders.
 
     Raises:
         ArtifactError: the folder holds a link, which would point elsewhere once moved.
     """
-    files = sorted(_files(folder))
+    entries = [entry for entry in _entries(folder) if entry != folder / MANIFEST]
+    for entry in sorted(entries, reverse=True):
+        if entry.is_dir() and not any(entry.iterdir()):
+            entry.rmdir()
+    files = sorted(entry for entry in entries if entry.is_file())
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(sha256_of_file, files))
     return {
@@ -339,12 +443,21 @@ def replace_folder(new: Path, place: Path, aside: Path | None) -> None:
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            raise ArtifactError(f"{path} is a link; an artifact holds only files")
-        if path.is_file() and path.name != MANIFEST:
-            yield path
+def _entries(folder: Path) -> Iterator[Path]:
+    """Files and folders below a folder, but its manifest."""
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        for name in (*folders, *files):
+            entry = Path(parent, name)
+            if entry.is_symlink():
+                raise ArtifactError(f"{entry} is a link; an artifact holds only files: remove it")
+            if not entry.is_dir() and not entry.is_file():
+                raise ArtifactError(f"{entry} is neither a file nor a folder: remove it")
+            if entry != folder / MANIFEST:
+                yield entry
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _matches(file: Path, expected: FileEntry) -> bool:
@@ -353,8 +466,10 @@ def _matches(file: Path, expected: FileEntry) -> bool:
 
 
 def _stamp(file: Path) -> str:
+    """What changes when a file is written. The time of change (ctime) changes with its name and
+    links, too; but unlike that of modification, nobody can set it back."""
     status = file.stat()
-    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
 
 
 def _verified_index(path: Path) -> Path:
@@ -364,9 +479,10 @@ def _verified_index(path: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, list[str]]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write_json(path: Path, content: Mapping[str, list[str]]) -> None:

@@ -19,6 +19,30 @@ Each is also the standard exception that a caller would expect: `except ValueErr
 EXIT_CODE_FILE = "PIPELINE_EXIT_CODE_FILE"
 
 
+def shown(value: object, most: int = 60) -> str:
+    """A value for a message: as Python writes it, and no longer than `most` characters or so.
+
+    >>> shown("x" * 10_000)
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxx' (10,000 characters)"
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of more than 4,300 digits"
+    if len(text) <= most:
+        return text
+    size = len(value) if isinstance(value, str) else len(text)
+    return f"{text[: most // 2]}...{text[-most // 2 :]} ({size:,} characters)"
+
+
+def short(text: str, most: int = 60) -> str:
+    """A text for a message, without quotes, and no longer than `most` characters or so."""
+    quoted = shown(text, most)
+    return text if len(text) <= most and text.isprintable() else quoted
+
+
 class PipelineError(Exception):
     """A failure that the user can act on: printed in one line, without a traceback."""
 

@@ -49,6 +49,10 @@ class Gpu:
     compute_capability: str  # such as 9.0
     mig: bool
 
+    @property
+    def capability(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.compute_capability.split("."))
+
 
 @dataclass(frozen=True)
 class _Card:

@@ -1,5 +1,10 @@
 """Duplicates, exact and near; test questions in training data; and conflicting answers.
 
+Two questions are alike if few letters differ of those that distinguish them. Passages that several
+rows share, such as a long instruction, distinguish none of them (passages.py). A difference must
+also be spread thinly: with another sentence in it, a long text asks something else. Answers are
+compared more strictly, with their case and indentation, because one word can turn them around.
+
 MinHash over three-letter shingles of the user's turns (Broder 1997), in bands (Leskovec et al.,
 Mining of Massive Datasets, chapter 3), finds candidates for near duplicates. Each candidate is then
 compared turn by turn. So the time grows with the number of rows, not with its square. Two texts of
@@ -14,19 +19,31 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz import fuzz, process
+from rapidfuzz.distance import OSA, Indel
 
+from pipeline.data.passages import Passages, mix, shingles
 from pipeline.models.chat.messages import Message
 
-BANDS, ROWS, SHINGLE = 24, 3, 3
-# Boilerplate fills a band's bucket with rows that are alike there only: most rows to compare.
+BANDS, ROWS = 24, 3
+# Rows to compare with one row. A passage that more texts have would fill a band's bucket with rows
+# that are alike there only, so it is left out of the search.
 MAX_BUCKET = 64
+# Letters of both texts around a difference that count as evidence against its being large.
+NEAR_LETTERS = 400
+# A word of an answer with a letter more, less, exchanged or swapped is a typing error if it has so
+# many letters; a shorter one is another word.
+TYPO_LETTERS = 4
 _EDGES = ".,;:!?…'\"`()[]{}«»“”‘’„–—"
+_SENTENCE_EDGES = ".,;:!?…'\"«»“”‘’„"  # brackets and dashes are content of an answer
+_SENTENCE_ENDS = (".", "!", "?", ":", "…")
+_RAISED = {ord(c): f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+_RAISED |= {ord(c): f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}
 _RANDOM = random.Random(0)  # its bits are the same in every version of Python
 _FACTORS = np.array([[_RANDOM.getrandbits(64) | 1] for _ in range(BANDS * ROWS)], np.uint64)
 _OFFSETS = np.array([[_RANDOM.getrandbits(64)] for _ in range(BANDS * ROWS)], np.uint64)
@@ -34,22 +51,167 @@ _MIXERS = np.array([[_RANDOM.getrandbits(64) | 1 for _ in range(ROWS)]], np.uint
 
 
 def normalise(text: str) -> str:
-    """The text in lower case, without punctuation around words, with single spaces."""
-    words = unicodedata.normalize("NFKC", text).casefold().split()
-    stripped = [word.strip(_EDGES) for word in words]
+    """A question in lower case, without punctuation around words, with single spaces."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_RAISED))
+    words = text.casefold().split()
+    # "[]" alone may be what the question is about; a mark of a sentence is not.
+    stripped = [word.strip(_EDGES) or word.strip(_SENTENCE_EDGES + "`–—") for word in words]
     return " ".join(word for word in stripped if word) or " ".join(words)
 
 
-def are_alike(one: str, other: str, threshold: float) -> bool:
-    """Whether two normalised texts have the same numbers and at least this similarity.
+def normalise_answer(text: str) -> str:
+    """An answer without marks of sentences at the ends of words; case and indentation stay."""
+    words = spaced(text).split()
+    stripped = [word.strip(_SENTENCE_EDGES) for word in words]
+    return " ".join(word for word in stripped if word) or " ".join(words)
 
-    Similarity is 1 - (letters to insert or delete) / (letters of both).
+
+def spaced(text: str) -> str:
+    """The text with single spaces. The indentation of its lines becomes a word before them."""
+    if "\n" in (text := text.strip("\r\n")):
+        text = re.sub(r"^[ \t]+(?=\S)", _indentation, text, flags=re.MULTILINE)
+    return " ".join(text.split())
+
+
+def _indentation(found: re.Match[str]) -> str:
+    return "\0" + found[0].replace(" ", "s").replace("\t", "t") + " "
+
+
+def are_alike(one: str, other: str, threshold: float, passages: Passages | None = None) -> bool:
+    """Whether two normalised questions have the same numbers and at least this similarity.
+
+    Similarity is 1 - (letters to insert or delete) / (letters of both that are in no shared
+    passage). Where many letters in a row differ, only NEAR_LETTERS of both are counted.
     """
+    if one == other:
+        return True
+    share = 1 - threshold
+    changed = Indel.distance(one, other)
+    if changed > share * (len(one) + len(other)):
+        return False
+    if re.findall(r"\d+", one) != re.findall(r"\d+", other):
+        return False
+    if passages and changed > share * (passages.unshared(one) + passages.unshared(other)):
+        return False
+    most = int(share * NEAR_LETTERS)
+    if changed <= most:
+        return True
+    places = [edit.src_pos for edit in Indel.editops(one, other)]
+    return all(
+        last - first > NEAR_LETTERS // 2 for first, last in zip(places, places[most:], strict=False)
+    )
+
+
+def are_same(one: str, other: str, threshold: float) -> bool:
+    """Whether two normalised answers differ at most in typing errors, with this similarity."""
     if one == other:
         return True
     if fuzz.ratio(one, other, score_cutoff=100 * threshold) == 0:
         return False
-    return re.findall(r"\d+", one) == re.findall(r"\d+", other)
+    words, others = one.split(), other.split()
+    return len(words) == len(others) and all(
+        a == b or _is_typo(a, b) for a, b in zip(words, others, strict=True)
+    )
+
+
+def _is_typo(one: str, other: str) -> bool:
+    return (
+        min(len(one), len(other)) >= TYPO_LETTERS
+        and one.isalpha()
+        and other.isalpha()
+        and one.casefold() != other.casefold()
+        and OSA.distance(one, other, score_cutoff=1) <= 1
+    )
+
+
+def differ_in_case(one: str, other: str) -> bool:
+    """Whether two questions that differ in case alone may mean other words: "US" and "us".
+
+    A word in capitals counts, unless all of a text is in capitals. The case of other words counts
+    within sentences if both texts are written with care: they begin with a capital, and have words
+    without one.
+    """
+    if one.isupper() or other.isupper():
+        return False
+    words, others = _words(one), _words(other)
+    careful = _is_careful(words) and _is_careful(others)
+    return any(
+        a != b
+        and a.casefold() == b.casefold()
+        and ((careful and not begins) or _is_acronym(a) != _is_acronym(b))
+        for (a, begins), (b, _) in zip(words, others, strict=False)
+    )
+
+
+def _words(text: str) -> list[tuple[str, bool]]:
+    """The words of a text, each with whether it begins a sentence."""
+    words, begins = [], True
+    for word in text.split():
+        if stripped := word.strip(_EDGES):
+            words.append((stripped, begins))
+        begins = word.rstrip("'\"”’»)")[-1:] in _SENTENCE_ENDS
+    return words
+
+
+def _is_acronym(word: str) -> bool:
+    return len(word) > 1 and word.isupper()
+
+
+def _is_careful(words: Sequence[tuple[str, bool]]) -> bool:
+    return bool(words) and words[0][0][0].isupper() and any(word[0].islower() for word, _ in words)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question of a conversation and its answer, normalised; the question also as written."""
+
+    context: tuple[str, ...]  # the user's earlier turns
+    question: str
+    answer: str
+    written: str
+
+
+class Comparable:
+    """A row as it is compared.
+
+    Args:
+        place: where it was read.
+    """
+
+    def __init__(self, messages: Sequence[Message], place: str) -> None:
+        self.place = place
+        self.turns = [
+            (m["role"], (normalise_answer if m["role"] == "assistant" else normalise)(m["content"]))
+            for m in messages
+        ]
+        self._messages = messages
+
+    @property
+    def digest(self) -> bytes:
+        """The same for rows that differ in white space only."""
+        plain = [sorted({**m, "content": spaced(m["content"])}.items()) for m in self._messages]
+        return hashlib.sha256(repr(plain).encode()).digest()
+
+    @cached_property
+    def asked(self) -> str:
+        """The user's turns together: two rows that are alike in each turn are alike in these."""
+        return "\n".join(text for role, text in self.turns if role == "user")
+
+    @property
+    def written(self) -> str:
+        """The last question as it was written."""
+        return str(self._messages[-2]["content"])
+
+    def exchanges(self) -> Iterator[Exchange]:
+        asked: list[str] = []
+        written = ""
+        for (role, text), message in zip(self.turns, self._messages, strict=True):
+            if role == "user":
+                asked.append(text)
+                written = message["content"]
+            elif role == "assistant":
+                yield Exchange(tuple(asked[:-1]), asked[-1], text, written)
 
 
 @dataclass(frozen=True)
@@ -60,82 +222,88 @@ class Match:
     exact: bool
 
 
-@dataclass(frozen=True)
-class _Exchange:
-    """A question of a conversation and its answer, normalised."""
-
-    context: tuple[str, ...]  # the user's earlier turns
-    question: str
-    answer: str
-
-
 class Duplicates:
-    """Rows added so far. A near duplicate has the same roles, and each of its turns is alike."""
+    """Rows added so far. A near duplicate has the same roles, and each of its turns is alike.
 
-    def __init__(self, threshold: float) -> None:
+    Args:
+        threshold: similarity from which turns are alike.
+        passages: what the rows share.
+    """
+
+    def __init__(self, threshold: float, passages: Passages) -> None:
         self._threshold = threshold
+        self._passages = passages
         self._exact: dict[bytes, str] = {}
-        self._rows: list[tuple[str, list[tuple[str, str]]]] = []
-        self._index = _NearIndex(threshold)
+        self._rows: list[Comparable] = []
+        self._index = _NearIndex(threshold, passages)
 
-    def add(self, messages: Sequence[Message], place: str) -> Match | None:
+    def add(self, row: Comparable) -> Match | None:
         """The earlier row that this one duplicates. Otherwise adds this one and returns None."""
-        plain = [(m["role"], " ".join(m["content"].split())) for m in messages]
-        key = hashlib.sha256(repr(plain).encode()).digest()
-        if key in self._exact:
-            return Match(self._exact[key], exact=True)
-        self._exact[key] = place
-        turns = [(role, normalise(content)) for role, content in plain]
-        # Two rows that are alike in each turn are also alike in the user's turns together.
-        asked = "\n".join(content for role, content in turns if role == "user")
-        for candidate in self._index.find(asked):
-            earlier, other = self._rows[candidate]
-            if len(turns) == len(other) and all(
-                a[0] == b[0] and are_alike(a[1], b[1], self._threshold)
-                for a, b in zip(turns, other, strict=True)
+        digest = row.digest
+        if digest in self._exact:
+            return Match(self._exact[digest], exact=True)
+        self._exact[digest] = row.place
+        for candidate in self._index.find(row.asked):
+            earlier = self._rows[candidate]
+            if len(row.turns) == len(earlier.turns) and all(
+                self._are_alike(*pair) for pair in zip(row.turns, earlier.turns, strict=True)
             ):
-                return Match(earlier, exact=False)
-        self._index.add(asked)
-        self._rows.append((place, turns))
+                return Match(earlier.place, exact=False)
+        self._index.add(row.asked)
+        self._rows.append(row)
         return None
+
+    def _are_alike(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
+        (role, text), (other_role, other_text) = one, other
+        if role != other_role:
+            return False
+        if role == "assistant":
+            return are_same(text, other_text, self._threshold)
+        return are_alike(text, other_text, self._threshold, self._passages)
 
 
 class Leaks:
     """Test questions, to be found again in training rows.
 
     A training row leaks if a user turn is like a test row's last question, and either the turns
-    before it or the answer are alike too ("yes, please" alone is not a leak).
+    before it or the answer are alike too ("yes, please" alone is not a leak). A question that
+    differs in the case of a word and has another answer is another question.
     """
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, passages: Passages) -> None:
         self._threshold = threshold
-        self._tests: list[tuple[str, _Exchange]] = []
-        self._index = _NearIndex(threshold)
+        self._passages = passages
+        self._tests: list[tuple[str, Exchange]] = []
+        self._index = _NearIndex(threshold, passages)
 
-    def add_test(self, messages: Sequence[Message], place: str) -> None:
-        *_, last = _exchanges(messages)
+    def add_test(self, row: Comparable) -> None:
+        *_, last = row.exchanges()
         self._index.add(last.question)
-        self._tests.append((place, last))
+        self._tests.append((row.place, last))
 
-    def find(self, messages: Sequence[Message]) -> Match | None:
+    def find(self, row: Comparable) -> Match | None:
         """The test row whose question this training row contains, or None."""
-        for exchange in _exchanges(messages):
+        for exchange in row.exchanges():
             for candidate in self._index.find(exchange.question):
                 place, test = self._tests[candidate]
                 if self._leaks(exchange, test):
                     return Match(place, exact=exchange.question == test.question)
         return None
 
-    def _leaks(self, exchange: _Exchange, test: _Exchange) -> bool:
-        if not are_alike(exchange.question, test.question, self._threshold):
+    def _leaks(self, exchange: Exchange, test: Exchange) -> bool:
+        if not self._are_alike(exchange.question, test.question):
             return False
+        if are_same(exchange.answer, test.answer, self._threshold):
+            return True
         before = exchange.context[len(exchange.context) - len(test.context) :]
-        return are_alike(exchange.answer, test.answer, self._threshold) or (
+        return (
             len(exchange.context) >= len(test.context)
-            and all(
-                are_alike(a, b, self._threshold) for a, b in zip(before, test.context, strict=True)
-            )
+            and all(self._are_alike(a, b) for a, b in zip(before, test.context, strict=True))
+            and not differ_in_case(exchange.written, test.written)
         )
+
+    def _are_alike(self, one: str, other: str) -> bool:
+        return are_alike(one, other, self._threshold, self._passages)
 
 
 @dataclass(frozen=True)
@@ -151,41 +319,36 @@ class Conflicts:
     """Answers added so far, by all turns before them."""
 
     def __init__(self) -> None:
-        self._answers: dict[tuple[tuple[str, str], ...], tuple[str, str]] = {}
+        self._answers: dict[bytes, tuple[str, Comparable]] = {}
 
-    def add(self, messages: Sequence[Message], place: str) -> Conflict | None:
+    def add(self, row: Comparable) -> Conflict | None:
         """The conflict with an earlier row that has another answer, or None."""
-        *before, (_, answer) = [(m["role"], normalise(m["content"])) for m in messages]
-        first, earlier = self._answers.setdefault(tuple(before), (answer, place))
-        return None if first == answer else Conflict(messages[-2]["content"], place, earlier)
-
-
-def _exchanges(messages: Sequence[Message]) -> Iterator[_Exchange]:
-    asked: list[str] = []
-    for message in messages:
-        if message["role"] == "user":
-            asked.append(normalise(message["content"]))
-        elif message["role"] == "assistant":
-            yield _Exchange(tuple(asked[:-1]), asked[-1], normalise(message["content"]))
+        *before, (_, answer) = row.turns
+        key = hashlib.sha256(repr(before).encode()).digest()
+        first, earlier = self._answers.setdefault(key, (answer, row))
+        if first == answer or differ_in_case(row.written, earlier.written):
+            return None
+        return Conflict(row.written, row.place, earlier.place)
 
 
 class _NearIndex:
     """An index of normalised texts that finds similar ones."""
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, passages: Passages) -> None:
         self._threshold = threshold
+        self._passages = passages
         self._texts: list[str] = []
         self._buckets: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(BANDS)]
 
     def add(self, text: str) -> None:
-        for buckets, band in zip(self._buckets, _bands(text), strict=True):
+        for buckets, band in zip(self._buckets, _bands(text, self._passages), strict=True):
             if len(bucket := buckets[band]) < MAX_BUCKET:
                 bucket.append(len(self._texts))
         self._texts.append(text)
 
     def find(self, text: str) -> list[int]:
         """Numbers of similar texts, counted in the order of `add`; the most similar first."""
-        of_bands = zip(self._buckets, _bands(text), strict=True)
+        of_bands = zip(self._buckets, _bands(text, self._passages), strict=True)
         shared = Counter(chain.from_iterable(buckets.get(band, ()) for buckets, band in of_bands))
         candidates = shared if len(shared) <= MAX_BUCKET else dict(shared.most_common(MAX_BUCKET))
         texts = {number: self._texts[number] for number in candidates}
@@ -195,22 +358,9 @@ class _NearIndex:
 
 
 @lru_cache(maxsize=64)  # a row's text is searched among test questions and rows, and then added
-def _bands(text: str) -> tuple[int, ...]:
+def _bands(text: str, passages: Passages) -> tuple[int, ...]:
     """One number for each band; equal for two texts with a probability of similarity ** ROWS."""
-    letters = np.frombuffer(text.ljust(SHINGLE).encode("utf-32-le"), np.uint32).astype(np.uint64)
-    count = len(letters) - SHINGLE + 1
-    # Code points are below 2 ** 21, so three fit into 64 bits.
-    packed = letters[:count]
-    for i in range(1, SHINGLE):
-        packed = packed << np.uint64(21) | letters[i : i + count]
-    hashed = _mix(packed)
+    hashed = passages.distinguishing(shingles(text), MAX_BUCKET)
     lowest: npt.NDArray[np.uint64] = (hashed * _FACTORS + _OFFSETS).min(axis=1)
-    mixed = (_mix(lowest).reshape(BANDS, ROWS) * _MIXERS).sum(axis=1, dtype=np.uint64)
+    mixed = (mix(lowest).reshape(BANDS, ROWS) * _MIXERS).sum(axis=1, dtype=np.uint64)
     return tuple(mixed.tolist())
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Spread every bit over all 64 (the finalizer of MurmurHash3)."""
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        values = (values ^ values >> np.uint64(33)) * np.uint64(factor)
-    return values ^ values >> np.uint64(33)

@@ -7,12 +7,13 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.prepare import PrepareConfig
 from pipeline.data.dataset import Row
-from pipeline.data.deduplication import Conflict, Conflicts, Duplicates, Leaks
+from pipeline.data.deduplication import Comparable, Conflict, Conflicts, Duplicates, Leaks
+from pipeline.data.passages import Passages
 from pipeline.data.rows import Conversation, Rejected
 from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.renderer import Chat
@@ -44,8 +45,21 @@ class Kept:
         )
 
 
+@dataclass(frozen=True)
+class _Rendered:
+    """A row that can be trained on, before it is compared with the others."""
+
+    row: Conversation
+    comparable: Comparable
+    is_test: bool
+    ids: "array[int]"
+    mask: bytes
+
+
 class RowFilter:
-    """Decides about rows one at a time. Test rows come first: training rows are compared with them.
+    """Decides about rows: `add` all of them, then `finish`, which compares them with one another.
+
+    Test rows come first: training rows are compared with them.
 
     kept, rejected: the rows, in the order in which they were added.
     conflicts: pairs of training rows with the same question and different answers; both are kept.
@@ -60,58 +74,105 @@ class RowFilter:
         self._settings = settings
         self._seed = seed
         self._chat = chat
-        self._leaks = Leaks(settings.leak_threshold)
-        self._tests = Duplicates(settings.near_duplicate_threshold)
-        self._training = Duplicates(settings.near_duplicate_threshold)
-        self._answers = Conflicts()
+        self._rows: list[_Rendered | Rejected] = []
+        self._passages = Passages()
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def add(self, row: Conversation | Rejected, *, is_test: bool) -> None:
-        """Keep or reject a row of a test file or a training file."""
-        if isinstance(row, Conversation):
-            self.left_out.update(sorted(row.left_out))
-            try:
-                self.kept.append(self._keep(row, is_test))
-                return
-            except Unusable as error:
-                row = Rejected(
-                    row.file, row.line, error.reason, error.detail, row.excerpt, error.field
-                )
-        self.rejected.append(row)
+        """Render a row of a test file or a training file."""
+        if isinstance(row, Rejected):
+            self._rows.append(row)
+            return
+        self.left_out.update(sorted(row.left_out))
+        try:
+            self._rows.append(self._render(row, is_test))
+        except Unusable as error:
+            self._rows.append(_rejected(row, error))
 
-    def finish(self) -> None:
-        """Move one training row to validation if that is empty, as it can be with few rows."""
+    def finish(self, advance: Callable[[], None] = lambda: None) -> None:
+        """Keep or reject every row.
+
+        One training row moves to validation if that is empty, as it can be with few rows.
+
+        Args:
+            advance: called after each row.
+        """
+        comparison = _Comparison(self._settings, self._passages)
+        rows, self._rows = self._rows, []
+        for row in rows:
+            if isinstance(row, Rejected):
+                self.rejected.append(row)
+            else:
+                try:
+                    if conflict := comparison.check(row.comparable, is_test=row.is_test):
+                        self.conflicts.append(conflict)
+                    self.kept.append(self._keep(row))
+                except Unusable as error:
+                    self.rejected.append(_rejected(row.row, error))
+            advance()
         training = [row for row in self.kept if row.split == "train"]
         splits = {row.split for row in self.kept}
         if self._settings.validation_share and "validation" not in splits and len(training) > 1:
             min(training, key=lambda row: row.point).split = "validation"
 
-    def _keep(self, row: Conversation, is_test: bool) -> Kept:
+    def _render(self, row: Conversation, is_test: bool) -> _Rendered:
         rendered = self._chat.render(row.messages)
         limit = self._settings.max_length
         if len(rendered.ids) > limit:
             raise Unusable("too long", f"{len(rendered.ids)} tokens; prepare.max_length is {limit}")
         if not any(rendered.mask):
             raise Unusable("nothing to train on", "every assistant turn has weight 0")
-        if not is_test and (leak := self._leaks.find(row.messages)):
-            how = "asks" if leak.exact else "nearly asks"
-            raise Unusable(LEAK, f"{how} what {leak.place} asks")
-        seen = self._tests if is_test else self._training
-        if match := seen.add(row.messages, row.place):
-            kind = EXACT if match.exact else NEAR
-            raise Unusable(kind, f"of {match.place}")
-        prompt = None
-        if is_test:
-            self._leaks.add_test(row.messages, row.place)
+        comparable = Comparable(row.messages, row.place)
+        for role, text in comparable.turns:
+            if role != "assistant":
+                self._passages.add(text)
+        return _Rendered(row, comparable, is_test, array("i", rendered.ids), bytes(rendered.mask))
+
+    def _keep(self, rendered: _Rendered) -> Kept:
+        row, prompt = rendered.row, None
+        if rendered.is_test:
             prompt = array("i", self._chat.prompt(row.messages[:-1]))
-        elif conflict := self._answers.add(row.messages, row.place):
-            self.conflicts.append(conflict)
         point = self._point(row.messages)
         is_validation = point < self._settings.validation_share
-        split = "test" if is_test else "validation" if is_validation else "train"
-        ids, mask = array("i", rendered.ids), bytes(rendered.mask)
-        return Kept(split, point, row.file, row.place, row.messages, ids, mask, prompt)
+        split = "test" if rendered.is_test else "validation" if is_validation else "train"
+        return Kept(
+            split, point, row.file, row.place, row.messages, rendered.ids, rendered.mask, prompt
+        )
 
     def _point(self, messages: Sequence[Message]) -> float:
         """Depends on seed and content only: a row keeps its split when other rows come or go."""
         content = json.dumps([self._seed, messages], sort_keys=True).encode()
         return int.from_bytes(hashlib.sha256(content).digest()[:6], "big") / 2**48
+
+
+class _Comparison:
+    """Compares rows with those before them."""
+
+    def __init__(self, settings: PrepareConfig, passages: Passages) -> None:
+        self._leaks = Leaks(settings.leak_threshold, passages)
+        self._tests = Duplicates(settings.near_duplicate_threshold, passages)
+        self._training = Duplicates(settings.near_duplicate_threshold, passages)
+        self._answers = Conflicts()
+
+    def check(self, row: Comparable, *, is_test: bool) -> Conflict | None:
+        """A conflict with an earlier training row, or None.
+
+        Raises:
+            Unusable: it leaks a test question, or is a duplicate.
+        """
+        if not is_test and (leak := self._leaks.find(row)):
+            how = "asks" if leak.exact else "nearly asks"
+            raise Unusable(LEAK, f"{how} what {leak.place} asks")
+        seen = self._tests if is_test else self._training
+        if match := seen.add(row):
+            raise Unusable(EXACT if match.exact else NEAR, f"of {match.place}")
+        if is_test:
+            self._leaks.add_test(row)
+            return None
+        return self._answers.add(row)
+
+
+def _rejected(row: Conversation, error: Unusable) -> Rejected:
+    return Rejected(row.file, row.line, error.reason, error.detail, row.excerpt, error.field)

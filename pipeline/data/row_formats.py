@@ -263,6 +263,7 @@ def _turn(turn: object, place: str, row: _Fields) -> tuple[Any, dict[str, Any]]:
         role = _SPEAKERS.get(role.lower(), role.lower()) if isinstance(role, str) else role
     else:
         role, content = fields.take("role"), fields.take("content")
+    _check_parts(content, place, row)
     told: dict[str, Any] = {"role": role, "content": content}
     trains = fields.trains()
     if not trains:
@@ -276,6 +277,16 @@ def _turn(turn: object, place: str, row: _Fields) -> tuple[Any, dict[str, Any]]:
     row.left_out |= {k for k in TEMPLATE_FIELDS if k in fields.values and k in row.ignored}
     fields.refuse_unused()
     return told, extra
+
+
+def _check_parts(content: object, place: str, row: _Fields) -> None:
+    """Refuse fields of text parts, such as Axolotl's marks; parts that are no text fail later."""
+    for j, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(part, dict) and part.get("type") == "text":
+            fields = _Fields(part, row.ignored, f"{place}.content[{j}].", row.left_out)
+            fields.take("type")
+            fields.take("text")
+            fields.refuse_unused()
 
 
 def _first_mark(fields: _Fields) -> str | None:

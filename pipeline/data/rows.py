@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pipeline.core.console import printable
 from pipeline.models.chat.messages import Message
 
 EXCERPT = 120  # characters
@@ -56,6 +57,6 @@ class Line:
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text, on one line."""
-    text = " ".join(text[: 4 * EXCERPT].split())
+    """The beginning of a text, on one line and safe to print."""
+    text = printable(" ".join(text[: 4 * EXCERPT].split()))
     return text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"

@@ -13,15 +13,31 @@ from typing import Literal, NamedTuple, Protocol
 
 @dataclass(frozen=True)
 class Guide:
-    """What an answer must match. text: the JSON schema, the pattern or the grammar."""
+    """What an answer must match. text: the JSON schema, the pattern or the grammar.
 
-    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    kind: `grammar` is in Lark or GBNF notation; engines get `lark`.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "lark", "grammar"]
     text: str
+
+
+class Client(NamedTuple):
+    """Who sent a request: requests of different clients take turns.
+
+    name: of the API key, or the client's address. connection: one of the client's connections.
+    """
+
+    name: str
+    connection: str
+
+
+NOBODY = Client("", "")  # the server itself
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen, and when an answer ends.
+    """How the next token is chosen, when an answer ends, and whose request it is.
 
     max_tokens: tokens of the answer at most.
     temperature: 0 takes the likeliest token. top_p: 1 keeps all. top_k: 0 keeps all.
@@ -47,6 +63,7 @@ class Sampling:
     prompt_logprobs: bool = False
     guide: Guide | None = None
     adapter: str | None = None
+    client: Client = NOBODY
 
 
 class Token(NamedTuple):
@@ -94,6 +111,7 @@ class Engine(Protocol):
     features: what it can do beyond sampling: logprobs, prompt_logprobs, guide, logit_bias,
         penalties; adapters (an AdapterEngine), embeddings (an EmbeddingEngine).
     room: requests that it can hold at once, including those that wait; only if the engine knows it.
+    vocab_size: rows of the model's embedding; only if the engine knows it.
     lacks: fields of Sampling that it refuses; only if there are any.
     """
 
@@ -147,3 +165,16 @@ class QueueFull(Exception):
 
 class EngineFailed(Exception):
     """The engine failed before the answer was complete."""
+
+
+def require_known_tokens(prompt: Sequence[int], sampling: Sampling, vocab_size: int) -> None:
+    """
+    Raises:
+        ValueError: a token of the prompt or of logit_bias is not in the model's vocabulary.
+    """
+    for place, ids in (("the prompt", prompt), ("logit_bias", sampling.logit_bias)):
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            odd = next(token for token in ids if not 0 <= token < vocab_size)
+            raise ValueError(
+                f"{place} has the token {odd}, and the model's vocabulary ends at {vocab_size - 1}"
+            )

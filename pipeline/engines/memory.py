@@ -128,6 +128,21 @@ def check_lengths(engine: EngineConfig, positions: int) -> None:
         )
 
 
+def check_answer_length(max_tokens: int, max_seq_len: int) -> None:
+    """
+    Args:
+        max_tokens: of an answer that stage=benchmark asks for. max_seq_len: of the engine.
+
+    Raises:
+        ConfigError: such an answer leaves no room for its question.
+    """
+    if max_tokens >= max_seq_len:
+        raise ConfigError(
+            f"benchmark.max_tokens={max_tokens} leaves no room for a question within the engine's "
+            f"{max_seq_len} tokens (engine.max_seq_len): lower it"
+        )
+
+
 def capacity(machine: Machine, *, gpus: int) -> int:
     """Bytes on each device of a group of `gpus` GPUs; 0 means the memory of the processor.
 

@@ -19,7 +19,7 @@ from pipeline.core.stage import Component
 from pipeline.engines.base import Engine
 from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description, describe_profile
-from pipeline.engines.memory import MemoryRule
+from pipeline.engines.memory import Decoder, MemoryRule
 from pipeline.engines.profile import Profile
 
 if TYPE_CHECKING:
@@ -141,6 +141,14 @@ def _no_reason(profile: Profile) -> str | None:
     return None
 
 
+def _any_size(model: Decoder) -> str | None:
+    return None
+
+
+def _any_settings(engine: EngineConfig) -> None:
+    """Every setting is taken."""
+
+
 def _no_hardware() -> Mapping[str, str]:
     return {}
 
@@ -174,6 +182,8 @@ class EngineRecord:
             Empty: it keeps the checkpoint's.
         missing: why the runtime of a profile is not here, or None.
         not_loaded: why the runtime does not load the profile's format, or None.
+        not_served: why it cannot serve a model of these sizes, or None.
+        check_settings: refuse settings of engine.… that it does not take (ConfigError).
         least_capability: of a GPU (compute capability).
         spreads: a model can be spread over several GPUs.
         memory: how it uses a device's memory.
@@ -212,6 +222,8 @@ class EngineRecord:
     precisions: tuple[str, ...] = ()
     missing: Callable[[Profile], str | None] = _no_reason
     not_loaded: Callable[[Profile], str | None] = _no_reason
+    not_served: Callable[[Decoder], str | None] = _any_size
+    check_settings: Callable[[EngineConfig], None] = _any_settings
     least_capability: tuple[int, int] = (0, 0)
     spreads: bool = False
     memory: MemoryRule = field(default_factory=MemoryRule)
@@ -226,3 +238,8 @@ class EngineRecord:
     unavailable: Callable[[str, EngineConfig, Path | None], PipelineError] = _unavailable
     nim_name: str = ""
     from_vllm_arguments: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    @property
+    def takes_arguments(self) -> bool:
+        """Whether engine.arguments has an effect: a runtime's own, or where another server is."""
+        return self.from_vllm_arguments is not None or self.elsewhere is not None

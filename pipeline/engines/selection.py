@@ -84,6 +84,23 @@ def select_profile(
     return chosen
 
 
+def check_choice(profiles: Sequence[Profile], engine: EngineConfig) -> None:
+    """Refuse what `select_profile` would, but for too little memory.
+
+    Raises:
+        ConfigError: there is no such profile, or the engine does not take the model.
+        MissingRuntime: no profile can run here.
+    """
+    try:
+        choose(profiles, engine)
+    except MissingRuntime as error:
+        if record := named(engine.name):
+            raise record.unavailable(str(error), engine, None) from None
+        raise
+    except ResourceError:
+        return
+
+
 def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
     """The profile that engine.profile names, or else the first one that can run here.
 
@@ -110,6 +127,7 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
         allowed = [p for p in allowed if not _other_precision(p, engine)]
     for profile in allowed:
         if profile.reason is None:
+            _check_arguments(profile, engine)
             return profile
     # The one closest to running: only memory is missing.
     refused = min(allowed, key=lambda p: not p.low_memory, default=None)
@@ -122,10 +140,18 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
     raise refused.error(f"{refused.name} cannot run here: {refused.reason}")
 
 
+def _check_arguments(profile: Profile, engine: EngineConfig) -> None:
+    """Refuse arguments that the engine of a profile does not take."""
+    if engine.arguments and not ENGINES[profile.runtime].takes_arguments:
+        raise ConfigError(
+            f"engine.arguments has no effect: {profile.name}, which would be chosen, takes none: "
+            "leave it out, or choose the engine that they are for with engine=…"
+        )
+
+
 def _other_precision(profile: Profile, engine: EngineConfig) -> bool:
-    """engine.precision is for engines that round weights; the others keep the checkpoint's."""
-    rounds = bool(ENGINES[profile.runtime].precisions)
-    return rounds and engine.precision not in ("auto", profile.precision)
+    """Whether another precision of the weights is asked for than the profile's."""
+    return engine.precision not in (AUTO, profile.precision)
 
 
 def explain(profiles: Sequence[Profile], chosen: Profile, engine: EngineConfig) -> list[str]:
@@ -157,7 +183,7 @@ def _judge(
     record = ENGINES[profile.runtime]
     reason = reasons.lacks_gpu(profile, machine) if profile.gpu else None
     reason = reason or record.missing(profile)
-    if reason is None and (reason := record.not_loaded(profile)):
+    if reason is None and (reason := record.not_served(model) or record.not_loaded(profile)):
         profile = replace(profile, error=ConfigError)
     footprint = partial(
         memory.footprint,

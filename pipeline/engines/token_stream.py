@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from pipeline.engines.base import Token
+from pipeline.engines.base import NOBODY, Client, Token
 
 
 class PushedStream:
@@ -11,9 +11,13 @@ class PushedStream:
 
     Args:
         on_cancel: called once if the answer is cancelled before its end.
+
+    Attributes:
+        client: who asked. begun: whether it has had a token.
     """
 
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, on_cancel: Callable[[], None], client: Client = NOBODY) -> None:
+        self.client, self.begun = client, False
         self.prompt_logprobs: list[Token] | None = None
         self.started: float | None = None  # time.perf_counter() when it left the queue
         self._on_cancel = on_cancel
@@ -36,6 +40,7 @@ class PushedStream:
     def put(self, tokens: Sequence[Token]) -> None:
         """Add new tokens; ignored once the answer has ended."""
         if self._ending is None:
+            self.begun = True
             self._tokens += tokens
             self._news.set()
 
@@ -44,6 +49,12 @@ class PushedStream:
         if self._ending is None:
             self._ending = error or StopAsyncIteration()
             self._news.set()
+
+    def revoke(self, error: Exception) -> None:
+        """Cancel the answer, whose reader gets `error`."""
+        if self._ending is None:
+            self.end(error)
+            self._on_cancel()
 
     def cancel(self) -> None:
         if self._ending is None:

@@ -82,7 +82,6 @@ def build(
     questions: int,
     method: str,
     beyond_limit: int,
-    seconds: Mapping[str, float],
     cut: Mapping[str, int],
 ) -> dict[str, Any]:
     """The report as JSON can hold it.
@@ -92,19 +91,14 @@ def build(
     failures: why the gate refuses. beyond: why it would refuse a format that is only compared.
     method: what was trained, "adapter" or "full".
     beyond_limit: expected answers with more tokens than an answer may have.
-    seconds: that each model took. cut: its answers that reached the limit of tokens.
+    cut: each model's answers that reached the limit of tokens.
     """
     models = {}
     for model, estimates in figures.items():
         entry: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         if model in differences:
             entry[less_tuned(gate_metric())] = asdict(differences[model])
-        models[model] = {
-            **entry,
-            "simulated": is_simulated(model),
-            "cut": cut[model],
-            "seconds": seconds[model],
-        }
+        models[model] = {**entry, "simulated": is_simulated(model), "cut": cut[model]}
     return {
         "questions": questions,
         "method": method,

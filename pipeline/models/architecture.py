@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
 
 _LARGEST = 1e38  # of a number in config.json: what float32 holds
+_LARGEST_SIZE = 2**31 - 1  # of a size in config.json, in elements
+_MOST_LAYERS = 10_000
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "auto")
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ def shape_of(file: Path, config: Json) -> Shape:
         )
     if config.get("quantization_config"):
         raise DataError(f"{file}: the weights are already quantized: import the unquantized model")
+    _check_dtype(file, config)
     _require(file, config, "hidden_act", "silu")
     for bias in ("attention_bias", "mlp_bias"):
         _require(file, config, bias, False)
@@ -151,7 +156,7 @@ def shape_of(file: Path, config: Json) -> Shape:
         rope_theta=_number(file, config, "rope_theta", 10_000.0, positive=True),
         rope_scaling=_rope_scaling(file, config, family),
         norm_eps=_number(file, config, "rms_norm_eps", 1e-6, positive=True),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=_switch(file, config, "tie_word_embeddings"),
         qkv_bias=family.qkv_bias,
         attention_dropout=_number(file, config, "attention_dropout", 0.0, below=1),
         initializer_range=_number(file, config, "initializer_range", 0.02),
@@ -165,6 +170,13 @@ def shape_of(file: Path, config: Json) -> Shape:
 
 
 def check_no_code(file: Path, config: Json) -> None:
+    """Refuse names of code that transformers would load from the folder or from the hub."""
+    for name, value in config.items():
+        if "attn_implementation" in name and "/" in json.dumps(value, default=str):
+            raise DataError(
+                f"{file}: {name}={value!r:.80} names code on the hub: such code is never run here; "
+                "remove it"
+            )
     if config.get("auto_map"):
         raise DataError(
             f"{file} has auto_map, which names Python code to run from the model's folder: such "
@@ -200,6 +212,13 @@ def _rope_scaling(file: Path, config: Json, family: Family) -> Llama3Rope | None
     if scaling is None:
         return None
     kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling
+    if isinstance(scaling, dict) and kind != scaling.get("type", kind):
+        raise DataError(
+            f"{file}: rope_scaling.rope_type={kind!r:.80} and type={scaling['type']!r:.80} "
+            "disagree: remove one"
+        )
+    if not isinstance(kind, str | None):
+        raise DataError(f"{file}: rope_scaling={scaling!r:.80} should be an object: correct it")
     if kind == "default":
         return None
     if kind not in family.nemo.rope_configs:
@@ -229,7 +248,7 @@ def _rope_scaling(file: Path, config: Json, family: Family) -> Llama3Rope | None
 def _check_no_window(file: Path, config: Json, family: Family, max_positions: int) -> None:
     """Refuse a window that is shorter than the model's context; a longer one is full attention."""
     rule = family.window
-    if rule is None or (rule.switch and not config.get(rule.switch, False)):
+    if rule is None or (rule.switch and not _switch(file, config, rule.switch)):
         return
     window = config.get("sliding_window", rule.default)
     if window is None:
@@ -240,6 +259,24 @@ def _check_no_window(file: Path, config: Json, family: Family, max_positions: in
             f"{file}: sliding_window={window} is smaller than max_position_embeddings="
             f"{max_positions}, and windowed attention is not supported: lower "
             f"max_position_embeddings to {window}, within which the model is the same"
+        )
+
+
+def _check_dtype(file: Path, config: Json) -> None:
+    """`dtype` is the new name of `torch_dtype`; transformers reads either."""
+    given = {
+        name: config[name] for name in ("torch_dtype", "dtype") if config.get(name) is not None
+    }
+    for name, value in given.items():
+        if not isinstance(value, str) or value.removeprefix("torch.") not in _DTYPES:
+            raise DataError(
+                f"{file}: {name}={value!r:.80} is not a type of weights: write one of "
+                f"{', '.join(_DTYPES[:3])}"
+            )
+    if len(set(given.values())) > 1:
+        raise DataError(
+            f"{file}: torch_dtype={given['torch_dtype']} and dtype={given['dtype']} disagree: "
+            "remove one"
         )
 
 
@@ -257,9 +294,18 @@ def _size(file: Path, config: Json, name: str, default: int | None = None, withi
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DataError(
-            f"{file}: {within}{name}={value!r} should be a whole number above 0: correct it"
+            f"{file}: {within}{name}={value!r:.80} should be a whole number above 0: correct it"
         )
+    if value > _MOST_LAYERS and (name == "num_hidden_layers" or value > _LARGEST_SIZE):
+        raise DataError(f"{file}: {within}{name}={value:.3g} is too large: correct it")
     return value
+
+
+def _switch(file: Path, config: Json, name: str) -> bool:
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise DataError(f"{file}: {name}={value!r:.80} should be true or false: correct it")
+    return bool(value)
 
 
 def _number(

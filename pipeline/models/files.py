@@ -8,6 +8,7 @@ Reads no weights.
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ _BITS = {
     )
     for name in names.split()
 }
-_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_HEADER_LIMIT = 2**25  # bytes of a safetensors header; 10,000 tensors take 2 MB
+_JSON_LIMIT = 2**27  # bytes; the largest published tokenizer.json has 33 MB
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,16 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
     Raises:
         DataError: the file is missing or does not hold a JSON object; ends with `remedy`.
     """
+    if not file.exists():
+        raise DataError(f"{file} does not exist: {remedy}")
+    if not file.is_file():  # a pipe would be waited for
+        raise DataError(f"{file} is not a file: {remedy}")
     try:
+        if file.stat().st_size > _JSON_LIMIT:
+            raise DataError(f"{file} has over {_JSON_LIMIT // 2**20} MiB: {remedy}")
         value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist: {remedy}") from None
+    except RecursionError:
+        raise DataError(f"{file} cannot be read (it is nested too deep): {remedy}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error}): {remedy}") from error
     if not isinstance(value, dict):
@@ -120,17 +128,36 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
         try:
             header = json.loads(stream.read(length))
             tensors = {n: t for n, t in header.items() if n != "__metadata__"}
+            for described in tensors.values():
+                _check_whole((*described["data_offsets"], *described["shape"]))
             places = sorted((*t["data_offsets"], n) for n, t in tensors.items())
             found = {n: Stored(t["dtype"], tuple(t["shape"])) for n, t in tensors.items()}
             end = 0
             for begin, stop, name in places:
                 _check_place(name, found[name], begin - end, stop - begin)
                 end = stop
+        except RecursionError:
+            raise DataError(f"{file} has a damaged header (nested too deep): {remedy}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file} has a damaged header ({error}): {remedy}") from error
     if size != 8 + length + end:
         raise DataError(f"{file} holds {size} bytes and should hold {8 + length + end}: {remedy}")
     return found
+
+
+def tensor_place(file: Path, name: str) -> tuple[int, int]:
+    """The first byte of a tensor in a safetensors file that `stored_tensors` read, and the one
+    behind its last."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        begin, end = json.loads(stream.read(length))[name]["data_offsets"]
+    return 8 + length + begin, 8 + length + end
+
+
+def _check_whole(numbers: Iterable[object]) -> None:
+    for number in numbers:
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{number!r} is no size")
 
 
 def _check_place(name: str, stored: Stored, gap: int, length: int) -> None:

@@ -20,35 +20,50 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import DataError
 from pipeline.models.files import WEIGHTS, WEIGHTS_INDEX, tensor_shapes, weight_files
+from pipeline.models.pickles import only_plain_pickles
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+MODELOPT_STATE = "modelopt_state.pth"  # ModelOpt's name
 # Several threads write shards, one each, since a single thread does not keep a disk busy.
 _SHARD_BYTES = 1_500_000_000
 _WRITERS = 4
 
 
-def load_model(folder: Path, *, dtype: str) -> PreTrainedModel:
+def load_model(folder: Path, *, dtype: str, quantized: bool = False) -> PreTrainedModel:
     """An HF causal language model in evaluation mode, on the GPU if there is one.
 
-    dtype: of the weights in memory: "float32", "bfloat16" or "float16".
+    dtype: of the weights in memory: "float32", "bfloat16" or "float16". quantized: whether it has
+    the state of ModelOpt, which reads it wherever it finds it once it is imported.
     Reads safetensors only, runs no code from the folder and never uses the network.
+
+    Raises:
+        DataError: there is such a state in the folder of another model.
+        pickle.UnpicklingError: the state holds more than tensors and plain values.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        # Straight to the GPU: the host never holds the model.
-        device_map={"": "cuda"} if torch.cuda.is_available() else None,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    state = folder / MODELOPT_STATE
+    if not quantized and state.exists():
+        raise DataError(
+            f"{state} is the state of a quantized model, and this one is read as it is: remove the "
+            "file, or give the folder of the model before it was quantized"
+        )
+    with only_plain_pickles():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            # Straight to the GPU: the host never holds the model.
+            device_map={"": "cuda"} if torch.cuda.is_available() else None,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
     return model.eval()
 
 
@@ -199,9 +214,17 @@ def write_adapter(
     )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
+    _sort_sets(folder / "adapter_config.json")
     # Fused layers share their A; safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(copies, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _sort_sets(file: Path) -> None:
+    """Write a JSON file of PEFT again: it writes sets, in an order that each process chooses."""
+    content = json.loads(file.read_text())
+    ordered = {k: sorted(v) if isinstance(v, list) else v for k, v in content.items()}
+    file.write_text(json.dumps(ordered, indent=2, sort_keys=True) + "\n")
 
 
 def write_weights(

@@ -6,7 +6,6 @@ model that is to say one of these tokens finds the others as likely, and an adap
 that, because it leaves the output layer frozen. Reads the matrix in parts, without torch.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape
-from pipeline.models.files import stored_tensors, weight_files
+from pipeline.models.files import stored_tensors, tensor_place, weight_files
 
 ALIKE = 0.99  # cosine of two rows that point the same way
 FEWEST = 4  # rows that are alike, and so look untrained
@@ -61,16 +60,13 @@ def _output_matrix(folder: Path, shape: Shape) -> Any:
             if stored.dtype not in kind:
                 return None
             return np.memmap(
-                file, kind[stored.dtype], "r", offset=_offset(file, name), shape=stored.shape
+                file,
+                kind[stored.dtype],
+                "r",
+                offset=tensor_place(file, name)[0],
+                shape=stored.shape,
             )
     return None
-
-
-def _offset(file: Path, name: str) -> int:
-    """Where a tensor's bytes begin in a safetensors file, whose header was checked before."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        return 8 + length + int(json.loads(stream.read(length))[name]["data_offsets"][0])
 
 
 def _float(rows: Any) -> Rows:

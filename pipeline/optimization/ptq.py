@@ -15,12 +15,11 @@ import copy
 import functools
 import io
 import json
-import os
 import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,13 @@ from pipeline.core.errors import ArtifactError, MissingRuntime
 from pipeline.core.import_blocking import absent
 from pipeline.core.monkeypatch import Patch, install
 from pipeline.models.files import WEIGHTS_INDEX, link_weights, weight_files
+from pipeline.models.hf_model import MODELOPT_STATE
 from pipeline.optimization.calibration import quick_maxima
 from pipeline.optimization.formats import FORMATS
 from pipeline.optimization.layout_rules import TYPES, read_header
+from pipeline.optimization.settings_checks import needs_gpu
 
 _QUANTIZERS = "quantizers.safetensors"
-_STATE = "modelopt_state.pth"  # ModelOpt's name
 
 # Optional packages that ModelOpt and transformers import if they find them. Nothing here uses them,
 # and they take half of the import time.
@@ -83,11 +83,7 @@ def require_runtime(format: str) -> None:
     import torch
 
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < least:
-        raise MissingRuntime(
-            f"quantize.format={format} needs a GPU of compute capability {least[0]}.{least[1]} or "
-            "later to calibrate, and this machine has none: run this stage on such a GPU host, or "
-            "choose fp8"
-        )
+        raise MissingRuntime(needs_gpu(format))
 
 
 def quantize(
@@ -148,7 +144,7 @@ def save(model: Any, folder: Path, source: Path | None = None) -> None:
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     # As ModelOpt's own save_pretrained does.
-    torch.save(torch_opt.modelopt_state(model), folder / _STATE)
+    torch.save(torch_opt.modelopt_state(model), folder / MODELOPT_STATE)
 
 
 def load(folder: Path) -> Any:
@@ -162,12 +158,12 @@ def load(folder: Path) -> Any:
     modelopt()
     from pipeline.models import hf_model
 
-    with _only_plain_pickles(), redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()):
         try:
-            return hf_model.load_model(folder, dtype=own_dtype(folder))
+            return hf_model.load_model(folder, dtype=own_dtype(folder), quantized=True)
         except pickle.UnpicklingError as error:
             raise ArtifactError(
-                f"{folder / _STATE} holds objects that ModelOpt does not write, so it is "
+                f"{folder / MODELOPT_STATE} holds objects that ModelOpt does not write, so it is "
                 "not opened: run `python -m pipeline stage=quantize` again"
             ) from error
 
@@ -249,21 +245,3 @@ def modelopt() -> Any:
         FP8_ROUNDING.by(get_cuda_ext_fp8=lambda raise_if_failed=False: None, fp8_eager=round_to_fp8)
     )
     return modelopt.torch
-
-
-@contextmanager
-def _only_plain_pickles() -> Iterator[None]:
-    """`torch.load` reads only tensors and plain values within it, even if its caller allows more.
-
-    ModelOpt's loader allows any object; torch has this variable to overrule such callers.
-    """
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

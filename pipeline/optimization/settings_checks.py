@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 
 from pipeline.config.schema import Config
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, MissingRuntime
+from pipeline.core.hardware import Machine
 from pipeline.models.architecture import Shape
 from pipeline.models.families import check_stage
 from pipeline.optimization.formats import FORMATS, without_groups
@@ -20,8 +21,30 @@ def check_quantize(config: Config, shape: Shape) -> None:
         ConfigError: names the format and the size. DataError: the family cannot be quantized.
     """
     check_stage(shape.family, "quantize")
+    for format in dict.fromkeys((config.quantize.format, *config.quantize.compare)):
+        is_main = format == config.quantize.format
+        check_groups(format, shape, setting="quantize.format" if is_main else "quantize.compare")
+
+
+def check_calibration(config: Config, machine: Machine) -> None:
+    """Refuse a format that this machine cannot calibrate.
+
+    Raises:
+        MissingRuntime: calibration needs a GPU that is not here.
+    """
     for format in (config.quantize.format, *config.quantize.compare):
-        check_groups(format, shape)
+        least = FORMATS[format].calibrates_on
+        if least and not any(gpu.capability >= least for gpu in machine.gpus[:1]):
+            raise MissingRuntime(needs_gpu(format))
+
+
+def needs_gpu(format: str) -> str:
+    """Why a format cannot be calibrated on a machine without such a GPU."""
+    major, minor = FORMATS[format].calibrates_on or (0, 0)
+    return (
+        f"quantize.format={format} needs a GPU of compute capability {major}.{minor} or later to "
+        "calibrate, and this machine has none: run this stage on such a GPU host, or choose fp8"
+    )
 
 
 def check_export(config: Config, shape: Shape) -> None:
@@ -36,16 +59,45 @@ def check_export(config: Config, shape: Shape) -> None:
     check_splits(shape, config.quantize.format, ranks.tensor_parallel, ranks.pipeline_parallel)
 
 
-def check_groups(format: str, shape: Shape) -> None:
-    """Refuse a format whose groups do not divide the inputs of a linear layer."""
+def check_validation(config: Config) -> None:
+    """Refuse a split without validation rows, before any are prepared.
+
+    Raises:
+        ConfigError: prepare.validation_share is 0.
+    """
+    if config.prepare.validation_share == 0:
+        raise ConfigError(NO_VALIDATION)
+
+
+# The stage says it too, of rows that are prepared.
+NO_VALIDATION = (
+    "the validation split is empty, and formats are compared on it: raise prepare.validation_share "
+    "and run stage=prepare again"
+)
+
+
+def check_groups(format: str, shape: Shape, *, setting: str = "quantize.format") -> None:
+    """Refuse a format whose groups do not divide the inputs of a linear layer.
+
+    setting: that names the format, for the message.
+    """
     group = FORMATS[format].group
     sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "heads": shape.heads * shape.head_dim}
     for what, size in sizes.items():
         if size % group:
             raise ConfigError(
-                f"quantize.format={format} shares a scale among {group} weights, and this model's "
-                f"{what} size {size} is not a multiple of it: choose {without_groups()}"
+                f"{setting}={_listed(setting, format)}: {format} shares a scale among {group} "
+                f"weights, and this model's {what} size {size} is not a multiple of it: "
+                + (
+                    f"choose {without_groups()}"
+                    if setting == "quantize.format"
+                    else f"leave {format} out of quantize.compare"
+                )
             )
+
+
+def _listed(setting: str, format: str) -> str:
+    return format if setting == "quantize.format" else f"[…, {format}]"
 
 
 def check_splits(shape: Shape, format: str, tensor_parallel: int, pipeline_parallel: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, short, shown
 
 Print = Literal["help", "version", "config", "info"]
 CONFIGS = ("job", "hydra", "all")
@@ -49,6 +49,11 @@ def parse(arguments: Sequence[str]) -> Command:
     kind, package = "", None
     while rest:
         word = rest.pop(0)
+        if not word.isprintable():
+            raise ConfigError(
+                f"{shown(word)} holds a control character, a line break or a byte that is not "
+                "UTF-8: remove it"
+            )
         if word in ("-h", "--help"):
             prints = "help"
         elif word == "--version":
@@ -69,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Command:
             params = Path(_value(word, rest, "the name of a file, such as params.yaml")).absolute()
         elif word.startswith("-") or "=" not in word:
             raise ConfigError(
-                f"{word!r} is not of the form key=value: see `python -m pipeline --help`"
+                f"{shown(word)} is not of the form key=value: see `python -m pipeline --help`"
             )
         elif word.startswith("stage="):
             stages.append(word.removeprefix("stage="))
@@ -90,5 +95,7 @@ def _value(option: str, rest: list[str], what: str) -> str:
 def _choice(option: str, rest: list[str], allowed: Sequence[str]) -> str:
     value = _value(option, rest, f"one of {', '.join(allowed)}")
     if value not in allowed:
-        raise ConfigError(f"{option} {value} does not exist: choose from {', '.join(allowed)}")
+        raise ConfigError(
+            f"{option} {short(value)} does not exist: choose from {', '.join(allowed)}"
+        )
     return value

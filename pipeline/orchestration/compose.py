@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.defaults import default_tree
+from pipeline.config.model_defaults import fill
 from pipeline.config.schema import Config, load
 from pipeline.core import secrets
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, short
 from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
 from pipeline.orchestration import arguments as command_line
 from pipeline.orchestration.graph import OUTSIDE, REMOVED, declared_stages, read_yaml
@@ -24,7 +26,10 @@ CONFIG = "config"  # name of the primary configuration
 # Stages whose settings are written nowhere.
 WRITES_NOTHING = ("config", "doctor", "plan", "profiles", "serve", "verify")
 # Mappings whose keys are the user's: one that is not there yet is added.
-OPEN = ("engine.arguments.", "evaluate.gate.max_drop.")
+OPEN_SECTIONS = ("engine.arguments", "evaluate.gate.max_drop")
+LONGEST_NAME = 200  # characters; Hydra looks for files of the names that it is given
+OPTIONAL = ("experiment",)  # groups of which no option need be chosen
+OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)
 HEADER = (
     "# The composed configuration that DVC runs: written by `python -m pipeline stage=all …` and\n"
     "# `dvc exp run -S …`. Defaults and their explanations are in conf/.\n"
@@ -43,6 +48,12 @@ def from_command_line(arguments: Sequence[str]) -> tuple[str, dict[str, Any], Co
 def load_command(command: command_line.Command) -> tuple[str, dict[str, Any], Config]:
     """The same, of a command line that was parsed."""
     stage = known_stage(command.stage)
+    for override in command.overrides:
+        if override.lstrip("+~").startswith(("hydra.", "hydra/")):
+            raise ConfigError(
+                f"{short(override)} has no effect on one run: Hydra's own settings are for runs "
+                "with --multirun"
+            )
     if command.params:
         tree = _from_file(command.params, command.overrides)
     else:
@@ -79,7 +90,7 @@ def known_stage(stage: str | None) -> str:
     if stage in REMOVED:
         raise ConfigError(f"stage={stage} was removed: {REMOVED[stage]}")
     if stage not in known:
-        raise ConfigError(f"stage={stage} does not exist{_nearest(stage, known)}")
+        raise ConfigError(f"stage={short(stage)} does not exist{_nearest(stage, known)}")
     return stage
 
 
@@ -97,8 +108,15 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 def compose_words(words: list[str]) -> dict[str, Any]:
     """The same inside of `hydra()`, of overrides as Hydra reads them."""
     from hydra import compose as hydra_compose
+    from omegaconf.errors import OmegaConfBaseException
 
-    return to_tree(hydra_compose(CONFIG, overrides=words))
+    try:
+        return to_tree(hydra_compose(CONFIG, overrides=words))
+    except (ConfigError, OmegaConfBaseException):
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        # Of Hydra's grammar: a value of another kind than it expects there.
+        raise ConfigError(_explain(error, words)) from error
 
 
 def to_tree(composed: Any) -> dict[str, Any]:
@@ -112,7 +130,7 @@ def to_tree(composed: Any) -> dict[str, Any]:
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=… on the command line")
     with _kept_references():
-        return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+        return fill(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -153,7 +171,8 @@ def hydra(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    words = [_readable(f"++{o}" if o.startswith(OPEN) else o) for o in overrides]
+    given = (_option(override) for override in overrides)
+    words = [_readable(f"++{o}" if o.startswith(OPEN) else o) for o in given if o]
     first, *others = conf_folders()
     for other in others:
         _refuse_same_names(first, other)
@@ -177,6 +196,31 @@ def _refuse_same_names(package: Path, own: Path) -> None:
             )
 
 
+def _option(override: str) -> str:
+    """An override; "" for one that chooses no option of a group that needs none, as the default.
+
+    Raises:
+        ConfigError: a group has no such option.
+    """
+    group, given, value = override.partition("=")
+    if len(group) > LONGEST_NAME:
+        raise ConfigError(f"{short(group)} is not a setting{_nearest(group, _settings())}")
+    options = options_of(group) if re.fullmatch(r"[a-z_]{1,40}", group) else {}
+    if not (given and options):
+        return override
+    name = value.strip("'\"")
+    if name == "null" and group in OPTIONAL:
+        return ""
+    if name in options:
+        return f"{group}={name}"
+    several = [part.strip() for part in name.split(",")]
+    if len(several) > 1 and value[:1] not in "[{":
+        name = next((part for part in several if part not in options), "")
+        if not name:
+            return override  # runs of a sweep, or Hydra's own refusal
+    raise ConfigError(f"{group}={short(name)} does not exist{_nearest(name, list(options))}")
+
+
 def _readable(override: str) -> str:
     """An override with quotes where Hydra's grammar needs them: é, ~, & and others.
 
@@ -190,7 +234,7 @@ def _readable(override: str) -> str:
         return override
     key, _, value = override.partition("=")
     if not _parses(f"{key}=0"):
-        raise ConfigError(f"{key} is not a setting{_nearest(key, _settings())}")
+        raise ConfigError(f"{short(key)} is not a setting{_nearest(key, _settings())}")
     items = [item.strip() for item in value[1:-1].split(",")]
     quoted = ""
     if value[:1] not in "[{\"'":
@@ -200,8 +244,8 @@ def _readable(override: str) -> str:
         quoted = f"{key}=[{','.join(i if _parses(f'k={i}') else quote(i) for i in items)}]"
     if not quoted or not _parses(quoted):
         raise ConfigError(
-            f"{override} cannot be read: put quotes around its texts, and others around the whole "
-            f"for the shell, as in \"{key}=['a b','ü']\""
+            f"{short(override)} cannot be read: put quotes around its texts, and others around the "
+            f"whole for the shell, as in \"{key}=['a b','ü']\""
         )
     return quoted
 
@@ -212,7 +256,7 @@ def _parses(override: str) -> bool:
 
     try:
         OverridesParser.create().parse_override(override)
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # a number of 5,000 digits, 500 brackets
         return False
     return True
 
@@ -256,7 +300,7 @@ def _from_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no settings: run `python -m pipeline stage=all`")
-    return tree
+    return fill(tree)
 
 
 def _load_file(tree: Mapping[str, Any], path: Path) -> Config:
@@ -290,19 +334,20 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     option = re.search(r"Could not find '([\w.-]+)/([^']+)'", text)
     if option and (options := options_of(option[1])):
         group, name = option.groups()
-        return f"{group}={name} does not exist{_nearest(name, list(options))}"
+        return f"{group}={short(name)} does not exist{_nearest(name, list(options))}"
     key = re.search(r"Could not override '([\w.@/-]+)'", text)
     if key:
         section = key[1].partition(".")[0]
         if section in REMOVED:
-            return f"{key[1]} was removed with stage={section}: {REMOVED[section]}"
-        return f"{key[1]} is not a setting{_nearest(key[1], _settings())}"
+            return f"{short(key[1])} was removed with stage={section}: {REMOVED[section]}"
+        return f"{short(key[1])} is not a setting{_nearest(key[1], _settings())}"
     several = re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text)
     if several:
         name, value = several.groups()
+        value = short(value)
         return f'{name}={value} holds a comma: write "{name}=[{value}]" or "{name}=\'{value}\'"'
     first = " ".join(text.split())
-    return f"{first} (given: {' '.join(overrides)})"
+    return f"{short(first, 300)} (given: {' '.join(short(o) for o in overrides[:8])})"
 
 
 def _settings() -> list[str]:
@@ -316,9 +361,9 @@ def _settings() -> list[str]:
                 names += walk(value, f"{prefix}{key}.")
         return names
 
-    return walk(compose([]), "")
+    return walk(default_tree(), "")
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:60], known, n=1)
     return f": did you mean {near[0]}?" if near else f": choose from {', '.join(known[:40])}"

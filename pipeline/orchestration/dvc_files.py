@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import kept
+from pipeline.core.artifact import MANIFEST, kept, open_artifact
 from pipeline.core.console import get_console
-from pipeline.core.errors import Busy, ConfigError, ResourceError
+from pipeline.core.errors import ArtifactError, Busy, ConfigError, ResourceError
 from pipeline.core.paths import CONF, PARAMS_FILE, ROOT
 from pipeline.orchestration.graph import read_yaml
 
@@ -74,12 +74,15 @@ def _in_git(folder: Path) -> bool:
     return any((above / ".git").exists() for above in (folder, *folder.parents))
 
 
-def forget_other_settings(project: Path, artifacts: Path) -> None:
-    """Remove from dvc.lock the stages whose artifacts were made with other settings than it says.
+def forget_what_differs(project: Path, artifacts: Path, *, reread: bool = False) -> None:
+    """Remove from dvc.lock the stages whose artifacts were made with other settings than it says,
+    or whose files are not those that their manifests name.
 
     DVC records the params.yaml that it finds when a stage ends. If another run has written one
     meanwhile, dvc.lock describes an artifact that was never made. Without the entry DVC starts the
-    stage, and the runner compares the fingerprint.
+    stage, and the runner compares the fingerprint. DVC itself looks at manifests only.
+
+    reread: read every byte of the files, not only of those that changed.
     """
     lock = _read(project / LOCK, _parse_lock)
     if not lock:
@@ -89,7 +92,8 @@ def forget_other_settings(project: Path, artifacts: Path) -> None:
         here = artifacts / stage
         made = next((m for place, m in kept(artifacts, stage) if place == here), None)
         recorded = entry.get("params", {}).get(PARAMS_FILE)
-        if made and recorded is not None and made.config != recorded:
+        other = made and recorded is not None and made.config != recorded
+        if other or ((here / MANIFEST).is_file() and not _is_whole(here, reread=reread)):
             wrong.append(stage)
     if wrong:
         import yaml
@@ -98,6 +102,15 @@ def forget_other_settings(project: Path, artifacts: Path) -> None:
         temporary = project / f"{LOCK}.tmp"
         temporary.write_text(yaml.safe_dump({**lock, "stages": stages}, sort_keys=False))
         temporary.replace(project / LOCK)
+
+
+def _is_whole(place: Path, *, reread: bool) -> bool:
+    try:
+        open_artifact(place, reread=reread)
+    except ArtifactError as error:
+        get_console().print(f"made again: {error}", soft_wrap=True, markup=False)
+        return False
+    return True
 
 
 def _parse_lock(content: bytes) -> Mapping[str, Any]:

@@ -19,11 +19,15 @@ from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError
 from pipeline.core.processes import ends_with_this
+from pipeline.deployment.launchers.submission import check_nodes
 from pipeline.orchestration import compose, dvc_files, summary, summary_view
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.project import project_folder
 from pipeline.orchestration.runner import GRAPH_LOCK, check_files, hold
+from pipeline.planner.refusals import check_run
 from pipeline.tracking import client as tracking
+
+INTERRUPT_SECONDS = 10.0  # for a stage to end by itself
 
 
 def run_graph(tree: Mapping[str, Any], config: Config) -> int:
@@ -34,13 +38,16 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
     Raises:
         ConfigError: artifacts are elsewhere than dvc.yaml has them. DataError: a file that settings
         name does not exist. Busy: another run is in progress. PipelineError: DVC failed or was
-        killed, and no stage said why.
+        killed, and no stage said why, or a stage would refuse its settings or the model's
+        config.json (planner/refusals.py).
     """
     project, stages = project_folder(), declared_stages()
     refuse_other_artifacts(config)
     graph = read_graph(tree)
     for stage in stages:
         check_files(graph[stage])
+    check_nodes("all", config)
+    check_run(config)
     since = time.time()
     # DVC's commands say `python`: the one that runs now, whether or not its environment is active.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -50,7 +57,7 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
         # Each stage that DVC starts reads params.yaml again: no other run may write it meanwhile.
         with hold(config.artifacts, GRAPH_LOCK) as lock:
             dvc_files.check(project)
-            dvc_files.forget_other_settings(project, config.artifacts)
+            dvc_files.forget_what_differs(project, config.artifacts, reread=config.verify)
             compose.write_params(project, tree)
             command = [sys.executable, "-m", "dvc", "repro"]
             ended = run_command(command, project, environment, lock)
@@ -98,12 +105,26 @@ def run_command(
                     os.killpg(process.pid, signal.SIGKILL)
             return code
         except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)  # the command, its shell and the stage
-            process.wait()
+            _interrupt_all(process)
             raise
         finally:
             if handles:
                 signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt_all(process: "subprocess.Popen[bytes]") -> None:
+    """Interrupt the command, its shell and the stage, and wait for the end of the command.
+
+    A library may swallow an interrupt, as while it is imported, and a job that a shell runs in the
+    background ignores it. So harder signals follow.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    for number in (*([] if ignored else [signal.SIGINT]), signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(INTERRUPT_SECONDS)
+            return
 
 
 def _interrupt(*_: object) -> None:

@@ -69,7 +69,11 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
     for stage in node.inputs:
         artifacts.require_folder(folder / stage)
     with hold(folder):
-        inputs = {stage: artifacts.open_artifact(folder / stage) for stage in node.inputs}
+        inputs = {
+            stage: artifacts.open_artifact(folder / stage, reread=config.verify)
+            for stage in node.inputs
+        }
+        artifacts.require_one_history(inputs)
         work = plan(node, inputs, tree, config)
         track = tracking.start_stage(
             folder,
@@ -191,7 +195,7 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
     place = config.artifacts / name
     key = f"{name}-{work.fingerprint[:16]}"
     variant, scratch = config.artifacts / artifacts.VARIANTS / key, config.artifacts / ".work" / key
-    current = _open_if_whole(place, name)
+    current = _open_if_whole(place, name, reread=config.verify)
     if current is None and (place / artifacts.MANIFEST).is_file():
         _keep_if_foreign(place)
     if current and current.manifest.fingerprint == work.fingerprint:
@@ -202,7 +206,7 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
     for cached in (variant, scratch, linked):  # scratch: of a run killed before the rename
         if cached == linked:
             _link_of_other_run(work, config.artifacts, linked)
-        found = _open_if_whole(cached, name)
+        found = _open_if_whole(cached, name, reread=config.verify)
         if found and found.manifest.fingerprint == work.fingerprint:
             artifacts.replace_folder(cached, place, aside)
             console.print(f"[green]✓[/] {name}: restored from cache ({place})")
@@ -248,9 +252,9 @@ def _keep_scratch_alone(folder: Path) -> None:
             leftover.unlink()
 
 
-def _open_if_whole(path: Path, stage: str) -> Artifact | None:
+def _open_if_whole(path: Path, stage: str, *, reread: bool = False) -> Artifact | None:
     try:
-        return artifacts.open_artifact(path, stage=stage)
+        return artifacts.open_artifact(path, stage=stage, reread=reread)
     except ArtifactError:
         return None
 
@@ -259,11 +263,12 @@ def _keep_if_foreign(place: Path) -> None:
     """Keep what another version of the pipeline made as a variant: it may be hours of work."""
     try:
         content = json.loads((place / artifacts.MANIFEST).read_text())
-        schema, name = content["schema"], f"{place.name}-{content['fingerprint'][:16]}"
-    except (ValueError, TypeError, KeyError):
+        schema, fingerprint = content["schema"], str(content["fingerprint"])[:16]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return
-    if schema == artifacts.SCHEMA:
+    if schema == artifacts.SCHEMA or not fingerprint.isalnum():  # it becomes a folder's name
         return
+    name = f"{place.name}-{fingerprint}"
     kept = place.parent / artifacts.VARIANTS / name
     kept.parent.mkdir(exist_ok=True)
     shutil.rmtree(kept, ignore_errors=True)
@@ -300,6 +305,7 @@ def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Man
         inputs={stage: a.manifest.digest for stage, a in work.inputs.items()},
         input_seals={stage: a.manifest.seal for stage, a in work.inputs.items()},
         files=artifacts.hash_files(folder),
+        measured=sorted(outcome.measured),
         metrics={k: float(v) for k, v in outcome.metrics.items()},
         proof=dict(outcome.proof),
         failure=outcome.failure,

@@ -8,16 +8,7 @@ from pipeline.config.schema import Config
 from pipeline.orchestration import compose
 from pipeline.orchestration.graph import read_graph
 from pipeline.orchestration.help import NO_FILE, module_docstring
-
-TYPES = {"integer": "whole number", "string": "text", "boolean": "true or false"}
-BOUNDS = {
-    "minimum": "at least",
-    "exclusiveMinimum": "above",
-    "maximum": "at most",
-    "exclusiveMaximum": "below",
-    "minLength": "characters: at least",
-    "minItems": "items: at least",
-}
+from pipeline.orchestration.schema_words import bounds_in_words, type_in_words
 
 
 def stage_help(name: str, overrides: Sequence[str] = ()) -> str:
@@ -64,7 +55,7 @@ def _settings(
     meaning = schema.get("description") or resolved.get("description")
     shown = value if isinstance(value, str) else json.dumps(value)
     yield f"  {name}={shown}"
-    yield f"      {_type(schema, definitions)}{f': {meaning}' if meaning else ''}"
+    yield f"      {_kind(schema, definitions)}{f': {meaning}' if meaning else ''}"
 
 
 def _resolved(
@@ -80,23 +71,8 @@ def _resolved(
     return schema
 
 
-def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """A type and its bounds in words: "number, above 0, at most 1"."""
+def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """A type and its bounds in words: "number, > 0, ≤ 1"."""
     schema = _resolved(schema, None, definitions)
-    if options := schema.get("anyOf"):
-        return " or ".join(_type(option, definitions) for option in options)
-    if "enum" in schema:
-        return " or ".join(map(str, schema["enum"]))
-    if "const" in schema:
-        return str(schema["const"])
-    kind = schema.get("type", "any value")
-    if kind == "array":
-        text = f"list of {_type(schema['items'], definitions)}"
-    elif kind == "object":
-        text = "names and their values"
-    elif schema.get("format") == "path":
-        text = "path"
-    else:
-        text = TYPES.get(kind, kind)
-    bounds = [f"{words} {schema[key]:,}" for key, words in BOUNDS.items() if key in schema]
-    return ", ".join([text, *bounds])
+    bounds = bounds_in_words(schema).replace("\N{NO-BREAK SPACE}", " ")
+    return ", ".join(filter(None, [type_in_words(schema), bounds]))

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.console import report
 from pipeline.core.errors import EXIT_CODE_FILE, PipelineError, ResourceError
 from pipeline.orchestration.project import refuse_copy
 
@@ -26,10 +27,14 @@ FOLDER = "versions"  # below the artifacts
 def recorded() -> dict[str, dict[str, Any]]:
     """Entries of versions.json: stages, and components such as "engine/vllm"."""
     try:
-        return json.loads(RECORD.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(RECORD.read_bytes())
+        if not all({"version", "libraries"} <= entry.keys() for entry in found.values()):
+            raise ValueError("an entry has no version or libraries")
+        return found
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())[:160]
         raise PipelineError(
-            f"{RECORD} cannot be read ({error}): install the pipeline again, or run "
+            f"{RECORD} cannot be read ({why}): install the pipeline again, or run "
             "`git checkout` on it"
         ) from error
 
@@ -81,10 +86,10 @@ def main(artifacts: Path) -> int:
         refuse_copy(Path.cwd())
         write(artifacts)
     except PipelineError as error:
-        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
+        report(f"{type(error).__name__}: {error}")
         code = error.exit_code
     except OSError as error:
-        print(f"pipeline: ResourceError: {artifacts} cannot be written ({error})", file=sys.stderr)
+        report(f"ResourceError: {artifacts} cannot be written ({error})")
         code = ResourceError.exit_code
     else:
         return 0

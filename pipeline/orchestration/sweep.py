@@ -24,7 +24,7 @@ from pipeline.core import artifact as artifacts
 from pipeline.core.console import get_console
 from pipeline.core.errors import ConfigError, GateFailed
 from pipeline.evaluation.metrics import gate_metric
-from pipeline.orchestration import compose
+from pipeline.orchestration import compose, lineage
 from pipeline.orchestration.arguments import Command
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.graph_run import run_command
@@ -171,6 +171,7 @@ def _check(stage: str, overrides: list[str]) -> None:
     tree = compose.compose_words(overrides)
     compose.refuse_secrets(stage, tree)
     config, graph = load(tree), read_graph(tree)
+    lineage.check(stage, tree, config, overrides)
     for name in declared_stages() if stage == "all" else [stage]:
         check_files(graph[name])
     if stage != "all":

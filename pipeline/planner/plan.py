@@ -6,19 +6,15 @@ from typing import Any
 from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.hardware import GIB
-from pipeline.data.settings_checks import check_prepare
-from pipeline.engines.memory import check_lengths
-from pipeline.models.architecture import read_shape
-from pipeline.models.families import check_stage
-from pipeline.optimization.settings_checks import check_export, check_quantize
 from pipeline.planner import chain, speed
 from pipeline.planner.accelerators import KNOWN, Accelerator, of_machine
 from pipeline.planner.advice import what_fits
 from pipeline.planner.layouts import quickest
 from pipeline.planner.memory import Memory, peak
+from pipeline.planner.preflight import no_fp8
+from pipeline.planner.refusals import check_run
 from pipeline.planner.rows import rows_of
 from pipeline.planner.workload import Workload
-from pipeline.training.settings_checks import check
 
 WORTH = 0.1  # share of a step that another layout must save to be mentioned
 TIGHT = 0.1  # share of memory; predictions are within it of what was measured
@@ -74,19 +70,12 @@ def make_plan(config: Config) -> Plan:
     """The plan of a configuration.
 
     Raises:
-        ConfigError: settings that a stage would refuse on any machine; the stages call the same
-            checks. DataError: no model folder with a config.json.
+        ConfigError, MissingRuntime: what a stage would refuse (planner/refusals.py).
+        DataError: no model folder with a config.json, or one that cannot be imported.
     """
-    shape = read_shape(config.model.path)
-    check_stage(shape.family, "import", "finetune", "merge")
-    check_prepare(config, shape)
-    check(config.finetune, shape, nodes=config.launcher.nodes)
-    check_quantize(config, shape)
-    check_export(config, shape)
-    if config.engine.name != "remote":
-        check_lengths(config.engine, shape.max_positions)
-    machine = hardware.inspect_machine()
     name = config.plan.gpu
+    shape = check_run(config, here=name is None)
+    machine = hardware.inspect_machine()
     device = KNOWN[name] if name else of_machine(machine)
     rows = rows_of(config)
     work = Workload(shape, config.finetune, rows, gpu=device.gpu)
@@ -129,7 +118,7 @@ def _devices(config: Config, work: Workload, on: Accelerator, here: bool, gpus: 
             "lower it, or plan for other hardware with plan.gpu=…"
         )
     if work.fp8 and on.fp8 is None:
-        found.append(f"{on.name} has no FP8: set finetune.precision=bf16")
+        found.append(no_fp8(on.name))
     return found
 
 

@@ -4,6 +4,7 @@ An error names what is missing, where, and the setting that would fit; sizes are
 Nothing here changes what a run computes.
 """
 
+from pipeline.config.finetune import FinetuneConfig
 from pipeline.core import hardware
 from pipeline.core.errors import Busy, ConfigError, MissingRuntime, ResourceError
 from pipeline.core.gpu_use import GpuUse, gpu_use
@@ -31,6 +32,7 @@ def check_machine(job: Job, shape: Shape, *, longest: int) -> None:
     machine = hardware.inspect_machine()
     work = _work(job, shape, longest, gpu=bool(machine.gpus))
     need = peak(work).total
+    check_precision(job.settings, machine)
     if not machine.gpus:
         here = job.parallel.processes // job.nodes
         _check_size(work, need, machine.memory_bytes / here, "each process", "this machine")
@@ -40,6 +42,31 @@ def check_machine(job: Job, shape: Shape, *, longest: int) -> None:
     _check_size(work, need, smallest.memory_bytes, "each GPU", smallest.name)
     for use in gpu_use()[: job.parallel.processes // job.nodes]:
         _check_free(use, need)
+
+
+def check_precision(settings: FinetuneConfig, machine: Machine) -> None:
+    """Refuse FP8 on a machine without it: a CPU would train in float32 and record FP8.
+
+    Raises:
+        MissingRuntime: a GPU has no FP8, or there is no GPU.
+    """
+    if settings.precision != "fp8":
+        return
+    if not machine.gpus:
+        raise MissingRuntime(no_fp8("this machine, which has no GPU,"))
+    for gpu in machine.gpus[: settings.parallel.processes]:
+        if not has_fp8(gpu):
+            raise MissingRuntime(
+                no_fp8(f"{gpu.name} (compute capability {gpu.compute_capability})")
+            )
+
+
+def no_fp8(device: str) -> str:
+    """Why a device cannot train in FP8, and what to do."""
+    return (
+        f"finetune.precision=fp8: {device} has no FP8, which GPUs of compute capability 8.9 and "
+        "later have: set finetune.precision=bf16"
+    )
 
 
 def planned_memory(job: Job, shape: Shape, *, longest: int) -> float:
@@ -62,13 +89,6 @@ def _check_gpus(job: Job, machine: Machine) -> None:
             f"and this one has {gpus}: lower it to {gpus * job.nodes}, spread it with "
             "launcher.nodes=…, or make more visible with CUDA_VISIBLE_DEVICES"
         )
-    for gpu in machine.gpus[:here]:
-        if job.settings.precision == "fp8" and not has_fp8(gpu):
-            raise MissingRuntime(
-                f"finetune.precision=fp8: {gpu.name} (compute capability "
-                f"{gpu.compute_capability}) has no FP8, which 8.9 and later have: set "
-                "finetune.precision=bf16"
-            )
 
 
 def _check_size(work: Workload, need: float, have: float, each: str, where: str) -> None:

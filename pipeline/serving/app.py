@@ -21,6 +21,7 @@ from pipeline.serving.middleware.rate_limits import RateLimited
 from pipeline.serving.middleware.request_log import InFlight
 from pipeline.serving.middleware.stack import NO_MIDDLEWARE, MiddlewareStack
 from pipeline.serving.openai import protocol
+from pipeline.serving.openai.bodies import BodyRefused, bounded_route
 from pipeline.serving.openai.completions import CompletionService
 from pipeline.serving.openai.embeddings import Embedder
 from pipeline.serving.openai.models import ServedModels
@@ -51,6 +52,7 @@ def create_app(
     runtime: str = "custom",
     defaults: Mapping[str, float] | None = None,
     adapters: Path | None = None,
+    json_whitespace: int = 0,
     middleware: MiddlewareStack = NO_MIDDLEWARE,
 ) -> FastAPI:
     """The server's application.
@@ -61,6 +63,7 @@ def create_app(
         slots: number of sequences that the engine can generate at a time.
         runtime: the engine's name, for messages.
         defaults: temperature, top_p … for requests without them; else OpenAI's: 1, 1 …
+        json_whitespace: characters of white space that guided JSON may have at each gap.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
         middleware: authentication, limits, recording and traces.
     """
@@ -71,7 +74,9 @@ def create_app(
     embedder = Embedder(engine, tokenizer, models, metrics)
     completion_service = None
     if renderer:
-        sampling_params = SamplingParamsBuilder(engine, renderer, runtime, defaults or {})
+        sampling_params = SamplingParamsBuilder(
+            engine, renderer, runtime, defaults or {}, json_whitespace
+        )
         completion_service = CompletionService(engine, renderer, metrics, models, sampling_params)
 
     def service_for(name: str) -> CompletionService:
@@ -96,6 +101,8 @@ def create_app(
         readiness.end()
         warming.cancel()
         engine.close()
+        if completion_service:
+            completion_service.close()
         await asyncio.to_thread(middleware.close)
 
     app = FastAPI(
@@ -105,6 +112,7 @@ def create_app(
         redoc_url=None,
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
     )
+    app.router.route_class = bounded_route(engine.max_input_len)
     app.state.readiness, app.state.in_flight = readiness, InFlight()
 
     @app.post("/v1/chat/completions")
@@ -167,6 +175,10 @@ def create_app(
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
         return _logged_error(protocol.explain(list(error.errors())), 400)
+
+    @app.exception_handler(BodyRefused)
+    async def too_many(request: Request, error: BodyRefused) -> Response:
+        return _logged_error(protocol.error_body(error.detail, code="request_too_large"), 400)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:

@@ -17,6 +17,8 @@ from pipeline.core.artifact import SCRATCH, Artifact, Outcome
 from pipeline.core.console import get_console, progress
 from pipeline.core.errors import ArtifactError, DataError
 from pipeline.core.stage import Stage
+from pipeline.engines.description import Description
+from pipeline.engines.memory import check_answer_length
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Row
@@ -31,6 +33,7 @@ STAGE = Stage(
 
 WARM_UP_REQUESTS = 4
 PERCENTILES = (50, 95, 99)
+MEASURED = ("report.json", "report.md", "latency.png")  # the files with times
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
@@ -50,6 +53,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     settings, model = config.benchmark, config.model.name
     build = inputs["build"].require("engine")
+    check_answer_length(settings.max_tokens, Description.read(build.path).max_seq_len)
     dataset = inputs["prepare"].require("dataset").path
     rows = read_split(dataset, "test")
     if not rows:
@@ -147,6 +151,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         {**shares, **overall, **named},
         proof={"served": accuracy},
         failure="; ".join(failures) or None,
+        measured=MEASURED,
     )
 
 

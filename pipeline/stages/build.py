@@ -67,6 +67,8 @@ def _build(config: Config, inputs: Mapping[str, Artifact], merged: Path, out: Pa
     exported = inputs["export"].require("exported").path
     clear(out)
     record = named(engine.name)
+    if record:
+        record.check_settings(engine)
     if record and record.elsewhere:
         return _take_elsewhere(record.elsewhere, engine, merged, out)
     profile = _choose(config, merged, exported)

@@ -97,7 +97,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         questions=len(rows),
         method=method,
         beyond_limit=long,
-        seconds={name: result.seconds for name, result in results.items()},
         cut={name: sum(result.answers.cut) for name, result in results.items()},
     )
     evaluation_report.write(report, out)
@@ -108,6 +107,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         for name, result in results.items()
         for figure, estimate in result.figures.items()
     }
+    metrics |= {f"seconds/{name}": result.seconds for name, result in results.items()}
     metrics["questions"] = float(len(rows))
     return Outcome("report", metrics, proof=report, failure="; ".join(failures) or None)
 

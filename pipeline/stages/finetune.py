@@ -29,7 +29,7 @@ from pipeline.training.progress import show_progress, write_loss_curve
 from pipeline.training.settings_checks import check
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=NEMO,
     optional_libraries=("transformer-engine", "triton"),
     less_memory="lower finetune.micro_batch_size",

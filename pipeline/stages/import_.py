@@ -17,7 +17,7 @@ from pipeline.models.families import check_stage
 from pipeline.models.files import clear
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=NEMO,
     less_memory="put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory",
 )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Tensors = Iterable[tuple[str, torch.Tensor]]
 
 STAGE = Stage(
-    version=1,
+    version=2,
     libraries=NEMO,
     less_memory="put CUDA_VISIBLE_DEVICES= before the command, on a host with enough memory",
 )

@@ -16,7 +16,7 @@ def run(config: Config) -> None:
     """Print the plan of this configuration to standard output, as config.plan.format says.
 
     Raises:
-        ConfigError: settings that fit no machine. DataError: no model folder with a config.json.
+        ConfigError, DataError, MissingRuntime: what a stage of the run would refuse.
         ResourceError: the run does not fit; says which setting would make it fit.
     """
     plan = make_plan(config)

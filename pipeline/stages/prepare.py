@@ -63,10 +63,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     tests, training = _find(config.data)
     for row, is_test in _read(tests, training, config.data.ignore_fields):
         rows.add(row, is_test=is_test)
-    rows.finish()
+    with progress() as bar:
+        task = bar.add_task("comparing rows", total=len(rows))
+        rows.finish(lambda: bar.advance(task))
     _write_rejected(rows.rejected, out / "rejected.jsonl")
     statistics = _statistics(rows, chat, [_name(file) for file in tests + training])
-    _show_unused(statistics)
+    _show_unused(statistics, config.data.ignore_fields)
     _refuse_if_bad(config, statistics, rows.rejected, out)
     statistics["untrained_tokens"] = _untrained(rows.kept, shape, chat)
     for split in SPLITS:
@@ -246,8 +248,8 @@ def _metrics(statistics: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def _show_unused(statistics: Mapping[str, Any]) -> None:
-    """Warn of files without rows, of rejected rows and of fields without effect."""
+def _show_unused(statistics: Mapping[str, Any], ignored: Sequence[str]) -> None:
+    """Warn of files without rows, of rejected rows, and of fields and settings without effect."""
     from rich.markup import escape
 
     rows = statistics["rows"]
@@ -260,6 +262,9 @@ def _show_unused(statistics: Mapping[str, Any]) -> None:
             f"[yellow]{rows['rejected']} of {rows['read']} rows are not used[/]: "
             + escape(f"{reasons} (see rejected.jsonl)")
         )
+    if unknown := [name for name in ignored if name not in statistics["left_out_fields"]]:
+        named = escape(", ".join(unknown))
+        get_console().print(f"[yellow]data.ignore_fields: in no row[/]: {named}")
     if statistics["left_out_fields"]:
         named = escape(_named(statistics["left_out_fields"]))
         get_console().print(f"Fields that training does not use, and their rows: {named}")

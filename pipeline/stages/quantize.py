@@ -21,7 +21,7 @@ from pipeline.models.architecture import read_shape
 from pipeline.models.chat.template_consistency import shared_chat
 from pipeline.models.files import copy_assets, link_weights, weight_files
 from pipeline.optimization.formats import FORMATS
-from pipeline.optimization.settings_checks import check_quantize
+from pipeline.optimization.settings_checks import NO_VALIDATION, check_quantize
 
 if TYPE_CHECKING:
     import torch
@@ -142,10 +142,7 @@ def calibration_batches(
 def _probes(rows: Sequence[Row]) -> Probes:
     """(ids, positions that predict trained tokens) of validation rows, both evenly spread."""
     if not rows:
-        raise DataError(
-            "the validation split is empty, and formats are compared on it: raise "
-            "prepare.validation_share and run stage=prepare again"
-        )
+        raise DataError(NO_VALIDATION)
     chosen = rows[:: max(1, len(rows) // PROBES)][:PROBES]
     predicting = [[i for i, on in enumerate(row.loss_mask[1:]) if on] for row in chosen]
     step = max(1, math.ceil(sum(map(len, predicting)) / POSITIONS))

@@ -22,22 +22,16 @@ from pipeline.orchestration.graph_run import refuse_other_artifacts, run_graph
 from pipeline.orchestration.runner import hold
 
 LOCK, FINISHED = ".retrain.lock", ".retrain.json"
-MOST_SECONDS = 366 * 24 * 3600  # between checks; the clock overflows somewhere beyond
 
 
 def run(tree: Mapping[str, Any], config: Config) -> int:
     """Check once, or repeatedly; the exit code of the graph, 0 if there was nothing to do.
 
     Raises:
-        ConfigError: the folder of recordings is not set, or the next check is too far away.
+        ConfigError: the folder of recordings is not set.
         PipelineError: the first check failed; later failures are reported, and checking continues.
     """
     refuse_other_artifacts(config)
-    if (config.retrain.every or 0) > MOST_SECONDS:
-        raise ConfigError(
-            f"retrain.every={config.retrain.every:g} is more than a year of seconds: give fewer, "
-            "or null to check once"
-        )
     code = _check(tree, config)
     while (wait := config.retrain.every) is not None:
         at = datetime.fromtimestamp(time.time() + wait)

@@ -3,6 +3,7 @@
 import os
 
 from pipeline.config.schema import Config
+from pipeline.core.artifact import open_artifact
 from pipeline.core.console import get_console
 
 
@@ -23,6 +24,8 @@ def run(config: Config) -> None:
 
         found = engine_of(config.serve.version, config)
         folder, title = found.artifact.path, f"{model}, {found.title}"
+    if config.verify:
+        open_artifact(folder, stage="build", reread=True)
     # Before the engine is loaded, so that a port in use is an error at once.
     listening = address.listen(config.serve.host, config.serve.port)
     from pipeline.serving.server import serve

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.schema import Config
-from pipeline.core.artifact import MANIFEST, VARIANTS, Artifact, open_artifact
+from pipeline.core.artifact import SWEEPS, VARIANTS, Artifact, edited_since, open_artifact
 from pipeline.core.errors import ArtifactError
+from pipeline.orchestration.stage_versions import recorded
 
 
 @dataclass(frozen=True)
@@ -52,41 +53,55 @@ def run(config: Config) -> None:
 
 
 def verify(folder: Path) -> Iterator[Finding]:
-    """What is found of the artifacts below a folder, and of those made with other settings."""
+    """What is found of the artifacts below a folder, of those made with other settings, and of
+    those of a sweep's runs."""
+    for runs in (folder, *sorted(folder.glob(f"{SWEEPS}/*/*"))):
+        prefix = "" if runs == folder else f"{runs.relative_to(folder).as_posix()}/"
+        yield from _verify_run(runs, prefix)
+
+
+def _verify_run(folder: Path, prefix: str) -> Iterator[Finding]:
     opened: dict[str, Artifact] = {}
-    places = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
-    for path in places:
-        finding, artifact = _read(path, path.name)
+    for stage in (name for name in recorded() if "/" not in name):
+        path = folder / stage
+        if not path.exists() and not path.is_symlink():
+            continue
+        finding, artifact = _read(path, stage, f"{prefix}{stage}")
         if artifact:
-            opened[path.name] = artifact
+            opened[stage] = artifact
         else:
             yield finding
     for stage, artifact in opened.items():
-        yield Finding(stage, artifact.manifest.bytes, *_against_inputs(artifact, opened))
-    for path in sorted((folder / VARIANTS).glob(f"*/{MANIFEST}")):
-        stage = path.parent.name.rpartition("-")[0]
-        yield _read(path.parent, stage, f"{VARIANTS}/{path.parent.name}")[0]
+        yield Finding(
+            f"{prefix}{stage}", artifact.manifest.bytes, *_against_inputs(artifact, opened)
+        )
+    for path in sorted((folder / VARIANTS).glob("*")):
+        stage = path.name.rpartition("-")[0]
+        yield _read(path, stage, f"{prefix}{VARIANTS}/{path.name}")[0]
 
 
-def _read(path: Path, stage: str, name: str = "") -> tuple[Finding, Artifact | None]:
+def _read(path: Path, stage: str, name: str) -> tuple[Finding, Artifact | None]:
     try:
         artifact = open_artifact(path, stage=stage, reread=True)
     except ArtifactError as error:
-        return Finding(name or stage, 0, str(error)), None
-    return Finding(name or stage, artifact.manifest.bytes), artifact
+        return Finding(name, 0, str(error)), None
+    return Finding(name, artifact.manifest.bytes), artifact
 
 
 def _against_inputs(artifact: Artifact, opened: dict[str, Artifact]) -> tuple[str | None, str]:
     """A problem, and a note, from comparing what an artifact was made from with what is there."""
     manifest = artifact.manifest
-    others = []
+    others, gone = [], []
     for stage, digest in manifest.inputs.items():
         if stage not in opened:
-            continue
-        now = opened[stage].manifest
-        if now.digest != digest:
+            gone.append(stage)
+        elif opened[stage].manifest.digest != digest:
             others.append(stage)
-        elif now.seal != manifest.input_seals.get(stage) and now.created <= manifest.created:
+        elif edited_since(opened[stage].manifest, manifest):
             return f"the manifest of {stage} is not the one that it was made from", ""
-    note = f"made from another {' and '.join(others)} than the one that is there" if others else ""
-    return None, note
+    notes = []
+    if others:
+        notes.append(f"made from another {' and '.join(others)} than the one that is there")
+    if gone:
+        notes.append(f"made from {' and '.join(gone)}, not whole or not there")
+    return None, "; ".join(notes)

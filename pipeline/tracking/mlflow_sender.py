@@ -8,7 +8,6 @@ So the next sender resumes without losing or duplicating anything.
 import json
 import math
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,9 +22,9 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.core.artifact import open_artifact
+from pipeline.core.console import write_error
 from pipeline.core.errors import ArtifactError
 from pipeline.core.processes import Process
-from pipeline.core.secrets import mask
 from pipeline.tracking import mlflow_notes, mlflow_registry
 from pipeline.tracking.mlflow_entities import (
     PARAM_LENGTH,
@@ -272,8 +271,8 @@ class Sender:
             if file not in self.refused:
                 self.refused.add(file)
                 return
-            print(f"{mask(self.destination.uri)} refused {file.name}:", file=sys.stderr)
-            traceback.print_exception(error)
+            trace = "".join(traceback.format_exception(error))
+            write_error(f"{self.destination.uri} refused {file.name}:\n{trace}")
             for part in file.parent.glob(f"{file.stem}.*"):
                 self.destination.reject(part)
 

@@ -21,15 +21,17 @@ def unreachable(uri: str) -> str:
         scheme, host, port = parts.scheme.partition("+")[0], parts.hostname, parts.port
     except ValueError as error:  # as for a port above 65535
         return f"it is not an address: {error}"
-    if scheme not in SCHEMES | {
-        plugin.name for plugin in entry_points(group="mlflow.tracking_store")
-    }:
+    if scheme not in SCHEMES and scheme not in _plugins():
         return f"MLflow knows no address that begins with {scheme}:"
     if scheme not in PORTS:
         return ""
     if not host:
         return "it is not an address: it names no host"
     return _connect(host, port or PORTS[scheme])
+
+
+def _plugins() -> set[str]:
+    return {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
 
 
 def _connect(host: str, port: int) -> str:

@@ -49,7 +49,7 @@ def make_relative(database: Path) -> None:
         if "experiments" in columns:  # MLflow's own, which the pipeline does not use
             store.execute(
                 "UPDATE experiments SET artifact_location = 'mlruns/0' "
-                "WHERE experiment_id = 0 AND artifact_location LIKE '/%/mlruns/0'"
+                "WHERE experiment_id = 0 AND artifact_location LIKE '%/mlruns/0'"
             )
 
 

@@ -40,7 +40,11 @@ def main(artifacts: Path, lock: int | None = None) -> int:
 
     lock: file descriptor of the sender's lock, if the parent process has acquired it.
     """
-    destination = Destination.of(artifacts)
+    try:
+        destination = Destination.of(artifacts)
+    except ValueError as error:  # of an address that cannot be read
+        print(f"MLFLOW_TRACKING_URI is no address ({reason(error)})", file=sys.stderr)
+        return 1
     os.nice(NICENESS)
     while not destination.is_empty():
         if lock is None:

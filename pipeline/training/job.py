@@ -186,12 +186,15 @@ class Checkpoints:
             os.replace(partial, place)
             for old in self._folder.iterdir():
                 if old != place:
-                    shutil.rmtree(old)
+                    shutil.rmtree(old, ignore_errors=True)
 
     @staticmethod
     def _progress(checkpoint: Path) -> dict[str, Any]:
-        """Identity and curve; {} if the file is incomplete, as after a power cut."""
+        """Identity and curve; {} if the file is broken, as after a power cut."""
         try:
-            return json.loads((checkpoint / "progress.json").read_text())
-        except (OSError, ValueError):
+            found = json.loads((checkpoint / "progress.json").read_bytes())
+            for point in found["curve"]:
+                Point(**point)
+            return {"identity": found["identity"], "curve": found["curve"]}
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return {}

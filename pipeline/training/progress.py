@@ -62,8 +62,13 @@ def _logged(show: Callable[[Point], None], steps: int) -> Callable[[Point], None
 
 
 def write_loss_curve(folder: Path, curve: Sequence[Point], *, title: str) -> None:
-    """Write curve.json (a list of points) and loss_curve.png into the folder."""
-    (folder / "curve.json").write_text(json.dumps([asdict(p) for p in curve], indent=1) + "\n")
+    """Write curve.json (a list of points) and loss_curve.png into the folder.
+
+    Without the speed of each step, so that the same training writes the same files; the tracker has
+    it.
+    """
+    points = [{k: v for k, v in asdict(p).items() if k != "tokens_per_second"} for p in curve]
+    (folder / "curve.json").write_text(json.dumps(points, indent=1) + "\n")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.core.artifact import open_artifact
 from pipeline.core.paths import ROOT
+from pipeline.orchestration.effects import is_read
 
 CHAIN = "prepare import finetune merge quantize evaluate export build benchmark register".split()
 # Few steps and one format: what is tested is that the stages fit, not how good the model gets.
@@ -23,8 +24,10 @@ SETTINGS = [
 
 
 def command(folder, stage, *overrides):
+    # A stage takes the settings that it reads, and refuses those of later ones.
+    given = [word for word in overrides if is_read(stage, word.partition("=")[0])]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", f"stage={stage}", f"artifacts={folder}", *overrides],
+        [sys.executable, "-m", "pipeline", f"stage={stage}", f"artifacts={folder}", *given],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         capture_output=True,
@@ -91,6 +94,26 @@ def test_a_stage_without_its_inputs_names_the_command(tmp_path):
     assert code == 4
     assert "run `python -m pipeline stage=import` first" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("stage", "word"),
+    [
+        ("finetune", "prepare.max_length=128"),
+        ("merge", "model.name=other"),
+        ("build", "quantize=int4_awq"),
+        ("serve", "engine=hf"),
+        ("prepare", "finetune.max_steps=5"),
+    ],
+)
+def test_a_setting_of_another_stage_is_refused_with_what_to_run(chain, stage, word):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", f"stage={stage}", f"artifacts={chain}", word],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "run stage=all" in done.stderr
 
 
 def test_an_engine_of_another_runtime_is_refused(chain):

@@ -11,7 +11,7 @@ from pipeline.core.paths import ROOT
 @pytest.mark.parametrize(
     "harness",
     [
-        ["tests.kills", "--random", "2", "--stages", "register"],
+        ["tests.kills", "--random", "1", "--every", "3", "--stages", "register"],
         ["tests.full_disk", "--steps", "2", "--stages", "register"],
     ],
 )

@@ -49,3 +49,15 @@ def test_a_model_is_made_from_nothing(tmp_path: Path) -> None:
         target = torch.from_numpy(row[1:].astype(np.int64))
         total += float(torch.nn.functional.cross_entropy(logits, target)) / 40
     assert total == pytest.approx(made["final_loss"], abs=0.3)
+
+    # A model can be trained on, with its tokenizer, from where it was.
+    on = settings.model_copy(
+        update={"start": hf, "vocabulary": Settings().vocabulary, "steps": 6, "warmup_steps": 1}
+    )
+    make(on, tmp_path / "on", command="python -m tools.pretrain --start")
+    further = json.loads((tmp_path / "on/hf/provenance.json").read_text())
+    assert further["loss_curve"][0][1] < made["loss_curve"][0][1] - 1
+    assert further["start"]["loss_curve"] == made["loss_curve"]
+    same = (tmp_path / "on/hf/tokenizer.json").read_bytes()
+    assert same == (hf / "tokenizer.json").read_bytes()
+    assert further["sha256"]["model.safetensors"] != made["sha256"]["model.safetensors"]

@@ -228,7 +228,7 @@ def test_an_answer_keeps_to_a_schema(client: OpenAI) -> None:
     value = json.loads(answer.choices[0].message.content or "")
     assert set(value) == {"fee", "unit"}
     assert value["fee"] <= 99
-    with pytest.raises(openai.BadRequestError, match="guided decoding is not possible"):
+    with pytest.raises(openai.BadRequestError, match="the regular expression is not valid"):
         client.chat.completions.create(
             model="bank",
             messages=[{"role": "user", "content": QUESTIONS[0]}],

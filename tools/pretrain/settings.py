@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from pipeline.config.section import Place, Positive, Rate, Section, Share, explain
+from pipeline.config.section import Count, Place, Rate, Section, Share, explain
 from pipeline.core.errors import ConfigError
 from tools.pretrain.corpus import PARTS
 
@@ -28,27 +28,27 @@ class Settings(Section):
         Path("data/general/generate.py"), description="Python file that writes the text"
     )
     vocabulary: int = Field(2048, ge=300, description="tokens of the byte-level BPE")
-    hidden_size: Positive = Field(256, description="a multiple of heads")
-    layers: Positive = Field(4, description="decoder layers")
-    heads: Positive = Field(8, description="of queries; a multiple of key_value_heads")
-    key_value_heads: Positive = Field(4, description="of keys and values")
-    ffn_size: Positive = Field(768, description="width of the feed-forward layers")
-    max_positions: Positive = Field(512, description="longest sequence of the model, in tokens")
-    steps: Positive = Field(5000, description="of the optimizer")
-    batch_size: Positive = Field(128, description="rows a step")
-    micro_batch_size: Positive = Field(128, description="rows at once; fewer take less memory")
-    sequence_length: Positive = Field(256, description="tokens of a row")
+    hidden_size: Count = Field(256, description="a multiple of heads")
+    layers: Count = Field(4, description="decoder layers")
+    heads: Count = Field(8, description="of queries; a multiple of key_value_heads")
+    key_value_heads: Count = Field(4, description="of keys and values")
+    ffn_size: Count = Field(768, description="width of the feed-forward layers")
+    max_positions: Count = Field(512, description="longest sequence of the model, in tokens")
+    steps: Count = Field(5000, description="of the optimizer")
+    batch_size: Count = Field(128, description="rows a step")
+    micro_batch_size: Count = Field(128, description="rows at once; fewer take less memory")
+    sequence_length: Count = Field(256, description="tokens of a row")
     learning_rate: Rate = Field(1.5e-3, description="at its peak; it ends at a tenth")
     warmup_steps: int = Field(200, ge=0, description="steps until the peak")
     weight_decay: float = Field(0.1, ge=0, le=1, description="of AdamW")
     conversation_share: Share = Field(0.5, description="of the tokens; the rest are paragraphs")
-    corpus_tokens: Positive = Field(
+    corpus_tokens: Count = Field(
         40_000_000, description="different tokens to make; steps beyond see them again"
     )
     least_occurrences: int = Field(
         200, ge=0, description="of each token in the text; rare ones get documents of their own"
     )
-    checkpoint_every: Positive = Field(1000, description="steps between checkpoints to resume from")
+    checkpoint_every: Count = Field(1000, description="steps between checkpoints to resume from")
 
 
 def parse(arguments: Sequence[str]) -> tuple[Settings, Path]:

@@ -79,11 +79,7 @@ def job_spec(stage: str, arguments: list[str], config: Config) -> JobSpec:
             f"`python -m pipeline stage=all launcher={launcher.name} …` instead of dvc"
         )
     nodes = launcher.nodes if stage == "finetune" else 1
-    if stage in GRAPH_STAGES and launcher.nodes > 1:
-        raise ConfigError(
-            f"launcher.nodes={launcher.nodes}, but stage={stage} runs on one machine: submit each "
-            "stage separately; only finetune uses several machines"
-        )
+    check_nodes(stage, config)
     if parallel.processes % nodes:
         raise ConfigError(
             f"finetune.parallel.processes={parallel.processes} must be a multiple of "
@@ -94,6 +90,18 @@ def job_spec(stage: str, arguments: list[str], config: Config) -> JobSpec:
     where = "torchrun" if nodes > 1 else "local"
     command = ["python", "-m", "pipeline", *kept, f"launcher={where}", f"launcher.nodes={nodes}"]
     return JobSpec(f"{config.model.name}-{stage}", stage, tuple(command), nodes, gpus)
+
+
+def check_nodes(stage: str, config: Config) -> None:
+    """
+    Raises:
+        ConfigError: a stage that runs the whole graph is to run on several machines.
+    """
+    if stage in GRAPH_STAGES and config.launcher.nodes > 1:
+        raise ConfigError(
+            f"launcher.nodes={config.launcher.nodes}, but stage={stage} runs on one machine: "
+            "submit each stage separately; only finetune uses several machines"
+        )
 
 
 def _gpus(stage: str, config: Config, nodes: int) -> int:

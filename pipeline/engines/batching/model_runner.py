@@ -16,11 +16,15 @@ FEATURES = frozenset({"logprobs", "prompt_logprobs", "logit_bias", "penalties"})
 class ModelRunner(Protocol):
     """A model with a KV cache of `slots` rows; used by one thread at a time.
 
-    See onnxruntime/session.py.
+    A call for one row changes no other row, and repeating a call gives the same again: so a fault
+    can be traced to one sequence. See onnxruntime/session.py.
+
+    vocab_size: rows of the embedding; token ids beyond are refused.
     """
 
     slots: int
     max_seq_len: int
+    vocab_size: int
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
         """Read `ids` as tokens of a sequence from `start` on; logits [len(ids), vocabulary]."""
@@ -43,8 +47,15 @@ class LoraModelRunner(ModelRunner, Protocol):
     def use_adapter(self, row: int, name: str | None) -> None:
         """Request a row's next sequence with an adapter; None: with the model itself."""
 
+    def check_adapter(self, folder: Path) -> None:
+        """Check an adapter before it is loaded; may run in another thread beside the model.
+
+        Raises:
+            ValueError: it is not an adapter for this model.
+        """
+
     def add_adapter(self, name: str, folder: Path) -> None:
-        """Load an adapter in the PEFT library's format.
+        """Load an adapter in the PEFT library's format, or leave the model as it was.
 
         Raises:
             ValueError: it is not an adapter for this model.

@@ -16,7 +16,7 @@ class Request:
 
     def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
         self.prompt = list(prompt)
-        self.sampling = sampling
+        self.sampling, self.client = sampling, sampling.client
         self.sampler = Sampler(sampling, self.prompt)
         self.cached = 0  # tokens of prompt and answer that the model's cache holds
         self.last = -1  # the newest token, which the cache does not hold yet

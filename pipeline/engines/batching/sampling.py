@@ -108,16 +108,19 @@ def score(logits: "NDArray[np.float32]", ids: Sequence[int], tops: int) -> list[
     Args:
         logits: [tokens, vocabulary], from which `ids` were chosen.
     """
+    return [
+        _scored(row, token, tops) for row, token in zip(logits, ids, strict=True)
+    ]  # one by one: a large vocabulary has megabytes for each
+
+
+def _scored(logits: "NDArray[np.float32]", token: int, tops: int) -> Token:
     import numpy as np
 
     values = logits.astype(np.float64)
-    values -= values.max(axis=1, keepdims=True)
-    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+    values -= values.max()
+    values -= np.log(np.exp(values).sum())
     values = np.maximum(values, LEAST)
-    return [
-        Token(token, float(row[token]), _likeliest(row, tops))
-        for row, token in zip(values, ids, strict=True)
-    ]
+    return Token(token, float(values[token]), _likeliest(values, tops))
 
 
 def _likeliest(row: "NDArray[np.float64]", count: int) -> tuple[tuple[int, float], ...]:

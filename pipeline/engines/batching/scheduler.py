@@ -4,28 +4,40 @@ One thread owns the model. Each of its steps reads a bounded number of prompt to
 prompts do not stall running sequences, and then adds one token to every running sequence. Running
 sequences occupy the model's first rows; the one whose prompt is being read is in the row after
 them.
+
+A fault ends the request in whose work it happens, and no other: reading its prompt, choosing its
+token, moving its row. If a step for all rows fails, each row's step is repeated alone.
 """
 
 import threading
 import time
-from asyncio import shield, wrap_future
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from asyncio import shield, to_thread, wrap_future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engines.base import EngineFailed, Guide, Load, QueueFull, Sampling, Token
+from pipeline.engines.base import (
+    EngineFailed,
+    Load,
+    QueueFull,
+    Sampling,
+    Token,
+    require_known_tokens,
+)
 from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.model_runner import FEATURES, LoraModelRunner, ModelRunner
 from pipeline.engines.batching.request import Ending, Item, Request, deliver
 from pipeline.engines.batching.sampling import Sampler, score
+from pipeline.engines.batching.turns import Turns
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 PROMPT_TOKENS_PER_STEP = 512
+# A token whose log-probabilities are asked for counts as so many: all of the vocabulary is summed.
+SCORED_COST = 8
 
 
 class _Change:
@@ -58,7 +70,7 @@ class BatchingEngine:
         guides: Guides | None = None,
     ) -> None:
         self.max_input_len = max_input_len
-        self.max_seq_len = model.max_seq_len
+        self.max_seq_len, self.vocab_size = model.max_seq_len, model.vocab_size
         self._has_adapters = hasattr(model, "use_adapter")
         more = {"guide": guides is not None, "adapters": self._has_adapters}
         self.features = FEATURES | {name for name, has in more.items() if has}
@@ -66,42 +78,48 @@ class BatchingEngine:
         self._guides = guides
         self._max_queue, self.room = max_queue, model.slots + max_queue
         self._adapters: list[str] = []
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="guides")
-        self._compiling: set[Request] = set()  # they wait for their guide
-        self._waiting: deque[Request] = deque()
+        self._compiling: list[Request] = []  # they wait for their guide
+        self._waiting: list[Request] = []
+        self._turns, self._guide_turns = Turns(), Turns()
         self._joining: Request | None = None
         self._active: list[Request] = []
         self._changes: list[_Change] = []
         self._closing = False
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed, self._guide_wanted = threading.Condition(lock), threading.Condition(lock)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
+        if guides:
+            args = (guides,)
+            threading.Thread(target=self._compile, args=args, name="guides", daemon=True).start()
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Request:
         """See base.Engine.generate.
 
         Raises:
             QueueFull: the queue is full. EngineFailed: the engine is closed.
-            ValueError: prompt and answer do not fit into max_seq_len, or the engine does not
-                support the request.
+            ValueError: prompt and answer do not fit into max_seq_len, a token is not in the model's
+                vocabulary, or the engine does not support the request.
         """
         if not 0 < len(prompt) <= self.max_seq_len - sampling.max_tokens or sampling.max_tokens < 1:
             raise ValueError(f"{len(prompt)} + {sampling.max_tokens} tokens do not fit")
+        require_known_tokens(prompt, sampling, self.vocab_size)
         request = Request(prompt, sampling)
         with self._changed:
             if self._closing:
                 raise EngineFailed("the server is shutting down")
             if sampling.adapter and sampling.adapter not in self._adapters:
                 raise ValueError(f"there is no adapter {sampling.adapter!r}")
-            if len(self._waiting) + len(self._compiling) >= self._max_queue:
-                self._waiting = deque(a for a in self._waiting if not a.cancelled)
-            if len(self._waiting) + len(self._compiling) >= self._max_queue:
+            if self._queued() >= self._max_queue:
+                self._waiting = [asked for asked in self._waiting if not asked.cancelled]
+                self._compiling = [asked for asked in self._compiling if not asked.cancelled]
+            if self._queued() >= self._max_queue:
                 raise QueueFull
+            if sampling.guide and self._guides is None:
+                raise ValueError("this engine does not support guided decoding")
             if sampling.guide:
-                if self._guides is None:
-                    raise ValueError("this engine does not support guided decoding")
-                self._compiling.add(request)
-                self._compiler.submit(self._begin_guided, request, self._guides, sampling.guide)
+                self._compiling.append(request)
+                self._guide_wanted.notify()
             else:
                 self._waiting.append(request)
                 self._changed.notify()
@@ -116,6 +134,7 @@ class BatchingEngine:
             raise ValueError(
                 f"requests still use the former {name!r}: load it when they have ended"
             )
+        await to_thread(self._model.check_adapter, folder)  # meanwhile the others are answered
         await self._change(_Change(lambda: self._model.add_adapter(name, folder)))
         self._adapters.append(name)
 
@@ -126,21 +145,24 @@ class BatchingEngine:
         await self._change(_Change(lambda: self._model.remove_adapter(name), unused=name))
 
     def down(self) -> str | None:
-        return None
+        """Why the engine cannot answer any more; None if it can."""
+        return None if self._thread.is_alive() or self._closing else "the engine's loop has ended"
 
     def load(self) -> Load:
         active, joining = list(self._active), self._joining  # the engine's thread changes both
         busy = [*active, joining] if joining else active
         room = self._model.slots * self._model.max_seq_len
-        waiting = len(self._waiting) + len(self._compiling)
-        return Load(len(busy), waiting, sum(a.cached for a in busy) / room)
+        return Load(len(busy), self._queued(), sum(a.cached for a in busy) / room)
 
     def close(self) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._compiler.shutdown()
+            self._guide_wanted.notify()
         self._thread.join()
+
+    def _queued(self) -> int:
+        return len(self._waiting) + len(self._compiling)
 
     async def _change(self, change: _Change) -> None:
         with self._changed:
@@ -150,24 +172,43 @@ class BatchingEngine:
             self._changed.notify()
         await shield(wrap_future(change.done))  # it is made even if the caller has gone
 
-    def _begin_guided(self, request: Request, guides: Guides, guide: Guide) -> None:
-        """Runs in a thread of its own: have a guide ready, then let the request wait for a slot."""
-        error: Ending | None = None
+    def _compile(self, guides: Guides) -> None:
+        """Runs in a thread of its own: have guides ready, so that their requests wait for a slot.
+
+        Only as many as there are slots are ready at a time, because each may hold megabytes.
+        """
+
+        def ready() -> int:
+            return sum(request.sampling.guide is not None for request in self._waiting)
+
+        while True:
+            with self._changed:
+                self._guide_wanted.wait_for(
+                    lambda: self._closing or (self._compiling and ready() < self._model.slots)
+                )
+                if self._closing:
+                    return
+                request = self._compiling[self._guide_turns.next(self._compiling, self._waiting)]
+            if not request.cancelled:
+                error = self._begin_guided(request, guides)
+            with self._changed:
+                if request not in self._compiling:  # the engine has closed
+                    return
+                self._compiling.remove(request)
+                if not (request.cancelled or error):
+                    self._waiting.append(request)
+                self._changed.notify()
+            if not request.cancelled and error:
+                deliver([(request, error)])
+
+    def _begin_guided(self, request: Request, guides: Guides) -> Ending | None:
         try:
-            request.sampler = Sampler(request.sampling, request.prompt, guides.begin(guide))
-        except ValueError as refused:
-            error = refused
-        except Exception as failed:
-            error = EngineFailed(f"guided decoding failed: {type(failed).__name__}: {failed}")
-        with self._changed:
-            self._compiling.remove(request)
-            if self._closing:
-                error = EngineFailed("the server is shutting down")
-            if error is None:
-                self._waiting.append(request)
-            self._changed.notify()
-        if error:
-            deliver([(request, error)])
+            assert request.sampling.guide
+            matching = guides.begin(request.sampling.guide)
+            request.sampler = Sampler(request.sampling, request.prompt, matching)
+        except BaseException as error:
+            return _ending(error)
+        return None
 
     def _work(self) -> None:
         while True:
@@ -180,12 +221,11 @@ class BatchingEngine:
                 self._make_changes()
                 self._read_prompts()
                 self._add_tokens()
-            except Exception as error:
-                # The cache may be half written: running sequences are lost, waiting ones are not.
+            except BaseException as error:  # of this code, not of one request
                 self._fail(f"the engine failed: {type(error).__name__}: {error}")
         with self._changed:
-            self._active += self._waiting
-            self._waiting.clear()
+            self._active += [*self._waiting, *self._compiling]
+            self._waiting, self._compiling = [], []
         self._fail("the server is shutting down")
         for change in self._changes:
             change.done.set_exception(EngineFailed("the server is shutting down"))
@@ -215,83 +255,126 @@ class BatchingEngine:
             try:
                 change.work()
                 change.done.set_result(None)
-            except Exception as error:  # the caller gets it
-                change.done.set_exception(error)
+            except BaseException as error:  # the caller gets it
+                change.done.set_exception(_ending(error))
 
     def _read_prompts(self) -> None:
         budget, outgoing = PROMPT_TOKENS_PER_STEP, []
-        try:
-            while budget > 0 and (request := self._next_to_join()):
-                row = len(self._active)
-                if self._has_adapters and request.cached == 0:
-                    self._model.use_adapter(row, request.sampling.adapter)
-                part = request.prompt[request.cached : request.cached + budget]
-                logits = self._model.prefill(row, part, request.cached)
-                request.cached += len(part)
-                budget -= len(part)
-                if request.sampling.prompt_logprobs:
-                    _score_prompt(request, logits)
-                if request.cached == len(request.prompt):
-                    outgoing += self._choose(request, logits[-1])
-                    self._joining = None
-                    if not request.ended:
-                        self._active.append(request)
-        finally:
-            deliver(outgoing)  # also what was read before the model failed
+        while budget > 0 and (request := self._next_to_join()):
+            cost = SCORED_COST if request.sampling.prompt_logprobs else 1
+            size = min(max(1, budget // cost), len(request.prompt) - request.cached)
+            budget -= size * cost
+            try:
+                outgoing += self._read(request, size)
+            except BaseException as error:
+                self._joining = None
+                outgoing.append((request, _ending(error)))
+        deliver(outgoing)
+
+    def _read(self, request: Request, size: int) -> list[tuple[Request, Item]]:
+        """Read the next `size` tokens of the joining request's prompt."""
+        row = len(self._active)
+        if self._has_adapters and request.cached == 0:
+            self._model.use_adapter(row, request.sampling.adapter)
+        part = request.prompt[request.cached : request.cached + size]
+        logits = self._model.prefill(row, part, request.cached)
+        request.cached += size
+        if request.sampling.prompt_logprobs:
+            _score_prompt(request, logits)
+        if request.cached < len(request.prompt):
+            return []
+        chosen = self._choose(request, logits[-1])
+        self._joining = None
+        if not request.ended:
+            self._active.append(request)
+        return chosen
 
     def _next_to_join(self) -> Request | None:
         """The request whose prompt is read next, if there is one and a free row."""
-        while self._joining is None and len(self._active) < self._model.slots:
+        if self._joining is None and len(self._active) < self._model.slots:
             with self._changed:
-                if not self._waiting:
-                    return None
-                request = self._waiting.popleft()
-            if not request.cancelled:
-                request.started = time.perf_counter()
-                self._joining = request
+                self._waiting = [asked for asked in self._waiting if not asked.cancelled]
+                if self._waiting:
+                    index = self._turns.next(self._waiting, self._active)
+                    self._joining = self._waiting.pop(index)
+                    self._joining.started = time.perf_counter()
+                    if self._compiling:
+                        self._guide_wanted.notify()  # there is room for one more guide
         return self._joining
 
     def _add_tokens(self) -> None:
         if not self._active:
             return
         lengths = [request.cached + 1 for request in self._active]
-        logits = self._model.decode([request.last for request in self._active], lengths)
+        rows: Sequence[NDArray[np.float32] | EngineFailed]
+        try:
+            rows = self._model.decode([request.last for request in self._active], lengths)
+        except BaseException:
+            rows = list(self._decode_alone())
         outgoing: list[tuple[Request, Item]] = []
-        for row, request in enumerate(self._active):
+        for request, logits in zip(self._active, rows, strict=True):
             request.cached += 1
-            outgoing += self._choose(request, logits[row])
+            outgoing += self._choose(request, logits)
         for row in reversed(range(len(self._active))):
             if self._active[row].ended:
                 self._free(row)
         deliver(outgoing)
 
+    def _decode_alone(self) -> "Iterator[NDArray[np.float32] | EngineFailed]":
+        """Each running sequence's logits [vocabulary], or why its step fails."""
+        for row, request in enumerate(self._active):
+            try:
+                yield self._model.prefill(row, [request.last], request.cached)[-1]
+            except BaseException as error:
+                yield EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
+
     def _choose(
-        self, request: Request, logits: "NDArray[np.float32]"
+        self, request: Request, logits: "NDArray[np.float32] | EngineFailed"
     ) -> list[tuple[Request, Item]]:
         """What the stream's reader gets: the next token, and the end if that is the last one."""
         try:
+            if isinstance(logits, EngineFailed):
+                raise logits
             token = request.sampler.choose(logits)
-        except (EngineFailed, ValueError) as error:  # of this request only
-            request.error = error
-            return [(request, error)]
+        except BaseException as error:
+            request.error = _ending(error)
+            return [(request, request.error)]
         request.last = token.id
         request.count += 1
         return [(request, token), *([(request, StopAsyncIteration())] if request.ended else [])]
 
     def _free(self, row: int) -> None:
         """Free a row; the last sequence moves there, so that rows in use stay the first ones."""
+        after = len(self._active)  # where the joining sequence is
         last = self._active.pop()
-        end = len(self._active)
-        if row < end:
-            self._model.move(end, row, last.cached)
+        while row < len(self._active) and not self._moved(last, len(self._active), row):
+            last = self._active.pop()
+        if row < len(self._active):
             self._active[row] = last
-        if self._joining and self._joining.cached:
-            self._model.move(end + 1, end, self._joining.cached)
+        joining = self._joining
+        if joining and joining.cached and not self._moved(joining, after, len(self._active)):
+            self._joining = None
+
+    def _moved(self, request: Request, source: int, target: int) -> bool:
+        """Move a sequence to another row; if that fails, its request ends."""
+        try:
+            self._model.move(source, target, request.cached)
+        except BaseException as error:
+            deliver([(request, _ending(error))])
+            return False
+        return True
 
     def _fail(self, message: str) -> None:
         lost = [*self._active, *([self._joining] if self._joining else [])]
         self._active, self._joining = [], None
         deliver([(request, EngineFailed(message)) for request in lost])
+
+
+def _ending(error: BaseException) -> EngineFailed | ValueError:
+    """The error that a request's reader gets."""
+    if isinstance(error, EngineFailed | ValueError):
+        return error
+    return EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
 
 
 def _score_prompt(request: Request, logits: "NDArray[np.float32]") -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.core.errors import DataError
-from pipeline.engines.base import EngineFailed, Load, QueueFull
+from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling, require_known_tokens
 
 TOKENIZER = "tokenizer.json"
 MODULES = "modules.json"
@@ -136,6 +136,7 @@ class HfEmbedder:
             raise DataError(f"{folder} cannot be served by transformers: {error}") from error
         self._model = self._model.to(device).eval()
         self.max_seq_len = self.max_input_len = _longest(folder, self._model.config)
+        self.vocab_size: int = self._model.get_input_embeddings().weight.shape[0]
         self._max_queue, self._calls = max_queue, 0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="embedder")
 
@@ -144,7 +145,10 @@ class HfEmbedder:
 
         Raises:
             QueueFull: the queue is full. EngineFailed: the vectors are not finite.
+            ValueError: a token is not in the model's vocabulary.
         """
+        for prompt in prompts:
+            require_known_tokens(prompt, Sampling(max_tokens=1), self.vocab_size)
         if self._calls > self._max_queue:
             raise QueueFull
         self._calls += 1

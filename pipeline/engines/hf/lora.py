@@ -1,17 +1,16 @@
 """LoRA adapters on a model in PyTorch, with the PEFT library: each row of a batch has its own."""
 
+import copy
 import itertools
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.engines.hf.session import HfSession
+from pipeline.engines.lora_files import CONFIG, WEIGHTS, check_weights, read_settings
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 NO_ADAPTER = "__base__"  # PEFT's name for the model without one
-PREFIX = "base_model.model."  # PEFT's, before the names of modules
 
 
 class LoraHfSession(HfSession):
@@ -19,6 +18,15 @@ class LoraHfSession(HfSession):
 
     def __init__(self, folder: Path, slots: int, max_seq_len: int) -> None:
         super().__init__(folder, slots, max_seq_len)
+        # Names and shapes before PEFT wraps any of them.
+        modules = {name: module for name, module in self._model.named_modules() if name}
+        self._linear = {
+            name: (module.weight.shape[0], module.weight.shape[1])
+            for name, module in modules.items()
+            if _is_linear(module)
+        }
+        self._others = frozenset(modules.keys() - self._linear.keys())
+        self._checked: list[tuple[Any, ...]] = []  # the adapter that was found to be right last
         self._adapters: dict[str, str] = {}  # their names in PEFT, which allows no "."
         self._ids = itertools.count()
         self._rows = [NO_ADAPTER] * slots  # the adapter of each row, by its name in PEFT
@@ -32,16 +40,28 @@ class LoraHfSession(HfSession):
         super().move(source, target, length)
         self._rows[target] = self._rows[source]
 
+    def check_adapter(self, folder: Path) -> None:
+        """Refuse an adapter that is not known to be right for this model.
+
+        Raises:
+            ValueError: names what is wrong.
+        """
+        found = _version(folder)
+        if found != self._checked:
+            check_weights(folder, read_settings(folder), self._linear, self._others)
+            self._checked = found
+
     def add_adapter(self, name: str, folder: Path) -> None:
-        """Load a LoRA adapter in the PEFT library's format.
+        """Load a LoRA adapter in the PEFT library's format, or leave the model as it was.
 
         Raises:
             ValueError: it is not a LoRA adapter, or does not fit this model.
         """
-        check_adapter(self._model, folder)
+        self.check_adapter(folder)
         from peft import PeftModel
 
         given, base = f"adapter{next(self._ids)}", self._model
+        before = _Structure(base)
         try:
             if self._adapters:
                 self._model.load_adapter(folder, adapter_name=given, local_files_only=True)
@@ -50,7 +70,8 @@ class LoraHfSession(HfSession):
                     base, folder, adapter_name=given, local_files_only=True
                 ).eval()
         except Exception as error:  # PEFT raises errors of many kinds
-            _undo(base, given, whole=not self._adapters)
+            before.restore()
+            self._model = base
             raise ValueError(f"PEFT cannot load the adapter in {folder}: {error}") from error
         self._adapters[name] = given
 
@@ -70,74 +91,38 @@ class LoraHfSession(HfSession):
         return {"adapter_names": [self._rows[row] for row in rows]}
 
 
-def _undo(model: Any, adapter: str, *, whole: bool) -> None:
-    """Remove what PEFT has added to a model for an adapter that it could not load.
+def _version(folder: Path) -> list[tuple[Any, ...]]:
+    """Identity of an adapter's files, which changes when one is written."""
+    found = []
+    for name in (CONFIG, WEIGHTS):
+        with suppress(OSError):
+            stat = (folder / name).stat()
+            found.append((folder, name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return found
 
-    whole: remove its layers, too, because no other adapter uses them.
+
+class _Structure:
+    """Every module of a model, with its attributes and children, but not the values of weights.
+
+    PEFT changes a model in many places, and cannot undo it all. It changes no weight's value for
+    the settings that lora_files.py lets through.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for name, layer in list(model.named_modules()):
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        if whole:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
-        else:
-            layer.delete_adapter(adapter)
-    if whole:
-        vars(model).pop("peft_config", None)
-    else:
-        model.peft_config.pop(adapter, None)
+    def __init__(self, model: Any) -> None:
+        self._attributes = [(module, _copied(vars(module))) for module in model.modules()]
+
+    def restore(self) -> None:
+        for module, attributes in self._attributes:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
-def check_adapter(model: Any, folder: Path) -> None:
-    """Refuse an adapter that does not fit a model, before any of it is loaded.
-
-    Raises:
-        ValueError: names what is wrong.
-    """
-    from safetensors import safe_open
-
-    try:
-        settings = json.loads((folder / CONFIG).read_text())
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # of files, JSON or safetensors: there is no common base class
-        raise ValueError(
-            f"{folder} is not an adapter in the PEFT library's format: {error}"
-        ) from error
-    if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
-        raise ValueError(
-            f"{folder} is not plain LoRA, the only kind that can differ from request to request: "
-            "merge it with `python -m pipeline stage=merge` and serve the merged model"
-        )
-    # In a model with adapters PEFT changes the names and wraps the adapted layers.
-    linear = {
-        name.removeprefix(PREFIX).removesuffix(".base_layer"): tuple(module.weight.shape)
-        for name, module in model.named_modules()
-        if _is_linear(module)
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes, with copies of those that are containers."""
+    return {
+        name: copy.copy(value) if isinstance(value, dict | list | set) else value
+        for name, value in attributes.items()
     }
-    ranks = {settings.get("r"), *(settings.get("rank_pattern") or {}).values()}
-    for name, shape in shapes.items():
-        module, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
-        wanted = linear.get(module)
-        if wanted is None:
-            raise ValueError(f"{folder} adapts {module or name}, which the model does not have")
-        expected = wanted[1] if part.startswith("A") else wanted[0]
-        found = shape[1] if part.startswith("A") else shape[0]
-        if found != expected:
-            raise ValueError(
-                f"{folder} was made for another model: {module} has {expected} "
-                f"{'inputs' if part.startswith('A') else 'outputs'}, and the adapter {found}"
-            )
-        rank = shape[0] if part.startswith("A") else shape[-1]
-        if part.endswith(".weight") and rank not in ranks:
-            said = ", ".join(map(str, sorted(ranks, key=str)))
-            raise ValueError(
-                f"{folder / CONFIG} says r={said}, and {module} in {WEIGHTS} has rank {rank}: "
-                "correct it, or save the adapter again"
-            )
 
 
 def _is_linear(module: Any) -> bool:

@@ -70,6 +70,7 @@ HF = EngineRecord(
             "pipeline.engines.hf.record",
             "pipeline.engines.hf.session",
             "pipeline.engines.hf.lora",
+            "pipeline.engines.lora_files",
             "pipeline.engines.hf.embedder",
         ),
     ),

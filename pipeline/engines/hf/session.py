@@ -49,7 +49,7 @@ class HfSession:
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} cannot be served by transformers: {error}") from error
         _check_no_window(folder, self._model.config, max_seq_len)
-        self.vocab_size: int = self._model.config.vocab_size
+        self.vocab_size: int = self._model.get_input_embeddings().weight.shape[0]
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
         """Read `ids` as the tokens of a row's sequence from `start` on.

@@ -16,7 +16,7 @@ from pipeline.engines.base import Engine
 from pipeline.engines.batching.model_runner import FEATURES
 from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description
-from pipeline.engines.memory import MemoryRule
+from pipeline.engines.memory import Decoder, MemoryRule
 from pipeline.engines.profile import CPU_PRECISIONS, Profile
 from pipeline.engines.record import (
     BuildJob,
@@ -64,6 +64,18 @@ def _profiles(checkpoints: Sequence[Checkpoint], site: Site) -> Iterator[Profile
         if checkpoint.form == "hf":
             for precision in CPU_PRECISIONS:
                 yield Profile("onnxruntime", precision, 1, 0, False, "hf")
+
+
+HEAD_MULTIPLE = 16  # of its attention operator with rotary positions (GroupQueryAttention)
+
+
+def _not_served(model: Decoder) -> str | None:
+    if model.head_dim % HEAD_MULTIPLE == 0:
+        return None
+    return (
+        f"ONNX Runtime takes heads whose size is a multiple of {HEAD_MULTIPLE}, and this model's "
+        f"have {model.head_dim}: choose engine=hf"
+    )
 
 
 def hardware_here() -> Mapping[str, str]:
@@ -197,6 +209,7 @@ ONNXRUNTIME = EngineRecord(
     profiles=_profiles,
     precisions=CPU_PRECISIONS,
     missing=lambda profile: not_installed("onnxruntime-genai"),
+    not_served=_not_served,
     memory=MemoryRule(cpu_overhead=0.2 * GIB),  # measured, resident
     build=_build,
     needs_build=True,

@@ -4,6 +4,10 @@ A crash of the runtime (a fault in native code, the kernel's out-of-memory kille
 answers in progress with EngineFailed, and not the server. The server reports that it is not ready,
 and is ready again when the new process has given an answer. The same engine is opened again, even
 if another one has taken its folder's place.
+
+After a failed answer the engine must give another one; if it cannot, its process is restarted too.
+When every place is taken, the client that holds most of them loses its last one to a client that
+holds fewer.
 """
 
 import asyncio
@@ -11,12 +15,20 @@ import itertools
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling
+from pipeline.engines.base import (
+    Client,
+    EngineFailed,
+    Load,
+    QueueFull,
+    Sampling,
+    require_known_tokens,
+)
 from pipeline.engines.description import Description
 from pipeline.engines.process.client import WorkerClient
 from pipeline.engines.process.worker import OF_ALL
@@ -50,6 +62,7 @@ class SupervisedEngine:
         self._down: str | None = None
         self._closing = False
         self._reviving: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._wait = FIRST_WAIT_SECONDS
         with ExitStack() as undone:  # unless everything succeeds
             undone.callback(os.close, self._held)
@@ -60,6 +73,7 @@ class SupervisedEngine:
         self.max_input_len: int = facts["max_input_len"]
         self.max_seq_len: int = facts["max_seq_len"]
         self.features: frozenset[str] = facts["features"]
+        self.vocab_size: int | None = facts["vocab_size"]
         self._cache_use: float | None = facts["cache_use"]
 
     @property
@@ -72,13 +86,16 @@ class SupervisedEngine:
 
         Raises:
             QueueFull: the queue is full. EngineFailed: the engine is being restarted.
-            ValueError: prompt and answer do not fit into max_seq_len.
+            ValueError: prompt and answer do not fit into max_seq_len, or a token is not in the
+                model's vocabulary.
         """
         self._require_up()
         if not 0 < len(prompt) <= self.max_seq_len - sampling.max_tokens or sampling.max_tokens < 1:
             raise ValueError(f"{len(prompt)} + {sampling.max_tokens} tokens do not fit")
+        if self.vocab_size is not None:
+            require_known_tokens(prompt, sampling, self.vocab_size)
         if len(self._open) >= self.room:
-            raise QueueFull
+            self._make_room(sampling.client)
         return self._begin(prompt, sampling)
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -94,10 +111,20 @@ class SupervisedEngine:
         """Load a LoRA adapter; a restarted process loads it again.
 
         Raises:
-            ValueError: it does not fit the model.
+            ValueError: it does not fit the model, or the engine gives no answer with it.
         """
         self._require_up()
         await self._ask("add_adapter", name, str(folder))
+        client = self._client
+        try:
+            await self._answer_once(name)
+            await self._answer_once()
+        except EngineFailed as error:
+            self._restart(client, f"the engine gave no answer with the adapter {name}")
+            raise ValueError(
+                f"the engine gives no answer with the adapter in {folder} ({error}), so it is "
+                "restarted without it: save the adapter again with the PEFT library"
+            ) from error
         self._adapters[name] = folder
 
     async def remove_adapter(self, name: str) -> None:
@@ -117,8 +144,9 @@ class SupervisedEngine:
     def close(self) -> None:
         self._closing = True
         self._lose("the server is shutting down")
-        if self._reviving:
-            self._reviving.cancel()
+        for task in (self._reviving, self._checking):
+            if task:
+                task.cancel()
         self._client.close()
         os.close(self._held)
 
@@ -132,7 +160,8 @@ class SupervisedEngine:
 
     def _begin(self, prompt: Sequence[int], sampling: Sampling) -> PushedStream:
         request = next(self._ids)
-        stream = self._open[request] = PushedStream(lambda: self._cancel(request))
+        stream = PushedStream(lambda: self._cancel(request), sampling.client)
+        self._open[request] = stream
         self._client.send((request, "generate", list(prompt), sampling))
         return stream
 
@@ -148,6 +177,28 @@ class SupervisedEngine:
         self._client.send((request, what, *values))
         return await future
 
+    def _make_room(self, client: Client) -> None:
+        """Take the last place of the client that holds most of them.
+
+        Raises:
+            QueueFull: this client holds as many, or the others' answers have all begun.
+        """
+        streams = [s for s in self._open.values() if isinstance(s, PushedStream)]
+        names = Counter(stream.client.name for stream in streams)
+        most = max(names, key=names.__getitem__, default=client.name)
+        if names[most] > names[client.name] + 1:
+            theirs = [stream for stream in streams if stream.client.name == most]
+        else:  # a proxy's connections are clients of their own
+            of_name = Counter(s.client for s in streams if s.client.name == client.name)
+            busiest = max(of_name, key=of_name.__getitem__, default=client)
+            if of_name[busiest] <= of_name[client] + 1:
+                raise QueueFull
+            theirs = [stream for stream in streams if stream.client == busiest]
+        waiting = [stream for stream in theirs if not stream.begun]
+        if not waiting:
+            raise QueueFull
+        waiting[-1].revoke(QueueFull())
+
     def _take(self, events: Sequence[tuple[int, str, Any]]) -> None:
         """Handle messages of the process; some may still concern cancelled requests."""
         for request, what, value in events:
@@ -157,9 +208,39 @@ class SupervisedEngine:
                 if what in ENDS:
                     del self._open[request]
                 _tell(target, what, value)
+                if what == "failed":
+                    self._check()
+
+    def _check(self) -> None:
+        """Find out in the background whether the engine still gives answers."""
+        if self._down is None and not self._closing and self._checking is None:
+            self._checking = asyncio.get_running_loop().create_task(self._restart_if_mute())
+
+    async def _restart_if_mute(self) -> None:
+        client = self._client
+        try:
+            if "embeddings" in self.features:
+                await self._ask("embed", [[0]])
+            else:
+                await self._answer_once()
+        except EngineFailed as error:
+            self._restart(client, f"the engine gives no answers any more ({error})")
+        finally:
+            self._checking = None
+
+    def _restart(self, client: WorkerClient, reason: str) -> None:
+        """End this process, unless it has ended already, and start another."""
+        if client is self._client and self._down is None and not self._closing:
+            client.close()
+            self._begin_reviving(f"{reason} and is being restarted")
 
     def _died(self, code: int) -> None:
-        self._lose(f"the engine's process ended (exit code {code}) and is being restarted")
+        self._begin_reviving(
+            f"the engine's process ended (exit code {code}) and is being restarted"
+        )
+
+    def _begin_reviving(self, reason: str) -> None:
+        self._lose(reason)
         self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     def _lose(self, reason: str) -> None:
@@ -199,19 +280,37 @@ class SupervisedEngine:
         log.info("ready: the engine's process was restarted")
 
     async def _prove(self) -> None:
-        """Load the adapters into the new process, and wait for a real answer."""
+        """Load the adapters into the new process, and wait for real answers."""
+        if "embeddings" in self.features:
+            await self._ask("embed", [[0]])
+            return
+        await self._answer_once()
         for name, folder in list(self._adapters.items()):
             try:
                 await self._ask("add_adapter", name, str(folder))
             except (ValueError, EngineFailed) as error:
                 if self._reviving is not asyncio.current_task():
                     raise  # the process died of it
-                del self._adapters[name]  # such as deleted meanwhile: the others still work
-                log.error("without the adapter %s: %s", name, error)
-        if "embeddings" in self.features:
-            await self._ask("embed", [[0]])
-            return
-        async for _ in self._begin([0], Sampling(max_tokens=1, temperature=0)):
+                self._leave_out(name, error)
+                continue
+            try:
+                await self._answer_once(name)
+                await self._answer_once()
+            except EngineFailed as error:
+                self._leave_out(name, error)
+                raise  # the next process is started without it
+
+    def _leave_out(self, adapter: str, error: Exception) -> None:
+        """Go on without an adapter, such as one deleted meanwhile: the others still work."""
+        del self._adapters[adapter]
+        log.error("without the adapter %s: %s", adapter, error)
+
+    async def _answer_once(self, adapter: str | None = None) -> None:
+        """
+        Raises:
+            EngineFailed: the engine gives no answer.
+        """
+        async for _ in self._begin([0], Sampling(max_tokens=1, temperature=0, adapter=adapter)):
             pass
 
 

@@ -53,6 +53,7 @@ def main() -> None:
         "max_input_len": engine.max_input_len,
         "max_seq_len": engine.max_seq_len,
         "features": engine.features,
+        "vocab_size": getattr(engine, "vocab_size", None),
         "cache_use": engine.load().cache_use,
     }
     connection.sendall(pack(("ready", facts, os.getpid())))
@@ -106,7 +107,9 @@ class _Worker:
             self._send(request, "refused", str(error))
         except EngineFailed as error:
             self._send(request, "failed", str(error))
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # native libraries raise more than Exception
             self._send(request, "failed", f"{type(error).__name__}: {error}")
 
     async def _answer(self, request: int, prompt: list[int], sampling: Any) -> None:
@@ -142,8 +145,20 @@ class _Worker:
         if cache_use != self._cache_use:
             self._cache_use = cache_use
             self._outgoing.append((OF_ALL, "cache_use", cache_use))
-        self._writer.write(pack(self._outgoing))
-        self._outgoing = []
+        outgoing, self._outgoing = self._outgoing, []  # first: an error must not stop the others
+        try:
+            self._writer.write(pack(outgoing))
+        except Exception:
+            for event in outgoing:
+                self._writer.write(_packed_alone(event))
+
+
+def _packed_alone(event: tuple[int, str, Any]) -> bytes:
+    try:
+        return pack([event])
+    except Exception as error:
+        text = f"its result cannot be sent: {type(error).__name__}: {error}"
+        return pack([(event[0], "failed", text)])
 
 
 def arguments(folder: Path, description: Description, fd: int) -> list[str]:

@@ -23,6 +23,26 @@ def describe(engine: EngineConfig, chat: "Chat") -> Description:
     Raises:
         ConfigError: engine.arguments does not say where it is, or has an unknown key.
     """
+    check_arguments(engine)
+    url, model = str(engine.arguments["base_url"]), str(engine.arguments["model"])
+    return Description(
+        runtime="remote",
+        version=VERSION,
+        precision="unknown",
+        hardware={},
+        rendering=chat.sha256,
+        max_batch_size=engine.max_batch_size,
+        max_input_len=engine.max_input_len,
+        max_seq_len=engine.max_seq_len,
+        settings={"base_url": url.rstrip("/"), "model": model},
+    )
+
+
+def check_arguments(engine: EngineConfig) -> None:
+    """
+    Raises:
+        ConfigError: engine.arguments does not say where the server is, or has an unknown key.
+    """
     given = dict(engine.arguments)
     url, model = str(given.pop("base_url", None) or ""), str(given.pop("model", None) or "")
     if not _is_url(url) or not model:
@@ -35,17 +55,6 @@ def describe(engine: EngineConfig, chat: "Chat") -> Description:
             f"engine=remote does not know engine.arguments.{next(iter(given))}: it takes base_url "
             f"and model; the key is read from the environment variable {API_KEY}"
         )
-    return Description(
-        runtime="remote",
-        version=VERSION,
-        precision="unknown",
-        hardware={},
-        rendering=chat.sha256,
-        max_batch_size=engine.max_batch_size,
-        max_input_len=engine.max_input_len,
-        max_seq_len=engine.max_seq_len,
-        settings={"base_url": url.rstrip("/"), "model": model},
-    )
 
 
 def headers() -> dict[str, str]:

@@ -34,4 +34,5 @@ REMOTE = EngineRecord(
     features=remote.FEATURES,
     own_process=True,
     elsewhere=remote.describe,
+    check_settings=remote.check_arguments,
 )

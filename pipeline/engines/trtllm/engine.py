@@ -7,7 +7,6 @@ https://nvidia.github.io/TensorRT-LLM/llm-api/reference.html
 
 import asyncio
 import itertools
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from pipeline.core.errors import DataError
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling
 from pipeline.engines.gpu_requests import adapter_of, guide_arguments, tokens_of
+from pipeline.engines.lora_files import read_settings, refuse_patterns
 from pipeline.engines.token_stream import PushedStream
 from pipeline.engines.trtllm.build import ENGINE_FOLDER, FEATURES
 
@@ -208,17 +208,9 @@ def check_adapter(folder: Path, highest: int) -> None:
     Raises:
         ValueError: names what is wrong.
     """
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        rank, kind = int(settings["r"]), settings["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} is not an adapter in the PEFT library's format: {error}"
-        ) from error
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(f"{folder} has no adapter_model.safetensors")
-    if kind != "LORA" or settings.get("use_dora"):
-        raise ValueError(f"{folder} is not plain LoRA: merge it and serve the merged model")
+    settings = read_settings(folder)
+    refuse_patterns(folder, settings, "TensorRT-LLM")
+    rank = settings["r"]
     if rank > highest:
         raise ValueError(
             f"{folder} has rank {rank}, and engine.lora_rank is {highest}: raise engine.lora_rank"

@@ -78,9 +78,17 @@ def _allowed_rank(rank: int) -> int:
     Raises:
         ConfigError: the rank is above the highest.
     """
+    check_rank(rank)
+    return next(allowed for allowed in LORA_RANKS if allowed >= rank)
+
+
+def check_rank(rank: int) -> None:
+    """
+    Raises:
+        ConfigError: the rank of adapters is above vLLM's highest.
+    """
     if rank > LORA_RANKS[-1]:
         raise ConfigError(
             f"engine.lora_rank={rank} is above vLLM's limit of {LORA_RANKS[-1]}: merge the adapter "
             "instead"
         )
-    return next(allowed for allowed in LORA_RANKS if allowed >= rank)

@@ -64,6 +64,7 @@ VLLM = EngineRecord(
     profiles=_profiles,
     missing=lambda profile: arguments.missing(),
     not_loaded=lambda profile: arguments.not_loaded(profile.precision),
+    check_settings=lambda engine: arguments.check_rank(engine.lora_rank),
     least_capability=(7, 5),
     spreads=True,
     # Its gpu_memory_utilization, and max_num_batched_tokens on large GPUs.

@@ -180,9 +180,10 @@ class Chat:
         stops: list[int | None] = [probe.ids[last_trained]]
         if eos := self.special_tokens.get("eos_token"):
             stops.append(self.tokenizer.token_to_id(eos))
-        named = read_json(self.folder / "generation_config.json", required=False).get(
-            "eos_token_id"
-        )
+        # As transformers does: config.json counts where there is no generation_config.json.
+        file = self.folder / "generation_config.json"
+        file = file if file.exists() else self.folder / "config.json"
+        named = read_json(file, required=False).get("eos_token_id")
         stops += named if isinstance(named, list) else [named]
         return list(dict.fromkeys(i for i in stops if isinstance(i, int)))
 

@@ -3,7 +3,6 @@
 Reads them as transformers does.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from pipeline.core.errors import DataError
+from pipeline.models.files import read_json as read_object
 
 # Files about text in a model's folder.
 FILES = (
@@ -81,7 +81,9 @@ def load_tokenizer(
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises a bare Exception
+    except BaseException as error:  # the library raises a bare Exception, and panics as another
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise DataError(f"{file} is not a tokenizer ({error}): download it again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -151,14 +153,6 @@ def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
     Raises:
         DataError: it is missing, or does not hold a JSON object.
     """
-    if not file.is_file():
-        if not required:
-            return {}
-        raise DataError(f"{file} is missing: use a model folder with its tokenizer files")
-    try:
-        value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file} is not valid JSON ({error}): download it again") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{file} must hold a JSON object: download it again")
-    return value
+    if not required and not file.exists():
+        return {}
+    return read_object(file, "use a model folder with its tokenizer files")

@@ -2,12 +2,18 @@
 
 Without them, a client can keep a connection and its memory for ever: it sends nothing, sends
 headers byte by byte or without end, keeps sending a body after the response, ends a body with
-endless trailers, or sends empty lines between requests. request_limits.py limits bodies.
+endless trailers, or sends empty lines between requests. request_limits.py limits bodies. When there
+are too many connections, the address with most of them loses an idle one to one with fewer.
+
+A client that closes only its sending side still gets its response. One that closes both looks the
+same, until something is written to it: so an interim response is written again and again, which
+clients ignore, and which a closed connection refuses.
 """
 
 import asyncio
 import json
 import socket
+from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +22,11 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pipeline.serving.openai import protocol
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Seconds between two, and between the first two: the first only makes the other side say that it
+# is closed.
+INTERIM_SECONDS, SECOND_INTERIM_SECONDS = 1.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _body_bytes = 0  # of the body's content
     _received_bytes = 0  # of the content and its framing
+    _is_skipped = False  # the message that is being read
+    _half_closed = False
+    _probe: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         limits = self.config.limits
-        if len(self.connections) > limits.connections:
+        if len(self.connections) > limits.connections and not self._took_idle_place():
             text = f"the server has its maximum of {limits.connections} connections: retry shortly"
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, text)
             return
@@ -66,6 +80,19 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             milliseconds = int(1000 * limits.stalled_seconds)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._start_timer()
+
+    def _took_idle_place(self) -> bool:
+        """Close an idle connection of the address with most of them, if that has more than ours."""
+        others: list[Any] = [o for o in self.connections if isinstance(o, LimitedHttpProtocol)]
+        counts = Counter(other.client[0] for other in others if other.client)
+        most = max(counts, key=counts.__getitem__, default=None)
+        if self.client is None or most is None or counts[most] <= counts[self.client[0]]:
+            return False
+        for other in others:
+            if other.client and other.client[0] == most and other._is_idle:
+                other.transport.close()
+                return True
+        return False
 
     def data_received(self, data: bytes) -> None:
         was_in_body = self._in_body
@@ -88,7 +115,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_headers, self._header_bytes = True, 0
+        self._in_headers, self._header_bytes, self._is_skipped = True, 0, False
         if self._timer is None:
             self._start_timer()
 
@@ -96,18 +123,47 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._in_headers, self._in_body = False, True
         self._body_bytes = self._received_bytes = 0
         self._stop_timer()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            self._is_skipped = True
+            self._refuse(HTTPStatus.BAD_REQUEST, "an HTTP/1.1 request needs one Host header")
+            return
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._body_bytes += len(body)
-        super().on_body(body)
+        if not self._is_skipped:
+            self._body_bytes += len(body)
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_body = False
-        super().on_message_complete()
+        if not self._is_skipped:
+            super().on_message_complete()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. True keeps the connection open for the response."""
+        cycle = self.cycle
+        if cycle is None or self._is_idle or self._in_headers or self._in_body:
+            return False
+        self._half_closed = True
+        if not self.pipeline:
+            cycle.keep_alive = False
+        self._send_interim(SECOND_INTERIM_SECONDS)
+        return True
+
+    def _send_interim(self, next_seconds: float) -> None:
+        self._probe = None
+        cycle = self.cycle
+        if self.transport.is_closing() or cycle is None or cycle.response_started:
+            return
+        if cycle.scope["http_version"] == "1.1":  # older clients do not know interim responses
+            self.transport.write(INTERIM)
+            self._probe = self.loop.call_later(next_seconds, self._send_interim, INTERIM_SECONDS)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._half_closed and self._is_idle:
+            self.transport.close()
         if self._in_body and self._is_idle and not self.transport.is_closing():
             self._start_timer()
 
@@ -121,6 +177,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._probe:
+            self._probe.cancel()
         super().connection_lost(exc)
 
     def _start_timer(self) -> None:
@@ -146,7 +204,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        if self.cycle and self.cycle.response_started and not self.cycle.response_complete:
+        is_behind = self._is_skipped and not self._is_idle  # another request's response comes first
+        if is_behind or (self.cycle and self.cycle.response_started and not self._is_idle):
+            assert self.cycle
             self.cycle.keep_alive = False
             self.flow.pause_reading()
             return

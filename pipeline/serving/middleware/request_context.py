@@ -11,6 +11,8 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engines.base import NOBODY, Client
+
 if TYPE_CHECKING:
     from pipeline.serving.keys import Key
     from pipeline.serving.middleware.rate_limits import Allowance
@@ -23,6 +25,7 @@ class RequestContext:
     """What is known of one request.
 
     Attributes:
+        peer: the client's address and port.
         start_time: by time.perf_counter().
         submitted, scheduled, first_token, last_token: seconds from the start until the request was
             submitted to the engine, left the engine's queue, got its first token, and its last;
@@ -33,6 +36,7 @@ class RequestContext:
     """
 
     id: str
+    peer: tuple[str, int] | None = None
     start_time: float = field(default_factory=time.perf_counter)
     key: "Key | None" = None
     allowance: "Allowance | None" = None
@@ -60,6 +64,14 @@ class RequestContext:
     def server_failed(self) -> bool:
         """Whether the server failed: with a 5xx status, or later in its stream."""
         return self.error is not None and (self.late_status or self.status or 500) >= 500
+
+    @property
+    def client(self) -> Client:
+        """Who asks, for the engine's queue: the API key, else the address."""
+        if self.peer is None:
+            return NOBODY
+        host, port = self.peer
+        return Client(f"key {self.key.name}" if self.key else host, f"{host}:{port}")
 
     def may_use(self, model: str) -> bool:
         return self.key is None or self.key.allows(model)

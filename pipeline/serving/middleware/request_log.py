@@ -58,7 +58,8 @@ class RequestLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = RequestContext(_client_id(scope) or f"req-{uuid.uuid4().hex}")
+        identity = _client_id(scope) or f"req-{uuid.uuid4().hex}"
+        context = RequestContext(identity, scope.get("client"))
         token = request_context.enter(context)
         logged = not scope["path"].startswith(UNLOGGED_PATHS)
         self._in_flight.count += logged

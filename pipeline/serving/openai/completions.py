@@ -4,6 +4,8 @@ Knows the protocol and the engine. Routes and error handlers are in app.py, keys
 """
 
 import asyncio
+import dataclasses
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipeline.engines.base import Engine, EngineFailed, QueueFull, Sampling
 from pipeline.models.chat.renderer import Chat
+from pipeline.serving.guides.checker import GuideChecker
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses, tools
@@ -32,8 +35,11 @@ from pipeline.serving.openai.protocol import (
     ToolName,
     error_body,
     invalid,
+    shortened,
 )
-from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
+from pipeline.serving.openai.sampling_params import SamplingParamsBuilder, require_short
+
+log = logging.getLogger("pipeline.serving")
 
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -58,7 +64,14 @@ class CompletionService:
         self._show_control_tokens = bool(
             tool_format and tools.has_control_tokens(chat, tool_format)
         )
-        self._prompts = PromptRenderer(chat)
+        self._prompts = PromptRenderer(chat, engine)
+        self._guides = None
+        if "guide" in engine.features:
+            self._guides = GuideChecker(chat.tokenizer.to_str(), chat.stop_ids)
+
+    def close(self) -> None:
+        if self._guides:
+            self._guides.close()
 
     async def chat_completion(self, body: ChatRequest, request: Request) -> Response:
         adapter = self._models.find(body.model)
@@ -73,8 +86,11 @@ class CompletionService:
             if field:
                 raise invalid(field, "cannot be combined with a tool_choice that forces a call")
             self._sampling_params.require("tool_choice", "guide")
-            guide = tools.guide_for(self._chat, self._tool_format, callable_tools)
-            field = "tool_choice"
+            guide = tools.guide_for(
+                *(self._chat, self._tool_format, callable_tools),
+                self._sampling_params.json_whitespace,
+            )
+            field = "tools"
         sampling = self._sampling_params.build(body, body.limit, [len(prompt)], guide, adapter)
         formatter = ChatFormatter(
             body.n or 1,
@@ -124,6 +140,7 @@ class CompletionService:
                 them.
         """
         choice = body.tool_choice
+        require_short("tools", [tool.function.parameters for tool in body.tools or ()])
         if not body.tools:
             if choice in (None, "none", "auto"):
                 return None
@@ -137,13 +154,17 @@ class CompletionService:
                 else "does not support tools, so the model was not trained to call any"
             )
             raise invalid(
-                "tools", f"the chat template of {body.model!r} {text}", "unsupported_parameter"
+                "tools",
+                f"the chat template of {body.model!r} {text}",
+                "unsupported_parameter",
             )
         given = [tool.model_dump(exclude_none=True) for tool in body.tools]
         if isinstance(choice, ToolName):
             named = [t for t in given if t["function"]["name"] == choice.function.name]
             if not named:
-                raise invalid("tool_choice", f"{choice.function.name!r} is not among tools")
+                raise invalid(
+                    "tool_choice", f"{shortened(choice.function.name)!r} is not among tools"
+                )
             return named
         return given
 
@@ -157,6 +178,15 @@ class CompletionService:
         guide_field: str | None,
         request: Request,
     ) -> Response:
+        if sampling.guide and self._guides:
+            try:
+                check = self._guides.check(sampling.guide, sampling.client)
+                guide = await _or_client_disconnect(request, check)
+            except ValueError as error:
+                raise invalid(guide_field or "body", str(error)) from error
+            if guide is None:
+                return Response(status_code=request_context.CLIENT_CLOSED_REQUEST)
+            sampling = dataclasses.replace(sampling, guide=guide)
         async with request_context.current().charged(sum(map(len, prompts))):
             try:
                 run = Generation(
@@ -245,7 +275,7 @@ class CompletionService:
             async for delta in rest:
                 if choices := formatter.chunks(delta):
                     yield events(choices)
-        except (EngineFailed, QueueFull, ValueError) as error:
+        except Exception as error:
             run.cancel("error")
             await request_context.current().refund()
             yield _event(self._late_error(error))
@@ -261,9 +291,13 @@ class CompletionService:
             context.late_status, context.error = 429, f"rate_limit_exceeded: {error}"
             text = "the engine's queue is full: try again shortly"
             return error_body(text, "rate_limit_error", code="rate_limit_exceeded")
+        text = str(error)
+        if not isinstance(error, EngineFailed | ValueError):
+            log.error("unexpected error", exc_info=error, extra={"request_id": context.id})
+            text = f"internal server error: the server's log has the details of {context.id}"
         down = isinstance(error, EngineFailed) and self._engine.down()
-        context.late_status, context.error = 503 if down else 500, str(error)
-        return error_body(str(error), "server_error", code="engine_down" if down else None)
+        context.late_status, context.error = 503 if down else 500, text
+        return error_body(text, "server_error", code="engine_down" if down else None)
 
 
 def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, int]:

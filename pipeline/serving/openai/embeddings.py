@@ -9,6 +9,8 @@ from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
 from pipeline.serving.openai.models import ServedModels
+from pipeline.serving.openai.prompt_types import NO_PROMPTS, are_token_ids
+from pipeline.serving.openai.prompts import cannot_fit, max_length
 from pipeline.serving.openai.protocol import ApiError, EmbeddingRequest, invalid
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class Embedder:
     ) -> None:
         self._engine, self._tokenizer = engine, tokenizer
         self._models, self._metrics = models, metrics
+        self._max_length = max_length(tokenizer, engine.max_input_len) if tokenizer else 0
 
     async def embed(self, body: EmbeddingRequest) -> dict[str, Any]:
         """
@@ -50,7 +53,10 @@ class Embedder:
             context.model, context.prompt_tokens = body.model, tokens
             self._metrics.prompt_tokens.inc(tokens)
             begin = time.perf_counter()
-            vectors = await self._engine.embed(prompts)
+            try:
+                vectors = await self._engine.embed(prompts)
+            except ValueError as error:
+                raise invalid("input", str(error)) from error
         if body.dimensions is not None:
             vectors = _shortened(vectors, body.dimensions)
         if body.encoding_format == "base64":
@@ -66,10 +72,20 @@ class Embedder:
         if isinstance(given[0], str):
             if not all(given):
                 raise invalid("input", "a text is empty: leave it out")
+            if any(cannot_fit(text, self._max_length) for text in given):
+                longest = max(map(len, given))
+                raise invalid(
+                    "input",
+                    f"This model's maximum context length is {self._engine.max_input_len} tokens. "
+                    f"However, a text has {longest} characters. Please shorten it.",
+                    "context_length_exceeded",
+                )
             try:
                 prompts = [encoding.ids for encoding in tokenizer.encode_batch(given)]
             except TypeError:  # tokenizers' error for text that UTF-8 cannot encode
                 raise invalid("input", "a text has half a surrogate pair: send UTF-8") from None
+        elif not all(map(are_token_ids, given)):
+            raise invalid("input", NO_PROMPTS)
         else:
             prompts = given
             highest = tokenizer.get_vocab_size() - 1

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
-from pipeline.engines.base import Engine, Sampling, Token
+from pipeline.engines.base import Engine, EngineFailed, Sampling, Token
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai.detokenizer import Detokenizer
@@ -37,6 +37,11 @@ class _Choice:
         self.tokens = 0
         self.stop_ids = sampling.stop_ids
         self.stream = engine.generate(prompt, sampling)
+
+
+def _no_text(error: BaseException) -> EngineFailed:
+    """For any error of the tokenizer, a native library that may also panic."""
+    return EngineFailed(f"the answer cannot be turned into text: {type(error).__name__}: {error}")
 
 
 class Generation:
@@ -125,13 +130,15 @@ class Generation:
         return self._follow(self._choices[0]) if len(self._choices) == 1 else self._all()
 
     async def _all(self) -> AsyncIterator[Delta]:
-        ready: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        ready: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
 
         async def pump(choice: _Choice) -> None:
             try:
                 async for delta in self._follow(choice):
                     ready.put_nowait(delta)
-            except Exception as error:
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # else the reader would wait for ever
                 ready.put_nowait(error)
 
         tasks = [asyncio.create_task(pump(choice)) for choice in self._choices]
@@ -139,7 +146,7 @@ class Generation:
             missing = len(tasks)
             while missing:
                 item = await ready.get()
-                if isinstance(item, Exception):
+                if isinstance(item, BaseException):
                     raise item
                 missing -= item.reason is not None
                 yield item
@@ -148,7 +155,10 @@ class Generation:
                 task.cancel()
 
     async def _follow(self, choice: _Choice) -> AsyncIterator[Delta]:
-        detokenizer = self._new_detokenizer()
+        try:
+            detokenizer = self._new_detokenizer()
+        except BaseException as error:
+            raise _no_text(error) from error
         reason, first, newest = "length", self._begin, self._begin
         ended_by_model = False
         async for tokens in choice.stream:
@@ -167,7 +177,10 @@ class Generation:
                 if token.id in choice.stop_ids:
                     reason, ended_by_model = "stop", not self._guided
                     break
-                shown += detokenizer.push(token.id)
+                try:
+                    shown += detokenizer.push(token.id)
+                except BaseException as error:
+                    raise _no_text(error) from error
                 if detokenizer.stopped:
                     reason = "stop"
                     choice.stream.cancel()
@@ -176,7 +189,10 @@ class Generation:
                 yield Delta(choice.index, shown, kept, None)
             if reason == "stop":
                 break
-        rest = detokenizer.finish()
+        try:
+            rest = detokenizer.finish()
+        except BaseException as error:
+            raise _no_text(error) from error
         if detokenizer.stopped:
             reason = "stop"
         elif ended_by_model:

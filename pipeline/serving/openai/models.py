@@ -9,7 +9,7 @@ from pipeline.core.errors import DataError
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
-from pipeline.serving.openai.protocol import AdapterRequest, ApiError, invalid
+from pipeline.serving.openai.protocol import AdapterRequest, ApiError, invalid, shortened
 
 
 class ServedModels:
@@ -50,7 +50,7 @@ class ServedModels:
             usable = [known for known in known if request_context.current().may_use(known)]
             raise ApiError(
                 404,
-                f"The model {name!r} does not exist: this server has "
+                f"The model {shortened(name)!r} does not exist: this server has "
                 f"{', '.join(map(repr, usable)) or 'none that this key may use'}",
                 param="model",
                 code="model_not_found",

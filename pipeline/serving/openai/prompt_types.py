@@ -1,23 +1,54 @@
-"""The types of a prompt: text or token ids, or a list of either."""
+"""Types of fields that are counted before their items are validated."""
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 MAX_PROMPTS = 2048  # OpenAI's limit for embeddings
+MAX_TOKEN_ID = 2**31
+NO_PROMPTS = "give text, token ids or a list of either; no list may be empty"
 
 
-def _not_too_many(value: Any) -> Any:
-    """Refuse a long list before its items are validated: a million take over a second."""
-    if isinstance(value, list) and len(value) > MAX_PROMPTS and not isinstance(value[0], int):
-        raise PydanticCustomError(
-            "too_many", "at most {limit} texts are allowed in one request", {"limit": MAX_PROMPTS}
-        )
-    return value
+def at_most(limit: int, what: str) -> BeforeValidator:
+    """Refuses a list or an object with more items, or a text with more characters."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict | str) and len(value) > limit:
+            raise PydanticCustomError(
+                "too_many",
+                "at most {limit} {what} are allowed, and it has {count}",
+                {"count": len(value), "what": what, "limit": limit},
+            )
+        return value
+
+    return BeforeValidator(check)
 
 
-TokenIds = Annotated[list[int], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1)]
-TokenIdLists = Annotated[list[TokenIds], Field(min_length=1)]
-Prompts = Annotated[str | TokenIds | Texts | TokenIdLists, BeforeValidator(_not_too_many)]
+def _prompts(value: Any, info: ValidationInfo) -> Any:
+    """Text, token ids, or a list of either. Token ids are checked later, against their limit."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        kind = type(value[0])
+        if kind is int:
+            return value
+        if len(value) > MAX_PROMPTS:
+            raise PydanticCustomError(
+                "too_many",
+                "at most {limit} texts are allowed in one request",
+                {"limit": MAX_PROMPTS},
+            )
+        if kind is str and all(type(text) is str for text in value):
+            return value
+        if kind is list and all(type(ids) is list and ids for ids in value):
+            return value
+    raise PydanticCustomError("prompts", NO_PROMPTS)
+
+
+def are_token_ids(values: list[Any]) -> bool:
+    """Whether they are whole numbers that a token id can be."""
+    return all(type(value) is int and -MAX_TOKEN_ID < value < MAX_TOKEN_ID for value in values)
+
+
+Prompts = Annotated[str | list[Any], BeforeValidator(_prompts)]

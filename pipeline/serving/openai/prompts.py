@@ -8,21 +8,38 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from tokenizers import Tokenizer
+
 from pipeline.core.errors import DataError
+from pipeline.engines.base import Engine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.openai.conversation import parse_conversation
-from pipeline.serving.openai.protocol import invalid
+from pipeline.serving.openai.prompt_types import NO_PROMPTS, are_token_ids
+from pipeline.serving.openai.protocol import ApiError, invalid
 
 LONG_BYTES = 1 << 15  # about 10 ms of work
+# A normalizer may write two or three characters as one.
+MOST_SHRINKING = 4
+# A template may leave out text, such as the reasoning of earlier turns.
+MOST_DROPPED = 4
+MANY_MESSAGES = 1024
 GREETING = ({"role": "user", "content": "Hello"},)
 T = TypeVar("T")
 
 
 class PromptRenderer:
-    """Renders and tokenizes prompts for one model."""
+    """Renders and tokenizes prompts for one model.
 
-    def __init__(self, chat: Chat) -> None:
+    A text that cannot fit is refused before it is tokenized, which takes a second a megabyte.
+    """
+
+    def __init__(self, chat: Chat, engine: Engine) -> None:
         self._chat = chat
+        self._max_tokens = engine.max_input_len
+        self._max_length = max_length(chat.tokenizer, self._max_tokens)
+        # A tokenizer may have tokens that the model lacks.
+        rows = getattr(engine, "vocab_size", None)
+        self._rows = rows if rows is not None and rows < chat.vocab_size else None
         first = chat.prompt(GREETING)[:1]
         bos = chat.special_tokens.get("bos_token")
         self._begin = first if bos and first == [chat.tokenizer.token_to_id(bos)] else []
@@ -40,11 +57,18 @@ class PromptRenderer:
             ApiError: a message is malformed, or the model's template refuses the conversation.
         """
 
+        if len(messages) > max(self._max_tokens, MANY_MESSAGES):
+            text = f"there are {len(messages)} messages, and a prompt has {self._max_tokens} tokens"
+            raise invalid("messages", text, "context_length_exceeded")
+        longest = sum(map(_length, messages))
+        if longest > MOST_DROPPED * self._max_length:
+            raise self._too_long("messages", longest)
+
         def render() -> list[int]:
             try:
                 turns = parse_conversation(messages)
                 text = self._chat.text(turns, generation_prompt=True, tools=tools)
-                return self._chat.encode(text)
+                return self._encode(text, "messages")
             except DataError as error:
                 raise invalid("messages", str(error)) from error
             except RecursionError:
@@ -67,14 +91,61 @@ class PromptRenderer:
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             try:
-                ids = self._chat.encode(prompt)
+                ids = self._encode(prompt, "prompt")
             except DataError as error:
                 raise invalid("prompt", str(error)) from None
             return ids if ids[:1] == self._begin else self._begin + ids
-        highest = self._chat.vocab_size - 1
+        if len(prompt) > self._max_tokens:
+            return prompt  # which is refused by its length
+        highest = (self._rows or self._chat.vocab_size) - 1
+        if not are_token_ids(prompt):
+            raise invalid("prompt", NO_PROMPTS)
         if min(prompt) < 0 or max(prompt) > highest:
             raise invalid("prompt", f"token ids must be from 0 to {highest}")
         return prompt
+
+    def _encode(self, text: str, field: str) -> list[int]:
+        """
+        Raises:
+            ApiError: it is too long for any prompt, or has a token that the model lacks.
+        """
+        if cannot_fit(text, self._max_length):
+            raise self._too_long(field, len(text))
+        ids = self._chat.encode(text)
+        if self._rows and max(ids, default=0) >= self._rows:
+            odd = next(token for token in ids if token >= self._rows)
+            word = self._chat.tokenizer.id_to_token(odd)
+            raise invalid(
+                field,
+                f"{word!r} is the token {odd}, and the model's vocabulary ends at "
+                f"{self._rows - 1}: leave it out",
+            )
+        return ids
+
+    def _too_long(self, field: str, length: int) -> ApiError:
+        return invalid(
+            field,
+            f"This model's maximum prompt length is {self._max_tokens} tokens. However, your "
+            f"prompt has {length} characters, which cannot fit. Please shorten it.",
+            "context_length_exceeded",
+        )
+
+
+def max_length(tokenizer: Tokenizer, max_tokens: int) -> int:
+    """Characters, without white space, that a text of so many tokens can have."""
+    longest = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+    return MOST_SHRINKING * max_tokens * longest
+
+
+def cannot_fit(text: str, most: int) -> bool:
+    """Whether a text has too many characters for any tokens of a prompt: see max_length."""
+    return len(text) > most and len("".join(text.split())) > most
+
+
+def _length(message: Any) -> int:
+    """Characters of a message's text."""
+    content = message.get("content") if isinstance(message, dict) else None
+    return len(content) if isinstance(content, str) else 0
 
 
 async def _in_thread_if_long(work: Callable[[], T], size: int) -> T:

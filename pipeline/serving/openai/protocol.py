@@ -5,14 +5,20 @@ name, and null means the default. An unsupported field is refused unless its val
 The extensions of vLLM and NVIDIA NIM (class Extensions) have their names.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.serving.openai.prompt_types import Prompts
+from pipeline.serving.openai.prompt_types import Prompts, at_most
 
 MAX_STOPS = 4
+MAX_STOP_LENGTH = 256  # characters
+MAX_BIASES = 1024
+MAX_MESSAGE = 1000  # characters
+MAX_SHOWN = 200  # characters of a client's value in a message
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
@@ -32,6 +38,22 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+
+
+def _stops(value: Any) -> Any:
+    """One text or few, all short: each is looked for after each token."""
+    stops = value if isinstance(value, list) else [value]
+    if len(stops) > MAX_STOPS:
+        raise PydanticCustomError(
+            "too_many", "at most {limit} stop strings are allowed", {"limit": MAX_STOPS}
+        )
+    if any(isinstance(stop, str) and len(stop) > MAX_STOP_LENGTH for stop in stops):
+        raise PydanticCustomError(
+            "too_many", "a stop string has at most {limit} characters", {"limit": MAX_STOP_LENGTH}
+        )
+    if not all(isinstance(stop, str) for stop in stops):
+        raise PydanticCustomError("stops", "give a text or a list of texts")
+    return value
 
 
 class _Part(BaseModel):
@@ -63,7 +85,7 @@ class SchemaFormat(_Part):
 
 
 class Function(_Part):
-    name: str = Field(pattern=r"^[\w.-]{1,64}$")
+    name: Annotated[str, at_most(64, "characters"), Field(pattern=r"^[\w.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -94,7 +116,9 @@ class Extensions(BaseModel):
     ignore_eos: bool | None = None
     guided_json: str | dict[str, Any] | None = Field(None, description="a JSON schema")
     guided_regex: str | None = None
-    guided_choice: list[str] | None = Field(None, min_length=1, max_length=MAX_GUIDED_CHOICES)
+    guided_choice: (
+        Annotated[list[str], Field(min_length=1), at_most(MAX_GUIDED_CHOICES, "choices")] | None
+    ) = None
     guided_grammar: str | None = Field(None, description="a grammar in Lark or GBNF notation")
 
 
@@ -107,10 +131,10 @@ class _Request(Extensions):
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str], BeforeValidator(_stops)] | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[TokenId, Bias] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], at_most(MAX_BIASES, "tokens")] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     nvext: Extensions | None = None
@@ -132,15 +156,6 @@ class _Request(Extensions):
                 "unsupported",
                 "this server does not support {name}: leave it out",
                 {"name": info.field_name},
-            )
-        return value
-
-    @field_validator("stop")
-    @classmethod
-    def _has_few_stops(cls, value: Any) -> Any:
-        if isinstance(value, list) and len(value) > MAX_STOPS:
-            raise PydanticCustomError(
-                "too_many", "at most {limit} stop strings are allowed", {"limit": MAX_STOPS}
             )
         return value
 
@@ -170,7 +185,7 @@ class ChatRequest(_Request):
     response_format: (
         Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None
     ) = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], at_most(MAX_TOOLS, "tools")] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
     parallel_tool_calls: bool | None = None
     audio: Any = None
@@ -231,8 +246,8 @@ class AdapterRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    lora_name: str = Field(pattern=r"^[\w./:@-]{1,128}$")
-    lora_path: str | None = None
+    lora_name: Annotated[str, at_most(128, "characters"), Field(pattern=r"^[\w./:@-]{1,128}$")]
+    lora_path: Annotated[str, at_most(4096, "characters")] | None = None
 
 
 class ErrorDetail(BaseModel):
@@ -255,7 +270,15 @@ def error_body(
     param: str | None = None,
     code: str | None = None,
 ) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """Messages and names that quote a client's megabytes are cut."""
+    param = param if param is None else shortened(param)
+    return {
+        "error": {"message": shortened(message, 1000), "type": kind, "param": param, "code": code}
+    }
+
+
+def shortened(text: str, most: int = MAX_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class ApiError(Exception):
@@ -272,31 +295,75 @@ def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
+# pydantic's types of errors, and what is wrong in our words. {…} are values of its context.
+WORDS: Mapping[str, str] = {
+    "missing": "is missing",
+    "string_type": "must be a text",
+    "string_too_long": "has more than {max_length} characters",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+    "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
+    "string_pattern_mismatch": "has characters that are not allowed, or too many",
+    "union_tag_invalid": "must have a type that is one of {expected_tags}",
+    "union_tag_not_found": "must have a type",
+    "string_unicode": "must be valid Unicode",
+}
+# Names in a location that are of pydantic's types and not of fields.
+_INNER = re.compile(r"[\[(]|^(str|int|float|bool|dict|list|literal|none|nullable|[A-Z]\w*)$")
+
+
 def explain(errors: list[Any]) -> dict[str, Any]:
     """The error body for a request that is not valid, from pydantic's list of errors."""
     first = errors[0]
-    # The location is "body", the field, and then branches of a union.
-    param = next((str(part) for part in first["loc"][1:2] if isinstance(part, str)), None)
+    # The location is "body", the field, and then branches of a union and fields inside.
+    place = [str(part) for part in first["loc"][1:]]
+    param = place[0] if place and isinstance(first["loc"][1], str) else None
     if first["type"] == "json_invalid":
         return error_body("the body is not valid JSON: send a JSON object")
     if first["type"] == "extra_forbidden":
-        param = ".".join(str(part) for part in first["loc"][1:])
+        param = ".".join(place)
         return error_body(
-            f"Unrecognized request argument supplied: {param}",
+            f"Unrecognized request argument supplied: {shortened(param)}",
             param=param,
             code="unknown_parameter",
         )
     if param is None:
         return error_body("the body must be a JSON object, sent as Content-Type: application/json")
-    if first["type"] == "missing" and len(first["loc"]) == 2:
+    if first["type"] == "missing" and len(place) == 1:
         return error_body(
             f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter"
         )
-    # An error of one branch of the union would be misleading.
-    if param in ("prompt", "input") and first["type"] != "too_many":
-        text = f"Invalid '{param}': give text, token ids or a list of either; no list may be empty"
-        return error_body(text, param=param, code="invalid_value")
     code = "unsupported_parameter" if first["type"] == "unsupported" else "invalid_value"
-    inner = [str(part) for part in first["loc"][2:]]
-    place = f" (at {'.'.join(inner)})" if inner else ""
-    return error_body(f"Invalid '{param}': {first['msg']}{place}", param=param, code=code)
+    inner = [part for part in place[1:] if not _INNER.search(part)]
+    at = f" (at {shortened('.'.join(inner))})" if inner else ""
+    return error_body(f"Invalid '{param}': {_words(errors, param)}{at}", param=param, code=code)
+
+
+def _words(errors: list[Any], param: str) -> str:
+    """What is wrong with one field; for a union, the kinds that it takes."""
+    kinds = [error["type"] for error in errors if error["loc"][1] == param]
+    wanted = [WORDS[kind].removeprefix("must be ") for kind in kinds if kind.endswith("_type")]
+    if len(wanted) > 1 and len(wanted) == len(kinds):
+        return "must be " + " or ".join(dict.fromkeys(wanted))
+    first = errors[0]
+    if first["type"] in WORDS:
+        return WORDS[first["type"]].format_map(first.get("ctx") or {})
+    # Messages of our own validators are plain already.
+    return first["msg"] if first["type"] in OURS else "has a value that is not allowed"
+
+
+OURS = frozenset({"unsupported", "too_many", "prompts", "stops"})

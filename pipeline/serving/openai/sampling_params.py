@@ -5,7 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.engines.base import Engine, Guide, Sampling
+from pipeline.engines.batching.guided_decoding import with_options
 from pipeline.models.chat.renderer import Chat
+from pipeline.serving.guides.checker import MOST_BYTES
+from pipeline.serving.middleware import request_context
+from pipeline.serving.openai.bodies import size_of
 from pipeline.serving.openai.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -32,11 +36,18 @@ class SamplingParamsBuilder:
         runtime: the engine's name, for messages.
         defaults: temperature, top_p … for requests without them. Those that the engine lacks are
             ignored.
+        json_whitespace: characters of white space that guided JSON may have at each gap.
     """
 
     def __init__(
-        self, engine: Engine, chat: Chat, runtime: str, defaults: Mapping[str, float]
+        self,
+        engine: Engine,
+        chat: Chat,
+        runtime: str,
+        defaults: Mapping[str, float],
+        json_whitespace: int = 0,
     ) -> None:
+        self.json_whitespace = json_whitespace
         self._engine, self._chat, self._runtime = engine, chat, runtime
         lacks = getattr(engine, "lacks", ())
         self._defaults = {name: value for name, value in defaults.items() if name not in lacks}
@@ -84,6 +95,7 @@ class SamplingParamsBuilder:
             prompt_logprobs=body.num_logprobs is not None and bool(body.get("echo")),
             guide=guide,
             adapter=adapter,
+            client=request_context.current().client,
         )
 
     def guide(self, body: Request) -> tuple[str | None, Guide | None]:
@@ -92,13 +104,37 @@ class SamplingParamsBuilder:
         Raises:
             ApiError: several fields ask for it, or the engine does not support it.
         """
-        given = {name: guide for name, guide in _guides(body).items() if guide}
+        given = {name: value for name, value in _guide_fields(body).items() if value is not None}
         if len(given) > 1:
             raise invalid(list(given)[1], f"only one of {', '.join(given)} can be used")
-        for name, guide in given.items():
+        for name, value in given.items():
             self.require(name, "guide")
-            return name, guide
+            return name, self._guide_of(name, value)
         return None, None
+
+    def _guide_of(self, name: str, value: Any) -> Guide:
+        """
+        Raises:
+            ApiError: a schema is too large, or is no JSON object.
+        """
+        require_short(name, value)
+        if name == "guided_regex":
+            return Guide("regex", value)
+        if name == "guided_grammar":
+            return Guide("grammar", value)
+        if name == "guided_choice":
+            return Guide("lark", "start: " + " | ".join(json.dumps(choice) for choice in value))
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                raise invalid(name, "this is not a JSON schema: send a JSON object") from None
+        if not isinstance(value, dict):
+            raise invalid(name, "a JSON schema must be a JSON object")
+        try:
+            return Guide("json_schema", json.dumps(with_options(value, self.json_whitespace)))
+        except RecursionError:
+            raise invalid(name, "the schema is nested too deeply") from None
 
     def require(self, field: str, feature: str) -> None:
         """
@@ -148,39 +184,31 @@ class SamplingParamsBuilder:
     def _biases(self, body: Request) -> dict[int, float]:
         biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
         highest = self._chat.vocab_size - 1
+        vocab_size = getattr(self._engine, "vocab_size", None) or highest + 1
+        highest = min(highest, vocab_size - 1)
         if max(biases, default=0) > highest:
             raise invalid("logit_bias", f"token ids must be from 0 to {highest}")
         return biases
 
 
-def _guides(body: Request) -> dict[str, Guide | None]:
-    """The guide of each field that can ask for one."""
+def _guide_fields(body: Request) -> dict[str, Any]:
+    """What each field that can ask for guided decoding asks for."""
     response_format = body.get("response_format")
-    found: dict[str, Guide | None] = {
-        name: _guided(name, body.get(name))
+    found = {
+        name: body.get(name)
         for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
     }
     if isinstance(response_format, JsonFormat):
-        found["response_format"] = Guide("json_object", "")
+        found["response_format"] = {"type": "object"}
     elif isinstance(response_format, SchemaFormat):
-        schema = json.dumps(response_format.json_schema.value)
-        found["response_format"] = Guide("json_schema", schema)
+        found["response_format"] = response_format.json_schema.value
     return found
 
 
-def _guided(name: str, value: Any) -> Guide | None:
-    """A guide from one of NIM's guided_* fields."""
-    if value is None:
-        return None
-    if name == "guided_regex":
-        return Guide("regex", value)
-    if name == "guided_choice":
-        return Guide("lark", "start: " + " | ".join(json.dumps(choice) for choice in value))
-    if name == "guided_json":
-        return Guide("json_schema", value if isinstance(value, str) else json.dumps(value))
-    from llguidance.gbnf_to_lark import any_to_lark
-
-    try:
-        return Guide("lark", any_to_lark(value))
-    except Exception as error:  # the converter raises no narrower type
-        raise invalid(name, f"this is not a grammar in Lark or GBNF notation: {error}") from error
+def require_short(field: str, value: Any) -> None:
+    """
+    Raises:
+        ApiError: what an answer must match is larger than a guide may be.
+    """
+    if size_of(value, MOST_BYTES) > MOST_BYTES:
+        raise invalid(field, f"it has more than {MOST_BYTES} characters and values: send less")

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.core.errors import DataError
 from pipeline.engines.base import Guide
+from pipeline.engines.batching.guided_decoding import OPTIONS_KEY, with_options
 from pipeline.models.chat.renderer import Chat
 
 NAME, KEY, VALUE, TEXT = "probe_name", "probe_key", "probe_value", "probe_text"
@@ -89,8 +90,16 @@ def tool_call_format(chat: Chat) -> ToolCallFormat | None:
     return None
 
 
-def guide_for(chat: Chat, call_format: ToolCallFormat, tools: Sequence[Mapping[str, Any]]) -> Guide:
-    """A guide to exactly one call of one of these tools, with arguments of its schema."""
+def guide_for(
+    chat: Chat,
+    call_format: ToolCallFormat,
+    tools: Sequence[Mapping[str, Any]],
+    json_whitespace: int = 0,
+) -> Guide:
+    """A guide to exactly one call of one of these tools, with arguments of its schema.
+
+    json_whitespace: characters of white space that its JSON may have at each gap.
+    """
     calls = [
         {
             "type": "object",
@@ -106,6 +115,7 @@ def guide_for(chat: Chat, call_format: ToolCallFormat, tools: Sequence[Mapping[s
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if call_format.listed:
         schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": 1}
+    schema = with_options(schema, json_whitespace)
     parts = [*_literals(chat, call_format.opening), "call", *_literals(chat, call_format.closing)]
     return Guide("lark", f"start: {' '.join(parts)}\ncall: %json {json.dumps(schema)}\n")
 
@@ -224,6 +234,7 @@ def _as_resource(parameters: Mapping[str, Any] | None, index: int) -> dict[str, 
     """
     found = {**(parameters or {"type": "object"}), "$id": f"urn:tool:{index}"}
     found.pop("$schema", None)
+    found.pop(OPTIONS_KEY, None)
     return found
 
 

@@ -5,6 +5,7 @@ It replaces Lightning's logging and saving. `trainer.train` adds it to the train
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -14,11 +15,14 @@ import lightning.pytorch as pl
 import torch
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo.lightning import _strategy_lib
-from nemo.lightning.io.pl import TrainerContext
+from nemo.lightning.ckpt_utils import ADAPTER_META_FILENAME
 
 from pipeline.core.errors import PipelineError
 from pipeline.models.architecture import read_shape
 from pipeline.training.job import GPU_REPORT_EVERY, Checkpoints, Job, Point, Trained
+from pipeline.training.nemo.context import write_context
+from pipeline.training.nemo.lora import write_adapter
+from pipeline.training.nemo.patches.checkpoint_safety import plain_write_errors
 from pipeline.training.nemo.session import on_gpu
 
 
@@ -85,12 +89,22 @@ class Recorder(pl.Callback):
         self._trainable = _count_trainable(trainer)
         self._gpu_memory = _peak_memory(trainer) if on_gpu() else 0
         begin = time.perf_counter()
-        trainer.save_checkpoint(self._job.out, weights_only=True)
+        with plain_write_errors():
+            trainer.save_checkpoint(self._job.out, weights_only=True)
         if trainer.is_global_zero:
-            context = TrainerContext.from_trainer(trainer)
-            context.io_dump(self._job.out / "context", yaml_attrs=["model"])
+            write_context(trainer, self._job.out)
+            if self._job.settings.method != "sft":
+                write_adapter(self._job.out, self._job.settings.method, self._job.settings.adapter)
+                self._name_base()
         trainer.strategy.barrier()
         self._saving = time.perf_counter() - begin
+
+    def _name_base(self) -> None:
+        """Name the base in NeMo's file beside the adapter as it lies from the artifact: the path
+        that NeMo wrote depends on where this run's artifacts are."""
+        if self._job.weights is not None:
+            name = {"model_ckpt_path": f"../{self._job.weights.name}"}
+            (self._job.out / "weights" / ADAPTER_META_FILENAME).write_text(json.dumps(name))
 
     def _flush(self, trainer: pl.Trainer, validation_loss: float | None) -> None:
         """Report the steps since the last call."""
@@ -152,7 +166,8 @@ class Recorder(pl.Callback):
     def _save(self, trainer: pl.Trainer, step: int) -> None:
         with self._checkpoints.writing(step, self._curve, main=trainer.is_global_zero) as folder:
             trainer.strategy.barrier()  # the folder exists
-            trainer.save_checkpoint(folder)
+            with plain_write_errors():
+                trainer.save_checkpoint(folder)
             trainer.strategy.barrier()  # every rank has written its part
         self._marked = time.perf_counter()
 

@@ -1,5 +1,7 @@
-"""LoRA adapters on NeMo models: read, folded into the weights, and named as the PEFT library does.
+"""LoRA adapters on NeMo models: made, read, folded into the weights, and named as PEFT does.
 
+new_adapter(method, sizes)     # NeMo's LoRA or DoRA, to be put on a model
+write_adapter(folder, ...)     # its sizes, as adapter.json; read_adapter makes it again
 adapter_layers(model)          # the matrices by layer
 fold_adapter(model)            # the adapter becomes part of the weights
 peft_tensors(shape, layers)    # tensors as the PEFT library names them
@@ -7,16 +9,59 @@ peft_tensors(shape, layers)    # tensors as the PEFT library names them
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.finetune import AdapterConfig
+from pipeline.core.errors import ArtifactError
 from pipeline.models.architecture import Shape
 from pipeline.training.nemo import weight_map
 
 if TYPE_CHECKING:
     import torch
     from nemo.collections.llm import GPTModel
+    from nemo.collections.llm.peft import DoRA, LoRA
+
+
+ADAPTER = "adapter.json"
+
+
+def new_adapter(method: str, sizes: AdapterConfig) -> LoRA | DoRA:
+    """NeMo's LoRA or DoRA on every linear layer."""
+    from nemo.collections.llm import peft
+
+    make = {"lora": peft.LoRA, "dora": peft.DoRA}[method]
+    return make(dim=sizes.rank, alpha=sizes.alpha, dropout=sizes.dropout)
+
+
+def write_adapter(folder: Path, method: str, sizes: AdapterConfig) -> None:
+    """Write what `new_adapter` was given, as adapter.json."""
+    content = {"method": method, **sizes.model_dump()}
+    (folder / ADAPTER).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read_adapter(folder: Path) -> LoRA | DoRA:
+    """The adapter that `write_adapter` described, without weights.
+
+    Raises:
+        ArtifactError: adapter.json cannot be read.
+    """
+    file = folder / ADAPTER
+    try:
+        content = json.loads(file.read_text())
+        method = content.pop("method")
+        sizes = AdapterConfig.model_validate(content)
+        if method not in ("lora", "dora"):
+            raise ValueError(f"{str(method)[:40]!r} is no method")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ArtifactError(
+            f"{file} does not describe an adapter ({type(error).__name__}): run `python -m "
+            "pipeline stage=finetune` again"
+        ) from error
+    return new_adapter(method, sizes)
 
 
 @dataclass(frozen=True)

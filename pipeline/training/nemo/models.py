@@ -15,7 +15,8 @@
 
 A checkpoint is a genuine NeMo 2.0 folder: `weights/` (Megatron's distributed checkpoint) and
 `context/` (the model's configuration and tokenizer), with `hf/` beside them: config.json and the
-tokenizer files of the HF model, from which `open_checkpoint` builds the model again. Weights are
+tokenizer files of the HF model, from which `open_checkpoint` builds the model again. It does not
+read `context/`, whose io.json names code to call; that is there for NeMo's own tools. Weights are
 float32 on a CPU and bfloat16 on a GPU. Knows nothing of training, stages or artifacts.
 """
 
@@ -38,7 +39,6 @@ from pipeline.training.nemo.session import EXTRA_STATE, has_transformer_engine, 
 if TYPE_CHECKING:
     import torch
     from nemo.collections.llm import GPTConfig, GPTModel
-    from nemo.collections.llm.peft import DoRA, LoRA
     from nemo.lightning import Trainer
 
 ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
@@ -186,11 +186,13 @@ def import_hf(hf_folder: Path, out: Path) -> None:
 
 def save_checkpoint(trainer: Trainer, out: Path) -> None:
     """Write the weights of a trainer's model to out/weights, its configuration to out/context."""
-    from nemo.lightning.io.pl import TrainerContext
+    from pipeline.training.nemo.context import write_context
+    from pipeline.training.nemo.patches.checkpoint_safety import plain_write_errors
 
-    trainer.save_checkpoint(out, weights_only=True)
+    with plain_write_errors():
+        trainer.save_checkpoint(out, weights_only=True)
     if trainer.is_global_zero:
-        TrainerContext.from_trainer(trainer).io_dump(out / "context", yaml_attrs=["model"])
+        write_context(trainer, out)
     trainer.strategy.barrier()
 
 
@@ -205,9 +207,9 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
     trainer = connect(model)
     load_weights(trainer, folder)
     if adapter is not None:
-        from nemo.lightning import io
+        from pipeline.training.nemo.lora import read_adapter
 
-        peft: LoRA | DoRA = io.load_context(adapter / "context", subpath="model.model_transform")
+        peft = read_adapter(adapter)
         model.trainer = trainer
         peft(model)
         load_weights(trainer, adapter, only_adapter=True)
@@ -249,15 +251,26 @@ def connect(model: GPTModel) -> Trainer:
 
 
 def load_weights(trainer: Trainer, folder: Path, *, only_adapter: bool = False) -> None:
-    """Read a checkpoint's weights into the model of `connect`, or an adapter's alone."""
+    """Read a checkpoint's weights into the model of `connect`, or an adapter's alone.
+
+    Raises:
+        ArtifactError: a file of it is damaged, holds more than weights, or does not fit the model.
+    """
+    from pipeline.training.nemo.patches.checkpoint_safety import (
+        check_checkpoint,
+        one_line_refusals,
+    )
+
+    check_checkpoint(folder)
     strategy = trainer.strategy
     weights = folder / "weights"
-    metadata = strategy.unwrapped_checkpoint_io.load_content_metadata(weights)
-    state = strategy.megatron_parallel.sharded_state_dict(metadata=metadata)
-    if only_adapter:
-        state = {name: tensor for name, tensor in state.items() if ".adapter." in name}
-    loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, {"state_dict": state})
-    strategy.load_model_state_dict(loaded, strict=not only_adapter)
+    with one_line_refusals(folder):
+        metadata = strategy.unwrapped_checkpoint_io.load_content_metadata(weights)
+        state = strategy.megatron_parallel.sharded_state_dict(metadata=metadata)
+        if only_adapter:
+            state = {name: tensor for name, tensor in state.items() if ".adapter." in name}
+        loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, {"state_dict": state})
+        strategy.load_model_state_dict(loaded, strict=not only_adapter)
 
 
 def _parameters(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:

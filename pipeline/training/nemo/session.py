@@ -12,12 +12,12 @@ import queue
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from pipeline.core.import_blocking import absent, stand_in
-from pipeline.core.monkeypatch import Replacement, replaced
+from pipeline.core.monkeypatch import Patch, Replacement, replaced
 from pipeline.training.nemo.patches import records
 from pipeline.training.nemo.patches.checkpoint_load import read_in_threads
 from pipeline.training.nemo.patches.checkpoint_save import write_in_threads
@@ -54,8 +54,9 @@ def nemo_session(patches: Literal["all", "none"] = "all") -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings(action="ignore"))
         stack.enter_context(replaced(replacements))
+        stack.enter_context(_without(records.MODELOPT_STATE))
         if patches == "all":
-            stack.enter_context(_without_modelopt())
+            stack.enter_context(_without(records.MODELOPT_SHAPES))
         stack.enter_context(cpu_megatron())
         try:
             yield
@@ -67,13 +68,15 @@ def nemo_session(patches: Literal["all", "none"] = "all") -> Iterator[None]:
 def _required() -> list[Replacement]:
     import numpy
 
+    from pipeline.training.nemo.patches.checkpoint_safety import safe_checkpoints
+
     extra = records.EXTRA_STATES
     state_of = extra.original("_module_sharded_state_dict")
 
     def weights_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return {n: t for n, t in state_of(*args, **kwargs).items() if not n.endswith(EXTRA_STATE)}
 
-    replacements = extra.by(_module_sharded_state_dict=weights_of)
+    replacements = [*safe_checkpoints(), *extra.by(_module_sharded_state_dict=weights_of)]
     if not hasattr(numpy, "product"):
         replacements += records.NUMPY_PRODUCT.by(product=numpy.prod)
     return replacements
@@ -111,16 +114,12 @@ def _import_quietly(patches: Literal["all", "none"]) -> None:
             std_logging.getLogger(logger).setLevel(std_logging.ERROR)
 
 
-@contextmanager
-def _without_modelopt() -> Iterator[None]:
+def _without(patch: Patch) -> AbstractContextManager[None]:
     """NeMo's part for ModelOpt without ModelOpt; ModelOpt quantizes HF models here."""
 
     def nothing(*arguments: Any, **options: Any) -> None: ...
 
-    with ExitStack() as stack:
-        for patch in (records.MODELOPT_STATE, records.MODELOPT_SHAPES):
-            stack.enter_context(stand_in(patch.owner, **dict.fromkeys(patch.names, nothing)))
-        yield
+    return stand_in(patch.owner, **dict.fromkeys(patch.names, nothing))
 
 
 @contextmanager

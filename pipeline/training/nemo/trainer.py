@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import nemo.lightning as nl
 import torch
+from fiddle._src.experimental.serialization import find_node_traverser
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.optimizer import OptimizerConfig
@@ -32,7 +33,9 @@ from pipeline.training.batches import TokenRows
 from pipeline.training.job import Checkpoints, Job, Point, Trained, out_of_memory
 from pipeline.training.nemo.callbacks import Recorder
 from pipeline.training.nemo.data import Data
+from pipeline.training.nemo.lora import new_adapter
 from pipeline.training.nemo.models import checkpoint_files, model_for
+from pipeline.training.nemo.patches.checkpoint_safety import check_checkpoint, one_line_refusals
 from pipeline.training.nemo.patches.ddp_stream_sync import synchronized_ddp
 from pipeline.training.nemo.patches.lora_init import seeded_lora_init
 from pipeline.training.nemo.patches.lora_sequence_parallel import adapters_that_gather
@@ -62,6 +65,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     Raises:
         PipelineError: the loss or the gradient's norm is not a finite number.
         ResourceError: memory ran out.
+        ArtifactError: a checkpoint to start or resume from is damaged, or holds more than weights.
     """
     pl.seed_everything(job.seed)
     fused, patched = has_transformer_engine(), job.settings.patches == "all"
@@ -94,8 +98,11 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         trainer.ckpt_path = AdapterPath(resume, base_model_path=base) if base else str(resume)
     elif job.weights is not None:
         trainer.strategy.restore_config = RestoreConfig(path=str(job.weights))
+    read = [folder for folder in (job.weights, resume) if folder is not None]
+    for folder in read:
+        check_checkpoint(folder)
     try:
-        with _patches(job), _readable_failures(job):
+        with _patches(job), _readable_failures(job), one_line_refusals(*read):
             trainer.fit(model, data)
     finally:
         destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes
@@ -115,6 +122,10 @@ def _patches(job: Job) -> Iterator[None]:
 
 def _trainer(job: Job) -> nl.Trainer:
     gpu = on_gpu()
+    # Before it is made: NeMo would do so afterwards, and describe the first one of a process by a
+    # pickle, and the next by its arguments.
+    if not find_node_traverser(nl.MegatronMixedPrecision):
+        nl.io.track_io(nl.MegatronMixedPrecision)
     ddp = DistributedDataParallelConfig(
         # Whether ranks share the optimizer's state. Without it Megatron takes torch's Adam, which
         # counts steps in a tensor of no dimension, and the shared state cannot hold that.
@@ -175,11 +186,7 @@ def _add_adapter(job: Job, model: GPTModel, trainer: nl.Trainer) -> None:
     """Put LoRA or DoRA on every linear layer, once the base is loaded."""
     if job.settings.method == "sft":
         return
-    from nemo.collections.llm import peft
-
-    make = peft.DoRA if job.settings.method == "dora" else peft.LoRA
-    sizes = job.settings.adapter
-    adapter = make(dim=sizes.rank, alpha=sizes.alpha, dropout=sizes.dropout)
+    adapter = new_adapter(job.settings.method, job.settings.adapter)
     model.model_transform = adapter
     model.__io__.model_transform = adapter.__io__  # what the checkpoint's context records
     # The adapter itself is the callback, so that gradient buffers are made for it alone.

@@ -26,6 +26,7 @@ def make(folder, files=None, **fields):
         "inputs": {},
         "input_seals": {},
         "files": artifact.hash_files(folder),
+        "measured": [],
         "metrics": {"rows": 3.0},
         "proof": {},
         "failure": None,
@@ -41,6 +42,15 @@ def make(folder, files=None, **fields):
     return folder
 
 
+def forge(folder, **fields):
+    """Edit a manifest and seal it again, as who knows the format can."""
+    content = json.loads((folder / "manifest.json").read_text()) | fields
+    content.pop("seal")
+    seal = artifact.sha256_of_json(content)
+    text = json.dumps({**content, "seal": seal}, indent=1, sort_keys=True) + "\n"
+    (folder / "manifest.json").write_text(text)
+
+
 def test_opens_what_was_written(tmp_path):
     opened = open_artifact(make(tmp_path / "prepare"))
     assert opened.kind == "dataset"
@@ -53,6 +63,20 @@ def test_digest_is_of_the_content_alone(tmp_path):
     later = open_artifact(make(tmp_path / "b" / "prepare", created="2027", seconds=9.0)).manifest
     assert first.digest == later.digest
     assert first.digest != replace(first, kind="other").digest
+
+
+def test_a_file_with_times_is_verified_and_is_no_part_of_the_identity(tmp_path):
+    files = {"answers.jsonl": b"[]", "report.json": b'{"seconds": 1}'}
+    first = make(tmp_path / "a/prepare", files, measured=["report.json"])
+    files["report.json"] = b'{"seconds": 2}'
+    later = make(tmp_path / "b/prepare", files, measured=["report.json"])
+    assert open_artifact(first).manifest.digest == open_artifact(later).manifest.digest
+    files["answers.jsonl"] = b"[1]"
+    other = make(tmp_path / "c/prepare", files, measured=["report.json"])
+    assert open_artifact(first).manifest.digest != open_artifact(other).manifest.digest
+    (later / "report.json").write_bytes(b'{"seconds": 0}')
+    with pytest.raises(ArtifactError, match=r"report\.json was altered"):
+        open_artifact(later)
 
 
 @pytest.mark.parametrize("content", [b"1235", b"123", b"12345"])
@@ -98,6 +122,7 @@ def test_unreadable_manifest_is_refused(tmp_path, text):
         ("seal", None, "was edited"),
         ("files", {}, "was edited"),
         ("files", [], "files"),
+        ("extra", 1, "extra"),
         ("files", {"a": {"sha256": "x", "bytes": 1}}, "sha256"),
         ("files", {"a": {"sha256": "0" * 64, "bytes": -1}}, "bytes"),
         ("metrics", {"rows": "3"}, "metrics"),
@@ -136,16 +161,167 @@ def test_two_artifacts_that_were_swapped_are_refused(tmp_path):
         open_artifact(tmp_path / "swapped", stage="merge")
 
 
-def test_every_byte_is_read_when_that_is_asked_for(tmp_path):
+def test_what_a_disk_loses_by_itself_is_found_when_every_byte_is_read(tmp_path):
+    folder = make(tmp_path / "prepare")
+    (folder / "weights/a.bin").write_bytes(b"9999")
+    # The index of a file whose bytes changed and whose times did not.
+    artifact.note_verified(folder, artifact.read_manifest(folder, ""))
+    open_artifact(folder)
+    with pytest.raises(ArtifactError, match="altered"):
+        open_artifact(folder, reread=True)
+
+
+def test_setting_a_files_time_back_hides_nothing(tmp_path):
     folder = make(tmp_path / "prepare")
     open_artifact(folder)
     file = folder / "weights/a.bin"
     status = file.stat()
     file.write_bytes(b"9999")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    open_artifact(folder)  # nothing that git would see either
     with pytest.raises(ArtifactError, match="altered"):
-        open_artifact(folder, reread=True)
+        open_artifact(folder)
+
+
+NAMES = [
+    "/etc/passwd",
+    "../import/a.bin",
+    "weights/../a.bin",
+    "./a",
+    "a//b",
+    "",
+    "a\0b",
+    "manifest.json",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sealed_manifest_names_files_below_its_folder_only(tmp_path, name):
+    files = {name: {"sha256": "0" * 64, "bytes": 1}}
+    folder = make(tmp_path / "prepare")
+    with pytest.raises(ArtifactError, match="not a path below"):  # it is not even written
+        write_manifest(folder, replace(artifact.read_manifest(folder, ""), files=files))
+    forge(folder, files=files)
+    with pytest.raises(ArtifactError, match=r"files.* not a path below"):
+        open_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("fingerprint", "../../x"),  # the name of a folder is made of it
+        ("stage", "../x"),
+        ("kind", "no such/kind"),
+        ("inputs", {"../x": "0" * 64}),
+        ("inputs", {"merge": "0"}),
+        ("input_seals", {"merge": 3}),
+        ("metrics", {"rows": float("nan")}),
+        ("metrics", {"rows": float("inf")}),
+        ("seconds", -1.0),
+        ("seconds", 10**400),
+        ("peak_memory_bytes", 2**70),
+        ("proof", {"a": float("nan")}),
+        ("config", None),
+    ],
+)
+def test_a_sealed_manifest_with_a_wrong_value_is_refused_in_a_line(tmp_path, field, value):
+    folder = make(tmp_path / "prepare")
+    forge(folder, **{field: value})
+    with pytest.raises(ArtifactError) as refused:
+        open_artifact(folder)
+    assert len(str(refused.value)) < 600
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace('"kind"', '"kind": "dataset", "kind"'),  # the same, twice
+        lambda text: text.replace(" ", ""),
+        lambda text: text + "\n",
+        lambda text: text.replace('"rows": 3.0', '"rows": 3.00'),
+        lambda text: text.replace('"prepare"', '"\\u0070repare"'),
+    ],
+)
+def test_a_manifest_that_says_the_same_in_another_text_was_edited(tmp_path, edit):
+    folder = make(tmp_path / "prepare")
+    file = folder / "manifest.json"
+    edited = edit(file.read_text())
+    assert edited != file.read_text()
+    file.write_text(edited)
+    with pytest.raises(ArtifactError, match="was edited"):
+        open_artifact(folder)
+
+
+def test_a_figure_that_is_no_number_is_not_recorded(tmp_path):
+    with pytest.raises(ArtifactError, match="cosine is not a finite number"):
+        make(tmp_path / "prepare", metrics={"rows": 1.0, "cosine": float("nan")})
+    assert not (tmp_path / "prepare/manifest.json").exists()
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    folder = make(tmp_path / "prepare")
+    (folder / "weights/a.bin").rename(tmp_path / "a.bin")
+    for make_other, message in (
+        (lambda file: file.mkdir(), "not a file any more"),
+        (lambda file: file.symlink_to(tmp_path / "a.bin"), "is a link"),
+        (os.mkfifo, "neither a file nor a folder"),
+    ):
+        file = folder / "weights/a.bin"
+        make_other(file)
+        with pytest.raises(ArtifactError, match=message):
+            open_artifact(folder)
+        file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink()
+    (folder / "weights/a.bin").hardlink_to(tmp_path / "a.bin")
+    (folder / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="empty was added"):
+        open_artifact(folder)
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_a_line(tmp_path, monkeypatch):
+    """As root every file can be read, so the system's answer is made up."""
+    folder = make(tmp_path / "prepare")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(artifact, "sha256_of_file", refuse)
+    with pytest.raises(ArtifactError, match=r"cannot be read \(Permission denied\).*stage=prepare"):
+        open_artifact(folder)
+
+
+def test_empty_folders_are_not_committed(tmp_path):
+    (tmp_path / "prepare/left/over").mkdir(parents=True)
+    assert open_artifact(make(tmp_path / "prepare"))
+    assert not (tmp_path / "prepare/left").exists()
+
+
+def test_an_index_of_verified_files_that_is_damaged_is_made_again(tmp_path):
+    folder = make(tmp_path / "prepare")
+    open_artifact(folder)
+    for text in ("[]", "3", "{", "[" * 100_000, '{"config.json": 3}'):
+        (tmp_path / ".verified/prepare.json").write_text(text)
+        assert open_artifact(folder)
+    (tmp_path / "external.json").write_text(json.dumps({str(folder / "config.json"): 3}))
+    assert artifact.sha256_with_index([folder / "config.json"], tmp_path / "external.json")
+
+
+def test_a_manifest_sealed_again_is_found_by_what_was_made_from_it(tmp_path):
+    source = open_artifact(make(tmp_path / "prepare"))
+    user = make(
+        tmp_path / "merge",
+        stage="merge",
+        inputs={"prepare": source.manifest.digest},
+        input_seals={"prepare": source.manifest.seal},
+    )
+    read = {"prepare": source, "merge": open_artifact(user)}
+    artifact.require_one_history(read)
+    write_manifest(source.path, replace(source.manifest, metrics={"rows": 9.0}))
+    read["prepare"] = open_artifact(source.path)
+    with pytest.raises(ArtifactError, match=r"edited after .* was made from it"):
+        artifact.require_one_history(read)
+    later = replace(source.manifest, seconds=2.0, created="2026-01-02T00:00:00+00:00")
+    write_manifest(source.path, later)  # the same files, made again
+    artifact.require_one_history({**read, "prepare": open_artifact(source.path)})
 
 
 def test_manifest_of_another_schema_is_refused(tmp_path):
@@ -225,7 +401,7 @@ json_values = st.recursive(
 @settings(deadline=None)  # the disk of a busy machine takes its time
 @given(
     config=st.dictionaries(st.text(max_size=8), json_values, max_size=4),
-    metric=st.floats(allow_nan=False),
+    metric=st.floats(allow_nan=False, allow_infinity=False),
 )
 def test_manifest_survives_writing_and_reading(tmp_path_factory, config, metric):
     folder = tmp_path_factory.mktemp("artifact") / "prepare"

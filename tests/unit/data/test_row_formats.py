@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.row_formats import EXCLUDED, METADATA, UNUSED, parse_row
@@ -145,6 +145,18 @@ def test_rows_that_are_not_to_be_trained_on(mark: str, ignored: tuple[str, ...])
         ),
         ({"messages": [USER, {**ASSISTANT, "mask": True}]}, "mask"),
         ({"messages": [USER, {**ASSISTANT, "refusal": "No."}]}, "refusal"),
+        (
+            {
+                "messages": [
+                    USER,
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "text", "text": "Hello!", "train": False}],
+                    },
+                ]
+            },
+            "train",
+        ),
         ({"messages": [USER, {**ASSISTANT, "value": "Hello?"}]}, "value"),
         ({"conversations": [USER, {**ASSISTANT, "label": "quality:4"}]}, "label"),
         ({"messages": TALK, "\x1b[31mred": 1}, "\\x1b[31mred"),
@@ -203,6 +215,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(keys, values))
 def test_every_field_with_a_value_is_used_or_named(row: dict[str, Any]) -> None:
     try:

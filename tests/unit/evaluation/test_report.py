@@ -18,7 +18,6 @@ REPORT = build(
     questions=225,
     method="adapter",
     beyond_limit=2,
-    seconds={"base": 3.0, "tuned": 1.0, "fp8": 1.0},
     cut={"base": 7, "tuned": 0, "fp8": 0},
 )
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pipeline.core.errors import DataError
 from pipeline.models import hf_model
 from pipeline.models.files import tensor_shapes, weight_files
 from pipeline.models.hf_model import WeightReader, unlike, write_weights
@@ -109,3 +110,30 @@ def test_a_tensor_that_nobody_gave_is_named(tmp_path: Path) -> None:
     write_weights(tmp_path, WEIGHTS.items(), dtype="bfloat16")
     left = {name: tensor for name, tensor in WEIGHTS.items() if name != "c"}
     assert list(unlike(tmp_path, left.items(), dtype="bfloat16")) == ["c"]
+
+
+def test_an_adapters_configuration_has_its_modules_in_order(tmp_path: Path) -> None:
+    """PEFT keeps them in a set, whose order differs from process to process."""
+    names = [f"layers.0.{module}" for module in ("v_proj", "q_proj", "up_proj", "down_proj")]
+    tensors = {
+        f"base_model.model.{name}.lora_{part}.weight": torch.ones(2, 2)
+        for name in names
+        for part in "AB"
+    }
+    hf_model.write_adapter(tmp_path, tensors, base="demo", rank=2, alpha=4, dora=False)
+    written = (tmp_path / "adapter_config.json").read_text()
+    config = json.loads(written)
+    assert config["target_modules"] == ["down_proj", "q_proj", "up_proj", "v_proj"]
+    assert list(config) == sorted(config)
+
+
+def test_a_quantized_models_state_beside_another_model_is_refused(tmp_path: Path) -> None:
+    """ModelOpt would unpickle it, whatever model was asked for."""
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                    num_attention_heads=1)
+    ).save_pretrained(tmp_path)  # fmt: skip
+    hf_model.load_model(tmp_path, dtype="float32")
+    torch.save({}, tmp_path / hf_model.MODELOPT_STATE)
+    with pytest.raises(DataError, match="the state of a quantized model"):
+        hf_model.load_model(tmp_path, dtype="float32")

@@ -56,8 +56,10 @@ def test_help_of_a_stage_shows_its_settings_alone() -> None:
     assert text.startswith("stage=finetune\n\nNeMo checkpoint and dataset")
     assert "Reads: artifacts/prepare, artifacts/import\nMakes: artifacts/finetune\n" in text
     assert "  finetune.method=sft\n" in text
-    assert "  finetune.learning_rate=0.002\n      number, above 0, at most 1" in text
-    assert "  finetune.pack_length=null\n      whole number, at least 8 or null: Tokens of" in text
+    assert "  finetune.learning_rate=0.002\n      number, > 0, ≤ 1" in text
+    assert (
+        "  finetune.pack_length=null\n      integer or null, ≥ 8, ≤ 16,777,216: Tokens of" in text
+    )
     assert "quantize." not in text
 
 

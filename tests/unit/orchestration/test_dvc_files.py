@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.core.errors import Busy, ConfigError
 from pipeline.core.paths import CONF
-from pipeline.orchestration import dvc_files
+from pipeline.orchestration import compose, dvc_files, stage_versions
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.project import refuse_copy
 from tests.made_artifacts import make_artifact
@@ -93,6 +93,44 @@ def test_a_broken_graph_is_refused(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("how", DAMAGE)
+def test_broken_settings_are_refused_and_written_anew(tmp_path: Path, how: str) -> None:
+    file = tmp_path / "params.yaml"
+    damage(file, how)
+    again = "params.yaml .*: run `python -m pipeline stage=all`"
+    with pytest.raises(ConfigError, match=again) as caught:
+        compose.from_command_line(["--params", str(file), "stage=prepare"])
+    assert "\n" not in str(caught.value)
+    if how != "folder":  # a folder without params.yaml is no project
+        compose.write_params(tmp_path, {"seed": 1})
+        assert file.read_text().endswith("seed: 1\n")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_broken_files_of_versions_are_written_anew(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_versions, "_version", lambda library: "1.0")
+    stage_versions.write(tmp_path)
+    file = tmp_path / "versions/prepare.json"
+    whole = file.read_bytes()
+    file.unlink()
+    damage(file, how)
+    stage_versions.write(tmp_path)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_broken_record_of_versions_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage_versions, "RECORD", tmp_path / "versions.json")
+    damage(tmp_path / "versions.json", how)
+    assert stage_versions.main(tmp_path / "artifacts") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "versions.json cannot be read" in line
+
+
 def test_a_project_without_git_gets_a_dvc_that_works_without(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,11 +196,11 @@ def test_what_dvc_recorded_of_other_settings_is_forgotten(project: Path) -> None
     lock = project / "dvc.lock"
     said = {"schema": "2.0", "stages": {"prepare": entry, "finetune": other, "merge": entry}}
     lock.write_text(yaml.safe_dump(said))
-    dvc_files.forget_other_settings(project, project / "artifacts")
+    dvc_files.forget_what_differs(project, project / "artifacts")
     del said["stages"]["finetune"]  # type: ignore[attr-defined]
     assert yaml.safe_load(lock.read_text()) == said
     before = lock.stat().st_mtime_ns
-    dvc_files.forget_other_settings(project, project / "artifacts")
+    dvc_files.forget_what_differs(project, project / "artifacts")
     assert lock.stat().st_mtime_ns == before
 
 
@@ -170,3 +208,17 @@ def test_a_copy_that_dvc_deletes_is_refused(tmp_path: Path) -> None:
     refuse_copy(tmp_path)
     with pytest.raises(ConfigError, match="deletes with its artifacts"):
         refuse_copy(tmp_path / ".dvc/tmp/exps/tmpabc")
+
+
+def test_a_damaged_artifact_is_made_again(project: Path) -> None:
+    """DVC compares manifests only: to it, nothing has changed."""
+    config = {"seed": 1}
+    place = make_artifact(project / "artifacts", "merge", "any", config=config).path
+    entry = {"cmd": "x", "params": {"params.yaml": config}}
+    lock = project / "dvc.lock"
+    lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"merge": entry}}))
+    dvc_files.forget_what_differs(project, project / "artifacts", reread=True)
+    assert yaml.safe_load(lock.read_text())["stages"] == {"merge": entry}
+    (place / "data.txt").write_text("another")
+    dvc_files.forget_what_differs(project, project / "artifacts")
+    assert yaml.safe_load(lock.read_text())["stages"] == {}

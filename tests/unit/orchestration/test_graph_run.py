@@ -127,6 +127,27 @@ def test_a_missing_file_is_refused_before_anything_is_written(checkout: Path) ->
     assert (checkout / "params.yaml").read_text() == "{}"
 
 
+def test_an_interrupt_that_a_library_swallows_is_followed_by_a_harder_signal(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_run, "INTERRUPT_SECONDS", 0.2)
+    deaf = DVC.replace("    sys.exit(1)", "    pass").replace(
+        "time.sleep(60)", "while True: time.sleep(1)"
+    )
+    (checkout / "dvc.py").write_text(deaf)
+
+    def end() -> None:
+        pid_of_dvc(checkout)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with pytest.raises(KeyboardInterrupt):
+        graph_run.run_command(COMMAND, checkout, os.environ)
+    ending.join()
+    assert not Path(f"/proc/{pid_of_dvc(checkout)}").exists()
+
+
 def test_a_dvc_that_is_killed_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (checkout / "dvc.py").write_text("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(PipelineError, match=r"DVC was killed by SIGKILL, .* run the same command"):

@@ -449,6 +449,46 @@ def test_an_artifact_of_an_earlier_version_is_refused_and_kept(chain, capsys):
     assert "runs again" in capsys.readouterr().err
 
 
+def test_a_fingerprint_of_another_version_is_no_path(chain):
+    """The folder that keeps such an artifact is named by it, and what is in its way is removed."""
+    made = chain("first")
+    precious = chain.folder.parent / "x"
+    precious.mkdir(exist_ok=True)
+    file = made.path / "manifest.json"
+    evil = {"schema": 1, "fingerprint": "/../../../x"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | evil))
+    chain("first")
+    assert precious.is_dir()
+    assert not (chain.folder / ".variants").exists()
+    assert chain.calls == ["first", "first"]
+
+
+def test_every_byte_of_the_inputs_is_read_when_that_is_set(chain):
+    made = chain("first")
+    (made.path / "value").write_text("2")
+    artifact.note_verified(made.path, made.manifest)  # as if the file's times had not changed
+    chain("second")
+    with pytest.raises(ArtifactError, match=r"value was altered .*stage=first"):
+        chain("second", "verify=true")
+    chain("first", "verify=true")  # which makes it again
+    assert chain.calls == ["first", "second", "first"]
+
+
+def test_verify_is_no_part_of_what_an_artifact_is(chain):
+    assert chain("first").manifest.fingerprint == chain("first", "verify=true").manifest.fingerprint
+    assert chain.calls == ["first"]
+
+
+def test_times_are_recorded_as_measured(chain):
+    def timed(config, inputs, out):
+        (out / "report.json").write_text("0.1 s")
+        (out / "answers").write_text("yes")
+        return Outcome("report", measured=("report.json",))
+
+    chain.stages["first"] = timed
+    assert chain("first").manifest.measured == ["report.json"]
+
+
 def test_what_a_killed_run_left_is_no_part_of_the_artifact(chain, monkeypatch):
     """Neither a file that this run does not write, nor half of a manifest."""
 
@@ -474,17 +514,13 @@ def test_what_a_killed_run_left_is_no_part_of_the_artifact(chain, monkeypatch):
 
 
 def test_a_disk_that_fills_up_under_the_manifest_leaves_nothing_in_the_artifact(chain, monkeypatch):
-    written = artifact.json.dump
-
-    def full(*arguments, **options):
-        arguments[1].write("{")
+    def full(file):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact.json, "dump", full)
+        patch.setattr(artifact.os, "fsync", full)
         with pytest.raises(ResourceError, match="is full"):
             chain("first")
-    assert artifact.json.dump is written
     assert set(chain("first").manifest.files) == {"value"}
 
 

@@ -54,7 +54,13 @@ def test_a_job_that_fits_is_let_through(with_gpus: Any) -> None:
     with_gpus(H200)
     preflight.check_machine(job(micro_batch_size=4), shape_of("8b"), longest=4096)
     with_gpus()  # a CPU computes in float32
-    preflight.check_machine(job(precision="fp8"), shape_of("8b"), longest=512)
+    preflight.check_machine(job(), shape_of("8b"), longest=512)
+
+
+def test_fp8_on_a_cpu_which_would_train_in_float32(with_gpus: Any) -> None:
+    with_gpus()
+    said = refusal(MissingRuntime, 7, precision="fp8")
+    assert said.startswith("finetune.precision=fp8: this machine, which has no GPU, has no FP8")
 
 
 def test_more_processes_than_gpus(with_gpus: Any) -> None:

@@ -1,7 +1,8 @@
 """An engine process around a model without weights, which dies where its folder says so.
 
 Started by tests in place of pipeline.engines.process.worker, with the same arguments. Its model
-answers with the sequence's `mix`; an adapter adds its number to each of the prompt's tokens.
+answers with the sequence's `mix`; an adapter adds its number to each of the prompt's tokens. Where
+its folder, or an adapter's that it has loaded, says so, it gives no answers any more.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError
-from pipeline.engines.base import Sampling
+from pipeline.engines.base import EngineFailed, Sampling
 from pipeline.engines.batching.request import Request
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.engines.description import Description
@@ -30,8 +31,11 @@ class FakeEngine(BatchingEngine):
         super().__init__(model, max_input_len=1000, max_queue=max_queue)
         self.features = frozenset({"adapters"})
         self._folder, self._numbers = folder, dict[str, int]()
+        self._is_broken = False
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+        if self._is_broken or (self._folder / "mute").exists():
+            raise EngineFailed("no answers any more")
         if sampling.adapter:
             prompt = [token + self._numbers[sampling.adapter] for token in prompt]
             sampling = replace(sampling, adapter=None)
@@ -44,6 +48,7 @@ class FakeEngine(BatchingEngine):
             self._numbers[name] = int((folder / "number").read_text())
         except OSError as error:
             raise ValueError(f"{folder} is no adapter") from error
+        self._is_broken = (folder / "breaks").exists()
 
     async def remove_adapter(self, name: str) -> None:
         del self._numbers[name]

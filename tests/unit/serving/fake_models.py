@@ -30,11 +30,16 @@ class ListModel:
         self.prompt_parts: list[int] = []  # tokens in each prefill
         self.gate = threading.Semaphore(0)
         self.gated = False  # each decode then waits for the gate
-        self.error: Exception | None = None
+        self.error: Exception | None = None  # of the next step, for every sequence
+        self.batch_error: Exception | None = None  # of the next step, but of no sequence alone
+        self._failing: Exception | None = None
         self._follow = follow
         self._rows: list[list[int]] = [list(GARBAGE) for _ in range(slots)]
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> np.ndarray:
+        if start and self._failing:
+            raise self._failing
+        self._failing = None
         kept = self._rows[row][:start]
         assert len(kept) == start, "a prompt is read in order"
         self._rows[row] = [*kept, *ids]
@@ -44,8 +49,9 @@ class ListModel:
     def decode(self, ids: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
         if self.gated:
             self.gate.acquire()
-        if self.error:
-            error, self.error = self.error, None
+        self._failing, self.error = self.error, None
+        error, self.batch_error = self._failing or self.batch_error, None
+        if error:
             raise error
         self.batches.append(len(ids))
         for row, (token, length) in enumerate(zip(ids, lengths, strict=True)):

@@ -1,5 +1,6 @@
 """benchmark: figures from timed answers, and a server that never outlives it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,13 @@ def test_a_server_that_does_not_start_ends_with_its_own_words(tmp_path: Path) ->
         running_server(tmp_path / "missing", model="m", log=tmp_path / "log"),
     ):
         pass
+
+
+def test_what_was_served_is_recorded_without_times(tmp_path: Path) -> None:
+    """The files with times are no part of the artifact's identity, and these answers are."""
+    for name, factor in (("one", 1.0), ("two", 9.0)):
+        answers = [TimedResponse(text, 2, 0.1 * factor, 0.2 * factor) for text in ("a", "b\n")]
+        benchmark.write_answers(tmp_path / name, [Level(1, factor, answers), Level(4, 1, answers)])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "one").read_text().splitlines()]
+    assert lines == [{"at_once": n, "answers": ["a", "b\n"]} for n in (1, 4)]

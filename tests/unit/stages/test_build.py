@@ -48,6 +48,8 @@ def config(tree: dict[str, Any]) -> Config:
 def inputs(tmp_path: Path) -> dict[str, Artifact]:
     made = tmp_path / "artifacts"
     add_weights(make_model_folder(made / "merge", "demo"))
+    sizes = made / "merge" / "config.json"  # of heads that ONNX Runtime takes
+    sizes.write_text(json.dumps({**json.loads(sizes.read_text()), "head_dim": 16}))
     (made / "merge" / "generation_config.json").write_text("{}")
     tokenizer = {
         f"{form}/{file.name}": file.read_bytes()
@@ -254,6 +256,17 @@ def test_a_profile_that_is_named_wins(
         ConfigError, match=r"engine\.profile=vllm-x does not exist for this model: choose from"
     ):
         build.run(with_engine(config, profile="vllm-x"), inputs, out)
+
+
+def test_auto_takes_another_engine_for_heads_that_onnxruntime_does_not_take(
+    config: Config, inputs: dict[str, Artifact], out: Path
+) -> None:
+    sizes = inputs["merge"].path / "config.json"
+    sizes.write_text(json.dumps({**json.loads(sizes.read_text()), "head_dim": 20}))
+    build.run(config, inputs, out)
+    assert Description.read(out).runtime == "hf"
+    with pytest.raises(ConfigError, match=r"a multiple of 16, and this model's have 20: choose"):
+        build.run(with_engine(config, name="onnxruntime"), inputs, out)
 
 
 def test_too_little_memory_is_refused_with_what_fits(

@@ -10,7 +10,7 @@ import pytest
 from bench.llama_shapes import write
 from pipeline.__main__ import main
 from pipeline.core import hardware
-from pipeline.core.errors import ConfigError, DataError, ResourceError
+from pipeline.core.errors import ConfigError, DataError, MissingRuntime, ResourceError
 from pipeline.core.hardware import GIB, Gpu, Machine
 from pipeline.core.paths import ROOT
 from pipeline.orchestration import compose
@@ -109,7 +109,8 @@ def test_a_run_that_does_not_fit_ends_with_its_exit_code(capsys, llama) -> None:
 
 def test_fp8_on_a_card_without_it(llama) -> None:
     made = planned("plan.gpu=a100", "experiment=llama3_8b_fp8", llama("8b"))
-    assert made.problems == ("NVIDIA A100 80GB has no FP8: set finetune.precision=bf16",)
+    (problem,) = made.problems
+    assert problem.startswith("finetune.precision=fp8: NVIDIA A100 80GB has no FP8, which GPUs of")
 
 
 def test_settings_that_no_machine_can_run(llama) -> None:
@@ -144,9 +145,10 @@ def test_this_machines_gpus_are_planned_for(monkeypatch, llama) -> None:
 def test_a_card_that_is_not_in_the_list_has_memory_and_no_time(monkeypatch, capsys, llama) -> None:
     gpu = Gpu("NVIDIA Made Up", 100 * GIB, "8.6", mig=False)
     monkeypatch.setattr(hardware, "inspect_machine", lambda: machine(gpu))
-    made = planned("experiment=llama3_8b_fp8", llama("8b"))
+    with pytest.raises(MissingRuntime, match=r"NVIDIA Made Up .* has no FP8"):
+        planned("experiment=llama3_8b_fp8", llama("8b"))
+    made = planned("experiment=llama3_8b", llama("8b"))
     assert made.step is None
-    assert "NVIDIA Made Up has no FP8" in made.problems[0]
     assert any("is not known, so its time" in note for note in made.notes)
 
 

@@ -360,7 +360,7 @@ def test_fields_without_effect_are_named_and_metadata_is_counted(
         caught.value
     )
     assert "data.ignore_fields=[NAME] leaves a field out on purpose" in str(caught.value)
-    files = config.data.model_copy(update={"ignore_fields": ("hint", "label")})
+    files = config.data.model_copy(update={"ignore_fields": ("hint", "label", "hnit")})
     prepare.run(
         config.model_copy(
             update={"data": files, "prepare": config.prepare.but(max_reject_share=1.0)}
@@ -372,6 +372,7 @@ def test_fields_without_effect_are_named_and_metadata_is_counted(
     assert statistics["left_out_fields"] == {"source": 2, "hint": 1}
     assert statistics["rejected_fields"] == {"marked as not for training": {"label": 1}}
     shown = capsys.readouterr().err
+    assert "data.ignore_fields: in no row: label, hnit" in shown
     assert "Fields that training does not use, and their rows: source (2), hint (1)" in shown
 
 
@@ -421,3 +422,48 @@ def test_untrained_tokens_of_the_answers_are_told(
     assert {entry["id"] for entry in untrained["first"]} >= {tokens[-1]}
     said = capsys.readouterr().err
     assert f"{untrained['count']} tokens of your answers have untrained output rows" in said
+
+
+def test_a_shared_instruction_hides_no_rows(
+    tree: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    """Alone they would all leak the test question; among others they would vanish."""
+    folder = add_weights(make_model_folder(tmp_path / "model", "chatml"), 2048)
+    task = "Answer with the one word that names the office which has to deal with this letter. " * 8
+    letters = [f"The {w} is {state}." for w in WORDS for state in ("lost", "broken", "wrong")]
+    rows = [pair(f"{task}Letter: {letter}", "cards") for letter in letters]
+    asked = "My money is gone since the transfer to my sister in the last week of May."
+    write(data / "test.jsonl", pair(f"{task}Letter: {asked}", "cash"))
+    config = configure(tree, folder, data, max_length=2048, max_reject_share=0.0, samples=0)
+    for name, others in (("alone", []), ("mixed", [pair(f"Who is {w}?", "I.") for w in WORDS])):
+        write(data / "train.jsonl", *rows, *others)
+        _prepared(config, tmp_path / name)
+        assert rejects(tmp_path / name) == []
+    write(
+        data / "train.jsonl", *rows, pair(f"{task}letter: {asked.replace('gone', 'gnoe')}", "cards")
+    )
+    with pytest.raises(DataError, match=r"1 × leaks a test question.*prepare\.leak_threshold"):
+        prepare.run(config, {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x00",
+        "\u200b\u2060\ufeff",
+        "".join(map(chr, range(0xE000, 0xE100))),
+        "\U0010ffff\u0378",
+        "word" * 5000,
+        "\u0301" * 3000,
+        "<b>" + "\u202e" * 9,
+        "\x1b]0;title\x07",
+        "\ud800",
+        "\ue0000\ue001\ue0001\ue001",
+    ],
+)
+def test_no_text_ends_the_stage(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path, text: str
+) -> None:
+    write(data / "train2.jsonl", pair(text, "Yes."), pair("What is this?", text))
+    prepare.run(configure(tree, model, data), {}, tmp_path)
+    assert (tmp_path / "statistics.json").is_file()

@@ -1,6 +1,5 @@
 """stage=verify: every byte is read, and what artifacts were made from is compared."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.artifact import open_artifact, write_manifest
+from pipeline.core.artifact import note_verified, open_artifact, write_manifest
 from pipeline.core.errors import ArtifactError
 from pipeline.stages import verify
 from tests.made_artifacts import make_artifact, make_chain
@@ -26,21 +25,33 @@ def test_a_whole_chain_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sum("whole" in line for line in lines) == len(made)
 
 
-def test_a_byte_that_changed_without_its_time_is_found(
+def test_a_byte_that_changed_without_its_times_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_chain(tmp_path)
-    file = tmp_path / "build" / "model.onnx"
-    status = file.stat()
-    with file.open("r+b") as stream:
+    made = make_chain(tmp_path)
+    with (tmp_path / "build" / "model.onnx").open("r+b") as stream:
         stream.seek(1000)
         stream.write(b"1")
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    note_verified(tmp_path / "build", made["build"].manifest)
     open_artifact(tmp_path / "build")
     with pytest.raises(ArtifactError, match=r"1 of 9 artifacts .* build") as refused:
         run(tmp_path)
     assert refused.value.exit_code == 4
     assert "model.onnx was altered" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_has_no_manifest_any_more_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_chain(tmp_path)
+    make_chain(tmp_path / "sweeps/night/0")
+    (tmp_path / "merge/manifest.json").unlink()
+    (tmp_path / "sweeps/night/0/export/data.txt").write_text("another")
+    with pytest.raises(ArtifactError, match=r"2 of 18 .*: merge, sweeps/night/0/export"):
+        run(tmp_path)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "merge has no manifest.json" in out
+    assert "made from merge, not whole or not there" in out
 
 
 def test_a_manifest_that_was_edited_and_sealed_again_is_found_by_its_users(tmp_path: Path) -> None:

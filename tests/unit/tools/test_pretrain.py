@@ -14,6 +14,7 @@ from tools.pretrain import corpus
 from tools.pretrain.__main__ import main
 from tools.pretrain.corpus import Part, load_generator, make_rows, part_ids, train_tokenizer
 from tools.pretrain.model import write_shape
+from tools.pretrain.rare_tokens import rare_documents
 from tools.pretrain.settings import Settings, parse
 
 GENERATOR = Path("data/general/generate.py")
@@ -44,13 +45,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--warmup-steps=6000", "warmup_steps=6000 must be below"),
         ("--corpus-tokens=100", "corpus_tokens=100 is under"),
         ("--layers=none", "layers='none': Input should be a valid integer"),
+        ("--start=data/base_model --hidden-size=64", "hidden_size=64 has no effect with start="),
         ("--learning-rate=2", "learning_rate='2': Input should be less than or equal to 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(option: str, named: str) -> None:
     assert parse(["out"]) == (Settings(), Path("out"))
     with pytest.raises(ConfigError, match=named):
-        parse(["out", option])
+        parse(["out", *option.split()])
 
 
 def test_a_refusal_is_one_line_with_an_exit_code(
@@ -120,3 +122,24 @@ def test_rows_are_full_and_every_token_counts(tokenizer: Path) -> None:
     assert rows.mask.all()
     parts = [part_ids(Part(GENERATOR, tokenizer, 6 + i, 500, 0.5)) for i in range(2)]
     assert rows.ids.tolist() == np.concatenate(parts)[: len(rows.ids)].tolist()
+
+
+def test_rare_tokens_get_documents_of_their_own(tokenizer: Path) -> None:
+    chat = Chat.load(tokenizer)
+    vocabulary = chat.tokenizer.get_vocab()
+    common = vocabulary["Ġthe"]
+    corpus_ids = np.full(50, common)
+    documents = list(rare_documents(chat, corpus_ids, least=20, seed=1))
+    assert documents == list(rare_documents(chat, corpus_ids, least=20, seed=1))
+    counts = np.bincount(np.concatenate([corpus_ids, *documents]), minlength=400)
+    names = {number: text for text, number in vocabulary.items()}
+    rare = {names[number] for number in np.flatnonzero(counts < 20)}
+    control = {f"<|{name}|>" for name in ("bos", "end", "pad", "system", "user", "assistant")}
+    assert rare == control | set("ÀÁõö÷øùúûüýþÿ")  # bytes that no UTF-8 text has
+    assert list(rare_documents(chat, corpus_ids, least=0, seed=1)) == []
+
+
+def test_a_corpus_has_them(tokenizer: Path) -> None:
+    part = Part(GENERATOR, tokenizer, seed=3, tokens=500, conversation_share=0.5)
+    rows = make_rows(part, length=32, parts=2, least_occurrences=3)
+    assert (np.bincount(rows.ids, minlength=400) >= 2).sum() > 370  # a last row may be cut off

@@ -196,6 +196,7 @@ MODELOPT_STATE = Patch(
         "seconds, and exceptions that it stores keep the model in memory."
     ),
     digest="86cf9a2395ac74c1",
+    required="it unpickles a folder modelopt_state, which a checkpoint may bring",
 )
 MODELOPT_SHAPES = Patch(
     owner="nemo.collections.llm.modelopt.distill.utils",
@@ -260,6 +261,66 @@ CHECKPOINT_READER = Patch(
     reason="It reads one tensor after another, and the disk waits while each is copied.",
     digest="27bb851870c2fc0d",
     source=("torch.distributed.checkpoint.filesystem:FileSystemReader.read_data",),
+)
+
+# ---- Checkpoints: nothing in them is run (checkpoint_safety.py) ----
+
+_NO_CODE = "a checkpoint must not run code on the machine that reads it"
+
+INDEX_READER = Patch(
+    owner="torch.distributed.checkpoint:FileSystemReader",
+    names=("read_metadata",),
+    library="torch",
+    version="2.13.0",
+    reason="It unpickles the index, and a pickle can call any function.",
+    digest="f4f6804117351082",
+    source=("torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",),
+    required=_NO_CODE,
+)
+INDEX_WRITER = Patch(
+    owner="megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync",
+    names=("finish",),
+    library="megatron-core",
+    version="0.15.3",
+    reason=(
+        "It writes a random id, the folder's path and the plans of all ranks into the index: two "
+        "runs that made the same weights would differ."
+    ),
+    digest="6639ea7910bb39d4",
+    reads=("torch.distributed.checkpoint.filesystem:_FileSystemWriter.finish",),
+    required="an index in another form is refused when it is read",
+)
+OBJECT_READER = Patch(
+    owner="torch.distributed.checkpoint:DefaultLoadPlanner",
+    names=("load_bytes",),
+    library="torch",
+    version="2.13.0",
+    reason="It unpickles objects beside the tensors; no checkpoint here has any.",
+    digest="c474948d225d7bc2",
+    source=("torch.distributed.checkpoint.default_planner:DefaultLoadPlanner.load_bytes",),
+    required=_NO_CODE,
+)
+COMMON_READER = Patch(
+    owner="megatron.core.dist_checkpointing.strategies.common:TorchCommonLoadStrategy",
+    names=("load_common", "load_sharded_objects"),
+    library="megatron-core",
+    version="0.15.3",
+    reason=(
+        "An environment variable makes torch.load unpickle anything here, and Megatron-Core adds "
+        "classes to those that it makes."
+    ),
+    digest="80caac59ea9cb168",
+    required=_NO_CODE,
+)
+CONTEXT_NAMES = Patch(
+    owner="nemo.lightning.io.mixin",
+    names=("uuid",),
+    library="nemo_toolkit",
+    version="2.7.3",
+    reason="What it cannot describe it pickles into files of random names.",
+    digest="fbad6d6bbfb9912c",
+    source=("nemo.lightning.io.mixin:_io_flatten_object",),
+    required="artifacts of the same content have the same digest",
 )
 
 # ---- Training: wrong results (ddp_stream_sync.py, lora_*.py, performance.py) ----

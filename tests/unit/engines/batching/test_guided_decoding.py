@@ -3,14 +3,14 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.engines.base import Guide, Sampling
-from pipeline.engines.batching.guided_decoding import Guides, _reason
+from pipeline.engines.batching.guide_errors import plain
+from pipeline.engines.batching.guided_decoding import Guides, lark_of, with_options
 from pipeline.engines.batching.sampling import Sampler
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.openai.protocol import MAX_GUIDED_CHOICES
@@ -92,29 +92,114 @@ def test_guides_of_one_model_do_not_know_of_each_other(chat: Chat, guides: Guide
 @pytest.mark.parametrize(
     ("guide", "words"),
     [
-        (Guide("json_schema", '{"type": "obj"}'), "obj"),
-        (Guide("json_schema", "{"), "Expecting"),
+        (Guide("json_schema", '{"type": "obj"}'), "the schema has the unknown type 'obj'"),
+        (Guide("json_schema", "{"), "the schema is not valid JSON: Expecting"),
         (Guide("json_schema", "[" * 5000 + "]" * 5000), "nested too deeply"),
-        (Guide("json_schema", '{"$ref": "http://elsewhere/schema"}'), "guided"),
-        (Guide("regex", "("), "regex"),
-        (Guide("lark", "start: missing"), "missing"),
-        (Guide("lark", ""), "guided"),
+        (Guide("json_schema", "[1]"), "the schema must be a JSON object"),
+        (Guide("json_schema", '{"$ref": "http://elsewhere/schema"}'), "only references within it"),
+        (
+            Guide("json_schema", '{"$ref": "#/$defs/none"}'),
+            r"'/\$defs/none', which it does not have",
+        ),
+        (Guide("json_schema", '{"uniqueItems": true}'), "uses uniqueItems, which this server can"),
+        (Guide("json_schema", '{"if": {}, "then": {}}'), "uses if, then, .*: leave them out"),
+        (
+            Guide("json_schema", '{"oneOf": [{"type": "string"}, {"type": "string"}]}'),
+            "a oneOf whose branches overlap",
+        ),
+        (Guide("json_schema", '{"enum": []}'), "no value can satisfy the schema"),
+        (Guide("json_schema", '{"type": "string", "format": "odd"}'), "the format 'odd'"),
+        (Guide("json_schema", '{"type": "string", "pattern": "(?=a)b"}'), "look-around"),
+        (Guide("regex", "("), "the regular expression is not valid: unclosed group"),
+        (Guide("regex", r"\bfoo"), "look-around or word boundaries"),
+        (Guide("regex", r"(a)\1"), "backreferences"),
+        (Guide("lark", "start: missing"), "uses 'missing', which it does not define"),
+        (Guide("lark", ""), "must define a rule named start"),
+        (Guide("lark", 'a: "b"'), "must define a rule named start"),
+        (Guide("lark", "start: ((("), "not valid at line 1, column 11"),
+        (Guide("lark", "start: <[999999]>"), "a token that the model does not have"),
     ],
 )
-def test_what_is_no_guide_is_refused(guides: Guides, guide: Guide, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_what_is_no_guide_is_refused_in_plain_words(
+    guides: Guides, guide: Guide, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words) as refused:
         guides.begin(guide)
+    assert not re.search(r"[<{}]|Unimplemented|NoExtension|parse error", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        Guide("json_schema", '{"$ref": "#"}'),
+        Guide("json_schema", '{"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}'),
+        Guide("lark", "start: start"),
+    ],
+)
+def test_what_refers_to_itself_without_end_is_refused(
+    chat: Chat, guides: Guides, guide: Guide
+) -> None:
+    matching = guides.begin(guide)
+    with pytest.raises(ValueError, match=r"no text can satisfy the .*refer to itself without end$"):
+        matching.mask(np.zeros(chat.vocab_size, np.float32))
+
+
+def test_a_grammar_in_gbnf_becomes_lark() -> None:
+    assert "start:" in lark_of('root ::= "a" | "b"')
+    assert lark_of('start: "a"') == 'start: "a"'
+    with pytest.raises(ValueError, match=r"Lark or GBNF notation \(line 1\)$"):
+        lark_of("root ::= ((")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        lark_of("root ::= " + "(" * 20_000)
+
+
+def test_the_librarys_other_messages_are_not_shown() -> None:
+    shown = plain("json_schema", "weird\n<backtrace>\n 0: core::panic")
+    assert shown == "this server cannot follow the schema: simplify it"
+
+
+FREE = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize("whitespace", [0, 1, 3])
+@pytest.mark.parametrize("way", ["json_schema", "lark"])
+def test_json_has_as_much_white_space_as_the_setting_allows(
+    chat: Chat, guides: Guides, whitespace: int, way: Any
+) -> None:
+    """Also where the schema brings an option of its own."""
+    text = json.dumps(
+        with_options({**FREE, "x-guidance": {"whitespace_flexible": True}}, whitespace)
+    )
+    matching = guides.begin(Guide(way, text if way == "json_schema" else f"start: %json {text}"))
+    for token in chat.encode('{"a":'):
+        matching.accept(token)
+    line, count = chat.encode("\n")[0], 0
+    while count < 30:
+        logits = np.zeros(chat.vocab_size, np.float32)
+        matching.mask(logits)
+        if not np.isfinite(logits[line]):
+            break
+        matching.accept(line)
+        count += 1
+    assert count == whitespace
+
+
+def test_a_guide_is_compiled_once_and_answers_do_not_share_its_state(
+    chat: Chat, guides: Guides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.engines.batching import guided_decoding
+
+    guide = Guide("regex", "xyz[0-9]{3}")
+    first = guides.begin(guide)
+    first.accept(chat.encode("x")[0])
+    monkeypatch.setattr(guided_decoding, "compile_guide", None)
+    assert answer(chat, guides, guide, 1).startswith("xyz")
 
 
 def test_as_many_choices_as_the_protocol_takes_are_kept_to(chat: Chat, guides: Guides) -> None:
     choices = [f"Request {number}." for number in range(MAX_GUIDED_CHOICES)]
     grammar = "start: " + " | ".join(json.dumps(choice) for choice in choices)
     assert answer(chat, guides, Guide("lark", grammar), 1) in choices
-
-
-def test_of_a_crash_of_the_library_only_its_message_is_shown() -> None:
-    matcher: Any = SimpleNamespace(get_error=lambda: "too large\n<backtrace>\n 0: core::panic")
-    assert _reason(matcher) == "guided decoding is not possible: too large"
 
 
 def test_a_model_with_families_of_tokenizers(tmp_path: Path) -> None:

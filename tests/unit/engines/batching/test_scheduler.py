@@ -205,6 +205,14 @@ def test_a_failing_model_fails_what_it_answers_and_then_goes_on(
     asyncio.run(run())
 
 
+def test_a_step_that_fails_is_repeated_row_by_row(engine: BatchingEngine, model: ListModel) -> None:
+    async def run() -> None:
+        model.batch_error = MemoryError("too large")
+        assert await read(engine, [1], greedy(5)) == alone([1], greedy(5))
+
+    asyncio.run(run())
+
+
 class Faulty(ListModel):
     """Its logits hold no number behind a token 13, and it fails at a prompt that begins with 14."""
 
@@ -358,9 +366,11 @@ class LoraModelRunner(ListModel):
     def use_adapter(self, row: int, name: str | None) -> None:
         self._of_rows[row] = name
 
-    def add_adapter(self, name: str, folder: Path) -> None:
+    def check_adapter(self, folder: Path) -> None:
         if not folder.name.isdigit():
             raise ValueError("not of this model's shape")
+
+    def add_adapter(self, name: str, folder: Path) -> None:
         self.loaded[name] = int(folder.name)
 
     def remove_adapter(self, name: str) -> None:

@@ -150,3 +150,9 @@ def test_a_decoder_embeds_only_where_its_files_say_how(tmp_path: Path) -> None:
         assert not embeds(tmp_path)
     (tmp_path / "modules.json").write_text("[]")
     assert embeds(tmp_path)
+
+
+@pytest.mark.parametrize("token", [100, -1])
+def test_a_token_that_the_model_lacks_is_refused(model: Path, token: int) -> None:
+    with pytest.raises(ValueError, match=f"has the token {token}, and the model's vocabulary"):
+        embed(model, [[5], [6, token]])

@@ -158,7 +158,7 @@ def test_what_is_no_adapter_of_this_model_is_refused(tmp_path: Path) -> None:
     larger = add_random_weights(make_model_folder(tmp_path / "larger", "demo"), hidden_size=128)
     deeper = add_random_weights(make_model_folder(tmp_path / "deeper", "demo"), num_hidden_layers=3)
     refused: Mapping[str, tuple[Path, str]] = {
-        "wide": (make_adapter(tmp_path / "wide", larger, 1), "q_proj has 64 inputs, .* 128"),
+        "wide": (make_adapter(tmp_path / "wide", larger, 1), "_proj has 64 inputs, .* 128"),
         "deep": (make_adapter(tmp_path / "deep", deeper, 1), "layers.2.*does not have"),
         "dora": (
             change_config(make_adapter(tmp_path / "dora", folder, 1), use_dora=True),
@@ -194,36 +194,6 @@ def test_an_adapter_may_have_any_name(tmp_path: Path) -> None:
     session.remove_adapter("base_model.lora_A")
     session.use_adapter(0, None)
     assert session.prefill(0, PROMPTS[2], 0) == pytest.approx(plain, abs=1e-5)
-
-
-@pytest.mark.parametrize("others", [0, 1])
-def test_an_adapter_that_fails_leaves_nothing_behind(tmp_path: Path, others: int) -> None:
-    folder = make_model(tmp_path / "model")
-    session = LoraHfSession(folder, SLOTS, MAX_SEQ_LEN)
-    for seed in range(others):
-        session.add_adapter("other", make_adapter(tmp_path / "other", folder, seed))
-    plain = session.prefill(0, PROMPTS[2], 0)
-    parts = ("q_proj", "v_proj")
-    refused = {
-        "r=8, and .*q_proj.* has rank 4": {"r": 8},
-        # Of PEFT itself: before it has put anything into the model, in its midst, and at the end.
-        "PEFT cannot load .*nowhere": {"target_modules": ["nowhere"]},
-        "PEFT cannot load .*RMSNorm": {"target_modules": ["q_proj", "norm"]},
-        "PEFT cannot load .*size mismatch": {"rank_pattern": {"q_proj": 6}},
-    }
-    for words, changes in refused.items():
-        place = change_config(make_adapter(tmp_path / "bad", folder, 3, parts), **changes)
-        with pytest.raises(ValueError, match=f"(?s){words}"):
-            session.add_adapter("tuned", place)
-        assert session.prefill(0, PROMPTS[2], 0) == pytest.approx(plain, abs=1e-5)
-    good = make_adapter(tmp_path / "good", folder, 3, parts)
-    session.add_adapter("tuned", good)
-    session.use_adapter(0, "tuned")
-    found = session.prefill(0, PROMPTS[2], 0)
-    model = hf_model.with_adapter(hf_model.load_model(folder, dtype="float32"), good)
-    with torch.inference_mode():
-        wanted = model(torch.tensor([PROMPTS[2]])).logits[0]
-    assert found == pytest.approx(wanted.numpy(), abs=1e-3)
 
 
 WINDOW = 16

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from pipeline.core.errors import DataError, PipelineError
-from pipeline.engines.base import EngineFailed, QueueFull, Sampling
+from pipeline.engines.base import Client, EngineFailed, QueueFull, Sampling
 from pipeline.engines.description import Description
 from pipeline.engines.process import client as link
 from pipeline.engines.process import worker as engine_process
@@ -52,7 +53,7 @@ async def read(engine: SupervisedEngine, prompt: Sequence[int], how: Sampling) -
 
 
 async def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60  # a busy machine takes long to start a process
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
@@ -68,7 +69,7 @@ async def opened(folder: Path, max_queue: int = 100) -> AsyncIterator[Supervised
 
 
 def run(scenario: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 200))
 
 
 def test_answers_are_those_of_the_engine_itself(tmp_path: Path) -> None:
@@ -306,6 +307,100 @@ def test_an_error_that_nobody_foresaw_is_told_and_takes_no_place_in_the_queue(
             assert engine.adapters() == []
             assert engine.load()[:2] == (0, 0)
             assert await read(engine, [1], greedy(2)) == alone([1], 2)
+
+    run(scenario)
+
+
+def test_an_engine_that_gives_no_answers_any_more_is_restarted(tmp_path: Path) -> None:
+    """Though its process lives and does not say that it is down."""
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as engine:
+            first = engine.pid
+            (tmp_path / "mute").touch()
+            with pytest.raises(EngineFailed, match="no answers any more"):
+                await read(engine, [1], greedy(2))
+            await wait_for(engine.down)
+            assert "gives no answers any more" in (engine.down() or "")
+            (tmp_path / "mute").unlink()
+            await wait_for(lambda: engine.down() is None)
+            assert engine.pid != first
+            assert await read(engine, [1], greedy(2)) == alone([1], 2)
+
+    run(scenario)
+
+
+def test_a_failure_of_one_request_restarts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("3000000000000000000000")  # no token id
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as engine:
+            first = engine.pid
+            engine._adapters["odd"] = tmp_path  # the engine itself does not know it
+            with pytest.raises(EngineFailed, match="KeyError"):
+                await read(engine, [1], greedy(2, "odd"))
+            await wait_for(lambda: engine._checking is None)
+            assert engine.down() is None
+            assert engine.pid == first
+
+    run(scenario)
+
+
+def test_an_adapter_after_which_the_engine_is_mute_is_refused(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "number").write_text("3")
+    (tmp_path / "bad" / "breaks").touch()
+
+    async def scenario() -> None:
+        async with opened(tmp_path) as engine:
+            await engine.add_adapter("good", tmp_path / "good")
+            with pytest.raises(ValueError, match=r"gives no answer with the adapter in .*bad"):
+                await engine.add_adapter("bad", tmp_path / "bad")
+            assert engine.down()
+            await wait_for(lambda: engine.down() is None)
+            assert engine.adapters() == ["good"]
+            assert await read(engine, [1], greedy(4, "good")) == alone([4], 4)
+            # The same when a restarted process loads one that has changed meanwhile.
+            (tmp_path / "good" / "breaks").touch()
+            os.kill(engine.pid, signal.SIGKILL)
+            await wait_for(engine.down)
+            await wait_for(lambda: engine.down() is None)
+            assert engine.adapters() == []
+            assert await read(engine, [1], greedy(2)) == alone([1], 2)
+
+    run(scenario)
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path) as engine:
+            with pytest.raises(ValueError, match="the token 400, and the model's vocabulary"):
+                engine.generate([400], greedy(2))
+
+    run(scenario)
+
+
+def of(name: str, connection: str = "1") -> Sampling:
+    return replace(greedy(LONG), client=Client(name, connection))
+
+
+def test_a_full_engine_takes_the_last_place_of_who_holds_most(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path, max_queue=3) as engine:
+            many = [engine.generate([1], of("many")) for _ in range(SLOTS + 3)]
+            await anext(many[0])
+            with pytest.raises(QueueFull):  # nobody holds fewer
+                engine.generate([1], of("many"))
+            one = engine.generate([1], replace(of("one"), max_tokens=2))
+            with pytest.raises(QueueFull):
+                await anext(many[-1])
+            # Connections of one address, such as a proxy's, are treated alike.
+            engine.generate([1], of("many", "2"))
+            with pytest.raises(QueueFull):
+                await anext(many[-2])
+            many[0].cancel()
+            assert [token.id async for tokens in one for token in tokens] == alone([1], 2)
 
     run(scenario)
 

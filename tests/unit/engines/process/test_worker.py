@@ -3,10 +3,10 @@
 import asyncio
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from pipeline.engines.base import Load, Sampling, Token
-from pipeline.engines.process.framing import pack
+from pipeline.engines.process.framing import Unpacker, pack
 from pipeline.engines.process.worker import _Worker
 from pipeline.engines.token_stream import PushedStream
 
@@ -66,3 +66,29 @@ def test_an_answer_that_is_cancelled_frees_its_slot() -> None:
 def test_a_cancel_that_comes_together_with_its_request_is_heeded() -> None:
     engine, held = serve(ASKED + CANCELLED)
     assert (engine.begun - engine.cancelled, held) == (0, 0)
+
+
+def test_a_result_that_cannot_be_sent_fails_its_own_request() -> None:
+    """The others of the same round, and later ones, are sent."""
+
+    async def run() -> list[Any]:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        worker = _Worker(cast(Any, Silent()), theirs)
+        working = asyncio.create_task(worker.run())
+        while not hasattr(worker, "_loop"):
+            await asyncio.sleep(0.001)
+        worker._send(1, "end", lambda: None)  # which pickle refuses
+        worker._send(2, "end", "whole")
+        await asyncio.sleep(0.01)
+        worker._send(3, "end", "later")
+        await asyncio.sleep(0.01)
+        data = await asyncio.get_running_loop().sock_recv(ours, 1 << 16)
+        ours.close()
+        await working
+        return [event for events in Unpacker().feed(data) for event in events]
+
+    odd, *others = asyncio.run(asyncio.wait_for(run(), 20))
+    assert odd[:2] == (1, "failed")
+    assert "cannot be sent" in odd[2]
+    assert others == [(2, "end", "whole"), (3, "end", "later")]

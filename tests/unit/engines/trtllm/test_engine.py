@@ -305,7 +305,7 @@ def test_a_dead_worker_is_a_failed_engine_and_a_bad_wish_is_not(
 
 def write_adapter(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
-    settings = {"peft_type": "LORA", "r": 8, **changes}
+    settings = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], **changes}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     (folder / "adapter_model.safetensors").touch()
     return folder
@@ -337,7 +337,9 @@ def test_adapters(tmp_path: Path) -> None:
         ({"r": 16}, r"has rank 16, and engine\.lora_rank is 8"),
         ({"use_dora": True}, "not plain LoRA"),
         ({"peft_type": "IA3"}, "not plain LoRA"),
-        ({"r": None}, "not an adapter in the PEFT library's format"),
+        ({"r": None}, "says r=null"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern, which TensorRT-LLM ignores"),
+        ({"layer_replication": [[0, 1]]}, "says layer_replication"),
     ],
 )
 def test_adapters_that_it_would_only_stumble_over_later(

@@ -269,10 +269,10 @@ def test_prompt_that_is_tokenized_otherwise_than_in_training_is_refused(tmp_path
     [
         ("tokenizer.json", None, "has no tokenizer.json"),
         ("tokenizer.json", b"{}", "is not a tokenizer"),
-        ("tokenizer_config.json", None, "is missing"),
-        ("tokenizer_config.json", b"{", "is not valid JSON"),
-        ("tokenizer_config.json", b"\xff", "is not valid JSON"),
-        ("tokenizer_config.json", b"[]", "must hold a JSON object"),
+        ("tokenizer_config.json", None, "does not exist"),
+        ("tokenizer_config.json", b"{", "cannot be read"),
+        ("tokenizer_config.json", b"\xff", "cannot be read"),
+        ("tokenizer_config.json", b"[]", "does not hold a JSON object"),
         (
             "tokenizer_config.json",
             b'{"chat_template": "x", "added_tokens_decoder": {"x": 3}}',

@@ -1,5 +1,6 @@
 """Connections of real sockets that are too many, too slow, too talkative, or do not read."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ import uvicorn
 from starlette.responses import Response
 
 from pipeline.serving.address import listen
-from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
+from pipeline.serving.middleware.http_limits import INTERIM, HttpConfig, HttpLimits
 
 SLOW = 0.4  # seconds of header_seconds and stalled_seconds
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -35,12 +36,19 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             more = message.get("more_body", False)
         await Response(str(size))(scope, receive, send)
         return
+    if scope["path"] == "/later":
+        await asyncio.sleep(0.2)
+        await Response("later")(scope, receive, send)
+        return
+    if scope["path"] == "/until-left":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+        return
     await Response("hello")(scope, receive, send)
 
 
 async def receive_now(receive: Any) -> Any:
-    import asyncio
-
     try:
         async with asyncio.timeout(0.001):
             message = await receive()
@@ -221,3 +229,91 @@ def test_a_client_that_does_not_read_is_disconnected(address: tuple[str, int]) -
         sock.connect(address)
         sock.sendall(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
         assert left.wait(30)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nHost: y\r\n",
+        b"GET / HTTP/1.0\r\nhost: x\r\nhost: x\r\n",
+        b"POST /wait HTTP/1.1\r\ncontent-length: 3\r\n",
+    ],
+)
+def test_a_request_without_one_host_is_400(connect: Any, head: bytes) -> None:
+    sock = connect()
+    sock.sendall(head + b"\r\n" + b"abc" * head.startswith(b"POST"))
+    answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"needs one Host header" in answer
+
+
+def test_http_1_0_needs_no_host(connect: Any) -> None:
+    sock = connect()
+    sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    assert read_all(sock).startswith(b"HTTP/1.1 200")
+
+
+def test_the_response_before_a_request_without_host_is_sent(connect: Any) -> None:
+    sock = connect()
+    sock.sendall(b"GET /later HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+    answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"later")
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_client_that_only_ends_its_side_gets_its_response(connect: Any, version: bytes) -> None:
+    sock = connect()
+    sock.sendall(b"GET /later HTTP/" + version + b"\r\nhost: x\r\n\r\n")
+    sock.shutdown(socket.SHUT_WR)
+    answer = read_all(sock)
+    assert answer.replace(INTERIM, b"").startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"later")
+    assert (INTERIM in answer) == (version == b"1.1")
+
+
+def test_pipelined_requests_of_such_a_client_are_all_answered(connect: Any) -> None:
+    sock = connect()
+    sock.sendall(2 * b"GET /later HTTP/1.1\r\nhost: x\r\n\r\n")
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock).count(b"HTTP/1.1 200") == 2
+
+
+def test_a_client_that_has_left_is_noticed_soon(connect: Any) -> None:
+    left.clear()
+    sock = connect()
+    sock.sendall(b"GET /until-left HTTP/1.1\r\nhost: x\r\n\r\n")
+    time.sleep(0.05)
+    sock.close()
+    assert left.wait(1)
+
+
+def test_an_unfinished_request_of_a_client_that_ends_its_side_is_dropped(connect: Any) -> None:
+    for begun in (b"GET / HT", b"POST /wait HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nabc"):
+        sock = connect()
+        sock.sendall(begun)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b""
+
+
+def test_an_address_with_most_connections_loses_an_idle_one(
+    connect: Any, address: tuple[str, int]
+) -> None:
+    many = [connect() for _ in range(8)]
+    for sock in many:
+        sock.sendall(GET)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+    refused = connect()
+    assert b"maximum of 8 connections" in read_all(refused)
+    with socket.create_connection(address, timeout=10, source_address=("127.0.0.2", 0)) as other:
+        other.sendall(GET)
+        assert other.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.1)
+        for sock in many:
+            sock.setblocking(False)
+        closed = 0
+        for sock in many:
+            with suppress(BlockingIOError):
+                closed += sock.recv(65536) == b""
+        assert closed == 1

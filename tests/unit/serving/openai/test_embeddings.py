@@ -22,6 +22,8 @@ class Summing:
     max_input_len = max_seq_len = 6
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        if [4, 4, 4] in prompts:
+            raise ValueError("4 thrice")
         return [[float(len(p)), float(sum(p)), float(p[-1])] for p in prompts]
 
     def load(self) -> Load:
@@ -122,3 +124,17 @@ def test_it_generates_no_text(app: Any) -> None:
         response = post(app, path, **body)
         assert response.status_code == 400
         assert "makes embeddings: use /v1/embeddings" in response.json()["error"]["message"]
+
+
+def test_what_the_engine_refuses_is_the_inputs_fault(app: Any) -> None:
+    refused = post(app, input=[[1], [4, 4, 4]])
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "input"
+    assert refused.json()["error"]["message"] == "4 thrice"
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(app: Any) -> None:
+    refused = post(app, input=["fee", "wire" * 100_000])
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert "a text has 400000 characters" in refused.json()["error"]["message"]

@@ -34,10 +34,12 @@ class Adapted(ListModel):
     def use_adapter(self, row: int, name: str | None) -> None:
         self._row = name
 
+    def check_adapter(self, folder: Path) -> None:
+        if not (folder / "adapter_config.json").is_file():
+            raise ValueError(f"{folder} is no adapter in the PEFT library's form")
+
     def add_adapter(self, name: str, folder: Path) -> None:
         file = folder / "adapter_config.json"
-        if not file.is_file():
-            raise ValueError(f"{folder} is no adapter in the PEFT library's form")
         self._says[name] = say(self._chat, json.loads(file.read_text())["says"])  # type: ignore[index]
 
     def remove_adapter(self, name: str) -> None:
@@ -187,7 +189,7 @@ def test_invalid_adapters_are_refused(chat: Chat, adapter: Path, tmp_path: Path)
         (load("x", tmp_path / "empty"), 400, "lora_path", "no adapter"),
         (load("x", other), 400, "lora_path", "another tokenizer or chat template"),
         (load("bank", adapter), 400, "lora_name", "is in use"),
-        (load("two words", adapter), 400, "lora_name", "pattern"),
+        (load("two words", adapter), 400, "lora_name", "characters that are not allowed"),
         (unload("x"), 404, "lora_name", "no LoRA adapter 'x'"),
         (("POST", "/v1/load_lora_adapter", {"lora_name": "x"}), 400, "lora_path", "Missing"),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engines.base import Sampling
+from pipeline.engines.base import Client, Sampling
 from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
@@ -23,7 +23,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "fee", "schema": SCHEMA, "strict": True}}
-FEE = '{"cost": 18, "currency": "USD"}'
+FEE = '{"cost":18,"currency":"USD"}'
 
 
 class Spied(BatchingEngine):
@@ -89,6 +89,7 @@ def test_settings_reach_the_engine(app: Any, engine: Spied, chat: Chat) -> None:
         repetition_penalty=1.1,
         logit_bias={5: -100, 6: 2},
         logprobs=3,
+        client=Client("127.0.0.1", "127.0.0.1:123"),
     )
 
 
@@ -175,14 +176,18 @@ def test_response_formats(app: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({"guided_regex": "("}, "guided_regex", "guided decoding is not possible"),
-        ({"guided_json": "{"}, "guided_json", "Expecting"),
-        ({"guided_grammar": "root ::= ("}, "guided_grammar", ""),
+        ({"guided_regex": "("}, "guided_regex", "is not valid: unclosed group"),
+        ({"guided_json": "{"}, "guided_json", "this is not a JSON schema"),
+        ({"guided_json": "[1]"}, "guided_json", "must be a JSON object"),
+        ({"guided_json": {"enum": ["x" * 300_000]}}, "guided_json", "more than 262144 char"),
+        ({"guided_json": {"uniqueItems": True}}, "guided_json", "uses uniqueItems, which this"),
+        ({"guided_json": {"$ref": "#"}}, "guided_json", "refer to itself without end"),
+        ({"guided_grammar": "root ::= ("}, "guided_grammar", "not a grammar in Lark or GBNF"),
         ({"guided_choice": []}, "guided_choice", "at least 1"),
         ({"guided_choice": ["x"] * 1001}, "guided_choice", "at most 1000"),
         (
             {"response_format": {**FORMAT, "json_schema": {"name": "x", "schema": {"type": 3}}}},
-            *("response_format", "guided decoding is not possible"),
+            *("response_format", "cannot follow the schema"),
         ),
         ({"guided_regex": "a", "response_format": FORMAT}, "response_format", "only one of"),
         ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "cannot ignore EOS"),

@@ -192,7 +192,7 @@ def test_references_in_a_forced_calls_schema_are_its_own(
         server.engine.close()
 
 
-@pytest.mark.parametrize(("inner", "fits"), [('{"town": "Kiel"}', True), ("{}", False)])
+@pytest.mark.parametrize(("inner", "fits"), [('{"town":"Kiel"}', True), ("{}", False)])
 def test_references_in_a_schema_start_at_the_tools_own_root(
     chats: dict[str, Chat], inner: str, fits: bool
 ) -> None:
@@ -205,7 +205,7 @@ def test_references_in_a_schema_start_at_the_tools_own_root(
     style = tools.tool_call_format(chat)
     assert style
     grammar = grammar_of(tools.guide_for(chat, style, [tool]))
-    said = '{"name": "trip", "parameters": {"town": "Kiel", "next": ' + inner + "}}"
+    said = '{"name":"trip","parameters":{"town":"Kiel","next":' + inner + "}}"
     ids = chat.tokenizer.encode(said, add_special_tokens=False).ids
     taken = llguidance.LLMatcher(tokens_of(chat), grammar, log_level=0).try_consume_tokens(ids)
     assert (taken == len(ids)) == fits

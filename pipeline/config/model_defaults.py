@@ -1,0 +1,84 @@
+"""Defaults that follow from the model: lengths from its positions, learning rates from its size.
+
+In conf/ they are null. They are filled in when a configuration is composed or read, from the
+model's config.json, so that `stage=config` prints them and a manifest records them.
+
+Sources of the learning rates. LoRA: NeMo's recipes (1e-4 for Llama 3 8B and 70B), QLoRA
+(arXiv:2305.14314, table 9: 2e-4 to 13 B, 1e-4 above), and LoRA without Regret (Schulman et al.,
+2025: about ten times the rate of a full fine-tune, larger for smaller models). Full fine-tuning:
+SmolLM2 (arXiv:2502.02737 and the alignment handbook: 1e-3 for 135 M and 360 M, 3e-4 for 1.7 B),
+Alpaca and Llama 2 (arXiv:2307.09288: 2e-5), Tülu 3 (arXiv:2411.15124: 5e-6 for 8 B, 2e-6 for 70 B).
+Where they differ the lower ones are taken: a run learns somewhat more slowly, and none diverges.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LONGEST = 4096  # tokens of a row and of a served sequence, where the model has as many
+ANSWER = 256  # tokens of an answer
+PROMPT_SHARE = 4  # a quarter of a served sequence is left for the answer
+# Hidden size at most → rates of LoRA and DoRA, and of a full fine-tune.
+RATES = (
+    (1024, 5e-4, 1e-4),  # to about 0.5 B parameters
+    (2560, 2e-4, 2e-5),  # 1 to 3 B
+    (6144, 1e-4, 1e-5),  # 7 to 34 B
+    (2**31, 1e-4, 5e-6),  # 70 B and more
+)
+FALL = 10  # the cosine ends at a tenth of the peak, as in SmolLM2's and Llama 3's recipes
+
+Tree = dict[str, Any]
+
+
+def fill(tree: Tree) -> Tree:
+    """The tree with values in place of the nulls that the model decides."""
+    sections = ("model", "prepare", "finetune", "evaluate", "engine", "benchmark")
+    if not all(isinstance(tree.get(name), Mapping) for name in sections):
+        return tree  # which is refused when it is validated
+    tree = {**tree, **{name: dict(tree[name]) for name in sections}}
+    sizes = _sizes(tree["model"].get("path"))
+    longest = min(LONGEST, sizes.get("max_position_embeddings", LONGEST))
+    engine, training = tree["engine"], tree["finetune"]
+    _default(tree["prepare"], "max_length", longest)
+    _default(engine, "max_seq_len", longest)
+    served = int(_number(engine["max_seq_len"], longest))
+    answer = served // PROMPT_SHARE
+    _default(engine, "max_input_len", served - answer)
+    _default(tree["evaluate"], "max_new_tokens", max(1, min(ANSWER, answer)))
+    _default(tree["benchmark"], "max_tokens", tree["evaluate"]["max_new_tokens"])
+    _default(training, "learning_rate", rate(training.get("method"), sizes.get("hidden_size")))
+    _default(training, "min_learning_rate", _number(training["learning_rate"], 0.0) / FALL)
+    return tree
+
+
+def rate(method: object, hidden: int | None) -> float:
+    """The peak learning rate for a method and a hidden size; None: as for 7 B parameters."""
+    row = next(row for row in RATES if (hidden or 4096) <= row[0])
+    return row[2] if method == "sft" else row[1]
+
+
+def _number(given: Any, instead: float) -> float:
+    """A value as a number within reason; what is no number is refused later."""
+    try:
+        number = float(given)
+    except (TypeError, ValueError, OverflowError):
+        return instead
+    return number if 0 < number < 2**31 else instead
+
+
+def _default(section: Tree, key: str, value: Any) -> None:
+    if section.get(key) is None:
+        section[key] = value
+
+
+def _sizes(folder: object) -> dict[str, int]:
+    """Sizes in a model's config.json; {} where it cannot be read, which a stage will say."""
+    if not isinstance(folder, str) or not folder or "\0" in folder:
+        return {}
+    try:
+        found = json.loads((Path(folder) / "config.json").read_text())
+        names = ("max_position_embeddings", "hidden_size")
+        return {n: found[n] for n in names if type(found.get(n)) is int and 8 <= found[n] < 2**31}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}

@@ -1,0 +1,266 @@
+"""Which stage reads a setting, and beside which other settings it has an effect: two tables.
+
+A setting that a command gives has an effect, or the command is refused (lineage.py asks). The
+tables say so for each key of the schema, by its name or by the name of a section that it is in; the
+longest name counts. Tests walk the schema: each key has a reader, and each condition is tried.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from pipeline.config.schema import Config
+from pipeline.core.errors import ConfigError, shown
+from pipeline.engines.registry import AUTO, ENGINES, named
+from pipeline.optimization.formats import FORMATS
+from pipeline.orchestration.environment import EXPERIMENT, TRACKING_URI, given_in_environment
+
+# Stages of the graph, in its order.
+GRAPH = (
+    "prepare", "import", "finetune", "merge", "quantize", "evaluate", "export", "build",
+    "benchmark", "register",
+)  # fmt: skip
+# Stages that run the graph, or show what it would do: they read what any of its stages reads.
+WHOLE = ("all", "retrain", "plan")
+LOCAL_LAUNCHER = "local"
+
+# Section or key → the stages on whose result or behaviour it has an effect. `config` prints them
+# all, and WHOLE are not listed where a stage of the graph is.
+READERS: Mapping[str, tuple[str, ...]] = {
+    "seed": ("prepare", "finetune", "quantize", "evaluate", "benchmark"),
+    "artifacts": (*GRAPH, *WHOLE, "serve", "profiles", "verify", "doctor"),
+    "model": ("prepare", "import", "profiles", "doctor"),
+    "model.name": ("prepare", "import", "benchmark", "profiles", "doctor", "serve"),
+    "model.dtype": ("merge", "profiles", "doctor"),
+    "data": ("prepare",),
+    "prepare": ("prepare",),
+    "finetune": ("finetune",),
+    "finetune.adapter.rank": ("finetune", "profiles"),
+    "quantize": ("quantize",),
+    "quantize.format": ("quantize", "export", "profiles"),
+    "quantize.kv_cache": ("quantize", "profiles"),
+    "evaluate": ("evaluate",),
+    "export": ("export",),
+    "export.tensor_parallel": ("export", "profiles"),
+    "engine": ("build", "profiles"),
+    "benchmark": ("benchmark",),
+    "register": ("register",),
+    "serve": ("serve",),
+    "serve.record": ("serve", "retrain"),  # the default of retrain.recordings
+    "retrain": ("retrain",),
+    "profiles": ("profiles",),
+    "plan": ("plan",),
+    "launcher": (*GRAPH, *WHOLE),
+    "tracking": (*GRAPH, "all", "retrain", "serve"),
+}
+
+
+def entry_of(key: str) -> str:
+    """The entry of READERS that holds a key: the longest that it begins with."""
+    parts = key.split(".")
+    for end in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:end])) in READERS:
+            return name
+    raise KeyError(key)
+
+
+def readers(key: str) -> tuple[str, ...]:
+    """The stages that read a key, in the order of the graph."""
+    stages = READERS[entry_of(key)]
+    whole = WHOLE if set(stages) & set(GRAPH) else ()
+    return (*stages, *(stage for stage in whole if stage not in stages), "config")
+
+
+def is_read(stage: str, key: str) -> bool:
+    """Whether a key has an effect on a stage."""
+    return stage in readers(key)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A key that has an effect only beside certain settings.
+
+    key: its name, or that of a section. holds: whether it has one in a configuration. why: why not,
+    and what to set instead; ends the sentence "… has no effect: ".
+    """
+
+    key: str
+    holds: Callable[[Config], bool]
+    why: Callable[[Config], str]
+
+
+def _is_adapter(config: Config) -> bool:
+    return config.finetune.method != "sft"
+
+
+def _quantizes(config: Config) -> bool:
+    formats = (config.quantize.format, *config.quantize.compare)
+    return any(FORMATS[name].quantized for name in formats)
+
+
+def _rounds(config: Config) -> bool:
+    record = named(config.engine.name)
+    return bool(record is None or record.precisions)
+
+
+def _has_adapters(config: Config) -> bool:
+    record = named(config.engine.name)
+    return record is None or "adapters" in record.features
+
+
+def _takes_arguments(config: Config) -> bool:
+    record = named(config.engine.name)
+    return record is None or record.takes_arguments
+
+
+def _names(pairs: Iterator[str]) -> str:
+    return " or ".join(pairs)
+
+
+CONDITIONS = (
+    Condition(
+        "finetune.adapter", _is_adapter,
+        lambda _: "finetune=sft trains every weight and makes no adapter: choose finetune=lora",
+    ),
+    Condition(
+        "finetune.micro_batch_size", lambda config: config.finetune.pack_length is None,
+        lambda config: f"with finetune.pack_length={config.finetune.pack_length} a pack takes the "
+        "place of a micro-batch: set finetune.pack_length=null",
+    ),
+    Condition(
+        "quantize.calibration", _quantizes,
+        lambda _: "quantize=none calibrates nothing: choose a format",
+    ),
+    Condition(
+        "quantize.exclude", _quantizes,
+        lambda _: "quantize=none leaves every layer as it is: choose a format",
+    ),
+    Condition(
+        "evaluate.gate.min_exact_match.adapter", _is_adapter,
+        lambda _: "finetune=sft makes no adapter: set evaluate.gate.min_exact_match.full",
+    ),
+    Condition(
+        "evaluate.gate.min_exact_match.full", lambda config: not _is_adapter(config),
+        lambda config: f"finetune={config.finetune.method} makes an adapter: set "
+        "evaluate.gate.min_exact_match.adapter",
+    ),
+    Condition(
+        "engine.precision", _rounds,
+        lambda config: f"engine={config.engine.name} keeps the checkpoint's precision, which "
+        "quantize=… chooses; "
+        + _names(f"engine={r.name}" for r in ENGINES.values() if r.precisions)
+        + " rounds weights itself",
+    ),
+    Condition(
+        "engine.lora_rank", _has_adapters,
+        lambda config: f"engine={config.engine.name} serves no LoRA adapters: choose "
+        + _names(f"engine={r.name}" for r in ENGINES.values() if "adapters" in r.features),
+    ),
+    Condition(
+        "engine.arguments", _takes_arguments,
+        lambda config: f"engine={config.engine.name} takes no arguments of its own; "
+        + _names(f"engine={r.name}" for r in ENGINES.values() if r.takes_arguments)
+        + " do",
+    ),
+    Condition(
+        "plan.gpus_per_node", lambda config: config.plan.gpu is not None,
+        lambda _: "without plan.gpu the plan is for this machine and its GPUs: set plan.gpu=…",
+    ),
+    Condition(
+        "retrain.schedule", lambda config: config.launcher.name == "kubernetes",
+        lambda config: f"launcher={config.launcher.name} makes no CronJob: add "
+        "launcher=kubernetes, or use cron, or retrain.every",
+    ),
+    Condition(
+        "retrain.every",
+        lambda config: config.launcher.name != "kubernetes" or config.retrain.schedule is None,
+        lambda config: f"retrain.schedule={config.retrain.schedule} says when: give one of the two",
+    ),
+    *(
+        Condition(
+            f"tracking.{name}", lambda config: config.tracking.enabled,
+            lambda _: "tracking.enabled=false tracks nothing: leave one of the two out",
+        )
+        for name in ("uri", "experiment", "upload_weights")
+    ),
+    Condition(
+        "tracking.uri",
+        lambda config: given_in_environment(TRACKING_URI) in (None, config.tracking.uri),
+        lambda _: f"the environment variable {TRACKING_URI} comes first: unset it",
+    ),
+    Condition(
+        "tracking.experiment",
+        lambda config: given_in_environment(EXPERIMENT) in (None, config.tracking.experiment),
+        lambda _: f"the environment variable {EXPERIMENT} comes first: unset it",
+    ),
+)  # fmt: skip
+
+
+def check_conditions(stage: str, config: Config, given: Mapping[str, str]) -> None:
+    """Refuse settings that have no effect beside the others.
+
+    given: dotted keys that were given one by one, each with the word that gave it.
+
+    Raises:
+        ConfigError: names the setting, why it has no effect, and what to set instead.
+    """
+    for key, word in given.items():
+        if not is_read(stage, key):
+            continue
+        for condition in CONDITIONS:
+            if is_below(key, condition.key) and not condition.holds(config):
+                raise ConfigError(f"{word} has no effect: {condition.why(config)}")
+        _check_drop(key, word, config)
+    _check_nodes(stage, config, given)
+    _check_profile(config, given)
+    _check_precision(config, given)
+
+
+def is_below(key: str, section: str) -> bool:
+    """Whether a key is a section, or is in it."""
+    return key == section or key.startswith(f"{section}.")
+
+
+def _check_drop(key: str, word: str, config: Config) -> None:
+    """A drop that the gate allows a format which is not made."""
+    section = "evaluate.gate.max_drop."
+    made = (config.quantize.format, *config.quantize.compare)
+    if key.startswith(section) and key.removeprefix(section) not in made:
+        raise ConfigError(
+            f"{word} has no effect: the formats are {', '.join(dict.fromkeys(made))} (quantize=…, "
+            "quantize.compare)"
+        )
+
+
+def _check_nodes(stage: str, config: Config, given: Mapping[str, str]) -> None:
+    """Only training uses several machines."""
+    word = given.get("launcher.nodes")
+    if word and stage in GRAPH and stage != "finetune" and config.launcher.nodes > 1:
+        raise ConfigError(f"{word} has no effect on stage={stage}: only finetune uses several")
+
+
+def _check_profile(config: Config, given: Mapping[str, str]) -> None:
+    """A profile names an engine, a precision, and whether it has adapters."""
+    engine = config.engine
+    if not engine.profile or "engine.profile" not in given:
+        return
+    runtime = next((name for name in ENGINES if engine.profile.startswith(f"{name}-")), None)
+    if runtime and engine.name not in (AUTO, runtime):
+        raise ConfigError(
+            f"engine.profile={engine.profile} is of engine={runtime}, and engine={engine.name} was "
+            "given: leave one of them out"
+        )
+    if engine.precision != AUTO and f"-{engine.precision}-" not in engine.profile:
+        raise ConfigError(
+            f"engine.profile={engine.profile} has a precision of its own, and engine.precision="
+            f"{engine.precision} was given: leave one of them out"
+        )
+
+
+def _check_precision(config: Config, given: Mapping[str, str]) -> None:
+    """A precision that the engine does not round to."""
+    record, precision = named(config.engine.name), config.engine.precision
+    if "engine.precision" in given and record and precision not in (AUTO, *record.precisions):
+        raise ConfigError(
+            f"engine.precision={shown(precision)}: engine={record.name} rounds to "
+            f"{', '.join(record.precisions)}"
+        )

@@ -1,0 +1,163 @@
+"""All settings and all stages: which stage reads which, and beside which other settings."""
+
+import re
+
+import pytest
+import yaml
+
+from pipeline.config.defaults import default_config
+from pipeline.config.schema import Config
+from pipeline.core.errors import ConfigError
+from pipeline.core.paths import ROOT
+from pipeline.orchestration import compose, environment
+from pipeline.orchestration.effects import (
+    CONDITIONS,
+    GRAPH,
+    READERS,
+    WHOLE,
+    check_conditions,
+    entry_of,
+    is_below,
+    is_read,
+    readers,
+)
+from pipeline.orchestration.environment import VARIABLES, check_environment
+from pipeline.orchestration.graph import OUTSIDE, declared_stages
+from pipeline.orchestration.lineage import OUTSIDE_INPUTS
+from tests.unit.config.schema_walk import leaves
+
+KEYS = sorted({leaf.name for leaf in leaves(Config)})
+DECLARED = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def test_the_stages_are_those_of_the_graph_and_beside_it() -> None:
+    assert tuple(declared_stages()) == GRAPH
+    known = {*GRAPH, *WHOLE, *OUTSIDE}
+    assert {stage for stages in READERS.values() for stage in stages} <= known
+    assert set(OUTSIDE_INPUTS) <= set(OUTSIDE)
+
+
+def test_every_setting_has_a_reader() -> None:
+    assert [key for key in KEYS if readers(key) == ("config",)] == []
+    assert all(is_read("config", key) for key in KEYS)
+
+
+def test_every_entry_is_of_a_setting() -> None:
+    for name in READERS:
+        assert any(is_below(key, name) for key in KEYS), name
+    with pytest.raises(KeyError):
+        entry_of("nothing")
+
+
+@pytest.mark.parametrize("stage", GRAPH)
+def test_what_a_stage_reads_is_part_of_its_fingerprint(stage: str) -> None:
+    """But for what decides where and how it runs, and what requests call the model."""
+    sections, elsewhere = DECLARED[stage]["params"], ("artifacts", "launcher", "tracking")
+    read = [key for key in KEYS if is_read(stage, key) and key.split(".")[0] not in elsewhere]
+    missing = [key for key in read if not any(is_below(key, section) for section in sections)]
+    assert missing == (["model.name"] if stage == "benchmark" else [])
+
+
+def test_what_a_stage_runs_only_for_the_whole_graph() -> None:
+    for stage in WHOLE:
+        assert is_read(stage, "finetune.max_steps")
+        assert not is_read(stage, "serve.port")
+    assert is_read("plan", "plan.gpu")
+    assert not is_read("all", "plan.gpu")
+    assert is_read("retrain", "retrain.min_new")
+    assert is_read("retrain", "serve.record")
+
+
+# For each condition: a setting that has no effect, and what stands beside it; and one that has.
+CASES = [
+    ("finetune.adapter", "finetune.adapter.rank", {"finetune": "sft"}, {"finetune": "dora"}),
+    ("finetune.micro_batch_size", "finetune.micro_batch_size", {"finetune.pack_length": 512}, {}),
+    ("quantize.calibration", "quantize.calibration.rows", {"quantize": "none"}, {}),
+    ("quantize.exclude", "quantize.exclude", {"quantize": "none"}, {}),
+    ("evaluate.gate.min_exact_match.adapter", "evaluate.gate.min_exact_match.adapter",
+     {"finetune": "sft"}, {}),
+    ("evaluate.gate.min_exact_match.full", "evaluate.gate.min_exact_match.full", {},
+     {"finetune": "sft"}),
+    ("engine.precision", "engine.precision", {"engine": "vllm"}, {"engine": "onnxruntime"}),
+    ("engine.lora_rank", "engine.lora_rank", {"engine": "onnxruntime"}, {"engine": "hf"}),
+    ("engine.arguments", "engine.arguments.x", {"engine": "hf"}, {"engine": "trtllm"}),
+    ("plan.gpus_per_node", "plan.gpus_per_node", {}, {"plan.gpu": "h100"}),
+    ("retrain.schedule", "retrain.schedule", {"retrain.schedule": "@daily"},
+     {"launcher": "kubernetes", "launcher.container_image": "i", "launcher.claim": "c"}),
+    ("retrain.every", "retrain.every",
+     {"launcher": "kubernetes", "launcher.container_image": "i", "launcher.claim": "c",
+      "retrain.every": 9, "retrain.schedule": "@daily"}, {"retrain.every": 9}),
+    ("tracking.uri", "tracking.uri", {"tracking.enabled": False}, {}),
+    ("tracking.experiment", "tracking.experiment", {"tracking.enabled": False}, {}),
+    ("tracking.upload_weights", "tracking.upload_weights", {"tracking.enabled": False}, {}),
+]  # fmt: skip
+
+
+def test_every_condition_is_tried() -> None:
+    assert {condition.key for condition in CONDITIONS} == {case[0] for case in CASES}
+
+
+@pytest.mark.parametrize(("section", "key", "idle", "working"), CASES)
+def test_a_setting_without_an_effect_is_refused(
+    section: str, key: str, idle: dict[str, object], working: dict[str, object]
+) -> None:
+    stage = next(stage for stage in (*GRAPH, *WHOLE) if is_read(stage, key))
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=x has no effect: ") as caught:
+        check_conditions(stage, default_config(idle), {key: f"{key}=x"})
+    assert "\n" not in str(caught.value)
+    check_conditions(stage, default_config(working), {key: f"{key}=x"})
+
+
+def test_an_environment_variable_that_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, key in (("MLFLOW_TRACKING_URI", "uri"), ("MLFLOW_EXPERIMENT_NAME", "experiment")):
+        monkeypatch.setenv(variable, "http://one")
+        config = default_config({f"tracking.{key}": "http://other"})
+        with pytest.raises(ConfigError, match=f"{variable} comes first"):
+            check_conditions("all", config, {f"tracking.{key}": f"tracking.{key}=http://other"})
+        same = default_config({f"tracking.{key}": "http://one"})
+        check_conditions("all", same, {f"tracking.{key}": f"tracking.{key}=http://one"})
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("evaluate", {"evaluate.gate.max_drop.nvfp4": 0.1}, "the formats are fp8, int8_sq"),
+        ("import", {"launcher": "torchrun", "launcher.nodes": 2}, "only finetune uses several"),
+        ("build", {"engine": "hf", "engine.profile": "onnxruntime-int8-tp1-pp1"}, "is of engine="),
+        ("build", {"engine.precision": "fp32", "engine.profile": "onnxruntime-int8-tp1-pp1"},
+         "a precision of its own"),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_one_another(
+    stage: str, changes: dict[str, object], said: str
+) -> None:
+    given = {key: f"{key}={value}" for key, value in changes.items() if "." in key}
+    with pytest.raises(ConfigError, match=said):
+        check_conditions(stage, default_config(changes), given)
+
+
+def test_experiments_are_not_held_to_conditions() -> None:
+    """They are meant for several stages: packs, and a micro-batch for those who leave them."""
+    overrides = ["experiment=llama3_8b", "model.path=data/base_model"]
+    assert compose.from_command_line(["stage=config", *overrides])
+
+
+def test_variables_of_the_environment_are_read_or_refused() -> None:
+    config = default_config()
+    refused = [v.name for v in VARIABLES if v.state == "refused"]
+    assert refused == ["MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"]
+    for name in refused:
+        with pytest.raises(ConfigError, match=f"{name} is not read: .* or set tracking.enabled="):
+            check_environment(config, {name: "7"})
+        check_environment(config, {name: ""})
+        check_environment(default_config({"tracking.enabled": False}), {name: "7"})
+
+
+def test_variables_that_this_program_reads_are_in_the_table() -> None:
+    """Every name in upper case that the source looks up in the environment."""
+    listed = " ".join(variable.name for variable in VARIABLES)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "SERVE_API_KEY",
+                 "REMOTE_API_KEY", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):  # fmt: skip
+        assert name in listed
+        used = [f for f in (ROOT / "pipeline").rglob("*.py") if f'"{name}"' in f.read_text()]
+        assert [f for f in used if f.name != "environment.py"] or name == environment.EXPERIMENT
