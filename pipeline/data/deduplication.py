@@ -45,8 +45,9 @@ _SENTENCE_ENDS = (".", "!", "?", ":", "…")
 _RAISED = {ord(c): f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 _RAISED |= {ord(c): f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}
 _RANDOM = random.Random(0)  # its bits are the same in every version of Python
-_FACTORS = np.array([[_RANDOM.getrandbits(64) | 1] for _ in range(BANDS * ROWS)], np.uint64)
-_OFFSETS = np.array([[_RANDOM.getrandbits(64)] for _ in range(BANDS * ROWS)], np.uint64)
+# Processors multiply numbers of 32 bits several times as fast as those of 64.
+_FACTORS = np.array([[_RANDOM.getrandbits(32) | 1] for _ in range(BANDS * ROWS)], np.uint32)
+_OFFSETS = np.array([[_RANDOM.getrandbits(32)] for _ in range(BANDS * ROWS)], np.uint32)
 _MIXERS = np.array([[_RANDOM.getrandbits(64) | 1 for _ in range(ROWS)]], np.uint64)
 
 
@@ -350,6 +351,8 @@ class _NearIndex:
         """Numbers of similar texts, counted in the order of `add`; the most similar first."""
         of_bands = zip(self._buckets, _bands(text, self._passages), strict=True)
         shared = Counter(chain.from_iterable(buckets.get(band, ()) for buckets, band in of_bands))
+        if not shared:
+            return []
         candidates = shared if len(shared) <= MAX_BUCKET else dict(shared.most_common(MAX_BUCKET))
         texts = {number: self._texts[number] for number in candidates}
         cutoff = 100 * self._threshold
@@ -360,7 +363,9 @@ class _NearIndex:
 @lru_cache(maxsize=64)  # a row's text is searched among test questions and rows, and then added
 def _bands(text: str, passages: Passages) -> tuple[int, ...]:
     """One number for each band; equal for two texts with a probability of similarity ** ROWS."""
-    hashed = passages.distinguishing(shingles(text), MAX_BUCKET)
-    lowest: npt.NDArray[np.uint64] = (hashed * _FACTORS + _OFFSETS).min(axis=1)
-    mixed = (mix(lowest).reshape(BANDS, ROWS) * _MIXERS).sum(axis=1, dtype=np.uint64)
+    hashed = passages.distinguishing(shingles(text), MAX_BUCKET).astype(np.uint32)
+    lowest: npt.NDArray[np.uint32] = (hashed * _FACTORS + _OFFSETS).min(axis=1)
+    mixed = (mix(lowest.astype(np.uint64)).reshape(BANDS, ROWS) * _MIXERS).sum(
+        axis=1, dtype=np.uint64
+    )
     return tuple(mixed.tolist())

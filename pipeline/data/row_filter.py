@@ -18,6 +18,7 @@ from pipeline.data.rows import Conversation, Rejected
 from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.renderer import Chat
 
+STEP = 100  # rows between two reports of progress
 LEAK, EXACT, NEAR = "leaks a test question", "exact duplicate", "near duplicate"
 
 
@@ -91,17 +92,17 @@ class RowFilter:
         except Unusable as error:
             self._rows.append(_rejected(row, error))
 
-    def finish(self, advance: Callable[[], None] = lambda: None) -> None:
+    def finish(self, advance: Callable[[int], None] = lambda _: None) -> None:
         """Keep or reject every row.
 
         One training row moves to validation if that is empty, as it can be with few rows.
 
         Args:
-            advance: called after each row.
+            advance: called with the number of rows that were just compared.
         """
         comparison = _Comparison(self._settings, self._passages)
         rows, self._rows = self._rows, []
-        for row in rows:
+        for done, row in enumerate(rows, 1):
             if isinstance(row, Rejected):
                 self.rejected.append(row)
             else:
@@ -111,7 +112,8 @@ class RowFilter:
                     self.kept.append(self._keep(row))
                 except Unusable as error:
                     self.rejected.append(_rejected(row.row, error))
-            advance()
+            if done % STEP == 0 or done == len(rows):
+                advance((done - 1) % STEP + 1)
         training = [row for row in self.kept if row.split == "train"]
         splits = {row.split for row in self.kept}
         if self._settings.validation_share and "validation" not in splits and len(training) > 1:

@@ -65,7 +65,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         rows.add(row, is_test=is_test)
     with progress() as bar:
         task = bar.add_task("comparing rows", total=len(rows))
-        rows.finish(lambda: bar.advance(task))
+        rows.finish(lambda compared: bar.advance(task, compared))
     _write_rejected(rows.rejected, out / "rejected.jsonl")
     statistics = _statistics(rows, chat, [_name(file) for file in tests + training])
     _show_unused(statistics, config.data.ignore_fields)

@@ -26,7 +26,7 @@ class LoraHfSession(HfSession):
             if _is_linear(module)
         }
         self._others = frozenset(modules.keys() - self._linear.keys())
-        self._checked: list[tuple[Any, ...]] = []  # the adapter that was found to be right last
+        self._checked: list[tuple[Any, ...]] | None = None  # the adapter that was right last
         self._adapters: dict[str, str] = {}  # their names in PEFT, which allows no "."
         self._ids = itertools.count()
         self._rows = [NO_ADAPTER] * slots  # the adapter of each row, by its name in PEFT

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 SMALL_BYTES = 1 << 16  # needs no counting: 5 ms at most
 MAX_STRINGS = 20_000  # with the names of fields
-MAX_VALUES = 100_000  # beyond the token ids of the longest prompt
+MAX_VALUES = 50_000  # beyond the token ids of the longest prompt
 MAX_FIELDS = 100  # there are about 50
 
 
@@ -78,12 +78,9 @@ def size_of(value: Any, most: int) -> int:
         size += 1
         if isinstance(found, str):
             size += len(found)
-        elif isinstance(found, list):
-            size += len(found)
-            left += found[: most + 1]
-        elif isinstance(found, dict):
+        elif isinstance(found, list | dict):
             size += len(found)
             if size <= most:
-                left += found.keys()
-                left += found.values()
+                inner = [*found, *found.values()] if isinstance(found, dict) else found
+                left += [one for one in inner if isinstance(one, str | list | dict)]
     return size

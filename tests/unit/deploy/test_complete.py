@@ -14,7 +14,7 @@ from tools.complete import CHAIN, LOCK, SERVER, complete, needs, normal, read_lo
 OF_THE_IMAGES = set(
     "torch triton transformers nemo megatron lightning modelopt pulp vllm tensorrt_llm onnxruntime "
     "onnxruntime_genai transformer_engine transformer_engine_torch pynvml onnx onnx_ir nemo_run "
-    "invoke".split()
+    "fiddle invoke".split()
 )
 
 

@@ -116,7 +116,7 @@ def test_values_are_counted_outside_of_texts() -> None:
 
 
 def test_the_size_of_a_value_is_counted_up_to_a_limit() -> None:
-    assert size_of({"a": ["bc", 1, None]}, 100) == 1 + 1 + 2 + 1 + 3 + 1 + 2 + 1 + 1
+    assert size_of({"a": ["bc", 1, None]}, 100) == (1 + 1) + (1 + 1) + (1 + 3) + (1 + 2)
     assert size_of(["x"] * 10**6, 10) > 10
     assert size_of({str(i): i for i in range(10**5)}, 10) > 10
     nested: Any = []

@@ -397,33 +397,6 @@ def test_nothing_from_rows_and_names_controls_the_terminal(
     assert "\\x1b[2J" in shown.err
 
 
-def test_untrained_tokens_of_the_answers_are_told(
-    tree: dict[str, Any],
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
-    folder = add_random_weights(make_model_folder(tmp_path / "model", "demo"))
-    (tmp_path / "trained").mkdir()
-    prepare.run(configure(tree, folder, data), {}, tmp_path / "trained")
-    statistics = json.loads((tmp_path / "trained/statistics.json").read_text())
-    assert statistics["untrained_tokens"] == {"count": 0, "first": []}
-    assert "untrained output rows" not in capsys.readouterr().err
-
-    tensors = load_file(folder / "model.safetensors")
-    tokens = Chat.load(folder).encode(" fine")
-    tensors["lm_head.weight"][[*tokens, 300, 301, 302, 303]] = 0.1  # each other's like
-    save_file(tensors, folder / "model.safetensors")
-    prepare.run(configure(tree, folder, data), {}, tmp_path)
-    statistics = json.loads((tmp_path / "statistics.json").read_text())
-    untrained = statistics["untrained_tokens"]
-    assert {entry["id"] for entry in untrained["first"]} >= {tokens[-1]}
-    said = capsys.readouterr().err
-    assert f"{untrained['count']} tokens of your answers have untrained output rows" in said
-
-
 def test_a_shared_instruction_hides_no_rows(
     tree: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
@@ -467,3 +440,30 @@ def test_no_text_ends_the_stage(
     write(data / "train2.jsonl", pair(text, "Yes."), pair("What is this?", text))
     prepare.run(configure(tree, model, data), {}, tmp_path)
     assert (tmp_path / "statistics.json").is_file()
+
+
+def test_untrained_tokens_of_the_answers_are_told(
+    tree: dict[str, Any],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    folder = add_random_weights(make_model_folder(tmp_path / "model", "demo"))
+    (tmp_path / "trained").mkdir()
+    prepare.run(configure(tree, folder, data), {}, tmp_path / "trained")
+    statistics = json.loads((tmp_path / "trained/statistics.json").read_text())
+    assert statistics["untrained_tokens"] == {"count": 0, "first": []}
+    assert "untrained output rows" not in capsys.readouterr().err
+
+    tensors = load_file(folder / "model.safetensors")
+    tokens = Chat.load(folder).encode(" fine")
+    tensors["lm_head.weight"][[*tokens, 300, 301, 302, 303]] = 0.1  # each other's like
+    save_file(tensors, folder / "model.safetensors")
+    prepare.run(configure(tree, folder, data), {}, tmp_path)
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    untrained = statistics["untrained_tokens"]
+    assert {entry["id"] for entry in untrained["first"]} >= {tokens[-1]}
+    said = capsys.readouterr().err
+    assert f"{untrained['count']} tokens of your answers have untrained output rows" in said
