@@ -101,8 +101,8 @@ def most_excess(storage: Storage, rounding: float) -> float:
     scale. And near the middle of two values, such a scale decides for the other one, which adds a
     small part of the rounding (tests/unit/optimization/test_dequantize.py, on random weights,
     weights with heavy tails and with outliers). A scale that is 10 % off is beyond it in any
-    format. Scales in FP8 (NVFP4) have three bits of mantissa, and are rounded otherwise where joined layers
-    share the number that they are scaled by: 0.034 was seen.
+    format. Scales in FP8 (NVFP4) have three bits of mantissa, and are rounded otherwise where
+    joined layers share the number that they are scaled by: 0.034 was seen.
     """
     return math.hypot(0.05 if storage.scale_type == "F8_E4M3" else 0.02, 0.15 * rounding)
 
