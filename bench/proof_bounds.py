@@ -59,6 +59,7 @@ def random_model(folder: Path, family: str, seed: int, spread: float) -> Path:
         elif seed % 3 == 2 and weight.dim() == 2:  # columns with outliers, as real models have
             weight.data[:, :: weight.shape[1] // 8] *= 6
     model.to(torch.bfloat16).save_pretrained(folder)
+    Chat.load(ROOT / "data/base_model").save(folder)  # the builder reads a tokenizer
     return folder
 
 

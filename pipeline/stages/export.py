@@ -153,14 +153,18 @@ def _prove(
     form: str, table: Mapping[str, Mapping[str, float]], format: str, exclude: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The figures of a form, and what is wrong with it, in words."""
-    wrong = []
+    storage, wrong = FORMATS[format].storage, []
     for name, figures in table.items():
         left_out = any(fnmatch.fnmatch(name, f"*{pattern}*") for pattern in exclude)
-        due = FORMATS[format].quantized and name.endswith("_proj.weight") and not left_out
+        due = storage is not None and name.endswith("_proj.weight") and not left_out
         if due != ("excess" in figures):
             found, must = ("not quantized", "must be") if due else ("quantized", "must not be")
             wrong.append(f"{form}: {name} is {found}, and {must}")
-        elif due and not figures["excess"] <= (most := most_excess(figures["rounding"])):
+        elif (
+            due
+            and storage
+            and not figures["excess"] <= (most := most_excess(storage, figures["rounding"]))
+        ):
             wrong.append(
                 f"{form}: {name} unpacks to weights that are {figures['excess']:.1%} off beyond "
                 f"what rounding costs ({figures['rounding']:.1%}), and {most:.1%} is allowed"

@@ -15,7 +15,8 @@ def scores_of(version: ModelVersion) -> dict[str, float] | None:
     """Scores by question; None if the version has none, or its files cannot be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = download_artifacts(f"{version.source}/{SCORES}", dst_path=folder)
+            # Of the register stage's run: MLflow does not find a file below a logged model's URI.
+            file = download_artifacts(run_id=version.run_id, artifact_path=SCORES, dst_path=folder)
             found = json.loads(Path(file).read_text())
         except (MlflowException, OSError, ValueError):
             return None

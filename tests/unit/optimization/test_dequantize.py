@@ -245,13 +245,13 @@ def test_honest_rounding_has_no_excess_whatever_the_weights(
     weight, prescale = matrix(seed, kind), prescale_of(format, seed)
     how = Rounding(storage(format), None if prescale is None else prescale.bfloat16().float())
     found = beyond_rounding(written(format, weight, prescale), weight, how)
-    assert found["excess"] < 0.7 * most_excess(found["rounding"])
+    assert found["excess"] < 0.7 * most_excess(storage(format), found["rounding"])
     assert found["rounding"] > 0.002
 
 
 DAMAGES = {
     "every scale a fifth too large": lambda w: w * 1.2,
-    "every scale a twentieth too small": lambda w: w * 0.95,
+    "every scale a tenth too small": lambda w: w * 0.9,
     "the scales of one row a tenth too large": lambda w: torch.cat([w[:1] * 1.1, w[1:]]),
     "two rows exchanged": lambda w: torch.cat([w[1:2], w[:1], w[2:]]),
     "two columns exchanged": lambda w: torch.cat([w[:, 1:2], w[:, :1], w[:, 2:]], dim=1),
@@ -272,4 +272,7 @@ def test_damage_is_beyond_rounding(format: str, damage: str) -> None:
         how = Rounding(storage(format), prescale)
         found = beyond_rounding(ours, weight, how)
         single = storage(format).scale == "tensor" and damage.startswith("the scales of one row")
-        assert single or found["excess"] > 1.1 * most_excess(found["rounding"]), (kind, found)
+        assert single or found["excess"] > 1.1 * most_excess(storage(format), found["rounding"]), (
+            kind,
+            found,
+        )

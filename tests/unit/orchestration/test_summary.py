@@ -72,11 +72,11 @@ def test_a_person_sees_times_answers_accuracy_engine_and_what_to_do_next(
     bars = {
         line.replace(",", " ").split()[0]: line.count("█")
         for line in lines
-        if line.startswith(("base ", "tuned ", "fp8, ")) and "%" in line
+        if line.strip().startswith(("base ", "tuned ", "fp8, ")) and "%" in line
     }
     assert bars["base"] < bars["fp8"] <= bars["tuned"] < summary_view.BAR
     assert any("fp8, simulated" in line and "92.0%" in line for line in lines)
-    served = next(line for line in lines if line.startswith("served"))
+    served = next(line for line in lines if line.strip().startswith("served"))
     assert "90.0%" in served
     assert "onnxruntime int8, temperature 0" in served
     assert "gate passed" in text
