@@ -46,7 +46,7 @@ class Settings(Section):
         40_000_000, description="different tokens to make; steps beyond see them again"
     )
     least_occurrences: int = Field(
-        200, ge=0, description="of each token in the text; rare ones get documents of their own"
+        1000, ge=0, description="of each token in the text; rare ones get documents of their own"
     )
     checkpoint_every: Count = Field(1000, description="steps between checkpoints to resume from")
 

@@ -71,3 +71,13 @@ def test_a_tied_model_has_its_embedding(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     change(folder, {row: np.full(64, 0.1) for row in ALIKE})
     assert untrained_tokens(folder, read_shape(folder), dict.fromkeys(ALIKE, 1)) == []
+
+
+def test_the_bundled_model_can_say_every_token_that_text_has() -> None:
+    """Bytes that no UTF-8 text has, and the token of padding, are never trained."""
+    folder = Path("data/base_model")
+    shape = read_shape(folder)
+    found = untrained_tokens(folder, shape, dict.fromkeys(range(shape.vocab), 1))
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    names = {number: text for text, number in vocabulary.items()}
+    assert {names[token] for token in found} <= {"<|pad|>", *"ÀÁõö÷øùúûüýþÿ"}
