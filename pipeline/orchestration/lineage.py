@@ -35,6 +35,8 @@ PATHS = ("model.path", "data.folder")  # compared as places: two names may mean 
 # Stages outside the graph, and the artifacts that they read.
 OUTSIDE_INPUTS = {"serve": ("build",), "profiles": ("merge", "export")}
 ABSENT = "nothing"
+# Words that hold for a stage that does not read them, too.
+TRUE_OF_ALL = (f"launcher={LOCAL_LAUNCHER}", "tracking.enabled=false")
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _check_key(
     made: Mapping[str, Manifest],
     config: Config,
 ) -> None:
-    if is_read(stage, key) or word == f"launcher={LOCAL_LAUNCHER}":
+    if is_read(stage, key) or word in TRUE_OF_ALL:
         return
     if found := _recorded(key, made):
         _compare(stage, key, word, tree, found)

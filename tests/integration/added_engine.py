@@ -61,10 +61,13 @@ ECHO = EngineRecord(
 
 def commands(folder: Path) -> list[list[str]]:
     model = ("model=local", "model.name=echoed", f"model.path={folder / 'merge'}")
-    lengths = ("prepare.max_length=64", "engine.max_input_len=64", "engine.max_seq_len=128")
-    common = [f"artifacts={folder}", *model, *lengths, "engine.name=echo"]
-    stages = ("plan", "doctor", "profiles", "build")
-    return [["--help"], *([f"stage={name}", *common] for name in stages)]
+    here, engine = f"artifacts={folder}", "engine.name=echo"
+    return [
+        ["--help"],
+        ["stage=doctor", here],
+        *([f"stage={name}", here, *model, engine] for name in ("plan", "profiles")),
+        ["stage=build", here, engine],
+    ]
 
 
 def ask(folder: Path) -> str:

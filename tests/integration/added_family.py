@@ -76,8 +76,7 @@ def main(folder: Path) -> None:
     model = make_model_folder(folder / "other", "demo")
     add_random_weights(model, architectures=["OtherForCausalLM"], **sizes)
     named = ("model=local", "model.name=other", f"model.path={model}")
-    short = ("prepare.max_length=256", "engine.max_input_len=256", "engine.max_seq_len=384")
-    shown = run_commands(folder, *named, *short)
+    shown = run_commands(folder, *named)
     assert "other, " in shown["doctor"]
     closed = make_model_folder(folder / "closed", "demo")
     add_random_weights(closed, architectures=["ClosedForCausalLM"], **sizes)

@@ -9,10 +9,14 @@ from pipeline.__main__ import main as pipeline
 
 def run_commands(folder: Path, *settings: str) -> dict[str, str]:
     """What --help, plan, doctor and profiles print, with artifacts in a folder of their own."""
-    settings = (*settings, f"artifacts={folder / 'artifacts'}", "tracking.enabled=false")
+    common = (f"artifacts={folder / 'artifacts'}", "tracking.enabled=false")
     shown = {}
     for command in ("--help", "plan", "doctor", "profiles"):
-        arguments = [command] if command == "--help" else [f"stage={command}", *settings]
+        arguments = [command] if command == "--help" else [f"stage={command}", *common]
+        if command in ("plan", "profiles"):
+            arguments += settings
+        if command == "doctor":
+            arguments += [word for word in settings if word.startswith("model")]
         with redirect_stdout(io.StringIO()) as output:
             assert pipeline(arguments) == 0, (command, output.getvalue())
         shown[command] = output.getvalue()

@@ -116,6 +116,7 @@ def test_what_an_input_was_made_with_otherwise_is_refused(
         ("finetune", ("launcher=torchrun", "launcher.nodes=2", "tracking.enabled=false")),
         ("build", ("model.path=./data/../data/base_model",)),
         ("verify", ("launcher=local",)),
+        ("doctor", ("tracking.enabled=false",)),
     ],
 )
 def test_what_has_an_effect_or_is_as_it_was_made_is_accepted(
