@@ -70,7 +70,6 @@ HF = EngineRecord(
             "pipeline.engines.hf.record",
             "pipeline.engines.hf.session",
             "pipeline.engines.hf.lora",
-            "pipeline.engines.lora_files",
             "pipeline.engines.hf.embedder",
         ),
     ),
