@@ -35,11 +35,12 @@ _AUTHORIZATION = re.compile(rf"\b({_SCHEME})(?!\$\{{)[\w\-+/=.~:]{{8,}}")
 _URL_PASSWORD = re.compile(r"(\w://[^/\s:@]*):[^/\s]+@")
 _VALUE = rf"""(?P<value>"[^"\n]*"|'[^'\n]*'|{_SCHEME}?[^\s"',;&{{}}\[\]()]+)"""
 _PAIRS = (
-    # name=value and "name": "value"
-    re.compile(rf"""(?P<name>[\w.\-]+)(?P<between>["']?\s?=\s?|["']\s?:\s?){_VALUE}"""),
-    re.compile(rf"(?P<name>--[\w\-]+)(?P<between>\s+)(?!-){_VALUE}"),
+    # name=value and "name": "value". A name begins where a word does and is read once: the time of
+    # a search is that of reading the text.
+    re.compile(rf"""(?<![\w.\-])(?P<name>[\w.\-]++)(?P<between>["']?\s?=\s?|["']\s?:\s?){_VALUE}"""),
+    re.compile(rf"(?<![\w\-])(?P<name>--[\w\-]++)(?P<between>\s+)(?!-){_VALUE}"),
     # A line of headers or of YAML, or a header in quotes.
-    re.compile(rf"(?m)(?P<name>(?:^|(?<=['\"]))[ +\-]*[\w.\-]+)(?P<between>:[ ]+){_VALUE}"),
+    re.compile(rf"(?m)(?P<name>(?:^|(?<=['\"]))[ +\-]*+[\w.\-]++)(?P<between>:[ ]+){_VALUE}"),
 )
 REFERENCE = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)\s*(?:,([^}]*))?\}")
 _SHORTEST = 8  # of a value that is masked wherever it occurs: a shorter one may be a common word
