@@ -37,7 +37,9 @@ _VALUE = rf"""(?P<value>"[^"\n]*"|'[^'\n]*'|{_SCHEME}?[^\s"',;&{{}}\[\]()]+)"""
 _PAIRS = (
     # name=value and "name": "value". A name begins where a word does and is read once: the time of
     # a search is that of reading the text.
-    re.compile(rf"""(?<![\w.\-])(?P<name>[\w.\-]++)(?P<between>["']?\s?=\s?|["']\s?:\s?){_VALUE}"""),
+    re.compile(
+        rf"""(?<![\w.\-])(?P<name>[\w.\-]++)(?P<between>["']?\s?=\s?|["']\s?:\s?){_VALUE}"""
+    ),
     re.compile(rf"(?<![\w\-])(?P<name>--[\w\-]++)(?P<between>\s+)(?!-){_VALUE}"),
     # A line of headers or of YAML, or a header in quotes.
     re.compile(rf"(?m)(?P<name>(?:^|(?<=['\"]))[ +\-]*+[\w.\-]++)(?P<between>:[ ]+){_VALUE}"),

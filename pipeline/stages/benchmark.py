@@ -53,7 +53,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
     settings, model = config.benchmark, config.model.name
     build = inputs["build"].require("engine")
-    check_answer_length(settings.max_tokens, Description.read(build.path).max_seq_len)
     dataset = inputs["prepare"].require("dataset").path
     rows = read_split(dataset, "test")
     if not rows:
@@ -65,6 +64,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             f"{evaluated.path} was made from another dataset than {dataset}: run "
             "`python -m pipeline stage=evaluate` again with matching settings"
         )
+    check_answer_length(settings.max_tokens, Description.read(build.path).max_seq_len)
     scratch = out / SCRATCH
     scratch.mkdir(exist_ok=True)
     levels = []

@@ -24,8 +24,14 @@ SETTINGS = [
 
 
 def command(folder, stage, *overrides):
-    # A stage takes the settings that it reads, and refuses those of later ones.
-    given = [word for word in overrides if is_read(stage, word.partition("=")[0])]
+    # A stage takes the settings that it reads, and refuses those of later ones. The benchmark asks
+    # as the evaluation did.
+    given = [
+        word
+        for word in overrides
+        if is_read(stage, word.partition("=")[0])
+        or (stage == "benchmark" and word.startswith("evaluate."))
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", f"stage={stage}", f"artifacts={folder}", *given],
         cwd=ROOT,

@@ -22,7 +22,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from pipeline.config.register import RegisterConfig
 from pipeline.config.schema import Config
 from pipeline.config.tracking import TrackingConfig
 from pipeline.core.errors import ArtifactError
@@ -361,7 +360,9 @@ def test_a_registered_engine_is_found_by_number_and_by_alias(artifacts: Path) ->
     offer_to(sender, 180)
     offer_to(sender, 160)
     config = compose.from_command_line(["stage=serve", f"artifacts={artifacts}"])[2]
-    config = config.model_copy(update={"register_": RegisterConfig(name="bank-model")})
+    config = config.model_copy(
+        update={"register_": config.register_.model_copy(update={"name": "bank-model"})}
+    )
     found = engine_of("champion", config)
     assert (found.artifact.path, found.title) == (artifacts / "build", "version 1 (champion)")
     there = r"no version best: choose one of 1, 2, candidate \(2\), champion \(1\)"
