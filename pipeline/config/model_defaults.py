@@ -38,18 +38,33 @@ def fill(tree: Tree) -> Tree:
         return tree  # which is refused when it is validated
     tree = {**tree, **{name: dict(tree[name]) for name in sections}}
     sizes = _sizes(tree["model"].get("path"))
-    longest = min(LONGEST, sizes.get("max_position_embeddings", LONGEST))
     engine, training = tree["engine"], tree["finetune"]
-    _default(tree["prepare"], "max_length", longest)
-    _default(engine, "max_seq_len", longest)
-    served = int(_number(engine["max_seq_len"], longest))
-    answer = served // PROMPT_SHARE
-    _default(engine, "max_input_len", served - answer)
+    _default(tree["prepare"], "max_length", _longest(sizes))
+    answer = _fill_lengths(engine, sizes)
     _default(tree["evaluate"], "max_new_tokens", max(1, min(ANSWER, answer)))
     _default(tree["benchmark"], "max_tokens", tree["evaluate"]["max_new_tokens"])
     _default(training, "learning_rate", rate(training.get("method"), sizes.get("hidden_size")))
     _default(training, "min_learning_rate", _number(training["learning_rate"], 0.0) / FALL)
     return tree
+
+
+def fill_engine(engine: Tree, folder: str) -> None:
+    """Fill in the lengths of an engine section, in place, from a model's folder."""
+    _fill_lengths(engine, _sizes(folder))
+
+
+def _fill_lengths(engine: Tree, sizes: Mapping[str, int]) -> int:
+    """The tokens of a served sequence that are left for the answer."""
+    longest = _longest(sizes)
+    _default(engine, "max_seq_len", longest)
+    served = int(_number(engine["max_seq_len"], longest))
+    answer = served // PROMPT_SHARE
+    _default(engine, "max_input_len", served - answer)
+    return answer
+
+
+def _longest(sizes: Mapping[str, int]) -> int:
+    return min(LONGEST, sizes.get("max_position_embeddings", LONGEST))
 
 
 def rate(method: object, hidden: int | None) -> float:

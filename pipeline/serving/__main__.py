@@ -58,7 +58,7 @@ def _serve(given: argparse.Namespace) -> None:
     from pipeline.serving.container.launch import is_built
     from pipeline.serving.server import serve
 
-    settings, engine = read_settings(given.settings)
+    settings, engine = read_settings(given.settings, given.engine)
     if settings.version is not None:
         raise ConfigError("serve.version is for stage=serve: here, give the folder with --engine")
     if not given.model.strip():
@@ -97,10 +97,13 @@ def _inherited_socket(fd: int) -> socket.socket:
         ) from error
 
 
-def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig | None]":
+def read_settings(
+    overrides: Sequence[str], folder: Path
+) -> "tuple[ServeConfig, EngineConfig | None]":
     """The serve section of conf/ with overrides, and the engine section if an override is in it.
 
-    Does not use Hydra, which would take a second.
+    Does not use Hydra, which would take a second. folder: of the model, which decides the lengths
+    that are not given.
 
     Raises:
         ConfigError: an override is malformed, names no setting, or has a wrong value.
@@ -109,6 +112,7 @@ def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig 
     from pydantic import ValidationError
 
     from pipeline.config.engine import EngineConfig
+    from pipeline.config.model_defaults import fill_engine
     from pipeline.config.section import explain
     from pipeline.config.serve import ServeConfig
     from pipeline.core.paths import CONF
@@ -133,6 +137,7 @@ def read_settings(overrides: Sequence[str]) -> "tuple[ServeConfig, EngineConfig 
         except yaml.YAMLError:
             raise ConfigError(f"{override!r}: the value is not valid YAML: quote it") from None
         given.add(section)
+    fill_engine(trees["engine"], str(folder))
     section = "serve"
     try:
         settings = ServeConfig.model_validate(trees[section])

@@ -149,7 +149,7 @@ def test_both_exports_hold_the_source_weights(
     ranks = sorted(file.name for file in (tmp_path / "qnemo").glob("*.safetensors"))
     assert ranks == [f"rank{rank}.safetensors" for rank in range(tensor * pipeline)]
     assert outcome.proof["qnemo"]["tensors"] == 2 * 9 + 3
-    assert outcome.metrics["largest_excess/hf"] < 0.04
+    assert outcome.metrics["largest_excess/hf"] < 0.05
     claimed = json.loads((tmp_path / "hf" / "config.json").read_text()).get("quantization_config")
     assert (claimed is None) == (name == "none")
     chat = Chat.load(tmp_path / "qnemo")

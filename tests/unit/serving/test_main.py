@@ -87,14 +87,21 @@ def test_bad_defaults_of_a_model_are_found_before_its_engine_is_opened(
     settings = ["serve.port=0", "engine.name=remote", "engine.arguments.model=m"]
     settings += ["engine.arguments.base_url=http://127.0.0.1:9/v1"]
     assert main(["--engine", str(folder), "--model", "bank", *settings]) == 3
-    assert "generation_config.json is not valid JSON" in capfd.readouterr().err.splitlines()[-1]
+    assert "generation_config.json cannot be read" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_engine_arguments_can_be_set_one_by_one_or_together() -> None:
+def test_engine_arguments_can_be_set_one_by_one_or_together(folder: Path) -> None:
     given = ['engine.arguments={"model": "m"}', "engine.arguments.base_url=http://a:1/v1"]
-    engine = read_settings(given)[1]
+    engine = read_settings(given, folder)[1]
     assert engine
     assert engine.arguments == {"model": "m", "base_url": "http://a:1/v1"}
+
+
+def test_lengths_that_are_not_given_follow_from_the_model(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 128}))
+    engine = read_settings(["engine.name=auto"], folder)[1]
+    assert engine
+    assert (engine.max_seq_len, engine.max_input_len) == (128, 96)
 
 
 def test_a_built_engine_is_not_opened_as_anything_else(

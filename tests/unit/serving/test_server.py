@@ -87,8 +87,8 @@ def test_the_models_own_defaults_are_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "words"),
     [
-        ("{bad", "is not valid JSON"),
-        ("[]", "must hold a JSON object"),
+        ("{bad", "cannot be read"),
+        ("[]", "does not hold a JSON object"),
         ('{"temperature": "hot"}', "temperature='hot': Input should be a valid number"),
         ('{"temperature": -1}', "temperature=-1: Input should be greater than or equal to 0"),
         ('{"top_k": 1e400}', "top_k=inf: "),

@@ -63,7 +63,7 @@ def test_without_a_model_the_error_names_what_to_mount(tmp_path: Path) -> None:
 def test_variables_of_nvidias_operator_are_accepted(hf: Path, tmp_path: Path) -> None:
     given = {**OF_THE_OPERATOR, "NIM_MODEL_NAME": str(hf), "NIM_CACHE_PATH": str(tmp_path)}
     started = nim_variables.translate(given)
-    settings, _ = read_settings(settings_of(started.command()))
+    settings, _ = read_settings(settings_of(started.command()), hf)
     assert (settings.port, settings.host) == (9000, "0.0.0.0")
     assert started.environment["HF_HOME"] == f"{tmp_path}/huggingface"
 
@@ -86,7 +86,7 @@ def test_an_hf_folder_is_served_with_the_variables_settings(hf: Path) -> None:
     )
     command = started.command()
     assert command[:2] == [f"--engine={hf}", "--model=support-8b"]
-    settings, engine = read_settings(settings_of(command))
+    settings, engine = read_settings(settings_of(command), hf)
     assert (settings.drain_delay, settings.record) == (9, Path("/records of today"))
     assert settings.log_content
     assert settings.adapters == hf
@@ -102,7 +102,7 @@ def test_an_hf_folder_is_served_with_the_variables_settings(hf: Path) -> None:
 
 def test_an_hf_folder_is_served_by_the_best_profile_if_none_is_named(hf: Path) -> None:
     engine = read_settings(
-        settings_of(nim_variables.translate({"NIM_MODEL_PATH": str(hf)}).command())
+        settings_of(nim_variables.translate({"NIM_MODEL_PATH": str(hf)}).command()), hf
     )[1]
     assert engine
     assert (engine.name, engine.profile) == ("auto", None)
@@ -111,7 +111,7 @@ def test_an_hf_folder_is_served_by_the_best_profile_if_none_is_named(hf: Path) -
 def test_profiles_are_named_as_nim_or_we_name_them(hf: Path) -> None:
     for given in ("tensorrt_llm-fp8-tp2-pp1", "trtllm-fp8-tp2-pp1"):
         started = nim_variables.translate({"NIM_MODEL_PATH": str(hf), "NIM_MODEL_PROFILE": given})
-        engine = read_settings(settings_of(started.command()))[1]
+        engine = read_settings(settings_of(started.command()), hf)[1]
         assert engine
         assert (engine.name, engine.profile) == ("trtllm", "trtllm-fp8-tp2-pp1")
 
@@ -127,7 +127,7 @@ def test_tensorrt_llm_has_names_of_its_own(hf: Path) -> None:
             "NIM_DISABLE_CUDA_GRAPH": "1",
         }
     )
-    engine = read_settings(settings_of(started.command()))[1]
+    engine = read_settings(settings_of(started.command()), hf)[1]
     assert engine
     assert engine.arguments == {
         "tensor_parallel_size": 2,
@@ -145,7 +145,7 @@ def test_an_engine_is_opened_as_it_was_built(built: Path) -> None:
     command = nim_variables.translate(
         {"NIM_FT_MODEL": str(built), "NIM_MODEL_PROFILE": "onnxruntime"}
     ).command()
-    assert read_settings(settings_of(command))[1] is None
+    assert read_settings(settings_of(command), built)[1] is None
     with pytest.raises(ConfigError, match=r"NIM_MAX_MODEL_LEN cannot be changed.*built engine"):
         nim_variables.translate({"NIM_MODEL_PATH": str(built), "NIM_MAX_MODEL_LEN": "4096"})
     for name in ("vllm", "onnxruntime-fp32-tp1-pp1", "onnxruntime-int8-tp1-pp1-feat_lora"):
@@ -168,7 +168,8 @@ def test_a_runtimes_own_argument_is_passed_through(hf: Path) -> None:
     given = {"NIM_MODEL_PATH": str(hf), "NIM_MODEL_PROFILE": "vllm"}
     passed = "engine.arguments.max_num_batched_tokens=2048"
     engine = read_settings(
-        settings_of(nim_variables.translate({**given, "NIM_PASSTHROUGH_ARGS": passed}).command())
+        settings_of(nim_variables.translate({**given, "NIM_PASSTHROUGH_ARGS": passed}).command()),
+        hf,
     )[1]
     assert engine
     assert engine.arguments == {"max_num_batched_tokens": 2048}
