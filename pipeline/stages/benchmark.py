@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STAGE = Stage(
     version=2,
-    libraries=("fastapi", "uvicorn", "httpx", "aiohttp", "numpy"),
+    libraries=("fastapi", "uvicorn", "httpx", "aiohttp", "numpy", "tokenizers", "jinja2"),
 )
 
 
