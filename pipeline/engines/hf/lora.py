@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.engines.hf.lora_weights import check_weights
 from pipeline.engines.hf.session import HfSession
-from pipeline.engines.lora_files import CONFIG, WEIGHTS, check_weights, read_settings
+from pipeline.engines.lora_settings import CONFIG, WEIGHTS, read_settings
 
 NO_ADAPTER = "__base__"  # PEFT's name for the model without one
 
@@ -105,7 +106,7 @@ class _Structure:
     """Every module of a model, with its attributes and children, but not the values of weights.
 
     PEFT changes a model in many places, and cannot undo it all. It changes no weight's value for
-    the settings that lora_files.py lets through.
+    the settings that lora_settings.py lets through.
     """
 
     def __init__(self, model: Any) -> None:

@@ -70,6 +70,7 @@ HF = EngineRecord(
             "pipeline.engines.hf.record",
             "pipeline.engines.hf.session",
             "pipeline.engines.hf.lora",
+            "pipeline.engines.hf.lora_weights",
             "pipeline.engines.hf.embedder",
         ),
     ),

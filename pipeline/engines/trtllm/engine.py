@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.core.errors import DataError
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling
 from pipeline.engines.gpu_requests import adapter_of, guide_arguments, tokens_of
-from pipeline.engines.lora_files import read_settings, refuse_patterns
+from pipeline.engines.lora_settings import read_settings, refuse_patterns
 from pipeline.engines.token_stream import PushedStream
 from pipeline.engines.trtllm.build import ENGINE_FOLDER, FEATURES
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import DataError
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling, Token
 from pipeline.engines.gpu_requests import adapter_of, guide_arguments, tokens_of
-from pipeline.engines.lora_files import read_settings, refuse_patterns
+from pipeline.engines.lora_settings import read_settings, refuse_patterns
 from pipeline.engines.vllm.arguments import FEATURES
 
 if TYPE_CHECKING:

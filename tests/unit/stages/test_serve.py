@@ -20,7 +20,7 @@ def test_what_was_built_last_or_a_registered_version(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    kept = make_artifact(tmp_path / ".variants", "build-1", "engine")
+    kept = make_artifact(tmp_path / ".variants", "build", "engine")
     opened, asked = [], []
 
     def stand_in(folder: Path, listening: Any, **options: Any) -> bool:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
-from pipeline.engines import lora_files
+from pipeline.engines import lora_settings
 from pipeline.engines.hf.lora import LoraHfSession
-from pipeline.engines.lora_files import CONFIG, EMPTY_ONLY, FOLLOWED, WEIGHTS, WITHOUT_EFFECT
+from pipeline.engines.lora_settings import CONFIG, EMPTY_ONLY, FOLLOWED, WEIGHTS, WITHOUT_EFFECT
 from pipeline.models import hf_model
 from tests.unit.engines.hf.test_session import (
     MAX_SEQ_LEN,
@@ -154,7 +154,7 @@ def test_a_setting_without_effect_is_taken_only_as_such(
     session.check_adapter(adapter)
     odd: Any = ["lm_head"] if key == "modules_to_save" else {"odd": [[0, 2]]}
     change_config(adapter, CONFIG, **{key: odd})
-    if WITHOUT_EFFECT.get(key) is lora_files._anything:
+    if WITHOUT_EFFECT.get(key) is lora_settings._anything:
         session.check_adapter(adapter)
     else:
         with pytest.raises(ValueError, match=f"{key}|not plain LoRA"):
