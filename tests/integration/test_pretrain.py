@@ -23,6 +23,7 @@ def test_a_model_is_made_from_nothing(tmp_path: Path) -> None:
         vocabulary=400,
         sequence_length=64,
         corpus_tokens=20_000,
+        least_occurrences=0,
         batch_size=8,
         micro_batch_size=8,
         steps=30,
