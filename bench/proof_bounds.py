@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from bench.origin import origin
 from pipeline.core.paths import ROOT
 from pipeline.engines.onnxruntime import build as onnxruntime
 from pipeline.engines.onnxruntime.session import DecoderSession
@@ -33,11 +34,13 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.models.divergence import Divergence, divergence
 from pipeline.optimization import logit_probes, ptq
 
+PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "nvidia-modelopt")
 PRECISIONS = ("fp32", "int8", "int4")
 FAMILIES = ("Llama", "Qwen2", "Mistral")
+# The vocabulary is that of the bundled tokenizer: the engine's builder takes it from there.
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
-         "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 4}  # fmt: skip
+         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2048,
+         "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
 LENGTH = 96  # tokens of a row
 Probes = list[tuple[list[int], list[int]]]
 
@@ -205,7 +208,8 @@ def main() -> None:
     def add(name: str, folder: Path, probes: Probes) -> None:
         rows.append(measure(name, folder, probes))
         show(rows[-1])
-        content = {"models": rows, "summary": summary(rows)}
+        made = origin("python -m bench.proof_bounds", PACKAGES)
+        content = {**made, "models": rows, "summary": summary(rows)}
         options.out.write_text(json.dumps(content, indent=1) + "\n")
 
     def add_real(folder: Path) -> None:

@@ -41,10 +41,7 @@ def test_rounding_passes_and_damage_does_not(folder: Path) -> None:
     model: Any = hf_model.load_model(folder, dtype="float32")
     probes = random_probes(model.config.vocab_size, seed=0)
     reference = logit_probes.logits_at(model, probes)
-    wide = float(model.lm_head.weight.std()) > 0.05
     for precision, bits in (("int8", 8), ("int4", 4)):
-        if wide and precision == "int4":
-            continue  # a model with weights this wide loses a third of what it knows: no bound fits
         coarse: Any = hf_model.load_model(folder, dtype="float32")
         for name, weight in coarse.named_parameters():
             if name.endswith("_proj.weight"):
@@ -62,7 +59,9 @@ def test_rounding_passes_and_damage_does_not(folder: Path) -> None:
 def test_bounds_are_those_of_the_measurements() -> None:
     """Each bound leaves room for the honest engines, and none for a damaged graph in float32."""
     found = json.loads(RESULTS.read_text())
-    assert "base_model" in {row["model"] for row in found["models"]}
+    models = {row["model"] for row in found["models"]}
+    assert "base_model" in models
+    assert len(models) >= 10
     for precision, bound in BOUNDS.items():
         worst = found["summary"]["engines"][precision]
         assert worst["largest_loss"] < bound.loss / 2
