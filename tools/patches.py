@@ -77,7 +77,7 @@ def fault(name: str, patch: Patch) -> str:
     if found == patch.digest:
         return ""
     return (
-        f"{name}: the code of {patch.library} {installed_version(patch.library)} in "
+        f"{name}: the code of {patch.distribution} {installed_version(patch.distribution)} in "
         f"{', '.join(patch.sources)} is not that of {patch.version}. Read it, correct the "
         f"replacement, then record the version and the digest {found!r}"
     )
@@ -170,7 +170,7 @@ def _row(patch: Patch) -> str:
     shown = ", ".join(f"`{name}`" for name in names)
     where = {"all": "every machine"}.get(patch.where, patch.where)
     link = f" ([upstream]({patch.link}))" if patch.link else ""
-    cells = [f"`{module}`: {shown}", f"{patch.library} {patch.version}", where]
+    cells = [f"`{module}`: {shown}", f"{patch.distribution} {patch.version}", where]
     cells.append(patch.reason + link)
     if patch.required:
         cells.append(patch.required)
@@ -180,7 +180,9 @@ def _row(patch: Patch) -> str:
 def main() -> None:
     PAGE.write_text(page())
     print(f"written: {PAGE.relative_to(ROOT)}")
-    found = {name: patch for name, patch in patches().items() if installed_version(patch.library)}
+    found = {
+        name: patch for name, patch in patches().items() if installed_version(patch.distribution)
+    }
     faults = [text for name, patch in found.items() if (text := fault(name, patch))]
     print("\n".join(faults) or f"{len(found)} records fit what is installed")
     sys.exit(bool(faults))

@@ -1,6 +1,6 @@
 """Attributes of libraries that are replaced while a block runs, each with a record of the reason.
 
-    ROWS = Patch(owner="library.module:Class", names=("method",), library="library", ...)
+    ROWS = Patch(owner="library.module:Class", names=("method",), distribution="library", ...)
     with replaced(ROWS.by(method=ours)):
         ...
 
@@ -31,7 +31,7 @@ class Patch:
 
     owner: "package.module" or "package.module:Class".
     names: the attributes.
-    library, version: the distribution that the replacement was written for.
+    distribution, version: what the replacement was written for.
     reason: why it is needed, in one sentence.
     digest: of the source of `sources`; it changes when the library's code does.
     reads: further code that the replacement relies on, as "package.module:Class.function".
@@ -44,7 +44,7 @@ class Patch:
 
     owner: str
     names: tuple[str, ...]
-    library: str
+    distribution: str
     version: str
     reason: str
     digest: str
@@ -88,7 +88,7 @@ def other_versions(patches: Iterable[Patch], installed: Mapping[str, str]) -> st
     installed: versions by distribution. "" if all are the same, or not installed. A build's suffix,
     as in 2.13.0+cpu, does not count.
     """
-    written_for = {patch.library: patch.version for patch in patches}
+    written_for = {patch.distribution: patch.version for patch in patches}
     differing = [
         f"{library} {found} (patches: {written_for[library]})"
         for library in sorted(written_for)

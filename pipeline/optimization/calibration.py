@@ -22,7 +22,7 @@ NOT_FINITE = (
 LARGEST_VALUES = Patch(
     owner="modelopt.torch.quantization.calib:MaxCalibrator",
     names=("collect",),
-    library="nvidia-modelopt",
+    distribution="nvidia-modelopt",
     version="0.37.0",
     reason=(
         "It waits for the GPU three times for each layer's weight and input, and searches the "

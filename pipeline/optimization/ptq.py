@@ -44,7 +44,7 @@ Batches = Sequence[Sequence[Sequence[int]]]
 FP8_ROUNDING = Patch(
     owner="modelopt.torch.quantization.tensor_quant",
     names=("get_cuda_ext_fp8", "fp8_eager"),
-    library="nvidia-modelopt",
+    distribution="nvidia-modelopt",
     version="0.37.0",
     reason=(
         "It compiles a CUDA kernel on each machine, which takes longer than calibrating 8 B. torch "

@@ -123,7 +123,7 @@ def _report_patches(patches: str) -> None:
         console.print(
             "finetune.patches=none: only the required patches are applied (see docs/patches.md)"
         )
-    installed = hardware.installed_versions({patch.library for patch in PATCHES})
+    installed = hardware.installed_versions({patch.distribution for patch in PATCHES})
     if others := other_versions(PATCHES, installed):
         console.print(
             f"[yellow]Patches were written for other versions[/]: {others}. Run `make patches` to "

@@ -4,7 +4,7 @@ import pytest
 
 from tools import patches as tool
 
-PATCHES = {n: p for n, p in tool.patches().items() if p.library == "transformer-engine"}
+PATCHES = {n: p for n, p in tool.patches().items() if p.distribution == "transformer-engine"}
 
 
 @pytest.mark.parametrize("name", PATCHES)

@@ -11,7 +11,7 @@ from pipeline.core.paths import ROOT
 from tools import patches as tool
 
 PATCHES = tool.patches()
-INSTALLED = [name for name, patch in PATCHES.items() if installed_version(patch.library)]
+INSTALLED = [name for name, patch in PATCHES.items() if installed_version(patch.distribution)]
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -20,7 +20,7 @@ def test_the_installed_code_is_what_the_patch_was_written_for(name: str) -> None
 
 
 def test_only_transformer_engine_is_left_to_the_gpu_tests() -> None:
-    others = {PATCHES[name].library for name in PATCHES.keys() - INSTALLED}
+    others = {PATCHES[name].distribution for name in PATCHES.keys() - INSTALLED}
     assert others <= {"transformer-engine"}
     assert len(INSTALLED) > 40
 

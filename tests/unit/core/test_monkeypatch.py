@@ -57,7 +57,7 @@ def test_the_sources_are_the_names_and_what_the_replacement_relies_on() -> None:
 
 
 def test_other_versions_are_named_and_a_builds_suffix_is_none() -> None:
-    patches = [record("torch", "a"), record("numpy", "b", library="numpy", version="1.26.4")]
+    patches = [record("torch", "a"), record("numpy", "b", distribution="numpy", version="1.26.4")]
     assert other_versions(patches, {"torch": "2.13.0+cpu"}) == ""
     assert other_versions(patches, {"torch": "2.11.0+cu130", "numpy": "1.26.4"}) == (
         "torch 2.11.0+cu130 (patches: 2.13.0)"
