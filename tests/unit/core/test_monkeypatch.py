@@ -17,8 +17,8 @@ class Derived(Base):
     pass
 
 
-def record(owner: str, *names: str, library: str = "torch", version: str = "2.13.0") -> Patch:
-    return Patch(owner, names, library, version, "a test", digest="")
+def record(owner: str, *names: str, distribution: str = "torch", version: str = "2.13.0") -> Patch:
+    return Patch(owner, names, distribution, version, "a test", digest="")
 
 
 def test_what_was_there_is_restored_after_an_error() -> None:
