@@ -44,8 +44,20 @@ Rate = Annotated[float, Field(gt=0, le=1)]  # of learning: above 1 numbers overf
 Place = Annotated[Path, BeforeValidator(_not_empty)]
 
 
+class _Check:
+    """Annotation of a text that is checked after its type."""
+
+    def check(self, text: str) -> str:
+        raise NotImplementedError
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
 @dataclass(frozen=True)
-class Choice:
+class Choice(_Check):
     """Annotation of a text that names a record of a table, or one of the other words.
 
     each: a field of the records with names; then it is one of those, of any record.
@@ -62,19 +74,14 @@ class Choice:
             return [*self.others, *dict.fromkeys(found)]
         return [*records, *self.others]
 
-    def check(self, name: str) -> str:
-        if name in self.others:
-            return name
+    def check(self, text: str) -> str:
+        if text in self.others:
+            return text
         if not self.each:
-            table(self.kind)[name]
-        elif name not in self.names():
+            table(self.kind)[text]
+        elif text not in self.names():
             raise ValueError(f"choose from {', '.join(self.names())}")
-        return name
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
+        return text
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
@@ -83,7 +90,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(_Check):
     """Annotation of a text of a certain form. words: what it should be, for messages."""
 
     pattern: str
@@ -93,11 +100,6 @@ class Form:
         if not re.fullmatch(self.pattern, text):
             raise ValueError(f"give {self.words}")
         return text
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler

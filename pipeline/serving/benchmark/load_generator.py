@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import PipelineError
-
-TIMEOUT_SECONDS = 120
+from pipeline.serving.benchmark.concurrency import send_all
 
 
 @dataclass(frozen=True)
@@ -54,29 +53,9 @@ def run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: in
 
 
 async def _run_load(base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int) -> Level:
-    import aiohttp
-
-    answers: dict[int, TimedResponse] = {}
-    left = iter(enumerate(bodies))
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=concurrency),
-        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
-    ) as session:
-
-        async def work() -> None:
-            for index, body in left:
-                answers[index] = await send_request(session, f"{base_url}/chat/completions", body)
-
-        begin = time.perf_counter()
-        try:
-            await asyncio.gather(*(work() for _ in range(concurrency)))
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise PipelineError(
-                f"the server at {base_url} did not respond ({type(error).__name__}: {error}): "
-                "check its log and that it is still running"
-            ) from error
-        seconds = time.perf_counter() - begin
-    return Level(concurrency, seconds, [answers[i] for i in range(len(bodies))])
+    begin = time.perf_counter()
+    answers = await send_all(base_url, bodies, concurrency, send_request)
+    return Level(concurrency, time.perf_counter() - begin, answers)
 
 
 async def send_request(session: Any, url: str, body: Mapping[str, Any]) -> TimedResponse:

@@ -6,14 +6,14 @@ which runs on, and a seed, so that sampling can be repeated.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import PipelineError
 from pipeline.models.chat.messages import Message
+from pipeline.serving.benchmark.concurrency import send_all
 
-TIMEOUT_SECONDS = 600  # of an answer, as serve.request_timeout
 TOO_LONG = "context_length_exceeded"
 
 
@@ -63,39 +63,14 @@ def ask_all(
     Raises:
         PipelineError: the server fails, or refuses a request for another reason than its length.
     """
-    return asyncio.run(_ask_all(base_url, requests, concurrency, advance))
 
+    async def send(session: Any, url: str, body: Mapping[str, Any]) -> Reply:
+        async with session.post(url, json=body) as response:
+            reply = _reply(url, response.status, await response.json())
+        advance()
+        return reply
 
-async def _ask_all(
-    base_url: str,
-    requests: Sequence[dict[str, Any]],
-    concurrency: int,
-    advance: Callable[[], None],
-) -> list[Reply]:
-    import aiohttp
-
-    replies: dict[int, Reply] = {}
-    left = iter(enumerate(requests))
-    url = f"{base_url}/chat/completions"
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=concurrency),
-        timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
-    ) as session:
-
-        async def work() -> None:
-            for index, body in left:
-                async with session.post(url, json=body) as response:
-                    replies[index] = _reply(url, response.status, await response.json())
-                advance()
-
-        try:
-            await asyncio.gather(*(work() for _ in range(concurrency)))
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise PipelineError(
-                f"the server at {base_url} did not respond ({type(error).__name__}: {error}): "
-                "check its log and that it is still running"
-            ) from error
-    return [replies[number] for number in range(len(requests))]
+    return asyncio.run(send_all(base_url, requests, concurrency, send))
 
 
 def _reply(url: str, status: int, answer: Any) -> Reply:
