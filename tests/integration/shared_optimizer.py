@@ -92,7 +92,7 @@ def shared_optimizer() -> Iterator[None]:
     vars(kernels).update(adam=adam)
     vars(optimizers).update(FusedAdam=FusedAdam)
     ddp, options = nemo_training.DistributedDataParallelConfig, nemo_training.OptimizerConfig
-    precision, type_of = nl.MegatronMixedPrecision, Tensor.type
+    precision, type_of = nl.MegatronMixedPrecision.__init__, Tensor.type
 
     def options_of(**given: Any) -> Any:
         made = options(**{**given, "use_distributed_optimizer": True, "bf16": True})
@@ -100,10 +100,10 @@ def shared_optimizer() -> Iterator[None]:
         made.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
         return made
 
-    def bfloat16(**given: Any) -> Any:
-        return precision(
-            precision="bf16-mixed", params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16,
-            autocast_enabled=False, grad_reduce_in_fp32=True,
+    def bfloat16(self: Any, **_: Any) -> None:
+        precision(
+            self, precision="bf16-mixed", params_dtype=torch.bfloat16,
+            pipeline_dtype=torch.bfloat16, autocast_enabled=False, grad_reduce_in_fp32=True,
         )  # fmt: skip
 
     def on_a_gpu(tensor: Tensor, *given: Any) -> Any:
@@ -126,7 +126,7 @@ def shared_optimizer() -> Iterator[None]:
         (nemo_training, "DistributedDataParallelConfig", lambda **given: ddp(
             **{**given, "use_distributed_optimizer": True})),
         (nemo_training, "OptimizerConfig", options_of),
-        (nl, "MegatronMixedPrecision", bfloat16),
+        (nl.MegatronMixedPrecision, "__init__", bfloat16),
         (Tensor, "type", on_a_gpu),
         (megatron, "Adam", FusedAdam),
         (megatron, "USING_PYTORCH_OPTIMIZER", False),
