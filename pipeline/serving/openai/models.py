@@ -1,6 +1,7 @@
 """GET /v1/models, and loading and unloading of LoRA adapters: the model names that a server has."""
 
 import asyncio
+import filecmp
 import time
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,17 @@ class ServedModels:
             raise ValueError(f"{folder} is not a folder on the server: copy the adapter there")
         if self._chat is None or not (folder / "tokenizer.json").is_file():
             return
-        try:
-            theirs = Chat.load(folder)
-        except DataError:
-            return  # without a chat template of its own there is nothing to compare
-        if theirs.sha256 != self._chat.sha256:
+        # Compared before it is opened: a file that the library does not survive would end the
+        # server. The model's own was tried when the model was imported.
+        same = filecmp.cmp(
+            folder / "tokenizer.json", self._chat.folder / "tokenizer.json", shallow=False
+        )
+        if same:
+            try:
+                same = Chat.load(folder).sha256 == self._chat.sha256
+            except DataError:
+                return  # without a chat template of its own there is nothing to compare
+        if not same:
             raise ValueError(
                 f"{folder} was trained with another tokenizer or chat template than this server "
                 "uses, so its outputs would be wrong: train the adapter on this model"

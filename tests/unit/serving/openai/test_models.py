@@ -200,6 +200,18 @@ def test_invalid_adapters_are_refused(chat: Chat, adapter: Path, tmp_path: Path)
         assert words in answer.json()["error"]["message"]
 
 
+def test_an_adapters_tokenizer_is_compared_before_it_is_opened(chat: Chat, tmp_path: Path) -> None:
+    """The library would not survive this one, and the server would end with it."""
+    adapter = make_model_folder(tmp_path / "adapter", "llama3")
+    file = adapter / "tokenizer.json"
+    doubling = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    exploding = {"type": "Sequence", "normalizers": [doubling] * 60}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": exploding}))
+    (answer,) = Server(Adapted(chat), chat).run(load("x", adapter))
+    assert answer.status_code == 400
+    assert "another tokenizer or chat template" in answer.json()["error"]["message"]
+
+
 def test_an_engine_without_adapters_refuses_them(chat: Chat, adapter: Path) -> None:
     plain = ListModel(say(chat, "x"), vocab_size=chat.vocab_size, max_seq_len=96)
     (answer,) = Server(plain, chat).run(load("tuned", adapter))
