@@ -1,5 +1,6 @@
 # make demo          set up, run the whole chain on the bundled data and model, show what came out
-# make test          set up, run every test that needs neither a GPU nor a browser
+# make test          set up, run every test that needs neither a GPU nor a browser; JOBS=2 at once, in
+#                    processes of up to 4 GiB each
 # make test-gpu      the tests that need GPUs: one for most, two and four for the layouts
 # make test-browser  the chat page in a headless Chromium: Debian's (apt-get install chromium),
 #                    Chrome, or Playwright's own (.venv/bin/playwright install chromium)
@@ -18,6 +19,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH ?= auto
+JOBS ?= 2
+# The tests of a file run in one process, which shares what they prepare; in the order of a single one.
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Some environments switch bytecode off; then every stage would compile NeMo's sources again.
 unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
@@ -30,7 +34,7 @@ demo: setup
 	$(BIN)/python -m pipeline stage=all
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-gpu: setup
 	$(BIN)/python -m pytest tests/gpu tests/integration/test_finetune.py tests/integration/test_conversion.py
@@ -44,7 +48,7 @@ check: setup
 	$(BIN)/mypy
 
 coverage: setup
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html
 
 docs: setup
 	$(BIN)/python -m tools.settings_reference
