@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, shown
 
 
 class Record(Protocol):
@@ -70,7 +70,7 @@ class Table(Mapping[str, R]):
         except KeyError:
             near = difflib.get_close_matches(str(name), self._records, n=1)
             known = f"did you mean {near[0]}?" if near else f"choose from {', '.join(self)}"
-            raise ConfigError(f"there is no {self.kind} {name!r}: {known}") from None
+            raise ConfigError(f"there is no {self.kind} {shown(name)}: {known}") from None
 
     def get(self, name: object, default: Any = None) -> Any:
         """The record of this name, or the default: `Mapping.get` expects a KeyError."""

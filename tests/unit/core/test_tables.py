@@ -59,3 +59,10 @@ def test_a_setting_names_a_record_or_another_word(
     assert names == ["triangle", "square", "none"]
     shapes.add(Shape("sqare", 4))
     assert Drawing(shape="sqare").shape == "sqare"
+
+
+def test_a_long_name_is_shortened_in_the_message() -> None:
+    with pytest.raises(ConfigError) as refused:
+        Table("weight format")["x" * 10_000]
+    assert len(str(refused.value)) < 200
+    assert "(10,000 characters)" in str(refused.value)
