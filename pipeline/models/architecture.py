@@ -9,38 +9,39 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pipeline.core.errors import DataError
+from pipeline.models.config_fields import Json, number_of, size_of, switch_of
 from pipeline.models.families import FAMILIES, family_of
 from pipeline.models.families.record import Family, Layer, Linear, Norm, Size
 from pipeline.models.files import read_json
-
-Json = Mapping[str, Any]
+from pipeline.models.rope_scaling import Llama3Rope, Rope, rope_scaling_of
 
 # Tensor names outside the layers, from transformers' modeling_{llama,qwen2,mistral}.py.
 EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
+FINAL_NORM = "model.norm"
 LM_HEAD = "lm_head.weight"
 
-_LARGEST = 1e38  # of a number in config.json: what float32 holds
-_LARGEST_SIZE = 2**31 - 1  # of a size in config.json, in elements
-_MOST_LAYERS = 10_000
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "auto")
 
 
-@dataclass(frozen=True)
-class Llama3Rope:
-    """Rotary frequencies stretched as Llama 3.1 does (transformers, `rope_type: llama3`)."""
+# Activations that Megatron computes as transformers does, by transformers' names.
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
 
-    kind: ClassVar[str] = "llama3"
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+
+@dataclass(frozen=True)
+class Window:
+    """Sliding-window attention. size: tokens that a token attends to, itself included.
+
+    layers: whether each layer has it; the others attend to all tokens before.
+    """
+
+    size: int
+    layers: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,22 @@ class Shape:
     vocab: int  # rows of the embedding matrix
     max_positions: int
     rope_theta: float
-    rope_scaling: Llama3Rope | None
+    rope_scaling: Llama3Rope | Rope | None
     norm_eps: float
     tied: bool  # the output layer is the embedding matrix
     qkv_bias: bool
     attention_dropout: float
     initializer_range: float
+    output_bias: bool = False  # of attention's output
+    mlp_bias: bool = False
+    hidden_dropout: float = 0.0  # of embeddings and residual sums, in training
+    activation: str = "silu"  # transformers' name
+    rotary_share: float = 1.0  # of a head's elements that are rotated
+    window: Window | None = None
+    window_rope_theta: float | None = None  # of layers with a window; None: as the others'
+    attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
+    attention_cap: float | None = None  # scores are cap * tanh(scores / cap)
+    logit_cap: float | None = None  # so are the logits
 
     @property
     def layer(self) -> Layer:
@@ -75,8 +86,18 @@ class Shape:
             "q": self.heads * self.head_dim,
             "kv": self.kv_heads * self.head_dim,
             "ffn": self.ffn,
+            "head": self.head_dim,
         }
         return sizes[name]
+
+    def rows(self, outputs: Iterable[Size]) -> int:
+        """Rows of blocks of these sizes."""
+        return sum(self.size(block) for block in outputs)
+
+    @property
+    def norm_tensors(self) -> tuple[str, ...]:
+        """The tensors of a norm."""
+        return ("weight", "bias") if FAMILIES[self.family].norm == "LayerNorm" else ("weight",)
 
     def has_bias(self, linear: Linear) -> bool:
         return linear.bias is not None and bool(getattr(self, linear.bias))
@@ -87,7 +108,8 @@ class Shape:
         for i in range(self.layers):
             for name, shape in self.layer_tensors():
                 yield f"model.layers.{i}.{name}", shape
-        yield FINAL_NORM, (self.hidden,)
+        for kind in self.norm_tensors:
+            yield f"{FINAL_NORM}.{kind}", (self.hidden,)
         if not self.tied:
             yield LM_HEAD, (self.vocab, self.hidden)
 
@@ -95,10 +117,11 @@ class Shape:
         """Every weight of a layer, by its name in the layer, with its shape."""
         for member in self.layer.members:
             if isinstance(member, Norm):
-                yield f"{member.hf}.weight", (self.hidden,)
+                for kind in self.norm_tensors:
+                    yield f"{member.hf}.{kind}", (self.size(member.size),)
                 continue
             for part in member.parts:
-                rows = self.size(part.outputs)
+                rows = self.rows(part.outputs)
                 yield f"{part.hf}.weight", (rows, self.size(member.inputs))
                 if self.has_bias(member):
                     yield f"{part.hf}.bias", (rows,)
@@ -135,31 +158,45 @@ def shape_of(file: Path, config: Json) -> Shape:
     if config.get("quantization_config"):
         raise DataError(f"{file}: the weights are already quantized: import the unquantized model")
     _check_dtype(file, config)
-    _require(file, config, "hidden_act", "silu")
-    for bias in ("attention_bias", "mlp_bias"):
-        _require(file, config, bias, False)
-    hidden, heads = _size(file, config, "hidden_size"), _size(file, config, "num_attention_heads")
-    max_positions = _size(file, config, "max_position_embeddings")
-    _check_no_window(file, config, family, max_positions)
+    keys = family.keys
+    hidden, heads = (
+        size_of(file, config, "hidden_size"),
+        size_of(file, config, "num_attention_heads"),
+    )
+    max_positions = size_of(file, config, "max_position_embeddings")
+    layers = size_of(file, config, "num_hidden_layers")
+
+    def biased(name: str | None) -> bool:
+        return name is not None and switch_of(file, config, name, keys.bias_default)
+
+    attention_bias = biased(keys.attention_bias)
+    kv_heads_default = heads if family.key_value_heads_optional else keys.kv_heads_default
     shape = Shape(
         family=family.name,
-        layers=_size(file, config, "num_hidden_layers"),
+        layers=layers,
         hidden=hidden,
-        ffn=_size(file, config, "intermediate_size"),
+        ffn=size_of(file, config, "intermediate_size"),
         heads=heads,
-        kv_heads=_size(
-            file, config, "num_key_value_heads", heads if family.key_value_heads_optional else None
-        ),
-        head_dim=_size(file, config, "head_dim", hidden // heads),
-        vocab=_size(file, config, "vocab_size"),
+        kv_heads=size_of(file, config, "num_key_value_heads", kv_heads_default),
+        head_dim=size_of(file, config, "head_dim", keys.head_dim_default or hidden // heads),
+        vocab=size_of(file, config, "vocab_size"),
         max_positions=max_positions,
-        rope_theta=_number(file, config, "rope_theta", 10_000.0, positive=True),
-        rope_scaling=_rope_scaling(file, config, family),
-        norm_eps=_number(file, config, "rms_norm_eps", 1e-6, positive=True),
-        tied=_switch(file, config, "tie_word_embeddings"),
-        qkv_bias=family.qkv_bias,
-        attention_dropout=_number(file, config, "attention_dropout", 0.0, below=1),
-        initializer_range=_number(file, config, "initializer_range", 0.02),
+        rope_theta=number_of(file, config, "rope_theta", keys.rope_theta_default, positive=True),
+        rope_scaling=rope_scaling_of(file, config, family),
+        norm_eps=number_of(file, config, keys.norm_eps, keys.norm_eps_default, positive=True),
+        tied=switch_of(file, config, "tie_word_embeddings", keys.tied_default),
+        qkv_bias=family.qkv_bias or attention_bias,
+        attention_dropout=number_of(file, config, "attention_dropout", 0.0, below=1),
+        initializer_range=number_of(file, config, "initializer_range", keys.initializer_default),
+        output_bias=attention_bias,
+        mlp_bias=biased(keys.mlp_bias),
+        hidden_dropout=_dropout(file, config, keys.dropouts),
+        activation=_activation(file, config, family),
+        rotary_share=number_of(
+            file, config, "partial_rotary_factor", keys.rotary_share_default, positive=True
+        ),
+        window=_window(file, config, family, layers, max_positions),
+        **_attention_extras(file, config, family),
     )
     if shape.heads % shape.kv_heads:
         raise DataError(
@@ -207,59 +244,69 @@ def _family(file: Path, config: Json) -> Family:
     return family
 
 
-def _rope_scaling(file: Path, config: Json, family: Family) -> Llama3Rope | None:
-    scaling = config.get("rope_scaling")
-    if scaling is None:
-        return None
-    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else scaling
-    if isinstance(scaling, dict) and kind != scaling.get("type", kind):
+def _activation(file: Path, config: Json, family: Family) -> str:
+    keys = family.keys
+    name = config.get(keys.activation)
+    name = keys.activation_default if name is None else name
+    if name not in ACTIVATIONS:
         raise DataError(
-            f"{file}: rope_scaling.rope_type={kind!r:.80} and type={scaling['type']!r:.80} "
-            "disagree: remove one"
+            f"{file}: {keys.activation}={name!r:.80} is not supported: Megatron-Core computes "
+            f"{', '.join(ACTIVATIONS)} as transformers does; use a model with one of them"
         )
-    if not isinstance(kind, str | None):
-        raise DataError(f"{file}: rope_scaling={scaling!r:.80} should be an object: correct it")
-    if kind == "default":
-        return None
-    if kind not in family.nemo.rope_configs:
-        raise DataError(
-            f"{file}: rope_scaling of type {kind!r} is not supported for {family.name}: use a "
-            "model without it, or a Llama with type 'llama3'"
-        )
-    low, high = (
-        _number(file, scaling, f"{band}_freq_factor", positive=True, within="rope_scaling.")
-        for band in ("low", "high")
-    )
-    if low >= high:
-        raise DataError(
-            f"{file}: rope_scaling.low_freq_factor={low:g} should be below high_freq_factor="
-            f"{high:g}: correct it"
-        )
-    return Llama3Rope(
-        factor=_number(file, scaling, "factor", positive=True, within="rope_scaling."),
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_positions=_size(
-            file, scaling, "original_max_position_embeddings", within="rope_scaling."
-        ),
-    )
+    return str(name)
 
 
-def _check_no_window(file: Path, config: Json, family: Family, max_positions: int) -> None:
-    """Refuse a window that is shorter than the model's context; a longer one is full attention."""
+def _dropout(file: Path, config: Json, names: Sequence[str]) -> float:
+    values = {name: number_of(file, config, name, 0.0, below=1) for name in names}
+    if len(set(values.values())) > 1:
+        given = ", ".join(f"{name}={value:g}" for name, value in values.items())
+        raise DataError(
+            f"{file}: {given}: Megatron-Core has one dropout for embeddings and residual sums: "
+            "give both the same value"
+        )
+    return max(values.values(), default=0.0)
+
+
+def _window(
+    file: Path, config: Json, family: Family, layers: int, max_positions: int
+) -> Window | None:
+    """Windows of the layers; None if none is shorter than the model's context."""
     rule = family.window
-    if rule is None or (rule.switch and not _switch(file, config, rule.switch)):
-        return
-    window = config.get("sliding_window", rule.default)
-    if window is None:
-        return
-    window = _size(file, {"sliding_window": window}, "sliding_window")
-    if window < max_positions:
-        raise DataError(
-            f"{file}: sliding_window={window} is smaller than max_position_embeddings="
-            f"{max_positions}, and windowed attention is not supported: lower "
-            f"max_position_embeddings to {window}, within which the model is the same"
-        )
+    if rule is None or (rule.switch and not switch_of(file, config, rule.switch)):
+        return None
+    size = config.get("sliding_window", rule.default)
+    if size is None:
+        return None
+    size = size_of(file, {"sliding_window": size}, "sliding_window")
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        known = ("sliding_attention", "full_attention")
+        if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(known):
+            raise DataError(
+                f"{file}: layer_types should be a list of {layers} names, each {known[0]!r} or "
+                f"{known[1]!r}: correct it"
+            )
+        windowed = tuple(kind == known[0] for kind in kinds)
+    elif rule.full_every:
+        every = size_of(file, config, "sliding_window_pattern", rule.full_every)
+        windowed = tuple((layer + 1) % every != 0 for layer in range(layers))
+    else:
+        first = 0
+        if rule.from_layer is not None:
+            key, default = rule.from_layer
+            first = int(number_of(file, config, key, default))
+        windowed = tuple(layer >= first for layer in range(layers))
+    return Window(size, windowed) if size < max_positions and any(windowed) else None
+
+
+def _attention_extras(file: Path, config: Json, family: Family) -> dict[str, Any]:
+    """Fields that only some families have."""
+    found: dict[str, Any] = {}
+    for name, rule in family.numbers.items():
+        value = config.get(name, rule.default)
+        if value is not None:
+            found[rule.field] = number_of(file, {name: value}, name, positive=True) ** rule.power
+    return found
 
 
 def _check_dtype(file: Path, config: Json) -> None:
@@ -278,53 +325,3 @@ def _check_dtype(file: Path, config: Json) -> None:
             f"{file}: torch_dtype={given['torch_dtype']} and dtype={given['dtype']} disagree: "
             "remove one"
         )
-
-
-def _require(file: Path, config: Json, name: str, wanted: object) -> None:
-    value = config.get(name, wanted)
-    if value != wanted:
-        raise DataError(
-            f"{file}: {name}={value!r} is not supported (only {wanted!r}): use another model"
-        )
-
-
-def _size(file: Path, config: Json, name: str, default: int | None = None, within: str = "") -> int:
-    """A whole number above 0. within: the section that it is in, for the message."""
-    value = config.get(name)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(
-            f"{file}: {within}{name}={value!r:.80} should be a whole number above 0: correct it"
-        )
-    if value > _MOST_LAYERS and (name == "num_hidden_layers" or value > _LARGEST_SIZE):
-        raise DataError(f"{file}: {within}{name}={value:.3g} is too large: correct it")
-    return value
-
-
-def _switch(file: Path, config: Json, name: str) -> bool:
-    value = config.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise DataError(f"{file}: {name}={value!r:.80} should be true or false: correct it")
-    return bool(value)
-
-
-def _number(
-    file: Path,
-    config: Json,
-    name: str,
-    default: float | None = None,
-    *,
-    positive: bool = False,
-    below: float = _LARGEST,
-    within: str = "",
-) -> float:
-    """A number that is not negative. positive: 0 is refused too. within: as in `_size`."""
-    value = config.get(name, default)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < below or (positive and value == 0):
-        least = "above 0" if positive else "from 0"
-        raise DataError(
-            f"{file}: {within}{name}={value!r} should be a number {least}, below {below:g}: "
-            "correct it"
-        )
-    return float(value)

@@ -41,7 +41,7 @@ class QnemoWeights:
         for name, linear, parts in shape.layer.qnemo_linears():
             start = 0
             for part in parts:
-                end = start + shape.size(part.outputs) // (self._tp if linear.split == 0 else 1)
+                end = start + shape.rows(part.outputs) // (self._tp if linear.split == 0 else 1)
                 rows = slice(start, end) if len(parts) > 1 else slice(None)
                 self._linears[part.hf] = name, rows, linear.split
                 start = end
@@ -71,14 +71,15 @@ class QnemoWeights:
             files = self._ranks[: self._tp] if first else self._ranks[-self._tp :]
             theirs = "transformer.vocab_embedding.weight" if first else name
             return torch.cat([on_device(f.get_tensor(theirs)) for f in files])[: self._shape.vocab]
-        if name == FINAL_NORM:
-            return on_device(self._ranks[-1].get_tensor("transformer.ln_f.weight"))
+        if name.startswith(f"{FINAL_NORM}."):
+            kind = name.rpartition(".")[2]
+            return on_device(self._ranks[-1].get_tensor(f"transformer.ln_f.{kind}"))
         number, part, kind = _layer_name(name)
         stage, local = divmod(number, self._shape.layers // self._pp)
         files = self._ranks[stage * self._tp : (stage + 1) * self._tp]
         layer = f"transformer.layers.{local}."
         if part in self._norms:
-            return on_device(files[0].get_tensor(f"{layer}{self._norms[part]}.weight"))
+            return on_device(files[0].get_tensor(f"{layer}{self._norms[part]}.{kind}"))
         module, rows, dimension = self._linears[part]
         if kind == "bias":
             whole = [file.get_tensor(f"{layer}{module}.bias") for file in files]
@@ -159,7 +160,7 @@ class UnifiedWeights:
         module = name.rpartition(".")[0]
         if name == LM_HEAD:
             return self._optional(name)
-        if name in (EMBEDDING, FINAL_NORM):
+        if name == EMBEDDING or name.startswith(f"{FINAL_NORM}."):
             return self._read(name)
         number, part, kind = _layer_name(name)
         layer = f"model.layers.{number}."

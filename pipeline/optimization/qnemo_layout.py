@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -55,7 +56,7 @@ def check_qnemo(folder: Path, format: str, family: str) -> list[str]:
 def check_config(folder: Path, shape: Shape) -> list[str]:
     """Sizes in a qnemo folder's config.json that differ from the source model's."""
     config = json.loads((folder / "config.json").read_text())
-    expected = {
+    expected: dict[str, Any] = {
         "num_hidden_layers": shape.layers,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
@@ -66,21 +67,19 @@ def check_config(folder: Path, shape: Shape) -> list[str]:
         "max_position_embeddings": shape.max_positions,
         "rotary_base": shape.rope_theta,
         "norm_epsilon": shape.norm_eps,
-        "hidden_act": "silu",
+        "hidden_act": shape.activation,
     }
-    scaling = config.get("rotary_scaling")
-    if shape.rope_scaling is None:
+    rope, scaling = shape.rope_scaling, config.get("rotary_scaling")
+    if rope is None:
         expected["rotary_scaling"] = None
     else:
         scaling = scaling or {}
         kind = "type" if "type" in scaling else "rope_type"  # TensorRT-LLM reads either
-        expected["rotary_scaling"] = scaling | {
-            kind: "llama3",
-            "factor": shape.rope_scaling.factor,
-            "low_freq_factor": shape.rope_scaling.low_freq_factor,
-            "high_freq_factor": shape.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": shape.rope_scaling.original_max_positions,
-        }
+        renamed = {"original_max_positions": "original_max_position_embeddings"}
+        numbers = {renamed.get(name, name): value for name, value in vars(rope).items()}
+        given = {name: value for name, value in numbers.items() if value is not None}
+        expected["rotary_scaling"] = {**scaling, **given, kind: rope.kind}
+        expected["rotary_scaling"].pop("kind", None)
     return [
         f"config.json: {name} is {config.get(name)!r}, the source has {value!r}"
         for name, value in expected.items()
@@ -137,6 +136,7 @@ def _rank(config: Json, family: str, pp_rank: int) -> dict[str, Tensor]:
         "q": config["num_attention_heads"] * head,
         "kv": kv_heads * head,
         "ffn": config["intermediate_size"],
+        "head": head,
     }
     rows = math.ceil(config["vocab_size"] / tp)
     expected: dict[str, Tensor] = {}
@@ -159,12 +159,15 @@ def _layer(
     """A rank's tensors of a layer. sizes: of the whole model."""
     tp, quantization = config["mapping"]["tp_size"], config["quantization"]
     for norm in layer.norms:
-        yield f"{prefix}{norm.qnemo}.weight", (dtype, (sizes["hidden"],))
+        yield f"{prefix}{norm.qnemo}.weight", (dtype, (sizes[norm.size],))
     if quantization["kv_cache_quant_algo"] == "FP8":
         for part in ("k", "v", "kv"):
             yield f"{prefix}attention.{part}_cache_scaling_factor", ("F32", (1,))
     for name, linear, parts in layer.qnemo_linears():
-        rows, columns = sum(sizes[part.outputs] for part in parts), sizes[linear.inputs]
+        rows, columns = (
+            sum(sizes[block] for part in parts for block in part.outputs),
+            sizes[linear.inputs],
+        )
         shape = (rows // tp, columns) if linear.split == 0 else (rows, columns // tp)
         yield from _linear(prefix + name, shape, dtype, quantization)
         if linear.bias and config.get("attn_bias"):

@@ -14,9 +14,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pipeline.core.errors import DataError
-from pipeline.models.architecture import read_shape, shape_of
+from pipeline.models.architecture import Shape, read_shape, shape_of
 from pipeline.models.families import FAMILIES
-from pipeline.models.families.record import Size
 from pipeline.optimization.layout_rules import (
     TOKENIZER,
     TYPES,
@@ -53,8 +52,12 @@ def check_unified_hf(folder: Path, format: str, family: str) -> list[str]:
         header: dict[str, Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
             header |= read_header(file)
-        problems += compare(folder.name, header, _expected(config, quantization, family))
+        shape = _shape(folder)
+        dtype = TYPES[config.get("dtype") or config["torch_dtype"]]
+        problems += compare(folder.name, header, _expected(shape, dtype, quantization))
         problems += _check_joined(folder, FAMILIES[family].layer.joined)
+    except DataError as error:
+        return [str(error)]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return [f"{folder} cannot be read: {type(error).__name__} {error}"]
     return problems
@@ -63,11 +66,8 @@ def check_unified_hf(folder: Path, format: str, family: str) -> list[str]:
 def check_same(folder: Path, source: Path) -> list[str]:
     """Sizes, rotary embedding and the like in a unified folder's config.json that differ from the
     source model's."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config.pop("quantization_config", None)
     try:
-        ours, theirs = vars(shape_of(file, config)), vars(read_shape(source))
+        ours, theirs = vars(_shape(folder)), vars(read_shape(source))
     except DataError as error:
         return [str(error)]
     return [
@@ -75,6 +75,14 @@ def check_same(folder: Path, source: Path) -> list[str]:
         for name, value in theirs.items()
         if ours[name] != value
     ]
+
+
+def _shape(folder: Path) -> Shape:
+    """The sizes in a unified folder's config.json, quantized or not."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("quantization_config", None)
+    return shape_of(file, config)
 
 
 def _check_claim(claimed: Json, quantization: Json) -> list[str]:
@@ -117,37 +125,19 @@ def _check_joined(folder: Path, joined: Sequence[Sequence[str]]) -> list[str]:
     return problems
 
 
-def _expected(config: Json, quantization: Json, family: str) -> dict[str, Tensor]:
+def _expected(shape: Shape, dtype: str, quantization: Json) -> dict[str, Tensor]:
     """The folder's tensors."""
-    dtype = TYPES[config.get("dtype") or config["torch_dtype"]]
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    sizes: dict[Size, int] = {
-        "hidden": hidden,
-        "q": heads * head,
-        "kv": config["num_key_value_heads"] * head,
-        "ffn": config["intermediate_size"],
-    }
-    vocabulary = (dtype, (config["vocab_size"], hidden))
-    expected: dict[str, Tensor] = {"model.embed_tokens.weight": vocabulary}
-    expected["model.norm.weight"] = (dtype, (hidden,))
-    if not config.get("tie_word_embeddings"):
-        expected["lm_head.weight"] = vocabulary
-    record = FAMILIES[family]
-    for number in range(config["num_hidden_layers"]):
+    expected: dict[str, Tensor] = {name: (dtype, size) for name, size in shape.tensors()}
+    for number in range(shape.layers):
         layer = f"model.layers.{number}."
-        for norm in record.layer.norms:
-            expected[f"{layer}{norm.hf}.weight"] = (dtype, (hidden,))
         if quantization["kv_cache_quant_algo"] == "FP8":
             expected[layer + "self_attn.k_proj.k_scale"] = ("F32", ())
             expected[layer + "self_attn.v_proj.v_scale"] = ("F32", ())
-        for linear in record.layer.linears:
+        for linear in shape.layer.linears:
             for part in linear.parts:
-                shape = (sizes[part.outputs], sizes[linear.inputs])
+                size = (shape.rows(part.outputs), shape.size(linear.inputs))
                 in_norm = linear.after is not None
-                expected |= _linear(layer + part.hf, shape, dtype, quantization, in_norm=in_norm)
-                if linear.bias and record.qkv_bias:
-                    expected[f"{layer}{part.hf}.bias"] = (dtype, shape[:1])
+                expected |= _linear(layer + part.hf, size, dtype, quantization, in_norm=in_norm)
     return expected
 
 

@@ -69,7 +69,7 @@ class Workload:
 def linear_layers(shape: Shape) -> Iterator[tuple[int, int]]:
     """(inputs, outputs) of the products of a layer, fused as Megatron has them."""
     for linear in shape.layer.linears:
-        yield shape.size(linear.inputs), sum(shape.size(part.outputs) for part in linear.parts)
+        yield shape.size(linear.inputs), shape.rows(linear.outputs)
 
 
 def linear_parameters(shape: Shape) -> int:

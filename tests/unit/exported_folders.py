@@ -126,8 +126,10 @@ def make_qnemo(folder: Path, format: str, tp: int, pp: int) -> Path:
 def make_unified(folder: Path, format: str) -> Path:
     folder.mkdir()
     config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": "bfloat16",
+        "max_position_embeddings": 512,
         "hidden_size": 256,
         "intermediate_size": 768,
         "num_attention_heads": 8,

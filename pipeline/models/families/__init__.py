@@ -15,9 +15,10 @@ from pipeline.core.tables import Table
 from pipeline.models.families.llama import LLAMA
 from pipeline.models.families.mistral import MISTRAL
 from pipeline.models.families.qwen2 import QWEN2
+from pipeline.models.families.qwen3 import QWEN3
 from pipeline.models.families.record import Family
 
-FAMILIES: Table[Family] = Table("model family", LLAMA, QWEN2, MISTRAL)
+FAMILIES: Table[Family] = Table("model family", LLAMA, QWEN2, QWEN3, MISTRAL)
 
 
 def family_of(architectures: Sequence[str]) -> Family | None:

@@ -1,7 +1,7 @@
-"""Mistral: Llama's layer, with a window that must not cut anything off."""
+"""Mistral: Llama's layer, with a sliding window in every layer."""
 
 from pipeline.models.families.llama import LAYER
-from pipeline.models.families.record import Family, NemoModel, TensorRTLLM, Window
+from pipeline.models.families.record import ConfigKeys, Family, NemoModel, TensorRTLLM, Window
 
 _NEMO = "nemo.collections.llm.gpt.model.mistral"
 
@@ -11,11 +11,11 @@ MISTRAL = Family(
     architectures=("MistralForCausalLM",),
     model_type="mistral",
     layer=LAYER,
+    keys=ConfigKeys(attention_bias=None),
     nemo=NemoModel(
         model=f"{_NEMO}:MistralModel",
         config=f"{_NEMO}:MistralConfig7B",
-        # Full attention: a smaller window was refused when the folder was checked.
-        fields={"window_size": None, "cp_comm_type": None},
+        fields={"cp_comm_type": None},
     ),
     trtllm=TensorRTLLM(decoder="llama", architecture="MistralForCausalLM"),
     window=Window(default=4096),

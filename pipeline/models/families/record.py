@@ -7,29 +7,35 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 # Sizes of a model, in elements: `Shape.size` gives them. q and kv are heads times head size.
-Size = Literal["hidden", "q", "kv", "ffn"]
+Size = Literal["hidden", "q", "kv", "ffn", "head"]
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm of a layer, [hidden], by its names in HF, Megatron-Core and TensorRT-LLM.
+    """A norm of a layer by its names in HF, Megatron-Core and TensorRT-LLM, without `.weight`.
 
     megatron: as in Transformer Engine's layers and in saved checkpoints, where a norm belongs to
-        the linear layer behind it. megatron_local: in Megatron's local layers.
+        the linear layer behind it; it ends with `_` there, and weight or bias follows.
+    megatron_local: in Megatron's local layers, ends with a dot.
+    size: of its weight. Norms of queries and keys are as long as a head.
     """
 
     hf: str
     megatron: str
     megatron_local: str
     qnemo: str
+    size: Size = "hidden"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A linear layer of HF. outputs: its rows. qnemo: TensorRT-LLM's layer that holds them."""
+    """A linear layer of HF. qnemo: TensorRT-LLM's layer that holds its rows.
+
+    outputs: its rows, block by block: some families store query, key and value in one layer.
+    """
 
     hf: str
-    outputs: Size
+    outputs: tuple[Size, ...]
     qnemo: str
 
 
@@ -57,6 +63,11 @@ class Linear:
         """HF's names."""
         return tuple(part.hf for part in self.parts)
 
+    @property
+    def outputs(self) -> tuple[Size, ...]:
+        """The blocks of rows of all its parts."""
+        return tuple(block for part in self.parts for block in part.outputs)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -71,6 +82,21 @@ class Layer:
     @property
     def linears(self) -> tuple[Linear, ...]:
         return tuple(member for member in self.members if isinstance(member, Linear))
+
+    @property
+    def gated(self) -> bool:
+        """The feed-forward part multiplies an activated half with another one."""
+        return any(linear.outputs == ("ffn", "ffn") for linear in self.linears)
+
+    @property
+    def normed_heads(self) -> bool:
+        """Queries and keys have norms of their own."""
+        return any(norm.size == "head" for norm in self.norms)
+
+    @property
+    def normed_outputs(self) -> bool:
+        """Attention and feed-forward part have norms behind them, before the residual sum."""
+        return any(norm.megatron.endswith(".post_layernorm.") for norm in self.norms)
 
     @property
     def joined(self) -> tuple[tuple[str, ...], ...]:
@@ -91,25 +117,71 @@ class Window:
 
     default: transformers' window where config.json has no `sliding_window`; None: full attention.
     switch: the key that must be true for the window to count; None: it always counts.
+    full_every: the last of so many layers has full attention, where config.json has no
+        `layer_types`; None: no layer has. from_layer: the key of the first layer with a window,
+        and its default.
     """
 
     default: int | None = None
     switch: str | None = None
+    full_every: int | None = None
+    from_layer: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in config.json that only some families have.
+
+    field: of `Shape` that gets it, to a power. nemo: the field of NeMo's configuration for it.
+    default: transformers'; None: there may be none.
+    """
+
+    field: str
+    nemo: str | None = None
+    default: float | None = None
+    power: float = 1.0
+
+
+@dataclass(frozen=True)
+class ConfigKeys:
+    """How config.json says what families say differently, and transformers' defaults.
+
+    A default is what transformers takes where the key is absent: it leaves defaults out when it
+    writes. None: the model's own sizes decide.
+    attention_bias: of query, key and value, and of attention's output unless the family always
+        has biases on the first three alone. None: config.json does not decide.
+    """
+
+    activation: str = "hidden_act"
+    activation_default: str = "silu"
+    norm_eps: str = "rms_norm_eps"
+    norm_eps_default: float = 1e-6
+    head_dim_default: int | None = None
+    kv_heads_default: int | None = None
+    tied_default: bool = False
+    rotary_share_default: float = 1.0
+    initializer_default: float = 0.02
+    rope_theta_default: float = 10_000.0
+    attention_bias: str | None = "attention_bias"
+    mlp_bias: str | None = None
+    bias_default: bool = False
+    dropouts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class NemoModel:
     """NeMo's classes of a family, as "module:name".
 
-    rope_configs: the configuration class for each kind of rope_scaling that the family has. Its
-        kinds are the ones that config.json may name.
+    rope_configs: configuration classes for kinds of rope_scaling that have one of their own.
     fields: fields of the configuration that the family alone has.
+    two_bases: the configuration takes the rotary bases of windowed and of other layers as a pair.
     """
 
     model: str
     config: str
     rope_configs: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    two_bases: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,9 +205,15 @@ class Family:
     architectures: names in config.json's `architectures`. model_type: the value in config.json by
         which transformers chooses its class.
     layer: the weights of a layer, under each library's names.
-    qkv_bias: query, key and value have biases.
+    keys: how config.json says what differs among families.
+    norm: RMSNorm, or a layer norm, which has a bias. zero_centered: it multiplies by (weight + 1).
+    qkv_bias: query, key and value always have biases, whatever config.json says.
     key_value_heads_optional: without num_key_value_heads each head has its own keys and values.
+    scaled_embedding: embeddings are multiplied by the square root of the hidden size.
     window: sliding-window attention; None: the family has none.
+    numbers: by their names in config.json, what only some families have.
+    ropes: kinds of rope_scaling that transformers' class of the family computes. no_ropes: what to
+        do where there are none.
     refused: stages that a model of the family cannot go through, each with the reason and what to
         do instead.
     """
@@ -147,9 +225,16 @@ class Family:
     layer: Layer
     nemo: NemoModel
     trtllm: TensorRTLLM
+    keys: ConfigKeys = ConfigKeys()
+    norm: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    zero_centered: bool = False
     qkv_bias: bool = False
     key_value_heads_optional: bool = False
+    scaled_embedding: bool = False
     window: Window | None = None
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    ropes: tuple[str, ...] = ("linear", "dynamic", "yarn", "longrope", "llama3")
+    no_ropes: str = "remove it"
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, name: str, title: str, *architectures: str, **changes: Any) -> Family:

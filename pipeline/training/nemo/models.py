@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.architecture import Llama3Rope, Shape, read_shape
 from pipeline.models.families import FAMILIES
 from pipeline.models.files import copy_assets
 from pipeline.models.hf_model import WeightReader
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import torch
     from nemo.collections.llm import GPTConfig, GPTModel
     from nemo.lightning import Trainer
+
+    from pipeline.training.nemo.rope import Frequencies
 
 ASSETS = "hf"  # the folder of config.json and tokenizer files inside a checkpoint
 _READERS = 8
@@ -102,8 +104,13 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
     The vocabulary keeps exactly the embedding's rows, so that logits agree with HF's one by one;
     a tensor parallel size must divide it.
     """
+    from pipeline.training.nemo.layers import layer_spec, needs_layers
+    from pipeline.training.nemo.rope import use_frequencies
+
     shape = read_shape(hf_folder)
-    config_class, model_class, fields = _family(shape)
+    family = FAMILIES[shape.family]
+    nemo, scaling = family.nemo, _scaling(hf_folder, shape)
+    config_class, fields = _config(shape)
     fields |= {
         "num_layers": shape.layers,
         "hidden_size": shape.hidden,
@@ -115,16 +122,34 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
         "make_vocab_size_divisible_by": 1,
         "seq_length": seq_length or shape.max_positions,
         "rotary_base": shape.rope_theta,
-        "rotary_percent": 1.0,
+        "rotary_percent": shape.rotary_share,
+        "normalization": family.norm,
         "layernorm_epsilon": shape.norm_eps,
+        "layernorm_zero_centered_gamma": family.zero_centered,
+        "qk_layernorm": shape.layer.normed_heads,
         "share_embeddings_and_output_weights": shape.tied,
         "add_qkv_bias": shape.qkv_bias,
+        "add_bias_linear": shape.output_bias or shape.mlp_bias,
+        "activation_func": _activation(shape.activation),
+        "gated_linear_unit": shape.layer.gated,
         "init_method_std": shape.initializer_range,
         "attention_dropout": shape.attention_dropout,
-        "hidden_dropout": 0.0,
+        "hidden_dropout": shape.hidden_dropout,
+        "softmax_scale": shape.attention_scale,
+        **_window(shape),
     }
-    config: GPTConfig = config_class(**(fields | model_options() | options))
-    model = model_class(config, tokenizer=tokenizer_for(hf_folder))
+    if nemo.two_bases:
+        fields["rotary_base"] = (shape.window_rope_theta, shape.rope_theta)
+    fields |= model_options() | _fusions(shape, scaling) | options
+    config: GPTConfig = config_class(**fields)
+    if needs_layers(shape):
+        # Beside what NeMo records of the configuration, which names NeMo's own layers.
+        config.transformer_layer_spec = layer_spec(shape)
+    model = _named(nemo.model)(config, tokenizer=tokenizer_for(hf_folder))
+    if scaling is not None:
+        for name, value in scaling.fields.items():
+            setattr(config, name, value)
+        use_frequencies(model, scaling)
     model.register_load_state_dict_post_hook(_without_extra_state)
     return model
 
@@ -134,18 +159,69 @@ def _without_extra_state(module: Any, keys: Any) -> None:
     keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(EXTRA_STATE)]
 
 
-def _family(shape: Shape) -> tuple[type[GPTConfig], type[GPTModel], dict[str, Any]]:
-    """The NeMo classes of a family, and the fields that only this family has."""
-    nemo = FAMILIES[shape.family].nemo
-    if (rope := shape.rope_scaling) is None:
-        return _named(nemo.config), _named(nemo.model), dict(nemo.fields)
-    scaling = {
-        "scale_factor": rope.factor,
-        "low_freq_factor": rope.low_freq_factor,
-        "high_freq_factor": rope.high_freq_factor,
-        "old_context_len": rope.original_max_positions,
+def _config(shape: Shape) -> tuple[type[GPTConfig], dict[str, Any]]:
+    """The NeMo configuration of a family, and the fields that only this family has."""
+    family = FAMILIES[shape.family]
+    nemo, rope = family.nemo, shape.rope_scaling
+    fields = dict(nemo.fields)
+    for rule in family.numbers.values():
+        if rule.nemo is not None:
+            value = getattr(shape, rule.field)
+            fields[rule.nemo] = None if value is None else value ** (1 / rule.power)
+    if isinstance(rope, Llama3Rope) and rope.kind in nemo.rope_configs:
+        fields |= {
+            "scale_factor": rope.factor,
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "old_context_len": rope.original_max_positions,
+        }
+        return _named(nemo.rope_configs[rope.kind]), fields
+    return _named(nemo.config), fields
+
+
+def _scaling(hf_folder: Path, shape: Shape) -> Frequencies | None:
+    """Rotary frequencies that NeMo's configuration of the family does not compute itself."""
+    rope = shape.rope_scaling
+    if rope is None or rope.kind in FAMILIES[shape.family].nemo.rope_configs:
+        return None
+    from pipeline.training.nemo.rope import frequencies
+
+    return frequencies(hf_folder, shape)
+
+
+def _window(shape: Shape) -> dict[str, Any]:
+    """Megatron-Core's fields of windows: tokens before and behind, and the layers that have one."""
+    if shape.window is None:
+        return {"window_size": None}
+    layers = [int(windowed) for windowed in shape.window.layers]
+    return {"window_size": (shape.window.size - 1, 0), "window_attn_skip_freq": layers}
+
+
+def _activation(name: str) -> Callable[..., Any]:
+    import torch.nn.functional as F
+    from nemo.collections.llm.fn.activation import openai_gelu, squared_relu
+
+    functions: dict[str, Callable[..., Any]] = {
+        "silu": F.silu,
+        "swish": F.silu,
+        "gelu": F.gelu,
+        "gelu_new": openai_gelu,
+        "gelu_pytorch_tanh": openai_gelu,
+        "relu": F.relu,
+        "relu2": squared_relu,
     }
-    return _named(nemo.rope_configs[rope.kind]), _named(nemo.model), {**nemo.fields, **scaling}
+    return functions[name]
+
+
+def _fusions(shape: Shape, scaling: Frequencies | None) -> dict[str, Any]:
+    """Fused kernels that do not compute what the shape needs."""
+    fields: dict[str, Any] = {}
+    if shape.activation not in ("silu", "swish") or not shape.layer.gated:
+        # Megatron-Core's fused GELU is the tanh approximation, whatever the function.
+        fields["bias_activation_fusion"] = False
+    if scaling is not None and scaling.factor != 1.0:
+        fields["apply_rope_fusion"] = False
+    return fields
 
 
 def _named(place: str) -> Any:

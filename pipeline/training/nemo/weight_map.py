@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.models.architecture import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
+from pipeline.models.families.record import Size
 
 if TYPE_CHECKING:
     import torch
@@ -25,36 +26,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """HF tensors, and the Megatron tensor that holds their rows."""
+    """HF tensors, and the Megatron tensor that holds their rows.
+
+    blocks: of rows in each HF tensor, by their sizes; none where one tensor is the other.
+    """
 
     hf: tuple[str, ...]
     megatron: str
-    interleaved: bool = False  # rows by attention group, instead of one after another
+    blocks: tuple[tuple[Size, ...], ...] = ()
+    interleaved: bool = False  # rows by attention group, instead of block after block
 
     def fuse(self, shape: Shape, parts: Iterable[torch.Tensor]) -> torch.Tensor:
         """The Megatron tensor of the HF tensors, [rows, ...] each."""
         import torch
 
         tensors = list(parts)
-        if len(tensors) == 1:
-            return tensors[0]
         if not self.interleaved:
-            return torch.cat(tensors)
+            return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         rest = tensors[0].shape[1:]
-        grouped = [t.reshape(shape.kv_heads, -1, *rest) for t in tensors]
+        grouped = [
+            block.reshape(shape.kv_heads, -1, *rest)
+            for tensor, sizes in zip(tensors, self.blocks, strict=True)
+            for block in tensor.split([shape.size(size) for size in sizes])
+        ]
         return torch.cat(grouped, dim=1).reshape(-1, *rest)
 
     def split(self, shape: Shape, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The HF tensors of a Megatron tensor: of a weight, a bias, a magnitude or a LoRA B."""
-        if len(self.hf) == 1:
-            return [tensor]
-        rest = tensor.shape[1:]
+        import torch
+
         if not self.interleaved:
-            return list(tensor.chunk(len(self.hf)))
-        group = shape.heads // shape.kv_heads * shape.head_dim
-        grouped = tensor.reshape(shape.kv_heads, -1, *rest)
-        parts = grouped.split([group, shape.head_dim, shape.head_dim], dim=1)
-        return [p.reshape(-1, *rest) for p in parts]
+            if len(self.hf) == 1:
+                return [tensor]
+            return list(tensor.split([shape.rows(sizes) for sizes in self.blocks]))
+        rest = tensor.shape[1:]
+        rows = [shape.size(size) // shape.kv_heads for sizes in self.blocks for size in sizes]
+        grouped = tensor.reshape(shape.kv_heads, -1, *rest).split(rows, dim=1)
+        found = iter(block.reshape(-1, *rest) for block in grouped)
+        parts = [[next(found) for _ in sizes] for sizes in self.blocks]
+        return [blocks[0] if len(blocks) == 1 else torch.cat(blocks) for blocks in parts]
 
 
 def rules(shape: Shape) -> Iterator[Rule]:
@@ -62,7 +72,8 @@ def rules(shape: Shape) -> Iterator[Rule]:
     yield Rule((EMBEDDING,), "embedding.word_embeddings.weight")
     for i in range(shape.layers):
         yield from layer_rules(shape, i)
-    yield Rule((FINAL_NORM,), "decoder.final_layernorm.weight")
+    for kind in shape.norm_tensors:
+        yield Rule((f"{FINAL_NORM}.{kind}",), f"decoder.final_layernorm.{kind}")
     if not shape.tied:
         yield Rule((LM_HEAD,), "output_layer.weight")
 
@@ -70,8 +81,9 @@ def rules(shape: Shape) -> Iterator[Rule]:
 def layer_rules(shape: Shape, layer: int) -> Iterator[Rule]:
     """The rule of every tensor of a layer: norms, weights, biases."""
     for norm in shape.layer.norms:
-        hf = f"model.layers.{layer}.{norm.hf}.weight"
-        yield Rule((hf,), f"decoder.layers.{layer}.{norm.megatron}")
+        for kind in shape.norm_tensors:
+            hf = f"model.layers.{layer}.{norm.hf}.{kind}"
+            yield Rule((hf,), f"decoder.layers.{layer}.{norm.megatron}{kind}")
     for linear in shape.layer.linears:
         yield linear_rule(shape, layer, linear.megatron, ".weight")
     for linear in shape.layer.linears:
@@ -85,15 +97,17 @@ def linear_rule(shape: Shape, layer: int, name: str, tensor: str = "") -> Rule:
     return Rule(
         tuple(f"model.layers.{layer}.{part}{tensor}" for part in linear.names),
         f"decoder.layers.{layer}.{name}{tensor}",
+        tuple(part.outputs for part in linear.parts),
         interleaved=linear.interleaved,
     )
 
 
 def local_name(shape: Shape, name: str) -> str:
     """The name in Megatron's local layers of a tensor named as Transformer Engine does."""
+    kind = name.replace("layer_norm_", ".").rpartition(".")[2]
     for norm in shape.layer.norms:
-        if name.endswith(f".{norm.megatron}"):
-            return name.removesuffix(norm.megatron) + norm.megatron_local
+        if name.endswith(f".{norm.megatron}{kind}"):
+            return name.removesuffix(norm.megatron + kind) + norm.megatron_local + kind
     return name
 
 

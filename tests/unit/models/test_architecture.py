@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import DataError
-from pipeline.models.architecture import Llama3Rope, read_shape
+from pipeline.models.architecture import Llama3Rope, Window, read_shape
 from tests.unit.model_folders import add_weights, edit, make_model_folder
 
 
@@ -15,27 +15,35 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "settings", "accepted"),
+    ("architecture", "settings", "window"),
     [
-        ("MistralForCausalLM", {"sliding_window": None}, True),
-        ("MistralForCausalLM", {"sliding_window": 512}, True),
-        ("MistralForCausalLM", {"sliding_window": 511}, False),
-        ("MistralForCausalLM", {"max_position_embeddings": 4097}, False),  # the default is 4096
-        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": False}, True),
-        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": True}, False),
-        ("LlamaForCausalLM", {"sliding_window": 8}, True),  # LlamaConfig has no such field
+        ("MistralForCausalLM", {"sliding_window": None}, None),
+        ("MistralForCausalLM", {"sliding_window": 512}, None),  # the whole context
+        ("MistralForCausalLM", {"sliding_window": 511}, Window(511, (True, True))),
+        # The default is 4096.
+        ("MistralForCausalLM", {"max_position_embeddings": 4097}, Window(4096, (True, True))),
+        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": False}, None),
+        ("Qwen2ForCausalLM", {"sliding_window": 8, "use_sliding_window": True}, None),  # 28 layers
+        (
+            "Qwen2ForCausalLM",
+            {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
+            Window(8, (False, True)),
+        ),
+        (
+            "MistralForCausalLM",
+            {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+            Window(8, (False, True)),
+        ),
+        ("LlamaForCausalLM", {"sliding_window": 8}, None),  # LlamaConfig has no such field
     ],
 )
-def test_sliding_windows_that_cut_are_refused(
-    folder: Path, architecture: str, settings: dict[str, object], accepted: bool
+def test_windows_are_read_layer_by_layer(
+    folder: Path, architecture: str, settings: dict[str, object], window: Window | None
 ) -> None:
     family = architecture.removesuffix("ForCausalLM").lower()
+    edit("config.json", num_hidden_layers=2)(folder)
     edit("config.json", architectures=[architecture], model_type=family, **settings)(folder)
-    if accepted:
-        assert read_shape(folder).family == family
-    else:
-        with pytest.raises(DataError, match="windowed attention is not supported"):
-            read_shape(folder)
+    assert read_shape(folder).window == window
 
 
 def test_defaults_are_those_of_transformers(folder: Path) -> None:

@@ -84,7 +84,7 @@ def index_of_numbers(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-SCALING = {"rope_type": "yarn", "factor": 4.0}
+SCALING = {"rope_type": "ntk", "factor": 4.0}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -170,10 +170,10 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
         "config.json",
         "rope_theta",
     ),
-    "another activation": (edit("config.json", hidden_act="gelu"), "config.json", "hidden_act"),
-    "attention bias": (edit("config.json", attention_bias=True), "config.json", "attention_bias"),
-    "MLP bias": (edit("config.json", mlp_bias=True), "config.json", "mlp_bias"),
-    "another rope scaling": (edit("config.json", rope_scaling=SCALING), "config.json", "'yarn'"),
+    "another activation": (edit("config.json", hidden_act="mish"), "config.json", "hidden_act"),
+    "attention bias": (edit("config.json", attention_bias=True), "config.json", "q_proj.bias"),
+    "MLP bias": (edit("config.json", mlp_bias=True), "config.json", "gate_proj.bias"),
+    "another rope scaling": (edit("config.json", rope_scaling=SCALING), "config.json", "'ntk'"),
     "half a rope scaling": (
         edit("config.json", rope_scaling={"rope_type": "llama3", "factor": 8.0}),
         "config.json",

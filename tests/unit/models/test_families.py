@@ -20,7 +20,7 @@ def test_the_tensors_of_a_layer_have_one_place_in_each_library(family: Family) -
     joined = [part.hf for _, _, parts in layer.qnemo_linears() for part in parts]
     assert joined == [part.hf for part in parts]
     norms = {norm.hf for norm in layer.norms}
-    assert {linear.after for linear in layer.linears} - {None} == norms
+    assert {linear.after for linear in layer.linears} - {None} <= norms
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -22,7 +22,6 @@ LLAMA: dict[str, Any] = {
     "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 512,
 }  # fmt: skip
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 # As SmolLM2-135M has them.
 SMOL = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
         "intermediate_size": 1536, "vocab_size": 49_152}  # fmt: skip
@@ -44,8 +43,7 @@ def configured(folder: Path, model: dict[str, Any], settings: dict[str, Any]) ->
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[PipelineError], str]] = [
     ({"architectures": ["GPTNeoXForCausalLM"]}, {}, DataError, "is not supported: use a model of"),
     ({"rope_scaling": {"type": "yarn"}}, {}, DataError, "rope_scaling of type 'yarn'"),
-    ({**MISTRAL, "sliding_window": 128}, {}, DataError, "sliding_window=128 is smaller than"),
-    ({**QWEN, "use_sliding_window": True, "sliding_window": 64}, {}, DataError, "sliding_window"),
+    ({"hidden_act": "mish"}, {}, DataError, "hidden_act='mish' is not supported"),
     ({}, {"prepare.max_length": 513}, ConfigError, "set it to 512 at most"),
     ({}, {"prepare.validation_share": 0}, ConfigError, "the validation split is empty"),
     ({}, {"finetune.parallel.tensor": 3, "finetune.parallel.processes": 3,

@@ -1,0 +1,194 @@
+"""Layers of Megatron-Core for what NeMo's own layer specifications lack or compute differently.
+
+    config.transformer_layer_spec = layer_spec(shape)
+
+They are NeMo's default layers, of Transformer Engine where it is installed and of Megatron-Core
+elsewhere, with what a family needs on top: norms behind attention and feed-forward part, windows,
+caps of scores, biases on some linear layers only, two rotary bases. NeMo's specifications of Gemma
+2 and 3 name Transformer Engine's classes and put the norm behind a linear layer into that layer,
+where an adapter's product would be added after the norm: folded into the weight it would be
+another model. Names in saved checkpoints are NeMo's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.utils import get_default_causal_mask, get_sliding_window_causal_mask
+
+from pipeline.models.architecture import Shape
+from pipeline.training.nemo.session import has_transformer_engine
+
+if TYPE_CHECKING:
+    from nemo.collections.llm import GPTConfig
+
+
+def layer_spec(shape: Shape) -> Callable[[GPTConfig], ModuleSpec]:
+    """What a NeMo configuration of the shape takes as its `transformer_layer_spec`."""
+
+    def spec_of(config: GPTConfig) -> ModuleSpec:
+        from nemo.collections.llm.gpt.model.base import default_layer_spec
+
+        spec = default_layer_spec(config)
+        layer = spec.submodules
+        attention, mlp = layer.self_attention, layer.mlp
+        post_norm = _norm() if shape.layer.normed_outputs else None
+        attention.module = _Attention
+        attention.params |= {
+            "linear_bias": shape.output_bias,
+            "post_norm": post_norm,
+            "two_bases": shape.window_rope_theta is not None,
+        }
+        if shape.attention_cap is not None or not has_transformer_engine():
+            attention.submodules.core_attention = _CoreAttention
+        layer.mlp = ModuleSpec(
+            module=_Mlp,
+            submodules=mlp.submodules,
+            params={"linear_bias": shape.mlp_bias, "post_norm": post_norm},
+        )
+        layer.sharded_state_dict_keys_map = {
+            **layer.sharded_state_dict_keys_map,
+            "self_attention.post_layernorm.": "self_attention.linear_proj.post_layernorm.",
+            "mlp.post_layernorm.": "mlp.linear_fc2.post_layernorm.",
+        }
+        return spec
+
+    return spec_of
+
+
+def needs_layers(shape: Shape) -> bool:
+    """Whether a model of the shape needs other layers than NeMo's default ones."""
+    return (
+        shape.layer.normed_outputs
+        or shape.window is not None
+        or shape.attention_cap is not None
+        or shape.output_bias != shape.mlp_bias
+    )
+
+
+def _norm() -> Any:
+    if has_transformer_engine():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        return TENorm
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    return WrappedTorchNorm
+
+
+def _with_bias(config: Any, bias: bool) -> Any:
+    """The configuration for a part of a layer whose linear layers have biases or not."""
+    if config.add_bias_linear == bias:
+        return config
+    config = copy.copy(config)
+    config.add_bias_linear = bias
+    return config
+
+
+class _Attention(SelfAttention):
+    """Self-attention whose output layer has a bias of its own kind, and a norm behind it.
+
+    linear_bias: of the output layer. two_bases: it is given the rotary angles of layers with a
+    window and of the others, one below the other, as Gemma 3's model computes them.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        submodules: Any,
+        layer_number: int,
+        *args: Any,
+        linear_bias: bool,
+        post_norm: Any,
+        two_bases: bool,
+        **kwargs: Any,
+    ) -> None:
+        config = _with_bias(config, linear_bias)
+        super().__init__(config, submodules, layer_number, *args, **kwargs)
+        self._windowed = config.window_attn_skip_freq[layer_number - 1] if two_bases else None
+        if post_norm is not None:
+            self.post_layernorm = build_module(
+                post_norm,
+                config=config,
+                hidden_size=config.hidden_size,
+                eps=config.layernorm_epsilon,
+            )
+
+    def forward(self, *args: Any, rotary_pos_emb: Any = None, **kwargs: Any) -> Any:
+        if self._windowed is not None and rotary_pos_emb is not None:
+            rotary_pos_emb = rotary_pos_emb[0 if self._windowed else 1]
+        output, bias = super().forward(*args, rotary_pos_emb=rotary_pos_emb, **kwargs)
+        return _normed(self, output, bias)
+
+
+class _Mlp(MLP):
+    """A feed-forward part whose linear layers have biases of their own kind, and a norm behind."""
+
+    def __init__(
+        self, config: Any, *args: Any, linear_bias: bool, post_norm: Any, **kwargs: Any
+    ) -> None:
+        config = _with_bias(config, linear_bias)
+        kwargs.setdefault("ffn_hidden_size", config.ffn_hidden_size)
+        super().__init__(config, *args, **kwargs)
+        if post_norm is not None:
+            self.post_layernorm = build_module(
+                post_norm,
+                config=config,
+                hidden_size=config.hidden_size,
+                eps=config.layernorm_epsilon,
+            )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _normed(self, *super().forward(*args, **kwargs))
+
+
+def _normed(part: Any, output: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    """A part's output behind its norm, if it has one."""
+    if not hasattr(part, "post_layernorm"):
+        return output, bias
+    return part.post_layernorm(output if bias is None else output + bias), None
+
+
+class _CoreAttention(DotProductAttention):
+    """Megatron-Core's attention with capped scores, and windows within packed rows.
+
+    Megatron-Core's softmax takes a window in place of the mask that says which rows are packed.
+    """
+
+    scale_mask_softmax: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        softmax: Any = self.scale_mask_softmax
+        self.scale_mask_softmax = _Softmax(
+            softmax, softmax.window_size, getattr(self.config, "attn_logit_softcapping", None)
+        )
+        softmax.window_size = None
+
+
+class _Softmax(torch.nn.Module):
+    """softmax: Megatron-Core's. window: its (tokens before, tokens behind). cap: of scores."""
+
+    def __init__(self, softmax: Any, window: tuple[int, int] | None, cap: float | None) -> None:
+        super().__init__()
+        self._softmax, self._window, self._cap = softmax, window, cap
+
+    def forward(
+        self, scores: torch.Tensor, mask: torch.Tensor | None, offset: torch.Tensor | None = None
+    ) -> Any:
+        rows, columns = scores.shape[-2:]
+        if self._cap:
+            scores = self._cap * torch.tanh(scores / self._cap)
+        if self._window is not None:
+            near = get_sliding_window_causal_mask(rows, columns, self._window).to(scores.device)
+            mask = near if mask is None else mask | near
+        elif mask is None and rows > 1:
+            mask = get_default_causal_mask(rows)
+        return self._softmax(scores, mask, offset)
