@@ -26,13 +26,13 @@ from typing import Any
 
 from pipeline.__main__ import main as pipeline
 from pipeline.core.artifact import (
-    MANIFEST,
     note_verified,
     open_artifact,
     read_manifest,
     sha256_of_json,
 )
 from pipeline.core.errors import ArtifactError
+from pipeline.core.paths import MANIFEST
 from pipeline.orchestration.graph import declared_stages, read_graph
 
 SECONDS = 60  # for a stage to refuse; one that starts to work is stopped

@@ -25,7 +25,8 @@ import rich.table  # noqa: F401
 from pipeline.__main__ import main
 from pipeline.config.schema import load
 from pipeline.core import hardware
-from pipeline.core.artifact import MANIFEST, Outcome, read_manifest
+from pipeline.core.artifact import Outcome, read_manifest
+from pipeline.core.paths import MANIFEST
 from pipeline.core.stage import stage_module
 from pipeline.orchestration import compose, runner
 from pipeline.orchestration.graph import read_graph

@@ -27,8 +27,8 @@ from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter
 from typing_extensions import TypedDict
 
 from pipeline.core.errors import ArtifactError, ResourceError
+from pipeline.core.paths import MANIFEST
 
-MANIFEST = "manifest.json"
 SCRATCH = ".scratch"
 VERIFIED = ".verified"
 VARIANTS = ".variants"

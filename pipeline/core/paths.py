@@ -17,6 +17,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else ROOT / "conf"
 EXAMPLE = PACKAGE / "example" if (PACKAGE / "example").is_dir() else ROOT
 
 GRAPH_FILE, PARAMS_FILE = "dvc.yaml", "params.yaml"
+MANIFEST = "manifest.json"  # of an artifact, in its folder
 
 
 def find_project(start: Path) -> Path | None:

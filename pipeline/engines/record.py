@@ -86,7 +86,8 @@ class BuildJob:
 
 def take_checkpoint(job: BuildJob, out: Path) -> "Outcome":
     """Build an engine that loads an HF folder as it is: link the folder's files into `out`."""
-    from pipeline.core.artifact import MANIFEST, Outcome
+    from pipeline.core.artifact import Outcome
+    from pipeline.core.paths import MANIFEST
     from pipeline.models.chat.renderer import Chat
 
     checkpoint = job.checkpoint

@@ -11,10 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import MANIFEST, kept, open_artifact
+from pipeline.core.artifact import kept, open_artifact
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError, Busy, ConfigError, ResourceError
-from pipeline.core.paths import CONF, PARAMS_FILE, ROOT
+from pipeline.core.paths import CONF, MANIFEST, PARAMS_FILE, ROOT
 from pipeline.orchestration.graph import read_yaml
 
 LOCK, RWLOCK = "dvc.lock", ".dvc/tmp/rwlock"

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import ConfigError
-from pipeline.core.paths import graph_file
+from pipeline.core.paths import MANIFEST, graph_file
 
 # Reports versions of stages and libraries to DVC (stage_versions.py); makes no artifact.
 VERSIONS = "versions"

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tokenize
 from pathlib import Path
 
 from pipeline.core.paths import PACKAGE, conf_folders, options_of
@@ -75,7 +76,9 @@ def _stages() -> str:
 def module_docstring(stage: str) -> str:
     """Of a stage's file, which is not imported."""
     file = PACKAGE / "stages" / ("import_.py" if stage == "import" else f"{stage}.py")
-    return ast.get_docstring(ast.parse(file.read_text())) or ""
+    with file.open(encoding="utf-8") as stream:
+        first = next(tokenize.generate_tokens(stream.readline))  # the rest is not parsed: 0.05 s
+    return str(ast.literal_eval(first.string))
 
 
 def _defaults() -> dict[str, str]:

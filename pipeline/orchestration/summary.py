@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
-from pipeline.core.artifact import MANIFEST, Artifact, open_artifact
+from pipeline.core.artifact import Artifact, open_artifact
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError
+from pipeline.core.paths import MANIFEST
 from pipeline.orchestration.graph import declared_stages
 
 SUMMARY = "summary.json"

@@ -3,7 +3,7 @@
 import json
 
 from pipeline.config.schema import Config
-from pipeline.core.artifact import MANIFEST
+from pipeline.core.paths import MANIFEST
 from pipeline.planner.workload import Rows
 
 MULTIPLE = 8  # rows are padded to a multiple of so many positions (training/nemo/data.py)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config
 from pipeline.core import hardware
-from pipeline.core.artifact import MANIFEST, SCHEMA
+from pipeline.core.artifact import SCHEMA
 from pipeline.core.errors import DataError
 from pipeline.core.hardware import GIB
+from pipeline.core.paths import MANIFEST
 from pipeline.engines.registry import ENGINES
 from pipeline.models.checks import check_folder
 from pipeline.optimization.formats import FORMATS

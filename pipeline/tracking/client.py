@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.core.artifact import MANIFEST, Artifact, open_artifact
+from pipeline.core.artifact import Artifact, open_artifact
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError
+from pipeline.core.paths import MANIFEST
 from pipeline.core.processes import Process
 from pipeline.core.secrets import mask, mask_tree
 from pipeline.tracking.outbox import OWNER_VARIABLE, Destination

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.artifact import MANIFEST, open_artifact
+from pipeline.core.artifact import open_artifact
 from pipeline.core.hardware import GIB, Gpu, Machine
+from pipeline.core.paths import MANIFEST
 from pipeline.engines.benchmark_history import measured_here
 from pipeline.engines.description import Description
 from pipeline.engines.memory import read_decoder
