@@ -21,7 +21,9 @@ BIN := .venv/bin
 TORCH ?= auto
 JOBS ?= 2
 # The tests of a file run in one process, which shares what they prepare; in the order of a single one.
-PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# One thread a process: threads that wait for a core in use would spin, and take ten times as long.
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+         $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Some environments switch bytecode off; then every stage would compile NeMo's sources again.
 unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
@@ -34,7 +36,7 @@ demo: setup
 	$(BIN)/python -m pipeline stage=all
 
 test: setup
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PYTEST)
 
 test-gpu: setup
 	$(BIN)/python -m pytest tests/gpu tests/integration/test_finetune.py tests/integration/test_conversion.py
@@ -48,7 +50,7 @@ check: setup
 	$(BIN)/mypy
 
 coverage: setup
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html
+	$(PYTEST) --cov --cov-report=term --cov-report=html
 
 docs: setup
 	$(BIN)/python -m tools.settings_reference
