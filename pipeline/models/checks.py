@@ -14,12 +14,12 @@ from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape, read_shape
 from pipeline.models.files import (
     WEIGHTS_INDEX,
     Stored,
+    check_no_state,
     read_json,
     stored_tensors,
     tensor_place,
     weight_files,
 )
-from pipeline.models.hf_model import check_no_state
 from pipeline.models.tokenizer_checks import check_tokenizer
 
 _PART = 2**22  # bytes that are compared at once

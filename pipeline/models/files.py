@@ -18,6 +18,7 @@ from pipeline.models.config_forms import plain_config, plain_tokenizer
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+MODELOPT_STATE = "modelopt_state.pth"  # ModelOpt's name
 CONFIGS = ("config.json", "generation_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -146,6 +147,20 @@ def _instead_of_weights(folder: Path) -> str:
         "only safetensors weights are read; save the model with "
         "save_pretrained(folder, safe_serialization=True)"
     )
+
+
+def check_no_state(folder: Path) -> None:
+    """Refuse the state of ModelOpt beside a model that is read as it is.
+
+    Raises:
+        DataError: it is there.
+    """
+    state = folder / MODELOPT_STATE
+    if state.exists():
+        raise DataError(
+            f"{state} is the state of a quantized model, and this one is read as it is: remove the "
+            "file, or give the folder of the model before it was quantized"
+        )
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:

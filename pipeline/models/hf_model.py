@@ -20,11 +20,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import DataError
 from pipeline.models.config_forms import plain_config
 from pipeline.models.files import (
     WEIGHTS,
     WEIGHTS_INDEX,
+    check_no_state,
     read_json,
     tensor_shapes,
     weight_files,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-MODELOPT_STATE = "modelopt_state.pth"  # ModelOpt's name
 # Several threads write shards, one each, since a single thread does not keep a disk busy.
 _SHARD_BYTES = 1_500_000_000
 _WRITERS = 4
@@ -69,20 +68,6 @@ def load_model(folder: Path, *, dtype: str, quantized: bool = False) -> PreTrain
             use_safetensors=True,
         )
     return model.eval()
-
-
-def check_no_state(folder: Path) -> None:
-    """Refuse the state of ModelOpt beside a model that is read as it is.
-
-    Raises:
-        DataError: it is there.
-    """
-    state = folder / MODELOPT_STATE
-    if state.exists():
-        raise DataError(
-            f"{state} is the state of a quantized model, and this one is read as it is: remove the "
-            "file, or give the folder of the model before it was quantized"
-        )
 
 
 def _config(folder: Path) -> Any:

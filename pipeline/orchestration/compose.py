@@ -145,7 +145,7 @@ def _local(tree: dict[str, Any]) -> dict[str, Any]:
     path = model.get("path") if isinstance(model, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(artifacts, str) or not is_source(path):
         return tree
-    from pipeline.models.sources import local_folder
+    from pipeline.models.sources.fetching import local_folder
 
     return {**tree, "model": {**model, "path": local_folder(str(path), Path(artifacts))}}
 

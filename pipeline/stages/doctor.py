@@ -17,7 +17,7 @@ from pipeline.core.hardware import GIB
 from pipeline.core.paths import MANIFEST
 from pipeline.engines.registry import ENGINES
 from pipeline.models.checks import check_folder
-from pipeline.models.sources import is_whole
+from pipeline.models.sources.fetching import is_whole
 from pipeline.optimization.formats import FORMATS
 from pipeline.orchestration.stage_versions import recorded
 

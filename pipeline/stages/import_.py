@@ -15,7 +15,7 @@ from pipeline.core.stage import NEMO, Stage
 from pipeline.models.checks import check_folder
 from pipeline.models.families import check_stage
 from pipeline.models.files import clear
-from pipeline.models.sources import provenance
+from pipeline.models.sources.fetching import provenance
 
 STAGE = Stage(
     version=2,

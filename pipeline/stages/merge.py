@@ -18,7 +18,7 @@ from pipeline.core.errors import ProofFailed
 from pipeline.core.stage import NEMO, Stage
 from pipeline.models.architecture import Shape, read_shape
 from pipeline.models.files import clear, copy_assets, read_json
-from pipeline.models.sources import provenance
+from pipeline.models.sources.fetching import provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

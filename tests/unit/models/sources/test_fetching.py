@@ -12,7 +12,8 @@ from huggingface_hub import constants
 
 from pipeline.core.errors import DataError, ResourceError
 from pipeline.models.checks import check_folder
-from pipeline.models.sources import fetch, fetching, is_whole, local_folder, provenance
+from pipeline.models.sources import fetching
+from pipeline.models.sources.fetching import fetch, is_whole, local_folder, provenance
 from tests.integration.hub_server import HubServer, point_at
 from tests.unit.model_folders import add_random_weights, edit, make_model_folder
 
