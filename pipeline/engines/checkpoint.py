@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.core.errors import DataError
+from pipeline.models.files import MODELOPT_STATE
 from pipeline.optimization.formats import FORMATS, format_of, quantized_formats
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-MODELOPT_STATE = "modelopt_state.pth"
 
 
 @dataclass(frozen=True)

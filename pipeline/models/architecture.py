@@ -16,10 +16,12 @@ from typing import Any
 
 from pipeline.core.errors import DataError
 from pipeline.models.config_fields import Json, number_of, size_of, switch_of
+from pipeline.models.config_forms import LAYER_TYPES, plain_config
 from pipeline.models.families import FAMILIES, family_of
 from pipeline.models.families.record import Family, Layer, Linear, Norm, Size
 from pipeline.models.files import read_json
 from pipeline.models.rope_scaling import Llama3Rope, Rope, rope_scaling_of
+from pipeline.models.sources.address import not_a_folder
 
 # Tensor names outside the layers, from transformers' modeling_{llama,qwen2,mistral}.py.
 EMBEDDING = "model.embed_tokens.weight"
@@ -140,23 +142,17 @@ def read_shape(folder: Path) -> Shape:
             window ...).
     """
     file = folder / "config.json"
-    return shape_of(
-        file,
-        read_json(file, "give the folder of an HF model (config.json, *.safetensors, tokenizer)"),
-    )
+    better = not_a_folder(folder)
+    remedy = better or "give the folder of an HF model (config.json, *.safetensors, tokenizer)"
+    return shape_of(file, read_json(file, remedy))
 
 
 def shape_of(file: Path, config: Json) -> Shape:
     """As `read_shape`, of a config.json that was read before. file: its path, for errors."""
     check_no_code(file, config)
     family = _family(file, config)
-    if "rope_parameters" in config:
-        raise DataError(
-            f"{file} was written by transformers 5 (rope_parameters): transformers 4.57 would read "
-            "the default rotary base; write rope_theta and rope_scaling at the top level instead"
-        )
-    if config.get("quantization_config"):
-        raise DataError(f"{file}: the weights are already quantized: import the unquantized model")
+    config = plain_config(file, config)
+    _check_not_quantized(file, config)
     _check_dtype(file, config)
     keys = family.keys
     hidden, heads = (
@@ -171,6 +167,7 @@ def shape_of(file: Path, config: Json) -> Shape:
 
     attention_bias = biased(keys.attention_bias)
     kv_heads_default = heads if family.key_value_heads_optional else keys.kv_heads_default
+    _check_layer_types(file, config, family)
     shape = Shape(
         family=family.name,
         layers=layers,
@@ -307,6 +304,63 @@ def _attention_extras(file: Path, config: Json, family: Family) -> dict[str, Any
         if value is not None:
             found[rule.field] = number_of(file, {name: value}, name, positive=True) ** rule.power
     return found
+
+
+def _check_layer_types(file: Path, config: Json, family: Family) -> None:
+    """Refuse a list of layer types that contradicts the rest."""
+    types = config.get("layer_types")
+    if types is None:
+        return
+    if not isinstance(types, list) or not set(map(str, types)) <= set(LAYER_TYPES):
+        raise DataError(
+            f"{file}: layer_types={types!r:.80} should be a list of {' and '.join(LAYER_TYPES)}, "
+            "which are the types that are supported: use another model"
+        )
+    if len(types) != config.get("num_hidden_layers"):
+        raise DataError(
+            f"{file}: layer_types names {len(types)} layers and num_hidden_layers is "
+            f"{config.get('num_hidden_layers')!r:.20}: correct one of them"
+        )
+    if LAYER_TYPES[1] not in types:
+        return
+    rule = family.window
+    if rule is None or (rule.switch and not switch_of(file, config, rule.switch)):
+        switch = f"{rule.switch} is not true" if rule else f"{family.title} has no windows"
+        raise DataError(
+            f"{file}: layer_types has {LAYER_TYPES[1]}, though {switch}: write "
+            f"{LAYER_TYPES[0]} for each layer if the model was trained so"
+        )
+
+
+# The way out for weights that someone quantized, by quantization_config.quant_method.
+_QUANTIZED = {
+    "gptq": "the 4-bit weights of GPTQ",
+    "awq": "the 4-bit weights of AWQ",
+    "bitsandbytes": "the weights of bitsandbytes",
+    "fp8": "FP8 weights with their scales",
+    "fbgemm_fp8": "FP8 weights with their scales",
+    "compressed-tensors": "the weights of llm-compressor",
+    "modelopt": "the weights of ModelOpt",
+    "mxfp4": "MXFP4 weights",
+    "torchao": "the weights of torchao",
+}
+
+
+def _check_not_quantized(file: Path, config: Json) -> None:
+    """Refuse weights that are quantized already: training and the proofs need the model itself."""
+    described = config.get("quantization_config") or config.get("compression_config")
+    beside = file.with_name("hf_quant_config.json")  # ModelOpt's, beside a plain config.json
+    if not described and not beside.is_file():
+        return
+    method = described.get("quant_method") if isinstance(described, dict) else None
+    if described is None and beside.is_file():
+        file, method = beside, "modelopt"
+    what = _QUANTIZED.get(str(method), f"quantized weights ({method or 'of some kind'!s:.40})")
+    raise DataError(
+        f"{file}: the folder holds {what}, already quantized: give the folder of the model that "
+        "they were made from, which its card names (for an adapter on quantized weights, too), and "
+        "choose the format with quantize=… , which quantizes after training"
+    )
 
 
 def _check_dtype(file: Path, config: Json) -> None:

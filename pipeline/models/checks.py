@@ -1,6 +1,6 @@
 """Whether an HF model folder can be used, before anything heavy is imported.
 
-`check_folder` refuses what would fail in a later stage: an unknown architecture, pickled weights,
+`check_folder` refuses what would fail in a later stage: an unknown architecture, quantized weights,
 custom code, missing or truncated weights, a tokenizer that disagrees with the embeddings. Reads no
 weights, and imports neither torch nor a vendor's library.
 """
@@ -14,6 +14,7 @@ from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape, read_shape
 from pipeline.models.files import (
     WEIGHTS_INDEX,
     Stored,
+    check_no_state,
     read_json,
     stored_tensors,
     tensor_place,
@@ -21,7 +22,6 @@ from pipeline.models.files import (
 )
 from pipeline.models.tokenizer_checks import check_tokenizer
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _PART = 2**22  # bytes that are compared at once
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
@@ -33,25 +33,37 @@ def check_folder(folder: Path) -> Shape:
         DataError: names the file, what is wrong with it and how to fix it.
     """
     shape = read_shape(folder)
-    _check_no_pickles(folder)
+    _check_nothing_beside(folder)
     _check_tensors(folder, shape)
     check_tokenizer(folder, shape)
     return shape
 
 
-def _check_no_pickles(folder: Path) -> None:
-    for pattern in _PICKLES:
-        for file in sorted(folder.glob(pattern)):
-            raise DataError(
-                f"{file} is a pickle, which can run code when it is read: keep only safetensors "
-                "in the folder (save_pretrained(folder, safe_serialization=True))"
-            )
+def _check_nothing_beside(folder: Path) -> None:
+    """Refuse what transformers loads beside the weights, and nothing else does.
+
+    Other leftovers of training and exports (training_args.bin, optimizer.pt, GGUF ...) are never
+    read.
+    """
+    check_no_state(folder)
+    file = folder / "adapter_config.json"
+    if file.is_file():  # it would be loaded on top of the model that it names
+        raise DataError(
+            f"{file} makes the folder a LoRA adapter as well as a model: merge the adapter into "
+            "the model (PEFT's merge_and_unload), or move the adapter's files to another folder"
+        )
 
 
 def _check_tensors(folder: Path, shape: Shape) -> None:
     found: dict[str, tuple[Stored, Path]] = {}
     for file in weight_files(folder):
-        found |= {name: (stored, file) for name, stored in stored_tensors(file).items()}
+        for name, stored in stored_tensors(file).items():
+            if name in found:
+                raise DataError(
+                    f"{file}: {name} is in {found[name][1].name}, too, and one model has one of "
+                    "each: download the weights again"
+                )
+            found[name] = stored, file
     index = folder / WEIGHTS_INDEX
     if index.is_file() and not isinstance(read_json(index, "correct it").get("metadata"), dict):
         raise DataError(f'{index} has no metadata, which transformers reads: add "metadata": {{}}')

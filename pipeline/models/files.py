@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError
+from pipeline.models.config_forms import plain_config, plain_tokenizer
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+MODELOPT_STATE = "modelopt_state.pth"  # ModelOpt's name
 CONFIGS = ("config.json", "generation_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,6 +26,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
@@ -87,10 +90,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         if single.is_file():
             return [single]
-        raise DataError(
-            f"{single} does not exist: only safetensors weights are read; save the model with "
-            "save_pretrained(folder, safe_serialization=True)"
-        )
+        raise DataError(f"{single} does not exist: {_instead_of_weights(folder)}")
     names = read_json(index, "download the model again").get("weight_map")
     if not isinstance(names, dict) or not names:
         raise DataError(f"{index} has no weight_map: download the model again")
@@ -104,7 +104,63 @@ def weight_files(folder: Path) -> list[Path]:
     for file in files:
         if file.parent != folder or not file.is_file():
             raise DataError(f"{file} does not exist though {index.name} names it: download it")
+    if single.is_file() and single not in files:
+        raise DataError(
+            f"{folder} holds {WEIGHTS}, and {WEIGHTS_INDEX} names other files: which of them are "
+            "the model is not clear; move the ones of an earlier save to another folder"
+        )
     return files
+
+
+# Weights that are not read, by the ending of their names, and what to do with a folder of them.
+_OTHER_WEIGHTS = (
+    (
+        ("bin", "pt", "pth", "ckpt", "pkl"),
+        "is a pickle, which can run code when it is read: only safetensors weights are read; save "
+        "the model with save_pretrained(folder, safe_serialization=True)",
+    ),
+    (
+        ("gguf",),
+        "holds weights for llama.cpp: only safetensors weights are read; use the folder that it "
+        "was made from, which the model's card names",
+    ),
+    (
+        ("onnx",),
+        "is an exported graph: only safetensors weights are read; use the folder that it was made "
+        "from",
+    ),
+)
+
+
+def _instead_of_weights(folder: Path) -> str:
+    """What a folder without safetensors weights holds, and what to do."""
+    if (folder / "adapter_model.safetensors").is_file():
+        return (
+            f"{folder / 'adapter_model.safetensors'} is an adapter without its model: merge it "
+            "into its base first (PEFT's merge_and_unload), or give the base's folder"
+        )
+    for endings, text in _OTHER_WEIGHTS:
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if file.suffix.removeprefix(".") in endings:
+                return f"{file.name} {text}"
+    return (
+        "only safetensors weights are read; save the model with "
+        "save_pretrained(folder, safe_serialization=True)"
+    )
+
+
+def check_no_state(folder: Path) -> None:
+    """Refuse the state of ModelOpt beside a model that is read as it is.
+
+    Raises:
+        DataError: it is there.
+    """
+    state = folder / MODELOPT_STATE
+    if state.exists():
+        raise DataError(
+            f"{state} is the state of a quantized model, and this one is read as it is: remove the "
+            "file, or give the folder of the model before it was quantized"
+        )
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -173,11 +229,50 @@ def _check_place(name: str, stored: Stored, gap: int, length: int) -> None:
 
 
 def copy_assets(source: Path, target: Path) -> None:
-    """Copy the configuration and tokenizer files, byte for byte; no weights."""
+    """Copy the configuration and tokenizer files; no weights."""
     target.mkdir(parents=True, exist_ok=True)
     for name in (*CONFIGS, *TOKENIZER_FILES):
         if (source / name).is_file():
-            (target / name).write_bytes((source / name).read_bytes())
+            copy_asset(source / name, target / name)
+
+
+def copy_asset(source: Path, target: Path) -> None:
+    """Copy a file of a model's folder: byte for byte, unless transformers 4 reads another form.
+
+    Later stages, and the runtimes that open what they write, then find one form only.
+    """
+    if source.name == "chat_template.json":
+        _copy_processor_template(source, target)
+    elif plain := _plain(source):
+        text = json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        target.write_text(text, encoding="utf-8")
+    else:
+        target.write_bytes(source.read_bytes())
+
+
+def _copy_processor_template(source: Path, target: Path) -> None:
+    """Write the chat template of a processor, where it is the only one, as a tokenizer's: those who
+    load the tokenizer alone do not read the processor's."""
+    remedy = "save the model again with transformers"
+    options = source.with_name("tokenizer_config.json")
+    if source.with_name("chat_template.jinja").is_file():
+        return
+    if options.is_file() and read_json(options, remedy).get("chat_template"):
+        return
+    template = read_json(source, remedy).get("chat_template")
+    if isinstance(template, str):
+        target.with_name("chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _plain(file: Path) -> dict[str, Any] | None:
+    """The other form of a file's content; None if it has that form already."""
+    if file.name not in ("config.json", "tokenizer_config.json"):
+        return None
+    content = read_json(file, "save the model again with transformers")
+    changed = (
+        plain_config(file, content) if file.name == "config.json" else plain_tokenizer(content)
+    )
+    return None if changed == content else changed
 
 
 def link_weights(source: Path, target: Path, prefix: str = "") -> dict[str, str]:

@@ -20,15 +20,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import DataError
-from pipeline.models.files import WEIGHTS, WEIGHTS_INDEX, tensor_shapes, weight_files
+from pipeline.models.config_forms import plain_config
+from pipeline.models.files import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_no_state,
+    read_json,
+    tensor_shapes,
+    weight_files,
+)
 from pipeline.models.pickles import only_plain_pickles
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-MODELOPT_STATE = "modelopt_state.pth"  # ModelOpt's name
 # Several threads write shards, one each, since a single thread does not keep a disk busy.
 _SHARD_BYTES = 1_500_000_000
 _WRITERS = 4
@@ -48,15 +54,12 @@ def load_model(folder: Path, *, dtype: str, quantized: bool = False) -> PreTrain
     import torch
     from transformers import AutoModelForCausalLM
 
-    state = folder / MODELOPT_STATE
-    if not quantized and state.exists():
-        raise DataError(
-            f"{state} is the state of a quantized model, and this one is read as it is: remove the "
-            "file, or give the folder of the model before it was quantized"
-        )
+    if not quantized:
+        check_no_state(folder)
     with only_plain_pickles():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=_config(folder),
             dtype=getattr(torch, dtype),
             # Straight to the GPU: the host never holds the model.
             device_map={"": "cuda"} if torch.cuda.is_available() else None,
@@ -67,15 +70,24 @@ def load_model(folder: Path, *, dtype: str, quantized: bool = False) -> PreTrain
     return model.eval()
 
 
+def _config(folder: Path) -> Any:
+    """transformers' configuration of a folder, in whichever form config.json is."""
+    from transformers import AutoConfig
+
+    file = folder / "config.json"
+    content = plain_config(file, read_json(file, "use the folder of an HF model"))
+    return AutoConfig.for_model(**content)
+
+
 def model_of(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> PreTrainedModel:
     """The model that `folder`/config.json describes with these weights, in float32.
 
     tensors: HF names and weights, all of them; a tied output layer follows its embedding.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = _config(folder)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=False

@@ -30,6 +30,7 @@ CPU_SECONDS = 30  # that loading and trying a tokenizer may take; a large one ta
 MEMORY = 4 * 2**30  # bytes, likewise; a large one takes 0.6 GiB
 WALL_SECONDS = 600  # in case the process waits for something; no verdict about the file
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 TRIAL = "pipeline.models.chat.tokenizer_trial"
 
 
@@ -61,7 +62,8 @@ def check_tokenizer(folder: Path, shape: Shape) -> None:
         raise DataError(_too_many(options_file, len(declared)))
     for config_name in CONFIGS:
         _check_special_ids(folder / config_name, shape.vocab)
-    if not options.get("chat_template") and not (folder / "chat_template.jinja").is_file():
+    beside = [name for name in TEMPLATE_FILES if (folder / name).is_file()]
+    if not options.get("chat_template") and not beside:
         raise DataError(
             f"{options_file} has no chat_template and there is no chat_template.jinja beside it: "
             "add the model's own, or one like those in the models' documentation"

@@ -26,8 +26,7 @@ from typing import Any
 from pipeline.core.errors import ArtifactError, MissingRuntime
 from pipeline.core.import_blocking import absent
 from pipeline.core.monkeypatch import Patch, install
-from pipeline.models.files import WEIGHTS_INDEX, link_weights, weight_files
-from pipeline.models.hf_model import MODELOPT_STATE
+from pipeline.models.files import MODELOPT_STATE, WEIGHTS_INDEX, link_weights, weight_files
 from pipeline.optimization.calibration import quick_maxima
 from pipeline.optimization.formats import FORMATS
 from pipeline.optimization.layout_rules import TYPES, read_header

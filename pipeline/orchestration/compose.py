@@ -16,6 +16,7 @@ from pipeline.config.schema import Config, load
 from pipeline.core import secrets
 from pipeline.core.errors import ConfigError, short
 from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
+from pipeline.models.sources.address import is_source
 from pipeline.orchestration import arguments as command_line
 from pipeline.orchestration.graph import OUTSIDE, REMOVED, declared_stages, read_yaml
 
@@ -130,7 +131,23 @@ def to_tree(composed: Any) -> dict[str, Any]:
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise ConfigError(f"{missing[0]} is not set: give {missing[0]}=… on the command line")
     with _kept_references():
-        return fill(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+        return fill(_local(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+
+
+def _local(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the folder that a model's source stands for, so that whatever reads it, DVC
+    too, has a folder. Of a source that is new to the project its config.json is fetched.
+
+    Raises:
+        ConfigError, DataError: the source is written otherwise, or cannot be read.
+    """
+    model, artifacts = tree.get("model"), tree.get("artifacts")
+    path = model.get("path") if isinstance(model, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(artifacts, str) or not is_source(path):
+        return tree
+    from pipeline.models.sources.fetching import local_folder
+
+    return {**tree, "model": {**model, "path": local_folder(str(path), Path(artifacts))}}
 
 
 @contextmanager
@@ -303,7 +320,7 @@ def _from_file(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no settings: run `python -m pipeline stage=all`")
-    return fill(tree)
+    return fill(_local(tree))
 
 
 def _load_file(tree: Mapping[str, Any], path: Path) -> Config:

@@ -62,8 +62,9 @@ VARIABLES = (
     Variable("REMOTE_API_KEY", "read", "the key that `engine=remote` sends"),
     Variable("OTEL_…", "read", "by the server: where traces go ([serving](serving.md))"),
     Variable(
-        "HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE", "not read",
-        "nothing is downloaded: `model.path` is a folder",
+        "HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE", "read",
+        "by Hugging Face's client, where `model.path` is `hf://…` ([sources](sources.md)); a token "
+        "is never written to a file",
     ),
     Variable("HYDRA_FULL_ERROR", "not read", "`--traceback` shows where an error arose"),
     Variable("WANDB_…, COMET_…", "not read", "runs are tracked in MLflow alone"),

@@ -20,6 +20,7 @@ from pipeline.core.console import get_console
 from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError
 from pipeline.core.processes import ends_with_this
 from pipeline.deployment.launchers.submission import check_nodes
+from pipeline.models.sources.fetching import fetch
 from pipeline.orchestration import compose, dvc_files, summary, summary_view
 from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.project import project_folder
@@ -48,6 +49,7 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
         check_files(graph[stage])
     check_nodes("all", config)
     check_run(config)
+    fetch(config.model.path, config.artifacts)
     since = time.time()
     # DVC's commands say `python`: the one that runs now, whether or not its environment is active.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -95,7 +95,9 @@ def check_made(
         for name, manifest in made.items()
         if name in ("prepare", "import")
     }
-    if len({os.path.realpath(path) for path in models.values()}) > 1:
+    contents = {_content_of(made[name], path) for name, path in models.items()}
+    same = len(contents) == 1 and contents != {None}
+    if len({os.path.realpath(path) for path in models.values()}) > 1 and not same:
         raise ArtifactError(
             f"{config.artifacts}/prepare was made for model.path={short(models['prepare'])} and "
             f"{config.artifacts}/import from model.path={short(models['import'])}: run "
@@ -162,7 +164,7 @@ def _compare(
 ) -> None:
     value = _look_up(tree, key)
     for name, was in recorded.items():
-        if _same(key, value, was):
+        if _same(key, value, was) or _same_content(key, value, was, name, tree):
             continue
         now = "this command" if word else "this command, which leaves it out,"
         by = f" by {word}" if word and not word.split("=")[0].endswith(key) else ""
@@ -180,6 +182,25 @@ def _same(key: str, value: Any, was: Any) -> bool:
     if key in PATHS:
         return os.path.realpath(str(value)) == os.path.realpath(str(was))
     return json.dumps(value, sort_keys=True) == json.dumps(was, sort_keys=True)
+
+
+def _content_of(manifest: Manifest, path: str) -> str | None:
+    """The digest that a manifest records of a file or folder outside the artifacts."""
+    files = manifest.environment.get("files")
+    digest = files.get(path) if isinstance(files, Mapping) else None
+    return digest if isinstance(digest, str) else None
+
+
+def _same_content(key: str, value: Any, was: Any, stage: str, tree: Mapping[str, Any]) -> bool:
+    """Whether a model's folder was moved or copied: the stage read what is at the other place."""
+    from pipeline.orchestration.runner import content_digest
+
+    if key != "model.path" or not all(isinstance(v, str) for v in (value, was)):
+        return False
+    artifacts_folder, place = Path(str(tree["artifacts"])), Path(value)
+    manifest = _manifest(artifacts_folder, stage, "", "")
+    before = manifest and _content_of(manifest, was)
+    return bool(before) and place.is_dir() and content_digest(place, artifacts_folder) == before
 
 
 def _typed(value: Any) -> str:

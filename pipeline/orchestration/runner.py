@@ -25,6 +25,8 @@ from pipeline.core.errors import ArtifactError, Busy, DataError, GateFailed, Res
 from pipeline.core.paths import PACKAGE
 from pipeline.core.resource_errors import resource_errors
 from pipeline.core.stage import Stage, identity, stage_module
+from pipeline.models.sources.address import not_a_folder
+from pipeline.models.sources.fetching import fetch
 from pipeline.orchestration.graph import Node, read_graph, select
 from pipeline.tracking import client as tracking
 
@@ -64,6 +66,8 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
     """
     folder = config.artifacts
     node = read_graph(tree)[name]
+    if config.model.path in node.files:
+        fetch(config.model.path, folder)
     # Before the folder of artifacts is made: a wrong setting leaves nothing behind.
     check_files(node)
     for stage in node.inputs:
@@ -117,15 +121,20 @@ def plan(
     code = _git_state()  # now: the checkout may move to another commit while a stage runs
     settings = select(tree, node.params)
     check_files(node)
-    files = {str(path): _content(path, config.artifacts) for path in node.files}
+    files = {str(path): content_digest(path, config.artifacts) for path in node.files}
     stage, versions = _versions(node.name, config)
     identity = {
         "stage": node.name,
         "settings": settings,
         "inputs": {stage: a.manifest.digest for stage, a in inputs.items()},
-        "files": files,
         **versions,
     }
+    # A model is its content, wherever its folder is.
+    if isinstance(section := settings.get("model"), Mapping):
+        own = {key: value for key, value in section.items() if key != "path"}
+        identity["settings"] = {**settings, "model": own}
+    model = str(config.model.path)
+    identity["files"] = {("model" if p == model else p): d for p, d in files.items()}
     fingerprint = artifacts.sha256_of_json(identity)
     return Work(node, inputs, settings, files, stage, versions, fingerprint, code)
 
@@ -134,9 +143,21 @@ def check_files(node: Node) -> None:
     """Raise DataError if a file or folder that settings name does not exist."""
     for path in node.files:
         if not path.exists():
+            if better := not_a_folder(path):
+                raise DataError(f"{path} is no folder here: {better}")
             raise DataError(
                 f"{path} does not exist: correct the setting that names it (--help lists them; "
                 f"relative paths are relative to {Path.cwd()})"
+            )
+
+
+def _refuse_changed(work: Work, config: Config) -> None:
+    """Raise DataError if a file outside the artifacts changed while the stage read it."""
+    for path, before in work.files.items():
+        if not Path(path).exists() or content_digest(Path(path), config.artifacts) != before:
+            raise DataError(
+                f"{path} changed while stage={work.node.name} read it, so nothing was kept: run "
+                "the same command again when nothing writes there"
             )
 
 
@@ -218,6 +239,7 @@ def _take_or_make(work: Work, config: Config) -> tuple[Artifact, bool]:
         begin = time.monotonic()
         outcome = stage_module(name).run(config, work.inputs, scratch)
         seconds = time.monotonic() - begin
+        _refuse_changed(work, config)
         shutil.rmtree(scratch / artifacts.SCRATCH, ignore_errors=True)
         manifest = _manifest(work, outcome, scratch, seconds)
         artifacts.write_manifest(scratch, manifest)
@@ -315,6 +337,7 @@ def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Man
         environment={
             "packages": hardware.installed_versions(PACKAGES),
             "hardware": hardware.describe(),
+            "files": dict(work.files),
         },
         seconds=round(seconds, 3),
         peak_memory_bytes=max(used) * 1024,
@@ -322,7 +345,7 @@ def _manifest(work: Work, outcome: Outcome, folder: Path, seconds: float) -> Man
     )
 
 
-def _content(path: Path, folder: Path) -> str:
+def content_digest(path: Path, folder: Path) -> str:
     """Digest of a file, or of every file below a folder."""
     index = folder / artifacts.VERIFIED / "external.json"
     if path.is_file():

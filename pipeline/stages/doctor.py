@@ -17,6 +17,7 @@ from pipeline.core.hardware import GIB
 from pipeline.core.paths import MANIFEST
 from pipeline.engines.registry import ENGINES
 from pipeline.models.checks import check_folder
+from pipeline.models.sources.fetching import is_whole
 from pipeline.optimization.formats import FORMATS
 from pipeline.orchestration.stage_versions import recorded
 
@@ -117,6 +118,8 @@ def _base_model(config: Config) -> str:
     from rich.markup import escape
 
     folder = config.model.path
+    if not is_whole(folder, config.artifacts):
+        return f"{escape(str(folder))}: not fetched yet; the stages that read it will"
     try:
         shape = check_folder(folder)
     except DataError as error:

@@ -15,6 +15,7 @@ from pipeline.core.stage import NEMO, Stage
 from pipeline.models.checks import check_folder
 from pipeline.models.families import check_stage
 from pipeline.models.files import clear
+from pipeline.models.sources.fetching import provenance
 
 STAGE = Stage(
     version=2,
@@ -55,4 +56,6 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         "loss": imported.loss,
     }
     proof = {"shape": asdict(shape), "source_vs": chain.proof}
+    if source_of := provenance(source, config.artifacts):
+        proof["source"] = source_of
     return Outcome("nemo_checkpoint", metrics, proof)

@@ -18,6 +18,7 @@ from pipeline.core.errors import ProofFailed
 from pipeline.core.stage import NEMO, Stage
 from pipeline.models.architecture import Shape, read_shape
 from pipeline.models.files import clear, copy_assets, read_json
+from pipeline.models.sources.fetching import provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,11 +116,19 @@ def _write_adapter(
     hf_model.write_adapter(
         folder,
         nemo_adapters.peft_tensors(shape, layers),
-        base=config.model.path.as_posix(),
+        base=_base_name(config),
         rank=rank,
         alpha=layers[0].scale * rank,
         dora=layers[0].magnitude is not None,
     )
+
+
+def _base_name(config: Config) -> str:
+    """The base model as others find it: its name on the hub, else its folder."""
+    found = provenance(config.model.path, config.artifacts)
+    if found and (source := str(found["source"])).startswith("hf://"):
+        return source.removeprefix("hf://").partition("@")[0]
+    return config.model.path.as_posix()
 
 
 def _write_assets(config: Config, assets: Path, out: Path) -> None:

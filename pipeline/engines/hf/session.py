@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError, ResourceError
-from pipeline.engines.checkpoint import MODELOPT_STATE
-from pipeline.models.files import read_json
+from pipeline.models.files import MODELOPT_STATE, read_json
 
 if TYPE_CHECKING:
     import numpy as np

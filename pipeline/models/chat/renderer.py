@@ -8,7 +8,6 @@ the template alone decides about BOS, and the tokenizer adds nothing.
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,12 +27,16 @@ from pipeline.models.chat.tokenizer import (
     read_template,
     special_tokens,
 )
+from pipeline.models.files import copy_asset
 
 # The smallest conversation: shows how a template ends a turn.
 PROBE: tuple[Message, ...] = (
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},
 )
+# The end of a prompt within which the model thinks, and an empty thought's end behind it.
+_OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
+_NO_THOUGHT = "\n</think>\n\n"
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,7 @@ class Chat:
         """
         text = self.text(messages)
         self._check_fields(messages, text)
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        ids, offsets = encoding.ids, encoding.offsets
+        ids, offsets = self._encode(text, self._opened(messages))
         mask = [0] * len(ids)
         position = 0
         for start, end, trained in self._assistant_spans(messages, text):
@@ -170,7 +172,60 @@ class Chat:
                         "control token in text",
                         f"{place} holds {found.group()!r}, which the model reads as structure",
                     )
-        return self.template.expand(messages, generation_prompt=generation_prompt, tools=tools)
+        if generation_prompt:
+            return self.template.expand(messages, generation_prompt=True, tools=tools)
+        return self._expand(messages, tools)
+
+    @cached_property
+    def _opens_thought(self) -> bool:
+        """Whether an answer begins within a thought: the generation prompt ends with <think>."""
+        prompt = self.template.expand(PROBE[:1], generation_prompt=True)
+        return bool(_OPEN_THOUGHT.search(prompt))
+
+    def _opened(self, messages: Sequence[Message]) -> str:
+        """The prompt of a last assistant turn that begins within a thought; "" of another."""
+        if not (messages and messages[-1]["role"] == "assistant" and self._opens_thought):
+            return ""
+        return self.template.expand(messages[:-1], generation_prompt=True)
+
+    def _expand(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """The whole conversation as text.
+
+        Some templates open a thought in the prompt and write a given answer without one, since they
+        drop thoughts of earlier turns. Then the last turn gets an empty one: the model must learn
+        to go on from the prompt that is served.
+        """
+        text = self.template.expand(messages, generation_prompt=False, tools=tools)
+        prompt = self._opened(messages)
+        if not prompt or text.startswith(prompt):
+            return text
+        opening = _OPEN_THOUGHT.search(prompt)
+        head = prompt[: opening.start()] if opening else prompt
+        if not text.startswith(head):
+            return text  # which `_assistant_spans` refuses
+        line = "" if prompt.endswith("\n") else "\n"
+        return f"{prompt}{line}{_NO_THOUGHT}{text[len(head) :]}"
+
+    def _encode(self, text: str, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and the characters that each stands for.
+
+        prompt: the beginning of the text that is served as a prompt of its own, if any. What
+        follows an open thought may be a line break, which would join the prompt's last one in one
+        token.
+        """
+        cut = len(prompt) if prompt and text.startswith(prompt) else 0
+        parts = [part for part in (text[:cut], text[cut:]) if part]
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        begin = 0
+        for part in parts:
+            encoding = self.tokenizer.encode(part, add_special_tokens=False)
+            ids += encoding.ids
+            offsets += [(begin + first, begin + end) for first, end in encoding.offsets]
+            begin += len(part)
+        return ids, offsets
 
     @cached_property
     def stop_ids(self) -> list[int]:
@@ -204,10 +259,10 @@ class Chat:
         return [self.folder / name for name in FILES if (self.folder / name).is_file()]
 
     def save(self, folder: Path) -> None:
-        """Copy the tokenizer files, unchanged, so that the same rendering loads from there."""
+        """Copy the tokenizer files, so that the same rendering loads from there."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.tokenizer_files():
-            shutil.copyfile(file, folder / file.name)
+            copy_asset(file, folder / file.name)
 
     def _check_on_probe(self) -> None:
         """Refuse a template that would fail, or silently go wrong, on every conversation."""
@@ -273,7 +328,7 @@ class Chat:
                     continue
                 without = [*messages]
                 without[i] = {k: v for k, v in message.items() if k != field}
-                if self.template.expand(without, generation_prompt=False) == text:
+                if self._expand(without) == text:
                     raise _without_effect(
                         i, field, f"the chat template of {self.folder} leaves it out here"
                     )
@@ -299,9 +354,7 @@ class Chat:
                 marked[turn]["content"] = (
                     f"{left}{mark}{2 * k}{_END}{stripped}{mark}{2 * k + 1}{_END}{right}"
                 )
-            parts = re.split(
-                f"{mark}(\\d+){_END}", self.template.expand(marked, generation_prompt=False)
-            )
+            parts = re.split(f"{mark}(\\d+){_END}", self._expand(marked))
             if (
                 parts[1::2] == [str(k) for k in range(2 * len(turns))]
                 and "".join(parts[::2]) == text

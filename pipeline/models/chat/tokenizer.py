@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from pipeline.core.errors import DataError
+from pipeline.models.config_forms import extra_tokens
 from pipeline.models.files import read_json as read_object
 
 # Files about text in a model's folder.
@@ -19,6 +20,7 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
 SPECIAL = (
@@ -33,10 +35,13 @@ SPECIAL = (
 
 
 def read_template(folder: Path, config: Mapping[str, Any]) -> str:
-    """The Jinja text of the chat template, from its own file or else from tokenizer_config.json.
+    """The Jinja text of the chat template: of chat_template.jinja, else of tokenizer_config.json,
+    else of chat_template.json.
+
+    The first two in transformers' order. Those who publish a processor put it into the third.
 
     Raises:
-        DataError: there is none, or it is not UTF-8.
+        DataError: there is none, there are several and none is the default one, or it is not UTF-8.
     """
     file = folder / "chat_template.jinja"
     if file.is_file():
@@ -45,15 +50,18 @@ def read_template(folder: Path, config: Mapping[str, Any]) -> str:
         except UnicodeDecodeError as error:
             raise DataError(f"{file} is not UTF-8 ({error}): save it as such") from error
     template = config.get("chat_template")
+    file = folder / "chat_template.json"
+    if not template and file.is_file():
+        template = read_json(file).get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = next(
-            (
-                t.get("template")
-                for t in template
-                if isinstance(t, dict) and t.get("name") == "default"
-            ),
-            None,
-        )
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        if named and "default" not in named:
+            raise DataError(
+                f"{folder / 'tokenizer_config.json'} has chat templates named "
+                f"{', '.join(map(str, named))}, and none named default: put the one to use into "
+                "chat_template.jinja there"
+            )
+        template = named.get("default")
     if not isinstance(template, str) or not template:
         raise DataError(
             f"{folder} has no chat template, so nothing says how to write a conversation for this "
@@ -108,7 +116,7 @@ def _add_tokens(
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     declared = config.get("added_tokens_decoder", {})
     tokens = [AddedToken(**declared[number]) for number in sorted(declared, key=int)]
-    names = [*special.values(), *map(text_of, config.get("additional_special_tokens") or [])]
+    names = [*special.values(), *map(text_of, extra_tokens(config))]
     tokens += [AddedToken(name, special=True) for name in names]
     for token in tokens:
         if token.content not in known:

@@ -84,6 +84,22 @@ def index_of_numbers(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def whole(folder: Path) -> None:
+    (folder / "model-00001-of-00002.safetensors").touch()
+    (folder / "model.safetensors").touch()
+
+
+def twice(folder: Path) -> None:
+    content = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = ("model-1.safetensors", "model-2.safetensors")
+    for name in names:
+        save_file(content, folder / name)
+    weight_map = dict.fromkeys(content, names[0]) | {"model.norm.weight": names[1]}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 SCALING = {"rope_type": "ntk", "factor": 4.0}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -165,15 +181,66 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
         "config.json",
         "already quantized",
     ),
-    "written by transformers 5": (
-        edit("config.json", rope_parameters={"rope_theta": 1e6}),
+    "two rotary bases": (
+        edit("config.json", rope_theta=1e4, rope_parameters={"rope_theta": 1e6}),
         "config.json",
-        "rope_theta",
+        "rope_theta=10000.0 and rope_parameters, which says 1000000.0, disagree",
     ),
     "another activation": (edit("config.json", hidden_act="mish"), "config.json", "hidden_act"),
     "attention bias": (edit("config.json", attention_bias=True), "config.json", "q_proj.bias"),
     "MLP bias": (edit("config.json", mlp_bias=True), "config.json", "gate_proj.bias"),
     "another rope scaling": (edit("config.json", rope_scaling=SCALING), "config.json", "'ntk'"),
+    "rotary settings that are a list": (
+        edit("config.json", rope_parameters=[1e6]),
+        "config.json",
+        "rope_parameters=[1000000.0] should be an object",
+    ),
+    "two names of a rotary kind": (
+        edit("config.json", rope_parameters={"rope_type": "yarn", "type": "linear"}),
+        "config.json",
+        "rope_parameters.rope_type='yarn' and type='linear' disagree",
+    ),
+    "rotary settings of a layer type unknown": (
+        edit("config.json", rope_parameters={"full_attention": {}, "linear_attention": {}}),
+        "config.json",
+        "has 'linear_attention' beside layer types",
+    ),
+    "windowed layers without windows": (
+        edit("config.json", layer_types=["sliding_attention"]),
+        "config.json",
+        "layer_types has sliding_attention, though Llama has no windows",
+    ),
+    "a layer type too many": (
+        edit("config.json", layer_types=["full_attention"] * 2),
+        "config.json",
+        "layer_types names 2 layers and num_hidden_layers is 1",
+    ),
+    "a layer type unknown": (
+        edit("config.json", layer_types=["linear_attention"]),
+        "config.json",
+        "layer_types=['linear_attention'] should be a list of full_attention",
+    ),
+    "quantized by ModelOpt": (
+        lambda f: (f / "hf_quant_config.json").write_text("{}"),
+        "hf_quant_config.json",
+        "the weights of ModelOpt, already quantized",
+    ),
+    "a state of ModelOpt": (
+        lambda f: (f / "modelopt_state.pth").touch(),
+        "modelopt_state.pth",
+        "the state of a quantized model",
+    ),
+    "an adapter beside the weights": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        "adapter_config.json",
+        "merge_and_unload",
+    ),
+    "two models": (
+        lambda f: (shard_missing(f), whole(f)),
+        "model.safetensors",
+        "which of them are the model is not clear",
+    ),
+    "a tensor twice": (twice, "model-2.safetensors", "is in model-1.safetensors, too"),
     "half a rope scaling": (
         edit("config.json", rope_scaling={"rope_type": "llama3", "factor": 8.0}),
         "config.json",
@@ -196,7 +263,21 @@ REFUSALS: dict[str, tuple[Change, str, str]] = {
         "config.json",
         "is not a multiple of",
     ),
-    "pickled weights": (lambda f: (f / "pytorch_model.bin").touch(), ".bin", "is a pickle"),
+    "pickled weights": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "pytorch_model.bin",
+        "is a pickle",
+    ),
+    "weights for llama.cpp": (
+        lambda f: (f / "model.safetensors").rename(f / "model.Q4_K_M.gguf"),
+        "model.Q4_K_M.gguf",
+        "holds weights for llama.cpp",
+    ),
+    "an adapter alone": (
+        lambda f: (f / "model.safetensors").rename(f / "adapter_model.safetensors"),
+        "adapter_model.safetensors",
+        "is an adapter without its model",
+    ),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
         "model.safetensors",

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.core.errors import DataError
 from pipeline.models import hf_model
-from pipeline.models.files import tensor_shapes, weight_files
+from pipeline.models.files import MODELOPT_STATE, tensor_shapes, weight_files
 from pipeline.models.hf_model import WeightReader, unlike, write_weights
 
 WEIGHTS = {
@@ -134,6 +134,6 @@ def test_a_quantized_models_state_beside_another_model_is_refused(tmp_path: Path
                     num_attention_heads=1)
     ).save_pretrained(tmp_path)  # fmt: skip
     hf_model.load_model(tmp_path, dtype="float32")
-    torch.save({}, tmp_path / hf_model.MODELOPT_STATE)
+    torch.save({}, tmp_path / MODELOPT_STATE)
     with pytest.raises(DataError, match="the state of a quantized model"):
         hf_model.load_model(tmp_path, dtype="float32")

@@ -22,7 +22,7 @@ def test_a_bad_folder_is_refused_without_nemo(
     for name in ("nemo", "megatron", "pipeline.training.nemo.models", "pipeline.models.hf_model"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it would be an ImportError
     folder = add_weights(make_model_folder(tmp_path / "model", "demo"))
-    (folder / "pytorch_model.bin").touch()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     out = tmp_path / "out"
     out.mkdir()
     (out / "leftover").touch()

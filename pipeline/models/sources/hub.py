@@ -1,0 +1,266 @@
+"""Models on the Hugging Face Hub, by huggingface_hub, in its own cache.
+
+HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE count as everywhere else. What another program
+fetched is not fetched again, and a download that was interrupted resumes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.console import progress
+from pipeline.core.errors import DataError, PipelineError, ResourceError, short
+from pipeline.models.sources.address import Address
+from pipeline.models.sources.files import Remote, digest_of, entry
+
+MIB = 2**20
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_DIGEST = re.compile(r"^[0-9a-f]{40}$|^[0-9a-f]{64}$")
+_AT_ONCE = 4  # files
+_LOOK = 0.25  # seconds from one look at the bytes that have arrived to the next
+_AGAIN = "run the same command again to resume"
+
+
+class Hub:
+    """One model on the hub."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._listed: dict[str, dict[str, Remote]] = {}
+
+    def resolve(self) -> str:
+        """The commit that the revision means now; offline: the one that is in the cache.
+
+        Raises:
+            DataError: there is no such model or revision, it may not be read, or the hub cannot be
+                reached.
+        """
+        from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+        revision = self.address.revision or constants.DEFAULT_REVISION
+        if _COMMIT.match(revision):
+            return revision
+        if constants.HF_HUB_OFFLINE:
+            place = try_to_load_from_cache(self.address.name, "config.json", revision=revision)
+            if isinstance(place, str):
+                return Path(place).parent.name
+            raise self._not_cached("config.json")
+        with self._errors():
+            info = HfApi().model_info(self.address.name, revision=revision, files_metadata=True)
+        if not info.sha or not _COMMIT.match(info.sha):
+            raise DataError(f"{self.address}: the hub names no commit: check HF_ENDPOINT")
+        self._listed[info.sha] = _remotes(info)
+        return info.sha
+
+    def files(self, commit: str) -> Mapping[str, Remote]:
+        """The files of a commit; offline: those that are in the cache."""
+        from huggingface_hub import HfApi, constants
+
+        if commit not in self._listed:
+            if constants.HF_HUB_OFFLINE:
+                found = self.folder(commit).rglob("*")
+                self._listed[commit] = {
+                    name: Remote(name, place.stat().st_size)
+                    for place in found
+                    if place.is_file()
+                    for name in [place.relative_to(self.folder(commit)).as_posix()]
+                }
+            else:
+                with self._errors():
+                    info = HfApi().model_info(
+                        self.address.name, revision=commit, files_metadata=True
+                    )
+                self._listed[commit] = _remotes(info)
+        return self._listed[commit]
+
+    def folder(self, commit: str) -> Path:
+        """Where the cache keeps the files of a commit."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        name = repo_folder_name(repo_id=self.address.name, repo_type="model")
+        return Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
+
+    def get(self, commit: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Fetch files into the cache, where they are not there yet; their digests by name.
+
+        Raises:
+            DataError: one cannot be had, or its digest is not the one that the hub names.
+            ResourceError: the disk of the cache is full.
+        """
+        from huggingface_hub import constants
+
+        folder = self.folder(commit)
+        if constants.HF_HUB_OFFLINE:
+            for name in names:
+                if not (folder / name).is_file():
+                    raise self._not_cached(name)
+        else:
+            self._download(commit, names)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = pool.map(lambda name: self._checked(commit, name), names)
+            return dict(zip(names, found, strict=True))
+
+    def _download(self, commit: str, names: Sequence[str]) -> None:
+        """Fetch files a few at a time, in threads that end with the process: Ctrl-C is at once."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import disable_progress_bars, logging
+
+        folder, waiting = self.folder(commit), [n for n in names if n]
+        missing = [name for name in waiting if not (folder / name).exists()]
+        if not missing:
+            return
+        queue = sorted(missing, key=lambda name: -self.files(commit)[name].bytes)
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            while queue and not failures:
+                try:
+                    hf_hub_download(self.address.name, queue.pop(0), revision=commit)
+                except IndexError:  # another thread took the last one
+                    return
+                except BaseException as error:
+                    failures.append(error)
+
+        disable_progress_bars()  # ours shows all files in one
+        logging.set_verbosity_error()  # it warns of each try; the last one's error is reported
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(_AT_ONCE)]
+        for thread in threads:
+            thread.start()
+        self._show(commit, missing, threads)
+        if failures:
+            with self._errors():
+                raise failures[0]
+
+    def _show(self, commit: str, names: Sequence[str], threads: Sequence[threading.Thread]) -> None:
+        """Show the bytes that have arrived, until the threads end."""
+        folder, files = self.folder(commit), self.files(commit)
+        blobs = folder.parents[1] / "blobs"
+        total = sum(files[name].bytes for name in names)
+        if total < MIB:
+            for thread in threads:
+                thread.join()
+            return
+        with progress() as bar:
+            task = bar.add_task(f"fetch {short(str(self.address), 40)} MiB", total=total // MIB)
+            while any(thread.is_alive() for thread in threads):
+                threads[-1].join(_LOOK)
+                arrived = sum(files[name].bytes for name in names if (folder / name).exists())
+                for part in blobs.glob("*.incomplete"):
+                    arrived += _size(part)
+                bar.update(task, completed=min(arrived, total) // MIB)
+            bar.update(task, completed=total // MIB)
+
+    def _checked(self, commit: str, name: str) -> dict[str, Any]:
+        """A file's digest, compared with the one by which the cache and the hub name it."""
+        file = self.folder(commit) / name
+        place = Path(os.path.realpath(file))
+        remote = self._listed.get(commit, {}).get(name)
+        expected = remote.digest if remote and remote.digest else place.name
+        found = digest_of(file, expected)
+        if _DIGEST.match(expected) and found != expected:
+            place.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+            raise DataError(
+                f"{self.address}: {name} arrived with another digest than the hub names, and was "
+                "removed: run the same command again to fetch it again"
+            )
+        sha256 = found if len(found) == 64 else digest_of(file, "")
+        return entry(sha256, file.stat().st_size)
+
+    def _not_cached(self, name: str) -> DataError:
+        from huggingface_hub import constants
+
+        return DataError(
+            f"{self.address}: {name} is not in the cache ({constants.HF_HUB_CACHE}), and "
+            "HF_HUB_OFFLINE is set: run once without it, or give a folder"
+        )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise what huggingface_hub raises as an error of one line."""
+        try:
+            yield
+        except PipelineError:
+            raise
+        except Exception as error:
+            if found := self._explained(error):
+                raise found from error
+            raise
+
+    def _explained(self, error: Exception) -> PipelineError | None:
+        from huggingface_hub import constants, errors
+        from requests.exceptions import RequestException
+
+        token = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "a token in HF_TOKEN"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, errors.GatedRepoError):
+            return DataError(
+                f"{self.address} is gated: accept its terms on its page, and set HF_TOKEN to a "
+                "token of that account"
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return DataError(
+                f"{self.address}: there is no such revision: give a branch, a tag or a commit of "
+                f"hf://{self.address.name}"
+            )
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return DataError(
+                f"{self.address} is not on the hub, or is private: correct the name, or give "
+                f"{token} that may read it"
+            )
+        gone = isinstance(error, errors.EntryNotFoundError)
+        if gone and not isinstance(error, errors.LocalEntryNotFoundError):
+            return DataError(f"{self.address}: a file of it is not there: use another revision")
+        if status in (401, 403):
+            return DataError(
+                f"{self.address} may not be read ({status}): give {token} that may read it"
+            )
+        if status is not None:
+            return DataError(f"{self.address}: the hub answered {status}: later, {_AGAIN}")
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            return ResourceError(
+                f"the disk of {constants.HF_HUB_CACHE} is full: free some space, or set HF_HOME to "
+                f"a folder on another disk, and {_AGAIN}"
+            )
+        if isinstance(error, RequestException | errors.LocalEntryNotFoundError | ConnectionError):
+            return DataError(
+                f"{self.address} cannot be reached ({_reason(error)}): check the network and "
+                f"HF_ENDPOINT, and {_AGAIN}"
+            )
+        if isinstance(error, OSError) and "Consistency check failed" in str(error):
+            return DataError(f"{self.address}: a file arrived with another size: {_AGAIN}")
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection failed: the name of the innermost error, as its text may be long."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    text = getattr(error, "strerror", None) or type(error).__name__
+    return str(text)[:80]
+
+
+def _remotes(info: Any) -> dict[str, Remote]:
+    found = {}
+    for file in info.siblings or ():
+        lfs = file.lfs or {}
+        digest = str(lfs.get("sha256") or file.blob_id or "")
+        found[file.rfilename] = Remote(file.rfilename, int(file.size or 0), digest, digest)
+    return found
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # renamed meanwhile
+        return 0

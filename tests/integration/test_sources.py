@@ -1,0 +1,91 @@
+"""A model of a hub, from its address to an imported checkpoint, by the commands that users type."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import transformers
+
+from pipeline.__main__ import main
+from pipeline.core.artifact import open_artifact
+from pipeline.models.sources import fetching
+from pipeline.orchestration import project
+from tests.integration.hub_server import HubServer, point_at
+from tests.unit.model_folders import edit, make_model_folder
+
+ROWS = [{"messages": [{"role": "user", "content": f"What is {a} and {b}?"},
+                      {"role": "assistant", "content": f"It is {a + b}."}]}
+        for a in range(9) for b in range(9)]  # fmt: skip
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    fetching._place.cache_clear()
+    with HubServer() as server:
+        point_at(server.url, tmp_path / "cache", monkeypatch)
+        yield server
+    fetching._place.cache_clear()
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A tiny Qwen2 in the form of transformers 5, with leftovers of its training."""
+    folder = make_model_folder(tmp_path / "published", "chatml")
+    config = transformers.Qwen2Config(
+        vocab_size=448, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    edit("config.json", rope_theta=..., rope_scaling=..., torch_dtype=...,
+         rope_parameters={"rope_type": "default", "rope_theta": 1e6})(folder)  # fmt: skip
+    edit("tokenizer_config.json", tokenizer_class="TokenizersBackend",
+         extra_special_tokens=["<|extra|>"])(folder)  # fmt: skip
+    for name in ("pytorch_model.bin", "training_args.bin"):
+        (folder / name).write_bytes(b"x" * 1000)
+    return folder
+
+
+def test_a_model_of_the_hub_from_its_address_to_a_checkpoint(
+    hub: HubServer, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    commit = hub.add("org/tiny", published)
+    project.init(tmp_path / "shop")
+    monkeypatch.chdir(tmp_path / "shop")
+    for name, rows in (("train", ROWS[:70]), ("test", ROWS[70:])):
+        Path("rows").mkdir(exist_ok=True)
+        Path(f"rows/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data=files", "data.folder=rows", "data.train=[train.jsonl]",
+             "data.test=[test.jsonl]", "tracking.enabled=false", "model.name=tiny"]  # fmt: skip
+    address = "model.path=hf://org/tiny"
+
+    def run(*given: str) -> str:
+        code = main([*given])
+        said = capfd.readouterr().err
+        assert code == 0, said
+        return said
+
+    assert main(["stage=prepare", *words, "model.path=org/tiny"]) == 3
+    assert "org/tiny is no folder here: for the model of that name on the hub type model.path=" \
+        "hf://org/tiny" in capfd.readouterr().err  # fmt: skip
+    run("stage=plan", "model=local", *words, address)
+    assert hub.files_asked_for() == ["config.json"]
+    run("stage=prepare", *words, address)
+    run("stage=import", *words[4:], address)
+    manifest = open_artifact(Path("artifacts/import")).manifest
+    found = manifest.proof["source"]
+    assert (found["source"], found["revision"]) == ("hf://org/tiny", commit)
+    assert len(found["digest"]) == 64
+    config = json.loads(Path("artifacts/import/hf/config.json").read_text())
+    assert config["rope_theta"] == 1e6
+    assert "rope_parameters" not in config
+
+    # The same model at another place: nothing runs again, and a later stage takes both.
+    copy = tmp_path / "copied"
+    shutil.copytree(manifest.config["model"]["path"], copy)
+    assert "up to date" in run("stage=prepare", *words, f"model.path={copy}")
+    assert "up to date" in run("stage=import", *words[4:], f"model.path={copy}")
+    edit("generation_config.json", temperature=0.5)(copy)
+    assert "up to date" not in run("stage=prepare", *words, f"model.path={copy}")
