@@ -7,7 +7,7 @@ from typing import Literal
 
 from pipeline.core.errors import DataError
 from pipeline.models.files import MODELOPT_STATE
-from pipeline.optimization.formats import FORMATS, format_of, quantized_formats
+from pipeline.optimization.formats import FORMATS, exported_forms, format_of, quantized_formats
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -74,8 +74,13 @@ def exported_checkpoints(exported: Path) -> list[Checkpoint]:
     return [qnemo] + [Checkpoint("unified", precision, cache)] * (algorithm is not None)
 
 
-def planned_checkpoints(format: str, kv_cache: str, ranks: int, dtype: str) -> list[Checkpoint]:
-    """The checkpoints that stage=export would write with these settings."""
+def planned_checkpoints(
+    format: str, kv_cache: str, ranks: int, dtype: str, no_qnemo: str | None
+) -> list[Checkpoint]:
+    """The checkpoints that stage=export would write with these settings.
+
+    no_qnemo: why the model has no TensorRT-LLM checkpoint, if so.
+    """
     record = FORMATS[format]
     cache, precision = kv_cache == "fp8", format if record.quantized else DTYPES[dtype]
     planned = {
@@ -83,7 +88,8 @@ def planned_checkpoints(format: str, kv_cache: str, ranks: int, dtype: str) -> l
         "hf": Checkpoint("unified", precision, cache),
     }
     # Without quantization the other form is the merged model.
-    return [planned[form] for form in record.forms if record.quantized or form == "qnemo"]
+    forms = exported_forms(format, no_qnemo)
+    return [planned[form] for form in forms if record.quantized or form == "qnemo"]
 
 
 def quantization_of(checkpoint: Path) -> tuple[str | None, str | None]:

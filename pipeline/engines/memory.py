@@ -14,13 +14,14 @@ heavy.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.hardware import GIB, Machine
+from pipeline.models.architecture import read_shape
 from pipeline.optimization.formats import FORMATS
 
 # Bytes a weight of the linear layers, scales included, of precisions that are not weight formats:
@@ -49,7 +50,10 @@ class MemoryRule:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Sizes of a decoder, in elements."""
+    """Sizes of a decoder, in elements.
+
+    refused: engines that cannot take the model, by name, and why.
+    """
 
     layers: int
     hidden: int
@@ -60,6 +64,7 @@ class Decoder:
     vocab: int
     positions: int
     tied: bool
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def products(self) -> int:
@@ -100,11 +105,20 @@ def read_decoder(folder: Path) -> Decoder:
             vocab=int(config["vocab_size"]),
             positions=int(config["max_position_embeddings"]),
             tied=bool(config.get("tie_word_embeddings", False)),
+            refused=_refused(folder),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} does not give the model's sizes ({error!r}): give the folder of an HF model"
         ) from error
+
+
+def _refused(folder: Path) -> Mapping[str, str]:
+    """Engines that cannot take the model; none are known of a model outside the families."""
+    try:
+        return read_shape(folder).refused_engines
+    except DataError:
+        return {}
 
 
 def check_lengths(engine: EngineConfig, positions: int) -> None:

@@ -183,7 +183,8 @@ def _judge(
     record = ENGINES[profile.runtime]
     reason = reasons.lacks_gpu(profile, machine) if profile.gpu else None
     reason = reason or record.missing(profile)
-    if reason is None and (reason := record.not_served(model) or record.not_loaded(profile)):
+    not_served = model.refused.get(record.name) or record.not_served(model)
+    if reason is None and (reason := not_served or record.not_loaded(profile)):
         profile = replace(profile, error=ConfigError)
     footprint = partial(
         memory.footprint,

@@ -101,6 +101,29 @@ class Shape:
         """The tensors of a norm."""
         return ("weight", "bias") if FAMILIES[self.family].norm == "LayerNorm" else ("weight",)
 
+    @property
+    def no_qnemo(self) -> str | None:
+        """Why the model has no TensorRT-LLM checkpoint; None if it has one."""
+        if reason := FAMILIES[self.family].refused.get("qnemo"):
+            return reason
+        variants = {
+            "biases of attention's output or the feed-forward part": (
+                self.output_bias or self.mlp_bias
+            ),
+            "sliding windows": self.window is not None,
+            f"the activation {self.activation}": self.activation not in ("silu", "swish"),
+            "such a rope_scaling": isinstance(self.rope_scaling, Rope),
+        }
+        names = [name for name, has in variants.items() if has]
+        if not names:
+            return None
+        return f"this pipeline has no proof of {names[0]} in a TensorRT-LLM checkpoint"
+
+    @property
+    def refused_engines(self) -> dict[str, str]:
+        """Engines that cannot take the model, by name, and why."""
+        return dict(FAMILIES[self.family].refused)
+
     def has_bias(self, linear: Linear) -> bool:
         return linear.bias is not None and bool(getattr(self, linear.bias))
 
@@ -267,7 +290,10 @@ def _dropout(file: Path, config: Json, names: Sequence[str]) -> float:
 def _window(
     file: Path, config: Json, family: Family, layers: int, max_positions: int
 ) -> Window | None:
-    """Windows of the layers; None if none is shorter than the model's context."""
+    """Windows of the layers; None if none is shorter than the model's context.
+
+    Where layers with a window have a rotary base of their own, they stay what they are.
+    """
     rule = family.window
     if rule is None or (rule.switch and not switch_of(file, config, rule.switch)):
         return None
@@ -275,7 +301,7 @@ def _window(
     if size is None:
         return None
     size = size_of(file, {"sliding_window": size}, "sliding_window")
-    kinds = config.get("layer_types")
+    kinds = config.get("layer_types") if rule.by_layer else None
     if kinds is not None:
         known = ("sliding_attention", "full_attention")
         if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(known):
@@ -285,7 +311,9 @@ def _window(
             )
         windowed = tuple(kind == known[0] for kind in kinds)
     elif rule.full_every:
-        every = size_of(file, config, "sliding_window_pattern", rule.full_every)
+        every = rule.full_every
+        if rule.full_every_key is not None:
+            every = size_of(file, config, rule.full_every_key, every)
         windowed = tuple((layer + 1) % every != 0 for layer in range(layers))
     else:
         first = 0
@@ -293,7 +321,8 @@ def _window(
             key, default = rule.from_layer
             first = int(number_of(file, config, key, default))
         windowed = tuple(layer >= first for layer in range(layers))
-    return Window(size, windowed) if size < max_positions and any(windowed) else None
+    counts = size < max_positions or "rope_local_base_freq" in family.numbers
+    return Window(size, windowed) if counts and any(windowed) else None
 
 
 def _attention_extras(file: Path, config: Json, family: Family) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def load_model(folder: Path, *, dtype: str, quantized: bool = False) -> PreTrain
             trust_remote_code=False,
             use_safetensors=True,
         )
-    return model.eval()
+    return _with_caps(model).eval()
 
 
 def _config(folder: Path) -> Any:
@@ -97,7 +97,15 @@ def model_of(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> PreTr
         parameters.pop(name).detach().copy_(tensor)
     if parameters:
         raise KeyError(f"no weights were given for {', '.join(parameters)}")
-    return model.eval()
+    return _with_caps(model).eval()
+
+
+def _with_caps(model: Any) -> Any:
+    """The model, with an attention that caps scores if its family does: transformers' default one
+    leaves the cap out without a word."""
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+    return model
 
 
 def with_adapter(model: PreTrainedModel, folder: Path) -> Any:

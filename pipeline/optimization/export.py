@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.monkeypatch import Patch, replaced
+from pipeline.core.monkeypatch import Patch, Replacement, replaced
 from pipeline.models.architecture import read_shape
 from pipeline.models.families import FAMILIES
 from pipeline.models.files import TOKENIZER_FILES
@@ -39,6 +39,19 @@ NVFP4_PACKING = Patch(
     digest="2796d656e9611cc0",
     reads=("modelopt.torch.quantization.qtensor.nvfp4_tensor:NVFP4QTensor.quantize",),
     required="it raises where there is no GPU",
+)
+PREQUANT_FUSION = Patch(
+    owner="modelopt.torch.export.unified_export_hf",
+    names=("fuse_prequant_layernorm",),
+    distribution="nvidia-modelopt",
+    version="0.37.0",
+    reason=(
+        "It multiplies a norm's weight by AWQ's vector, where Gemma's norms multiply by "
+        "(weight + 1), and leaves a layer norm's bias as it is."
+    ),
+    digest="3227be4852e47117",
+    source=("modelopt.torch.export.quant_utils:fuse_prequant_layernorm",),
+    required="AWQ of such a family would be another model",
 )
 
 
@@ -63,6 +76,7 @@ def write_qnemo(
 
     exporter = ptq.modelopt().export
     target = FAMILIES[read_shape(source).family].trtllm
+    assert target is not None  # such a form is not asked for
     model = ptq.load(quantized)
     with _refusals(f"qnemo from {quantized}"), torch.inference_mode():
         exporter.export_tensorrt_llm_checkpoint(
@@ -100,7 +114,9 @@ def write_unified_hf(quantized: Path, source: Path, out: Path, *, format: str) -
         hf_model.write_weights(folder, typed, dtype=None)
 
     model.save_pretrained = save
-    with _refusals(f"unified HF from {quantized}"), torch.no_grad():
+    zero_centered = FAMILIES[read_shape(source).family].zero_centered
+    fusion = replaced(_norms_with_prescale(zero_centered))
+    with _refusals(f"unified HF from {quantized}"), torch.no_grad(), fusion:
         storage = FORMATS[format].storage
         if storage and storage.scale == "tensor":
             _join_scales(model, read_shape(source).layer.joined)
@@ -109,6 +125,24 @@ def write_unified_hf(quantized: Path, source: Path, out: Path, *, format: str) -
     del model.save_pretrained  # its closure holds the model, and memory may not fit two
     _correct_config(out, source, own, FORMATS[format])
     _copy_text_files(source, out)
+
+
+def _norms_with_prescale(zero_centered: bool) -> list[Replacement]:
+    """AWQ's vector in the norm in front of a layer, for norms of every kind."""
+    import torch
+
+    fuse = PREQUANT_FUSION.original("fuse_prequant_layernorm")
+    centre = 1.0 if zero_centered else 0.0
+
+    def into_norm(norm: Any, modules: list[Any]) -> None:
+        scale = modules[0].input_quantizer._pre_quant_scale
+        if getattr(norm, "bias", None) is not None:
+            norm.bias = torch.nn.Parameter(norm.bias * scale)
+        norm.weight = torch.nn.Parameter(norm.weight + centre)
+        fuse(norm, modules)
+        norm.weight = torch.nn.Parameter(norm.weight - centre)
+
+    return PREQUANT_FUSION.by(fuse_prequant_layernorm=into_norm)
 
 
 def _join_scales(model: Any, joined: Sequence[Sequence[str]]) -> None:

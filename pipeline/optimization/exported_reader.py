@@ -89,7 +89,7 @@ class QnemoWeights:
     def rounding(self, name: str) -> Rounding | None:
         import torch
 
-        if self._storage is None or not name.endswith("_proj.weight"):
+        if self._storage is None or not self._shape.layer.is_linear(name):
             return None
         number, part, _ = _layer_name(name)
         stage, local = divmod(number, self._shape.layers // self._pp)
@@ -132,7 +132,10 @@ class UnifiedWeights:
     layers behind the norm, so that the norm itself has no weight of its own to compare.
     """
 
-    def __init__(self, folder: Path, source: WeightReader, layer: Layer) -> None:
+    def __init__(
+        self, folder: Path, source: WeightReader, layer: Layer, *, zero_centered: bool = False
+    ) -> None:
+        """zero_centered: norms multiply by (weight + 1)."""
         from pipeline.models.hf_model import WeightReader
 
         quant_file = folder / "hf_quant_config.json"
@@ -146,6 +149,7 @@ class UnifiedWeights:
         # Linear layers that read a norm's output, and all norms.
         self._after = {name: ln.after for ln in layer.linears if ln.after for name in ln.names}
         self._norms = {norm.hf for norm in layer.norms}
+        self._centre = 1.0 if zero_centered else 0.0
         self._names = {name for file in weight_files(folder) for name in tensor_shapes(file)}
         self._source, self._written = source, WeightReader(folder)
 
@@ -167,6 +171,8 @@ class UnifiedWeights:
         if self._in_norms and part in self._norms:
             behind = [linear for linear, norm in self._after.items() if norm == part]
             scaled = any(f"{layer}{linear}.weight_scale" in self._names for linear in behind)
+            if scaled and kind == "bias":
+                return self._read(name).float() / self._scale_in(f"{module}.weight")
             return None if scaled else self._read(name)
         scale = self._optional(f"{module}.weight_scale")
         if self._storage is None or kind == "bias" or scale is None:
@@ -204,7 +210,8 @@ class UnifiedWeights:
         """The factor by which a norm differs from the source's, [hidden]."""
         import torch
 
-        theirs, ours = self._read(norm).float(), on_device(self._source.tensor(norm)).float()
+        theirs = self._read(norm).float() + self._centre
+        ours = on_device(self._source.tensor(norm)).float() + self._centre
         return torch.where(ours == 0, 1.0, theirs / ours)
 
 

@@ -292,3 +292,9 @@ def without_groups() -> str:
     """Formats for any sizes that a CPU calibrates, as words of an error message."""
     names = [f.name for f in quantized_formats() if f.group == 1 and not f.calibrates_on]
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def exported_forms(format: str, no_qnemo: str | None) -> tuple[Form, ...]:
+    """What export writes of a model. no_qnemo: why it has no TensorRT-LLM checkpoint, if so."""
+    forms = FORMATS[format].forms
+    return forms if no_qnemo is None else tuple(form for form in forms if form != "qnemo")

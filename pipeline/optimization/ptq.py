@@ -53,6 +53,20 @@ FP8_ROUNDING = Patch(
     required="finetune.patches is about training; the values are the same to the bit",
 )
 
+ATTENTION_QUANTIZERS = Patch(
+    owner="modelopt.torch.quantization.plugins.huggingface",
+    names=("register_attention_for_kv_quant",),
+    distribution="nvidia-modelopt",
+    version="0.37.0",
+    reason=(
+        "It fails where a method of an attention class is decorated, as Nemotron's, though nothing "
+        "asked for a quantized cache. Such an attention stays as it is."
+    ),
+    digest="2c9073f29641beb0",
+    source=("modelopt.torch.quantization.plugins.attention:register_attention_for_kv_quant",),
+    required="no model of such a family could be quantized",
+)
+
 
 def compute_dtype(folder: Path) -> str:
     """The type to calibrate and evaluate a model in: its own on a GPU, float32 on a CPU."""
@@ -243,4 +257,13 @@ def modelopt() -> Any:
     install(
         FP8_ROUNDING.by(get_cuda_ext_fp8=lambda raise_if_failed=False: None, fp8_eager=round_to_fp8)
     )
+    register = ATTENTION_QUANTIZERS.original("register_attention_for_kv_quant")
+
+    def register_if_possible(attention: type) -> bool:
+        try:
+            return bool(register(attention))
+        except AssertionError:
+            return False
+
+    install(ATTENTION_QUANTIZERS.by(register_attention_for_kv_quant=register_if_possible))
     return modelopt.torch

@@ -39,8 +39,10 @@ def check_qnemo(folder: Path, format: str, family: str) -> list[str]:
         problems = _check_mapping(config, folder)
         problems += check_algorithm(config["quantization"], format)
         problems += _check_files(folder, config)
-        architecture = FAMILIES[family].trtllm.architecture
-        if config["architecture"] != architecture:
+        target = FAMILIES[family].trtllm
+        if target is None:
+            return [f"{family} has no TensorRT-LLM checkpoint"]
+        if config["architecture"] != (architecture := target.architecture):
             problems.append(f"architecture is {config['architecture']!r}, must be {architecture!r}")
         for pp_rank in range(pp):
             for tp_rank in range(tp):

@@ -10,7 +10,7 @@ from pipeline.config.schema import Config
 from pipeline.core.errors import ConfigError, MissingRuntime
 from pipeline.core.hardware import Machine
 from pipeline.models.architecture import Shape
-from pipeline.models.families import check_stage
+from pipeline.models.families import FAMILIES, check_stage
 from pipeline.optimization.formats import FORMATS, without_groups
 
 
@@ -21,6 +21,13 @@ def check_quantize(config: Config, shape: Shape) -> None:
         ConfigError: names the format and the size. DataError: the family cannot be quantized.
     """
     check_stage(shape.family, "quantize")
+    if config.quantize.kv_cache != "none":
+        record = FAMILIES[shape.family]
+        if reason := record.refused.get("kv_cache"):
+            raise ConfigError(
+                f"quantize.kv_cache={config.quantize.kv_cache} does not take {record.title} "
+                f"models: {reason}"
+            )
     for format in dict.fromkeys((config.quantize.format, *config.quantize.compare)):
         is_main = format == config.quantize.format
         check_groups(format, shape, setting="quantize.format" if is_main else "quantize.compare")

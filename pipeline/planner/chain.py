@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipeline.config.schema import Config
 from pipeline.engines.registry import ENGINES, named
 from pipeline.models.architecture import Shape
-from pipeline.optimization.formats import FORMATS
+from pipeline.optimization.formats import FORMATS, exported_forms
 from pipeline.planner.accelerators import Accelerator
 from pipeline.planner.memory import CPU_PROCESS
 from pipeline.planner.workload import Workload, linear_parameters, trained_parameters
@@ -70,7 +70,7 @@ def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
         "quantize": len(formats) * written * shape.parameters,
         "evaluate": 0.0,
         # qnemo, with an output layer of its own, and hf.
-        "export": len(exported.forms) * packed(shape, exported.name)
+        "export": len(exported_forms(exported.name, shape.no_qnemo)) * packed(shape, exported.name)
         + 2 * shape.tied * shape.vocab * shape.hidden,
         "build": engine(config, work),
     }

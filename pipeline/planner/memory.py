@@ -18,6 +18,7 @@ from pipeline.planner.workload import (
     Workload,
     linear_layers,
     linear_parameters,
+    norm_parameters,
     trained_parameters,
 )
 
@@ -72,7 +73,7 @@ def _of_stage(work: Workload, stage: int) -> Memory:
     in_flight = min(parallel.pipeline - stage, work.microbatches)
     table = shape.vocab * shape.hidden / parallel.tensor
     linear = linear_parameters(shape) / (parallel.tensor * parallel.pipeline)
-    norms = 2 * shape.hidden * shape.layers / parallel.pipeline
+    norms = norm_parameters(shape) / parallel.pipeline
     ends = table * (first + (last and not (shape.tied and first)))
     weights = linear + norms + ends
     trained = weights
@@ -127,12 +128,13 @@ def layer_bytes(work: Workload) -> float:
     shape, settings, tensor = work.shape, work.settings, work.parallel.tensor
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     residual, normed = 2 * h, 2 * h
-    inner = (q + 2 * kv) + q + 2 * shape.ffn + shape.ffn
+    halves = 2 if shape.layer.gated else 1
+    inner = (q + 2 * kv) + q + halves * shape.ffn + shape.ffn
     adapter = settings.method != "sft"
     if not work.gpu:
         # Megatron's own layers: norms in separate modules, products and scores written out.
         scores = 3 * shape.heads * work.rows.longest
-        inner += normed + (q + kv) + 2 * shape.ffn * (1 + adapter)
+        inner += normed + (q + kv) + halves * shape.ffn * (1 + adapter)
         return 4 * (residual + normed + inner / tensor + scores / tensor)
     # Sequence parallel divides the rest of the layer too, but an adapter reads the gathered input.
     shared = (residual + inner) / tensor

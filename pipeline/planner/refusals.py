@@ -81,6 +81,7 @@ def check_profiles(config: Config, shape: Shape, machine: Machine) -> None:
         config.quantize.kv_cache,
         config.export.tensor_parallel,
         config.model.dtype,
+        shape.no_qnemo,
     )
     profiles = find_profiles(
         decoder_of(shape),
@@ -105,4 +106,5 @@ def decoder_of(shape: Shape) -> Decoder:
         vocab=shape.vocab,
         positions=shape.max_positions,
         tied=shape.tied,
+        refused=shape.refused_engines,
     )

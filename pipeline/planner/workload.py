@@ -77,6 +77,12 @@ def linear_parameters(shape: Shape) -> int:
     return shape.layers * sum(i * o for i, o in linear_layers(shape))
 
 
+def norm_parameters(shape: Shape) -> int:
+    """Weights of all layers' norms."""
+    sizes = [shape.size(norm.size) for norm in shape.layer.norms]
+    return shape.layers * sum(sizes) * len(shape.norm_tensors)
+
+
 def trained_parameters(work: Workload) -> int:
     """Weights with a gradient. An adapter of rank r on [out, in] has r (in + out)."""
     if work.settings.method == "sft":

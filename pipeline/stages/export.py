@@ -20,8 +20,10 @@ from pipeline.core.console import get_console, progress
 from pipeline.core.errors import ArtifactError, ProofFailed
 from pipeline.core.stage import Stage
 from pipeline.models.architecture import Shape, read_shape
+from pipeline.models.families import FAMILIES
+from pipeline.models.families.record import Layer
 from pipeline.models.sampling_defaults import write_defaults
-from pipeline.optimization.formats import COPIED, FORMATS, most_excess
+from pipeline.optimization.formats import COPIED, FORMATS, exported_forms, most_excess
 from pipeline.optimization.qnemo_layout import check_config, check_qnemo
 from pipeline.optimization.settings_checks import check_export
 from pipeline.optimization.unified_hf_layout import check_same, check_unified_hf
@@ -58,7 +60,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     from pipeline.optimization import export as writer
     from pipeline.optimization.scale_checks import check_scales
 
-    folders: dict[str, Path] = {form: out / form for form in FORMATS[format].forms}
+    forms = exported_forms(format, shape.no_qnemo)
+    if "qnemo" not in forms:
+        get_console().print(f"no qnemo folder: {shape.no_qnemo}")
+    folders: dict[str, Path] = {form: out / form for form in forms}
     for form in FORMS:
         shutil.rmtree(out / form, ignore_errors=True)
     with progress() as bar:
@@ -87,7 +92,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     exclude = config.quantize.exclude
     proof, wrong = {}, []
     for form, table in tables.items():
-        proof[form], problems = _prove(form, table, format, exclude)
+        proof[form], problems = _prove(form, table, format, exclude, shape.layer)
         wrong += problems
     accepted = _overruled(wrong, ranks.overrule)
     sizes = {form: _weight_bytes(folder) for form, folder in folders.items()}
@@ -142,7 +147,12 @@ def _compare(
             form: stack.enter_context(
                 QnemoWeights(folder, shape)
                 if form == "qnemo"
-                else UnifiedWeights(folder, weights, shape.layer)
+                else UnifiedWeights(
+                    folder,
+                    weights,
+                    shape.layer,
+                    zero_centered=FAMILIES[shape.family].zero_centered,
+                )
             )
             for form, folder in folders.items()
         }
@@ -150,13 +160,17 @@ def _compare(
 
 
 def _prove(
-    form: str, table: Mapping[str, Mapping[str, float]], format: str, exclude: Sequence[str]
+    form: str,
+    table: Mapping[str, Mapping[str, float]],
+    format: str,
+    exclude: Sequence[str],
+    layer: Layer,
 ) -> tuple[dict[str, Any], list[str]]:
     """The figures of a form, and what is wrong with it, in words."""
     storage, wrong = FORMATS[format].storage, []
     for name, figures in table.items():
         left_out = any(fnmatch.fnmatch(name, f"*{pattern}*") for pattern in exclude)
-        due = storage is not None and name.endswith("_proj.weight") and not left_out
+        due = storage is not None and layer.is_linear(name) and not left_out
         if due != ("excess" in figures):
             found, must = ("not quantized", "must be") if due else ("quantized", "must not be")
             wrong.append(f"{form}: {name} is {found}, and {must}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.hardware import Machine, inspect_machine
 from pipeline.engines.checkpoint import (
     Checkpoint,
@@ -21,6 +21,7 @@ from pipeline.engines.checkpoint import (
 from pipeline.engines.memory import gib, read_decoder
 from pipeline.engines.profile import Profile
 from pipeline.engines.selection import choose, explain, find_profiles
+from pipeline.models.architecture import read_shape
 
 
 def run(config: Config) -> None:
@@ -38,7 +39,7 @@ def run(config: Config) -> None:
     model = read_decoder(folder)
     profiles = find_profiles(
         model,
-        [hf_checkpoint(folder), *_exported(config)],
+        [hf_checkpoint(folder), *_exported(config, folder)],
         config.engine,
         machine,
         lora_rank=config.engine.lora_rank or config.finetune.adapter.rank,
@@ -55,16 +56,21 @@ def run(config: Config) -> None:
         _show(config, folder, machine, profiles, why)
 
 
-def _exported(config: Config) -> list[Checkpoint]:
-    """What stage=export wrote, or would write."""
+def _exported(config: Config, model: Path) -> list[Checkpoint]:
+    """What stage=export wrote, or would write of a model."""
     made = config.artifacts / "export"
-    if (made / "qnemo" / "config.json").is_file():
+    if any((made / form / "config.json").is_file() for form in ("qnemo", "hf")):
         return exported_checkpoints(made)
+    try:
+        no_qnemo = read_shape(model).no_qnemo
+    except DataError:  # not a model of the chain; engines may serve it all the same
+        no_qnemo = None
     return planned_checkpoints(
         config.quantize.format,
         config.quantize.kv_cache,
         config.export.tensor_parallel,
         config.model.dtype,
+        no_qnemo,
     )
 
 

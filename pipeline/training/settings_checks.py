@@ -3,6 +3,7 @@
 from pipeline.config.finetune import FinetuneConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.architecture import Shape
+from pipeline.models.families import FAMILIES
 
 
 def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
@@ -39,10 +40,10 @@ def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
             f"finetune.pack_length={settings.pack_length} cannot be combined with "
             f"finetune.parallel.context={parallel.context}: set pack_length=null, or context to 1"
         )
+    _check_attention(settings, shape)
     for name, whole in (
         ("attention heads", shape.heads),
         ("key-value heads", shape.kv_heads),
-        ("vocabulary entries", shape.vocab),
     ):
         if whole % parallel.tensor:
             raise ConfigError(
@@ -62,4 +63,27 @@ def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
         raise ConfigError(
             f"finetune.min_learning_rate={settings.min_learning_rate} must not be above "
             f"finetune.learning_rate={settings.learning_rate}"
+        )
+
+
+def _check_attention(settings: FinetuneConfig, shape: Shape) -> None:
+    """Refuse what the attention of some families cannot do."""
+    title, parallel = FAMILIES[shape.family].title, settings.parallel
+    if shape.attention_cap is not None and settings.pack_length:
+        raise ConfigError(
+            f"finetune.pack_length={settings.pack_length}: Megatron-Core's attention that caps "
+            f"scores, as {title}'s, takes no packed rows: set pack_length=null"
+        )
+    if parallel.context > 1 and (shape.attention_cap is not None or shape.window_rope_theta):
+        raise ConfigError(
+            f"finetune.parallel.context={parallel.context}: NeMo has no context parallelism for "
+            f"{title}: set it to 1"
+        )
+    rope = shape.rope_scaling
+    original = rope.original_max_positions if rope and rope.kind == "longrope" else None
+    if original and settings.pack_length and settings.pack_length > original:
+        raise ConfigError(
+            f"finetune.pack_length={settings.pack_length}: beyond {original} tokens longrope has "
+            "other frequencies for the whole pack than for its rows: set pack_length to "
+            f"{original} at most, or to null"
         )

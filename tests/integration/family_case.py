@@ -45,7 +45,7 @@ def make(folder: Path, family: str, **settings: Any) -> Path:
         }
     )
     torch.manual_seed(0)
-    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     for name, weight in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             torch.nn.init.uniform_(weight, -0.5, 0.5)
@@ -53,9 +53,125 @@ def make(folder: Path, family: str, **settings: Any) -> Path:
     return folder
 
 
+# A window shorter than the prompts of the proofs, in some layers or in all.
+_WINDOW = 24
+_FOUR_LAYERS = {"num_hidden_layers": 4, "sliding_window": _WINDOW}
+
 MODELS: dict[str, Callable[[Path], Path]] = {
     "llama": partial(make, family="Llama"),
     "qwen2": partial(make, family="Qwen2"),
     "qwen3": partial(make, family="Qwen3", head_dim=64),
     "mistral": partial(make, family="Mistral", sliding_window=None),
+    "gemma": partial(make, family="Gemma", num_key_value_heads=1),
+    "gemma2": partial(
+        make,
+        family="Gemma2",
+        query_pre_attn_scalar=48,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        **_FOUR_LAYERS,
+    ),
+    "gemma3_text": partial(
+        make,
+        family="Gemma3Text",
+        sliding_window_pattern=3,
+        query_pre_attn_scalar=48,
+        **_FOUR_LAYERS,
+    ),
+    "phi3": partial(make, family="Phi3", original_max_position_embeddings=MAX_POSITIONS),
+    "starcoder2": partial(make, family="Starcoder2"),
+    "nemotron": partial(make, family="Nemotron", intermediate_size=512),
 }
+
+
+_LONGROPE = {"type": "longrope", "short_factor": [1.0 + i / 16 for i in range(12)]}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 48,
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48}
+
+# What a family's models may have beside what MODELS have, by family and variant.
+VARIANTS: dict[str, Callable[[Path], Path]] = {
+    "llama, biases of attention": partial(make, family="Llama", attention_bias=True),
+    "llama, biases of the MLP": partial(make, family="Llama", mlp_bias=True),
+    "llama, all biases": partial(make, family="Llama", attention_bias=True, mlp_bias=True),
+    "llama, GELU": partial(make, family="Llama", hidden_act="gelu"),
+    "llama, tanh GELU": partial(make, family="Llama", hidden_act="gelu_pytorch_tanh"),
+    "llama, ReLU": partial(make, family="Llama", hidden_act="relu"),
+    "llama, squared ReLU": partial(make, family="Llama", hidden_act="relu2"),
+    "llama, tied, wide heads": partial(
+        make, family="Llama", head_dim=64, tie_word_embeddings=True, num_key_value_heads=4
+    ),
+    "llama, llama3 rope": partial(make, family="Llama", rope_scaling=_LLAMA3),
+    "llama, linear rope": partial(
+        make, family="Llama", rope_scaling={"type": "linear", "factor": 4.0}
+    ),
+    "llama, dynamic rope": partial(
+        make, family="Llama", rope_scaling={"rope_type": "dynamic", "factor": 4.0}
+    ),
+    "llama, YaRN": partial(make, family="Llama", rope_scaling=_YARN),
+    "qwen2, YaRN": partial(make, family="Qwen2", rope_scaling=_YARN),
+    "qwen2, windows": partial(
+        make,
+        family="Qwen2",
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+        max_window_layers=1,
+    ),
+    "qwen3, YaRN and biases": partial(
+        make, family="Qwen3", rope_scaling=_YARN, attention_bias=True
+    ),
+    "mistral, windows": partial(make, family="Mistral", sliding_window=_WINDOW),
+    "mistral, llama3 rope": partial(
+        make, family="Mistral", sliding_window=None, rope_scaling=_LLAMA3
+    ),
+    "gemma, untied": partial(make, family="Gemma", tie_word_embeddings=False),
+    "gemma3_text, linear rope": partial(
+        make,
+        family="Gemma3Text",
+        sliding_window=_WINDOW,
+        sliding_window_pattern=2,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+    ),
+    "phi3, windows": partial(
+        make,
+        family="Phi3",
+        sliding_window=_WINDOW,
+        original_max_position_embeddings=MAX_POSITIONS,
+    ),
+    "phi3, part of a head, longrope": partial(
+        make,
+        family="Phi3",
+        partial_rotary_factor=0.75,
+        original_max_position_embeddings=48,
+        rope_scaling={**_LONGROPE, "long_factor": [2.0 + i for i in range(12)]},
+    ),
+    "starcoder2, windows, no biases, untied": partial(
+        make,
+        family="Starcoder2",
+        use_bias=False,
+        sliding_window=_WINDOW,
+        tie_word_embeddings=False,
+    ),
+    "nemotron, all biases": partial(
+        make, family="Nemotron", attention_bias=True, mlp_bias=True, intermediate_size=512
+    ),
+}
+
+
+def dataset_of(model: Path, folder: Path) -> Path:
+    """Write a dataset whose rows are rendered with a model's tokenizer and template."""
+    from pipeline.data.dataset import write_split
+    from pipeline.models.chat.renderer import Chat
+    from tests.integration.quantization_case import row
+
+    chat = Chat.load(model)
+    chat.save(folder / "tokenizer")
+    splits = {"train": range(24), "validation": range(24, 30), "test": range(30, 34)}
+    for name, numbers in splits.items():
+        write_split(folder, name, [row(chat, number) for number in numbers])
+    return folder

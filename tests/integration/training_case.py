@@ -42,8 +42,12 @@ def make_base(
     tied: bool = False,
     family: str = "Llama",
     attention_dropout: float = 0.0,
+    odd_vocabulary: bool = False,
 ) -> Path:
-    """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, heads of 16."""
+    """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, heads of 16.
+
+    odd_vocabulary: of a size that two ranks cannot share alike.
+    """
     import torch
     import transformers
 
@@ -53,7 +57,7 @@ def make_base(
     source = make_model_folder(folder / "source", "demo")
     vocab = len(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"])
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=-(-(vocab + 16) // 64) * 64,
+        vocab_size=-(-(vocab + 16) // 64) * 64 + odd_vocabulary,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

@@ -26,7 +26,7 @@ class HfSession:
 
     Raises:
         DataError: transformers cannot load the folder, its model is not a text-only decoder, or its
-            attention window is shorter than the sequences.
+            attention is not known for sequences of that length.
         ResourceError: too little memory.
     """
 
@@ -47,7 +47,7 @@ class HfSession:
             ) from error
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} cannot be served by transformers: {error}") from error
-        _check_no_window(folder, self._model.config, max_seq_len)
+        self._masks = _Masks(folder, self._model, max_seq_len)
         self.vocab_size: int = self._model.get_input_embeddings().weight.shape[0]
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
@@ -82,14 +82,13 @@ class HfSession:
     ) -> "NDArray[np.float32]":
         torch, device = self._torch, self._model.device
         positions = positions.to(device)
-        # Each token attends to those of its own row up to itself.
-        mask = torch.arange(longest, device=device) <= positions[:, :, None]
+        mask = self._masks.of(positions, longest, self._model.dtype)
         self._cache.aim(rows, positions, longest)
         with torch.inference_mode():
             output = self._model(
                 input_ids=torch.tensor(ids, device=device),
                 position_ids=positions,
-                attention_mask=mask[:, None],
+                attention_mask=mask,
                 past_key_values=self._cache,
                 use_cache=True,
                 **self._options(rows),
@@ -165,19 +164,76 @@ def _check_text_alone(folder: Path) -> None:
         )
 
 
-def _check_no_window(folder: Path, config: Any, max_seq_len: int) -> None:
-    """Refuse sequences longer than a sliding window: our mask lets tokens attend to all before."""
-    # Models in which only some layers have a window list the kind of each layer.
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    sizes = {
-        "sliding_attention": getattr(config, "sliding_window", None),
-        "chunked_attention": getattr(config, "attention_chunk_size", None),
-    }
-    window = min((size for kind, size in sizes.items() if size and kind in kinds), default=None)
-    if window is not None and window < max_seq_len:
+class _Masks:
+    """Which tokens each token attends to, as a model's layers take it.
+
+    Args:
+        model: transformers' model. max_seq_len: of the longest sequence.
+
+    Raises:
+        DataError: the model's attention is of a kind whose mask is not known here, within sequences
+            of that length.
+    """
+
+    def __init__(self, folder: Path, model: Any, max_seq_len: int) -> None:
+        config = model.config
+        kinds = getattr(config, "layer_types", None)
+        window = getattr(config, "sliding_window", None)
+        self._window = window if window is not None and window < max_seq_len else None
+        # Models in which only some layers have a window list the kind of each layer, and take a
+        # mask for each kind; others take one mask.
+        self._by_kind = kinds is not None and "sliding_attention" in kinds
+        if kinds is not None and not self._by_kind:
+            self._window = None
+        # This implementation adds the mask to the scores.
+        self._added = config._attn_implementation == "eager"
+        chunk = getattr(config, "attention_chunk_size", None)
+        if chunk is not None and chunk < max_seq_len and "chunked_attention" in (kinds or ()):
+            raise DataError(
+                f"{folder}: attention reaches back {chunk} tokens, in chunks, and engine.name=hf "
+                f"is correct only within one: set engine.max_seq_len={chunk}, or serve it with "
+                "engine.name=vllm"
+            )
+        _check_rope(folder, config, max_seq_len)
+
+    def of(self, positions: "torch.Tensor", longest: int, dtype: "torch.dtype") -> Any:
+        """The argument `attention_mask` for tokens at positions [rows, tokens].
+
+        longest: keys in the cache. Each token attends to those of its own row up to itself.
+        """
+        import torch
+
+        keys = torch.arange(longest, device=positions.device)
+        seen = keys <= positions[:, :, None]
+        near = (
+            seen if self._window is None else seen & (keys > positions[:, :, None] - self._window)
+        )
+        if not self._by_kind:
+            return self._form(near, dtype)
+        full, sliding = self._form(seen, dtype), self._form(near, dtype)
+        return {"full_attention": full, "sliding_attention": sliding}
+
+    def _form(self, mask: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+        import torch
+
+        mask = mask[:, None]
+        if not self._added:
+            return mask
+        hidden = torch.finfo(dtype).min
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, hidden)
+
+
+def _check_rope(folder: Path, config: Any, max_seq_len: int) -> None:
+    """Refuse sequences for which transformers changes the rotary frequencies of a whole batch."""
+    scaling = getattr(config, "rope_scaling", None) or {}
+    if scaling.get("rope_type", scaling.get("type")) != "longrope":
+        return
+    original = getattr(config, "original_max_position_embeddings", None)
+    if original is not None and max_seq_len > original:
         raise DataError(
-            f"{folder}: attention reaches back {window} tokens, and engine.name=hf is correct only "
-            f"within them: set engine.max_seq_len={window}, or serve it with engine.name=vllm"
+            f"{folder}: beyond {original} tokens transformers rotates all sequences of a batch "
+            "with other frequencies, so one request would change another's answer: set "
+            f"engine.max_seq_len={original}, or serve it with engine.name=vllm"
         )
 
 

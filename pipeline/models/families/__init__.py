@@ -12,13 +12,31 @@ from collections.abc import Sequence
 
 from pipeline.core.errors import DataError
 from pipeline.core.tables import Table
+from pipeline.models.families.gemma import GEMMA
+from pipeline.models.families.gemma2 import GEMMA2
+from pipeline.models.families.gemma3 import GEMMA3
 from pipeline.models.families.llama import LLAMA
 from pipeline.models.families.mistral import MISTRAL
+from pipeline.models.families.nemotron import NEMOTRON
+from pipeline.models.families.phi3 import PHI3
 from pipeline.models.families.qwen2 import QWEN2
 from pipeline.models.families.qwen3 import QWEN3
 from pipeline.models.families.record import Family
+from pipeline.models.families.starcoder2 import STARCODER2
 
-FAMILIES: Table[Family] = Table("model family", LLAMA, QWEN2, QWEN3, MISTRAL)
+FAMILIES: Table[Family] = Table(
+    "model family",
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    MISTRAL,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    STARCODER2,
+    NEMOTRON,
+)
 
 
 def family_of(architectures: Sequence[str]) -> Family | None:

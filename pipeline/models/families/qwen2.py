@@ -5,7 +5,9 @@ from pipeline.models.families.record import ConfigKeys, Family, NemoModel, Tenso
 
 _NEMO = "nemo.collections.llm.gpt.model.qwen2"
 # The first layers have full attention, as many as config.json says.
-WINDOW = Window(default=4096, switch="use_sliding_window", from_layer=("max_window_layers", 28))
+WINDOW = Window(
+    default=4096, by_layer=True, switch="use_sliding_window", from_layer=("max_window_layers", 28)
+)
 
 QWEN2 = Family(
     name="qwen2",

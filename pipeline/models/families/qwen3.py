@@ -10,7 +10,6 @@ from pipeline.models.families.record import (
     Layer,
     NemoModel,
     Norm,
-    TensorRTLLM,
 )
 
 _NEMO = "nemo.collections.llm.gpt.model.qwen3"
@@ -38,6 +37,10 @@ QWEN3 = Family(
     layer=Layer((INPUT_NORM, QKV, QUERY_NORM, KEY_NORM, OUTPUT, MLP_NORM, UP, DOWN)),
     keys=ConfigKeys(head_dim_default=128, kv_heads_default=32),
     nemo=NemoModel(model=f"{_NEMO}:Qwen3Model", config=f"{_NEMO}:Qwen3Config"),
-    trtllm=TensorRTLLM(decoder="qwen", architecture="Qwen3ForCausalLM"),
+    trtllm=None,
+    refused={
+        "qnemo": "ModelOpt 0.37 writes no TensorRT-LLM checkpoint of Qwen3; TensorRT-LLM's PyTorch "
+        "backend reads the unified HF form"
+    },
     window=WINDOW,
 )

@@ -9,6 +9,11 @@ from typing import Any, Literal
 # Sizes of a model, in elements: `Shape.size` gives them. q and kv are heads times head size.
 Size = Literal["hidden", "q", "kv", "ffn", "head"]
 
+NO_QNEMO = (
+    "this pipeline has no proof of the family's TensorRT-LLM checkpoint; TensorRT-LLM's PyTorch "
+    "backend reads the unified HF form"
+)
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -83,6 +88,12 @@ class Layer:
     def linears(self) -> tuple[Linear, ...]:
         return tuple(member for member in self.members if isinstance(member, Linear))
 
+    def is_linear(self, tensor: str) -> bool:
+        """Whether HF's name of a tensor is that of a linear layer's weight."""
+        names = {name for linear in self.linears for name in linear.names}
+        part = tensor.removeprefix("model.layers.").partition(".")[2]
+        return part.endswith(".weight") and part.removesuffix(".weight") in names
+
     @property
     def gated(self) -> bool:
         """The feed-forward part multiplies an activated half with another one."""
@@ -117,14 +128,17 @@ class Window:
 
     default: transformers' window where config.json has no `sliding_window`; None: full attention.
     switch: the key that must be true for the window to count; None: it always counts.
-    full_every: the last of so many layers has full attention, where config.json has no
-        `layer_types`; None: no layer has. from_layer: the key of the first layer with a window,
-        and its default.
+    by_layer: `layer_types` in config.json may say which layers have it.
+    full_every: where it does not, the last of so many layers has full attention; None: no layer.
+    full_every_key: the key that gives another number.
+    from_layer: the key of the first layer with a window, and its default.
     """
 
     default: int | None = None
     switch: str | None = None
+    by_layer: bool = False
     full_every: int | None = None
+    full_every_key: str | None = None
     from_layer: tuple[str, int] | None = None
 
 
@@ -205,17 +219,18 @@ class Family:
     architectures: names in config.json's `architectures`. model_type: the value in config.json by
         which transformers chooses its class.
     layer: the weights of a layer, under each library's names.
+    trtllm: None if the family has no TensorRT-LLM checkpoint; `refused` says why.
     keys: how config.json says what differs among families.
     norm: RMSNorm, or a layer norm, which has a bias. zero_centered: it multiplies by (weight + 1).
     qkv_bias: query, key and value always have biases, whatever config.json says.
     key_value_heads_optional: without num_key_value_heads each head has its own keys and values.
-    scaled_embedding: embeddings are multiplied by the square root of the hidden size.
     window: sliding-window attention; None: the family has none.
     numbers: by their names in config.json, what only some families have.
     ropes: kinds of rope_scaling that transformers' class of the family computes. no_ropes: what to
         do where there are none.
     refused: stages that a model of the family cannot go through, each with the reason and what to
-        do instead.
+        do instead. Also "qnemo", the form that is left out of its export; "kv_cache", which is
+        not quantized then; and names of engines.
     """
 
     name: str
@@ -224,13 +239,12 @@ class Family:
     model_type: str
     layer: Layer
     nemo: NemoModel
-    trtllm: TensorRTLLM
+    trtllm: TensorRTLLM | None
     keys: ConfigKeys = ConfigKeys()
     norm: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
     zero_centered: bool = False
     qkv_bias: bool = False
     key_value_heads_optional: bool = False
-    scaled_embedding: bool = False
     window: Window | None = None
     numbers: Mapping[str, Number] = field(default_factory=dict)
     ropes: tuple[str, ...] = ("linear", "dynamic", "yarn", "longrope", "llama3")

@@ -1,6 +1,6 @@
 """Layers of Megatron-Core for what NeMo's own layer specifications lack or compute differently.
 
-    config.transformer_layer_spec = layer_spec(shape)
+    use_layers(model, shape)          # before its Megatron module is built
 
 They are NeMo's default layers, of Transformer Engine where it is installed and of Megatron-Core
 elsewhere, with what a family needs on top: norms behind attention and feed-forward part, windows,
@@ -13,7 +13,7 @@ another model. Names in saved checkpoints are NeMo's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +30,25 @@ if TYPE_CHECKING:
     from nemo.collections.llm import GPTConfig
 
 
-def layer_spec(shape: Shape) -> Callable[[GPTConfig], ModuleSpec]:
+def use_layers(model: Any, shape: Shape) -> None:
+    """Build a NeMo model's Megatron module of these layers.
+
+    Its configuration names NeMo's own layers again afterwards, as its record in a checkpoint does.
+    """
+    configure = model.configure_model
+
+    def configure_with_layers(*args: Any, **kwargs: Any) -> None:
+        own = model.config.transformer_layer_spec
+        model.config.transformer_layer_spec = _layer_spec(shape)
+        try:
+            configure(*args, **kwargs)
+        finally:
+            model.config.transformer_layer_spec = own
+
+    model.configure_model = configure_with_layers
+
+
+def _layer_spec(shape: Shape) -> Callable[[GPTConfig], ModuleSpec]:
     """What a NeMo configuration of the shape takes as its `transformer_layer_spec`."""
 
     def spec_of(config: GPTConfig) -> ModuleSpec:
@@ -44,7 +62,7 @@ def layer_spec(shape: Shape) -> Callable[[GPTConfig], ModuleSpec]:
         attention.params |= {
             "linear_bias": shape.output_bias,
             "post_norm": post_norm,
-            "two_bases": shape.window_rope_theta is not None,
+            "windowed": _windowed(shape) if shape.window_rope_theta is not None else None,
         }
         if shape.attention_cap is not None or not has_transformer_engine():
             attention.submodules.core_attention = _CoreAttention
@@ -61,6 +79,10 @@ def layer_spec(shape: Shape) -> Callable[[GPTConfig], ModuleSpec]:
         return spec
 
     return spec_of
+
+
+def _windowed(shape: Shape) -> Sequence[bool]:
+    return shape.window.layers if shape.window else (False,) * shape.layers
 
 
 def needs_layers(shape: Shape) -> bool:
@@ -95,8 +117,8 @@ def _with_bias(config: Any, bias: bool) -> Any:
 class _Attention(SelfAttention):
     """Self-attention whose output layer has a bias of its own kind, and a norm behind it.
 
-    linear_bias: of the output layer. two_bases: it is given the rotary angles of layers with a
-    window and of the others, one below the other, as Gemma 3's model computes them.
+    linear_bias: of the output layer. windowed: whether each layer has a window; then it is given
+    the rotary angles of layers with one and of the others, as Gemma 3's model computes them.
     """
 
     def __init__(
@@ -107,12 +129,12 @@ class _Attention(SelfAttention):
         *args: Any,
         linear_bias: bool,
         post_norm: Any,
-        two_bases: bool,
+        windowed: Sequence[bool] | None,
         **kwargs: Any,
     ) -> None:
         config = _with_bias(config, linear_bias)
         super().__init__(config, submodules, layer_number, *args, **kwargs)
-        self._windowed = config.window_attn_skip_freq[layer_number - 1] if two_bases else None
+        self._angles = None if windowed is None else 0 if windowed[layer_number - 1] else 1
         if post_norm is not None:
             self.post_layernorm = build_module(
                 post_norm,
@@ -122,8 +144,8 @@ class _Attention(SelfAttention):
             )
 
     def forward(self, *args: Any, rotary_pos_emb: Any = None, **kwargs: Any) -> Any:
-        if self._windowed is not None and rotary_pos_emb is not None:
-            rotary_pos_emb = rotary_pos_emb[0 if self._windowed else 1]
+        if self._angles is not None and rotary_pos_emb is not None:
+            rotary_pos_emb = rotary_pos_emb[self._angles]
         output, bias = super().forward(*args, rotary_pos_emb=rotary_pos_emb, **kwargs)
         return _normed(self, output, bias)
 

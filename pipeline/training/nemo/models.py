@@ -71,6 +71,8 @@ def model_options() -> dict[str, Any]:
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
         }
+    from megatron.core.transformer.enums import AttnBackend
+
     return {
         **precision,
         "use_cpu_initialization": not on_gpu(),
@@ -81,6 +83,8 @@ def model_options() -> dict[str, Any]:
         "bias_dropout_fusion": False,
         "bias_activation_fusion": False,
         "cross_entropy_loss_fusion": False,
+        # The choice among Transformer Engine's kernels, which NeMo makes for Gemma.
+        "attention_backend": AttnBackend.auto,
         # Apex's layer norm only.
         "persist_layer_norm": False,
         # It frees a tensor's storage in a way that needs pipeline parallelism on GPUs.
@@ -104,7 +108,7 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
     The vocabulary keeps exactly the embedding's rows, so that logits agree with HF's one by one;
     a tensor parallel size must divide it.
     """
-    from pipeline.training.nemo.layers import layer_spec, needs_layers
+    from pipeline.training.nemo.layers import needs_layers, use_layers
     from pipeline.training.nemo.rope import use_frequencies
 
     shape = read_shape(hf_folder)
@@ -140,12 +144,11 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
     }
     if nemo.two_bases:
         fields["rotary_base"] = (shape.window_rope_theta, shape.rope_theta)
-    fields |= model_options() | _fusions(shape, scaling) | options
+    fields |= model_options() | options | _fusions(shape, scaling)
     config: GPTConfig = config_class(**fields)
-    if needs_layers(shape):
-        # Beside what NeMo records of the configuration, which names NeMo's own layers.
-        config.transformer_layer_spec = layer_spec(shape)
     model = _named(nemo.model)(config, tokenizer=tokenizer_for(hf_folder))
+    if needs_layers(shape):
+        use_layers(model, shape)
     if scaling is not None:
         for name, value in scaling.fields.items():
             setattr(config, name, value)
@@ -219,8 +222,12 @@ def _fusions(shape: Shape, scaling: Frequencies | None) -> dict[str, Any]:
     if shape.activation not in ("silu", "swish") or not shape.layer.gated:
         # Megatron-Core's fused GELU is the tanh approximation, whatever the function.
         fields["bias_activation_fusion"] = False
-    if scaling is not None and scaling.factor != 1.0:
+    scaled = scaling is not None and scaling.factor != 1.0
+    if scaled:
         fields["apply_rope_fusion"] = False
+    if scaled or shape.layer.normed_heads or shape.rotary_share != 1.0:
+        # Its kernel rotates whole heads of a product, and nothing else may be done to them.
+        fields["fused_single_qkv_rope"] = False
     return fields
 
 

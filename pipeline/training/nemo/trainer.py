@@ -29,6 +29,7 @@ from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from nemo.lightning.resume import AdapterPath
 
 from pipeline.core.errors import ResourceError
+from pipeline.models.architecture import read_shape
 from pipeline.training.batches import TokenRows
 from pipeline.training.job import Checkpoints, Job, Point, Trained, out_of_memory
 from pipeline.training.nemo.callbacks import Recorder
@@ -41,6 +42,7 @@ from pipeline.training.nemo.patches.lora_init import seeded_lora_init
 from pipeline.training.nemo.patches.lora_sequence_parallel import adapters_that_gather
 from pipeline.training.nemo.patches.performance import fast_training
 from pipeline.training.nemo.session import has_transformer_engine, on_gpu
+from pipeline.training.nemo.vocabulary import hide_padding, padded_size
 
 if TYPE_CHECKING:
     from nemo.collections.llm import GPTModel
@@ -71,9 +73,11 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     fused, patched = has_transformer_engine(), job.settings.patches == "all"
     # Its gradient is wrong without a patch; see records.CROSS_ENTROPY.
     unpatched = {} if patched else {"cross_entropy_fusion_impl": "native"}
+    vocab = read_shape(job.hf).vocab
     model = model_for(
         job.hf,
         seq_length=job.max_length,
+        vocab_size=padded_size(vocab, job.parallel.tensor),
         # The mean over the tokens of the global batch, not the mean of micro-batches' means.
         calculate_per_token_loss=True,
         # Needs Apex, or the patch of the output layer.
@@ -82,6 +86,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         fused_single_qkv_rope=fused and not job.settings.pack_length,
         **unpatched,
     )
+    hide_padding(model, vocab)
     checkpoints = Checkpoints(job.scratch, job.identity)
     recorder = Recorder(job, checkpoints, report)
     # The recorder takes what NeMo logs; Lightning's bookkeeping of it costs 10 ms a step.

@@ -30,9 +30,13 @@ def folder(tmp_path: Path) -> Path:
             Window(8, (False, True)),
         ),
         (
-            "MistralForCausalLM",
-            {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
-            Window(8, (False, True)),
+            "Qwen2ForCausalLM",
+            {
+                "sliding_window": 8,
+                "use_sliding_window": True,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            Window(8, (True, False)),
         ),
         ("LlamaForCausalLM", {"sliding_window": 8}, None),  # LlamaConfig has no such field
     ],

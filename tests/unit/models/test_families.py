@@ -1,10 +1,12 @@
 """Every record of the table, and what a family is asked before a stage runs."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipeline.core.errors import DataError
+from pipeline.models.architecture import shape_of
 from pipeline.models.families import FAMILIES, check_stage, family_of
 from pipeline.models.families.llama import LLAMA
 from pipeline.models.families.record import Family
@@ -48,3 +50,47 @@ def test_a_stage_that_a_family_cannot_go_through_is_refused(
     check_stage("closed", "import")
     with pytest.raises(DataError, match="stage=export does not take Closed models: use hf"):
         check_stage("closed", "import", "export")
+
+
+# What config.json must have; transformers has a default for everything else.
+REQUIRED = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8,
+    "num_attention_heads": 4, "vocab_size": 320, "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_what_config_json_leaves_out_is_what_transformers_takes(family: Family) -> None:
+    """transformers leaves its defaults out when it writes config.json."""
+    from transformers import AutoConfig
+
+    given = {**REQUIRED, "num_key_value_heads": 2}
+    if family.key_value_heads_optional or family.keys.kv_heads_default:
+        del given["num_key_value_heads"]
+    if (kv_heads := family.keys.kv_heads_default) and kv_heads > 4:
+        given["num_attention_heads"] = kv_heads
+    config = AutoConfig.for_model(family.model_type, **given)
+    names = {"architectures": list(family.architectures), "model_type": family.model_type}
+    shape = shape_of(Path("config.json"), {**names, **given})
+
+    theirs = {
+        "kv_heads": config.num_key_value_heads,
+        "norm_eps": getattr(config, family.keys.norm_eps),
+        "tied": config.tie_word_embeddings,
+        "rope_theta": config.rope_theta,
+        "initializer_range": config.initializer_range,
+        "activation": getattr(config, family.keys.activation),
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // shape.heads,
+        "rotary_share": getattr(config, "partial_rotary_factor", 1.0),
+        "attention_cap": getattr(config, "attn_logit_softcapping", None),
+        "logit_cap": getattr(config, "final_logit_softcapping", None),
+        "window_rope_theta": getattr(config, "rope_local_base_freq", None),
+    }
+    assert {name: getattr(shape, name) for name in theirs} == theirs
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    assert shape.attention_scale == (None if scalar is None else scalar**-0.5)
+    kinds = getattr(config, "layer_types", None)
+    size = getattr(config, "sliding_window", None)
+    windowed = [kind == "sliding_attention" for kind in kinds] if kinds else [size is not None] * 8
+    found = shape.window.layers if shape.window else (False,) * 8
+    assert list(found) == windowed

@@ -22,6 +22,15 @@ LLAMA: dict[str, Any] = {
     "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 512,
 }  # fmt: skip
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}
+NEMOTRON = {"architectures": ["NemotronForCausalLM"], "model_type": "nemotron"}
+STARCODER2 = {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2"}
+LONGROPE = {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "original_max_position_embeddings": 64,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
+}
 # As SmolLM2-135M has them.
 SMOL = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
         "intermediate_size": 1536, "vocab_size": 49_152}  # fmt: skip
@@ -43,6 +52,14 @@ def configured(folder: Path, model: dict[str, Any], settings: dict[str, Any]) ->
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[PipelineError], str]] = [
     ({"architectures": ["GPTNeoXForCausalLM"]}, {}, DataError, "is not supported: use a model of"),
     ({"rope_scaling": {"type": "yarn"}}, {}, DataError, "rope_scaling of type 'yarn'"),
+    (GEMMA2, {"finetune.pack_length": 64}, ConfigError, "Gemma 2's, takes no packed rows"),
+    (GEMMA2, {"finetune.parallel.context": 2, "finetune.parallel.processes": 2}, ConfigError,
+     "NeMo has no context parallelism for Gemma 2"),
+    (LONGROPE, {"finetune.pack_length": 128}, ConfigError, "set pack_length to 64 at most"),
+    (NEMOTRON, {"quantize.kv_cache": "fp8"}, ConfigError, "ModelOpt 0.37 cannot put quantizers"),
+    ({**NEMOTRON, "rope_scaling": {"type": "linear", "factor": 2.0}}, {}, DataError,
+     "transformers' class of the family ignores it"),
+    (STARCODER2, {"engine": "onnxruntime"}, ConfigError, "has no builder for StarCoder2"),
     ({"hidden_act": "mish"}, {}, DataError, "hidden_act='mish' is not supported"),
     ({}, {"prepare.max_length": 513}, ConfigError, "set it to 512 at most"),
     ({}, {"prepare.validation_share": 0}, ConfigError, "the validation split is empty"),

@@ -146,6 +146,8 @@ def _device_replacements() -> list[Replacement]:
 
 
 def _vendor_replacements() -> list[Replacement]:
+    from pipeline.training.nemo.patches.zero_centered_norm import zero_centered_norms
+
     class Never:
         """A class that nothing is an instance of."""
 
@@ -154,6 +156,7 @@ def _vendor_replacements() -> list[Replacement]:
         *records.RNG_STATE.by(
             _get_cuda_rng_state=_no_generator_state, _set_cuda_rng_state=_nothing
         ),
+        *zero_centered_norms(),
         *records.CLIPPING.by(clip_grad_by_total_norm_fp32=_clip_gradients),
         *records.LOADED_TENSORS.by(_fix_tensors_device=lambda checkpoint: checkpoint),
         *records.LORA_LAYER_TYPES.by(te=SimpleNamespace(Linear=Never, LayerNormLinear=Never)),

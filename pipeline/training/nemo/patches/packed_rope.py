@@ -53,7 +53,8 @@ def _with_angles(original: Any) -> Any:
         **options: Any,
     ) -> Any:
         self._angles = None
-        if packed_seq_params is not None and rotary_pos_emb is not None:
+        packed = packed_seq_params is not None and rotary_pos_emb is not None
+        if packed and _rotates_whole_heads(self, rotary_pos_emb):
             self._angles = _angles(self, hidden_states, rotary_pos_emb, packed_seq_params)
             rotary_pos_emb = None
         return original(
@@ -66,6 +67,20 @@ def _with_angles(original: Any) -> Any:
         )
 
     return forward
+
+
+def _rotates_whole_heads(self: Any, freqs: torch.Tensor) -> bool:
+    """Whether nothing but the rotation is between the layer's product and attention, as the kernel
+    has it: no norms of queries and keys, no part of a head that is left, no factor on the angles.
+    """
+    from megatron.core.transformer.identity_op import IdentityOp
+
+    norms = (self.q_layernorm, self.k_layernorm)
+    return (
+        all(norm is None or isinstance(norm, IdentityOp) for norm in norms)
+        and freqs.shape[-1] == self.hidden_size_per_attention_head
+        and self.config.apply_rope_fusion
+    )
 
 
 def _angles(

@@ -53,6 +53,16 @@ CUDA_PROFILER = Patch(
     where="CPU",
     required=_CPU,
 )
+ZERO_CENTERED_NORM = Patch(
+    owner="megatron.core.transformer.torch_norm:WrappedTorchNorm",
+    names=("__new__",),
+    distribution="megatron-core",
+    version="0.15.3",
+    reason="Norms that multiply by (weight + 1), as Gemma's, are only in Transformer Engine.",
+    digest="5aa5242895711112",
+    where="CPU",
+    required="without it no model of such a family is built",
+)
 CUDA_TENSOR_TYPES = Patch(
     owner="torch.cuda",
     names=("FloatTensor", "HalfTensor", "BFloat16Tensor", "IntTensor", "LongTensor"),

@@ -35,6 +35,15 @@ SHAPES = {
     "grouped queries": LLAMA,
     "biases, tied": dataclasses.replace(LLAMA, family="qwen2", qkv_bias=True, tied=True),
     "one key-value head": dataclasses.replace(LLAMA, kv_heads=1),
+    "norms of heads, biases of attention": dataclasses.replace(
+        LLAMA, family="qwen3", qkv_bias=True, output_bias=True
+    ),
+    "four norms": dataclasses.replace(LLAMA, family="gemma2", tied=True),
+    "six norms": dataclasses.replace(LLAMA, family="gemma3_text", tied=True),
+    "fused in both libraries": dataclasses.replace(LLAMA, family="phi3"),
+    "layer norms, biases, no gate": dataclasses.replace(
+        LLAMA, family="starcoder2", qkv_bias=True, output_bias=True, mlp_bias=True
+    ),
     "a key-value head each": dataclasses.replace(LLAMA, kv_heads=4, head_dim=5),
 }
 
@@ -93,6 +102,17 @@ def test_an_update_of_low_rank_splits_as_its_weight_does(layer: str) -> None:
         torch.testing.assert_close(merged, part)
 
 
+def test_fused_rows_of_phi3_become_groups() -> None:
+    """Its checkpoints hold all queries, then all keys, then all values."""
+    phi3 = SHAPES["fused in both libraries"]
+    rule = linear_rule(phi3, 0, "self_attention.linear_qkv", ".weight")
+    assert rule.hf == ("model.layers.0.self_attn.qkv_proj.weight",)
+    fused = torch.tensor([10, 11, 12, 13, 20, 21, 30, 31]).repeat_interleave(phi3.head_dim)
+    together = rule.fuse(phi3, [fused])
+    assert together[::3].tolist() == [10, 11, 20, 30, 12, 13, 21, 31]
+    assert torch.equal(rule.split(phi3, together)[0], fused)
+
+
 def test_local_layers_keep_their_norms_outside() -> None:
     prefix = "decoder.layers.3."
     assert local_name(LLAMA, f"{prefix}self_attention.linear_qkv.layer_norm_weight") == (
@@ -102,3 +122,10 @@ def test_local_layers_keep_their_norms_outside() -> None:
         f"{prefix}pre_mlp_layernorm.weight"
     )
     assert local_name(LLAMA, "decoder.final_layernorm.weight") == "decoder.final_layernorm.weight"
+    gemma2, starcoder2 = SHAPES["four norms"], SHAPES["layer norms, biases, no gate"]
+    assert local_name(gemma2, f"{prefix}mlp.linear_fc2.post_layernorm.weight") == (
+        f"{prefix}mlp.post_layernorm.weight"
+    )
+    assert local_name(starcoder2, f"{prefix}mlp.linear_fc1.layer_norm_bias") == (
+        f"{prefix}pre_mlp_layernorm.bias"
+    )
