@@ -1,4 +1,5 @@
 """Defaults that follow from the model: lengths from its positions, learning rates from its size.
+Steps follow from the settings: they are given, or epochs are, or there are 500.
 
 In conf/ they are null. They are filled in when a configuration is composed or read, from the
 model's config.json, so that `stage=config` prints them and a manifest records them.
@@ -26,7 +27,8 @@ RATES = (
     (6144, 1e-4, 1e-5),  # 7 to 34 B
     (2**31, 1e-4, 5e-6),  # 70 B and more
 )
-FALL = 10  # the cosine ends at a tenth of the peak, as in SmolLM2's and Llama 3's recipes
+FALL = 10  # the rate ends at a tenth of the peak, as in SmolLM2's and Llama 3's recipes
+STEPS = 500  # where neither steps nor epochs are given
 
 Tree = dict[str, Any]
 
@@ -45,6 +47,8 @@ def fill(tree: Tree) -> Tree:
     _default(tree["benchmark"], "max_tokens", tree["evaluate"]["max_new_tokens"])
     _default(training, "learning_rate", rate(training.get("method"), sizes.get("hidden_size")))
     _default(training, "min_learning_rate", _number(training["learning_rate"], 0.0) / FALL)
+    if training.get("epochs") is None:
+        _default(training, "max_steps", STEPS)
     return tree
 
 

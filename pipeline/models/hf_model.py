@@ -206,7 +206,8 @@ def write_adapter(
     *,
     base: str,
     rank: int,
-    alpha: float,
+    alpha: int,
+    rslora: bool,
     dora: bool,
 ) -> None:
     """Write a LoRA or DoRA adapter in the PEFT library's form.
@@ -223,7 +224,8 @@ def write_adapter(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
         r=rank,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        lora_alpha=alpha,
+        use_rslora=rslora,
         lora_dropout=0.0,
         use_dora=dora,
         # Trained biases are loaded only when the configuration says that there are some.

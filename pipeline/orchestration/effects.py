@@ -128,6 +128,25 @@ CONDITIONS = (
         "place of a micro-batch: set finetune.pack_length=null",
     ),
     Condition(
+        "finetune.warmup_share", lambda config: config.finetune.warmup_steps is None,
+        lambda config: f"finetune.warmup_steps={config.finetune.warmup_steps} says how long the "
+        "warm-up is: set finetune.warmup_steps=null",
+    ),
+    Condition(
+        "finetune.decay_share", lambda config: config.finetune.schedule == "wsd",
+        lambda config: f"finetune.schedule={config.finetune.schedule} falls over all steps after "
+        "the warm-up, or not at all: set finetune.schedule=wsd",
+    ),
+    Condition(
+        "finetune.min_learning_rate", lambda config: config.finetune.schedule != "constant",
+        lambda _: "finetune.schedule=constant does not fall: choose another schedule",
+    ),
+    Condition(
+        "finetune.early_stopping.min_improvement",
+        lambda config: config.finetune.early_stopping.patience is not None,
+        lambda _: "finetune.early_stopping.patience=null never ends training early: set it",
+    ),
+    Condition(
         "quantize.calibration", _quantizes,
         lambda _: "quantize=none calibrates nothing: choose a format",
     ),

@@ -34,6 +34,7 @@ def write_summary(artifacts: Path, config: Config, *, since: float | None = None
         "method": config.finetune.method,
         "format": config.quantize.format,
         "stages": stages,
+        "training": _training(found.get("finetune")),
         "totals": {
             "seconds": round(sum(stage["seconds"] for stage in stages.values()), 3),
             "seconds_of_this_run": round(sum(stage["seconds"] for stage in run), 3),
@@ -83,6 +84,12 @@ def _stage(artifact: Artifact, since: float | None) -> dict[str, Any]:
         "manifest": str(artifact.path / MANIFEST),
         "reused": since is not None and made < int(since),
     }
+
+
+def _training(artifact: Artifact | None) -> dict[str, Any] | None:
+    """Steps and epochs in words, and which step's weights were kept and why."""
+    proof = artifact.manifest.proof if artifact else {}
+    return {name: proof[name] for name in ("length", "kept")} if "length" in proof else None
 
 
 def _gate(found: Mapping[str, Artifact]) -> dict[str, Any] | None:

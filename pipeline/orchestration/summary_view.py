@@ -30,6 +30,7 @@ def show_summary(
     console = console or get_console()
     parts: list[tuple[str, RenderableType | None]] = [
         ("Stages", _stage_table(summary)),
+        ("Training", _training(summary)),
         ("Answers to questions that training never saw", _answer_table(artifacts)),
         (f"{gate_metric().heading} on them, with its 95 % interval", _accuracy_table(summary)),
         ("Engine", _engine_table(summary)),
@@ -128,6 +129,12 @@ def _note(name: str, summary: Mapping[str, Any]) -> str:
     if name == "served":
         return describe(summary["served"])
     return "exported" if name == label(summary["format"]) else ""
+
+
+def _training(summary: Mapping[str, Any]) -> str | None:
+    """How long training was, and whose weights are the result."""
+    found = summary["training"]
+    return f"  {found['length']}; {found['kept']}" if found else None
 
 
 def _overruled(summary: Mapping[str, Any]) -> str | None:

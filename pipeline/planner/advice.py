@@ -35,12 +35,15 @@ def _changes(work: Workload) -> Iterator[tuple[str, Workload]]:
     yield from _smaller_batches(work)
     if work.fp8:
         yield f"{SECTION}.precision=bf16", work.but(precision="bf16")
+    yield from _recompute(work)
     yield from _spread(work)
     smallest = work.but(micro_batch_size=1)
     if work.settings.method == "sft":
         yield f"{SECTION}=lora", work.but(method="lora")
         yield f"{SECTION}=lora {SECTION}.micro_batch_size=1", smallest.but(method="lora")
     if not work.settings.pack_length:
+        for settings, changed in _recompute(smallest):
+            yield f"{SECTION}.micro_batch_size=1 {settings}", changed
         for settings, changed in _spread(smallest):
             yield f"{SECTION}.micro_batch_size=1 {settings}", changed
 
@@ -56,6 +59,14 @@ def _smaller_batches(work: Workload) -> Iterator[tuple[str, Workload]]:
     for size in range(work.settings.micro_batch_size - 1, 0, -1):
         if share % size == 0:
             yield f"{SECTION}.micro_batch_size={size}", work.but(micro_batch_size=size)
+
+
+def _recompute(work: Workload) -> Iterator[tuple[str, Workload]]:
+    """More activations that are computed again; the more, the slower."""
+    kinds = ("none", "selective", "full")
+    if work.shape.layers > 1:
+        for kind in kinds[kinds.index(work.settings.recompute) + 1 :]:
+            yield f"{SECTION}.recompute={kind}", work.but(recompute=kind)
 
 
 def _spread(work: Workload) -> Iterator[tuple[str, Workload]]:

@@ -13,7 +13,7 @@ from pipeline.models.architecture import Shape
 from pipeline.optimization.formats import FORMATS, exported_forms
 from pipeline.planner.accelerators import Accelerator
 from pipeline.planner.memory import CPU_PROCESS
-from pipeline.planner.workload import Workload, linear_parameters, trained_parameters
+from pipeline.planner.workload import Workload, held_parameters, linear_parameters
 
 SMALL = 0.5e6  # tokenizers, reports, plots
 
@@ -52,10 +52,10 @@ def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
     shape = work.shape
     written = 2 if work.gpu else 4  # bytes per weight of a checkpoint (training/nemo/models.py)
     weights = written * shape.parameters
-    tuned = weights if config.finetune.method == "sft" else written * trained_parameters(work)
+    tuned = weights if config.finetune.method == "sft" else written * held_parameters(work)
     merged = (4 if config.model.dtype == "float32" else 2) * shape.parameters
     if config.finetune.method != "sft":
-        merged += 4 * trained_parameters(work)
+        merged += 4 * held_parameters(work)
     # The others' weights are the merged model's, linked and not written again.
     formats = {
         name
@@ -111,11 +111,13 @@ def engine(config: Config, work: Workload) -> float:
 
 def checkpoint_bytes(work: Workload) -> float:
     """Bytes of a checkpoint to resume from: trained weights and the optimizer's state."""
-    trained = trained_parameters(work)
+    trained = held_parameters(work)
     return trained * (2 + 12) if work.gpu else trained * (4 + 8)
 
 
 def most_at_once(chain: list[Stage], work: Workload) -> float:
     """Bytes of every artifact and, during training, of two checkpoints: the old one is removed
-    when the new one is complete."""
-    return sum(stage.disk for stage in chain) + 2 * checkpoint_bytes(work)
+    when the new one is complete. finetune.keep=best keeps weights in the same way."""
+    best = 2 * sum(stage.disk for stage in chain if stage.name == "finetune")
+    kept = best if work.settings.keep == "best" else 0.0
+    return sum(stage.disk for stage in chain) + 2 * checkpoint_bytes(work) + kept

@@ -7,8 +7,8 @@ divide it; Megatron-Core's user guide (distributed optimizer) for bytes per para
 code's layers keep was counted from Transformer Engine 2.9 and NeMo 2.7. It is within 2 % of the
 figures in bench/results (H200; peak of allocated tensors), with which tests/unit/planner compares.
 
-Assumed and not measured: LoRA dropout, and every size of tensor, pipeline, context and data
-parallel over 2.
+Assumed and not measured: LoRA dropout, adapters on a part of the layers (which are taken to keep
+as much), finetune.recompute, and every size of tensor, pipeline, context and data parallel over 2.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pipeline.core.hardware import GIB
 from pipeline.planner.workload import (
     Workload,
-    linear_layers,
+    adapted_layers,
+    held_parameters,
     linear_parameters,
     norm_parameters,
-    trained_parameters,
 )
 
 # cuBLAS's and cuDNN's workspaces, rotary tables, a batch of token ids.
@@ -78,7 +78,7 @@ def _of_stage(work: Workload, stage: int) -> Memory:
     weights = linear + norms + ends
     trained = weights
     if settings.method != "sft":
-        trained = trained_parameters(work) / (parallel.tensor * parallel.pipeline)
+        trained = held_parameters(work) / (parallel.tensor * parallel.pipeline)
     gradient, optimizer = bytes_a_trained_parameter(work)
     adapters = 0.0 if settings.method == "sft" else trained
     layers = shape.layers / parallel.pipeline
@@ -88,6 +88,9 @@ def _of_stage(work: Workload, stage: int) -> Memory:
     logits = last * tokens * shape.vocab / parallel.tensor * element * (1 if work.gpu else 3)
     if last and settings.method == "sft" and work.gpu:
         logits += table * element
+    # What one layer computes again stands there when its gradient is computed, and the logits do
+    # not any more.
+    again = tokens * (layer_bytes(work) - kept_bytes(work))
     ranks = parallel.processes > 1
     return Memory(
         weights=element * (weights + adapters),
@@ -95,7 +98,8 @@ def _of_stage(work: Workload, stage: int) -> Memory:
         fp8_copies=2 * linear if work.fp8 else 0.0,
         gradients=gradient * trained,
         optimizer=optimizer * trained,
-        activations=in_flight * layers * tokens * layer_bytes(work)
+        activations=in_flight * layers * tokens * kept_bytes(work)
+        + max(0.0, again - logits)
         + 2 * tokens * shape.hidden * element,
         logits=logits,
         workspace=WORKSPACE,
@@ -147,9 +151,33 @@ def layer_bytes(work: Workload) -> float:
         kept -= (normed + shape.ffn - q) / tensor
     kept += 4 * shape.heads / tensor  # attention's sums of exponentials, in float32
     if adapter:
-        kept += 2 * 4 * settings.adapter.rank
+        kept += 2 * settings.adapter.rank * len(list(adapted_layers(work)))
     if adapter and settings.adapter.dropout:
-        kept += 3 * sum(i for i, _ in linear_layers(shape))  # the dropped input and its mask
+        kept += 3 * sum(i for i, *_ in adapted_layers(work))  # the dropped input and its mask
     if settings.method == "dora":
-        kept += 2 * sum(o for _, o in linear_layers(shape)) / tensor  # for the magnitudes
+        kept += 2 * sum(o for _, o, _ in adapted_layers(work)) / tensor  # for the magnitudes
     return kept
+
+
+def kept_bytes(work: Workload) -> float:
+    """As `layer_bytes`, without what finetune.recompute computes again.
+
+    full: the layer's input alone is kept. selective: what the feed-forward part keeps beyond its
+    input is not, nor are attention's scores where they are written out.
+    """
+    shape, tensor = work.shape, work.parallel.tensor
+    whole = layer_bytes(work)
+    if work.settings.recompute == "none":
+        return whole
+    adapter = work.settings.method != "sft"
+    if not work.gpu:
+        if work.settings.recompute == "full":
+            return 4 * shape.hidden
+        scores = 3 * shape.heads * work.rows.longest
+        return whole - 4 * (3 * shape.ffn + 2 * shape.ffn * (1 + adapter) + scores) / tensor
+    if work.settings.recompute == "full":
+        return 2 * shape.hidden / tensor
+    # In 8 bits where a full fine-tune in FP8 keeps inputs of products.
+    eight = work.fp8 and not adapter
+    normed = shape.hidden * (1 if eight else 2) / (1 if adapter else tensor)
+    return whole - normed - (5 if eight else 6) * shape.ffn / tensor

@@ -15,6 +15,7 @@ from pipeline.planner.preflight import no_fp8
 from pipeline.planner.refusals import check_run
 from pipeline.planner.rows import rows_of
 from pipeline.planner.workload import Workload
+from pipeline.training.length import FEW, MANY, Length, ends_first, in_words, steps_of
 
 WORTH = 0.1  # share of a step that another layout must save to be mentioned
 TIGHT = 0.1  # share of memory; predictions are within it of what was measured
@@ -25,8 +26,9 @@ class Plan:
     """What a run takes.
 
     here: whether it is planned for this machine. node: devices of one machine. steps: of
-    fine-tuning. disk, free_disk: bytes; the latter None for another machine. problems: why the run
-    is not possible, each with what to do; empty if it is. notes: remarks on the figures.
+    fine-tuning; None: epochs decide, and the rows are not known yet. length: the same in words.
+    disk, free_disk: bytes; the latter None for another machine. problems: why the run is not
+    possible, each with what to do; empty if it is. notes: remarks on the figures.
     """
 
     model: str
@@ -37,12 +39,19 @@ class Plan:
     memory: Memory
     step: speed.Step | None
     duration: speed.Duration | None
-    steps: int
+    steps: int | None
+    length: str
     chain: tuple[chain.Stage, ...]
     disk: float
     free_disk: float | None
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the training rows, where both are known."""
+        length = _length_of(self.work, self.steps)
+        return length.epochs if length else None
 
     def to_json(self) -> dict[str, Any]:
         """Bytes, seconds and tokens; ready for JSON."""
@@ -57,6 +66,7 @@ class Plan:
                 **vars(step), "seconds": step.seconds,
                 "tokens_per_second_a_device": step.tokens / step.seconds / processes,
             },
+            "length": {"steps": self.steps, "epochs": self.epochs, "rows": self.work.rows.count},
             "finetune": None if duration is None else {**vars(duration), "total": duration.total},
             "stages": {stage.name: vars(stage) for stage in self.chain},
             "disk": {"needed": self.disk, "free": self.free_disk},
@@ -83,11 +93,12 @@ def make_plan(config: Config) -> Plan:
     memory = peak(work)
     step = speed.step(work, device, node=node)
     duration = None
-    if step:
+    steps = steps_of(config.finetune, rows.count)
+    if step and steps:
         duration = speed.run(
             work,
             step,
-            steps=config.finetune.max_steps,
+            steps=steps,
             validate_every=config.finetune.validate_every,
             checkpoint_every=config.finetune.checkpoint_every,
             checkpoint_bytes=chain.checkpoint_bytes(work),
@@ -101,12 +112,43 @@ def make_plan(config: Config) -> Plan:
         *_memory(work, device, memory),
         *_disk(config, disk, free),
     ]
-    notes = _notes(work, device, memory, step, stages, node)
+    notes = [*_length_notes(work, steps), *_notes(work, device, memory, step, stages, node)]
     return Plan(
         model=config.model.name, work=work, device=device, here=here, node=node, memory=memory,
-        step=step, duration=duration, steps=config.finetune.max_steps, chain=stages, disk=disk,
-        free_disk=free, problems=tuple(problems), notes=tuple(notes),
+        step=step, duration=duration, steps=steps, length=_length(work, steps), chain=stages,
+        disk=disk, free_disk=free, problems=tuple(problems), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _length_of(work: Workload, steps: int | None) -> Length | None:
+    if steps is None or not work.rows.count:
+        return None
+    return Length(steps, work.settings.global_batch_size, work.rows.count)
+
+
+def _length(work: Workload, steps: int | None) -> str:
+    """How long training is, in words; empty as long as only the steps are known."""
+    length = _length_of(work, steps)
+    if length:
+        return f"{length}{ends_first(work.settings, length.rows)}"
+    return "" if steps else f"{work.settings.epochs:g} epochs"
+
+
+def _length_notes(work: Workload, steps: int | None) -> list[str]:
+    length = _length_of(work, steps)
+    if steps is None:
+        return [
+            "finetune.epochs decides the steps, so the time of training is known after "
+            "stage=prepare"
+        ]
+    if length and length.epochs > MANY:
+        few = work.settings.but(max_steps=None, epochs=FEW)
+        return [
+            f"training sees each row {in_words(length.epochs)} times, and published recipes one to "
+            f"three: a model may learn so few rows by heart; finetune.epochs={FEW} is "
+            f"{steps_of(few, length.rows):,} steps"
+        ]
+    return []
 
 
 def _devices(config: Config, work: Workload, on: Accelerator, here: bool, gpus: int) -> list[str]:

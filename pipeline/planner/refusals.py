@@ -22,7 +22,9 @@ from pipeline.optimization.settings_checks import (
     check_validation,
 )
 from pipeline.planner.preflight import check_precision
+from pipeline.planner.rows import rows_of
 from pipeline.training.settings_checks import check as check_training
+from pipeline.training.settings_checks import check_validation_rows
 
 
 def check_run(config: Config, *, here: bool = True) -> Shape:
@@ -36,7 +38,9 @@ def check_run(config: Config, *, here: bool = True) -> Shape:
     shape = read_shape(config.model.path)
     check_stage(shape.family, "import", "finetune", "merge")
     check_prepare(config, shape)
-    check_training(config.finetune, shape, nodes=config.launcher.nodes)
+    rows = rows_of(config)
+    check_training(config.finetune, shape, nodes=config.launcher.nodes, rows=rows.count)
+    check_validation_rows(config.finetune, bool(config.prepare.validation_share))
     check_validation(config)
     check_quantize(config, shape)
     check_export(config, shape)

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 
 from pipeline.planner.accelerators import LINK_SHARE, NETWORK, Accelerator
 from pipeline.planner.memory import bytes_a_trained_parameter
-from pipeline.planner.workload import Workload, linear_parameters, trained_parameters
+from pipeline.planner.workload import (
+    Workload,
+    held_parameters,
+    linear_layers,
+    linear_parameters,
+)
+from pipeline.training.adapter_targets import MLP, group_of
 
 # Of the data sheet's dense rate, over a whole step at Llama-3-8B's shape and 4096 tokens.
 BF16_SHARE = 0.535  # an adapter: 15,696 to 16,159 tokens/s
@@ -108,7 +114,7 @@ def volumes(work: Workload) -> Volumes:
     keys = tokens * 2 * shape.kv_heads * shape.head_dim * element / parallel.tensor
     ranks = work.data * parallel.context
     gradient, _ = bytes_a_trained_parameter(work)
-    held = trained_parameters(work) / (parallel.tensor * parallel.pipeline)
+    held = held_parameters(work) / (parallel.tensor * parallel.pipeline)
     return Volumes(
         tensor=10 * layers * hidden * (parallel.tensor - 1) / parallel.tensor,
         context=3 * layers * keys * (parallel.context - 1),
@@ -145,15 +151,27 @@ def operations(work: Workload) -> tuple[float, float]:
     """Operations per token, forward and backward: of the layers' products, and of the rest."""
     shape = work.shape
     passes = 6 if work.settings.method == "sft" else 4
-    linear = passes * linear_parameters(shape)
+    again = _computed_again(work)
+    linear = passes * linear_parameters(shape) + 2 * again * linear_parameters(shape)
     output = passes * shape.vocab * shape.hidden
-    adapter = 0 if work.settings.method == "sft" else 6 * trained_parameters(work)
+    adapter = 0 if work.settings.method == "sft" else 6 * held_parameters(work)
     # In a pack each row attends to itself alone. Lengths vary, and long rows have most of the work:
     # about twice the mean, as in an exponential distribution.
     seen = min(2 * work.rows.mean, work.rows.longest) if work.rows.known else work.rows.longest
     causal = 0.5 if work.gpu else 1.0
-    attention = 3 * shape.layers * 4 * shape.heads * shape.head_dim * seen * causal
+    scores = 1 if work.settings.recompute == "full" or (again and not work.gpu) else 0
+    attention = (3 + scores) * shape.layers * 4 * shape.heads * shape.head_dim * seen * causal
     return linear, output + adapter + attention
+
+
+def _computed_again(work: Workload) -> float:
+    """Share of the layers' products whose forward pass runs twice (finetune.recompute)."""
+    if work.settings.recompute != "selective":
+        return float(work.settings.recompute == "full")
+    layer = work.shape.layer
+    sizes = [inputs * outputs for inputs, outputs in linear_layers(work.shape)]
+    again = [size for size, one in zip(sizes, layer.linears, strict=True) if group_of(one) == MLP]
+    return sum(again) / sum(sizes)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def _heading(plan: Plan) -> Text:
     rows = f"packs of {work.settings.pack_length:,}" if work.settings.pack_length else _rows(work)
     text.append(f"\n{shared + ' parallel; ' if shared else ''}{rows}; ")
     text.append(f"{work.settings.global_batch_size} rows a step in {_microbatches(work)}")
+    text.append(f"\n{plan.length}" if plan.length else "")
     return text
 
 

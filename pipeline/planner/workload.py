@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config.finetune import FinetuneConfig, ParallelConfig
 from pipeline.models.architecture import Shape
+from pipeline.training.adapter_targets import targets
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,33 @@ def norm_parameters(shape: Shape) -> int:
     return shape.layers * sum(sizes) * len(shape.norm_tensors)
 
 
+def adapted_layers(work: Workload) -> Iterator[tuple[int, int, int]]:
+    """(inputs, outputs, trained outputs) of the products of a layer that have an adapter.
+
+    An adapter on a part of a fused product has the product's outputs, and trains the part's.
+    """
+    shape = work.shape
+    found = targets(work.settings.adapter.target_modules, shape.layer)
+    for linear in shape.layer.linears:
+        if parts := found.get(linear.megatron):
+            trained = sum(shape.rows(part.outputs) for part in parts)
+            yield shape.size(linear.inputs), shape.rows(linear.outputs), trained
+
+
 def trained_parameters(work: Workload) -> int:
-    """Weights with a gradient. An adapter of rank r on [out, in] has r (in + out)."""
+    """Weights that training changes. An adapter of rank r on [out, in] has r (in + out)."""
+    return _adapters(work, [(i, trained) for i, _, trained in adapted_layers(work)])
+
+
+def held_parameters(work: Workload) -> int:
+    """Weights with a gradient and a state of the optimizer: an adapter on a part of a fused
+    product has rows for all of it."""
+    return _adapters(work, [(i, outputs) for i, outputs, _ in adapted_layers(work)])
+
+
+def _adapters(work: Workload, layers: list[tuple[int, int]]) -> int:
     if work.settings.method == "sft":
         return work.shape.parameters
-    layers = list(linear_layers(work.shape))
     adapters = work.settings.adapter.rank * sum(i + o for i, o in layers)
     magnitudes = sum(o for _, o in layers) if work.settings.method == "dora" else 0
     return work.shape.layers * (adapters + magnitudes)

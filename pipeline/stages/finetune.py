@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.config.finetune import FinetuneConfig
 from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.artifact import SCRATCH, Artifact, Outcome, sha256_of_json
@@ -23,10 +24,13 @@ from pipeline.models.architecture import Shape, read_shape
 from pipeline.models.files import copy_assets
 from pipeline.planner.preflight import check_machine, less_memory, planned_memory
 from pipeline.training.batches import SampleOrder, TokenRows
+from pipeline.training.best_weights import BestWeights
 from pipeline.training.job import Checkpoints, Job
+from pipeline.training.length import Length, ends_first, resolved
 from pipeline.training.nemo.patches.records import PATCHES
 from pipeline.training.progress import show_progress, write_loss_curve
-from pipeline.training.settings_checks import check
+from pipeline.training.settings_checks import check, check_validation_rows
+from pipeline.training.validation import best, kept, why_kept
 
 STAGE = Stage(
     version=2,
@@ -48,12 +52,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         PipelineError: the loss is not finite, or a process died. ResourceError: memory ran out or
             will. MissingRuntime: FP8 on a GPU without it. Busy: others use the GPU's memory.
     """
-    settings = config.finetune
     base = inputs["import"].require("nemo_checkpoint").path
     dataset = inputs["prepare"].require("dataset").path
     shape = read_shape(base / ASSETS)
-    check(settings, shape, nodes=config.launcher.nodes)
-    _report_patches(settings.patches)
+    check(config.finetune, shape, nodes=config.launcher.nodes)
+    _report_patches(config.finetune.patches)
     scratch = out / SCRATCH
     for leftover in ("weights", "context"):
         shutil.rmtree(out / leftover, ignore_errors=True)
@@ -61,6 +64,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     validation = _rows(dataset, "validation", shape)
     if not len(train):
         raise DataError(f"{dataset} has no row to train on: see its rejected.jsonl for the reasons")
+    settings, length = _length(config, shape, rows=len(train), validation=len(validation))
     train.save(scratch / "train")
     validation.save(scratch / "validation")
     copy_assets(base / ASSETS, out / ASSETS)
@@ -84,18 +88,23 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     from pipeline.training.workers import train_in_processes
 
     checkpoints = Checkpoints(job.scratch, job.identity)
-    checkpoints.adopt(out.parent.glob(f"{out.name.partition('-')[0]}-*/{SCRATCH}/checkpoints"))
+    found = list(out.parent.glob(f"{out.name.partition('-')[0]}-*/{SCRATCH}/checkpoints"))
+    checkpoints.adopt(found)
+    _adopt_best(job, checkpoints, found)
     done = len(checkpoints.curve())
-    with show_progress(settings.max_steps, done) as report:
+    with show_progress(length, done) as report:
         trained = train_in_processes(job, report)
     curve = trained.curve
     write_loss_curve(out, curve, title=f"Fine-tuning ({settings.method})")
     order = SampleOrder(train.lengths, settings.global_batch_size, job.seed)
-    tokens = [int(train.lengths[order.rows(step)].sum()) for step in range(settings.max_steps)]
+    steps, result = len(curve), kept(settings, curve)
+    tokens = [int(train.lengths[order.rows(step)].sum()) for step in range(steps)]
     seconds = trained.seconds
     metrics = {
-        "train_loss": curve[-1].loss,
-        "steps": settings.max_steps,
+        "train_loss": result.loss,
+        "steps": steps,
+        "epochs": length.epoch(steps),
+        "kept_step": result.step,
         "tokens": sum(tokens),
         "tokens_per_second": sum(tokens[trained.resumed_from :]) / seconds,
         "trainable_parameters": trained.trainable_parameters,
@@ -105,15 +114,51 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     if trained.gpu_memory:  # to compare with what the planner expected
         metrics["gpu_memory_gib"] = trained.gpu_memory / GIB
         metrics["planned_gpu_memory_gib"] = planned_memory(job, shape, longest=longest) / GIB
-    if (loss := curve[-1].validation_loss) is not None:
+    if (loss := result.validation_loss) is not None:
         metrics["validation_loss"] = loss
+    why = why_kept(settings, curve, job.steps)
+    if steps < job.steps or result.step < steps:
+        get_console().print(why[:1].upper() + why[1:], markup=False, soft_wrap=True)
     proof = {
+        "length": str(replace(length, steps=steps)),
+        "kept": why,
         "rows_sha256": train.sha256,
-        "sample_order_sha256": order.sha256(settings.max_steps),
+        "sample_order_sha256": order.sha256(steps),
         "resumed_from_step": trained.resumed_from,
     }
     kind = "nemo_checkpoint" if settings.method == "sft" else "nemo_adapter"
     return Outcome(kind, metrics, proof)
+
+
+def _length(
+    config: Config, shape: Shape, *, rows: int, validation: int
+) -> tuple[FinetuneConfig, Length]:
+    """The settings with steps as numbers, and the run's length, which is reported.
+
+    rows, validation: rows to train on and to validate on.
+    """
+    given = config.finetune
+    check(given, shape, nodes=config.launcher.nodes, rows=rows)
+    check_validation_rows(given, validation)
+    settings = resolved(given, rows)
+    assert settings.max_steps is not None
+    length = Length(settings.max_steps, settings.global_batch_size, rows)
+    get_console().print(f"{length}{ends_first(given, rows)}", markup=False, soft_wrap=True)
+    return settings, length
+
+
+def _adopt_best(job: Job, checkpoints: Checkpoints, found: list[Path]) -> None:
+    """With finetune.keep=best, have the best weights up to the newest checkpoint, or start anew."""
+    point = best(checkpoints.curve()) if job.settings.keep == "best" else None
+    if point is None:
+        return
+    weights = BestWeights(job.scratch, job.identity)
+    weights.adopt(found)
+    if not weights.path(point.step).is_dir():
+        get_console().print(
+            f"training starts anew: the weights of step {point.step}, the best ones, are gone"
+        )
+        checkpoints.discard()
 
 
 def _report_patches(patches: str) -> None:

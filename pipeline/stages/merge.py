@@ -70,7 +70,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             model = nemo.open_checkpoint(tuned.path)
         chain = ProofChain(shape, gpu=on_gpu(), reference=partial(nemo.logits, model))
         if has_adapter:
-            _write_adapter(config, shape, nemo_adapters.adapter_layers(model), out / "adapter")
+            _write_adapter(
+                config, shape, tuned.path, nemo_adapters.adapter_layers(model), out / "adapter"
+            )
             hf_base = hf_model.model_of(assets, nemo.hf_tensors(model, shape))
             hf_base = hf_model.with_adapter(hf_base, out / "adapter")
             chain.require("hf_base_with_peft_adapter", partial(hf_model.logits, hf_base))
@@ -107,19 +109,20 @@ def _require_written(folder: Path, tensors: "Tensors", dtype: str) -> None:
 
 
 def _write_adapter(
-    config: Config, shape: Shape, layers: "list[AdapterLayer]", folder: Path
+    config: Config, shape: Shape, tuned: Path, layers: "list[AdapterLayer]", folder: Path
 ) -> None:
     from pipeline.models import hf_model
     from pipeline.training.nemo import lora as nemo_adapters
 
-    rank = layers[0].a.shape[0]
+    method, settings = nemo_adapters.read_adapter(tuned)
     hf_model.write_adapter(
         folder,
-        nemo_adapters.peft_tensors(shape, layers),
+        nemo_adapters.peft_tensors(shape, settings, layers),
         base=_base_name(config),
-        rank=rank,
-        alpha=layers[0].scale * rank,
-        dora=layers[0].magnitude is not None,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        rslora=settings.rslora,
+        dora=method == "dora",
     )
 
 

@@ -226,6 +226,12 @@ def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
+def _length(finetune: Artifact) -> str:
+    """Steps and epochs, and which step was kept, in words."""
+    proof = finetune.manifest.proof
+    return f"{proof['length']}; {proof['kept']}"
+
+
 def _card(
     name: str,
     inputs: Mapping[str, Artifact],
@@ -238,7 +244,7 @@ def _card(
     gate, code = _gate(inputs), inputs["merge"].manifest.code
     base = inputs["merge"].manifest.config["model"]["name"]
     data = inputs["prepare"].manifest.config["data"]["folder"]
-    trained = inputs["finetune"].manifest.config
+    trained, length = inputs["finetune"].manifest.config, _length(inputs["finetune"])
     settings, metric = trained["finetune"], gate_metric()
     method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[settings["method"]]
     lines = [
@@ -270,8 +276,8 @@ def _card(
             )
         ),
         "",
-        f"- Training: {settings['max_steps']} steps of {settings['global_batch_size']} "
-        f"conversations, learning rate {settings['learning_rate']:g}, seed {trained['seed']}",
+        f"- Training: {length}, learning rate {settings['learning_rate']:g}, "
+        f"seed {trained['seed']}",
         f"- Code: {code.get('commit', 'unknown')}"
         + (" with uncommitted changes" if code.get("changed") else ""),
         "",

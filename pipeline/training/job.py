@@ -19,7 +19,7 @@ from pipeline.core.errors import ResourceError
 # Steps between readings of the loss from a GPU, for which the host waits. A CPU need not wait.
 GPU_REPORT_EVERY = 10
 # How a step is divided, over processes and over time. It does not change what the step computes.
-LAYOUT = {"parallel", "micro_batch_size", "pack_length"}
+LAYOUT = {"parallel", "micro_batch_size", "pack_length", "recompute"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class Job:
     @property
     def parallel(self) -> ParallelConfig:
         return self.settings.parallel
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, as the stage worked them out (training/length.py)."""
+        assert self.settings.max_steps is not None
+        return self.settings.max_steps
 
     @property
     def identity(self) -> str:
@@ -150,6 +156,10 @@ class Checkpoints:
         """The curve up to the newest checkpoint."""
         newest = self.newest()
         return [Point(**p) for p in self._progress(newest)["curve"]] if newest else []
+
+    def discard(self) -> None:
+        """Remove every checkpoint, so that the job starts anew."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def adopt(self, others: Iterable[Path]) -> None:
         """Take over the newest checkpoint of this job from another folder.

@@ -10,27 +10,32 @@ from pathlib import Path
 from pipeline.core.console import get_console, progress
 from pipeline.tracking import client as tracking
 from pipeline.training.job import Point
+from pipeline.training.length import Length, in_words
 
 METRICS_EVERY = 5  # steps between metrics for the tracker
 LINE_SECONDS = 10.0  # between lines when there is no terminal
 
 
 @contextmanager
-def show_progress(steps: int, done: int) -> Iterator[Callable[[Point], None]]:
+def show_progress(length: Length, done: int) -> Iterator[Callable[[Point], None]]:
     """Yields a function to call with each step: it shows a live line and logs metrics.
 
-    steps: of the whole run. done: steps of an earlier, interrupted attempt.
+    length: of the whole run. done: steps of an earlier, interrupted attempt.
     """
-    console = get_console()
+    console, steps = get_console(), length.steps
+
+    def epoch(point: Point) -> str:
+        return f"{length.epoch(point.step):.2f}/{in_words(length.epochs)}"
+
     if console.is_terminal:
-        with progress("loss", "speed") as bar:
-            task = bar.add_task("train", total=steps, completed=done, loss="", speed="")
+        with progress("epoch", "loss", "speed") as bar:
+            task = bar.add_task("train", total=steps, completed=done, epoch="", loss="", speed="")
 
             def show(point: Point) -> None:
-                speed = f"{point.tokens_per_second:,.0f} tokens/s"
-                bar.update(task, completed=point.step, loss=f"{point.loss:.4f}", speed=speed)
+                loss, speed = f"{point.loss:.4f}", f"{point.tokens_per_second:,.0f} tokens/s"
+                bar.update(task, completed=point.step, epoch=epoch(point), loss=loss, speed=speed)
 
-            yield _logged(show, steps)
+            yield _logged(show, length)
         return
     began = shown = time.monotonic()
 
@@ -44,19 +49,19 @@ def show_progress(steps: int, done: int) -> Iterator[Callable[[Point], None]]:
         checked = point.validation_loss
         validation = "" if checked is None else f" validation {checked:.4f}"
         console.print(
-            f"step {point.step}/{steps} loss {point.loss:.4f}{validation} "
+            f"step {point.step}/{steps} (epoch {epoch(point)}) loss {point.loss:.4f}{validation} "
             f"{point.tokens_per_second:,.0f} tokens/s {left:,.0f} s left"
         )
 
-    yield _logged(print_line, steps)
+    yield _logged(print_line, length)
 
 
-def _logged(show: Callable[[Point], None], steps: int) -> Callable[[Point], None]:
+def _logged(show: Callable[[Point], None], length: Length) -> Callable[[Point], None]:
     def report(point: Point) -> None:
         show(point)
         if point.step % METRICS_EVERY == 0 or point.validation_loss is not None or point.step == 1:
             figures = {k: v for k, v in asdict(point).items() if k != "step" and v is not None}
-            tracking.log_metrics(figures, step=point.step)
+            tracking.log_metrics({**figures, "epoch": length.epoch(point.step)}, step=point.step)
 
     return report
 

@@ -4,12 +4,16 @@ from pipeline.config.finetune import FinetuneConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.architecture import Shape
 from pipeline.models.families import FAMILIES
+from pipeline.training.adapter_targets import targets
+from pipeline.training.length import decay_of, steps_of, warmup_of
 
 
-def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
+def check(
+    settings: FinetuneConfig, shape: Shape, *, nodes: int = 1, rows: int | None = None
+) -> None:
     """Refuse settings that contradict one another or the model, before NeMo is imported.
 
-    nodes: machines that share the training.
+    nodes: machines that share the training. rows: of training; None: not prepared yet.
 
     Raises:
         ConfigError: names the settings and what is allowed.
@@ -27,8 +31,8 @@ def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
             f"launcher.nodes={nodes}: each machine has as many"
         )
     # Packs take the place of micro-batches.
-    rows = 1 if settings.pack_length else settings.micro_batch_size
-    step = rows * (parallel.processes // ranks)
+    batch = 1 if settings.pack_length else settings.micro_batch_size
+    step = batch * (parallel.processes // ranks)
     if settings.global_batch_size % step:
         raise ConfigError(
             f"finetune.global_batch_size={settings.global_batch_size} must be a multiple of "
@@ -54,11 +58,16 @@ def check(settings: FinetuneConfig, shape: Shape, *, nodes: int = 1) -> None:
             f"finetune.parallel.pipeline={parallel.pipeline} must divide the model's "
             f"{shape.layers} layers"
         )
-    if settings.warmup_steps >= settings.max_steps:
+    if settings.method != "sft":
+        targets(settings.adapter.target_modules, shape.layer)
+    if settings.recompute != "none" and shape.layers == 1:
         raise ConfigError(
-            f"finetune.warmup_steps={settings.warmup_steps} must be below "
-            f"finetune.max_steps={settings.max_steps}"
+            f"finetune.recompute={settings.recompute} changes nothing: the model has one layer, "
+            "whose activations are all there when its gradient is computed: set it to none"
         )
+    steps = steps_of(settings, rows)
+    if steps is not None:
+        _check_length(settings, steps)
     if settings.min_learning_rate > settings.learning_rate:
         raise ConfigError(
             f"finetune.min_learning_rate={settings.min_learning_rate} must not be above "
@@ -87,3 +96,50 @@ def _check_attention(settings: FinetuneConfig, shape: Shape) -> None:
             "other frequencies for the whole pack than for its rows: set pack_length to "
             f"{original} at most, or to null"
         )
+
+
+def _check_length(settings: FinetuneConfig, steps: int) -> None:
+    """Refuse a schedule that is longer than the run, and validations that decide nothing."""
+    run = f"the run has {steps} steps (finetune.max_steps, finetune.epochs)"
+    warmup = warmup_of(settings, steps)
+    if warmup >= steps:
+        raise ConfigError(f"finetune.warmup_steps={warmup} must be below {steps}: {run}")
+    if settings.schedule == "wsd" and warmup + decay_of(settings, steps) > steps:
+        raise ConfigError(
+            f"finetune.decay_share={settings.decay_share:g} is {decay_of(settings, steps)} steps, "
+            f"and {steps - warmup} are left after the warm-up: lower it, or the warm-up"
+        )
+    before_end = (steps - 1) // settings.validate_every
+    patience = settings.early_stopping.patience
+    if patience is not None and before_end <= patience:
+        raise ConfigError(
+            f"finetune.early_stopping.patience={patience} cannot end a run that is validated "
+            f"{before_end} times before its end: lower it, or finetune.validate_every (now "
+            f"{settings.validate_every}); {run}"
+        )
+    if settings.keep == "best" and not before_end:
+        raise ConfigError(
+            f"finetune.keep=best has no effect, as only the last step is validated: lower "
+            f"finetune.validate_every (now {settings.validate_every}); {run}"
+        )
+
+
+def check_validation_rows(settings: FinetuneConfig, rows: int) -> None:
+    """Refuse settings that need a validation loss where there is none.
+
+    rows: of validation.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if rows:
+        return
+    for setting, given in (
+        ("finetune.early_stopping.patience", settings.early_stopping.patience),
+        ("finetune.keep", "best" if settings.keep == "best" else None),
+    ):
+        if given is not None:
+            raise ConfigError(
+                f"{setting}={given} needs a validation loss, and there are no validation rows: "
+                "raise prepare.validation_share and run stage=prepare again"
+            )

@@ -87,6 +87,6 @@ def test_a_run_that_saves_and_goes_on_takes_no_more_than_the_plan(job: Job, tmp_
                 break
     found, shape = train_apart(this), read_shape(this.hf)
     shutil.rmtree(tmp_path)
-    assert 0 < found.resumed_from < this.settings.max_steps
+    assert 0 < found.resumed_from < this.steps
     planned = planned_memory(this, shape, longest=SEQUENCE)
     assert found.gpu_memory < 1.1 * planned

@@ -259,11 +259,11 @@ def test_killed_it_goes_on_over_the_same_rows(
         assert killed.stdout
         for line in killed.stdout:
             event = json.loads(line.removeprefix(launch.MARK)) if launch.MARK in line else {}
-            if event.get("point", {}).get("step", 0) > job.settings.max_steps // 2:
+            if event.get("point", {}).get("step", 0) > job.steps // 2:
                 killed.kill()
                 break
     found = train_apart(job)
-    assert 0 < found.resumed_from < job.settings.max_steps
+    assert 0 < found.resumed_from < job.steps
     np.testing.assert_allclose(losses(found), losses(one[method]), rtol=BF16 / 5)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config.finetune import AdapterConfig
 from pipeline.core.artifact import Outcome
 from pipeline.core.errors import ProofFailed
 from pipeline.models import hf_model
@@ -26,6 +25,7 @@ from pipeline.training.nemo import lora as nemo_adapters
 from pipeline.training.nemo import models as nemo
 from pipeline.training.nemo.lora import write_adapter
 from pipeline.training.nemo.session import nemo_session
+from tests.finetune_settings import adapter_settings
 from tests.unit.model_folders import make_model_folder
 
 SMALL = {
@@ -51,7 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # On a GPU Transformer Engine's products have TF32's precision.
 NEAR = 2e-2 if torch.cuda.is_available() else 1e-4
-FUSED = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+ALL = ["all-linear"]
 
 
 @pytest.fixture(scope="module")
@@ -194,10 +194,10 @@ def test_an_import_that_differs_from_its_source_is_refused(
         import_.run(config(folders["llama"]), {}, tmp_path)
 
 
-def tune(base: Path, out: Path, method: str, targets: list[str]) -> Path:
+def tune(base: Path, out: Path, method: str, targets: list[str], *, rslora: bool = False) -> Path:
     """A checkpoint such as finetune leaves, with random changes in place of training."""
-    from nemo.collections.llm import peft
-
+    shape = read_shape(base / nemo.ASSETS)
+    settings = adapter_settings(rank=4, alpha=6, target_modules=targets or ALL, rslora=rslora)
     with nemo_session():
         model = nemo.model_for(base / nemo.ASSETS)
         if method == "sft":
@@ -205,8 +205,7 @@ def tune(base: Path, out: Path, method: str, targets: list[str]) -> Path:
             nemo.load_weights(trainer, base)
             _disturb(dict(model.module.named_parameters()))
         else:
-            kind = peft.DoRA if method == "dora" else peft.LoRA
-            adapter = kind(target_modules=targets, dim=4, alpha=6)
+            adapter = nemo_adapters.new_adapter(method, settings, shape)
             model.__io__.model_transform = adapter.__io__
             trainer = nemo.connect(model)
             nemo.load_weights(trainer, base)
@@ -215,7 +214,13 @@ def tune(base: Path, out: Path, method: str, targets: list[str]) -> Path:
             model.trainer = trainer
             adapter(model)
             named = model.module.named_parameters()
-            _disturb({n: p for n, p in named if ".adapter." in n})
+            before = {n: p.detach().clone() for n, p in named if ".adapter." in n}
+            named = dict(model.module.named_parameters())
+            _disturb({n: named[n] for n in before})
+            untrained = nemo_adapters.partly_trained(model.module, settings, shape)
+            for parameter, chosen in untrained:
+                name = next(n for n, p in named.items() if p is parameter)
+                parameter.data[~chosen] = before[name][~chosen]
             trainer.strategy.checkpoint_io = adapter.get_wrappped_io()(
                 trainer.strategy.checkpoint_io
             )
@@ -225,7 +230,7 @@ def tune(base: Path, out: Path, method: str, targets: list[str]) -> Path:
         nemo.save_checkpoint(trainer, out)
     copy_assets(base / nemo.ASSETS, out / nemo.ASSETS)
     if method != "sft":
-        write_adapter(out, method, AdapterConfig(rank=4, alpha=6, dropout=0.0))
+        write_adapter(out, method, settings)
     return out
 
 
@@ -255,13 +260,16 @@ def inputs(base: Path, tuned: Path, method: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "method", "targets"),
     [
-        ("llama", "lora", FUSED),
-        ("llama", "dora", FUSED),
-        ("qwen2, tied", "lora", FUSED),
-        ("qwen2, tied", "dora", FUSED),  # NeMo's DoRA stretches the bias too
-        ("mistral, wide heads", "lora", FUSED),
+        ("llama", "lora", ALL),
+        ("llama", "dora", ALL),
+        ("qwen2, tied", "lora", ALL),
+        ("qwen2, tied", "dora", ALL),  # NeMo's DoRA stretches the bias too
+        ("mistral, wide heads", "lora", ALL),
         ("mistral, wide heads", "sft", []),
         ("qwen2, tied", "sft", []),
+        ("llama", "lora", ["q_proj", "v_proj", "down_proj"]),
+        ("qwen2, tied", "dora", ["k_proj", "up_proj"]),  # with a bias on a part of the rows
+        ("mistral, wide heads", "lora", ["mlp"]),
     ],
 )
 def test_a_merged_model_computes_what_was_trained(
@@ -273,7 +281,8 @@ def test_a_merged_model_computes_what_was_trained(
     targets: list[str],
 ) -> None:
     base, _ = imported(name)
-    tuned = tune(base, tmp_path / "tuned", method, targets)
+    rslora = targets not in (ALL, [])
+    tuned = tune(base, tmp_path / "tuned", method, targets, rslora=rslora)
     out = tmp_path / "merged"
     out.mkdir()
     outcome = merge.run(config(folders[name]), inputs(base, tuned, method), out)
@@ -300,7 +309,11 @@ def test_a_merged_model_computes_what_was_trained(
             6,
             method == "dora",
         )
-        assert ("gate_proj" in adapter["target_modules"]) == ("linear_fc1" in targets)
+        parts = "q k v o gate up down".split()
+        groups = {"all-linear": parts, "mlp": parts[4:]}
+        wanted = groups.get(targets[0]) or [target.removesuffix("_proj") for target in targets]
+        assert adapter["target_modules"] == sorted(f"{part}_proj" for part in wanted)
+        assert adapter["use_rslora"] == rslora
         adapted_source = hf_model.with_adapter(source, out / "adapter")
         torch.testing.assert_close(
             hf_model.logits(adapted_source, ids),
@@ -329,7 +342,7 @@ def test_a_merge_that_loses_something_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, _ = imported("llama")
-    tuned = tune(base, tmp_path / "tuned", "lora", FUSED)
+    tuned = tune(base, tmp_path / "tuned", "lora", ALL)
     out = tmp_path / "merged"
     out.mkdir()
     given = inputs(base, tuned, "lora")

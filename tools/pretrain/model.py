@@ -11,14 +11,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.config.finetune import AdapterConfig, FinetuneConfig, ParallelConfig
+from pipeline.config.defaults import default_config
 from pipeline.core import hardware
 from pipeline.core.artifact import sha256_of_file, sha256_of_json
 from pipeline.core.errors import ConfigError
 from pipeline.models.architecture import read_shape
 from pipeline.models.checks import check_folder
 from pipeline.models.files import WEIGHTS, copy_assets
+from pipeline.training.batches import TokenRows
 from pipeline.training.job import Checkpoints, Job
+from pipeline.training.length import Length
 from pipeline.training.progress import show_progress, write_loss_curve
 from tools.pretrain.corpus import (
     BOS,
@@ -99,7 +101,8 @@ def _make(settings: Settings, generator: ModuleType, work: Path, command: str) -
 
         if settings.start and not (work / "start" / "context").is_dir():
             nemo.import_hf(settings.start, work / "start")
-        with show_progress(settings.steps, done) as report:
+        length = Length(job.steps, settings.batch_size, len(TokenRows.load(job.train_rows)))
+        with show_progress(length, done) as report:
             curve = nemo_training.train(job, report).curve
         model = nemo.open_checkpoint(work)
         write_weights(hf, nemo.hf_tensors(model, read_shape(hf)), dtype="bfloat16")
@@ -167,23 +170,16 @@ def write_shape(folder: Path, settings: Settings) -> None:
 
 
 def _job(settings: Settings, work: Path) -> Job:
-    training = FinetuneConfig(
-        method="sft",
-        adapter=AdapterConfig(rank=1, alpha=1, dropout=0.0),
-        parallel=ParallelConfig(processes=1, tensor=1, pipeline=1, context=1),
+    training = default_config({"finetune": "sft", "demo": None}).finetune.but(
         max_steps=settings.steps,
         global_batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
-        pack_length=None,
-        precision="bf16",
         learning_rate=settings.learning_rate,
         min_learning_rate=settings.learning_rate / 10,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
-        clip_grad=1.0,
         validate_every=settings.steps,
         checkpoint_every=settings.checkpoint_every,
-        patches="all",
     )
     return Job(
         settings=training,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +20,15 @@ from nemo.lightning.ckpt_utils import ADAPTER_META_FILENAME
 
 from pipeline.core.errors import PipelineError
 from pipeline.models.architecture import read_shape
+from pipeline.training.best_weights import BestWeights
 from pipeline.training.job import GPU_REPORT_EVERY, Checkpoints, Job, Point, Trained
 from pipeline.training.nemo.context import write_context
-from pipeline.training.nemo.lora import write_adapter
+from pipeline.training.nemo.lora import freeze_other_rows, write_adapter
 from pipeline.training.nemo.patches.checkpoint_safety import plain_write_errors
+from pipeline.training.nemo.recompute import let_gradients_in
+from pipeline.training.nemo.schedules import plus_ratio, set_rates
 from pipeline.training.nemo.session import on_gpu
+from pipeline.training.validation import best, ends_early, kept
 
 
 class Recorder(pl.Callback):
@@ -32,6 +37,7 @@ class Recorder(pl.Callback):
     def __init__(self, job: Job, checkpoints: Checkpoints, report: Callable[[Point], None]) -> None:
         self._job = job
         self._checkpoints = checkpoints
+        self._best = BestWeights(job.scratch, job.identity)
         self._report = report
         self._curve = checkpoints.curve()
         self.first_step = len(self._curve)
@@ -40,6 +46,7 @@ class Recorder(pl.Callback):
         self._tokens = 0
         # Whether there is dropout, of the adapter or of the model's attention.
         self._draws = job.settings.adapter.dropout > 0 or read_shape(job.hf).attention_dropout > 0
+        self._ratio = plus_ratio(job.settings)
         self._every = GPU_REPORT_EVERY if on_gpu() else 1
         self._began = self._marked = time.perf_counter()
         self._trainable = self._gpu_memory = 0
@@ -50,13 +57,21 @@ class Recorder(pl.Callback):
         self._logged[name] = value
 
     def on_train_start(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        settings = self._job.settings
+        if settings.method != "sft":
+            freeze_other_rows(model, settings.adapter, read_shape(self._job.hf))
+            if settings.recompute != "none":
+                let_gradients_in(model)
         self._began = self._marked = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, model: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+        groups = trainer.optimizers[0].param_groups
+        self._rate = groups[0]["lr"]
+        if self._ratio != 1:
+            self._rate = set_rates(groups, self._ratio)
         if self._draws:
             seed = self._job.seed * 1_000_003 + step
             torch.manual_seed(seed)
@@ -75,11 +90,17 @@ class Recorder(pl.Callback):
         norm = self._logged["grad_norm"]
         self._pending.append((step, self._rate, outputs["loss"].detach(), norm))
         self._tokens += trainer.datamodule.tokens(step - 1)
-        last = step == job.settings.max_steps
+        last = step == job.steps
         validate = last or step % job.settings.validate_every == 0
         save = not last and step % job.settings.checkpoint_every == 0
         if validate or save or step % self._every == 0:
             self._flush(trainer, self._validate(trainer) if validate else None)
+        if validate and ends_early(job.settings.early_stopping, self._curve):
+            trainer.should_stop = last = True
+        if last:
+            return
+        if validate and job.settings.keep == "best" and best(self._curve) is self._curve[-1]:
+            self._keep(trainer, step)
         if save:
             self._save(trainer, step)
 
@@ -89,8 +110,13 @@ class Recorder(pl.Callback):
         self._trainable = _count_trainable(trainer)
         self._gpu_memory = _peak_memory(trainer) if on_gpu() else 0
         begin = time.perf_counter()
-        with plain_write_errors():
-            trainer.save_checkpoint(self._job.out, weights_only=True)
+        result = kept(self._job.settings, self._curve).step
+        if result == trainer.global_step:
+            with plain_write_errors():
+                trainer.save_checkpoint(self._job.out, weights_only=True)
+        elif trainer.is_global_zero:
+            self._job.out.mkdir(parents=True, exist_ok=True)
+            os.replace(self._best.path(result) / "weights", self._job.out / "weights")
         if trainer.is_global_zero:
             write_context(trainer, self._job.out)
             if self._job.settings.method != "sft":
@@ -134,7 +160,7 @@ class Recorder(pl.Callback):
         if not math.isfinite(value):
             settings = self._job.settings
             raise PipelineError(
-                f"the {name} is {value} at step {step} of {settings.max_steps}: lower the learning "
+                f"the {name} is {value} at step {step} of {self._job.steps}: lower the learning "
                 f"rate (now {settings.learning_rate:g}), lengthen the warm-up, or check the "
                 f"rows of that step in the dataset's samples.html"
             )
@@ -163,12 +189,24 @@ class Recorder(pl.Callback):
         parallel.train()
         return total / tokens if tokens else None
 
+    def _keep(self, trainer: pl.Trainer, step: int) -> None:
+        """Write the weights of the lowest validation loss so far."""
+        with self._best.writing(step, main=trainer.is_global_zero) as folder:
+            trainer.strategy.barrier()
+            with plain_write_errors():
+                trainer.save_checkpoint(folder, weights_only=True)
+            trainer.strategy.barrier()
+        self._marked = time.perf_counter()
+
     def _save(self, trainer: pl.Trainer, step: int) -> None:
         with self._checkpoints.writing(step, self._curve, main=trainer.is_global_zero) as folder:
             trainer.strategy.barrier()  # the folder exists
             with plain_write_errors():
                 trainer.save_checkpoint(folder)
             trainer.strategy.barrier()  # every rank has written its part
+        if self._job.settings.keep == "best" and trainer.is_global_zero:
+            point = best(self._curve)
+            self._best.remove_others(point.step if point else None)
         self._marked = time.perf_counter()
 
     def result(self) -> Trained:
@@ -188,7 +226,7 @@ def _count_trainable(trainer: pl.Trainer) -> int:
 
     first = parallel_state.get_tensor_model_parallel_rank() == 0
     count = sum(
-        p.numel()
+        p.numel() - getattr(p, "frozen", 0)
         for p in trainer.lightning_module.parameters()
         if p.requires_grad and (first or getattr(p, "tensor_model_parallel", False))
     )

@@ -181,7 +181,7 @@ class _Steps(Dataset[Tensors]):
         self._data, self._first = data, first
 
     def __len__(self) -> int:
-        return self._data._job.settings.max_steps
+        return self._data._job.steps
 
     def __getitem__(self, index: int) -> Tensors:
         return self._data.training_batch(self._first + index)

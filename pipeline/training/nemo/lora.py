@@ -1,23 +1,30 @@
 """LoRA adapters on NeMo models: made, read, folded into the weights, and named as PEFT does.
 
-new_adapter(method, sizes)     # NeMo's LoRA or DoRA, to be put on a model
-write_adapter(folder, ...)     # its sizes, as adapter.json; read_adapter makes it again
-adapter_layers(model)          # the matrices by layer
-fold_adapter(model)            # the adapter becomes part of the weights
-peft_tensors(shape, layers)    # tensors as the PEFT library names them
+new_adapter(method, settings, shape)   # NeMo's LoRA or DoRA, to be put on a model
+freeze_other_rows(module, ...)         # where an adapter is on a part of a fused layer
+write_adapter(folder, ...)             # its settings, as adapter.json; read_adapter reads them
+adapter_layers(model)                  # the matrices by layer
+fold_adapter(model)                    # the adapter becomes part of the weights
+peft_tensors(shape, settings, layers)  # tensors as the PEFT library names them
+
+Megatron-Core fuses layers of HF: query, key and value, and gate and up. Their adapter has one A,
+and the rows of B are those of the fused layer. An adapter on a part of it (target_modules) leaves
+the other rows of B zero, and DoRA's magnitudes there as they were.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.finetune import AdapterConfig
 from pipeline.core.errors import ArtifactError
 from pipeline.models.architecture import Shape
+from pipeline.training.adapter_targets import targets
 from pipeline.training.nemo import weight_map
 
 if TYPE_CHECKING:
@@ -29,22 +36,25 @@ if TYPE_CHECKING:
 ADAPTER = "adapter.json"
 
 
-def new_adapter(method: str, sizes: AdapterConfig) -> LoRA | DoRA:
-    """NeMo's LoRA or DoRA on every linear layer."""
+def new_adapter(method: str, settings: AdapterConfig, shape: Shape) -> LoRA | DoRA:
+    """NeMo's LoRA or DoRA on the chosen linear layers of a model."""
     from nemo.collections.llm import peft
 
     make = {"lora": peft.LoRA, "dora": peft.DoRA}[method]
-    return make(dim=sizes.rank, alpha=sizes.alpha, dropout=sizes.dropout)
+    # NeMo multiplies by alpha / rank.
+    alpha = settings.alpha * math.sqrt(settings.rank) if settings.rslora else settings.alpha
+    names = [name.rpartition(".")[2] for name in targets(settings.target_modules, shape.layer)]
+    return make(target_modules=names, dim=settings.rank, alpha=alpha, dropout=settings.dropout)
 
 
-def write_adapter(folder: Path, method: str, sizes: AdapterConfig) -> None:
+def write_adapter(folder: Path, method: str, settings: AdapterConfig) -> None:
     """Write what `new_adapter` was given, as adapter.json."""
-    content = {"method": method, **sizes.model_dump()}
+    content = {"method": method, **settings.model_dump(mode="json")}
     (folder / ADAPTER).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def read_adapter(folder: Path) -> LoRA | DoRA:
-    """The adapter that `write_adapter` described, without weights.
+def read_adapter(folder: Path) -> tuple[str, AdapterConfig]:
+    """The method and settings that `write_adapter` wrote.
 
     Raises:
         ArtifactError: adapter.json cannot be read.
@@ -53,7 +63,7 @@ def read_adapter(folder: Path) -> LoRA | DoRA:
     try:
         content = json.loads(file.read_text())
         method = content.pop("method")
-        sizes = AdapterConfig.model_validate(content)
+        settings = AdapterConfig.model_validate(content)
         if method not in ("lora", "dora"):
             raise ValueError(f"{str(method)[:40]!r} is no method")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -61,7 +71,74 @@ def read_adapter(folder: Path) -> LoRA | DoRA:
             f"{file} does not describe an adapter ({type(error).__name__}): run `python -m "
             "pipeline stage=finetune` again"
         ) from error
-    return new_adapter(method, sizes)
+    return method, settings
+
+
+def freeze_other_rows(module: torch.nn.Module, settings: AdapterConfig, shape: Shape) -> None:
+    """Keep an adapter on a part of a fused layer from training the rows of the other parts.
+
+    Such a parameter gets the attribute `frozen`, its elements that are not trained on this rank.
+    """
+    for parameter, chosen in partly_trained(module, settings, shape):
+        keep = chosen.to(parameter.device, parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
+        parameter.register_hook(lambda gradient, keep=keep: gradient * keep)
+        parameter.frozen = int((~chosen).sum()) * (parameter.numel() // len(chosen))
+
+
+def restore_other_magnitudes(model: GPTModel, settings: AdapterConfig, shape: Shape) -> None:
+    """Give rows without an adapter the magnitudes of their weights, in the model's precision.
+
+    A GPU trains with magnitudes in bfloat16, and the weight's norm is rounded alike there.
+    """
+    import torch
+
+    if _is_whole(settings, shape):
+        return
+    parameters = {id(p): chosen for p, chosen in partly_trained(model.module, settings, shape)}
+    with torch.no_grad():
+        for _, module in _adapted(model.module):
+            magnitude = getattr(module.adapter, "weight_magnitude", None)
+            if magnitude is not None and id(magnitude) in parameters:
+                other = ~parameters[id(magnitude)].to(magnitude.device)
+                magnitude[other] = module._get_weight_norm()[other].to(magnitude.dtype)
+
+
+def _is_whole(settings: AdapterConfig, shape: Shape) -> bool:
+    """Whether every fused layer has its adapter on all parts or on none."""
+    found = targets(settings.target_modules, shape.layer)
+    whole = {linear.megatron: linear.parts for linear in shape.layer.linears}
+    return all(whole[name] == parts for name, parts in found.items())
+
+
+def partly_trained(
+    module: torch.nn.Module, settings: AdapterConfig, shape: Shape
+) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Parameters of adapters on a part of a fused layer, and which of their rows are trained.
+
+    The rows are those of this tensor-parallel rank: whole groups of attention, or its share of
+    each part.
+    """
+    import torch
+
+    found = targets(settings.target_modules, shape.layer)
+    linears = {linear.megatron: linear for linear in shape.layer.linears}
+    for name, wrapper in _adapted(module):
+        linear = linears[_linear_of(name)]
+        parts = found[linear.megatron]
+        if parts == linear.parts:
+            continue
+        weight = wrapper.adapter.linear_out.weight
+        ranks = shape.rows(linear.outputs) // len(weight)
+        sizes = {name: getattr(shape, name) // ranks for name in ("heads", "kv_heads", "ffn")}
+        here = replace(shape, **sizes)
+        rule = weight_map.linear_rule(shape, 0, linear.megatron)
+        rows = rule.split(here, torch.arange(len(weight)))
+        chosen = torch.zeros(len(weight), dtype=torch.bool)
+        for part, numbers in zip(linear.parts, rows, strict=True):
+            chosen[numbers] = part in parts
+        yield weight, chosen
+        if (magnitude := getattr(wrapper.adapter, "weight_magnitude", None)) is not None:
+            yield magnitude, chosen
 
 
 @dataclass(frozen=True)
@@ -99,12 +176,12 @@ class AdapterLayer:
 
 def adapter_layers(model: GPTModel) -> list[AdapterLayer]:
     """The adapters on a model, in the order of its layers."""
-    return [_adapter_layer(name, module) for name, module in _adapted(model)]
+    return [_adapter_layer(name, module) for name, module in _adapted(model.module)]
 
 
 def fold_adapter(model: GPTModel) -> None:
     """Fold the adapters into the weights; the model then has no adapters."""
-    for name, module in _adapted(model):
+    for name, module in _adapted(model.module):
         linear = module.to_wrap
         weight, bias = _adapter_layer(name, module).folded()
         linear.weight.data.copy_(weight)
@@ -118,32 +195,42 @@ def fold_adapter(model: GPTModel) -> None:
         setattr(model.module.get_submodule(parent), child, linear)
 
 
-def peft_tensors(shape: Shape, layers: Sequence[AdapterLayer]) -> dict[str, torch.Tensor]:
+def peft_tensors(
+    shape: Shape, settings: AdapterConfig, layers: Sequence[AdapterLayer]
+) -> dict[str, torch.Tensor]:
     """The adapters in the HF PEFT library's form, tensors by name.
 
-    Each part of a fused layer gets the layer's A and its own rows of B. A bias that DoRA scales
-    (see AdapterLayer.folded) is included, as PEFT does not scale it.
+    Each chosen part of a fused layer gets the layer's A and its own rows of B. A bias that DoRA
+    scales (see AdapterLayer.folded) is included, as PEFT does not scale it.
     """
     tensors = {}
+    found = targets(settings.target_modules, shape.layer)
     for adapter in layers:
         rule = weight_map.linear_rule(shape, adapter.layer, adapter.name)
+        chosen = [f"model.layers.{adapter.layer}.{part.hf}" for part in found[adapter.name]]
         bias = adapter.folded()[1] if adapter.magnitude is not None else None
         named = {"lora_B.weight": adapter.b, "lora_magnitude_vector": adapter.magnitude}
         named["base_layer.bias"] = bias
-        for module in rule.hf:
+        for module in chosen:
             tensors[f"base_model.model.{module}.lora_A.weight"] = adapter.a
         for name, tensor in named.items():
             if tensor is not None:
                 for module, part in zip(rule.hf, rule.split(shape, tensor), strict=True):
-                    tensors[f"base_model.model.{module}.{name}"] = part
+                    if module in chosen:
+                        tensors[f"base_model.model.{module}.{name}"] = part
     return tensors
 
 
-def _adapted(model: GPTModel) -> list[tuple[str, Any]]:
+def _adapted(module: torch.nn.Module) -> list[tuple[str, Any]]:
     """Names and modules of the layers with an adapter."""
     from nemo.lightning.pytorch.callbacks.peft import AdapterWrapper
 
-    return [(n, m) for n, m in model.module.named_modules() if isinstance(m, AdapterWrapper)]
+    return [(n, m) for n, m in module.named_modules() if isinstance(m, AdapterWrapper)]
+
+
+def _linear_of(name: str) -> str:
+    """The layer's name in the record of its family: what follows layers.<i>."""
+    return name.partition("layers.")[2].partition(".")[2]
 
 
 def _adapter_layer(name: str, module: Any) -> AdapterLayer:

@@ -290,12 +290,14 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
     trainer = connect(model)
     load_weights(trainer, folder)
     if adapter is not None:
-        from pipeline.training.nemo.lora import read_adapter
+        from pipeline.training.nemo import lora
 
-        peft = read_adapter(adapter)
+        shape = read_shape(folder / ASSETS)
+        method, settings = lora.read_adapter(adapter)
         model.trainer = trainer
-        peft(model)
+        lora.new_adapter(method, settings, shape)(model)
         load_weights(trainer, adapter, only_adapter=True)
+        lora.restore_other_magnitudes(model, settings, shape)
     return model.eval()
 
 

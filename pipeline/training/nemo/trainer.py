@@ -41,6 +41,8 @@ from pipeline.training.nemo.patches.ddp_stream_sync import synchronized_ddp
 from pipeline.training.nemo.patches.lora_init import seeded_lora_init
 from pipeline.training.nemo.patches.lora_sequence_parallel import adapters_that_gather
 from pipeline.training.nemo.patches.performance import fast_training
+from pipeline.training.nemo.recompute import recompute_options
+from pipeline.training.nemo.schedules import plus_ratio, schedule
 from pipeline.training.nemo.session import has_transformer_engine, on_gpu
 from pipeline.training.nemo.vocabulary import hide_padding, padded_size
 
@@ -84,6 +86,7 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         gradient_accumulation_fusion=fused and patched and job.settings.method == "sft",
         # Queries and keys are rotated in place, without copies; for packs see packed_rope.py.
         fused_single_qkv_rope=fused and not job.settings.pack_length,
+        **recompute_options(job.settings.recompute),
         **unpatched,
     )
     hide_padding(model, vocab)
@@ -92,8 +95,8 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     # The recorder takes what NeMo logs; Lightning's bookkeeping of it costs 10 ms a step.
     model.log = recorder.log
     trainer = _trainer(job)
-    trainer.callbacks.append(recorder)
     _add_adapter(job, model, trainer)
+    trainer.callbacks.append(recorder)  # behind the adapter, which is there when training starts
     optimizer, data = _optimizer(job), Data(job)
     optimizer.connect(model)
     if job.settings.method == "sft":
@@ -169,12 +172,12 @@ def _trainer(job: Job) -> nl.Trainer:
         accelerator="gpu" if gpu else "cpu",
         devices=job.parallel.processes // job.nodes,
         num_nodes=job.nodes,
-        max_steps=job.settings.max_steps,
+        max_steps=job.steps,
         strategy=strategy,
         plugins=precision,
         limit_val_batches=0,  # the recorder validates
         num_sanity_val_steps=0,
-        log_every_n_steps=job.settings.max_steps + 1,
+        log_every_n_steps=job.steps + 1,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
@@ -188,10 +191,10 @@ def _trainer(job: Job) -> nl.Trainer:
 
 
 def _add_adapter(job: Job, model: GPTModel, trainer: nl.Trainer) -> None:
-    """Put LoRA or DoRA on every linear layer, once the base is loaded."""
+    """Put LoRA or DoRA on the chosen linear layers, once the base is loaded."""
     if job.settings.method == "sft":
         return
-    adapter = new_adapter(job.settings.method, job.settings.adapter)
+    adapter = new_adapter(job.settings.method, job.settings.adapter, read_shape(job.hf))
     model.model_transform = adapter
     model.__io__.model_transform = adapter.__io__  # what the checkpoint's context records
     # The adapter itself is the callback, so that gradient buffers are made for it alone.
@@ -199,11 +202,14 @@ def _add_adapter(job: Job, model: GPTModel, trainer: nl.Trainer) -> None:
 
 
 def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
-    """AdamW with a linear warm-up and a cosine decay; betas as in arXiv:2005.14165."""
+    """AdamW with the schedule of the settings."""
+    adam, ratio = job.settings.optimizer, plus_ratio(job.settings)
     config = OptimizerConfig(
         optimizer="adam",
         lr=job.settings.learning_rate,
-        adam_beta2=0.95,
+        adam_beta1=adam.beta1,
+        adam_beta2=adam.beta2,
+        adam_eps=adam.eps,
         weight_decay=job.settings.weight_decay,
         clip_grad=job.settings.clip_grad,
         bf16=on_gpu(),
@@ -217,13 +223,13 @@ def _optimizer(job: Job) -> nl.MegatronOptimizerModule:
             and job.settings.patches == "all"
         ),
     )
-    schedule = nl.lr_scheduler.CosineAnnealingScheduler(
-        max_steps=job.settings.max_steps,
-        warmup_steps=job.settings.warmup_steps,
-        constant_steps=0,
-        min_lr=job.settings.min_learning_rate,
-    )
-    return nl.MegatronOptimizerModule(config, lr_scheduler=schedule)
+    # LoRA+: a group of parameters of its own for B, whose rate the recorder multiplies.
+    groups = {} if ratio == 1 else {"scale_lr_cond": _is_b, "lr_mult": ratio}
+    return nl.MegatronOptimizerModule(config, lr_scheduler=schedule(job.settings), **groups)
+
+
+def _is_b(name: str, parameter: Any) -> bool:
+    return name.endswith(".adapter.linear_out.weight")
 
 
 def _scale_beforehand(

@@ -120,7 +120,9 @@ def test_an_adapters_configuration_has_its_modules_in_order(tmp_path: Path) -> N
         for name in names
         for part in "AB"
     }
-    hf_model.write_adapter(tmp_path, tensors, base="demo", rank=2, alpha=4, dora=False)
+    hf_model.write_adapter(
+        tmp_path, tensors, base="demo", rank=2, alpha=4, rslora=False, dora=False
+    )
     written = (tmp_path / "adapter_config.json").read_text()
     config = json.loads(written)
     assert config["target_modules"] == ["down_proj", "q_proj", "up_proj", "v_proj"]

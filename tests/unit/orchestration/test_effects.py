@@ -73,6 +73,12 @@ def test_what_a_stage_runs_only_for_the_whole_graph() -> None:
 CASES = [
     ("finetune.adapter", "finetune.adapter.rank", {"finetune": "sft"}, {"finetune": "dora"}),
     ("finetune.micro_batch_size", "finetune.micro_batch_size", {"finetune.pack_length": 512}, {}),
+    ("finetune.warmup_share", "finetune.warmup_share", {}, {"finetune.warmup_steps": None}),
+    ("finetune.decay_share", "finetune.decay_share", {}, {"finetune.schedule": "wsd"}),
+    ("finetune.min_learning_rate", "finetune.min_learning_rate",
+     {"finetune.schedule": "constant"}, {}),
+    ("finetune.early_stopping.min_improvement", "finetune.early_stopping.min_improvement", {},
+     {"finetune.early_stopping.patience": 2}),
     ("quantize.calibration", "quantize.calibration.rows", {"quantize": "none"}, {}),
     ("quantize.exclude", "quantize.exclude", {"quantize": "none"}, {}),
     ("evaluate.gate.min_exact_match.adapter", "evaluate.gate.min_exact_match.adapter",

@@ -6,6 +6,7 @@ from pipeline.core.hardware import GIB
 from pipeline.planner.accelerators import KNOWN
 from pipeline.planner.advice import fits, what_fits
 from pipeline.planner.layouts import possible, quickest
+from pipeline.planner.memory import peak
 from tests.unit.planner.cases import rows, workload
 
 H100, H200, L40S = (KNOWN[name].memory for name in ("h100", "h200", "l40s"))
@@ -29,6 +30,22 @@ def test_the_first_answer_is_the_cheapest_change(changes, memory: float, first: 
     ways = what_fits(work, memory)
     assert 1 <= len(ways) <= 2
     assert ways[0].startswith(first)
+
+
+def test_activations_that_are_computed_again_are_offered_where_they_are_enough() -> None:
+    """A row that is too long for one GPU, in the smallest micro-batch."""
+    long = workload(rows=rows(32_768))
+    need = peak(long).total
+    assert not fits(long, H100)
+    ways = what_fits(long, H100)
+    assert ways[0].startswith("finetune.recompute=selective (")
+    assert ways[1].startswith("finetune.recompute=full (")
+    selective, full = (peak(long.but(recompute=kind)) for kind in ("selective", "full"))
+    assert full.total < selective.total < H100 < need
+    # Selective keeps what attention needs; full, the input of each layer and one layer's rest.
+    assert 0.2 < selective.activations / peak(long).activations < 0.4
+    assert full.activations < 0.15 * peak(long).activations
+    assert "finetune.recompute" not in " ".join(what_fits(workload("8b", layers=1), GIB, most=99))
 
 
 def test_lora_is_offered_where_one_gpu_cannot_train_every_weight() -> None:

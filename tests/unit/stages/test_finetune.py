@@ -1,6 +1,7 @@
 """finetune: settings that do not fit are refused before NeMo is imported."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.models.architecture import Shape
 from pipeline.orchestration import compose
 from pipeline.stages import finetune
 from pipeline.training import workers as launch
+from pipeline.training.best_weights import BestWeights
 from pipeline.training.job import Checkpoints, Job, Point
 from tests.unit.model_folders import make_model_folder
 
@@ -52,6 +54,10 @@ def test_the_settings_that_ship_fit_the_bundled_model(method: str) -> None:
         ("finetune.parallel.pipeline=3 finetune.parallel.processes=3", "4 layers"),
         ("finetune.max_steps=10 finetune.warmup_steps=10", "warmup_steps=10 must be below"),
         ("finetune.min_learning_rate=1", "min_learning_rate=1.0 must not be above"),
+        ("finetune.adapter.target_modules=[wq]", "has 'wq', and the model has no linear layer"),
+        ("finetune.schedule=wsd finetune.decay_share=0.9", "153 steps, and 150 are left after"),
+        ("finetune.early_stopping.patience=3", "cannot end a run that is validated 3 times"),
+        ("finetune.keep=best finetune.validate_every=170", "keep=best has no effect, as only"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides: str, named: str) -> None:
@@ -63,6 +69,22 @@ def test_tensor_parallel_must_divide_the_vocabulary() -> None:
     settings = config("finetune.parallel.tensor=2", "finetune.parallel.processes=2").finetune
     with pytest.raises(ConfigError, match="2047 vocabulary entries"):
         finetune.check(settings, replace(SHAPE, vocab=2047))
+
+
+def test_recompute_is_refused_where_it_changes_nothing() -> None:
+    for kind in ("selective", "full"):
+        settings = config(f"finetune.recompute={kind}").finetune
+        finetune.check(settings, SHAPE)
+        with pytest.raises(ConfigError, match=rf"recompute={kind} changes nothing: the model has"):
+            finetune.check(settings, replace(SHAPE, layers=1))
+
+
+def test_the_length_is_checked_as_soon_as_the_rows_are_known() -> None:
+    settings = config("finetune.max_steps=null", "finetune.epochs=1").finetune
+    finetune.check(settings, SHAPE)
+    finetune.check(settings, SHAPE, rows=1000)
+    with pytest.raises(ConfigError, match="warmup_steps=20 must be below 4: the run has 4 steps"):
+        finetune.check(settings, SHAPE, rows=100)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +119,43 @@ def test_a_dataset_without_rows_is_refused_before_nemo_is_imported(
     monkeypatch.setitem(sys.modules, "nemo", None)
     with pytest.raises(DataError, match="no row to train on"):
         finetune.run(config(), inputs(tmp_path, []), tmp_path / "out")
+
+
+@pytest.mark.parametrize("override", ["finetune.early_stopping.patience=1", "finetune.keep=best"])
+def test_what_needs_a_validation_loss_is_refused_without_rows_for_it(
+    override: str, tmp_path: Path
+) -> None:
+    given = inputs(tmp_path, [Row([], [1] * 9, [1] * 9, "data/train.jsonl:1")])
+    with pytest.raises(ConfigError, match="needs a validation loss, and there are no validation"):
+        finetune.run(config(override), given, tmp_path / "out")
+
+
+def test_a_run_whose_best_weights_are_gone_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Row([], [1] * 9, [1] * 9, "data/train.jsonl:1")]
+    given, out = inputs(tmp_path, rows), tmp_path / "finetune-aaaa"
+    write_split(given["prepare"].path, "validation", rows)
+    found: list[int] = []
+
+    def stop(job: Job, report: Any) -> Any:
+        checkpoints = Checkpoints(job.scratch, job.identity)
+        found.append(len(checkpoints.curve()))
+        points = [Point(step, 1.0, 0.0, 0.0, 0.0, 2.0) for step in range(1, 4)]
+        with checkpoints.writing(3, points, main=True):
+            pass
+        with BestWeights(job.scratch, job.identity).writing(1, main=True):
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "train_in_processes", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(config("finetune.keep=best"), given, out)
+    shutil.rmtree(out / ".scratch/best")
+    with pytest.raises(KeyboardInterrupt):
+        finetune.run(config("finetune.keep=best"), given, out)
+    assert found == [0, 3, 0]
 
 
 def test_a_row_longer_than_the_model_is_refused(tmp_path: Path) -> None:

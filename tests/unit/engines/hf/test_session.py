@@ -55,7 +55,7 @@ def make_adapter(folder: Path, model: Path, seed: int, parts: Sequence[str] = ("
             for part, form in (("A", (4, size[1])), ("B", (size[0], 4))):
                 values = random.normal(0, 0.4, form).astype(np.float32)
                 tensors[f"{place}{part}.weight"] = torch.from_numpy(values)
-    hf_model.write_adapter(folder, tensors, base="demo", rank=4, alpha=8, dora=False)
+    hf_model.write_adapter(folder, tensors, base="demo", rank=4, alpha=8, rslora=False, dora=False)
     return folder
 
 
