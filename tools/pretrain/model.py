@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.config.defaults import default_config
 from pipeline.config.finetune import AdapterConfig, FinetuneConfig, ParallelConfig
 from pipeline.core import hardware
 from pipeline.core.artifact import sha256_of_file, sha256_of_json
@@ -169,6 +170,8 @@ def write_shape(folder: Path, settings: Settings) -> None:
 def _job(settings: Settings, work: Path) -> Job:
     training = FinetuneConfig(
         method="sft",
+        objective="sft",
+        preference=default_config({}).finetune.preference,
         adapter=AdapterConfig(rank=1, alpha=1, dropout=0.0),
         parallel=ParallelConfig(processes=1, tensor=1, pipeline=1, context=1),
         max_steps=settings.steps,
