@@ -241,6 +241,8 @@ def _card(
     trained = inputs["finetune"].manifest.config
     settings, metric = trained["finetune"], gate_metric()
     method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[settings["method"]]
+    if settings["objective"] != "sft":
+        method += f" with {settings['objective'].upper()}"
     lines = [
         f"# {name}",
         "",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -29,18 +30,19 @@ from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from nemo.lightning.resume import AdapterPath
 
 from pipeline.core.errors import ResourceError
-from pipeline.training.batches import TokenRows
 from pipeline.training.job import Checkpoints, Job, Point, Trained, out_of_memory
 from pipeline.training.nemo.callbacks import Recorder
 from pipeline.training.nemo.data import Data
 from pipeline.training.nemo.lora import new_adapter
 from pipeline.training.nemo.models import checkpoint_files, model_for
+from pipeline.training.nemo.objectives import Preference, PreferenceData
 from pipeline.training.nemo.patches.checkpoint_safety import check_checkpoint, one_line_refusals
 from pipeline.training.nemo.patches.ddp_stream_sync import synchronized_ddp
 from pipeline.training.nemo.patches.lora_init import seeded_lora_init
 from pipeline.training.nemo.patches.lora_sequence_parallel import adapters_that_gather
 from pipeline.training.nemo.patches.performance import fast_training
 from pipeline.training.nemo.session import has_transformer_engine, on_gpu
+from pipeline.training.preference import load_rows
 
 if TYPE_CHECKING:
     from nemo.collections.llm import GPTModel
@@ -83,13 +85,14 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
         **unpatched,
     )
     checkpoints = Checkpoints(job.scratch, job.identity)
-    recorder = Recorder(job, checkpoints, report)
+    data, preference = _data(job, model, checkpoints.newest())
+    recorder = Recorder(job, checkpoints, report, preference)
     # The recorder takes what NeMo logs; Lightning's bookkeeping of it costs 10 ms a step.
     model.log = recorder.log
     trainer = _trainer(job)
-    trainer.callbacks.append(recorder)
+    trainer.callbacks += [recorder] if preference is None else [preference, recorder]
     _add_adapter(job, model, trainer)
-    optimizer, data = _optimizer(job), Data(job)
+    optimizer = _optimizer(job)
     optimizer.connect(model)
     if job.settings.method == "sft":
         _scale_beforehand(model, optimizer, lambda: data.trained_tokens(trainer.global_step))
@@ -107,6 +110,16 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     finally:
         destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes
     return recorder.result()
+
+
+def _data(job: Job, model: GPTModel, resume: Path | None) -> tuple[Data, Preference | None]:
+    """The job's batches; and what its objective adds, unless that is the loss of good answers."""
+    if job.settings.objective == "sft":
+        return Data(job), None
+    data = PreferenceData(job)
+    preference = Preference(job, data, resume)
+    preference.attach(model)
+    return data, preference
 
 
 @contextmanager
@@ -255,6 +268,6 @@ def _readable_failures(job: Job) -> Iterator[None]:
 
 
 def _out_of_memory(job: Job) -> ResourceError:
-    longest = int(TokenRows.load(job.train_rows).lengths.max()) - 1
+    longest = int(load_rows(job.train_rows, job.settings.objective).lengths.max()) - 1
     memory = torch.cuda.get_device_properties().total_memory if on_gpu() else None
     return out_of_memory(job, longest, memory=memory)
