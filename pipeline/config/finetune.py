@@ -1,5 +1,11 @@
-"""Settings of stage=finetune (conf/finetune)."""
+"""Settings of stage=finetune (conf/finetune), and what each objective needs.
 
+Defaults of the objectives are those of the papers. DPO (arXiv:2305.18290): beta 0.1. KTO
+(arXiv:2402.01306): beta 0.1, both weights 1. SimPO (arXiv:2405.14734): beta 2.0 and gamma 1.0 for
+Llama 3 8B. ORPO (arXiv:2403.07691): lambda 0.1 for Mistral 7B; its code and others name it beta.
+"""
+
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,6 +21,54 @@ from pipeline.config.section import (
 
 # Names of the model's layers and groups of them; training/adapter_targets.py knows which exist.
 LayerName = Annotated[str, Field(min_length=1, max_length=200)]
+# What a row of the dataset teaches: one good answer; a better and a worse answer; or one answer and
+# whether it is a good one.
+RowKind = Literal["answers", "pairs", "labels"]
+PAIR_FIELDS, LABEL_FIELDS = "prompt, chosen and rejected", "prompt, completion and label"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss, and what it needs.
+
+    rows: kind of the dataset's rows. settings: those of finetune.preference that it reads.
+    compares: whether it compares with the model as it was before training (the reference).
+    beta: default of finetune.preference.beta, if it reads that. rate: share of the learning rate
+    that supervised fine-tuning has by default.
+    """
+
+    rows: RowKind
+    settings: tuple[str, ...] = ()
+    compares: bool = False
+    beta: float | None = None
+    rate: float = 1.0
+
+    @property
+    def sides(self) -> int:
+        """Sequences of a row that a step computes gradients of."""
+        return 2 if self.rows == "pairs" else 1
+
+
+# Rates: Tülu 3 (arXiv:2411.15124) takes 5e-6 for supervised fine-tuning of 8 B and 5e-7 for DPO,
+# SmolLM2 3e-4 and 1e-6, the alignment handbook 2e-4 and 5e-6 with QLoRA; ORPO's paper 8e-6.
+OBJECTIVES: dict[str, Objective] = {
+    "sft": Objective("answers"),
+    "dpo": Objective("pairs", ("beta", "label_smoothing"), compares=True, beta=0.1, rate=0.05),
+    "orpo": Objective("pairs", ("odds_weight",), rate=0.5),
+    "kto": Objective(
+        "labels",
+        ("beta", "desirable_weight", "undesirable_weight"),
+        compares=True,
+        beta=0.1,
+        rate=0.05,
+    ),
+    "simpo": Objective("pairs", ("beta", "gamma"), beta=2.0, rate=0.05),
+}
+
+
+def objectives_of(kind: RowKind) -> str:
+    """The objectives that learn from such rows, for messages."""
+    return " or ".join(name for name, one in OBJECTIVES.items() if one.rows == kind)
 
 
 class AdapterConfig(Section):
@@ -71,6 +125,33 @@ class EarlyStoppingConfig(Section):
     )
 
 
+class PreferenceConfig(Section):
+    """What the preference objectives weigh. An objective reads the settings that its record names
+    (pipeline/config/finetune.py)."""
+
+    beta: float | None = Field(
+        gt=0,
+        le=100,
+        description="Weight of the log-probabilities (dpo, kto, simpo): larger keeps the model "
+        "nearer to the reference; null: 0.1 (dpo, kto) or 2.0 (simpo), as in their papers",
+    )
+    label_smoothing: float = Field(
+        ge=0, lt=0.5, description="Share of pairs whose sides may be the wrong way round (dpo)"
+    )
+    desirable_weight: float = Field(
+        ge=0, le=1_000, description="Weight of the answers with label true (kto)"
+    )
+    undesirable_weight: float = Field(
+        ge=0, le=1_000, description="Weight of the answers with label false (kto)"
+    )
+    gamma: float = Field(
+        ge=0, le=100, description="Reward by which the better answer should lead (simpo)"
+    )
+    odds_weight: float = Field(
+        ge=0, le=1_000, description="Lambda, the weight of the odds ratio beside the loss (orpo)"
+    )
+
+
 class ParallelConfig(Section):
     """GPUs that a model is spread over. Data parallel takes what is left of the processes."""
 
@@ -81,8 +162,13 @@ class ParallelConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Supervised fine-tuning on the assistant's tokens."""
+    """Fine-tuning on the assistant's tokens."""
 
+    objective: Literal["sft", "dpo", "orpo", "kto", "simpo"] = Field(
+        description="What training minimises: the loss of good answers (sft), of pairs of a better "
+        "and a worse answer (dpo, orpo, simpo), or of answers labelled good or bad (kto)"
+    )
+    preference: PreferenceConfig
     method: Literal["lora", "dora", "sft"] = Field(
         description="What is trained: a LoRA or DoRA adapter, or every weight (sft)"
     )
@@ -116,7 +202,7 @@ class FinetuneConfig(Section):
     )
     learning_rate: Rate = Field(
         description="Peak learning rate; null: by the model's size, 5e-4 to 1e-4 (LoRA), "
-        "1e-4 to 5e-6 (sft)"
+        "1e-4 to 5e-6 (sft); a twentieth for dpo, kto and simpo, half for orpo"
     )
     min_learning_rate: float = Field(
         ge=0,

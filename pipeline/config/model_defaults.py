@@ -9,6 +9,7 @@ Sources of the learning rates. LoRA: NeMo's recipes (1e-4 for Llama 3 8B and 70B
 2025: about ten times the rate of a full fine-tune, larger for smaller models). Full fine-tuning:
 SmolLM2 (arXiv:2502.02737 and the alignment handbook: 1e-3 for 135 M and 360 M, 3e-4 for 1.7 B),
 Alpaca and Llama 2 (arXiv:2307.09288: 2e-5), Tülu 3 (arXiv:2411.15124: 5e-6 for 8 B, 2e-6 for 70 B).
+Preference objectives take a share of these (pipeline/config/finetune.py).
 Where they differ the lower ones are taken: a run learns somewhat more slowly, and none diverges.
 """
 
@@ -16,6 +17,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pipeline.config.finetune import OBJECTIVES
 
 LONGEST = 4096  # tokens of a row and of a served sequence, where the model has as many
 ANSWER = 256  # tokens of an answer
@@ -45,7 +48,12 @@ def fill(tree: Tree) -> Tree:
     answer = _fill_lengths(engine, sizes)
     _default(tree["evaluate"], "max_new_tokens", max(1, min(ANSWER, answer)))
     _default(tree["benchmark"], "max_tokens", tree["evaluate"]["max_new_tokens"])
-    _default(training, "learning_rate", rate(training.get("method"), sizes.get("hidden_size")))
+    objective = OBJECTIVES.get(str(training.get("objective")), OBJECTIVES["sft"])
+    full = rate(training.get("method"), sizes.get("hidden_size"))
+    _default(training, "learning_rate", full * objective.rate)
+    if isinstance(preference := training.get("preference"), Mapping):
+        training["preference"] = {**preference}
+        _default(training["preference"], "beta", objective.beta)
     _default(training, "min_learning_rate", _number(training["learning_rate"], 0.0) / FALL)
     if training.get("epochs") is None:
         _default(training, "max_steps", STEPS)

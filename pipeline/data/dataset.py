@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config.finetune import RowKind
 from pipeline.core.errors import DataError
 from pipeline.models.chat.messages import Message
 
@@ -35,6 +36,17 @@ _TEST_SCHEMA = pa.schema(
         pa.field("answer", pa.string(), nullable=False),
     ]
 )
+# Of training rows that hold more than one good answer: names of the columns beside the others.
+_MORE: dict[RowKind, tuple[pa.Field, ...]] = {
+    "answers": (),
+    "pairs": (
+        pa.field("rejected", pa.string(), nullable=False),
+        pa.field("rejected_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("rejected_mask", pa.list_(pa.int8()), nullable=False),
+    ),
+    "labels": (pa.field("label", pa.int8(), nullable=False),),
+}
+_JSON = ("messages", "rejected")
 _CODES = {pa.int32(): "i", pa.int8(): "b"}
 
 
@@ -48,6 +60,10 @@ class Row:
     source: the "file:line" that it was read from.
     prompt_ids, answer: in the test split, the ids of all before the last assistant turn, ending in
         the generation prompt, and the text of that turn; elsewhere None.
+    rejected, rejected_ids, rejected_mask: of a pair, the conversation with the worse answer, as
+        messages, input_ids and loss_mask have the one with the better answer; elsewhere None.
+    label: 1 if the answer is a good one and 0 if it is a bad one, where an objective learns from
+        that; elsewhere None.
     """
 
     messages: list[Message]
@@ -56,14 +72,33 @@ class Row:
     source: str
     prompt_ids: list[int] | None = None
     answer: str | None = None
+    rejected: list[Message] | None = None
+    rejected_ids: list[int] | None = None
+    rejected_mask: list[int] | None = None
+    label: int | None = None
+
+    @property
+    def kind(self) -> RowKind:
+        """What the row teaches."""
+        if self.rejected_ids is not None:
+            return "pairs"
+        return "answers" if self.label is None else "labels"
+
+    @property
+    def sides(self) -> list[tuple[list[int], list[int]]]:
+        """Token ids and loss mask of each conversation: one, or the better and the worse."""
+        sides = [(self.input_ids, self.loss_mask)]
+        if self.rejected_ids is not None and self.rejected_mask is not None:
+            sides.append((self.rejected_ids, self.rejected_mask))
+        return sides
 
 
-def write_split(folder: Path, name: str, rows: Iterable[Row]) -> Path:
+def write_split(folder: Path, name: str, rows: Iterable[Row], kind: RowKind = "answers") -> Path:
     """Write one of SPLITS, and return the path of its file.
 
-    Rows of the test split need prompt_ids and answer.
+    kind: of the rows, except those of the test split, which need prompt_ids and answer.
     """
-    schema = _TEST_SCHEMA if name == "test" else _SCHEMA
+    schema = _schema(name, kind)
     file = folder / f"{name}.parquet"
     remaining = iter(rows)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -82,33 +117,41 @@ def read_split(folder: Path, name: str) -> list[Row]:
     file = folder / f"{name}.parquet"
     if not file.is_file():
         raise DataError(f"{file} is missing: {_AGAIN}")
-    schema = _TEST_SCHEMA if name == "test" else _SCHEMA
     try:
         # pq.read_table would also import pandas.
         with pq.ParquetFile(file) as parquet:
             table = parquet.read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} is not a Parquet file ({error}): {_AGAIN}") from error
-    if not table.schema.equals(schema):
+    if not any(table.schema.equals(_schema(name, kind)) for kind in _MORE):
         found = ", ".join(table.schema.names)
         raise DataError(f"{file} has the columns {found}, not those of a dataset: {_AGAIN}")
     rows = [_row(record, file) for record in table.to_pylist()]
     for i, row in enumerate(rows):
-        if len(row.input_ids) != len(row.loss_mask):
-            raise DataError(
-                f"{file} row {i} has {len(row.input_ids)} ids and a mask of {len(row.loss_mask)}: "
-                + _AGAIN
-            )
+        for ids, mask in row.sides:
+            if len(ids) != len(mask):
+                raise DataError(
+                    f"{file} row {i} has {len(ids)} ids and a mask of {len(mask)}: {_AGAIN}"
+                )
     return rows
+
+
+def _schema(name: str, kind: RowKind) -> pa.Schema:
+    if name == "test":
+        return _TEST_SCHEMA
+    return pa.schema([*_SCHEMA, *_MORE[kind]])
 
 
 def _column(field: pa.Field, rows: Sequence[Row]) -> pa.Array:
     """One field of the rows, built from buffers: pa.array imports pandas, which takes seconds."""
     values = [getattr(row, field.name) for row in rows]
-    if field.name == "messages":
+    if field.name in _JSON:
         values = [json.dumps(value, ensure_ascii=False) for value in values]
     if pa.types.is_string(field.type):
         values = [value.encode() for value in values]
+    if pa.types.is_int8(field.type):
+        packed = pa.py_buffer(array("b", values))
+        return pa.Array.from_buffers(field.type, len(values), [None, packed])
     ends = pa.py_buffer(array("i", accumulate(map(len, values), initial=0)))
     if pa.types.is_string(field.type):
         return pa.StringArray.from_buffers(len(values), ends, pa.py_buffer(b"".join(values)))
@@ -120,6 +163,7 @@ def _column(field: pa.Field, rows: Sequence[Row]) -> pa.Array:
 
 def _row(record: Mapping[str, Any], file: Path) -> Row:
     try:
-        return Row(**{**record, "messages": json.loads(record["messages"])})
+        parsed = {name: json.loads(record[name]) for name in _JSON if name in record}
+        return Row(**{**record, **parsed})
     except ValueError as error:
         raise DataError(f"{file} holds messages that are not JSON ({error}): {_AGAIN}") from error

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from rapidfuzz import fuzz, process
 from rapidfuzz.distance import OSA, Indel
 
 from pipeline.data.passages import Passages, mix, shingles
-from pipeline.models.chat.messages import Message
+from pipeline.models.chat.messages import PLAIN, Message
 
 BANDS, ROWS = 24, 3
 # Rows to compare with one row. A passage that more texts have would fill a band's bucket with rows
@@ -178,41 +179,92 @@ class Comparable:
 
     Args:
         place: where it was read.
+        rejected: of a pair, the same conversation with the worse answer.
+        label: whether the answer is a good one, if training learns from that.
     """
 
-    def __init__(self, messages: Sequence[Message], place: str) -> None:
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        place: str,
+        rejected: Sequence[Message] | None = None,
+        label: bool | None = None,
+    ) -> None:
         self.place = place
-        self.turns = [
-            (m["role"], (normalise_answer if m["role"] == "assistant" else normalise)(m["content"]))
-            for m in messages
-        ]
-        self._messages = messages
+        self.turns = _normalised(messages)
+        # What a pair or a label adds: two rows that differ in it teach different things.
+        self.more = _normalised(rejected or ())
+        if label is not None:
+            self.more.append(("label", str(label)))
+        self._messages, self._rejected, self._label = messages, rejected, label
 
     @property
     def digest(self) -> bytes:
         """The same for rows that differ in white space only."""
-        plain = [sorted({**m, "content": spaced(m["content"])}.items()) for m in self._messages]
+        plain: list[Any] = [
+            sorted({**m, "content": spaced(m["content"])}.items())
+            for m in (*self._messages, *(self._rejected or ()))
+        ]
+        if self._label is not None:
+            plain.append(self._label)
         return hashlib.sha256(repr(plain).encode()).digest()
 
     @cached_property
     def asked(self) -> str:
         """The user's turns together: two rows that are alike in each turn are alike in these."""
-        return "\n".join(text for role, text in self.turns if role == "user")
+        return "\n".join(text for role, text in self.turns if role in ("user", PLAIN))
+
+    @property
+    def plain(self) -> str | None:
+        """The text of a row that is no conversation."""
+        role, text = self.turns[0]
+        return text if role == PLAIN else None
 
     @property
     def written(self) -> str:
         """The last question as it was written."""
         return str(self._messages[-2]["content"])
 
+    @property
+    def claim(self) -> tuple[bytes, str]:
+        """What the row judges, as a digest, and its verdict: another verdict is a conflict.
+
+        A pair says which of two answers to a prompt is the better; a label, whether an answer is a
+        good one; any other row, what the answer is.
+        """
+        *before, (_, answer) = self.turns
+        judged: list[Any] = before
+        if self._rejected is not None:
+            judged = [before, sorted((answer, self.more[-1][1]))]
+        if self._label is not None:
+            judged, answer = self.turns, str(self._label)
+        if self.plain is not None:
+            judged = self.turns  # which is no answer to anything
+        return hashlib.sha256(repr(judged).encode()).digest(), answer
+
     def exchanges(self) -> Iterator[Exchange]:
-        asked: list[str] = []
-        written = ""
-        for (role, text), message in zip(self.turns, self._messages, strict=True):
-            if role == "user":
-                asked.append(text)
-                written = message["content"]
-            elif role == "assistant":
-                yield Exchange(tuple(asked[:-1]), asked[-1], text, written)
+        """The questions with their answers; of a pair those of both sides."""
+        yield from _exchanges(self.turns, self._messages)
+        if self._rejected is not None:
+            yield from _exchanges(self.more, self._rejected)
+
+
+def _normalised(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    return [
+        (m["role"], (normalise_answer if m["role"] == "assistant" else normalise)(m["content"]))
+        for m in messages
+    ]
+
+
+def _exchanges(turns: Sequence[tuple[str, str]], messages: Sequence[Message]) -> Iterator[Exchange]:
+    asked: list[str] = []
+    written = ""
+    for (role, text), message in zip(turns, messages, strict=True):
+        if role == "user":
+            asked.append(text)
+            written = message["content"]
+        elif role == "assistant":
+            yield Exchange(tuple(asked[:-1]), asked[-1], text, written)
 
 
 @dataclass(frozen=True)
@@ -246,8 +298,9 @@ class Duplicates:
         self._exact[digest] = row.place
         for candidate in self._index.find(row.asked):
             earlier = self._rows[candidate]
-            if len(row.turns) == len(earlier.turns) and all(
-                self._are_alike(*pair) for pair in zip(row.turns, earlier.turns, strict=True)
+            ours, theirs = row.turns + row.more, earlier.turns + earlier.more
+            if len(ours) == len(theirs) and all(
+                self._are_alike(*pair) for pair in zip(ours, theirs, strict=True)
             ):
                 return Match(earlier.place, exact=False)
         self._index.add(row.asked)
@@ -283,7 +336,14 @@ class Leaks:
         self._tests.append((row.place, last))
 
     def find(self, row: Comparable) -> Match | None:
-        """The test row whose question this training row contains, or None."""
+        """The test row whose question this training row contains, or None.
+
+        Plain text does if it holds a test question and its answer word for word.
+        """
+        if (text := row.plain) is not None:
+            for place, test in self._tests:
+                if test.question in text and normalise(test.answer) in text:
+                    return Match(place, exact=True)
         for exchange in row.exchanges():
             for candidate in self._index.find(exchange.question):
                 place, test = self._tests[candidate]
@@ -317,15 +377,14 @@ class Conflict:
 
 
 class Conflicts:
-    """Answers added so far, by all turns before them."""
+    """What rows judged so far, and their verdicts: answers, by all turns before them."""
 
     def __init__(self) -> None:
         self._answers: dict[bytes, tuple[str, Comparable]] = {}
 
     def add(self, row: Comparable) -> Conflict | None:
         """The conflict with an earlier row that has another answer, or None."""
-        *before, (_, answer) = row.turns
-        key = hashlib.sha256(repr(before).encode()).digest()
+        key, answer = row.claim
         first, earlier = self._answers.setdefault(key, (answer, row))
         if first == answer or differ_in_case(row.written, earlier.written):
             return None

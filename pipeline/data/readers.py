@@ -1,6 +1,6 @@
 """Reads conversations from files.
 
-    .jsonl .ndjson   one object per line (row_formats.py)
+    .jsonl .ndjson   one object per line (row_formats.py, preference_rows.py)
     .md .txt         a title, then sections: `## question`, and its answer (markdown.py)
 
 Each row becomes a Conversation or a Rejected. No content of a file, whatever its bytes, stops the
@@ -9,12 +9,15 @@ reader. Knows no tokenizer, and no row but the current one.
 
 import json
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from pipeline.config.finetune import RowKind
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.markdown import read_sections
-from pipeline.data.row_formats import parse_row, shown
+from pipeline.data.preference_rows import NO_PAIR, parse_example
+from pipeline.data.row_formats import ParsedRow, shown
 from pipeline.data.rows import EXCERPT, Conversation, Line, Rejected
 from pipeline.models.chat.messages import Unusable
 
@@ -61,6 +64,9 @@ def read_file(
     name: str,
     ignored: Collection[str] = (),
     advance: Callable[[int], None] = lambda _: None,
+    *,
+    kind: RowKind = "answers",
+    is_test: bool = False,
 ) -> Iterator[Conversation | Rejected]:
     """Every row of a file.
 
@@ -68,18 +74,22 @@ def read_file(
         name: how the rows name the file.
         ignored: fields of JSON rows to leave out, beside metadata.
         advance: called with the number of bytes that were just read.
+        kind: what the objective learns from.
+        is_test: whether these are questions with their expected answers.
 
     Raises:
         DataError: the file cannot be read.
     """
-    kind = file.suffix.lower()
+    suffix = file.suffix.lower()
     try:
         with file.open("rb") as stream:
             lines = _lines(stream, advance)
-            if kind in TEXTS:
-                yield from read_sections(name, lines, is_markdown=kind == ".md")
+            if suffix in TEXTS:
+                rows = read_sections(name, lines, is_markdown=suffix == ".md")
+                yield from rows if kind == "answers" or is_test else map(_has_one_answer, rows)
             else:
-                yield from _read_json_lines(name, lines, frozenset(ignored))
+                parse = partial(parse_example, ignored=frozenset(ignored), kind=kind)
+                yield from _read_json_lines(name, lines, partial(parse, is_test=is_test))
     except OSError as error:
         raise DataError(
             f"{file} cannot be read ({error.strerror}): correct the file or the data.* setting"
@@ -110,18 +120,32 @@ def _lines(stream: BinaryIO, advance: Callable[[int], None]) -> Iterator[Line]:
 
 
 def _read_json_lines(
-    file: str, lines: Iterator[Line], ignored: frozenset[str]
+    file: str, lines: Iterator[Line], parse: Callable[[object], ParsedRow]
 ) -> Iterator[Conversation | Rejected]:
     for line in lines:
         if line.fault:
             yield line.rejected(file, line.fault, line.detail)
         elif line.text.strip():
             try:
-                row = parse_row(_parse_json(line.text), ignored)
+                row = parse(_parse_json(line.text))
             except Unusable as error:
                 yield line.rejected(file, error.reason, error.detail, error.field)
             else:
-                yield line.conversation(file, row.messages, frozenset(row.left_out))
+                yield line.conversation(
+                    file,
+                    row.messages,
+                    left_out=frozenset(row.left_out),
+                    rejected=row.rejected,
+                    label=row.label,
+                )
+
+
+def _has_one_answer(row: Conversation | Rejected) -> Rejected:
+    """A section of a text, where the objective learns from more than one answer."""
+    if isinstance(row, Rejected):
+        return row
+    detail = "a section has one answer: set data.sources=[], or finetune.objective=sft"
+    return Rejected(row.file, row.line, NO_PAIR, detail, row.excerpt)
 
 
 def _parse_json(text: str) -> object:

@@ -14,8 +14,9 @@ from pipeline.config.prepare import PrepareConfig
 from pipeline.data.dataset import Row
 from pipeline.data.deduplication import Comparable, Conflict, Conflicts, Duplicates, Leaks
 from pipeline.data.passages import Passages
+from pipeline.data.preference_rows import EQUAL
 from pipeline.data.rows import Conversation, Rejected
-from pipeline.models.chat.messages import Message, Unusable
+from pipeline.models.chat.messages import PLAIN, Message, Unusable
 from pipeline.models.chat.renderer import Chat
 
 STEP = 100  # rows between two reports of progress
@@ -34,8 +35,17 @@ class Kept:
     ids: "array[int]"
     mask: bytes
     prompt_ids: "array[int] | None"
+    rejected: "Rendering | None" = None
+    label: bool | None = None
+
+    @property
+    def sides(self) -> "list[tuple[array[int], bytes]]":
+        """Token ids and loss mask of the conversation, and of the one with the worse answer."""
+        more = [(self.rejected.ids, self.rejected.mask)] if self.rejected else []
+        return [(self.ids, self.mask), *more]
 
     def unpack(self) -> Row:
+        worse = self.rejected
         return Row(
             messages=self.messages,
             input_ids=self.ids.tolist(),
@@ -43,7 +53,20 @@ class Kept:
             source=self.source,
             prompt_ids=None if self.prompt_ids is None else self.prompt_ids.tolist(),
             answer=None if self.prompt_ids is None else self.messages[-1]["content"],
+            rejected=None if worse is None else worse.messages,
+            rejected_ids=None if worse is None else worse.ids.tolist(),
+            rejected_mask=None if worse is None else list(worse.mask),
+            label=None if self.label is None else int(self.label),
         )
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A conversation and its tokens, stored compactly."""
+
+    messages: list[Message]
+    ids: "array[int]"
+    mask: bytes
 
 
 @dataclass(frozen=True)
@@ -53,8 +76,8 @@ class _Rendered:
     row: Conversation
     comparable: Comparable
     is_test: bool
-    ids: "array[int]"
-    mask: bytes
+    chosen: Rendering
+    rejected: Rendering | None
 
 
 class RowFilter:
@@ -63,7 +86,8 @@ class RowFilter:
     Test rows come first: training rows are compared with them.
 
     kept, rejected: the rows, in the order in which they were added.
-    conflicts: pairs of training rows with the same question and different answers; both are kept.
+    conflicts: pairs of training rows with the same question and different answers, or different
+        verdicts on the same answers; both are kept.
     left_out: fields that have no effect on training, with the number of rows that have them.
     """
 
@@ -120,28 +144,48 @@ class RowFilter:
             min(training, key=lambda row: row.point).split = "validation"
 
     def _render(self, row: Conversation, is_test: bool) -> _Rendered:
-        rendered = self._chat.render(row.messages)
+        chosen, rejected = self._tokens(row.messages), None
+        if row.rejected is not None:
+            try:
+                rejected = self._tokens(row.rejected)
+            except Unusable as error:
+                raise Unusable(
+                    error.reason, f"the rejected side: {error.detail}", error.field
+                ) from error
+            if rejected.ids == chosen.ids:
+                raise Unusable(EQUAL, "the chat template writes both sides alike")
+        comparable = Comparable(row.messages, row.place, row.rejected, row.label)
+        for role, text in comparable.turns:
+            if role != "assistant":
+                self._passages.add(text)
+        return _Rendered(row, comparable, is_test, chosen, rejected)
+
+    def _tokens(self, messages: list[Message]) -> Rendering:
+        if messages[0]["role"] == PLAIN:
+            rendered = self._chat.render_plain(messages[0]["content"])
+        else:
+            rendered = self._chat.render(messages)
         limit = self._settings.max_length
         if len(rendered.ids) > limit:
             raise Unusable("too long", f"{len(rendered.ids)} tokens; prepare.max_length is {limit}")
         if not any(rendered.mask):
             raise Unusable("nothing to train on", "every assistant turn has weight 0")
-        comparable = Comparable(row.messages, row.place)
-        for role, text in comparable.turns:
-            if role != "assistant":
-                self._passages.add(text)
-        return _Rendered(row, comparable, is_test, array("i", rendered.ids), bytes(rendered.mask))
+        return Rendering(messages, array("i", rendered.ids), bytes(rendered.mask))
 
     def _keep(self, rendered: _Rendered) -> Kept:
         row, prompt = rendered.row, None
         if rendered.is_test:
             prompt = array("i", self._chat.prompt(row.messages[:-1]))
-        point = self._point(row.messages)
+        # Pairs and labels of one prompt go to the same split, so that validation sees new prompts.
+        alone = row.rejected is None and row.label is None
+        point = self._point(row.messages if alone else _prompt_of(row.messages))
         is_validation = point < self._settings.validation_share
         split = "test" if rendered.is_test else "validation" if is_validation else "train"
+        chosen = rendered.chosen
         return Kept(
-            split, point, row.file, row.place, row.messages, rendered.ids, rendered.mask, prompt
-        )
+            split, point, row.file, row.place, row.messages, chosen.ids, chosen.mask, prompt,
+            rendered.rejected, row.label,
+        )  # fmt: skip
 
     def _point(self, messages: Sequence[Message]) -> float:
         """Depends on seed and content only: a row keeps its split when other rows come or go."""
@@ -174,6 +218,12 @@ class _Comparison:
             self._leaks.add_test(row)
             return None
         return self._answers.add(row)
+
+
+def _prompt_of(messages: Sequence[Message]) -> Sequence[Message]:
+    """The turns before the first answer that is trained on."""
+    trained = [bool(m["role"] == "assistant" and m.get("weight", 1)) for m in messages]
+    return messages[: trained.index(True)]
 
 
 def _rejected(row: Conversation, error: Unusable) -> Rejected:

@@ -8,6 +8,7 @@ Formats, by the fields that hold the question and the answer:
     instruction, input, output            Alpaca, LLaMA-Factory (with system and history)
     instruction, context, response        Dolly
     input, output                         NeMo
+    text                                  plain text, to train on every token of it
 
 A field that a format does not know has no effect on training, so the row is refused by the field's
 name. The exceptions are METADATA, the fields that the user lists, and fields without a value.
@@ -17,9 +18,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.models.chat.messages import TEMPLATE_FIELDS, Message, Unusable, parse_messages
+from pipeline.models.chat.messages import (
+    PLAIN,
+    TEMPLATE_FIELDS,
+    Message,
+    Unusable,
+    parse_messages,
+    text_of,
+)
 
 UNUSED, EXCLUDED = "unused field", "marked as not for training"
+PAIRED = "pair of answers"  # where the objective learns from one
 
 # Fields that describe a row or a turn and cannot change what it teaches.
 METADATA = frozenset(
@@ -31,7 +40,9 @@ METADATA = frozenset(
     "model model_name generator language lang locale domain topic subtopic category categories "
     "subcategory intent task task_name task_type type tags keywords title "
     "comment comments note notes meta metadata extra extra_info "
-    "difficulty quality quality_score score rating num_turns n_turns token_count num_tokens "
+    "difficulty quality quality_score score rating score_chosen score_rejected chosen_score "
+    "rejected_score chosen_rating rejected_rating chosen_reward rejected_reward chosen_model "
+    "rejected_model margin num_turns n_turns token_count num_tokens "
     "length word_count".split()
 )
 
@@ -42,7 +53,10 @@ TRAINING_MARKS = ("weight", "train", "training", "trainable", "loss")
 ANSWER_MARKS = ("label", "kto_tag")
 _TOOLS, _CALLS = ("tools", "functions"), ("tool_calls", "function_call", "tool_call_id")
 
-_PREFERENCE = "an answer to prefer or to avoid; training takes one good answer a row"
+_PREFERENCE = (
+    "an answer to prefer or to avoid, and finetune.objective=sft takes one good answer a row: set "
+    "finetune.objective=dpo, orpo or simpo"
+)
 _MASK = 'trainers disagree on what it means: mark a turn with "weight": 0 or 1 instead'
 _MEDIA = "training uses text only"
 # Why a well-known field has no effect here.
@@ -72,43 +86,41 @@ _PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 KNOWN = (
     "messages; conversations; prompt and completion; instruction, input and output; "
-    "instruction, context and response; input and output"
+    "instruction, context and response; input and output; text"
 )
-_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
 
 
 @dataclass
 class ParsedRow:
-    """A conversation, and the names of its fields that have a value and were left out."""
+    """A conversation, and the names of its fields that have a value and were left out.
+
+    rejected: of a pair, the same conversation with the worse answer. label: whether the answer is a
+    good one, where the row says so and training learns from it.
+    """
 
     messages: list[Message]
     left_out: set[str] = field(default_factory=set)
+    rejected: list[Message] | None = None
+    label: bool | None = None
 
 
-def parse_row(row: object, ignored: Collection[str] = ()) -> ParsedRow:
-    """The conversation of one JSON object.
+def parse_answers(fields: "Fields", *, labelled: bool = False) -> list[Message]:
+    """The conversation of a row with good answers. Fields that it does not use are left to refuse.
 
-    Args:
-        row: decoded JSON.
-        ignored: fields to leave out, of the row and of its turns. A mark that says not to train on
-            the row or a turn counts all the same.
+    labelled: whether a mark of a bad answer is a label to learn from.
 
     Raises:
-        Unusable: why it is none; `field` is the field that has no effect, if that is the reason.
+        Unusable: it is none, or the row is marked as not for training.
     """
-    if not isinstance(row, dict):
-        raise Unusable(
-            "bad JSON", "each line must be one object (`jq -c '.[]'` turns an array into lines)"
-        )
-    fields = _Fields(row, ignored)
-    parse = _format_of(fields)
-    fields.check_row()
-    messages = parse(fields)
-    fields.refuse_unused()
-    return ParsedRow(messages, fields.left_out)
+    if labelled:
+        fields.check_marks()
+    else:
+        fields.check_row()
+    return _format_of(fields)(fields)
 
 
-class _Fields:
+class Fields:
     """The fields of a row or a turn, which keeps account of those that were used.
 
     Args:
@@ -122,7 +134,7 @@ class _Fields:
         place: str = "",
         left_out: set[str] | None = None,
     ) -> None:
-        self.values = {key: value for key, value in values.items() if not _is_empty(value)}
+        self.values = {key: value for key, value in values.items() if not is_empty(value)}
         self.ignored, self.place = ignored, place
         self.left_out: set[str] = set() if left_out is None else left_out
         self._given = values
@@ -135,6 +147,11 @@ class _Fields:
         """The field's value, even if it is empty; from here on it counts as used."""
         self._used.add(key)
         return self._given.get(key, default)
+
+    def names(self) -> str:
+        """The fields with a value, for messages."""
+        names = ", ".join(map(shown, self.values)) or "none"
+        return names if len(names) <= 120 else names[:119] + "…"
 
     def refuse_unused(self) -> None:
         for key in self.values:
@@ -171,24 +188,31 @@ class _Fields:
 
     def check_row(self) -> None:
         """Refuse a row that says not to train on it, or that is for another kind of training."""
-        for key in ANSWER_MARKS:
-            if isinstance(value := self.values.get(key), bool):
-                self._used.add(key)
-                if not value:
-                    raise Unusable(
-                        EXCLUDED, f"{key} is false: the answer is an example of a bad one", key
-                    )
+        for key, is_good in self.answer_marks().items():
+            if not is_good:
+                raise Unusable(
+                    EXCLUDED, f"{key} is false: the answer is an example of a bad one", key
+                )
+        self.check_marks()
+        for key in self.values:
+            if HINTS.get(key) == _PREFERENCE and key not in self.ignored:
+                raise Unusable(PAIRED, self.unused(key).detail, key)
+
+    def answer_marks(self) -> dict[str, bool]:
+        """The fields that say whether the row's answer is a good one, which then count as used."""
+        return {k: self.take(k) for k in ANSWER_MARKS if isinstance(self.values.get(k), bool)}
+
+    def check_marks(self) -> None:
+        """Refuse a row that says not to train on it, or that has tools."""
         if not self.trains():
             key = next(k for k in TRAINING_MARKS if k in self.values and not self.values[k])
             raise Unusable(EXCLUDED, f"{key} of the row is {self.values[key]!r}", key)
         for key in self.values:
             if key in _TOOLS and key not in self.ignored:
                 raise _tools(key)
-            if HINTS.get(key) == _PREFERENCE and key not in self.ignored:
-                raise self.unused(key)
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
@@ -204,24 +228,31 @@ def _tools(key: str) -> Unusable:
     )
 
 
-def _format_of(fields: _Fields) -> Callable[[_Fields], list[Message]]:
+def _format_of(fields: Fields) -> Callable[[Fields], list[Message]]:
     if "messages" in fields:
-        return lambda row: _conversation(row, row.take("messages"))
+        return lambda row: conversation(row, row.take("messages"))
     if "conversations" in fields:
-        return lambda row: _conversation(row, row.take("conversations"))
+        return lambda row: conversation(row, row.take("conversations"))
     for questions, answers in _PAIRS:
         first = questions[0] in fields
         if first and (len(questions) > 1 or answers[0] in fields or len(fields.values) == 1):
             return lambda row: _pair(row, questions, answers)
         if not first and len(questions) == 1 and answers[0] in fields:
             return lambda row: _pair(row, questions, answers)
-    fields.check_row()
-    names = ", ".join(map(shown, fields.values)) or "none"
-    names = names if len(names) <= 120 else names[:119] + "…"
-    raise Unusable("unknown format", f"fields {names}; known: {KNOWN}")
+    if "text" in fields:
+        return _plain
+    raise Unusable("unknown format", f"fields {fields.names()}; known: {KNOWN}")
 
 
-def _conversation(row: _Fields, turns: object) -> list[Message]:
+def _plain(row: Fields) -> list[Message]:
+    """A text that is no conversation, as the only turn, of the role PLAIN."""
+    text = text_of(row.take("text"), "text")
+    if text is None or not text.strip():
+        raise Unusable("empty text", "text has no text")
+    return [{"role": PLAIN, "content": text}]
+
+
+def conversation(row: Fields, turns: object) -> list[Message]:
     """Turns of OpenAI's form or ShareGPT's. A `system` beside them is the first turn."""
     if not isinstance(turns, list):
         return parse_messages(turns, answered=True)  # which refuses it
@@ -239,28 +270,28 @@ def _conversation(row: _Fields, turns: object) -> list[Message]:
     return [{**m, **e} if e else m for m, e in zip(messages, extras, strict=True)]
 
 
-def _check_first(turns: list[Any], row: _Fields) -> None:
+def _check_first(turns: list[Any], row: Fields) -> None:
     first = turns[0] if turns else None
     if isinstance(first, dict) and first.get("role") in ("system", "developer"):
         raise row.unused("system", "the conversation has a system turn of its own")
 
 
-def _check_mask(row: _Fields) -> None:
+def _check_mask(row: Fields) -> None:
     """NeMo's `mask` names the speaker that is not trained on: that can only be the user."""
     if str(row.values.get("mask")).casefold() in ("user", "human"):
         row.take("mask")
 
 
-def _turn(turn: object, place: str, row: _Fields) -> tuple[Any, dict[str, Any]]:
+def _turn(turn: object, place: str, row: Fields) -> tuple[Any, dict[str, Any]]:
     """A turn in OpenAI's form, and those of its fields that only a template can give an effect."""
     if not isinstance(turn, dict):
         return turn, {}
-    fields = _Fields(turn, row.ignored, f"{place}.", row.left_out)
+    fields = Fields(turn, row.ignored, f"{place}.", row.left_out)
     if called := next((k for k in _CALLS if k in fields.values and k not in row.ignored), None):
         raise _tools(called)
     if "from" in fields and "role" not in fields:
         role, content = fields.take("from"), fields.take("value")
-        role = _SPEAKERS.get(role.lower(), role.lower()) if isinstance(role, str) else role
+        role = SPEAKERS.get(role.lower(), role.lower()) if isinstance(role, str) else role
     else:
         role, content = fields.take("role"), fields.take("content")
     _check_parts(content, place, row)
@@ -279,40 +310,45 @@ def _turn(turn: object, place: str, row: _Fields) -> tuple[Any, dict[str, Any]]:
     return told, extra
 
 
-def _check_parts(content: object, place: str, row: _Fields) -> None:
+def _check_parts(content: object, place: str, row: Fields) -> None:
     """Refuse fields of text parts, such as Axolotl's marks; parts that are no text fail later."""
     for j, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, dict) and part.get("type") == "text":
-            fields = _Fields(part, row.ignored, f"{place}.content[{j}].", row.left_out)
+            fields = Fields(part, row.ignored, f"{place}.content[{j}].", row.left_out)
             fields.take("type")
             fields.take("text")
             fields.refuse_unused()
 
 
-def _first_mark(fields: _Fields) -> str | None:
+def _first_mark(fields: Fields) -> str | None:
     return next((key for key in TRAINING_MARKS if fields.values.get(key)), None)
 
 
-def _pair(row: _Fields, questions: tuple[str, ...], answers: tuple[str, ...]) -> list[Message]:
+def _pair(row: Fields, questions: tuple[str, ...], answers: tuple[str, ...]) -> list[Message]:
     """A question and its answer, with a `system` and LLaMA-Factory's `history` before them."""
     given = [key for key in answers if key in row.values]
     answer_key = given[0] if given else answers[0]
     if isinstance(row.values.get(questions[0]), list):
         return _lists(row, questions[0], answer_key)
-    parts = [_trim(row.take(key)) for key in questions if key in row.values]
-    texts = [part for part in parts if isinstance(part, str)]
-    # What is no text is left for parse_messages to refuse.
-    question = "\n".join(texts) if len(texts) == len(parts) else parts
+    turns = question_turns(row, questions)
+    if "system" in row.values:
+        turns.insert(0, said("system", trim(row.take("system"))))
     answer = row.take(answer_key)
     if answer_key == "completion" and isinstance(answer, str) and answer[1:2] != " ":
         answer = answer.removeprefix(" ")  # the separator that OpenAI's legacy format asks for
-    turns = [*_history(row), _said("user", question), _said("assistant", _trim(answer))]
-    if "system" in row.values:
-        turns.insert(0, _said("system", _trim(row.take("system"))))
-    return parse_messages(turns, answered=True)
+    return parse_messages([*turns, said("assistant", trim(answer))], answered=True)
 
 
-def _lists(row: _Fields, question: str, answer: str) -> list[Message]:
+def question_turns(row: Fields, questions: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The turns of `history` and of the question, without `system`."""
+    parts = [trim(row.take(key)) for key in questions if key in row.values]
+    texts = [part for part in parts if isinstance(part, str)]
+    # What is no text is left for parse_messages to refuse.
+    question = "\n".join(texts) if len(texts) == len(parts) else parts
+    return [*_history(row), said("user", question)]
+
+
+def _lists(row: Fields, question: str, answer: str) -> list[Message]:
     """TRL's conversational form: a list of turns each, of which the answer's are trained on."""
     asked, answered = row.take(question), row.take(answer)
     if not isinstance(answered, list):
@@ -323,10 +359,10 @@ def _lists(row: _Fields, question: str, answer: str) -> list[Message]:
         else turn
         for turn in asked
     ]
-    return _conversation(row, context + answered)
+    return conversation(row, context + answered)
 
 
-def _history(row: _Fields) -> list[dict[str, Any]]:
+def _history(row: Fields) -> list[dict[str, Any]]:
     """Earlier questions and answers; LLaMA-Factory trains on these answers too."""
     if "history" not in row.values:
         return []
@@ -334,16 +370,16 @@ def _history(row: _Fields) -> list[dict[str, Any]]:
     for i, pair in enumerate(history if isinstance(history, list) else [history]):
         if not isinstance(pair, list) or len(pair) != 2:
             raise row.unused("history", f"history[{i}] is not a pair of question and answer")
-        if any(not _is_empty(text) for text in pair):
-            turns += [_said("user", _trim(pair[0])), _said("assistant", _trim(pair[1]))]
+        if any(not is_empty(text) for text in pair):
+            turns += [said("user", trim(pair[0])), said("assistant", trim(pair[1]))]
     return turns
 
 
-def _said(role: str, content: object) -> dict[str, Any]:
+def said(role: str, content: object) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def _trim(value: object) -> object:
+def trim(value: object) -> object:
     """The text without blank lines around it and white space behind it, which separate in these
     formats. The indentation of its first line stays.
     """

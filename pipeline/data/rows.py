@@ -1,6 +1,7 @@
 """What readers make of a file's lines: conversations, and rows that are rejected with a reason."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.core.console import printable
 from pipeline.models.chat.messages import Message
@@ -13,6 +14,8 @@ class Conversation:
     """A row that can be rendered: a training row, or a test question with its answer.
 
     left_out: names of its fields that have no effect on training and are known to be harmless.
+    rejected: of a pair, the same conversation with the worse answer. label: whether the answer is a
+    good one, if training learns from that.
     """
 
     file: str
@@ -20,6 +23,8 @@ class Conversation:
     messages: list[Message]
     excerpt: str
     left_out: frozenset[str] = frozenset()
+    rejected: list[Message] | None = None
+    label: bool | None = None
 
     @property
     def place(self) -> str:
@@ -50,10 +55,9 @@ class Line:
     def rejected(self, file: str, reason: str, detail: str, field: str | None = None) -> Rejected:
         return Rejected(file, self.number, reason, detail, excerpt(self.text), field)
 
-    def conversation(
-        self, file: str, messages: list[Message], left_out: frozenset[str] = frozenset()
-    ) -> Conversation:
-        return Conversation(file, self.number, messages, excerpt(self.text), left_out)
+    def conversation(self, file: str, messages: list[Message], **fields: Any) -> Conversation:
+        """fields: of the conversation, by name."""
+        return Conversation(file, self.number, messages, excerpt(self.text), **fields)
 
 
 def excerpt(text: str) -> str:

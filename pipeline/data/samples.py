@@ -19,19 +19,24 @@ _PAGE = """<!doctype html>
   body {{ font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
   pre {{ white-space: pre-wrap; background: #f6f7f9; color: #57606a; padding: 1rem }}
   mark {{ background: #b7ebc0; color: #0b3d16 }}
+  mark.worse {{ background: #f6c9c9; color: #5a1010 }}
   rect {{ fill: #4a7fb5 }} text {{ font-size: 11px }}
 </style>
 <h1>Samples of the dataset</h1>
-<p>What the model reads, control tokens included. It is trained on the <mark>marked</mark> text.</p>
+<p>What the model reads, control tokens included.
+It is trained on the <mark>marked</mark> text.{worse}</p>
 {samples}
 <h2>Tokens per row</h2>
 {histogram}
 """
 
 
-def runs(chat: Chat, row: Row) -> Iterator[tuple[str, bool]]:
+_WORSE = ' It learns to avoid the text that is <mark class="worse">marked so</mark>.'
+
+
+def runs(chat: Chat, ids: Sequence[int], mask: Sequence[int]) -> Iterator[tuple[str, bool]]:
     """The rendered text in pieces, each with whether the model is trained on it."""
-    pairs = zip(row.input_ids, row.loss_mask, strict=True)
+    pairs = zip(ids, mask, strict=True)
     for trained, run in groupby(pairs, key=lambda pair: pair[1]):
         yield chat.decode([token for token, _ in run], control_tokens=True), bool(trained)
 
@@ -42,13 +47,26 @@ def panels(chat: Chat, rows: Sequence[Row]) -> "Iterator[RenderableType]":
     from rich.text import Text
 
     for row in rows:
-        text = Text()
-        for piece, trained in runs(chat, row):
-            text.append(printable(piece), style="black on green" if trained else "dim")
-        trained_tokens = f"trained on {sum(row.loss_mask)} of {len(row.loss_mask)} tokens"
-        yield Panel(
-            text, title=Text(printable(row.source)), subtitle=trained_tokens, title_align="left"
-        )
+        for name, avoided, ids, mask in _sides(row):
+            text = Text()
+            style = "black on red" if avoided else "black on green"
+            for piece, trained in runs(chat, ids, mask):
+                text.append(printable(piece), style=style if trained else "dim")
+            trained_tokens = f"trained on {sum(mask)} of {len(mask)} tokens"
+            yield Panel(
+                text, title=Text(printable(name)), subtitle=trained_tokens, title_align="left"
+            )
+
+
+def _sides(row: Row) -> Iterator[tuple[str, bool, list[int], list[int]]]:
+    """Each conversation of a row: its title, whether the model learns to avoid its answer, its ids
+    and its loss mask."""
+    if row.kind == "pairs":
+        for word, (ids, mask) in zip(("chosen", "rejected"), row.sides, strict=True):
+            yield f"{row.source} ({word})", word == "rejected", ids, mask
+        return
+    words = {None: "", 1: " (desirable)", 0: " (undesirable)"}
+    yield row.source + words[row.label], row.label == 0, row.input_ids, row.loss_mask
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -62,12 +80,15 @@ def page(chat: Chat, rows: Sequence[Row], bins: Sequence[tuple[int, int, int]]) 
     """An HTML page with the rows and the bins of `histogram`."""
     parts = []
     for row in rows:
-        marked = (
-            f"<mark>{escape(piece)}</mark>" if trained else escape(piece)
-            for piece, trained in runs(chat, row)
-        )
-        parts.append(f"<h2>{escape(row.source)}</h2>\n<pre>{''.join(marked)}</pre>")
-    return _PAGE.format(samples="\n".join(parts), histogram=_draw(bins))
+        for name, avoided, ids, mask in _sides(row):
+            mark = '<mark class="worse">' if avoided else "<mark>"
+            marked = (
+                f"{mark}{escape(piece)}</mark>" if trained else escape(piece)
+                for piece, trained in runs(chat, ids, mask)
+            )
+            parts.append(f"<h2>{escape(name)}</h2>\n<pre>{''.join(marked)}</pre>")
+    worse = _WORSE if any(row.kind != "answers" for row in rows) else ""
+    return _PAGE.format(samples="\n".join(parts), histogram=_draw(bins), worse=worse)
 
 
 def _draw(bins: Sequence[tuple[int, int, int]]) -> str:

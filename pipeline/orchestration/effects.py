@@ -8,6 +8,7 @@ longest name counts. Tests walk the schema: each key has a reader, and each cond
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pipeline.config.finetune import OBJECTIVES, PreferenceConfig
 from pipeline.config.schema import Config
 from pipeline.core.errors import ConfigError, shown
 from pipeline.engines.registry import AUTO, ENGINES, named
@@ -35,6 +36,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "data": ("prepare",),
     "prepare": ("prepare",),
     "finetune": ("finetune",),
+    "finetune.objective": ("prepare", "finetune"),
     "finetune.adapter.rank": ("finetune", "profiles"),
     "quantize": ("quantize",),
     "quantize.format": ("quantize", "export", "profiles"),
@@ -117,7 +119,21 @@ def _names(pairs: Iterator[str]) -> str:
     return " or ".join(pairs)
 
 
+def _objective_reads(name: str) -> Condition:
+    """A setting of finetune.preference has an effect on the objectives whose record names it."""
+    reading = [o for o, record in OBJECTIVES.items() if name in record.settings]
+    return Condition(
+        f"finetune.preference.{name}",
+        lambda config: config.finetune.objective in reading,
+        lambda config: (
+            f"finetune.objective={config.finetune.objective} does not read it; "
+            f"{_names(f'finetune.objective={o}' for o in reading)} does"
+        ),
+    )
+
+
 CONDITIONS = (
+    *map(_objective_reads, PreferenceConfig.model_fields),
     Condition(
         "finetune.adapter", _is_adapter,
         lambda _: "finetune=sft trains every weight and makes no adapter: choose finetune=lora",

@@ -32,6 +32,7 @@ def write_summary(artifacts: Path, config: Config, *, since: float | None = None
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": config.model.name,
         "method": config.finetune.method,
+        "objective": config.finetune.objective,
         "format": config.quantize.format,
         "stages": stages,
         "training": _training(found.get("finetune")),

@@ -37,7 +37,9 @@ def show_summary(
         ("Overruled", _overruled(summary)),
         ("Next", _next_steps(summary, artifacts)),
     ]
-    title = f"{summary['model']}: {summary['method']}, {summary['format']}"
+    objective = summary.get("objective", "sft")  # a summary of an earlier version has none
+    trained = summary["method"] + ("" if objective == "sft" else f" with {objective}")
+    title = f"{summary['model']}: {trained}, {summary['format']}"
     console.print()
     console.rule(f"[bold green]{title}")
     for heading, content in parts:

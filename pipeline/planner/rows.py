@@ -2,6 +2,7 @@
 
 import json
 
+from pipeline.config.finetune import OBJECTIVES
 from pipeline.config.schema import Config
 from pipeline.core.paths import MANIFEST
 from pipeline.planner.workload import Rows
@@ -18,7 +19,8 @@ def rows_of(config: Config) -> Rows:
     try:
         made = json.loads((folder / MANIFEST).read_text())["config"]
         splits = json.loads((folder / "statistics.json").read_text())["splits"]
-        if all(json.loads(json.dumps(made[name])) == wanted[name] for name in wanted):
+        same = made["finetune"]["objective"] == config.finetune.objective
+        if same and all(json.loads(json.dumps(made[name])) == wanted[name] for name in wanted):
             train, validation = splits["train"], splits["validation"]
             longest = -(-(train["length_max"] - 1) // MULTIPLE) * MULTIPLE
             mean = train["tokens"] / train["rows"]
@@ -26,4 +28,5 @@ def rows_of(config: Config) -> Rows:
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         pass  # not prepared yet, or by another version: the bound is used
     longest = config.prepare.max_length
-    return Rows(None, longest, longest, 0, known=False)
+    mean = longest * OBJECTIVES[config.finetune.objective].sides
+    return Rows(None, longest, mean, 0, known=False)

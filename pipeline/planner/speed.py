@@ -176,9 +176,13 @@ def _computed_again(work: Workload) -> float:
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds of the finetune stage: until the first step, of steps, validation, checkpoints."""
+    """Seconds of the finetune stage: until the first step, of steps, validation, checkpoints.
+
+    reference: of the base's log-probabilities, before the first step.
+    """
 
     start: float
+    reference: float
     steps: float
     validation: float
     checkpoints: float
@@ -207,10 +211,16 @@ def run(
     element = 2 if work.gpu else 4
     validations = 1 + (steps - 1) // validate_every
     forward = 1 / 3 if work.settings.method == "sft" else 1 / 2
+    # KTO reads another answer to each prompt too, forward only (training/nemo/objectives.py).
+    more = forward if work.objective.rows == "labels" else 0.0
+    read = steps * work.settings.global_batch_size
+    once = min(1.0, (work.rows.count or read) / read)
+    passes = (forward + more) * once if work.objective.compares else 0.0
     reading = element * work.shape.parameters / READING if work.gpu else 0.0
     return Duration(
         start=(IMPORTS if work.gpu else CPU_IMPORTS) + reading,
-        steps=steps * one.seconds,
+        reference=steps * one.seconds * passes,
+        steps=steps * one.seconds * (1 + more),
         validation=validations
         * work.rows.validation_tokens / one.tokens * one.seconds * forward,
         checkpoints=(1 + (steps - 1) // checkpoint_every) * checkpoint_bytes / WRITING,

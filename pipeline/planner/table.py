@@ -121,6 +121,8 @@ def _time(plan: Plan) -> list[Table]:
             table.add_row(f"  {name}", spell(seconds), f"{seconds / step.seconds:.0%}")
     table.add_row("until the first step", spell(duration.start), "imports, reading the weights")
     table.add_row(f"{plan.steps:,} steps", spell(duration.steps), "")
+    if duration.reference > 0:
+        table.add_row("reference", spell(duration.reference), "")
     if duration.validation > 0:
         table.add_row("validation", spell(duration.validation), "")
     if duration.checkpoints >= 0.5:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.config.finetune import FinetuneConfig, ParallelConfig
+from pipeline.config.finetune import OBJECTIVES, FinetuneConfig, Objective, ParallelConfig
 from pipeline.models.architecture import Shape
 from pipeline.training.adapter_targets import targets
 
@@ -34,6 +34,10 @@ class Workload:
         return self.settings.parallel
 
     @property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.settings.objective]
+
+    @property
     def data(self) -> int:
         """Data-parallel ranks: the processes divided by the other sizes."""
         parallel = self.parallel
@@ -46,7 +50,7 @@ class Workload:
         than a pack makes it as long as the row (`pipeline.training.batches.pack`)."""
         if self.settings.pack_length:
             return max(self.settings.pack_length, self.rows.longest)
-        return self.settings.micro_batch_size * self.rows.longest
+        return self.settings.micro_batch_size * self.objective.sides * self.rows.longest
 
     @property
     def microbatches(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.finetune import FinetuneConfig
+from pipeline.config.finetune import OBJECTIVES, FinetuneConfig, objectives_of
 from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.artifact import SCRATCH, Artifact, Outcome, sha256_of_json
@@ -28,6 +28,7 @@ from pipeline.training.best_weights import BestWeights
 from pipeline.training.job import Checkpoints, Job
 from pipeline.training.length import Length, ends_first, resolved
 from pipeline.training.nemo.patches.records import PATCHES
+from pipeline.training.preference import PreferenceRows, Rows
 from pipeline.training.progress import show_progress, write_loss_curve
 from pipeline.training.settings_checks import check, check_validation_rows
 from pipeline.training.validation import best, kept, why_kept
@@ -60,8 +61,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     scratch = out / SCRATCH
     for leftover in ("weights", "context"):
         shutil.rmtree(out / leftover, ignore_errors=True)
-    train = _rows(dataset, "train", shape)
-    validation = _rows(dataset, "validation", shape)
+    train = _rows(dataset, "train", shape, config.finetune.objective)
+    validation = _rows(dataset, "validation", shape, config.finetune.objective)
     if not len(train):
         raise DataError(f"{dataset} has no row to train on: see its rejected.jsonl for the reasons")
     settings, length = _length(config, shape, rows=len(train), validation=len(validation))
@@ -95,10 +96,16 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     with show_progress(length, done) as report:
         trained = train_in_processes(job, report)
     curve = trained.curve
-    write_loss_curve(out, curve, title=f"Fine-tuning ({settings.method})")
+    supervised = settings.objective == "sft"
+    write_loss_curve(
+        out,
+        curve,
+        title=f"Fine-tuning ({settings.method}{'' if supervised else f', {settings.objective}'})",
+        unit="nats a token" if supervised else "mean of rows",
+    )
     order = SampleOrder(train.lengths, settings.global_batch_size, job.seed)
     steps, result = len(curve), kept(settings, curve)
-    tokens = [int(train.lengths[order.rows(step)].sum()) for step in range(steps)]
+    tokens = [train.tokens(order.rows(step)) for step in range(steps)]
     seconds = trained.seconds
     metrics = {
         "train_loss": result.loss,
@@ -116,6 +123,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         metrics["planned_gpu_memory_gib"] = planned_memory(job, shape, longest=longest) / GIB
     if (loss := result.validation_loss) is not None:
         metrics["validation_loss"] = loss
+    metrics |= result.figures
     why = why_kept(settings, curve, job.steps)
     if steps < job.steps or result.step < steps:
         get_console().print(why[:1].upper() + why[1:], markup=False, soft_wrap=True)
@@ -176,12 +184,25 @@ def _report_patches(patches: str) -> None:
         )
 
 
-def _rows(dataset: Path, split: str, shape: Shape) -> TokenRows:
+def _rows(dataset: Path, split: str, shape: Shape, objective: str) -> Rows:
     rows = read_split(dataset, split)
+    wanted = OBJECTIVES[objective].rows
     for row in rows:
-        if len(row.input_ids) > shape.max_positions:
+        if row.kind != wanted:
             raise DataError(
-                f"{row.source} has {len(row.input_ids)} tokens and the model {shape.max_positions} "
-                "positions: lower prepare.max_length and run stage=prepare again"
+                f"{dataset} was made for finetune.objective={objectives_of(row.kind)}, and "
+                f"finetune.objective={objective} was given: run stage=prepare with "
+                f"finetune.objective={objective}, or set finetune.objective to what it was made for"
             )
-    return TokenRows.of((row.input_ids, row.loss_mask) for row in rows)
+        for ids, _ in row.sides:
+            if len(ids) > shape.max_positions:
+                raise DataError(
+                    f"{row.source} has {len(ids)} tokens and the model {shape.max_positions} "
+                    "positions: lower prepare.max_length and run stage=prepare again"
+                )
+    if wanted == "pairs":
+        return PreferenceRows.of_pairs(row.sides for row in rows)
+    if wanted == "labels":
+        answers = [(row.sides[0], int(row.label or 0)) for row in rows]
+        return PreferenceRows.of_labels(answers, max_length=shape.max_positions)
+    return TokenRows.of(row.sides[0] for row in rows)

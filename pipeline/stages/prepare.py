@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.data import DataConfig
+from pipeline.config.finetune import OBJECTIVES, RowKind
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
@@ -20,9 +21,11 @@ from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data import samples
 from pipeline.data.dataset import SPLITS, Row, write_split
+from pipeline.data.mixture import Mixture
+from pipeline.data.preference_rows import NO_LABEL, NO_PAIR
 from pipeline.data.readers import find_files, read_file
 from pipeline.data.row_filter import LEAK, NEAR, Kept, RowFilter
-from pipeline.data.row_formats import UNUSED
+from pipeline.data.row_formats import PAIRED, UNUSED
 from pipeline.data.rows import Conversation, Rejected
 from pipeline.data.settings_checks import check_prepare
 from pipeline.models.architecture import Shape
@@ -31,7 +34,7 @@ from pipeline.models.checks import check_folder
 from pipeline.models.output_rows import untrained_tokens
 
 STAGE = Stage(
-    version=2,
+    version=3,
     libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py"),
 )
 
@@ -44,6 +47,9 @@ PERCENTILES = (50, 95, 99)
 ADVICE = {
     UNUSED: "data.ignore_fields=[NAME] leaves a field out on purpose",
     LEAK: "prepare.leak_threshold decides what counts as the same question",
+    PAIRED: "finetune.objective=dpo, orpo or simpo learns from pairs",
+    NO_PAIR: "finetune.objective=sft trains on one answer a row",
+    NO_LABEL: "finetune.objective=sft trains on good answers without a label",
     NEAR: "prepare.near_duplicate_threshold decides what counts as a near duplicate",
     "too long": "prepare.max_length is the most tokens of a row",
 }
@@ -61,24 +67,30 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     chat = Chat.load(config.model.path)
     rows = RowFilter(config.prepare, config.seed, chat)
     tests, training = _find(config.data)
-    for row, is_test in _read(tests, training, config.data.ignore_fields):
+    names = {file: _name(file) for file in training}
+    mixture = Mixture(config.data.mixture, config.data.folder, names)
+    kind = OBJECTIVES[config.finetune.objective].rows
+    for row, is_test in _read(tests, training, config.data.ignore_fields, kind):
         rows.add(row, is_test=is_test)
     with progress() as bar:
         task = bar.add_task("comparing rows", total=len(rows))
         rows.finish(lambda compared: bar.advance(task, compared))
     _write_rejected(rows.rejected, out / "rejected.jsonl")
-    statistics = _statistics(rows, chat, [_name(file) for file in tests + training])
+    epoch = list(mixture.epoch(rows.kept))
+    statistics = _statistics(rows, epoch, chat, [_name(file) for file in tests + training])
+    if config.data.mixture:
+        statistics["mixture"] = mixture.statistics(rows.kept)
     _show_unused(statistics, config.data.ignore_fields)
     _refuse_if_bad(config, statistics, rows.rejected, out)
     statistics["untrained_tokens"] = _untrained(rows.kept, shape, chat)
     for split in SPLITS:
-        write_split(out, split, (row.unpack() for row in rows.kept if row.split == split))
+        write_split(out, split, (row.unpack() for row in epoch if row.split == split), kind)
     chat.save(out / "tokenizer")
     (out / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     shown = _choose_samples(rows.kept, config.prepare.samples)
     page = samples.page(chat, shown, statistics["histogram"])
     (out / "samples.html").write_text(page, encoding="utf-8")
-    _show(chat, shown, statistics)
+    _show(chat, shown, statistics, kind)
     return Outcome("dataset", _metrics(statistics), proof={"chat_sha256": chat.sha256})
 
 
@@ -101,7 +113,7 @@ def _name(file: Path) -> str:
 
 
 def _read(
-    tests: Sequence[Path], training: Sequence[Path], ignored: Sequence[str]
+    tests: Sequence[Path], training: Sequence[Path], ignored: Sequence[str], kind: RowKind
 ) -> Iterator[tuple[Conversation | Rejected, bool]]:
     """Every row of every file, with whether it is a test row; test rows first."""
     files = [*tests, *training]
@@ -109,10 +121,13 @@ def _read(
     with progress() as bar:
         task = bar.add_task("reading KiB", total=size // 1024)
         for file in files:
-            for row in read_file(
-                file, _name(file), ignored, lambda read: bar.advance(task, read / 1024)
-            ):
-                yield row, file in tests
+            is_test, name = file in tests, _name(file)
+
+            def advance(read: int) -> None:
+                bar.advance(task, read / 1024)
+
+            for row in read_file(file, name, ignored, advance, kind=kind, is_test=is_test):
+                yield row, is_test
 
 
 def _write_rejected(rejected: Sequence[Rejected], file: Path) -> None:
@@ -121,9 +136,12 @@ def _write_rejected(rejected: Sequence[Rejected], file: Path) -> None:
             stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
-def _statistics(rows: RowFilter, chat: Chat, files: Sequence[str]) -> dict[str, Any]:
+def _statistics(
+    rows: RowFilter, epoch: Sequence[Kept], chat: Chat, files: Sequence[str]
+) -> dict[str, Any]:
     """Counts and lengths, ready for JSON and the same for the same rows.
 
+    epoch: the kept rows, those to train on as often as they are in an epoch.
     files: names of all files that were read, also of those without rows.
     """
     kept = Counter(row.file for row in rows.kept)
@@ -139,9 +157,9 @@ def _statistics(rows: RowFilter, chat: Chat, files: Sequence[str]) -> dict[str, 
             for name in files
         },
         "splits": {
-            split: _describe([row for row in rows.kept if row.split == split]) for split in SPLITS
+            split: _describe([row for row in epoch if row.split == split]) for split in SPLITS
         },
-        "histogram": samples.histogram([len(row.ids) for row in rows.kept]),
+        "histogram": samples.histogram([len(ids) for row in rows.kept for ids, _ in row.sides]),
         "conflicts": len(rows.conflicts),
         "first_conflicts": [asdict(conflict) for conflict in rows.conflicts[:MAX_CONFLICTS]],
         "template_prints_the_date": chat.template.is_dated,
@@ -173,15 +191,21 @@ def _reasons(rejected: Mapping[str, int], fields: Mapping[str, Mapping[str, int]
 
 
 def _describe(rows: Sequence[Kept]) -> dict[str, float]:
-    """Rows and tokens of a split; lengths are tokens per row (nearest-rank percentiles)."""
-    lengths = sorted(len(row.ids) for row in rows)
-    tokens, trained = sum(lengths), sum(sum(row.mask) for row in rows)
+    """Rows and tokens of a split; lengths are tokens per conversation (nearest-rank percentiles).
+
+    A pair has two conversations.
+    """
+    sides = [side for row in rows for side in row.sides]
+    lengths = sorted(len(ids) for ids, _ in sides)
+    tokens, trained = sum(lengths), sum(sum(mask) for _, mask in sides)
     figures: dict[str, float] = {"rows": len(rows), "tokens": tokens, "trained_tokens": trained}
     figures["trained_share"] = round(trained / max(1, tokens), 6)
     if lengths:
         ranks = {p: -(-p * len(lengths) // 100) - 1 for p in PERCENTILES}
         figures |= {f"length_p{p}": lengths[rank] for p, rank in ranks.items()}
         figures["length_max"] = lengths[-1]
+    if any(row.label is not None for row in rows):
+        figures["desirable"] = sum(bool(row.label) for row in rows)
     return figures
 
 
@@ -270,7 +294,7 @@ def _show_unused(statistics: Mapping[str, Any], ignored: Sequence[str]) -> None:
         get_console().print(f"Fields that training does not use, and their rows: {named}")
 
 
-def _show(chat: Chat, shown: Sequence[Row], statistics: Mapping[str, Any]) -> None:
+def _show(chat: Chat, shown: Sequence[Row], statistics: Mapping[str, Any], kind: RowKind) -> None:
     """Print samples, splits and warnings."""
     from rich.markup import escape
     from rich.table import Table
@@ -291,10 +315,18 @@ def _show(chat: Chat, shown: Sequence[Row], statistics: Mapping[str, Any]) -> No
     for column in table.columns[1:]:
         column.justify = "right"
     console.print(table)
+    if "mixture" in statistics:
+        parts = Table("training file", "weight", "rows", "in an epoch", "share of trained tokens")
+        for part in statistics["mixture"]:
+            share = f"{part['share_of_trained_tokens']:.1%}"
+            cells = [f"{part[key]:,}" for key in ("rows", "rows_in_an_epoch")]
+            parts.add_row(escape(part["file"]), f"{part['weight']:g}", *cells, share)
+        console.print(parts)
     if statistics["conflicts"]:
         first = statistics["first_conflicts"][0]
+        told = "verdict on the same answers" if kind != "answers" else "answer"
         console.print(
-            f"[yellow]{statistics['conflicts']} rows repeat a question with another answer[/]: "
+            f"[yellow]{statistics['conflicts']} rows repeat a question with another {told}[/]: "
             + escape(f"{first['question']!r} in {first['place']} and {first['other']}")
             + " (more in statistics.json)"
         )

@@ -247,6 +247,8 @@ def _card(
     trained, length = inputs["finetune"].manifest.config, _length(inputs["finetune"])
     settings, metric = trained["finetune"], gate_metric()
     method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[settings["method"]]
+    if settings["objective"] != "sft":
+        method += f" with {settings['objective'].upper()}"
     lines = [
         f"# {name}",
         "",

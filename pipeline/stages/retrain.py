@@ -56,6 +56,11 @@ def _check(tree: Mapping[str, Any], config: Config) -> int:
             f"retrain.recordings={settings.recordings} is where snapshots are kept: let the "
             "server record into another folder"
         )
+    if (objective := config.finetune.objective) != "sft":
+        raise ConfigError(
+            f"finetune.objective={objective} learns nothing from recorded conversations, which "
+            "have one answer without a verdict: set finetune.objective=sft, or run stage=all"
+        )
     with hold(config.artifacts, LOCK):
         found = recordings.find_new(settings.recordings, snapshots)
         with suppress(OSError):  # a folder that is only read is somebody else's

@@ -64,6 +64,11 @@ class TokenRows:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    def tokens(self, rows: Sequence[int] | Ints) -> int:
+        """Tokens of `rows`, without padding."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        return int((self.starts[numbers + 1] - self.starts[numbers]).sum())
+
     def trained_tokens(self, rows: Sequence[int] | Ints) -> int:
         """Tokens of `rows` that count in the loss. A row's first does not: nothing predicts it."""
         return sum(int(self.mask[self.starts[r] + 1 : self.starts[r + 1]].sum()) for r in rows)

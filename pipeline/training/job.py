@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,10 @@ def out_of_memory(job: Job, longest: int, *, memory: int | None) -> ResourceErro
 class Point:
     """One step of a training curve.
 
-    step: from 1. loss: mean over the trained tokens of the global batch, in nats.
-    tokens_per_second: tokens read, without padding. validation_loss: in nats, at some steps.
+    step: from 1. loss: mean over the trained tokens of the global batch, in nats; of a preference
+    objective the mean over its rows. tokens_per_second: tokens read, without padding.
+    validation_loss: in nats, at some steps. figures: what a preference objective reports beside its
+    loss, by name.
     """
 
     step: int
@@ -109,6 +111,12 @@ class Point:
     grad_norm: float
     tokens_per_second: float
     validation_loss: float | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, float]:
+        """All figures of the step that have a value, by name."""
+        plain = {k: v for k, v in asdict(self).items() if k not in ("step", "figures")}
+        return {k: v for k, v in plain.items() if v is not None} | self.figures
 
 
 @dataclass(frozen=True)

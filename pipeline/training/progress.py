@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.console import get_console, progress
 from pipeline.tracking import client as tracking
@@ -60,19 +61,27 @@ def _logged(show: Callable[[Point], None], length: Length) -> Callable[[Point], 
     def report(point: Point) -> None:
         show(point)
         if point.step % METRICS_EVERY == 0 or point.validation_loss is not None or point.step == 1:
-            figures = {k: v for k, v in asdict(point).items() if k != "step" and v is not None}
-            tracking.log_metrics({**figures, "epoch": length.epoch(point.step)}, step=point.step)
+            figures = {**point.values(), "epoch": length.epoch(point.step)}
+            tracking.log_metrics(figures, step=point.step)
 
     return report
 
 
-def write_loss_curve(folder: Path, curve: Sequence[Point], *, title: str) -> None:
+def _without_speed(point: Point) -> dict[str, Any]:
+    fields = asdict(point)
+    del fields["tokens_per_second"]
+    return fields | fields.pop("figures")
+
+
+def write_loss_curve(
+    folder: Path, curve: Sequence[Point], *, title: str, unit: str = "nats a token"
+) -> None:
     """Write curve.json (a list of points) and loss_curve.png into the folder.
 
     Without the speed of each step, so that the same training writes the same files; the tracker has
     it.
     """
-    points = [{k: v for k, v in asdict(p).items() if k != "tokens_per_second"} for p in curve]
+    points = [_without_speed(p) for p in curve]
     (folder / "curve.json").write_text(json.dumps(points, indent=1) + "\n")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -84,7 +93,7 @@ def write_loss_curve(folder: Path, curve: Sequence[Point], *, title: str) -> Non
     checked = [(p.step, p.validation_loss) for p in curve if p.validation_loss is not None]
     if checked:
         axes.plot(*zip(*checked, strict=True), "o-", ms=4, label="validation")
-    axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
+    axes.set(xlabel="step", ylabel=f"loss ({unit})", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

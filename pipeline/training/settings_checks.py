@@ -45,6 +45,17 @@ def check(
             f"finetune.parallel.context={parallel.context}: set pack_length=null, or context to 1"
         )
     _check_attention(settings, shape)
+    if settings.objective != "sft":
+        for name, given, instead in (
+            ("pack_length", settings.pack_length, "null"),
+            ("parallel.context", parallel.context if parallel.context > 1 else None, "1"),
+        ):
+            if given is not None:
+                raise ConfigError(
+                    f"finetune.{name}={given} cannot be combined with "
+                    f"finetune.objective={settings.objective}, whose loss is of whole answers: set "
+                    f"finetune.{name}={instead}"
+                )
     for name, whole in (
         ("attention heads", shape.heads),
         ("key-value heads", shape.kv_heads),

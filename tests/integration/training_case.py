@@ -43,8 +43,10 @@ def make_base(
     family: str = "Llama",
     attention_dropout: float = 0.0,
     odd_vocabulary: bool = False,
+    hidden: int = 64,
+    layers: int = 2,
 ) -> Path:
-    """Write a nemo_checkpoint of a random model: 2 layers, hidden size 64, heads of 16.
+    """Write a nemo_checkpoint of a random model with heads of 16.
 
     odd_vocabulary: of a size that two ranks cannot share alike.
     """
@@ -58,9 +60,9 @@ def make_base(
     vocab = len(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"])
     config = getattr(transformers, f"{family}Config")(
         vocab_size=-(-(vocab + 16) // 64) * 64 + odd_vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=16,

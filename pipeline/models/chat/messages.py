@@ -9,6 +9,7 @@ from pipeline.core.errors import DataError
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant")
+PLAIN = "text"  # of the only turn of a row that is plain text and no conversation
 # Fields of a turn that have an effect only if the model's chat template writes them.
 TEMPLATE_FIELDS = ("reasoning_content", "reasoning", "thinking", "name")
 

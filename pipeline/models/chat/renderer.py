@@ -90,7 +90,7 @@ class Chat:
         by offset. A turn starts where the generation prompt ends, which is where a served answer
         starts, and ends with the control token behind its text. A token that straddles the start
         holds text of the assistant and is trained; a control token that swallowed white space there
-        is not.
+        is not. A template with one generation block for each of these turns marks them itself.
 
         Raises:
             DataError: the template refuses the conversation, alters an assistant turn, does not end
@@ -100,6 +100,10 @@ class Chat:
         text = self.text(messages)
         self._check_fields(messages, text)
         ids, offsets = self._encode(text, self._opened(messages))
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(marked := self.template.answers(messages, text)) == len(turns) > 0:
+            spans = dict(zip(turns, marked, strict=True))
+            return Rendered(ids, self._own_mask(messages, text, spans, ids, offsets))
         mask = [0] * len(ids)
         position = 0
         for start, end, trained in self._assistant_spans(messages, text):
@@ -111,13 +115,23 @@ class Chat:
                 if ids[position - 1] in self._control_ids and offsets[position - 1][1] > end:
                     break
             else:
-                raise Unusable(
-                    "no end of turn",
-                    f"the chat template of {self.folder} ends the assistant's turn with no control "
-                    "token, so a model trained with it would never stop: add {{ eos_token }} "
-                    "behind the assistant's content in it",
-                )
+                raise self._endless()
         return Rendered(ids, mask)
+
+    def render_plain(self, text: str) -> Rendered:
+        """Tokens of a text that is no conversation, with bos and eos as pretraining has them.
+
+        The mask is 1 for every token but bos, which nothing predicts.
+
+        Raises:
+            Unusable: the text holds one of the model's control tokens, or half a surrogate pair.
+        """
+        self._refuse_control({"text": text})
+        ends = [self.special_tokens.get(name) for name in ("bos_token", "eos_token")]
+        bos, eos = (None if end is None else self.tokenizer.token_to_id(end) for end in ends)
+        ids = self.encode(text)
+        first, last = ([] if i is None else [i] for i in (bos, eos))
+        return Rendered([*first, *ids, *last], [0] * len(first) + [1] * (len(ids) + len(last)))
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -165,16 +179,20 @@ class Chat:
                 tokens, with which a user could write turns in another's name.
         """
         given = {f"messages[{i}]": message for i, message in enumerate(messages)}
-        for place, part in {**given, "tools": tools}.items():
+        self._refuse_control({**given, "tools": tools})
+        if generation_prompt:
+            return self.template.expand(messages, generation_prompt=True, tools=tools)
+        return self._expand(messages, tools)
+
+    def _refuse_control(self, parts: Mapping[str, Any]) -> None:
+        """Refuse texts that hold a control token. parts: values of JSON, by their place."""
+        for place, part in parts.items():
             for text in _texts_in(part):
                 if found := self._control.search(text):
                     raise Unusable(
                         "control token in text",
                         f"{place} holds {found.group()!r}, which the model reads as structure",
                     )
-        if generation_prompt:
-            return self.template.expand(messages, generation_prompt=True, tools=tools)
-        return self._expand(messages, tools)
 
     @cached_property
     def _opens_thought(self) -> bool:
@@ -286,6 +304,62 @@ class Chat:
         begin, end = offset
         return begin >= start or (end > start and token not in self._control_ids)
 
+    def _own_mask(
+        self,
+        messages: Sequence[Message],
+        text: str,
+        spans: Mapping[int, tuple[int, int]],
+        ids: Sequence[int],
+        offsets: Sequence[tuple[int, int]],
+    ) -> list[int]:
+        """The loss mask of a template that marks what the assistant writes.
+
+        spans: by the number of the turn. A block counts up to its last control token: the model
+        stops there, so what a template writes behind it is never generated.
+
+        Raises:
+            Unusable: a block does not end its turn.
+        """
+        mask = [0] * len(ids)
+        for turn, (marked, end) in spans.items():
+            begin = self._answer_start(messages, turn, text, marked)
+            _check_thoughts(messages[turn], turn, text[begin:end])
+            inside = [
+                i for i, at in enumerate(offsets) if at[0] < end and self._starts(ids[i], at, begin)
+            ]
+            control = [i for i in inside if ids[i] in self._control_ids]
+            if not control:
+                raise self._endless()
+            for i in range(inside[0], control[-1] + 1):
+                mask[i] = messages[turn].get("weight", 1)
+        return mask
+
+    def _endless(self) -> Unusable:
+        return Unusable(
+            "no end of turn",
+            f"the chat template of {self.folder} ends the assistant's turn with no control "
+            "token, so a model trained with it would never stop: add {{ eos_token }} "
+            "behind the assistant's content in it",
+        )
+
+    def _answer_start(self, messages: Sequence[Message], turn: int, text: str, begin: int) -> int:
+        """The first character of a turn that the assistant must produce: behind the generation
+        prompt, or behind `begin` where that comes later."""
+        prompt = self.template.expand(messages[:turn], generation_prompt=True)
+        if text.startswith(prompt):
+            return max(begin, len(prompt))
+        if turn == len(messages) - 1:
+            raise self._other_prompt(prompt)
+        return begin
+
+    def _other_prompt(self, prompt: str) -> Unusable:
+        return Unusable(
+            "prompt differs from training",
+            f"the chat template of {self.folder} prompts for an answer with "
+            f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
+            "and serving would differ: correct the template's add_generation_prompt part",
+        )
+
     def _assistant_spans(
         self, messages: Sequence[Message], text: str
     ) -> Iterator[tuple[int, int, int]]:
@@ -301,20 +375,9 @@ class Chat:
             if text.startswith(prompt) and len(prompt) <= begin:
                 begin = len(prompt)
             elif turn == len(messages) - 1:
-                raise Unusable(
-                    "prompt differs from training",
-                    f"the chat template of {self.folder} prompts for an answer with "
-                    f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
-                    "and serving would differ: correct the template's add_generation_prompt part",
-                )
-            trained = message.get("weight", 1)
-            for field in TEMPLATE_FIELDS:
-                thought = message.get(field)
-                if trained and isinstance(thought, str) and thought.strip() not in text[begin:end]:
-                    raise _without_effect(
-                        turn, field, "the chat template does not write it as part of the answer"
-                    )
-            yield begin, end, trained
+                raise self._other_prompt(prompt)
+            _check_thoughts(message, turn, text[begin:end])
+            yield begin, end, message.get("weight", 1)
 
     def _check_fields(self, messages: Sequence[Message], text: str) -> None:
         """Refuse a field of a turn without which the template writes the same text.
@@ -377,6 +440,16 @@ def _mark(text: str) -> str:
     """The beginning of a mark that is nowhere in `text`."""
     numbers = (f"{_START}{n}{_END}" for n in count())
     return next(mark for mark in numbers if mark not in text)
+
+
+def _check_thoughts(message: Message, turn: int, written: str) -> None:
+    """Refuse a field of a turn to train on that is not part of what is trained on."""
+    for field in TEMPLATE_FIELDS:
+        thought = message.get(field)
+        if message.get("weight", 1) and isinstance(thought, str) and thought.strip() not in written:
+            raise _without_effect(
+                turn, field, "the chat template does not write it as part of the answer"
+            )
 
 
 def _without_effect(turn: int, field: str, why: str) -> Unusable:

@@ -4,17 +4,22 @@ A sandbox keeps them away from the process. Units of work keep them from filling
 from running forever; see `template_work`. Their environment is the one that transformers provides.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
+from itertools import accumulate
 from typing import Any
+
+from jinja2 import Template
 
 from pipeline.core.errors import DataError
 from pipeline.models.chat.messages import Message, Unusable
-from pipeline.models.chat.template_environment import PricedEnvironment, environment
+from pipeline.models.chat.template_environment import BEGIN, END, PricedEnvironment, environment
 from pipeline.models.chat.template_work import WorkContext, work_for
 
 MAX_BYTES = 2**16
 MAX_CHARACTERS = 2**24  # of a rendered conversation
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 LONGEST_REASON = 300  # characters of what a template says when it refuses
 
 
@@ -62,7 +67,37 @@ class ChatTemplate:
         Raises:
             Unusable: the template refuses it, does too much work, or uses what it may not.
         """
-        context = self._template.new_context(
+        return self._expand(self._template, messages, generation_prompt, tools)
+
+    def answers(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+        """Where the template's own generation blocks begin and end in the text of a conversation.
+
+        None at all if the text is not what the template writes, or holds the marks itself.
+
+        Raises:
+            Unusable: as for `expand`.
+        """
+        if not _GENERATION.search(self.source):
+            return []
+        pieces = re.split(f"([{BEGIN}{END}])", self._expand(self._marked, messages, False, None))
+        marks, texts = pieces[1::2], pieces[::2]
+        if marks != [BEGIN, END] * (len(marks) // 2) or "".join(texts) != text:
+            return []
+        ends = list(accumulate(map(len, texts)))
+        return list(zip(ends[::2], ends[1::2], strict=False))
+
+    @cached_property
+    def _marked(self) -> Template:
+        return _environment(marked=True).from_string(self.source)
+
+    def _expand(
+        self,
+        template: Template,
+        messages: Sequence[Message],
+        generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> str:
+        context = template.new_context(
             {
                 "messages": [m if type(m) is dict else dict(m) for m in messages],
                 "tools": tools,
@@ -74,7 +109,7 @@ class ChatTemplate:
         assert isinstance(context, WorkContext)
         context.left = work_for(messages)
         try:
-            text = "".join(self._template.root_render_func(context))
+            text = "".join(template.root_render_func(context))
             if len(text) > MAX_CHARACTERS:
                 context.refuse()
         except Exception as error:  # foreign code can raise anything
@@ -89,5 +124,5 @@ def _reason(error: Exception) -> str:
 
 
 @cache
-def _environment() -> PricedEnvironment:
-    return environment()
+def _environment(*, marked: bool = False) -> PricedEnvironment:
+    return environment(marked=marked)

@@ -41,10 +41,18 @@ _PLAIN_ATTRIBUTES: dict[type, frozenset[str]] = {
 _SHORT = 256  # characters of a constant that is quick to compare with
 
 
-def environment() -> "PricedEnvironment":
-    """An environment as transformers has it, with a price for everything."""
+# Around what a template's generation blocks write, where they are marked.
+BEGIN, END = "\ue002", "\ue003"
+
+
+def environment(*, marked: bool = False) -> "PricedEnvironment":
+    """An environment as transformers has it, with a price for everything.
+
+    marked: whether templates write BEGIN and END around their generation blocks.
+    """
+    generation = _MarkedGeneration if marked else _Generation
     made = PricedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[generation, "jinja2.ext.loopcontrols"]
     )
     made.filters.clear()
     made.filters.update(operations.filters())
@@ -79,6 +87,20 @@ class _Generation(Extension):
         return nodes.Scope(
             parser.parse_statements(("name:endgeneration",), drop_needle=True)
         ).set_lineno(line)
+
+
+class _MarkedGeneration(_Generation):
+    """The same block, with a mark on either side of what it writes."""
+
+    def parse(self, parser: Any) -> nodes.Node:
+        scope = super().parse(parser)
+        assert isinstance(scope, nodes.Scope)
+        begin, end = (
+            nodes.Output([nodes.TemplateData(mark, lineno=scope.lineno)], lineno=scope.lineno)
+            for mark in (BEGIN, END)
+        )
+        scope.body = [begin, *scope.body, end]
+        return scope
 
 
 class _PricedCode(CodeGenerator):

@@ -24,6 +24,7 @@ from pipeline.training.best_weights import BestWeights
 from pipeline.training.job import GPU_REPORT_EVERY, Checkpoints, Job, Point, Trained
 from pipeline.training.nemo.context import write_context
 from pipeline.training.nemo.lora import freeze_other_rows, write_adapter
+from pipeline.training.nemo.objectives import Preference
 from pipeline.training.nemo.patches.checkpoint_safety import plain_write_errors
 from pipeline.training.nemo.recompute import let_gradients_in
 from pipeline.training.nemo.schedules import plus_ratio, set_rates
@@ -34,8 +35,15 @@ from pipeline.training.validation import best, ends_early, kept
 class Recorder(pl.Callback):
     """Reports each step, validates, and saves checkpoints and the result."""
 
-    def __init__(self, job: Job, checkpoints: Checkpoints, report: Callable[[Point], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        checkpoints: Checkpoints,
+        report: Callable[[Point], None],
+        preference: Preference | None = None,
+    ) -> None:
         self._job = job
+        self._preference = preference
         self._checkpoints = checkpoints
         self._best = BestWeights(job.scratch, job.identity)
         self._report = report
@@ -88,13 +96,16 @@ class Recorder(pl.Callback):
     ) -> None:
         step, job = trainer.global_step, self._job
         norm = self._logged["grad_norm"]
-        self._pending.append((step, self._rate, outputs["loss"].detach(), norm))
+        loss = outputs["loss"].detach().reshape(1)
+        if self._preference is not None:
+            loss = torch.cat([loss, self._preference.sums.to(loss.device)])
+        self._pending.append((step, self._rate, loss, norm))
         self._tokens += trainer.datamodule.tokens(step - 1)
         last = step == job.steps
         validate = last or step % job.settings.validate_every == 0
         save = not last and step % job.settings.checkpoint_every == 0
         if validate or save or step % self._every == 0:
-            self._flush(trainer, self._validate(trainer) if validate else None)
+            self._flush(trainer, *(self._validate(trainer) if validate else (None, {})))
         if validate and ends_early(job.settings.early_stopping, self._curve):
             trainer.should_stop = last = True
         if last:
@@ -132,8 +143,10 @@ class Recorder(pl.Callback):
             name = {"model_ckpt_path": f"../{self._job.weights.name}"}
             (self._job.out / "weights" / ADAPTER_META_FILENAME).write_text(json.dumps(name))
 
-    def _flush(self, trainer: pl.Trainer, validation_loss: float | None) -> None:
-        """Report the steps since the last call."""
+    def _flush(
+        self, trainer: pl.Trainer, validation_loss: float | None, validated: dict[str, float]
+    ) -> None:
+        """Report the steps since the last call. validated: figures beside the validation loss."""
         if not self._pending:
             return
         steps, rates, losses, norms = zip(*self._pending, strict=True)
@@ -142,14 +155,16 @@ class Recorder(pl.Callback):
         values = stacked.tolist()
         now = time.perf_counter()
         speed = self._tokens / (now - self._marked)
-        for step, rate, loss, norm in zip(steps, rates, values, norms, strict=True):
+        for step, rate, (loss, *sums), norm in zip(steps, rates, values, norms, strict=True):
             self._require_finite("loss", loss, step)
             # Megatron clips by dividing by the norm: an infinite one makes all gradients zero.
             self._require_finite("gradient's norm", norm, step)
             final = step == steps[-1]
-            self._curve.append(
-                Point(step, loss, rate, float(norm), speed, validation_loss if final else None)
-            )
+            figures = {} if self._preference is None else self._preference.figures(sums)
+            if final:
+                figures |= validated
+            checked = validation_loss if final else None
+            self._curve.append(Point(step, loss, rate, float(norm), speed, checked, figures))
             if trainer.is_global_zero:
                 self._report(self._curve[-1])
         self._pending.clear()
@@ -165,8 +180,9 @@ class Recorder(pl.Callback):
                 f"rows of that step in the dataset's samples.html"
             )
 
-    def _validate(self, trainer: pl.Trainer) -> float | None:
-        """The validation loss, in nats. Its time does not count as the steps'."""
+    def _validate(self, trainer: pl.Trainer) -> tuple[float | None, dict[str, float]]:
+        """The validation loss, in nats, and what the objective reports beside it. Its time does not
+        count as the steps'."""
         if on_gpu():
             torch.cuda.synchronize()  # what still runs belongs to the steps
         begin = time.perf_counter()
@@ -174,20 +190,28 @@ class Recorder(pl.Callback):
         self._marked += time.perf_counter() - begin
         return loss
 
-    def _validation_loss(self, trainer: pl.Trainer) -> float | None:
-        """Mean loss of all validation tokens, in nats; None without validation rows."""
-        data = trainer.datamodule
-        parallel = trainer.strategy.model
+    def _validation_loss(self, trainer: pl.Trainer) -> tuple[float | None, dict[str, float]]:
+        """Mean loss of all validation tokens, or pairs, in nats, and figures beside it; None and {}
+        without validation rows."""
+        preference, parallel = self._preference, trainer.strategy.model
+        data = preference.validation(trainer) if preference else trainer.datamodule.validation()
         total, tokens = 0.0, 0
+        sums = torch.zeros_like(preference.sums) if preference else torch.zeros(0)
         parallel.eval()
         with torch.no_grad():
-            for batch, count in data.validation():
+            for batch, count in data:
                 loss = parallel.validation_step(iter([(batch, 0, 0)]))
                 _strategy_lib._sync_from_last_pipeline_stage(loss, broadcast=True)
                 total += float(loss) * count
                 tokens += count
+                if preference:
+                    sums += preference.sums.to(sums.device)
         parallel.train()
-        return total / tokens if tokens else None
+        if preference is None or not tokens:
+            return total / tokens if tokens else None, {}
+        sums = sums.to(trainer.strategy.root_device)
+        _strategy_lib._sync_from_last_pipeline_stage(sums, broadcast=True)
+        return total / tokens, preference.figures(sums.tolist(), "validation_")
 
     def _keep(self, trainer: pl.Trainer, step: int) -> None:
         """Write the weights of the lowest validation loss so far."""
@@ -203,6 +227,8 @@ class Recorder(pl.Callback):
             trainer.strategy.barrier()  # the folder exists
             with plain_write_errors():
                 trainer.save_checkpoint(folder)
+                if self._preference is not None and trainer.is_global_zero:
+                    self._preference.save(folder)
             trainer.strategy.barrier()  # every rank has written its part
         if self._job.settings.keep == "best" and trainer.is_global_zero:
             point = best(self._curve)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +19,7 @@ from nemo.lightning.megatron_parallel import MegatronStep
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.config.finetune import OBJECTIVES
 from pipeline.training.batches import (
     Ints,
     SampleOrder,
@@ -44,14 +46,16 @@ class _Sampler(MegatronDataSampler):
     """
 
     def __init__(self, job: Job, packs: Callable[[MegatronStep[Any, Any]], int]) -> None:
+        settings = job.settings
+        sides = OBJECTIVES[settings.objective].sides  # NeMo counts sequences
         super().__init__(
             seq_len=job.max_length,
-            micro_batch_size=1 if job.settings.pack_length else job.settings.micro_batch_size,
-            global_batch_size=job.settings.global_batch_size,
+            micro_batch_size=1 if settings.pack_length else settings.micro_batch_size * sides,
+            global_batch_size=settings.global_batch_size * sides,
             dataloader_type="batch",
             output_log=False,
         )
-        self._packs = packs if job.settings.pack_length else None
+        self._packs = packs if settings.pack_length else None
 
     def on_megatron_step_start(self, step: MegatronStep[Any, Any]) -> MegatronStep[Any, Any]:
         step = super().on_megatron_step_start(step)
@@ -69,8 +73,8 @@ class Data(pl.LightningDataModule):
     def __init__(self, job: Job) -> None:
         super().__init__()
         self._job = job
-        self._train = TokenRows.load(job.train_rows)
-        self._validation = TokenRows.load(job.validation_rows) if job.validation_rows else None
+        self._train = self._load(job.train_rows)
+        self._validation = self._load(job.validation_rows) if job.validation_rows else None
         self._order = SampleOrder(self._train.lengths, job.settings.global_batch_size, job.seed)
         # Matrix kernels are faster with multiples of 8, and FP8's need 16. Context parallelism cuts
         # a row into 2 parts for each rank.
@@ -80,16 +84,20 @@ class Data(pl.LightningDataModule):
         self._validating: int | None = None  # packs of the validation batch in progress
         self.data_sampler = _Sampler(job, self._microbatches)
 
+    def _load(self, folder: Path) -> Any:
+        """The rows of a folder; a subclass reads others."""
+        return TokenRows.load(folder)
+
     def train_dataloader(self) -> DataLoader[Tensors]:
         return DataLoader(_Steps(self, self.trainer.global_step), batch_size=None)
 
     def tokens(self, step: int) -> int:
         """Tokens of the step's rows, without padding."""
-        return int(self._train.lengths[self._order.rows(step)].sum())
+        return int(self._train.tokens(self._order.rows(step)))
 
     def trained_tokens(self, step: int) -> int:
         """Tokens of the step's rows that count in the loss."""
-        return self._train.trained_tokens(self._order.rows(step))
+        return int(self._train.trained_tokens(self._order.rows(step)))
 
     def training_batch(self, step: int) -> Tensors:
         return self._tensors(self._train, self._order.rows(step))
@@ -123,13 +131,20 @@ class Data(pl.LightningDataModule):
 
         tokens, labels, position_ids: [rows, length] int64. loss_mask: [rows, length] float32.
         """
-        rank = parallel_state.get_data_parallel_rank()
-        ranks = parallel_state.get_data_parallel_world_size()
-        part = slice(rank, None, ranks)
+        part = self._part()
         if self._job.settings.pack_length:
             return self._packed(rows, self._packs(rows, chosen), part)
-        length = padded_length(rows, chosen, self._multiple)
-        batch = collate(rows, chosen, length=length, part=part)
+        return self._padded(rows, chosen[part], padded_length(rows, chosen, self._multiple))
+
+    @staticmethod
+    def _part() -> slice:
+        """This rank's rows of a batch."""
+        rank = parallel_state.get_data_parallel_rank()
+        return slice(rank, None, parallel_state.get_data_parallel_world_size())
+
+    def _padded(self, rows: TokenRows, chosen: Ints, length: int) -> Tensors:
+        """The chosen rows as NeMo takes them, padded to `length`."""
+        batch = collate(rows, chosen, length=length)
         count = len(batch.tokens)
         tensors = {
             "tokens": torch.from_numpy(batch.tokens),

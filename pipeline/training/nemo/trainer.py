@@ -16,6 +16,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -30,12 +31,12 @@ from nemo.lightning.resume import AdapterPath
 
 from pipeline.core.errors import ResourceError
 from pipeline.models.architecture import read_shape
-from pipeline.training.batches import TokenRows
 from pipeline.training.job import Checkpoints, Job, Point, Trained, out_of_memory
 from pipeline.training.nemo.callbacks import Recorder
 from pipeline.training.nemo.data import Data
 from pipeline.training.nemo.lora import new_adapter
 from pipeline.training.nemo.models import checkpoint_files, model_for
+from pipeline.training.nemo.objectives import Preference, PreferenceData
 from pipeline.training.nemo.patches.checkpoint_safety import check_checkpoint, one_line_refusals
 from pipeline.training.nemo.patches.ddp_stream_sync import synchronized_ddp
 from pipeline.training.nemo.patches.lora_init import seeded_lora_init
@@ -45,6 +46,7 @@ from pipeline.training.nemo.recompute import recompute_options
 from pipeline.training.nemo.schedules import plus_ratio, schedule
 from pipeline.training.nemo.session import has_transformer_engine, on_gpu
 from pipeline.training.nemo.vocabulary import hide_padding, padded_size
+from pipeline.training.preference import load_rows
 
 if TYPE_CHECKING:
     from nemo.collections.llm import GPTModel
@@ -91,13 +93,15 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     )
     hide_padding(model, vocab)
     checkpoints = Checkpoints(job.scratch, job.identity)
-    recorder = Recorder(job, checkpoints, report)
+    data, preference = _data(job, model, checkpoints.newest())
+    recorder = Recorder(job, checkpoints, report, preference)
     # The recorder takes what NeMo logs; Lightning's bookkeeping of it costs 10 ms a step.
     model.log = recorder.log
     trainer = _trainer(job)
     _add_adapter(job, model, trainer)
-    trainer.callbacks.append(recorder)  # behind the adapter, which is there when training starts
-    optimizer, data = _optimizer(job), Data(job)
+    # Behind the adapter, which is there when training starts.
+    trainer.callbacks += [recorder] if preference is None else [preference, recorder]
+    optimizer = _optimizer(job)
     optimizer.connect(model)
     if job.settings.method == "sft":
         _scale_beforehand(model, optimizer, lambda: data.trained_tokens(trainer.global_step))
@@ -115,6 +119,16 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     finally:
         destroy_num_microbatches_calculator()  # or the next run must have the same batch sizes
     return recorder.result()
+
+
+def _data(job: Job, model: GPTModel, resume: Path | None) -> tuple[Data, Preference | None]:
+    """The job's batches; and what its objective adds, unless that is the loss of good answers."""
+    if job.settings.objective == "sft":
+        return Data(job), None
+    data = PreferenceData(job)
+    preference = Preference(job, data, resume)
+    preference.attach(model)
+    return data, preference
 
 
 @contextmanager
@@ -266,6 +280,6 @@ def _readable_failures(job: Job) -> Iterator[None]:
 
 
 def _out_of_memory(job: Job) -> ResourceError:
-    longest = int(TokenRows.load(job.train_rows).lengths.max()) - 1
+    longest = int(load_rows(job.train_rows, job.settings.objective).lengths.max()) - 1
     memory = torch.cuda.get_device_properties().total_memory if on_gpu() else None
     return out_of_memory(job, longest, memory=memory)

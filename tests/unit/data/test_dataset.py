@@ -1,5 +1,6 @@
 """The dataset's files: what is written is read again, the same rows are the same bytes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,6 +44,22 @@ def test_rows_come_back(
 
 def row(i: int) -> Row:
     return Row([{"role": "user", "content": f"Frage {i} ä"}], [i, 7], [0, 1], f"a.jsonl:{i}")
+
+
+def test_pairs_and_labels_come_back(tmp_path: Path) -> None:
+    one = row(1)
+    pairs = [replace(one, rejected=one.messages, rejected_ids=[i, 8, 9], rejected_mask=[0, 1, 1])
+             for i in range(3)]  # fmt: skip
+    labels = [replace(one, label=i % 2) for i in range(3)]
+    for kind, found in (("pairs", pairs), ("labels", labels)):
+        write_split(tmp_path, "train", found, kind)
+        assert read_split(tmp_path, "train") == found
+        assert {r.kind for r in found} == {kind}
+        write_split(tmp_path, "test", [], kind)
+        assert read_split(tmp_path, "test") == []
+    write_split(tmp_path, "train", [replace(pairs[0], rejected_mask=[1])], "pairs")
+    with pytest.raises(DataError, match="3 ids and a mask of 1"):
+        read_split(tmp_path, "train")
 
 
 def test_same_rows_are_the_same_bytes(tmp_path: Path) -> None:

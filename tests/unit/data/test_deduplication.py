@@ -358,3 +358,43 @@ def test_rows_that_train_on_other_turns_are_no_exact_duplicates() -> None:
     turns = ask("Hi.", "Hello!", QUESTION, ANSWER)
     context = [turns[0], {**turns[1], "weight": 0}, *turns[2:]]
     assert Comparable(turns, "").digest != Comparable(context, "").digest
+
+
+def pair(place: str, question: str, good: str, bad: str) -> Comparable:
+    return Comparable(ask(question, good), place, ask(question, bad))
+
+
+def test_pairs_are_duplicates_only_if_both_sides_are() -> None:
+    seen = deduplication.Duplicates(0.97, Passages())
+    assert seen.add(pair("1", QUESTION, ANSWER, "It costs a lot.")) is None
+    assert seen.add(pair("2", QUESTION, ANSWER, "It costs nothing.")) is None
+    assert seen.add(pair("3", QUESTION.upper(), ANSWER, "It costs a lot")) == Match("1", False)
+    assert seen.add(pair("4", QUESTION, ANSWER, "It costs a  lot.")) == Match("1", True)
+
+
+def test_labels_are_duplicates_only_if_they_say_the_same() -> None:
+    seen = deduplication.Duplicates(0.97, Passages())
+    good, bad = (
+        Comparable(ask(QUESTION, ANSWER), f"{label}", label=label) for label in (True, False)
+    )
+    assert seen.add(good) is None
+    assert seen.add(bad) is None
+    verdicts = deduplication.Conflicts()
+    assert verdicts.add(good) is None
+    assert verdicts.add(bad) == Conflict(QUESTION, "False", "True")
+
+
+def test_a_pair_the_other_way_round_is_a_conflict() -> None:
+    seen = deduplication.Conflicts()
+    assert seen.add(pair("1", QUESTION, ANSWER, "Nothing.")) is None
+    assert seen.add(pair("2", QUESTION, "A lot.", "Nothing.")) is None
+    assert seen.add(pair("3", QUESTION, "Nothing.", ANSWER)) == Conflict(QUESTION, "3", "1")
+
+
+def test_a_test_answer_on_the_rejected_side_leaks() -> None:
+    leaks = deduplication.Leaks(0.97, Passages())
+    leaks.add_test(Comparable(ask("I have a card.", "Good.", "And what now?", ANSWER), "test:1"))
+    before = ("I want to send a wire.", "Gladly.", "And what now?")
+    sides = [ask(*before, text) for text in ("Nothing.", ANSWER)]
+    assert leaks.find(Comparable(sides[0], "1")) is None
+    assert leaks.find(Comparable(sides[0], "1", sides[1])) == Match("test:1", True)

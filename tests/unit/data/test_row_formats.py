@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.row_formats import EXCLUDED, METADATA, UNUSED, parse_row
+from pipeline.data.preference_rows import parse_example as parse_row
+from pipeline.data.row_formats import EXCLUDED, METADATA, PAIRED, UNUSED
 from pipeline.models.chat.messages import Unusable
 
 USER, ASSISTANT = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}
@@ -165,7 +166,9 @@ def test_rows_that_are_not_to_be_trained_on(mark: str, ignored: tuple[str, ...])
 def test_fields_without_effect_refuse_the_row_by_name(row: dict[str, Any], field: str) -> None:
     with pytest.raises(Unusable) as caught:
         parse_row(row)
-    assert (caught.value.reason, caught.value.field) == (UNUSED, field)
+    preferring = {"chosen", "rejected_response", "preferred_output"}
+    assert caught.value.reason == (PAIRED if preferring & row.keys() else UNUSED)
+    assert caught.value.field == field
     assert f"data.ignore_fields=[{field}]" in str(caught.value)
     assert str(caught.value).isprintable()
 

@@ -71,6 +71,15 @@ def test_what_a_stage_runs_only_for_the_whole_graph() -> None:
 
 # For each condition: a setting that has no effect, and what stands beside it; and one that has.
 CASES = [
+    *(
+        (f"finetune.preference.{name}", f"finetune.preference.{name}",
+         {"finetune.objective": idle}, {"finetune.objective": working})
+        for name, idle, working in (
+            ("beta", "orpo", "kto"), ("label_smoothing", "kto", "dpo"),
+            ("desirable_weight", "dpo", "kto"), ("undesirable_weight", "sft", "kto"),
+            ("gamma", "dpo", "simpo"), ("odds_weight", "sft", "orpo"),
+        )
+    ),
     ("finetune.adapter", "finetune.adapter.rank", {"finetune": "sft"}, {"finetune": "dora"}),
     ("finetune.micro_batch_size", "finetune.micro_batch_size", {"finetune.pack_length": 512}, {}),
     ("finetune.warmup_share", "finetune.warmup_share", {}, {"finetune.warmup_steps": None}),

@@ -53,6 +53,11 @@ def test_the_settings_that_ship_fit_the_bundled_model(method: str) -> None:
         ("finetune.parallel.tensor=8 finetune.parallel.processes=8", "4 key-value heads"),
         ("finetune.parallel.pipeline=3 finetune.parallel.processes=3", "4 layers"),
         ("finetune.max_steps=10 finetune.warmup_steps=10", "warmup_steps=10 must be below"),
+        ("finetune.objective=dpo finetune.pack_length=64", "pack_length=null"),
+        (
+            "finetune.objective=kto finetune.parallel.context=2 finetune.parallel.processes=2",
+            "parallel.context=1",
+        ),
         ("finetune.min_learning_rate=1", "min_learning_rate=1.0 must not be above"),
         ("finetune.adapter.target_modules=[wq]", "has 'wq', and the model has no linear layer"),
         ("finetune.schedule=wsd finetune.decay_share=0.9", "153 steps, and 150 are left after"),
@@ -162,6 +167,16 @@ def test_a_row_longer_than_the_model_is_refused(tmp_path: Path) -> None:
     row = Row([], [1] * 5000, [1] * 5000, "data/train.jsonl:7")
     with pytest.raises(DataError, match=r"data/train.jsonl:7 has 5000 tokens"):
         finetune.run(config(), inputs(tmp_path, [row]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("objective", "made_for"), [("dpo", "sft"), ("kto", "sft")])
+def test_rows_of_another_objective_are_refused(
+    objective: str, made_for: str, tmp_path: Path
+) -> None:
+    given = inputs(tmp_path, [Row([], [1] * 9, [1] * 9, "data/train.jsonl:1")])
+    said = f"was made for finetune.objective={made_for}, and .*{objective}"
+    with pytest.raises(DataError, match=said):
+        finetune.run(config(f"finetune.objective={objective}"), given, tmp_path / "out")
 
 
 def test_a_checkpoint_of_other_micro_batches_is_gone_on_from(

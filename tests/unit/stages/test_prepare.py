@@ -50,11 +50,13 @@ def write(file: Path, *rows: Mapping[str, Any] | str) -> None:
 
 
 def configure(tree: dict[str, Any], model: Path, data: Path, **settings: Any) -> Config:
-    prepare_settings = {**tree["prepare"], "max_length": 64, "max_reject_share": 1.0, **settings}
     files = {"folder": data, "train": ["train*"], "test": ["test.jsonl"], "sources": []}
-    files |= {"recorded": "recorded", "ignore_fields": []}
+    files |= {"recorded": "recorded", "ignore_fields": [], "mixture": settings.pop("mixture", [])}
+    training = {**tree["finetune"], "objective": settings.pop("objective", "sft")}
+    prepare_settings = {**tree["prepare"], "max_length": 64, "max_reject_share": 1.0, **settings}
     own_model = {**tree["model"], "path": model}
-    return load({**tree, "prepare": prepare_settings, "data": files, "model": own_model})
+    sections = {"prepare": prepare_settings, "data": files, "model": own_model}
+    return load({**tree, **sections, "finetune": training})
 
 
 def rejects(out: Path) -> list[tuple[str, int, str]]:
@@ -467,3 +469,105 @@ def test_untrained_tokens_of_the_answers_are_told(
     assert {entry["id"] for entry in untrained["first"]} >= {tokens[-1]}
     said = capsys.readouterr().err
     assert f"{untrained['count']} tokens of your answers have untrained output rows" in said
+
+
+def test_pairs_keep_both_sides(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    def preferred(question: str, good: str, bad: str) -> dict[str, str]:
+        return {"prompt": question, "chosen": good, "rejected": bad}
+
+    good = [preferred(f"What of the {w}?", f"The {w} is fine.", "No idea.") for w in WORDS]
+    write(
+        data / "train.jsonl",
+        *good,
+        preferred("What of the card?", "The card is fine.", "Ask a branch."),  # another pair
+        preferred("What of the card?", "No idea.", "The card is fine."),  # the other way round
+        good[0],
+        preferred("And the fee?", "Low.", "Low."),
+        preferred("And the fee?", "Low.", "word " * 64),
+        preferred("How do I get a mortgage?", "Online.", "In a branch."),
+        pair("And the wire?", "Fast."),
+    )
+    config = configure(tree, model, data, objective="dpo", validation_share=0.3, samples=2)
+    outcome = prepare.run(config, {}, tmp_path)
+    assert sorted(rejects(tmp_path), key=lambda row: row[1]) == [
+        ("train.jsonl", 15, "exact duplicate"),
+        ("train.jsonl", 16, "equal answers"),
+        ("train.jsonl", 17, "too long"),
+        ("train.jsonl", 18, "leaks a test question"),
+        ("train.jsonl", 19, "no pair of answers"),
+    ]
+    rows = read_split(tmp_path, "train") + read_split(tmp_path, "validation")
+    assert len(rows) == len(WORDS) + 2
+    chat = Chat.load(model)
+    for row in rows:
+        assert row.rejected is not None
+        assert row.rejected_ids == chat.render(row.rejected).ids != row.input_ids
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    assert statistics["conflicts"] == outcome.metrics["conflicts"] == 1
+    tokens = sum(len(ids) for row in read_split(tmp_path, "train") for ids, _ in row.sides)
+    assert statistics["splits"]["train"]["tokens"] == tokens
+    assert '<mark class="worse">' in (tmp_path / "samples.html").read_text()
+    (question,) = read_split(tmp_path, "test")
+    assert (question.answer, question.kind) == ("In a branch.", "answers")
+
+    write(data / "train.jsonl", pair("And the wire?", "Fast."))
+    with pytest.raises(DataError, match=r"finetune\.objective=sft trains on one answer a row"):
+        prepare.run(
+            configure(tree, model, data, objective="dpo", max_reject_share=0.1), {}, tmp_path
+        )
+
+
+def test_a_mixture_repeats_rows_and_leaves_some_out(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    more = [pair(f"When is the {w} due?", f"The {w} is due soon.") for w in WORDS]
+    write(data / "train_more.jsonl", *more)
+    config = configure(tree, model, data, mixture=["train.jsonl: 2.5", "*_more.jsonl: 0.5"])
+    prepare.run(config, {}, tmp_path)
+    times = {w: [0, 0] for w in WORDS}
+    for row in read_split(tmp_path, "train"):
+        word = next(w for w in WORDS if w in row.messages[0]["content"])
+        times[word]["due" in row.messages[0]["content"]] += 1
+    assert {n for n, _ in times.values()} <= {0, 2, 3}  # 0: a row of the validation split
+    assert {n for _, n in times.values()} == {0, 1}
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    parts = statistics["mixture"]
+    assert [part["weight"] for part in parts] == [2.5, 0.5]
+    assert sum(p["rows_in_an_epoch"] for p in parts) == statistics["splits"]["train"]["rows"]
+    assert sum(p["share_of_trained_tokens"] for p in parts) == pytest.approx(1)
+    for wrong, said in ((["x*: 2"], "names no training file"), (["t*: 2", "t*: 3"], "both name")):
+        with pytest.raises(ConfigError, match=said):
+            prepare.run(configure(tree, model, data, mixture=wrong), {}, tmp_path)
+
+
+def test_plain_text_is_trained_on_whole(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    leak = "Some ask: How do I get a mortgage? In a branch."
+    rows = ["All about loans.", "All about cards.", "all about cards", leak, "", "a <|im_end|> b"]
+    write(data / "train_text.jsonl", *({"text": text} for text in rows))
+    question = pair("How do I get a mortgage?", "In a branch.")
+    write(data / "test.jsonl", question, {"text": "What is it?"})
+    outcome = prepare.run(configure(tree, model, data, validation_share=0), {}, tmp_path)
+    assert sorted(rejects(tmp_path)) == [
+        ("test.jsonl", 2, "no assistant turn"),
+        ("train_text.jsonl", 3, "near duplicate"),
+        ("train_text.jsonl", 4, "leaks a test question"),
+        ("train_text.jsonl", 5, "empty text"),
+        ("train_text.jsonl", 6, "control token in text"),
+    ]
+    assert outcome.metrics["conflicts"] == 0
+    chat = Chat.load(model)
+    texts = [r for r in read_split(tmp_path, "train") if "train_text" in r.source]
+    assert [r.messages[0]["content"] for r in texts] == rows[:2]
+    for row in texts:
+        text = chat.decode(row.input_ids, control_tokens=True)
+        eos = chat.special_tokens.get("eos_token", "")
+        assert text == chat.special_tokens.get("bos_token", "") + row.messages[0]["content"] + eos
+        assert sum(row.loss_mask) == len(row.loss_mask) - ("bos_token" in chat.special_tokens)
+    write(data / "train_text.jsonl", {"text": "All about loans."})
+    config = configure(tree, model, data, objective="dpo", max_reject_share=0.5)
+    with pytest.raises(DataError, match="no pair of answers"):
+        prepare.run(config, {}, tmp_path)

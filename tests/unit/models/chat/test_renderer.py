@@ -393,3 +393,55 @@ def test_reasoning_that_the_template_drops_from_earlier_turns_is_refused(tmp_pat
     chat.render([USER, ASSISTANT, USER, thought])
     with pytest.raises(Unusable, match=r"messages\[1\].reasoning_content"):
         chat.render([USER, thought, USER, thought])
+
+
+# As in templates of reasoning models: the reasoning of earlier turns is left out, and the line
+# break behind the end of the turn is in the block.
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{% generation %}{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}"
+    "</think>{% endif %}{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endgeneration %}"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def marked_chat(folder: Path, template: str = MARKED) -> Chat:
+    make_model_folder(folder, "chatml")
+    (folder / "chat_template.jinja").write_text(template)
+    return Chat.load(folder)
+
+
+def test_a_template_with_generation_blocks_marks_the_answers_itself(tmp_path: Path) -> None:
+    chat = marked_chat(tmp_path / "model")
+    dropped = {"role": "assistant", "content": "<think>Hm.</think>Hello!"}
+    last = {"role": "assistant", "content": "Bye!", "reasoning_content": "Short."}
+    messages = [USER, dropped, USER, last]
+    assert trained_runs(chat, messages) == [
+        "Hello!<|im_end|>", "<think>Short.</think>Bye!<|im_end|>",
+    ]  # fmt: skip
+    assert trained_runs(chat, [USER, {**dropped, "weight": 0}, USER, last]) == [
+        "<think>Short.</think>Bye!<|im_end|>"
+    ]
+    assert chat.tokenizer.id_to_token(chat.stop_ids[0]) == "<|im_end|>"
+    plain = marked_chat(tmp_path / "plain", MARKED.replace("{% generation %}", "").replace(
+        "{% endgeneration %}", ""))  # fmt: skip
+    assert plain.render([USER, ASSISTANT]) == chat.render([USER, ASSISTANT])
+    with pytest.raises(Unusable, match="turn altered by the template"):
+        plain.render(messages)
+
+
+def test_a_generation_block_that_does_not_end_the_turn_is_refused(tmp_path: Path) -> None:
+    outside = MARKED.replace("<|im_end|>\n{% endgeneration %}", "{% endgeneration %}<|im_end|>\n")
+    with pytest.raises(DataError, match="no end of turn"):
+        marked_chat(tmp_path / "model", outside)
+
+
+def test_blocks_beside_the_turns_count_for_nothing(tmp_path: Path) -> None:
+    """A template that marks each piece of a turn leaves the mask to its text."""
+    pieces = MARKED.replace("{{ m.content.split('</think>')[-1] }}", "{% endgeneration %}"
+                            "{% generation %}{{ m.content }}")  # fmt: skip
+    chat = marked_chat(tmp_path / "model", pieces)
+    assert trained_runs(chat, [USER, ASSISTANT]) == ["Hello!<|im_end|>"]
+    mark = {"role": "user", "content": "\ue002 Hi."}
+    assert trained_runs(marked_chat(tmp_path / "marked"), [mark, ASSISTANT]) == ["Hello!<|im_end|>"]
