@@ -102,6 +102,7 @@ DECIDE_NOTHING = {
     "requests",
     "boto3",
     "botocore",
+    "fsspec",
 }
 DISTRIBUTIONS = {
     "markdown_it": "markdown-it-py", "markupsafe": "jinja2", "fiddle": "nemo_run",
