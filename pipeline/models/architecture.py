@@ -20,6 +20,7 @@ from pipeline.models.config_forms import LAYER_TYPES, plain_config
 from pipeline.models.families import FAMILIES, family_of
 from pipeline.models.families.record import Family, Layer, Linear, Norm, Size
 from pipeline.models.files import read_json
+from pipeline.models.other_forms import other_form
 from pipeline.models.rope_scaling import Llama3Rope, Rope, rope_scaling_of
 from pipeline.models.sources.address import not_a_folder
 
@@ -164,6 +165,8 @@ def read_shape(folder: Path) -> Shape:
             that its family does not have (custom code, another activation, a bias, a sliding
             window ...).
     """
+    if other := other_form(folder):
+        raise DataError(other)
     file = folder / "config.json"
     better = not_a_folder(folder)
     remedy = better or "give the folder of an HF model (config.json, *.safetensors, tokenizer)"

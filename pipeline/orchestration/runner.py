@@ -143,11 +143,10 @@ def check_files(node: Node) -> None:
     """Raise DataError if a file or folder that settings name does not exist."""
     for path in node.files:
         if not path.exists():
-            if better := not_a_folder(path):
-                raise DataError(f"{path} is no folder here: {better}")
+            hub = not_a_folder(path)
             raise DataError(
                 f"{path} does not exist: correct the setting that names it (--help lists them; "
-                f"relative paths are relative to {Path.cwd()})"
+                f"relative paths are relative to {Path.cwd()})" + (f", or {hub}" if hub else "")
             )
 
 

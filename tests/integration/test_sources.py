@@ -68,8 +68,9 @@ def test_a_model_of_the_hub_from_its_address_to_a_checkpoint(
         return said
 
     assert main(["stage=prepare", *words, "model.path=org/tiny"]) == 3
-    assert "org/tiny is no folder here: for the model of that name on the hub type model.path=" \
-        "hf://org/tiny" in capfd.readouterr().err  # fmt: skip
+    said = capfd.readouterr().err
+    assert "org/tiny does not exist" in said
+    assert "for the model of that name on the hub type model.path=hf://org/tiny" in said
     run("stage=plan", "model=local", *words, address)
     assert hub.files_asked_for() == ["config.json"]
     run("stage=prepare", *words, address)

@@ -103,6 +103,6 @@ def not_a_folder(path: Path) -> str:
     'for the model of that name on the hub type model.path=hf://meta-llama/Llama-3.1-8B'
     """
     text = str(path)
-    if path.exists() or not _HUB_NAME.match(text) or "/" not in text:
+    if not _HUB_NAME.match(text) or "/" not in text or path.parent.exists():
         return ""
     return f"for the model of that name on the hub type model.path=hf://{text}"

@@ -42,7 +42,14 @@ def _place(address: Address) -> Place:
         from pipeline.models.sources.hub import Hub
 
         return Hub(address)
-    raise ConfigError(f"model.path={address}: {address.scheme}:// is not supported yet")
+    if address.scheme == "ngc":
+        raise ConfigError(
+            f"model.path={address} is fetched by NVIDIA's own client: run `ngc registry model "
+            f"download-version {address.name} --dest FOLDER`, and give model.path=FOLDER/…"
+        )
+    from pipeline.models.sources.objects import Objects
+
+    return Objects(address)
 
 
 def local_folder(text: str, artifacts: Path) -> str:

@@ -9,23 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.console import progress
 from pipeline.core.errors import DataError, PipelineError, ResourceError, short
 from pipeline.models.sources.address import Address
 from pipeline.models.sources.files import Remote, digest_of, entry
+from pipeline.models.sources.transfer import AT_ONCE, run_all
 
-MIB = 2**20
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _DIGEST = re.compile(r"^[0-9a-f]{40}$|^[0-9a-f]{64}$")
-_AT_ONCE = 4  # files
-_LOOK = 0.25  # seconds from one look at the bytes that have arrived to the next
 _AGAIN = "run the same command again to resume"
 
 
@@ -105,59 +102,32 @@ class Hub:
                     raise self._not_cached(name)
         else:
             self._download(commit, names)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             found = pool.map(lambda name: self._checked(commit, name), names)
             return dict(zip(names, found, strict=True))
 
     def _download(self, commit: str, names: Sequence[str]) -> None:
-        """Fetch files a few at a time, in threads that end with the process: Ctrl-C is at once."""
+        """Fetch files a few at a time, the largest first."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import disable_progress_bars, logging
 
-        folder, waiting = self.folder(commit), [n for n in names if n]
-        missing = [name for name in waiting if not (folder / name).exists()]
+        folder, files = self.folder(commit), self.files(commit)
+        missing = sorted((n for n in names if not (folder / n).exists()),
+                         key=lambda name: -files[name].bytes)  # fmt: skip
+        blobs = folder.parents[1] / "blobs"
+
+        def arrived() -> int:
+            whole = sum(files[name].bytes for name in missing if (folder / name).exists())
+            return whole + sum(_size(part) for part in blobs.glob("*.incomplete"))
+
         if not missing:
             return
-        queue = sorted(missing, key=lambda name: -self.files(commit)[name].bytes)
-        failures: list[BaseException] = []
-
-        def work() -> None:
-            while queue and not failures:
-                try:
-                    hf_hub_download(self.address.name, queue.pop(0), revision=commit)
-                except IndexError:  # another thread took the last one
-                    return
-                except BaseException as error:
-                    failures.append(error)
-
         disable_progress_bars()  # ours shows all files in one
         logging.set_verbosity_error()  # it warns of each try; the last one's error is reported
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(_AT_ONCE)]
-        for thread in threads:
-            thread.start()
-        self._show(commit, missing, threads)
-        if failures:
-            with self._errors():
-                raise failures[0]
-
-    def _show(self, commit: str, names: Sequence[str], threads: Sequence[threading.Thread]) -> None:
-        """Show the bytes that have arrived, until the threads end."""
-        folder, files = self.folder(commit), self.files(commit)
-        blobs = folder.parents[1] / "blobs"
-        total = sum(files[name].bytes for name in names)
-        if total < MIB:
-            for thread in threads:
-                thread.join()
-            return
-        with progress() as bar:
-            task = bar.add_task(f"fetch {short(str(self.address), 40)} MiB", total=total // MIB)
-            while any(thread.is_alive() for thread in threads):
-                threads[-1].join(_LOOK)
-                arrived = sum(files[name].bytes for name in names if (folder / name).exists())
-                for part in blobs.glob("*.incomplete"):
-                    arrived += _size(part)
-                bar.update(task, completed=min(arrived, total) // MIB)
-            bar.update(task, completed=total // MIB)
+        jobs = [partial(hf_hub_download, self.address.name, n, revision=commit) for n in missing]
+        total = sum(files[name].bytes for name in missing)
+        with self._errors():
+            run_all(jobs, f"fetch {short(str(self.address), 40)} MiB", total, arrived)
 
     def _checked(self, commit: str, name: str) -> dict[str, Any]:
         """A file's digest, compared with the one by which the cache and the hub name it."""

@@ -197,3 +197,24 @@ def test_an_answer_within_a_thought_is_trained_as_it_is_served(
     assert answers == f"b<|im_end|>{line}\n</think>\n\nd<|im_end|>"
     whole = chat.text(messages)
     assert chat.tokenizer.decode(rendered.ids, skip_special_tokens=False) == whole
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["weights/.metadata", "context/io.json"], "is a NeMo 2.0 checkpoint"),
+        (["model_config.yaml", "model_weights.ckpt"], "an unpacked archive of NeMo 1.0"),
+        (["config.json", "rank0.safetensors"], "is a TensorRT-LLM checkpoint"),
+        ([], "is an archive of NeMo 1.0"),
+    ],
+)
+def test_checkpoints_of_other_kinds_are_named(tmp_path: Path, names: list[str], words: str) -> None:
+    place = tmp_path / ("other" if names else "model.nemo")
+    for name in names:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("{}")
+    if not names:
+        place.write_bytes(b"x")
+    with pytest.raises(DataError, match=words) as refused:
+        check_folder(place)
+    assert "\n" not in str(refused.value)

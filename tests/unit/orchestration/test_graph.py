@@ -88,7 +88,7 @@ def test_no_code_changed_without_a_decision_on_its_results():
     )
 
 
-# They move, print or draw what was made, or start the process that makes it.
+# They fetch, move, print or draw what was made, or start the process that makes it.
 DECIDE_NOTHING = {
     "rich",
     "matplotlib",
@@ -98,6 +98,11 @@ DECIDE_NOTHING = {
     "fastapi",
     "yaml",
     "llguidance",
+    "huggingface_hub",
+    "requests",
+    "boto3",
+    "botocore",
+    "fsspec",
 }
 DISTRIBUTIONS = {
     "markdown_it": "markdown-it-py", "markupsafe": "jinja2", "fiddle": "nemo_run",

@@ -1,0 +1,262 @@
+"""Models in object stores: S3 by boto3, Google Cloud Storage by gcsfs, into a cache of our own.
+
+    $XDG_CACHE_HOME/finetune-to-serve/sources/s3/<bucket and prefix>/<revision>/
+
+Credentials and endpoints are those of the clients (AWS_PROFILE, AWS_ENDPOINT_URL ...). A store has
+no commits: a revision here is the digest of its list of files with their sizes and versions, and a
+file is read only in the version that was listed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from pipeline.core.artifact import sha256_of_json
+from pipeline.core.errors import DataError, MissingRuntime, PipelineError, ResourceError, short
+from pipeline.models.sources.address import Address
+from pipeline.models.sources.files import Remote, described, entry
+from pipeline.models.sources.transfer import run_all
+
+PART = 8 * 2**20  # bytes that are read at once
+_AGAIN = "run the same command again to resume"
+
+
+class Changed(Exception):
+    """A file of the store has another version than when it was listed."""
+
+
+class Store(Protocol):
+    """What differs from store to store."""
+
+    def list(self) -> list[Remote]:
+        """The files below the address."""
+
+    def read(self, file: Remote, begin: int) -> Iterator[bytes]:
+        """A file's bytes from one on. Raises Changed if it has another version than listed."""
+
+    def explain(self, error: Exception) -> str | None:
+        """What is wrong and what to do; None for an error that is not the store's."""
+
+
+class Objects:
+    """A model below a prefix of a bucket."""
+
+    def __init__(self, address: Address, store: Store | None = None) -> None:
+        self.address = address
+        self._store = store or (S3(address) if address.scheme == "s3" else _google(address))
+        self._listed: dict[str, Remote] | None = None
+
+    def resolve(self) -> str:
+        files = self._list()
+        known = {name for name in files if name.endswith(".safetensors")} | {*described(files)}
+        listing = {name: [files[name].bytes, files[name].version] for name in sorted(known)}
+        return sha256_of_json(listing)
+
+    def files(self, revision: str) -> Mapping[str, Remote]:
+        files = self._list()
+        if self.resolve() != revision:
+            raise DataError(
+                f"{self.address} changed since it was recorded: remove its entry from "
+                "artifacts/.sources.json to take what is there now"
+            )
+        return files
+
+    def folder(self, revision: str) -> Path:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        name = quote(self.address.name, safe="")
+        return root / "finetune-to-serve" / "sources" / self.address.scheme / name / revision
+
+    def get(self, revision: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        folder, files = self.folder(revision), self.files(revision)
+        found: dict[str, dict[str, Any]] = {}
+        jobs = [partial(self._take, folder, files[name], found)
+                for name in sorted(names, key=lambda name: -files[name].bytes)]  # fmt: skip
+        total = sum(files[name].bytes for name in names)
+
+        def arrived() -> int:
+            return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+
+        with self._errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            run_all(jobs, f"fetch {short(str(self.address), 40)} MiB", total, arrived)
+        return {name: found[name] for name in names}
+
+    def _take(self, folder: Path, remote: Remote, found: dict[str, dict[str, Any]]) -> None:
+        """Fetch one file, from where an earlier try ended, and note its digest."""
+        file = folder / remote.name
+        place = file if file.exists() else folder / f"{remote.name}.partial"
+        sha = hashlib.sha256()
+        with place.open("ab" if place is not file else "rb") as stream:
+            if begin := place.stat().st_size:
+                with place.open("rb") as before:
+                    while part := before.read(PART):
+                        sha.update(part)
+            if place is not file and begin < remote.bytes:
+                for part in self._store.read(remote, begin):
+                    stream.write(part)
+                    sha.update(part)
+        if (size := place.stat().st_size) != remote.bytes:
+            if size > remote.bytes:
+                place.unlink()
+            raise DataError(
+                f"{self.address}: {remote.name} arrived with {size} bytes of {remote.bytes}: "
+                f"{_AGAIN}"
+            )
+        place.replace(file)
+        found[remote.name] = entry(sha.hexdigest(), size)
+
+    def _list(self) -> dict[str, Remote]:
+        if self._listed is None:
+            with self._errors(None):
+                self._listed = {file.name: file for file in self._store.list()}
+            if not self._listed:
+                raise DataError(
+                    f"{self.address}: there are no files below it: correct the bucket or the prefix"
+                )
+        return self._listed
+
+    @contextmanager
+    def _errors(self, folder: Path | None) -> Iterator[None]:
+        """Raise what a client raises as an error of one line."""
+        try:
+            yield
+        except PipelineError:
+            raise
+        except Changed as error:
+            raise DataError(
+                f"{self.address}: {error} changed while it was read: run the same command again "
+                "when nothing writes there"
+            ) from error
+        except Exception as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and folder:
+                raise ResourceError(
+                    f"the disk of {folder} is full: free some space, or set XDG_CACHE_HOME to a "
+                    f"folder on another disk, and {_AGAIN}"
+                ) from error
+            if text := self._store.explain(error):
+                raise DataError(f"{self.address} {text}") from error
+            raise
+
+
+class S3:
+    """A bucket of S3, or of a store that speaks its protocol (AWS_ENDPOINT_URL)."""
+
+    def __init__(self, address: Address) -> None:
+        self._bucket, _, prefix = address.name.partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    def _client(self) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client("s3", config=Config(retries={"max_attempts": 3}, connect_timeout=10))
+
+    def list(self) -> list[Remote]:
+        pages = self._client().get_paginator("list_objects_v2")
+        found = pages.paginate(Bucket=self._bucket, Prefix=self._prefix)
+        return [
+            Remote(item["Key"].removeprefix(self._prefix), item["Size"], item["ETag"])
+            for page in found
+            for item in page.get("Contents", ())
+            if "/" not in item["Key"].removeprefix(self._prefix)
+        ]
+
+    def read(self, file: Remote, begin: int) -> Iterator[bytes]:
+        from botocore.exceptions import ClientError
+
+        wanted = {"Range": f"bytes={begin}-"} if begin else {}
+        key = self._prefix + file.name
+        try:
+            answer = self._client().get_object(
+                Bucket=self._bucket, Key=key, IfMatch=file.version, **wanted
+            )
+        except ClientError as error:
+            if _status(error) in (404, 412):
+                raise Changed(file.name) from error
+            raise
+        yield from answer["Body"].iter_chunks(PART)
+
+    def explain(self, error: Exception) -> str | None:
+        from botocore import exceptions
+
+        if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+            return (
+                "needs credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if isinstance(error, exceptions.ClientError):
+            status = _status(error)
+            if status in (401, 403):
+                return f"may not be read ({status}): use credentials (AWS_PROFILE) that may read it"
+            if status in (301, 404):
+                return "is no bucket, or one of another region: correct it, or set AWS_REGION"
+            return f"cannot be read: the store answered {status}: later, {_AGAIN}"
+        if isinstance(error, exceptions.BotoCoreError):
+            return (
+                f"cannot be reached ({type(error).__name__}): check the network and "
+                f"AWS_ENDPOINT_URL, and {_AGAIN}"
+            )
+        return None
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+class FileSystem:
+    """A file system of fsspec. prefix: the folder of the model in it."""
+
+    def __init__(self, system: Any, prefix: str) -> None:
+        self._system, self._prefix = system, prefix
+
+    def list(self) -> list[Remote]:
+        return [
+            Remote(item["name"].rpartition("/")[2], item["size"], self._system.ukey(item["name"]))
+            for item in self._system.ls(self._prefix, detail=True, refresh=True)
+            if item["type"] == "file"
+        ]
+
+    def read(self, file: Remote, begin: int) -> Iterator[bytes]:
+        path = f"{self._prefix}/{file.name}"
+        self._same(path, file)
+        with self._system.open(path, "rb", block_size=PART) as stream:
+            stream.seek(begin)
+            while part := stream.read(PART):
+                yield part
+        self._same(path, file)
+
+    def _same(self, path: str, file: Remote) -> None:
+        self._system.invalidate_cache()
+        if self._system.ukey(path) != file.version:
+            raise Changed(file.name)
+
+    def explain(self, error: Exception) -> str | None:
+        if isinstance(error, FileNotFoundError):
+            return "does not exist: correct the bucket or the prefix"
+        if isinstance(error, PermissionError):
+            return "may not be read: use credentials (GOOGLE_APPLICATION_CREDENTIALS) that may"
+        code = getattr(error, "code", None)
+        if isinstance(error, OSError) or code:
+            reason = code or type(error).__name__
+            return f"cannot be read ({reason}): check the network and the credentials, and {_AGAIN}"
+        return None
+
+
+def _google(address: Address) -> Store:
+    from pipeline.core.hardware import installed_version
+
+    if not installed_version("gcsfs"):
+        raise MissingRuntime(
+            f"model.path={address} needs gcsfs, which is not installed: install it beside fsspec "
+            "(`pip install gcsfs==2024.12.0`), or copy the files and give their folder"
+        )
+    import fsspec
+
+    return FileSystem(fsspec.filesystem("gs"), address.name)
