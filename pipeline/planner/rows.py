@@ -19,7 +19,7 @@ def rows_of(config: Config) -> Rows:
     try:
         made = json.loads((folder / MANIFEST).read_text())["config"]
         splits = json.loads((folder / "statistics.json").read_text())["splits"]
-        same = made["finetune"]["objective"] == config.finetune.objective
+        same = made["finetune.objective"] == config.finetune.objective
         if same and all(json.loads(json.dumps(made[name])) == wanted[name] for name in wanted):
             train, validation = splits["train"], splits["validation"]
             longest = -(-(train["length_max"] - 1) // MULTIPLE) * MULTIPLE

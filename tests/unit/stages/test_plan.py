@@ -180,6 +180,7 @@ def test_a_prepared_dataset_gives_its_lengths(tmp_path: Path) -> None:
     folder = tmp_path / "prepare"
     folder.mkdir()
     settings = {n: getattr(config, n).model_dump(mode="json") for n in ("model", "data", "prepare")}
+    settings["finetune.objective"] = config.finetune.objective
     (folder / "manifest.json").write_text(json.dumps({"config": settings}))
     splits = {"train": {"rows": 10, "tokens": 500, "length_max": 98}, "validation": {"tokens": 70}}
     (folder / "statistics.json").write_text(json.dumps({"splits": splits}))
