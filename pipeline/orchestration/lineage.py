@@ -44,12 +44,14 @@ class Given:
     """What a command line gives.
 
     words: dotted keys that it gives one by one or by an option of a group, with the word.
-    single: those of the first kind. shared: keys of options that are meant for several stages, such
-    as experiments: they need no effect on each.
+    single: those of the first kind. options: the keys that a word of the second kind gives, some of
+    which another word may give again. shared: keys of options that are meant for several stages,
+    such as experiments: they need no effect on each.
     """
 
     words: Mapping[str, str] = field(default_factory=dict)
     single: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -67,9 +69,13 @@ def check(stage: str, tree: Mapping[str, Any], config: Config, overrides: Sequen
     if is_read(stage, "tracking"):
         check_environment(config)
     made = ancestors(stage, tree, config)
+    # An option has an effect if one of its keys has; the others come with it.
+    read = {w for w, keys in given.options.items() if any(is_read(stage, key) for key in keys)}
+    beside = {k: w for k, w in given.words.items() if w in read and k not in given.single}
     for key, word in sorted(given.words.items(), key=lambda item: item[0] not in PATHS):
-        _check_key(stage, key, word, tree, made, config)
-    for key, word in given.shared.items():
+        if key not in beside:
+            _check_key(stage, key, word, tree, made, config)
+    for key, word in [*given.shared.items(), *beside.items()]:
         if not is_read(stage, key) and (found := _recorded(key, made)):
             _compare(stage, key, word, tree, found)
     check_made(stage, tree, config, made)
@@ -282,6 +288,7 @@ def given_by(tree: Mapping[str, Any], overrides: Sequence[str]) -> Given:
     """The keys that the words of a command line give."""
     words: dict[str, str] = {}
     single: dict[str, str] = {}
+    of_options: dict[str, list[str]] = {}
     shared: dict[str, str] = {}
     for override in overrides:
         name, _, value = override.partition("=")
@@ -291,15 +298,15 @@ def given_by(tree: Mapping[str, Any], overrides: Sequence[str]) -> Given:
         word = f"{short(key)}={short(value)}"
         options = options_of(key) if "." not in key else {}
         if options and key in tree:
-            for leaf in _own_keys(key, options.get(value)):
-                words[leaf] = word
+            of_options[word] = _own_keys(key, options.get(value))
+            words |= dict.fromkeys(of_options[word], word)
         elif options:
             without = [o for o in overrides if o != override]
             shared |= dict.fromkeys(_changed(tree, without), word)
         else:
             for leaf in _leaves(_parsed(value), key):
                 words[leaf] = single[leaf] = word
-    return Given(words, single, shared)
+    return Given(words, single, of_options, shared)
 
 
 def _own_keys(group: str, option: Path | None) -> list[str]:

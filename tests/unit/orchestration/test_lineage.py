@@ -68,6 +68,12 @@ def test_a_stage_alone_is_accepted(made: Path, stage: str) -> None:
     check(stage, made)
 
 
+@pytest.mark.parametrize("stage", ["prepare", "import"])
+def test_an_option_has_an_effect_if_one_of_its_keys_has(tmp_path: Path, stage: str) -> None:
+    """model=local gives a type, too, which these stages do not read."""
+    check(stage, tmp_path / "none", *LOCAL)
+
+
 @pytest.mark.parametrize(
     ("stage", "overrides", "key", "was"),
     [
