@@ -91,7 +91,8 @@ def imported(
 
 
 def config(folder: Path, dtype: str = "bfloat16") -> Any:
-    return SimpleNamespace(model=SimpleNamespace(path=folder, name="tiny", dtype=dtype))
+    model = SimpleNamespace(path=folder, name="tiny", dtype=dtype)
+    return SimpleNamespace(model=model, artifacts=folder.parent / "artifacts")
 
 
 @pytest.mark.parametrize("name", MODELS)
