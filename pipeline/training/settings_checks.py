@@ -7,6 +7,8 @@ from pipeline.models.families import FAMILIES
 from pipeline.training.adapter_targets import targets
 from pipeline.training.length import decay_of, steps_of, warmup_of
 
+MOST_STEPS = 10**9  # as finetune.max_steps
+
 
 def check(
     settings: FinetuneConfig, shape: Shape, *, nodes: int = 1, rows: int | None = None
@@ -112,6 +114,11 @@ def _check_attention(settings: FinetuneConfig, shape: Shape) -> None:
 def _check_length(settings: FinetuneConfig, steps: int) -> None:
     """Refuse a schedule that is longer than the run, and validations that decide nothing."""
     run = f"the run has {steps} steps (finetune.max_steps, finetune.epochs)"
+    if steps > MOST_STEPS:
+        raise ConfigError(
+            f"finetune.epochs={settings.epochs:g} takes {steps:.3g} steps, and {MOST_STEPS:.0e} "
+            "are the most: lower it"
+        )
     warmup = warmup_of(settings, steps)
     if warmup >= steps:
         raise ConfigError(f"finetune.warmup_steps={warmup} must be below {steps}: {run}")

@@ -91,7 +91,8 @@ def imported(
 
 
 def config(folder: Path, dtype: str = "bfloat16") -> Any:
-    return SimpleNamespace(model=SimpleNamespace(path=folder, name="tiny", dtype=dtype))
+    model = SimpleNamespace(path=folder, name="tiny", dtype=dtype)
+    return SimpleNamespace(model=model, artifacts=folder.parent / "artifacts")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -214,13 +215,10 @@ def tune(base: Path, out: Path, method: str, targets: list[str], *, rslora: bool
             model.trainer = trainer
             adapter(model)
             named = model.module.named_parameters()
-            before = {n: p.detach().clone() for n, p in named if ".adapter." in n}
-            named = dict(model.module.named_parameters())
-            _disturb({n: named[n] for n in before})
-            untrained = nemo_adapters.partly_trained(model.module, settings, shape)
-            for parameter, chosen in untrained:
-                name = next(n for n, p in named.items() if p is parameter)
-                parameter.data[~chosen] = before[name][~chosen]
+            _disturb({n: p for n, p in named if ".adapter." in n})
+            for wrapper, chosen in nemo_adapters.partly_adapted(model.module, settings, shape):
+                wrapper.adapter.linear_out.weight.data[~chosen] = 0
+            nemo_adapters.restore_other_magnitudes(model, settings, shape)
             trainer.strategy.checkpoint_io = adapter.get_wrappped_io()(
                 trainer.strategy.checkpoint_io
             )

@@ -3,14 +3,21 @@
 One process imports NeMo once for all of them.
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.core.artifact import Artifact
+from pipeline.engines.hf.lora import LoraHfSession
 from pipeline.models.architecture import read_shape
+from pipeline.orchestration import compose
+from pipeline.stages import finetune, merge
 from pipeline.training import workers as launch
 from pipeline.training.job import Job, Point, Trained
 from pipeline.training.length import decay_of, warmup_of
@@ -18,7 +25,7 @@ from pipeline.training.nemo import models as nemo
 from pipeline.training.nemo.lora import AdapterLayer, adapter_layers
 from pipeline.training.nemo.session import nemo_session
 from tests.finetune_settings import finetune_settings
-from tests.integration.training_case import make_base, make_job
+from tests.integration.training_case import inputs, make_base, make_job
 
 STEPS, WARMUP, PEAK, LEAST = 40, 5, 1e-3, 1e-4
 
@@ -76,8 +83,6 @@ def test_activations_that_are_computed_again_give_the_same_losses(
 
 def test_activations_are_computed_again(base: Path, tmp_path: Path) -> None:
     """Full: a layer runs twice a micro-batch. Selective: its feed-forward part does."""
-    from collections import Counter
-
     from megatron.core.transformer.attention import SelfAttention
     from megatron.core.transformer.mlp import MLP
 
@@ -249,3 +254,33 @@ def rates(make: Callable[[Any], Any]) -> list[float]:
         optimizer.step()
         scheduler.step()
     return found
+
+
+def test_two_epochs_on_chosen_layers_merged_and_taken_by_an_engine(
+    base: Path, tmp_path: Path
+) -> None:
+    settings = (
+        "finetune.max_steps=null finetune.epochs=2 finetune.global_batch_size=8 "
+        "finetune.micro_batch_size=8 finetune.warmup_steps=2 finetune.validate_every=10 "
+        "finetune.learning_rate=1e-2 finetune.keep=best finetune.adapter.rank=4 "
+        "finetune.adapter.alpha=8 finetune.adapter.rslora=true "
+        "finetune.adapter.target_modules=[q_proj,v_proj]"
+    ).split()
+    config = compose.from_command_line(["stage=finetune", *settings])[2]
+    given, out, merged = inputs(base, tmp_path / "data"), tmp_path / "out", tmp_path / "merged"
+    out.mkdir()
+    merged.mkdir()
+    outcome = finetune.run(config, given, out)
+    assert outcome.proof["length"] == "30 steps of 8 rows = 2 epochs of 120 rows"
+    curve = json.loads((out / "curve.json").read_text())
+    lowest = min((p for p in curve if p["validation_loss"]), key=lambda p: p["validation_loss"])
+    assert outcome.metrics["kept_step"] == lowest["step"]
+    assert outcome.metrics["validation_loss"] == lowest["validation_loss"]
+    assert f"step {lowest['step']} of 30 was kept: its validation loss" in outcome.proof["kept"]
+    manifest: Any = SimpleNamespace(kind=outcome.kind, stage="finetune", digest="made")
+    merge.run(config, given | {"finetune": Artifact(out, manifest)}, merged)
+    adapter = json.loads((merged / "adapter/adapter_config.json").read_text())
+    found = (adapter["target_modules"], adapter["use_rslora"], adapter["lora_alpha"], adapter["r"])
+    assert found == (["q_proj", "v_proj"], True, 8, 4)
+    session = LoraHfSession(base.parent / "source", slots=1, max_seq_len=32)
+    session.add_adapter("tuned", merged / "adapter")

@@ -65,12 +65,15 @@ class Recorder(pl.Callback):
         self._logged[name] = value
 
     def on_train_start(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        self._began = self._marked = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        """NeMo has just put the adapter on the model: its callback comes before this one."""
         settings = self._job.settings
         if settings.method != "sft":
             freeze_other_rows(model, settings.adapter, read_shape(self._job.hf))
             if settings.recompute != "none":
                 let_gradients_in(model)
-        self._began = self._marked = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, model: pl.LightningModule, batch: Any, batch_idx: int

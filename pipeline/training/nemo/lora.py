@@ -79,41 +79,39 @@ def freeze_other_rows(module: torch.nn.Module, settings: AdapterConfig, shape: S
 
     Such a parameter gets the attribute `frozen`, its elements that are not trained on this rank.
     """
-    for parameter, chosen in partly_trained(module, settings, shape):
-        keep = chosen.to(parameter.device, parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
-        parameter.register_hook(lambda gradient, keep=keep: gradient * keep)
-        parameter.frozen = int((~chosen).sum()) * (parameter.numel() // len(chosen))
+    for wrapper, chosen in partly_adapted(module, settings, shape):
+        for parameter in rows_of(wrapper.adapter):
+            axes = (-1, *[1] * (parameter.dim() - 1))
+            keep = chosen.to(parameter.device, parameter.dtype).view(axes)
+            parameter.register_hook(lambda gradient, keep=keep: gradient * keep)
+            parameter.frozen = int((~chosen).sum()) * (parameter.numel() // len(chosen))
 
 
 def restore_other_magnitudes(model: GPTModel, settings: AdapterConfig, shape: Shape) -> None:
     """Give rows without an adapter the magnitudes of their weights, in the model's precision.
 
-    A GPU trains with magnitudes in bfloat16, and the weight's norm is rounded alike there.
+    A GPU trains with magnitudes in bfloat16, and rounds the weight's norm alike.
     """
     import torch
 
-    if _is_whole(settings, shape):
-        return
-    parameters = {id(p): chosen for p, chosen in partly_trained(model.module, settings, shape)}
-    with torch.no_grad():
-        for _, module in _adapted(model.module):
-            magnitude = getattr(module.adapter, "weight_magnitude", None)
-            if magnitude is not None and id(magnitude) in parameters:
-                other = ~parameters[id(magnitude)].to(magnitude.device)
-                magnitude[other] = module._get_weight_norm()[other].to(magnitude.dtype)
+    for wrapper, chosen in partly_adapted(model.module, settings, shape):
+        if hasattr(wrapper.adapter, "weight_magnitude"):
+            magnitude = wrapper.adapter.weight_magnitude
+            other = ~chosen.to(magnitude.device)
+            with torch.no_grad():
+                magnitude[other] = wrapper._get_weight_norm()[other].to(magnitude.dtype)
 
 
-def _is_whole(settings: AdapterConfig, shape: Shape) -> bool:
-    """Whether every fused layer has its adapter on all parts or on none."""
-    found = targets(settings.target_modules, shape.layer)
-    whole = {linear.megatron: linear.parts for linear in shape.layer.linears}
-    return all(whole[name] == parts for name, parts in found.items())
+def rows_of(adapter: Any) -> list[torch.nn.Parameter]:
+    """The parameters of an adapter that have a row for each output of the layer."""
+    magnitude = getattr(adapter, "weight_magnitude", None)
+    return [adapter.linear_out.weight, *([] if magnitude is None else [magnitude])]
 
 
-def partly_trained(
+def partly_adapted(
     module: torch.nn.Module, settings: AdapterConfig, shape: Shape
-) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
-    """Parameters of adapters on a part of a fused layer, and which of their rows are trained.
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Fused layers with an adapter on a part of them, and which rows are the part's: [rows], bool.
 
     The rows are those of this tensor-parallel rank: whole groups of attention, or its share of
     each part.
@@ -127,18 +125,15 @@ def partly_trained(
         parts = found[linear.megatron]
         if parts == linear.parts:
             continue
-        weight = wrapper.adapter.linear_out.weight
-        ranks = shape.rows(linear.outputs) // len(weight)
-        sizes = {name: getattr(shape, name) // ranks for name in ("heads", "kv_heads", "ffn")}
-        here = replace(shape, **sizes)
+        count = len(wrapper.adapter.linear_out.weight)
+        ranks = shape.rows(linear.outputs) // count
+        sizes = {size: getattr(shape, size) // ranks for size in ("heads", "kv_heads", "ffn")}
         rule = weight_map.linear_rule(shape, 0, linear.megatron)
-        rows = rule.split(here, torch.arange(len(weight)))
-        chosen = torch.zeros(len(weight), dtype=torch.bool)
+        rows = rule.split(replace(shape, **sizes), torch.arange(count))
+        chosen = torch.zeros(count, dtype=torch.bool)
         for part, numbers in zip(linear.parts, rows, strict=True):
             chosen[numbers] = part in parts
-        yield weight, chosen
-        if (magnitude := getattr(wrapper.adapter, "weight_magnitude", None)) is not None:
-            yield magnitude, chosen
+        yield wrapper, chosen
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,10 @@ def test_a_person_sees_times_answers_accuracy_engine_and_what_to_do_next(
     text = shown(summary.write_summary(tmp_path, config), tmp_path)
     lines = text.splitlines()
     assert any("finetune" in line and "61.0 s" in line for line in lines)
+    assert (
+        "  7 steps of 16 rows = 0.12 epochs of 900 rows; step 7 of 7 was kept: it is the last"
+        in lines
+    )
     assert any("I like the sea." in line and "number 0." in line for line in lines)
     bars = {
         line.replace(",", " ").split()[0]: line.count("█")

@@ -90,6 +90,8 @@ def test_the_length_is_checked_as_soon_as_the_rows_are_known() -> None:
     finetune.check(settings, SHAPE, rows=1000)
     with pytest.raises(ConfigError, match="warmup_steps=20 must be below 4: the run has 4 steps"):
         finetune.check(settings, SHAPE, rows=100)
+    with pytest.raises(ConfigError, match=r"epochs=1 takes 3.12e\+10 steps, and 1e\+09 are the"):
+        finetune.check(settings, SHAPE, rows=10**12)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from pipeline.core.hardware import GIB, Gpu, Machine
 from pipeline.core.paths import ROOT
 from pipeline.orchestration import compose
 from pipeline.planner import layouts, speed
+from pipeline.planner import plan as plan_module
 from pipeline.planner.accelerators import KNOWN
 from pipeline.planner.plan import Plan, make_plan
+from pipeline.planner.workload import Rows
 from pipeline.stages import plan
 from tests.unit.planner.cases import workload
 
@@ -230,3 +232,28 @@ def test_the_plan_in_the_documentation_is_todays(monkeypatch, capsys, llama) -> 
         f"    {line.rstrip()}" for line in capsys.readouterr().out.splitlines() if line.strip()
     ]
     assert "\n".join(lines) in (ROOT / "docs/scaling.md").read_text()
+
+
+def test_the_plan_says_steps_and_epochs(monkeypatch, capsys) -> None:
+    rows = Rows(1000, 64, 40.0, 0, known=True)
+    monkeypatch.setattr(plan_module, "rows_of", lambda config: rows)
+    config = configured("finetune.max_steps=500", "finetune.global_batch_size=64")
+    plan.run(config)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "500 steps of 64 rows = 32 epochs of 1,000 rows" in out
+    assert "sees each row 32 times" in out
+    assert "finetune.epochs=3 is 47 steps" in out
+    two = planned("finetune.max_steps=null", "finetune.epochs=2")
+    assert two.to_json()["length"] == {"steps": 63, "epochs": 2.016, "rows": 1000}
+    assert not any("sees each row" in note for note in two.notes)
+
+
+def test_epochs_before_the_rows_are_known(monkeypatch, capsys) -> None:
+    rows = Rows(None, 64, 64.0, 0, known=False)
+    monkeypatch.setattr(plan_module, "rows_of", lambda config: rows)
+    config = configured("finetune.max_steps=null", "finetune.epochs=2")
+    made = make_plan(config)
+    assert (made.steps, made.duration, made.epochs) == (None, None, None)
+    assert made.notes[0].endswith("the time of training is known after stage=prepare")
+    plan.run(config)
+    assert "\n2 epochs\n" in capsys.readouterr().out
