@@ -13,6 +13,7 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -152,6 +153,12 @@ class HubServer:
 
 def _digest(file: Path) -> str:
     """The name by which the hub knows a content: git's for small files, sha256 for large ones."""
+    facts = file.stat()
+    return _digest_of(file, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(1024)
+def _digest_of(file: Path, size: int, time: int) -> str:
     content = file.read_bytes()
     if len(content) >= LARGE:
         return hashlib.sha256(content).hexdigest()

@@ -10,7 +10,6 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from pipeline.core.errors import DataError, PipelineError, ResourceError, short
 from pipeline.models.sources.address import Address
 from pipeline.models.sources.files import Remote, digest_of, entry
-from pipeline.models.sources.transfer import AT_ONCE, run_all
+from pipeline.models.sources.transfer import run_all
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _DIGEST = re.compile(r"^[0-9a-f]{40}$|^[0-9a-f]{64}$")
@@ -93,41 +92,38 @@ class Hub:
             DataError: one cannot be had, or its digest is not the one that the hub names.
             ResourceError: the disk of the cache is full.
         """
-        from huggingface_hub import constants
-
-        folder = self.folder(commit)
-        if constants.HF_HUB_OFFLINE:
-            for name in names:
-                if not (folder / name).is_file():
-                    raise self._not_cached(name)
-        else:
-            self._download(commit, names)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = pool.map(lambda name: self._checked(commit, name), names)
-            return dict(zip(names, found, strict=True))
-
-    def _download(self, commit: str, names: Sequence[str]) -> None:
-        """Fetch files a few at a time, the largest first."""
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import disable_progress_bars, logging
 
-        folder, files = self.folder(commit), self.files(commit)
-        missing = sorted((n for n in names if not (folder / n).exists()),
-                         key=lambda name: -files[name].bytes)  # fmt: skip
-        blobs = folder.parents[1] / "blobs"
+        files, found = self.files(commit), dict[str, dict[str, Any]]()
+        missing = [name for name in names if not (self.folder(commit) / name).exists()]
+        blobs = self.folder(commit).parents[1] / "blobs"
 
         def arrived() -> int:
-            whole = sum(files[name].bytes for name in missing if (folder / name).exists())
+            whole = sum(_bytes(files, n) for n in missing if (self.folder(commit) / n).exists())
             return whole + sum(_size(part) for part in blobs.glob("*.incomplete"))
 
-        if not missing:
-            return
+        def take(name: str) -> None:
+            self._download(commit, name)
+            found[name] = self._checked(commit, name)  # while others still arrive
+
         disable_progress_bars()  # ours shows all files in one
         logging.set_verbosity_error()  # it warns of each try; the last one's error is reported
-        jobs = [partial(hf_hub_download, self.address.name, n, revision=commit) for n in missing]
-        total = sum(files[name].bytes for name in missing)
+        total = sum(_bytes(files, name) for name in missing)
+        largest_first = sorted(names, key=lambda name: -_bytes(files, name))
         with self._errors():
-            run_all(jobs, f"fetch {short(str(self.address), 40)} MiB", total, arrived)
+            run_all([partial(take, name) for name in largest_first],
+                    f"fetch {short(str(self.address), 40)} MiB", total, arrived)  # fmt: skip
+        return {name: found[name] for name in names}
+
+    def _download(self, commit: str, name: str) -> None:
+        """Have a file in the cache."""
+        from huggingface_hub import constants, hf_hub_download
+
+        if (self.folder(commit) / name).is_file():
+            return
+        if constants.HF_HUB_OFFLINE:
+            raise self._not_cached(name)
+        hf_hub_download(self.address.name, name, revision=commit)
 
     def _checked(self, commit: str, name: str) -> dict[str, Any]:
         """A file's digest, compared with the one by which the cache and the hub name it."""
@@ -227,6 +223,10 @@ def _remotes(info: Any) -> dict[str, Remote]:
         digest = str(lfs.get("sha256") or file.blob_id or "")
         found[file.rfilename] = Remote(file.rfilename, int(file.size or 0), digest, digest)
     return found
+
+
+def _bytes(files: Mapping[str, Remote], name: str) -> int:
+    return files[name].bytes if name in files else 0  # offline, what is missing is not listed
 
 
 def _size(file: Path) -> int:
