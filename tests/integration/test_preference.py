@@ -33,7 +33,7 @@ OBJECTIVES = list(BETAS)
 def sides(count: int, seed: int) -> list[tuple[Side, Side]]:
     """A better and a worse answer to one question; rows differ in every length."""
     draw = np.random.default_rng(seed)
-    pairs = []
+    pairs: list[tuple[Side, Side]] = []
     for _ in range(count):
         question = draw.integers(10, 60, draw.integers(2, 11)).tolist()
         good = [question[0] + i for i in range(1, int(draw.integers(3, 9)))]
