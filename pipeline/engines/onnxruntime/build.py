@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError
 from pipeline.core.import_blocking import absent
-from pipeline.core.monkeypatch import Patch, replaced
 from pipeline.engines.onnxruntime.session import GENAI_CONFIG, GRAPH, DecoderSession
 from pipeline.models.architecture import read_shape
 from pipeline.models.families import FAMILIES
@@ -24,22 +23,6 @@ if TYPE_CHECKING:
 
     from pipeline.engines.record import Probes
 
-LOCAL_LAYERS = Patch(
-    owner="onnxruntime_genai.models.builders.gemma:Gemma2Model",
-    names=("is_local",),
-    distribution="onnxruntime-genai",
-    version="0.12.2",
-    reason="Gemma 2's windows are in the other half of the layers, whatever config.json says.",
-    digest="400c6740200b34e1",
-)
-LOCAL_LAYERS_OF_GEMMA3 = Patch(
-    owner="onnxruntime_genai.models.builders.gemma:Gemma3Model",
-    names=("is_local",),
-    distribution="onnxruntime-genai",
-    version="0.12.2",
-    reason="Gemma 3 has windows in five of six layers, whatever config.json says.",
-    digest="c1821bb74057cac8",
-)
 # Weights in blocks of 32 with one scale each; activations as 8-bit integers in matrix products.
 BLOCK_SIZE = 32
 INT8_ACCURACY = 4
@@ -58,7 +41,7 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> Path:
     """
     # transformers uses sklearn only for assisted generation. With pandas and scipy it is half of
     # the builder's import time.
-    with _quiet() as said, absent("sklearn"), _windows_of(model):
+    with _quiet() as said, absent("sklearn"):
         from onnxruntime_genai.models.builder import create_model
 
         # float32 first: int8 is made of it, and it proves what the builder makes of the model.
@@ -82,25 +65,6 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> Path:
                 "Qwen2 or Mistral model in HF safetensors, or engine=trtllm or engine=vllm"
             ) from error
     return exact
-
-
-@contextlib.contextmanager
-def _windows_of(model: Path) -> Iterator[None]:
-    """The builder gives windows to the layers that have one in the folder's model."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-    kinds = getattr(config, "layer_types", None)
-    if config.model_type not in ("gemma2", "gemma3_text") or kinds is None:
-        yield
-        return
-
-    def is_local(self: Any, layer_id: int) -> bool:
-        return bool(kinds[layer_id] == "sliding_attention")
-
-    patches = (LOCAL_LAYERS, LOCAL_LAYERS_OF_GEMMA3)
-    with replaced([change for patch in patches for change in patch.by(is_local=is_local)]):
-        yield
 
 
 def _as_the_builder_reads(model: Path, scratch: Path) -> Path:
