@@ -14,30 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError
 from pipeline.core.import_blocking import absent
-from pipeline.core.monkeypatch import Patch, replaced
 from pipeline.engines.onnxruntime.session import GENAI_CONFIG, GRAPH, DecoderSession
+from pipeline.models.architecture import read_shape
+from pipeline.models.families import FAMILIES
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.engines.record import Probes
 
-LOCAL_LAYERS = Patch(
-    owner="onnxruntime_genai.models.builders.gemma:Gemma2Model",
-    names=("is_local",),
-    distribution="onnxruntime-genai",
-    version="0.12.2",
-    reason="Gemma 2's windows are in the other half of the layers, whatever config.json says.",
-    digest="400c6740200b34e1",
-)
-LOCAL_LAYERS_OF_GEMMA3 = Patch(
-    owner="onnxruntime_genai.models.builders.gemma:Gemma3Model",
-    names=("is_local",),
-    distribution="onnxruntime-genai",
-    version="0.12.2",
-    reason="Gemma 3 has windows in five of six layers, whatever config.json says.",
-    digest="c1821bb74057cac8",
-)
 # Weights in blocks of 32 with one scale each; activations as 8-bit integers in matrix products.
 BLOCK_SIZE = 32
 INT8_ACCURACY = 4
@@ -56,14 +41,14 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> Path:
     """
     # transformers uses sklearn only for assisted generation. With pandas and scipy it is half of
     # the builder's import time.
-    with _quiet() as said, absent("sklearn"), _windows_of(model):
+    with _quiet() as said, absent("sklearn"):
         from onnxruntime_genai.models.builder import create_model
 
         # float32 first: int8 is made of it, and it proves what the builder makes of the model.
         exact = out if precision == "fp32" else scratch / "fp32"
         options: dict[str, Any] = {"hf_remote": False, "hf_token": "false"}
         int4 = {"int4_algo_config": "k_quant_mixed", "int4_block_size": BLOCK_SIZE}
-        source, cache = _with_original_context(model, scratch), scratch / "cache"
+        source, cache = _as_the_builder_reads(model, scratch), scratch / "cache"
         try:
             create_model(None, str(source), str(exact), "fp32", "cpu", str(cache), **options)
             if precision == "int8":
@@ -82,44 +67,38 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> Path:
     return exact
 
 
-@contextlib.contextmanager
-def _windows_of(model: Path) -> Iterator[None]:
-    """The builder gives windows to the layers that have one in the folder's model."""
-    from transformers import AutoConfig
+def _as_the_builder_reads(model: Path, scratch: Path) -> Path:
+    """The folder for the builder, with settings where the builder looks for them.
 
-    config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-    kinds = getattr(config, "layer_types", None)
-    if config.model_type not in ("gemma2", "gemma3_text") or kinds is None:
-        yield
-        return
-
-    def is_local(self: Any, layer_id: int) -> bool:
-        return bool(kinds[layer_id] == "sliding_attention")
-
-    patches = (LOCAL_LAYERS, LOCAL_LAYERS_OF_GEMMA3)
-    with replaced([change for patch in patches for change in patch.by(is_local=is_local)]):
-        yield
-
-
-def _with_original_context(model: Path, scratch: Path) -> Path:
-    """The folder for the builder, with Llama 3's original context where the builder looks.
-
-    The builder looks for `original_max_position_embeddings` in rope_scaling with hasattr, which
-    fails for a dict. It then uses the extended context as the original one, and every frequency is
-    wrong. At the top level of config.json it finds the value.
+    It looks for `original_max_position_embeddings` in rope_scaling with hasattr, which fails for a
+    dict. It then uses the extended context as the original one, and every frequency is wrong. At
+    the top level of config.json it finds the value. Of the names that families have for the
+    epsilon of their norms it knows `rms_norm_eps` alone, and takes 1e-6 for the others.
     """
     config = json.loads((model / "config.json").read_text())
-    original = (config.get("rope_scaling") or {}).get("original_max_position_embeddings")
-    if original is None:
+    changes = {}
+    if original := (config.get("rope_scaling") or {}).get("original_max_position_embeddings"):
+        changes["original_max_position_embeddings"] = original
+    if (epsilon := _other_epsilon(model)) is not None:
+        changes["rms_norm_eps"] = epsilon
+    if not changes:
         return model
     folder = scratch / "source"
     folder.mkdir(parents=True)
     for file in model.iterdir():
         if file.is_file() and file.name != "config.json":
             (folder / file.name).symlink_to(file.resolve())
-    config["original_max_position_embeddings"] = original
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
     return folder
+
+
+def _other_epsilon(model: Path) -> float | None:
+    """The epsilon of a family that has another name for it."""
+    try:
+        shape = read_shape(model)
+    except DataError:  # of no family of the chain
+        return None
+    return None if FAMILIES[shape.family].keys.norm_eps == "rms_norm_eps" else shape.norm_eps
 
 
 def _quantize_to_int8(source: Path, out: Path) -> None:

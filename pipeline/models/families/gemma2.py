@@ -5,6 +5,7 @@ from dataclasses import replace
 from pipeline.models.families.gemma import GEMMA
 from pipeline.models.families.llama import DOWN, INPUT_NORM, MLP_NORM, OUTPUT, QKV, UP
 from pipeline.models.families.record import (
+    NO_QNEMO,
     ConfigKeys,
     Layer,
     NemoModel,
@@ -58,6 +59,11 @@ GEMMA2 = GEMMA.named(
         tied_default=True,
     ),
     nemo=NemoModel(model=f"{_NEMO}:Gemma2Model", config=f"{_NEMO}:Gemma2Config"),
+    refused={
+        "qnemo": NO_QNEMO,
+        "onnxruntime": "ONNX Runtime GenAI 0.12 builds a model of it that computes something else: "
+        "use engine=hf or engine=vllm",
+    },
     numbers={
         "query_pre_attn_scalar": ATTENTION_SCALE,
         "attn_logit_softcapping": Number(
