@@ -111,10 +111,26 @@ def check_made(
         )
     if stage not in GRAPH:
         return
+    if models and not is_read(stage, "model.path"):
+        _check_model(stage, tree, next(made[n] for n in ("import", "prepare") if n in made))
     for section in read_graph(tree)[stage].params:
         for key in _leaves(_look_up(tree, section), section):
             if not is_read(stage, key) and (found := _recorded(key, made)):
                 _compare(stage, key, "", tree, found)
+
+
+def _check_model(stage: str, tree: Mapping[str, Any], source: Manifest) -> None:
+    """Refuse defaults of another model than the one that the inputs were made for: conf/demo, sizes
+    of config.json."""
+    was, now = (_look_up(t, "model.path") for t in (source.config, tree))
+    if was is _NONE or _same("model.path", now, was):
+        return
+    name = _look_up(source.config, "model.name")
+    raise ConfigError(
+        f"stage={stage} reads what stage={source.stage} made for model.path={short(str(was))}, and "
+        f"this command has the defaults of model.path={short(str(now))}: give model=local "
+        f"model.name={short(str(name))} model.path={short(str(was))} here, too, or run stage=all"
+    )
 
 
 def _check_key(

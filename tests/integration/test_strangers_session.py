@@ -67,16 +67,17 @@ def test_a_strangers_model_is_tuned_preferred_and_served(
 
     data = ["data=files", "data.folder=rows", "data.test=[test.jsonl]", "prepare.max_length=128"]
     model = ["model=local", "model.name=tiny", "model.path=hf://org/tiny-qwen3"]
-    steps = ["finetune.global_batch_size=8", "finetune.learning_rate=2e-3"]
+    steps = ["finetune.global_batch_size=8", "finetune.learning_rate=2e-2"]
     run("prepare", *model, *data, "data.train=[answers.jsonl]")
     run("import", *model)
     chosen = "finetune.adapter.target_modules=[q_proj,down_proj]"
-    said = run("finetune", *steps, "finetune.epochs=2", chosen)
+    said = run("finetune", *model, *steps, "finetune.epochs=2", chosen)
     tuned = manifest("artifacts/finetune")
     assert "epoch" in said
     assert tuned["metrics"]["epochs"] == pytest.approx(2, abs=0.2)
-    assert tuned["metrics"]["train_loss"] < 4.5  # log of the vocabulary is 6
-    run("merge")
+    curve = json.loads(Path("artifacts/finetune/curve.json").read_text())
+    assert tuned["metrics"]["train_loss"] < curve[0]["loss"] - 0.1
+    run("merge", *model)
     adapter = json.loads(Path("artifacts/merge/adapter/adapter_config.json").read_text())
     assert sorted(adapter["target_modules"]) == ["down_proj", "q_proj"]
 
@@ -85,12 +86,12 @@ def test_a_strangers_model_is_tuned_preferred_and_served(
     dpo = ["finetune.objective=dpo"]
     run("prepare", *again, *model, *data, *dpo, "data.train=[pairs.jsonl]")
     run("import", *again, *model)
-    run("finetune", *again, *dpo, *steps, "finetune.epochs=3")
+    run("finetune", *again, *model, *dpo, *steps, "finetune.epochs=3")
     preferred = manifest("preferred/finetune")["metrics"]
     assert preferred["reward_accuracy"] > 0.9
-    run("merge", *again)
-    run("quantize export", *again, "quantize.format=fp8", "quantize.compare=[]")
-    run("build", *again, "engine=hf", "engine.max_input_len=64", "engine.max_seq_len=96")
+    run("merge", *again, *model)
+    run("quantize export", *again, *model, "quantize.format=fp8", "quantize.compare=[]")
+    run("build", *again, *model, "engine=hf", "engine.max_input_len=64", "engine.max_seq_len=96")
     with running_server(
         Path("preferred/build"), model="tiny", log=tmp_path / "server.log"
     ) as server:

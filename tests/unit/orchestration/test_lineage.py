@@ -166,15 +166,14 @@ def test_a_registered_version_has_its_engine(made: Path) -> None:
     assert "serve.version=3" in refusal("serve", made, "serve.version=3", "engine=hf")
 
 
-@pytest.mark.parametrize("stage", ["merge", "evaluate"])
+@pytest.mark.parametrize("stage", ["finetune", "merge", "evaluate", "build"])
 def test_a_manifest_never_names_a_model_that_it_was_not_made_from(
     tmp_path: Path, stage: str
 ) -> None:
     """After a run with one's own model, a stage without model=… has the demo's settings."""
     make(tmp_path, compose.compose(list(LOCAL)))
     said = refusal(stage, tmp_path)
-    assert "model." in said
-    assert "this command, which leaves it out, says" in said
+    assert "this command has the defaults of model.path=data/base_model: give model=local" in said
     check(stage, tmp_path, *LOCAL)
 
 
