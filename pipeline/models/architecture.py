@@ -173,12 +173,16 @@ def read_shape(folder: Path) -> Shape:
     return shape_of(file, read_json(file, remedy))
 
 
-def shape_of(file: Path, config: Json) -> Shape:
-    """As `read_shape`, of a config.json that was read before. file: its path, for errors."""
+def shape_of(file: Path, config: Json, *, quantized: bool = False) -> Shape:
+    """As `read_shape`, of a config.json that was read before.
+
+    file: its path, for errors. quantized: the folder's weights may be quantized.
+    """
     check_no_code(file, config)
     family = _family(file, config)
     config = plain_config(file, config)
-    _check_not_quantized(file, config)
+    if not quantized:
+        _check_not_quantized(file, config)
     _check_dtype(file, config)
     keys = family.keys
     hidden, heads = (
@@ -306,13 +310,7 @@ def _window(
     size = size_of(file, {"sliding_window": size}, "sliding_window")
     kinds = config.get("layer_types") if rule.by_layer else None
     if kinds is not None:
-        known = ("sliding_attention", "full_attention")
-        if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(known):
-            raise DataError(
-                f"{file}: layer_types should be a list of {layers} names, each {known[0]!r} or "
-                f"{known[1]!r}: correct it"
-            )
-        windowed = tuple(kind == known[0] for kind in kinds)
+        windowed = tuple(kind == LAYER_TYPES[1] for kind in kinds)
     elif rule.full_every:
         every = rule.full_every
         if rule.full_every_key is not None:

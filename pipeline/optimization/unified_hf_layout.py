@@ -80,9 +80,7 @@ def check_same(folder: Path, source: Path) -> list[str]:
 def _shape(folder: Path) -> Shape:
     """The sizes in a unified folder's config.json, quantized or not."""
     file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config.pop("quantization_config", None)
-    return shape_of(file, config)
+    return shape_of(file, json.loads(file.read_text()), quantized=True)
 
 
 def _check_claim(claimed: Json, quantization: Json) -> list[str]:
