@@ -16,6 +16,8 @@ from pipeline.core.errors import DataError
 from pipeline.core.import_blocking import absent
 from pipeline.core.monkeypatch import Patch, replaced
 from pipeline.engines.onnxruntime.session import GENAI_CONFIG, GRAPH, DecoderSession
+from pipeline.models.architecture import read_shape
+from pipeline.models.families import FAMILIES
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +65,7 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> Path:
         exact = out if precision == "fp32" else scratch / "fp32"
         options: dict[str, Any] = {"hf_remote": False, "hf_token": "false"}
         int4 = {"int4_algo_config": "k_quant_mixed", "int4_block_size": BLOCK_SIZE}
-        source, cache = _with_original_context(model, scratch), scratch / "cache"
+        source, cache = _as_the_builder_reads(model, scratch), scratch / "cache"
         try:
             create_model(None, str(source), str(exact), "fp32", "cpu", str(cache), **options)
             if precision == "int8":
@@ -101,25 +103,38 @@ def _windows_of(model: Path) -> Iterator[None]:
         yield
 
 
-def _with_original_context(model: Path, scratch: Path) -> Path:
-    """The folder for the builder, with Llama 3's original context where the builder looks.
+def _as_the_builder_reads(model: Path, scratch: Path) -> Path:
+    """The folder for the builder, with settings where the builder looks for them.
 
-    The builder looks for `original_max_position_embeddings` in rope_scaling with hasattr, which
-    fails for a dict. It then uses the extended context as the original one, and every frequency is
-    wrong. At the top level of config.json it finds the value.
+    It looks for `original_max_position_embeddings` in rope_scaling with hasattr, which fails for a
+    dict. It then uses the extended context as the original one, and every frequency is wrong. At
+    the top level of config.json it finds the value. Of the names that families have for the
+    epsilon of their norms it knows `rms_norm_eps` alone, and takes 1e-6 for the others.
     """
     config = json.loads((model / "config.json").read_text())
-    original = (config.get("rope_scaling") or {}).get("original_max_position_embeddings")
-    if original is None:
+    changes = {}
+    if original := (config.get("rope_scaling") or {}).get("original_max_position_embeddings"):
+        changes["original_max_position_embeddings"] = original
+    if (epsilon := _other_epsilon(model)) is not None:
+        changes["rms_norm_eps"] = epsilon
+    if not changes:
         return model
     folder = scratch / "source"
     folder.mkdir(parents=True)
     for file in model.iterdir():
         if file.is_file() and file.name != "config.json":
             (folder / file.name).symlink_to(file.resolve())
-    config["original_max_position_embeddings"] = original
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
     return folder
+
+
+def _other_epsilon(model: Path) -> float | None:
+    """The epsilon of a family that has another name for it."""
+    try:
+        shape = read_shape(model)
+    except DataError:  # of no family of the chain
+        return None
+    return None if FAMILIES[shape.family].keys.norm_eps == "rms_norm_eps" else shape.norm_eps
 
 
 def _quantize_to_int8(source: Path, out: Path) -> None:
