@@ -43,7 +43,8 @@ def new_adapter(method: str, settings: AdapterConfig, shape: Shape) -> LoRA | Do
     make = {"lora": peft.LoRA, "dora": peft.DoRA}[method]
     # NeMo multiplies by alpha / rank.
     alpha = settings.alpha * math.sqrt(settings.rank) if settings.rslora else settings.alpha
-    names = [name.rpartition(".")[2] for name in targets(settings.target_modules, shape.layer)]
+    found = targets(settings.target_modules, shape.every_layer)
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in found))  # NeMo matches the ends
     return make(target_modules=names, dim=settings.rank, alpha=alpha, dropout=settings.dropout)
 
 
@@ -105,8 +106,8 @@ def restore_other_magnitudes(model: GPTModel, settings: AdapterConfig, shape: Sh
 
 def _is_whole(settings: AdapterConfig, shape: Shape) -> bool:
     """Whether every fused layer has its adapter on all parts or on none."""
-    found = targets(settings.target_modules, shape.layer)
-    whole = {linear.megatron: linear.parts for linear in shape.layer.linears}
+    found = targets(settings.target_modules, shape.every_layer)
+    whole = {linear.megatron: linear.parts for linear in shape.every_layer.linears}
     return all(whole[name] == parts for name, parts in found.items())
 
 
@@ -120,8 +121,8 @@ def partly_trained(
     """
     import torch
 
-    found = targets(settings.target_modules, shape.layer)
-    linears = {linear.megatron: linear for linear in shape.layer.linears}
+    found = targets(settings.target_modules, shape.every_layer)
+    linears = {linear.megatron: linear for linear in shape.every_layer.linears}
     for name, wrapper in _adapted(module):
         linear = linears[_linear_of(name)]
         parts = found[linear.megatron]
@@ -204,7 +205,7 @@ def peft_tensors(
     scales (see AdapterLayer.folded) is included, as PEFT does not scale it.
     """
     tensors = {}
-    found = targets(settings.target_modules, shape.layer)
+    found = targets(settings.target_modules, shape.every_layer)
     for adapter in layers:
         rule = weight_map.linear_rule(shape, adapter.layer, adapter.name)
         chosen = [f"model.layers.{adapter.layer}.{part.hf}" for part in found[adapter.name]]
