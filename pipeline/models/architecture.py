@@ -185,9 +185,10 @@ class Shape:
         if not self.tied:
             yield LM_HEAD, (self.vocab, self.hidden)
 
-    def layer_tensors(self, layer: Layer) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every weight of one of its layers, by its name in the layer, with its shape."""
-        for member in layer.members:
+    def layer_tensors(self, layer: Layer | None = None) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every weight of `layer`, or of another of its layers, by its name in the layer, with its
+        shape."""
+        for member in (layer or self.layer).members:
             if isinstance(member, Norm):
                 for kind in self.norm_tensors:
                     yield f"{member.hf}.{kind}", (self.size(member.size),)
