@@ -12,6 +12,8 @@ full length must fit; our own engines keep a row of full length for each slot. I
 heavy.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from typing import Any
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.hardware import GIB, Machine
-from pipeline.models.architecture import read_shape
+from pipeline.models.architecture import Shape, shape_of
 from pipeline.optimization.formats import FORMATS
 
 # Bytes a weight of the linear layers, scales included, of precisions that are not weight formats:
@@ -52,7 +54,9 @@ class MemoryRule:
 class Decoder:
     """Sizes of a decoder, in elements.
 
-    refused: engines that cannot take the model, by name, and why.
+    ffn: columns of the feed-forward part that a token goes through. refused: engines that cannot
+    take the model, by name, and why. linears: inputs and outputs of every linear layer, where
+    layers differ, as with experts; empty: all layers are Llama's.
     """
 
     layers: int
@@ -65,10 +69,32 @@ class Decoder:
     positions: int
     tied: bool
     refused: Mapping[str, str] = field(default_factory=dict)
+    linears: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, shape: Shape) -> Decoder:
+        """The sizes of a model whose family is known."""
+        experts = shape.experts
+        used = experts.per_token * experts.ffn + experts.shared_ffn if experts else 0
+        return cls(
+            layers=shape.layers,
+            hidden=shape.hidden,
+            ffn=max(shape.ffn, used),
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            vocab=shape.vocab,
+            positions=shape.max_positions,
+            tied=shape.tied,
+            refused=shape.refused_engines,
+            linears=tuple(shape.linear_sizes()) if experts else (),
+        )
 
     @property
     def products(self) -> int:
         """Weights of the linear layers."""
+        if self.linears:
+            return sum(inputs * outputs for inputs, outputs in self.linears)
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.ffn)
 
@@ -79,6 +105,8 @@ class Decoder:
 
     def adapter(self, rank: int) -> int:
         """Weights of a LoRA adapter on every linear layer: rank · (inputs + outputs) each."""
+        if self.linears:
+            return rank * sum(inputs + outputs for inputs, outputs in self.linears)
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         ends = (self.hidden + q) + 2 * (self.hidden + kv) + (q + self.hidden)
         return self.layers * rank * (ends + 3 * (self.hidden + self.ffn))
@@ -93,6 +121,8 @@ def read_decoder(folder: Path) -> Decoder:
     file = folder / "config.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text())
+        if shape := _shape(file, config):
+            return Decoder.of(shape)
         config = config.get("text_config") or config  # of a vision-language model
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         return Decoder(
@@ -105,7 +135,6 @@ def read_decoder(folder: Path) -> Decoder:
             vocab=int(config["vocab_size"]),
             positions=int(config["max_position_embeddings"]),
             tied=bool(config.get("tie_word_embeddings", False)),
-            refused=_refused(folder),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -113,12 +142,12 @@ def read_decoder(folder: Path) -> Decoder:
         ) from error
 
 
-def _refused(folder: Path) -> Mapping[str, str]:
-    """Engines that cannot take the model; none are known of a model outside the families."""
+def _shape(file: Path, config: Mapping[str, Any]) -> Shape | None:
+    """The sizes of a model that the pipeline trains, quantized or not; None of another one."""
     try:
-        return read_shape(folder).refused_engines
+        return shape_of(file, config, quantized=True)
     except DataError:
-        return {}
+        return None
 
 
 def check_lengths(engine: EngineConfig, positions: int) -> None:

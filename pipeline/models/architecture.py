@@ -17,8 +17,10 @@ from typing import Any
 from pipeline.core.errors import DataError
 from pipeline.models.config_fields import Json, number_of, size_of, switch_of
 from pipeline.models.config_forms import LAYER_TYPES, plain_config
+from pipeline.models.expert_sizes import ExpertSizes, experts_of
 from pipeline.models.families import FAMILIES, family_of
-from pipeline.models.families.record import Family, Layer, Linear, Norm, Size
+from pipeline.models.families.record import Family, Layer, Linear, Norm, Plain, Size
+from pipeline.models.families.unsupported import reason_of
 from pipeline.models.files import read_json
 from pipeline.models.other_forms import other_form
 from pipeline.models.rope_scaling import Llama3Rope, Rope, rope_scaling_of
@@ -78,10 +80,49 @@ class Shape:
     attention_cap: float | None = None  # scores are cap * tanh(scores / cap)
     logit_cap: float | None = None  # so are the logits
 
+    experts: ExpertSizes | None = None
+
     @property
     def layer(self) -> Layer:
-        """The weights of one of its layers, under each library's names."""
-        return FAMILIES[self.family].layer
+        """The weights of one of its layers, one with experts if there are any."""
+        layer = FAMILIES[self.family].layer
+        return layer.of(self.experts.count) if self.experts else layer
+
+    @property
+    def layer_kinds(self) -> tuple[tuple[Layer, int], ...]:
+        """Its layers that differ, each with how many there are of it."""
+        dense = FAMILIES[self.family].dense
+        if dense is None or self.experts is None:
+            return ((self.layer, self.layers),)
+        some = sum(self.experts.layers)
+        return tuple(kind for kind in ((self.layer, some), (dense, self.layers - some)) if kind[1])
+
+    @property
+    def every_layer(self) -> Layer:
+        """The members of all its layers, to find one by its name."""
+        members = (member for layer, _ in self.layer_kinds for member in layer.members)
+        return Layer(tuple(dict.fromkeys(members)))
+
+    @property
+    def used_layer(self) -> Layer:
+        """The weights of `layer` that one token goes through: of so many experts only."""
+        return (
+            FAMILIES[self.family].layer.of(self.experts.per_token) if self.experts else self.layer
+        )
+
+    @property
+    def used_ffn(self) -> int:
+        """Columns of the feed-forward part that one token goes through."""
+        if self.experts is None:
+            return self.ffn
+        return self.experts.per_token * self.experts.ffn + self.experts.shared_ffn
+
+    def layer_at(self, number: int) -> Layer:
+        """The weights of a layer, under each library's names."""
+        dense = FAMILIES[self.family].dense
+        if dense is None or (self.experts and self.experts.layers[number]):
+            return self.layer
+        return dense
 
     def size(self, name: Size) -> int:
         sizes: dict[Size, int] = {
@@ -90,7 +131,12 @@ class Shape:
             "kv": self.kv_heads * self.head_dim,
             "ffn": self.ffn,
             "head": self.head_dim,
+            "one": 1,
         }
+        if self.experts:
+            sizes["experts"] = self.experts.count
+            sizes["expert"] = self.experts.ffn
+            sizes["shared"] = self.experts.shared_ffn
         return sizes[name]
 
     def rows(self, outputs: Iterable[Size]) -> int:
@@ -132,25 +178,43 @@ class Shape:
         """Every weight of the HF checkpoint, by name, with its shape."""
         yield EMBEDDING, (self.vocab, self.hidden)
         for i in range(self.layers):
-            for name, shape in self.layer_tensors():
+            for name, shape in self.layer_tensors(self.layer_at(i)):
                 yield f"model.layers.{i}.{name}", shape
         for kind in self.norm_tensors:
             yield f"{FINAL_NORM}.{kind}", (self.hidden,)
         if not self.tied:
             yield LM_HEAD, (self.vocab, self.hidden)
 
-    def layer_tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every weight of a layer, by its name in the layer, with its shape."""
-        for member in self.layer.members:
+    def layer_tensors(self, layer: Layer | None = None) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every weight of `layer`, or of another of its layers, by its name in the layer, with its
+        shape."""
+        for member in (layer or self.layer).members:
             if isinstance(member, Norm):
                 for kind in self.norm_tensors:
                     yield f"{member.hf}.{kind}", (self.size(member.size),)
                 continue
+            if isinstance(member, Plain):
+                yield member.hf, tuple(self.size(name) for name in member.sizes)
+                continue
+            assert isinstance(member, Linear), "a Shape's layers have numbered experts"
             for part in member.parts:
                 rows = self.rows(part.outputs)
                 yield f"{part.hf}.weight", (rows, self.size(member.inputs))
                 if self.has_bias(member):
                     yield f"{part.hf}.bias", (rows,)
+
+    def linear_weights(self) -> Iterator[str]:
+        """Names of the weights of linear layers, which adapters tune and formats quantize."""
+        for i in range(self.layers):
+            for linear in self.layer_at(i).linears:
+                yield from (f"model.layers.{i}.{name}.weight" for name in linear.names)
+
+    def linear_sizes(self) -> Iterator[tuple[int, int]]:
+        """(inputs, outputs) of every linear layer, as HF has them."""
+        for i in range(self.layers):
+            for linear in self.layer_at(i).linears:
+                for part in linear.parts:
+                    yield self.size(linear.inputs), self.rows(part.outputs)
 
     @property
     def parameters(self) -> int:
@@ -178,8 +242,8 @@ def shape_of(file: Path, config: Json, *, quantized: bool = False) -> Shape:
 
     file: its path, for errors. quantized: the folder's weights may be quantized.
     """
+    family = _family(file, config)  # first: it says more of a model that needs its own code
     check_no_code(file, config)
-    family = _family(file, config)
     config = plain_config(file, config)
     if not quantized:
         _check_not_quantized(file, config)
@@ -223,6 +287,7 @@ def shape_of(file: Path, config: Json, *, quantized: bool = False) -> Shape:
             file, config, "partial_rotary_factor", keys.rotary_share_default, positive=True
         ),
         window=_window(file, config, family, layers, max_positions),
+        experts=experts_of(file, config, family, layers),
         **_attention_extras(file, config, family),
     )
     if shape.heads % shape.kv_heads:
@@ -258,6 +323,8 @@ def _family(file: Path, config: Json) -> Family:
             f"{known[:1]}: correct it"
         )
     family = family_of(names)
+    if family is None and (reason := reason_of(names)):
+        raise DataError(f"{file}: architecture {', '.join(names)} is not supported: {reason}")
     if family is None:
         raise DataError(
             f"{file}: architecture {', '.join(names) or 'not given'} is not supported: "

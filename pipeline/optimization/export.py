@@ -13,7 +13,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,15 @@ PREQUANT_FUSION = Patch(
     digest="3227be4852e47117",
     source=("modelopt.torch.export.quant_utils:fuse_prequant_layernorm",),
     required="AWQ of such a family would be another model",
+)
+UNQUANTIZED_EXPERTS = Patch(
+    owner="modelopt.torch.export.unified_export_hf",
+    names=("requantize_resmooth_fused_llm_layers",),
+    distribution="nvidia-modelopt",
+    version="0.37.0",
+    reason="It looks for a word in the name of the format, and there is none without a format.",
+    digest="65769657ecac5901",
+    required="an unquantized model with experts cannot be exported",
 )
 
 
@@ -121,7 +130,8 @@ def write_unified_hf(quantized: Path, source: Path, out: Path, *, format: str) -
         if storage and storage.scale == "tensor":
             _join_scales(model, read_shape(source).layer.joined)
         # In the type that it was calibrated in, so that weights are rounded only once.
-        exporter.export_hf_checkpoint(model, model.dtype, out)
+        with nullcontext() if storage else replaced(_no_joint_scales()):
+            exporter.export_hf_checkpoint(model, model.dtype, out)
     del model.save_pretrained  # its closure holds the model, and memory may not fit two
     _correct_config(out, source, own, FORMATS[format])
     _copy_text_files(source, out)
@@ -155,6 +165,11 @@ def _join_scales(model: Any, joined: Sequence[Sequence[str]]) -> None:
         for names in joined:
             if all(hasattr(module, name) for name in names):
                 tools.preprocess_linear_fusion([getattr(module, name) for name in names])
+
+
+def _no_joint_scales() -> list[Replacement]:
+    """An unquantized model has no scales that layers could share."""
+    return UNQUANTIZED_EXPERTS.by(requantize_resmooth_fused_llm_layers=lambda model: None)
 
 
 def _name_algorithm(quantization: dict[str, Any], format: Format) -> None:

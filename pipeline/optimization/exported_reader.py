@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.architecture import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
-from pipeline.models.families.record import Layer
+from pipeline.models.families import FAMILIES
 from pipeline.models.files import tensor_shapes, weight_files
 from pipeline.optimization.dequantize import Rounding, dequantize, on_device
 from pipeline.optimization.formats import storage_of
@@ -132,10 +132,7 @@ class UnifiedWeights:
     layers behind the norm, so that the norm itself has no weight of its own to compare.
     """
 
-    def __init__(
-        self, folder: Path, source: WeightReader, layer: Layer, *, zero_centered: bool = False
-    ) -> None:
-        """zero_centered: norms multiply by (weight + 1)."""
+    def __init__(self, folder: Path, source: WeightReader, shape: Shape) -> None:
         from pipeline.models.hf_model import WeightReader
 
         quant_file = folder / "hf_quant_config.json"
@@ -146,10 +143,9 @@ class UnifiedWeights:
         )
         self._storage = storage_of(algorithm)
         self._in_norms = bool(self._storage and self._storage.group and self._storage.prescaled)
-        # Linear layers that read a norm's output, and all norms.
-        self._after = {name: ln.after for ln in layer.linears if ln.after for name in ln.names}
-        self._norms = {norm.hf for norm in layer.norms}
-        self._centre = 1.0 if zero_centered else 0.0
+        self._shape = shape
+        # Norms of some families multiply by (weight + 1).
+        self._centre = 1.0 if FAMILIES[shape.family].zero_centered else 0.0
         self._names = {name for file in weight_files(folder) for name in tensor_shapes(file)}
         self._source, self._written = source, WeightReader(folder)
 
@@ -168,8 +164,8 @@ class UnifiedWeights:
             return self._read(name)
         number, part, kind = _layer_name(name)
         layer = f"model.layers.{number}."
-        if self._in_norms and part in self._norms:
-            behind = [linear for linear, norm in self._after.items() if norm == part]
+        if self._in_norms and part in {norm.hf for norm in self._shape.layer_at(number).norms}:
+            behind = [linear for linear, norm in self._after(number).items() if norm == part]
             scaled = any(f"{layer}{linear}.weight_scale" in self._names for linear in behind)
             if scaled and kind == "bias":
                 return self._read(name).float() / self._scale_in(f"{module}.weight")
@@ -184,8 +180,8 @@ class UnifiedWeights:
             self._optional(f"{module}.weight_scale_2"),
             self._optional(f"{module}.pre_quant_scale"),
         )
-        if self._in_norms and part in self._after:
-            weight *= self._scale_in(f"{layer}{self._after[part]}.weight")
+        if self._in_norms and (norm := self._after(number).get(part)):
+            weight *= self._scale_in(f"{layer}{norm}.weight")
         return weight
 
     def rounding(self, name: str) -> Rounding | None:
@@ -195,10 +191,15 @@ class UnifiedWeights:
             return None
         prescale = self._optional(f"{module}.pre_quant_scale")
         number, part, _ = _layer_name(name)
-        if self._in_norms and part in self._after:
-            of_norm = self._scale_in(f"model.layers.{number}.{self._after[part]}.weight")
+        if self._in_norms and (norm := self._after(number).get(part)):
+            of_norm = self._scale_in(f"model.layers.{number}.{norm}.weight")
             prescale = of_norm if prescale is None else prescale.float() * of_norm
         return Rounding(self._storage, None if prescale is None else prescale.float())
+
+    def _after(self, number: int) -> dict[str, str]:
+        """Linear layers of a layer that read a norm's output, each with the norm."""
+        linears = self._shape.layer_at(number).linears
+        return {name: ln.after for ln in linears if ln.after for name in ln.names}
 
     def _read(self, name: str) -> torch.Tensor:
         return on_device(self._written.tensor(name))

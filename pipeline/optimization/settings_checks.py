@@ -83,13 +83,17 @@ NO_VALIDATION = (
 )
 
 
+_SIZES = {"q": "heads"}
+
+
 def check_groups(format: str, shape: Shape, *, setting: str = "quantize.format") -> None:
     """Refuse a format whose groups do not divide the inputs of a linear layer.
 
     setting: that names the format, for the message.
     """
     group = FORMATS[format].group
-    sizes = {"hidden": shape.hidden, "ffn": shape.ffn, "heads": shape.heads * shape.head_dim}
+    inputs = [linear.inputs for linear in shape.every_layer.linears]
+    sizes = {_SIZES.get(name, name): shape.size(name) for name in inputs}
     for what, size in sizes.items():
         if size % group:
             raise ConfigError(

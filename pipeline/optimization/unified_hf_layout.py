@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline.core.errors import DataError
 from pipeline.models.architecture import Shape, read_shape, shape_of
-from pipeline.models.families import FAMILIES
 from pipeline.optimization.layout_rules import (
     TOKENIZER,
     TYPES,
@@ -53,9 +52,11 @@ def check_unified_hf(folder: Path, format: str, family: str) -> list[str]:
         for file in sorted(folder.glob("*.safetensors")):
             header |= read_header(file)
         shape = _shape(folder)
+        if shape.family != family:
+            problems.append(f"config.json describes a model of {shape.family}, must be {family}")
         dtype = TYPES[config.get("dtype") or config["torch_dtype"]]
         problems += compare(folder.name, header, _expected(shape, dtype, quantization))
-        problems += _check_joined(folder, FAMILIES[family].layer.joined)
+        problems += _check_joined(folder, shape.layer.joined)
     except DataError as error:
         return [str(error)]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -131,7 +132,7 @@ def _expected(shape: Shape, dtype: str, quantization: Json) -> dict[str, Tensor]
         if quantization["kv_cache_quant_algo"] == "FP8":
             expected[layer + "self_attn.k_proj.k_scale"] = ("F32", ())
             expected[layer + "self_attn.v_proj.v_scale"] = ("F32", ())
-        for linear in shape.layer.linears:
+        for linear in shape.layer_at(number).linears:
             for part in linear.parts:
                 size = (shape.rows(part.outputs), shape.size(linear.inputs))
                 in_norm = linear.after is not None

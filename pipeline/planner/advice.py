@@ -73,7 +73,8 @@ def _spread(work: Workload) -> Iterator[tuple[str, Workload]]:
     """More tensor parallel on the same GPUs, then on more of them; then pipeline parallel."""
     shape, name = work.shape, f"{SECTION}.parallel"
     wholes = (shape.heads, shape.kv_heads, shape.vocab)
-    sizes = [n for n in (2, 4, 8) if n > work.parallel.tensor and not any(w % n for w in wholes)]
+    more = () if work.shape.experts else (2, 4, 8)  # refused: see training/settings_checks.py
+    sizes = [n for n in more if n > work.parallel.tensor and not any(w % n for w in wholes)]
     for size in sizes:
         changed = work.but(parallel={"tensor": size})
         ranks = size * work.parallel.pipeline * work.parallel.context

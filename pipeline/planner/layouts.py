@@ -15,6 +15,8 @@ def possible(work: Workload) -> Iterator[Workload]:
     for tensor in divisors:
         if any(whole % tensor for whole in (shape.heads, shape.kv_heads, shape.vocab)):
             continue
+        if shape.experts and tensor > 1:  # refused: see training/settings_checks.py
+            continue
         for pipeline in divisors:
             for context in [1] if work.settings.pack_length else divisors:
                 ranks = tensor * pipeline * context

@@ -133,12 +133,12 @@ def layer_bytes(work: Workload) -> float:
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     residual, normed = 2 * h, 2 * h
     halves = 2 if shape.layer.gated else 1
-    inner = (q + 2 * kv) + q + halves * shape.ffn + shape.ffn
+    inner = (q + 2 * kv) + q + halves * shape.used_ffn + shape.used_ffn
     adapter = settings.method != "sft"
     if not work.gpu:
         # Megatron's own layers: norms in separate modules, products and scores written out.
         scores = 3 * shape.heads * work.rows.longest
-        inner += normed + (q + kv) + halves * shape.ffn * (1 + adapter)
+        inner += normed + (q + kv) + halves * shape.used_ffn * (1 + adapter)
         return 4 * (residual + normed + inner / tensor + scores / tensor)
     # Sequence parallel divides the rest of the layer too, but an adapter reads the gathered input.
     shared = (residual + inner) / tensor
@@ -148,7 +148,7 @@ def layer_bytes(work: Workload) -> float:
         kept += normed / tensor  # the norms' outputs once more, in 8 bits
     elif work.fp8:
         # Inputs of products are kept in 8 bits instead of 16, attention's output in both.
-        kept -= (normed + shape.ffn - q) / tensor
+        kept -= (normed + shape.used_ffn - q) / tensor
     kept += 4 * shape.heads / tensor  # attention's sums of exponentials, in float32
     if adapter:
         kept += 2 * settings.adapter.rank * len(list(adapted_layers(work)))

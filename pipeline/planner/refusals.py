@@ -88,7 +88,7 @@ def check_profiles(config: Config, shape: Shape, machine: Machine) -> None:
         shape.no_qnemo,
     )
     profiles = find_profiles(
-        decoder_of(shape),
+        Decoder.of(shape),
         [merged, *planned],
         config.engine,
         machine,
@@ -96,19 +96,3 @@ def check_profiles(config: Config, shape: Shape, machine: Machine) -> None:
         measured={},
     )
     check_choice(profiles, config.engine)
-
-
-def decoder_of(shape: Shape) -> Decoder:
-    """The sizes of a model as the engines have them."""
-    return Decoder(
-        layers=shape.layers,
-        hidden=shape.hidden,
-        ffn=shape.ffn,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab=shape.vocab,
-        positions=shape.max_positions,
-        tied=shape.tied,
-        refused=shape.refused_engines,
-    )

@@ -21,6 +21,7 @@ from pipeline.planner.workload import (
     held_parameters,
     linear_layers,
     linear_parameters,
+    used_parameters,
 )
 from pipeline.training.adapter_targets import MLP, group_of
 
@@ -152,9 +153,10 @@ def operations(work: Workload) -> tuple[float, float]:
     shape = work.shape
     passes = 6 if work.settings.method == "sft" else 4
     again = _computed_again(work)
-    linear = passes * linear_parameters(shape) + 2 * again * linear_parameters(shape)
+    linear = (passes + 2 * again) * used_parameters(shape)
     output = passes * shape.vocab * shape.hidden
-    adapter = 0 if work.settings.method == "sft" else 6 * held_parameters(work)
+    used = used_parameters(shape) / linear_parameters(shape)  # of experts, a token's alone
+    adapter = 0 if work.settings.method == "sft" else 6 * held_parameters(work) * used
     # In a pack each row attends to itself alone. Lengths vary, and long rows have most of the work:
     # about twice the mean, as in an exponential distribution.
     seen = min(2 * work.rows.mean, work.rows.longest) if work.rows.known else work.rows.longest
@@ -168,7 +170,7 @@ def _computed_again(work: Workload) -> float:
     """Share of the layers' products whose forward pass runs twice (finetune.recompute)."""
     if work.settings.recompute != "selective":
         return float(work.settings.recompute == "full")
-    layer = work.shape.layer
+    layer = work.shape.used_layer
     sizes = [inputs * outputs for inputs, outputs in linear_layers(work.shape)]
     again = [size for size, one in zip(sizes, layer.linears, strict=True) if group_of(one) == MLP]
     return sum(again) / sum(sizes)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config.finetune import OBJECTIVES, FinetuneConfig, Objective, ParallelConfig
 from pipeline.models.architecture import Shape
+from pipeline.models.families.record import Layer
 from pipeline.training.adapter_targets import targets
 
 
@@ -72,14 +73,24 @@ class Workload:
 
 
 def linear_layers(shape: Shape) -> Iterator[tuple[int, int]]:
-    """(inputs, outputs) of the products of a layer, fused as Megatron has them."""
-    for linear in shape.layer.linears:
+    """(inputs, outputs) of a layer's products for a token, fused as Megatron has them."""
+    for linear in shape.used_layer.linears:
         yield shape.size(linear.inputs), shape.rows(linear.outputs)
 
 
 def linear_parameters(shape: Shape) -> int:
     """Weights of all layers' products, without embedding and output layer."""
-    return shape.layers * sum(i * o for i, o in linear_layers(shape))
+    return sum(count * _weights(shape, layer) for layer, count in shape.layer_kinds)
+
+
+def used_parameters(shape: Shape) -> int:
+    """The weights of these products that one token goes through: of some experts alone."""
+    kinds = ((shape.used_layer if x is shape.layer else x, n) for x, n in shape.layer_kinds)
+    return sum(count * _weights(shape, layer) for layer, count in kinds)
+
+
+def _weights(shape: Shape, layer: Layer) -> int:
+    return sum(shape.size(linear.inputs) * shape.rows(linear.outputs) for linear in layer.linears)
 
 
 def norm_parameters(shape: Shape) -> int:
@@ -88,14 +99,16 @@ def norm_parameters(shape: Shape) -> int:
     return shape.layers * sum(sizes) * len(shape.norm_tensors)
 
 
-def adapted_layers(work: Workload) -> Iterator[tuple[int, int, int]]:
+def adapted_layers(work: Workload, layer: Layer | None = None) -> Iterator[tuple[int, int, int]]:
     """(inputs, outputs, trained outputs) of the products of a layer that have an adapter.
 
     An adapter on a part of a fused product has the product's outputs, and trains the part's.
+    layer: None: what one token goes through.
     """
     shape = work.shape
-    found = targets(work.settings.adapter.target_modules, shape.layer)
-    for linear in shape.layer.linears:
+    layer = layer or shape.used_layer
+    found = targets(work.settings.adapter.target_modules, layer)
+    for linear in layer.linears:
         if parts := found.get(linear.megatron):
             trained = sum(shape.rows(part.outputs) for part in parts)
             yield shape.size(linear.inputs), shape.rows(linear.outputs), trained
@@ -103,18 +116,27 @@ def adapted_layers(work: Workload) -> Iterator[tuple[int, int, int]]:
 
 def trained_parameters(work: Workload) -> int:
     """Weights that training changes. An adapter of rank r on [out, in] has r (in + out)."""
-    return _adapters(work, [(i, trained) for i, _, trained in adapted_layers(work)])
+    if work.settings.method == "sft":
+        return work.shape.parameters
+    return sum(
+        count * _adapters(work, [(i, trained) for i, _, trained in adapted_layers(work, layer)])
+        for layer, count in work.shape.layer_kinds
+    )
 
 
 def held_parameters(work: Workload) -> int:
     """Weights with a gradient and a state of the optimizer: an adapter on a part of a fused
     product has rows for all of it."""
-    return _adapters(work, [(i, outputs) for i, outputs, _ in adapted_layers(work)])
+    if work.settings.method == "sft":
+        return work.shape.parameters
+    return sum(
+        count * _adapters(work, [(i, outputs) for i, outputs, _ in adapted_layers(work, layer)])
+        for layer, count in work.shape.layer_kinds
+    )
 
 
 def _adapters(work: Workload, layers: list[tuple[int, int]]) -> int:
-    if work.settings.method == "sft":
-        return work.shape.parameters
+    """Weights of the adapters of a layer, from (inputs, outputs) of its products."""
     adapters = work.settings.adapter.rank * sum(i + o for i, o in layers)
     magnitudes = sum(o for _, o in layers) if work.settings.method == "dora" else 0
-    return work.shape.layers * (adapters + magnitudes)
+    return adapters + magnitudes

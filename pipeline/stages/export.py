@@ -9,7 +9,7 @@ the formats' rules, and their unpacked weights are compared with the source's.
 
 import fnmatch
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from pipeline.core.console import get_console, progress
 from pipeline.core.errors import ArtifactError, ProofFailed
 from pipeline.core.stage import Stage
 from pipeline.models.architecture import Shape, read_shape
-from pipeline.models.families import FAMILIES
-from pipeline.models.families.record import Layer
 from pipeline.models.sampling_defaults import write_defaults
 from pipeline.optimization.formats import COPIED, FORMATS, exported_forms, most_excess
 from pipeline.optimization.qnemo_layout import check_config, check_qnemo
@@ -91,8 +89,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         bar.update(task, description="export", advance=1)
     exclude = config.quantize.exclude
     proof, wrong = {}, []
+    linear = frozenset(shape.linear_weights())
     for form, table in tables.items():
-        proof[form], problems = _prove(form, table, format, exclude, shape.layer)
+        proof[form], problems = _prove(form, table, format, exclude, linear)
         wrong += problems
     accepted = _overruled(wrong, ranks.overrule)
     sizes = {form: _weight_bytes(folder) for form, folder in folders.items()}
@@ -147,12 +146,7 @@ def _compare(
             form: stack.enter_context(
                 QnemoWeights(folder, shape)
                 if form == "qnemo"
-                else UnifiedWeights(
-                    folder,
-                    weights,
-                    shape.layer,
-                    zero_centered=FAMILIES[shape.family].zero_centered,
-                )
+                else UnifiedWeights(folder, weights, shape)
             )
             for form, folder in folders.items()
         }
@@ -164,13 +158,16 @@ def _prove(
     table: Mapping[str, Mapping[str, float]],
     format: str,
     exclude: Sequence[str],
-    layer: Layer,
+    linear: Collection[str],
 ) -> tuple[dict[str, Any], list[str]]:
-    """The figures of a form, and what is wrong with it, in words."""
+    """The figures of a form, and what is wrong with it, in words.
+
+    linear: names of the weights that every format quantizes, but for those that are excluded.
+    """
     storage, wrong = FORMATS[format].storage, []
     for name, figures in table.items():
         left_out = any(fnmatch.fnmatch(name, f"*{pattern}*") for pattern in exclude)
-        due = storage is not None and layer.is_linear(name) and not left_out
+        due = storage is not None and name in linear and not left_out
         if due != ("excess" in figures):
             found, must = ("not quantized", "must be") if due else ("quantized", "must not be")
             wrong.append(f"{form}: {name} is {found}, and {must}")

@@ -66,13 +66,18 @@ def check(
             raise ConfigError(
                 f"finetune.parallel.tensor={parallel.tensor} must divide the model's {whole} {name}"
             )
+    if shape.experts and parallel.tensor > 1:
+        raise ConfigError(
+            f"finetune.parallel.tensor={parallel.tensor} does not take models with experts yet "
+            "(our limit): set it to 1, and use finetune.parallel.pipeline or more processes"
+        )
     if shape.layers % parallel.pipeline:
         raise ConfigError(
             f"finetune.parallel.pipeline={parallel.pipeline} must divide the model's "
             f"{shape.layers} layers"
         )
     if settings.method != "sft":
-        targets(settings.adapter.target_modules, shape.layer)
+        targets(settings.adapter.target_modules, shape.every_layer)
     if settings.recompute != "none" and shape.layers == 1:
         raise ConfigError(
             f"finetune.recompute={settings.recompute} changes nothing: the model has one layer, "

@@ -66,11 +66,11 @@ def test_what_is_packed_is_what_was_simulated(
     exported: tuple[Outcome, Path],
 ) -> None:
     model = modelopt.load(quantized[1].path / "nvfp4")
-    layer = read_shape(inputs["merge"].path).layer
+    shape = read_shape(inputs["merge"].path)
     compared = 0
     with (
         WeightReader(inputs["merge"].path) as source,
-        UnifiedWeights(exported[1] / "hf", source, layer) as written,
+        UnifiedWeights(exported[1] / "hf", source, shape) as written,
         torch.no_grad(),
     ):
         for name, module in model.named_modules():

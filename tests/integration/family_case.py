@@ -56,8 +56,22 @@ def make(folder: Path, family: str, **settings: Any) -> Path:
 # A window shorter than the prompts of the proofs, in some layers or in all.
 _WINDOW = 24
 _FOUR_LAYERS = {"num_hidden_layers": 4, "sliding_window": _WINDOW}
+_EXPERTS = {"moe_intermediate_size": 128, "num_experts_per_tok": 2}
 
 MODELS: dict[str, Callable[[Path], Path]] = {
+    "mixtral": partial(make, family="Mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "qwen2_moe": partial(
+        make,
+        family="Qwen2Moe",
+        num_experts=4,
+        shared_expert_intermediate_size=128,
+        num_hidden_layers=3,
+        mlp_only_layers=[1],
+        **_EXPERTS,
+    ),
+    "qwen3_moe": partial(
+        make, family="Qwen3Moe", num_experts=4, norm_topk_prob=True, head_dim=64, **_EXPERTS
+    ),
     "llama": partial(make, family="Llama"),
     "qwen2": partial(make, family="Qwen2"),
     "qwen3": partial(make, family="Qwen3", head_dim=64),

@@ -109,8 +109,8 @@ def _open(folder: Path, description: Description, max_queue: int) -> Engine:
 
 
 def _unavailable(reason: str, engine: EngineConfig, exported: Path | None) -> PipelineError:
-    if exported is None:
-        return MissingRuntime(reason)
+    if exported is None or not (exported / "qnemo").is_dir():
+        return MissingRuntime(f"engine=trtllm: {reason}: run this stage where it can")
     return trtllm.refusal(reason, exported / "qnemo", engine)
 
 

@@ -17,10 +17,13 @@ from pipeline.models.families.gemma2 import GEMMA2
 from pipeline.models.families.gemma3 import GEMMA3
 from pipeline.models.families.llama import LLAMA
 from pipeline.models.families.mistral import MISTRAL
+from pipeline.models.families.mixtral import MIXTRAL
 from pipeline.models.families.nemotron import NEMOTRON
 from pipeline.models.families.phi3 import PHI3
 from pipeline.models.families.qwen2 import QWEN2
+from pipeline.models.families.qwen2_moe import QWEN2_MOE
 from pipeline.models.families.qwen3 import QWEN3
+from pipeline.models.families.qwen3_moe import QWEN3_MOE
 from pipeline.models.families.record import Family
 from pipeline.models.families.starcoder2 import STARCODER2
 
@@ -36,6 +39,9 @@ FAMILIES: Table[Family] = Table(
     PHI3,
     STARCODER2,
     NEMOTRON,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
 )
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 # Sizes of a model, in elements: `Shape.size` gives them. q and kv are heads times head size.
-Size = Literal["hidden", "q", "kv", "ffn", "head"]
+# experts: how many there are; expert and shared: columns of one expert, and of the shared experts.
+Size = Literal[
+    "hidden",
+    "q",
+    "kv",
+    "ffn",
+    "head",
+    "one",
+    "experts",
+    "expert",
+    "shared",
+]
+
+# Megatron's name of the weight that scales the output of experts that every token goes through.
+SHARED_GATE = "mlp.shared_experts.gate_weight"
 
 NO_QNEMO = (
     "this pipeline has no proof of the family's TensorRT-LLM checkpoint; TensorRT-LLM's PyTorch "
@@ -75,10 +90,56 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Plain:
+    """A tensor that is copied as it is, as a router's weight: never adapted, never quantized.
+
+    hf, megatron: whole names within the layer. sizes: its shape.
+    """
+
+    hf: str
+    megatron: str
+    sizes: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a mixture-of-experts layer: alike, each with linear layers of its own.
+
+    linears: of one expert; {} in their names stands for its number, from 0 on.
+    """
+
+    linears: tuple[Linear, ...]
+
+    def numbered(self, count: int) -> tuple[Linear, ...]:
+        """The linear layers of `count` experts, expert by expert."""
+        return tuple(
+            replace(
+                linear,
+                megatron=linear.megatron.format(number),
+                parts=tuple(replace(part, hf=part.hf.format(number)) for part in linear.parts),
+            )
+            for number in range(count)
+            for linear in self.linears
+        )
+
+
+@dataclass(frozen=True)
 class Layer:
     """A transformer layer: its norms and linear layers in the order of HF's checkpoints."""
 
-    members: tuple[Norm | Linear, ...]
+    members: tuple[Norm | Linear | Plain | Experts, ...]
+
+    def of(self, experts: int) -> Layer:
+        """The layer of a model with so many experts: each one's linear layers by their names."""
+        return _numbered(self, experts) if self.experts else self
+
+    @property
+    def experts(self) -> Experts | None:
+        return next((member for member in self.members if isinstance(member, Experts)), None)
+
+    @property
+    def plain(self) -> tuple[Plain, ...]:
+        return tuple(member for member in self.members if isinstance(member, Plain))
 
     @property
     def norms(self) -> tuple[Norm, ...]:
@@ -97,7 +158,8 @@ class Layer:
     @property
     def gated(self) -> bool:
         """The feed-forward part multiplies an activated half with another one."""
-        return any(linear.outputs == ("ffn", "ffn") for linear in self.linears)
+        fields = (("ffn", "ffn"), ("expert", "expert"))
+        return any(linear.outputs in fields for linear in self.linears)
 
     @property
     def normed_heads(self) -> bool:
@@ -113,13 +175,24 @@ class Layer:
     def joined(self) -> tuple[tuple[str, ...], ...]:
         """HF layers that runtimes join into one, by the last part of their names."""
         many = (linear.names for linear in self.linears if len(linear.parts) > 1)
-        return tuple(tuple(name.rpartition(".")[2] for name in names) for names in many)
+        # Once each: the layers of all experts have the same names.
+        return tuple(
+            dict.fromkeys(tuple(name.rpartition(".")[2] for name in names) for names in many)
+        )
 
     def qnemo_linears(self) -> Iterator[tuple[str, Linear, tuple[Part, ...]]]:
         """TensorRT-LLM's linear layers: name, the layer that it belongs to, and its parts."""
         for linear in self.linears:
             for name in dict.fromkeys(part.qnemo for part in linear.parts):
                 yield name, linear, tuple(part for part in linear.parts if part.qnemo == name)
+
+
+@functools.cache
+def _numbered(layer: Layer, experts: int) -> Layer:
+    members: list[Norm | Linear | Plain | Experts] = []
+    for member in layer.members:
+        members += member.numbered(experts) if isinstance(member, Experts) else [member]
+    return Layer(tuple(members))
 
 
 @dataclass(frozen=True)
@@ -183,6 +256,23 @@ class ConfigKeys:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """Experts and the choice among them, as config.json says it: names of its keys.
+
+    count: how many experts. size: columns of one; None: `intermediate_size`. shared_size: columns
+    of the experts that see every token, or None. normalized: the key that says whether the chosen
+    experts' weights add up to 1; a bool where the family decides.
+    dense: keys that say which layers have no experts, in the ways that families have.
+    """
+
+    count: str
+    size: str | None = None
+    shared_size: str | None = None
+    normalized: str | bool = True
+    dense: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class NemoModel:
     """NeMo's classes of a family, as "module:name".
 
@@ -228,6 +318,8 @@ class Family:
     numbers: by their names in config.json, what only some families have.
     ropes: kinds of rope_scaling that transformers' class of the family computes. no_ropes: what to
         do where there are none.
+    routing: how config.json describes its experts; None: the family has none.
+    dense: the layer without experts, which some layers of a model with experts are.
     refused: stages that a model of the family cannot go through, each with the reason and what to
         do instead. Also "qnemo", the form that is left out of its export; "kv_cache", which is
         not quantized then; and names of engines.
@@ -249,6 +341,8 @@ class Family:
     numbers: Mapping[str, Number] = field(default_factory=dict)
     ropes: tuple[str, ...] = ("linear", "dynamic", "yarn", "longrope", "llama3")
     no_ropes: str = "remove it"
+    routing: Routing | None = None
+    dense: Layer | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, name: str, title: str, *architectures: str, **changes: Any) -> Family:

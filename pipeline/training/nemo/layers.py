@@ -17,16 +17,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.utils import get_default_causal_mask, get_sliding_window_causal_mask
 
 from pipeline.models.architecture import Shape
+from pipeline.models.families.record import SHARED_GATE
 from pipeline.training.nemo.session import has_transformer_engine
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from nemo.collections.llm import GPTConfig
 
 
@@ -51,10 +55,21 @@ def use_layers(model: Any, shape: Shape) -> None:
 def _layer_spec(shape: Shape) -> Callable[[GPTConfig], ModuleSpec]:
     """What a NeMo configuration of the shape takes as its `transformer_layer_spec`."""
 
-    def spec_of(config: GPTConfig) -> ModuleSpec:
+    def spec_of(config: GPTConfig, vp_stage: int | None = None) -> Any:
         from nemo.collections.llm.gpt.model.base import default_layer_spec
 
-        spec = default_layer_spec(config)
+        if shape.experts is None:
+            return changed(default_layer_spec(config))
+        block = expert_layers(config, vp_stage)
+        for number, layer in enumerate(block.layer_specs):
+            mlp = layer.submodules.mlp
+            if _gated(shape) and mlp.module is MoELayer:
+                mlp.submodules.shared_experts.params = {"gate": True}
+            if _changes_attention(shape):
+                block.layer_specs[number] = changed(layer)
+        return block
+
+    def changed(spec: ModuleSpec) -> ModuleSpec:
         layer = spec.submodules
         attention, mlp = layer.self_attention, layer.mlp
         post_norm = _norm() if shape.layer.normed_outputs else None
@@ -66,11 +81,12 @@ def _layer_spec(shape: Shape) -> Callable[[GPTConfig], ModuleSpec]:
         }
         if shape.attention_cap is not None or not has_transformer_engine():
             attention.submodules.core_attention = _CoreAttention
-        layer.mlp = ModuleSpec(
-            module=_Mlp,
-            submodules=mlp.submodules,
-            params={"linear_bias": shape.mlp_bias, "post_norm": post_norm},
-        )
+        if mlp.module is not MoELayer:
+            layer.mlp = ModuleSpec(
+                module=_Mlp,
+                submodules=mlp.submodules,
+                params={"linear_bias": shape.mlp_bias, "post_norm": post_norm},
+            )
         layer.sharded_state_dict_keys_map = {
             **layer.sharded_state_dict_keys_map,
             "self_attention.post_layernorm.": "self_attention.linear_proj.post_layernorm.",
@@ -85,8 +101,29 @@ def _windowed(shape: Shape) -> Sequence[bool]:
     return shape.window.layers if shape.window else (False,) * shape.layers
 
 
+def expert_layers(config: GPTConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """The layers that `config.moe_layer_freq` describes: NeMo gives experts to every layer."""
+    return get_gpt_decoder_block_spec(
+        config,
+        use_transformer_engine=has_transformer_engine(),
+        normalization=config.normalization,
+        vp_stage=vp_stage,
+    )
+
+
 def needs_layers(shape: Shape) -> bool:
     """Whether a model of the shape needs other layers than NeMo's default ones."""
+    mixed = shape.experts is not None and not all(shape.experts.layers)
+    return mixed or _gated(shape) or _changes_attention(shape)
+
+
+def _gated(shape: Shape) -> bool:
+    """Whether a gate scales the output of the expert that every token goes through."""
+    return any(plain.megatron == SHARED_GATE for plain in shape.layer.plain)
+
+
+def _changes_attention(shape: Shape) -> bool:
+    """Whether the layers differ from Megatron-Core's in attention, norms behind or biases."""
     return (
         shape.layer.normed_outputs
         or shape.window is not None

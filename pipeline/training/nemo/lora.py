@@ -43,7 +43,8 @@ def new_adapter(method: str, settings: AdapterConfig, shape: Shape) -> LoRA | Do
     make = {"lora": peft.LoRA, "dora": peft.DoRA}[method]
     # NeMo multiplies by alpha / rank.
     alpha = settings.alpha * math.sqrt(settings.rank) if settings.rslora else settings.alpha
-    names = [name.rpartition(".")[2] for name in targets(settings.target_modules, shape.layer)]
+    found = targets(settings.target_modules, shape.every_layer)
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name in found))  # NeMo matches the ends
     return make(target_modules=names, dim=settings.rank, alpha=alpha, dropout=settings.dropout)
 
 
@@ -118,8 +119,8 @@ def partly_adapted(
     """
     import torch
 
-    found = targets(settings.target_modules, shape.layer)
-    linears = {linear.megatron: linear for linear in shape.layer.linears}
+    found = targets(settings.target_modules, shape.every_layer)
+    linears = {linear.megatron: linear for linear in shape.every_layer.linears}
     for name, wrapper in _adapted(module):
         linear = linears[_linear_of(name)]
         parts = found[linear.megatron]
@@ -128,7 +129,7 @@ def partly_adapted(
         count = len(wrapper.adapter.linear_out.weight)
         ranks = shape.rows(linear.outputs) // count
         sizes = {size: getattr(shape, size) // ranks for size in ("heads", "kv_heads", "ffn")}
-        rule = weight_map.linear_rule(shape, 0, linear.megatron)
+        rule = weight_map.linear_rule(shape, int(name.split(".", 3)[2]), linear.megatron)
         rows = rule.split(replace(shape, **sizes), torch.arange(count))
         chosen = torch.zeros(count, dtype=torch.bool)
         for part, numbers in zip(linear.parts, rows, strict=True):
@@ -199,7 +200,7 @@ def peft_tensors(
     scales (see AdapterLayer.folded) is included, as PEFT does not scale it.
     """
     tensors = {}
-    found = targets(settings.target_modules, shape.layer)
+    found = targets(settings.target_modules, shape.every_layer)
     for adapter in layers:
         rule = weight_map.linear_rule(shape, adapter.layer, adapter.name)
         chosen = [f"model.layers.{adapter.layer}.{part.hf}" for part in found[adapter.name]]

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.architecture import Llama3Rope, Shape, read_shape
+from pipeline.models.expert_sizes import ExpertSizes
 from pipeline.models.families import FAMILIES
 from pipeline.models.files import copy_assets
 from pipeline.models.hf_model import WeightReader
@@ -144,6 +145,8 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
     }
     if nemo.two_bases:
         fields["rotary_base"] = (shape.window_rope_theta, shape.rope_theta)
+    if shape.experts:
+        fields |= _expert_fields(shape.experts)
     fields |= model_options() | options | _fusions(shape, scaling)
     config: GPTConfig = config_class(**fields)
     model = _named(nemo.model)(config, tokenizer=tokenizer_for(hf_folder))
@@ -160,6 +163,25 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
 def _without_extra_state(module: Any, keys: Any) -> None:
     """Checkpoints leave out Transformer Engine's extra state (see nemo_session): not an error."""
     keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(EXTRA_STATE)]
+
+
+def _expert_fields(experts: ExpertSizes) -> dict[str, Any]:
+    """Fields of the Megatron configuration that describe experts."""
+    return {
+        "num_moe_experts": experts.count,
+        "moe_router_topk": experts.per_token,
+        "moe_ffn_hidden_size": experts.ffn,
+        "moe_shared_expert_intermediate_size": experts.shared_ffn or None,
+        "moe_layer_freq": 1 if all(experts.layers) else [int(has) for has in experts.layers],
+        # Softmax over all experts keeps its values; over the chosen ones alone they add up to 1.
+        "moe_router_pre_softmax": not experts.normalized,
+        # Experts in modules of their own: see families/mixtral.py.
+        "moe_grouped_gemm": False,
+        "moe_permute_fusion": has_transformer_engine(),
+        # The routing is kept as it was trained; a loss on the balance would depend on the batches.
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+    }
 
 
 def _config(shape: Shape) -> tuple[type[GPTConfig], dict[str, Any]]:

@@ -69,6 +69,7 @@ def _required() -> list[Replacement]:
     import numpy
 
     from pipeline.training.nemo.patches.checkpoint_safety import safe_checkpoints
+    from pipeline.training.nemo.patches.dora_experts import dora_of_rows
 
     extra = records.EXTRA_STATES
     state_of = extra.original("_module_sharded_state_dict")
@@ -77,6 +78,7 @@ def _required() -> list[Replacement]:
         return {n: t for n, t in state_of(*args, **kwargs).items() if not n.endswith(EXTRA_STATE)}
 
     replacements = [*safe_checkpoints(), *extra.by(_module_sharded_state_dict=weights_of)]
+    replacements += dora_of_rows()
     if not hasattr(numpy, "product"):
         replacements += records.NUMPY_PRODUCT.by(product=numpy.prod)
     return replacements

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.models.architecture import EMBEDDING, FINAL_NORM, LM_HEAD, Shape
-from pipeline.models.families.record import Size
+from pipeline.models.families import FAMILIES
+from pipeline.models.families.record import Linear, Size
 
 if TYPE_CHECKING:
     import torch
@@ -80,23 +81,31 @@ def rules(shape: Shape) -> Iterator[Rule]:
 
 def layer_rules(shape: Shape, layer: int) -> Iterator[Rule]:
     """The rule of every tensor of a layer: norms, weights, biases."""
-    for norm in shape.layer.norms:
+    for norm in shape.layer_at(layer).norms:
         for kind in shape.norm_tensors:
             hf = f"model.layers.{layer}.{norm.hf}.{kind}"
             yield Rule((hf,), f"decoder.layers.{layer}.{norm.megatron}{kind}")
-    for linear in shape.layer.linears:
-        yield linear_rule(shape, layer, linear.megatron, ".weight")
-    for linear in shape.layer.linears:
+    for plain in shape.layer_at(layer).plain:
+        hf = f"model.layers.{layer}.{plain.hf}"
+        yield Rule((hf,), f"decoder.layers.{layer}.{plain.megatron}")
+    linears = shape.layer_at(layer).linears
+    for linear in linears:
+        yield _rule(layer, linear, ".weight")
+    for linear in linears:
         if shape.has_bias(linear):
-            yield linear_rule(shape, layer, linear.megatron, ".bias")
+            yield _rule(layer, linear, ".bias")
 
 
 def linear_rule(shape: Shape, layer: int, name: str, tensor: str = "") -> Rule:
     """The rule of a linear layer by Megatron's name: of the module, or of one of its tensors."""
-    linear = next(linear for linear in shape.layer.linears if linear.megatron == name)
+    linears = shape.layer_at(layer).linears
+    return _rule(layer, next(linear for linear in linears if linear.megatron == name), tensor)
+
+
+def _rule(layer: int, linear: Linear, tensor: str) -> Rule:
     return Rule(
         tuple(f"model.layers.{layer}.{part}{tensor}" for part in linear.names),
-        f"decoder.layers.{layer}.{name}{tensor}",
+        f"decoder.layers.{layer}.{linear.megatron}{tensor}",
         tuple(part.outputs for part in linear.parts),
         interleaved=linear.interleaved,
     )
@@ -105,7 +114,8 @@ def linear_rule(shape: Shape, layer: int, name: str, tensor: str = "") -> Rule:
 def local_name(shape: Shape, name: str) -> str:
     """The name in Megatron's local layers of a tensor named as Transformer Engine does."""
     kind = name.replace("layer_norm_", ".").rpartition(".")[2]
-    for norm in shape.layer.norms:
+    dense = FAMILIES[shape.family].dense
+    for norm in (*shape.layer.norms, *(dense.norms if dense else ())):
         if name.endswith(f".{norm.megatron}{kind}"):
             return name.removesuffix(norm.megatron + kind) + norm.megatron_local + kind
     return name

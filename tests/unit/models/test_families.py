@@ -65,6 +65,9 @@ def test_what_config_json_leaves_out_is_what_transformers_takes(family: Family) 
     from transformers import AutoConfig
 
     given = {**REQUIRED, "num_key_value_heads": 2}
+    if routing := family.routing:
+        sizes = filter(None, (routing.size, routing.shared_size))
+        given |= {routing.count: 4, "num_experts_per_tok": 2, **dict.fromkeys(sizes, 8)}
     if family.key_value_heads_optional or family.keys.kv_heads_default:
         del given["num_key_value_heads"]
     if (kv_heads := family.keys.kv_heads_default) and kv_heads > 4:

@@ -50,7 +50,7 @@ def configured(folder: Path, model: dict[str, Any], settings: dict[str, Any]) ->
 
 # The model's changes, the settings, the error, and a part of the stage's sentence.
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[PipelineError], str]] = [
-    ({"architectures": ["GPTNeoXForCausalLM"]}, {}, DataError, "is not supported: use a model of"),
+    ({"architectures": ["GPTNeoXForCausalLM"]}, {}, DataError, "the nearest supported"),
     ({"rope_scaling": {"type": "yarn"}}, {}, DataError, "rope_scaling of type 'yarn'"),
     (GEMMA2, {"finetune.pack_length": 64}, ConfigError, "Gemma 2's, takes no packed rows"),
     (GEMMA2, {"finetune.parallel.context": 2, "finetune.parallel.processes": 2}, ConfigError,

@@ -43,5 +43,6 @@ def test_a_name_that_matches_nothing_is_refused_with_those_that_exist(name: str)
 
 def test_every_family_has_layers_of_both_groups() -> None:
     for family in FAMILIES.values():
-        assert targets(["attention"], family.layer)
-        assert targets(["mlp"], family.layer)
+        layer = family.layer.of(experts=2)
+        assert targets(["attention"], layer)
+        assert targets(["mlp"], layer)

@@ -161,6 +161,7 @@ def _vendor_replacements() -> list[Replacement]:
         *records.LOADED_TENSORS.by(_fix_tensors_device=lambda checkpoint: checkpoint),
         *records.LORA_LAYER_TYPES.by(te=SimpleNamespace(Linear=Never, LayerNormLinear=Never)),
         *records.LORA_TRANSFORMER_ENGINE.by(HAVE_TE=False),
+        *records.ROUTER_PRODUCT.by(te_general_gemm=None),
     ]
 
 

@@ -67,7 +67,7 @@ def _flat_backward(original: Any) -> Any:
 
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
         grad_input, *rest = original(ctx, grad_output.reshape(-1, grad_output.shape[-1]))
-        return grad_input.view(*grad_output.shape[:-1], -1), *rest
+        return grad_input.view(*grad_output.shape[:-1], grad_input.shape[-1]), *rest
 
     return backward
 

@@ -173,6 +173,20 @@ LORA_TRANSFORMER_ENGINE = Patch(
     where="CPU",
     required="NeMo takes Transformer Engine for granted, which needs a GPU",
 )
+ROUTER_PRODUCT = Patch(
+    owner="megatron.core.transformer.moe.moe_utils",
+    names=("te_general_gemm",),
+    distribution="megatron-core",
+    version="0.15.3",
+    reason=(
+        "The router asks whether Transformer Engine's product is None, and without Transformer "
+        "Engine the name does not exist."
+    ),
+    digest="709f21db1aeeee93",
+    source=("megatron.core.transformer.moe.moe_utils:RouterGatingLinearFunction",),
+    where="CPU",
+    required="NeMo takes Transformer Engine for granted, which needs a GPU",
+)
 
 # ---- The session (session.py) ----
 
@@ -271,6 +285,21 @@ CHECKPOINT_READER = Patch(
     reason="It reads one tensor after another, and the disk waits while each is copied.",
     digest="27bb851870c2fc0d",
     source=("torch.distributed.checkpoint.filesystem:FileSystemReader.read_data",),
+)
+
+# ---- Experts (dora_experts.py) ----
+
+DORA_EXPERTS = Patch(
+    owner="nemo.collections.llm.peft.dora:DoRALinear",
+    names=("forward",),
+    distribution="nemo_toolkit",
+    version="2.7.3",
+    reason=(
+        "It scales an output as [sequence, batch, columns]. Experts see [tokens, columns], and got "
+        "a dimension more back than they gave."
+    ),
+    digest="7b0217b5c4f9fee2",
+    required="DoRA on a model with experts fails",
 )
 
 # ---- Checkpoints: nothing in them is run (checkpoint_safety.py) ----
