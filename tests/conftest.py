@@ -1,8 +1,15 @@
 """What holds for every test."""
 
+import signal
+
 import pytest
 
 from pipeline.core.console import get_console
+
+
+def pytest_configure() -> None:
+    """Tests interrupt themselves, which a job that a shell runs in the background ignores."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,13 @@ from pipeline.core.artifact import (
 
 ACCURACY = {"base": 0.02, "tuned": 0.93, "fp8": 0.92, "int8_sq": 0.915, "int4_awq": 0.89}
 SERVED = (1.0,) * 117 + (0.0,) * 13
-TRAINING = {"method": "dora", "max_steps": 7, "global_batch_size": 16, "learning_rate": 0.002}
+TRAINING = {
+    "method": "dora",
+    "objective": "sft",
+    "max_steps": 7,
+    "global_batch_size": 16,
+    "learning_rate": 0.002,
+}
 
 LENGTH = {
     "length": "7 steps of 16 rows = 0.12 epochs of 900 rows",

@@ -68,8 +68,6 @@ def test_ctrl_c_while_it_starts_prints_no_traceback(folder: Path) -> None:
     """In a process that interrupts itself where it begins to import what it serves with."""
     code = (
         "import signal, sys\n"
-        # A process that a shell starts in the background ignores it, and so do those it starts.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pipeline.serving.__main__ import main\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, path=None, target=None):\n"

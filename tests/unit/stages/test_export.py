@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from pipeline.core.errors import ConfigError, ProofFailed
-from pipeline.models.families.llama import LAYER
 from pipeline.optimization.settings_checks import check_exclude, check_splits
 from pipeline.stages.export import _overruled, _prove
 from tests.unit.stages.test_quantize import LLAMA
@@ -38,12 +37,13 @@ def test_awq_with_a_vocabulary_that_modelopt_would_fill_up_is_refused() -> None:
 
 
 NORM, LINEAR_NAME = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
+LINEAR = frozenset({LINEAR_NAME})
 
 
 @pytest.mark.parametrize("excess", [0.05, float("inf"), float("nan")])
 def test_weights_that_are_off_beyond_rounding_fail(excess: float) -> None:
     figures = {"error": 0.06, "scale": 1.0, "rounding": 0.027, "excess": excess}
-    (wrong,) = _prove("qnemo", {LINEAR_NAME: figures}, "fp8", (), LAYER)[1]
+    (wrong,) = _prove("qnemo", {LINEAR_NAME: figures}, "fp8", (), LINEAR)[1]
     assert wrong.startswith(f"qnemo: {LINEAR_NAME} unpacks to weights that are")
     assert wrong.endswith("off beyond what rounding costs (2.7%), and 2.0% is allowed")
 
@@ -61,7 +61,7 @@ def test_copies_that_are_none_fail(
     name: str, error: float, scale: float, exclude: tuple[str, ...]
 ) -> None:
     figures = {"error": error, "scale": scale}
-    (wrong,) = _prove("qnemo", {name: figures}, "int4_awq", exclude, LAYER)[1]
+    (wrong,) = _prove("qnemo", {name: figures}, "int4_awq", exclude, LINEAR)[1]
     assert wrong.startswith(f"qnemo: {name} should be a copy, and is")
 
 
@@ -77,7 +77,7 @@ def test_the_proof_names_the_worst() -> None:
         NORM: {"cosine": 1.0, "error": 0.0, "scale": 1.0},
         LINEAR_NAME: {"error": 0.027, "scale": 1.0, "rounding": 0.027, "excess": 0.004},
     }
-    proof, wrong = _prove("hf", table, "fp8", (), LAYER)
+    proof, wrong = _prove("hf", table, "fp8", (), LINEAR)
     assert (proof["largest_error"], proof["largest_excess"]) == (0.027, 0.004)
     assert proof["by_tensor"] == table
     assert wrong == []
@@ -90,7 +90,7 @@ def test_what_must_be_quantized_is_and_nothing_else() -> None:
         (copied, (), "is not quantized, and must be"),
         (rounded, ("up_proj",), "is quantized, and must not be"),
     ):
-        assert said in _prove("hf", {LINEAR_NAME: figures}, "fp8", exclude, LAYER)[1][0]
+        assert said in _prove("hf", {LINEAR_NAME: figures}, "fp8", exclude, LINEAR)[1][0]
 
 
 def test_a_reason_overrules_a_refusal_and_stands_in_the_manifest() -> None:

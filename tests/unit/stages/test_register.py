@@ -82,7 +82,7 @@ def test_what_was_exported_and_trained_is_registered_whatever_the_settings_say_n
         "harbor-base tuned by DoRA on data/harbor, exported as **INT8 SmoothQuant** (`int8_sq`)"
         in card
     )
-    assert "7 steps of 16 conversations, learning rate 0.002, seed 3" in card
+    assert "7 steps of 16 rows = 0.12 epochs of 900 rows, learning rate 0.002" in card
     assert "| int8_sq, simulated | 91.5% |" in card
 
 
