@@ -226,12 +226,6 @@ def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
-def _length(finetune: Artifact) -> str:
-    """Steps and epochs, and which step was kept, in words."""
-    proof = finetune.manifest.proof
-    return f"{proof['length']}; {proof['kept']}"
-
-
 def _card(
     name: str,
     inputs: Mapping[str, Artifact],
@@ -244,7 +238,7 @@ def _card(
     gate, code = _gate(inputs), inputs["merge"].manifest.code
     base = inputs["merge"].manifest.config["model"]["name"]
     data = inputs["prepare"].manifest.config["data"]["folder"]
-    trained, length = inputs["finetune"].manifest.config, _length(inputs["finetune"])
+    trained, length = inputs["finetune"].manifest.config, inputs["finetune"].manifest.proof
     settings, metric = trained["finetune"], gate_metric()
     method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[settings["method"]]
     if settings["objective"] != "sft":
@@ -278,8 +272,8 @@ def _card(
             )
         ),
         "",
-        f"- Training: {length}, learning rate {settings['learning_rate']:g}, "
-        f"seed {trained['seed']}",
+        f"- Training: {length['length']}, learning rate {settings['learning_rate']:g}, "
+        f"seed {trained['seed']}; {length['kept']}",
         f"- Code: {code.get('commit', 'unknown')}"
         + (" with uncommitted changes" if code.get("changed") else ""),
         "",
