@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.config.schema import load
 from pipeline.core.artifact import open_artifact
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.models.architecture import Shape, read_shape
 from pipeline.optimization.formats import FORMATS
 from pipeline.orchestration.compose import compose
@@ -104,9 +104,11 @@ class _Runs:
                 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                     run_stage(stage, tree, load(tree))
             except PipelineError as error:
-                if "\n" in str(error):
+                line, *more = str(error).splitlines()
+                # Where another machine is needed, the commands for it follow the line.
+                if more and not isinstance(error, MissingRuntime):
                     raise Fault(f"stage={stage} refuses in several lines: {error}") from error
-                return Cell(refusal=f"{type(error).__name__}: {error}", code=error.exit_code)
+                return Cell(refusal=f"{type(error).__name__}: {line}", code=error.exit_code)
         return Cell()
 
     def metrics(self, stage: str) -> dict[str, float]:
