@@ -172,7 +172,8 @@ def _layer(
         )
         shape = (rows // tp, columns) if linear.split == 0 else (rows, columns // tp)
         yield from _linear(prefix + name, shape, dtype, quantization)
-        if linear.bias and config.get("attn_bias"):
+        # Other biases are refused before (Shape.no_qnemo).
+        if linear.bias == "qkv_bias" and config.get("attn_bias"):
             yield f"{prefix}{name}.bias", (dtype, shape[:1])
 
 
