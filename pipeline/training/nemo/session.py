@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging as std_logging
+import os
 import queue
 import sys
 import warnings
@@ -36,6 +37,11 @@ class _Metric:
     """In place of the classes of torchmetrics: nothing is an instance of it."""
 
 
+# Process groups of earlier sessions, and the models that refer to them, are garbage that Python
+# collects late. Each group has three threads, which wake up a hundred times a second.
+MOST_THREADS = 150
+
+
 @contextmanager
 def nemo_session(patches: Literal["all", "none"] = "all") -> Iterator[None]:
     """NeMo, imported and quiet, on this machine's GPU or CPU. Ends its process groups on leaving.
@@ -47,6 +53,8 @@ def nemo_session(patches: Literal["all", "none"] = "all") -> Iterator[None]:
         RuntimeError: NeMo or Megatron-Core was imported before.
     """
     _import_quietly(patches)
+    if len(os.listdir("/proc/self/task")) > MOST_THREADS:
+        gc.collect()
     replacements = _required()
     if patches == "all":
         replacements += [*write_in_threads(queue.Queue()), *read_in_threads()]
@@ -62,9 +70,6 @@ def nemo_session(patches: Literal["all", "none"] = "all") -> Iterator[None]:
             yield
         finally:
             _end_process_groups()
-            # Models and process groups refer to one another. Each group has three threads, which
-            # end with it, and would otherwise slow the next session down.
-            gc.collect()
             gc.unfreeze()  # or garbage that refers to frozen objects would stay
 
 
