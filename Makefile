@@ -1,6 +1,4 @@
 # make demo          set up, run the whole chain on the bundled data and model, show what came out
-# make demo-real     the same with a real model, SmolLM2-135M-Instruct, which a package carries: about 20
-#                    minutes; shows what the model learned and what it forgot
 # make test          set up, run every test that needs neither a GPU nor a browser; JOBS=2 at once, in
 #                    processes of up to 4 GiB each
 # make test-gpu      the tests that need GPUs: one for most, two and four for the layouts
@@ -30,15 +28,12 @@ PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
 unexport PYTHONDONTWRITEBYTECODE
 LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
 
-.PHONY: setup demo demo-real test test-gpu test-browser check coverage docs versions patches lock audit
+.PHONY: setup demo test test-gpu test-browser check coverage docs versions patches lock audit
 
 setup: .venv/.installed
 
 demo: setup
 	$(BIN)/python -m pipeline stage=all
-
-demo-real: setup
-	$(BIN)/python -m bench.demo_real .real_model
 
 test: setup
 	$(PYTEST)
