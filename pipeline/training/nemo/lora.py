@@ -129,7 +129,7 @@ def partly_adapted(
         count = len(wrapper.adapter.linear_out.weight)
         ranks = shape.rows(linear.outputs) // count
         sizes = {size: getattr(shape, size) // ranks for size in ("heads", "kv_heads", "ffn")}
-        rule = weight_map.linear_rule(shape, int(name.split(".", 3)[2]), linear.megatron)
+        rule = weight_map.linear_rule(shape, _number_of(name), linear.megatron)
         rows = rule.split(replace(shape, **sizes), torch.arange(count))
         chosen = torch.zeros(count, dtype=torch.bool)
         for part, numbers in zip(linear.parts, rows, strict=True):
@@ -222,6 +222,11 @@ def _adapted(module: torch.nn.Module) -> list[tuple[str, Any]]:
     from nemo.lightning.pytorch.callbacks.peft import AdapterWrapper
 
     return [(n, m) for n, m in module.named_modules() if isinstance(m, AdapterWrapper)]
+
+
+def _number_of(name: str) -> int:
+    """The layer's number: what follows layers, whatever the model is wrapped in."""
+    return int(name.partition("layers.")[2].partition(".")[0])
 
 
 def _linear_of(name: str) -> str:
