@@ -169,7 +169,9 @@ def test_a_run_ends_early_and_keeps_its_best_step(
         from pipeline.training.nemo import callbacks
     scripted = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.2, 10: 1.0}
     monkeypatch.setattr(
-        callbacks.Recorder, "_validation_loss", lambda self, trainer: scripted[trainer.global_step]
+        callbacks.Recorder,
+        "_validation_loss",
+        lambda self, trainer: (scripted[trainer.global_step], {}),
     )
     settings: dict[str, Any] = {
         "schedule": "constant", "warmup_steps": 0, "validate_every": 2, "checkpoint_every": 3,
