@@ -216,7 +216,7 @@ class Comparable:
 
     @property
     def plain(self) -> str | None:
-        """The text of a row that is no conversation."""
+        """The text of a row that is not a conversation."""
         role, text = self.turns[0]
         return text if role == PLAIN else None
 
@@ -239,7 +239,7 @@ class Comparable:
         if self._label is not None:
             judged, answer = self.turns, str(self._label)
         if self.plain is not None:
-            judged = self.turns  # which is no answer to anything
+            judged = self.turns  # which answers nothing
         return hashlib.sha256(repr(judged).encode()).digest(), answer
 
     def exchanges(self) -> Iterator[Exchange]:

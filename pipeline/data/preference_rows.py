@@ -88,7 +88,7 @@ def parse_example(
     if parsed.messages[0]["role"] == PLAIN and (is_test or kind != "answers"):
         raise Unusable(
             "no assistant turn",
-            "text is no question with its answer: use it in data.train, with "
+            "text is not a question with its answer: use it in data.train, with "
             "finetune.objective=sft",
             "text",
         )

@@ -245,7 +245,7 @@ def _format_of(fields: Fields) -> Callable[[Fields], list[Message]]:
 
 
 def _plain(row: Fields) -> list[Message]:
-    """A text that is no conversation, as the only turn, of the role PLAIN."""
+    """A text that is not a conversation, as the only turn, of the role PLAIN."""
     text = text_of(row.take("text"), "text")
     if text is None or not text.strip():
         raise Unusable("empty text", "text has no text")

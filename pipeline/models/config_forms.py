@@ -32,8 +32,8 @@ def plain_config(file: Path, config: Json) -> dict[str, Any]:
     file: its path, for errors.
 
     Raises:
-        DataError: rope_parameters is no object, is of a kind that transformers 4 cannot express,
-            or disagrees with a setting at the top level.
+        DataError: rope_parameters is not an object, is of a kind that transformers 4 cannot
+            express, or disagrees with a setting at the top level.
     """
     plain = {name: value for name, value in config.items() if name != "rope_parameters"}
     given = config.get("rope_parameters")

@@ -48,7 +48,8 @@ def rope_scaling_of(file: Path, config: Json, family: Family) -> Llama3Rope | Ro
     """`rope_scaling`; None without one, and where its kind is "default".
 
     Raises:
-        DataError: it is no object, of a kind that the family does not have, or a number is wrong.
+        DataError: it is not an object, is of a kind that the family does not have, or has a wrong
+            number.
     """
     scaling = config.get("rope_scaling")
     if scaling is None:

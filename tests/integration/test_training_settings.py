@@ -107,6 +107,30 @@ def test_activations_are_computed_again(base: Path, tmp_path: Path) -> None:
     assert found["full"] == {"SelfAttention": 2 * once, "MLP": 2 * once}
 
 
+def test_experts_are_computed_again(tmp_path: Path) -> None:
+    base, found, losses = make_base(tmp_path / "base", family="Mixtral"), {}, []
+    with nemo_session():
+        from megatron.core.transformer.moe.experts import SequentialMLP
+    for kind in ("none", "selective"):
+        calls: Counter[str] = Counter()
+        forward = SequentialMLP.forward
+
+        def counted(
+            self: Any, *given: Any, f: Any = forward, calls: Any = calls, **more: Any
+        ) -> Any:
+            calls["experts"] += self.training
+            return f(self, *given, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SequentialMLP, "forward", counted)
+            job = make_job(base, tmp_path / kind, max_steps=2, warmup_steps=0, recompute=kind)
+            losses.append(figures(train(job)))
+        found[kind] = calls["experts"]
+    assert found["selective"] == 2 * found["none"] > 0
+    for one, other in zip(*losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_an_adapter_on_a_part_of_the_layers(method: str, base: Path, tmp_path: Path) -> None:
     """The other rows of a fused layer stay as they were; what it does is the same when resumed."""

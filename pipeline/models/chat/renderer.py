@@ -119,7 +119,7 @@ class Chat:
         return Rendered(ids, mask)
 
     def render_plain(self, text: str) -> Rendered:
-        """Tokens of a text that is no conversation, with bos and eos as pretraining has them.
+        """Tokens of a text that is not a conversation, with bos and eos as pretraining has them.
 
         The mask is 1 for every token but bos, which nothing predicts.
 

@@ -1,50 +1,27 @@
 """Qwen2-MoE: Qwen2's attention, experts, and one more that every token goes through."""
 
-from pipeline.models.families.llama import INPUT_NORM, OUTPUT, QKV
-from pipeline.models.families.mixtral import (
+from pipeline.models.families.experts import (
     EXPERTS_NORM,
     EXPERTS_ONNX,
     EXPERTS_QNEMO,
     experts,
     router,
+    shared_expert,
 )
+from pipeline.models.families.llama import INPUT_NORM, OUTPUT, QKV
 from pipeline.models.families.qwen2 import QWEN2
 from pipeline.models.families.record import (
     SHARED_GATE,
     ConfigKeys,
     Family,
     Layer,
-    Linear,
     NemoModel,
-    Part,
     Plain,
     Routing,
-    TensorRTLLM,
     Window,
 )
 
 _NEMO = "nemo.collections.llm.gpt.model.qwen2"
-
-
-def shared_expert(block: str) -> tuple[Linear, Linear]:
-    """The expert that every token goes through, by HF's name of its block."""
-    return (
-        Linear(
-            "mlp.shared_experts.linear_fc1",
-            (
-                Part(f"{block}.gate_proj", ("shared",), "mlp.shared_expert.fc"),
-                Part(f"{block}.up_proj", ("shared",), "mlp.shared_expert.gate"),
-            ),
-            inputs="hidden",
-            split=0,
-        ),
-        Linear(
-            "mlp.shared_experts.linear_fc2",
-            (Part(f"{block}.down_proj", ("hidden",), "mlp.shared_expert.proj"),),
-            inputs="shared",
-            split=1,
-        ),
-    )
 
 
 QWEN2_MOE = Family(
@@ -68,9 +45,7 @@ QWEN2_MOE = Family(
     keys=ConfigKeys(attention_bias=None, kv_heads_default=16),
     # NeMo has no class of its own for it.
     nemo=NemoModel(model=f"{_NEMO}:Qwen2Model", config=f"{_NEMO}:Qwen2Config"),
-    trtllm=TensorRTLLM(
-        decoder="qwen", architecture="Qwen2MoeForCausalLM", fields={"qwen_type": "qwen2_moe"}
-    ),
+    trtllm=None,
     # In PyTorch's attention transformers gives the window to every layer of Qwen2-MoE.
     window=Window(default=4096, switch="use_sliding_window"),
     qkv_bias=True,

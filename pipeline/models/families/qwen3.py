@@ -39,8 +39,8 @@ QWEN3 = Family(
     nemo=NemoModel(model=f"{_NEMO}:Qwen3Model", config=f"{_NEMO}:Qwen3Config"),
     trtllm=None,
     refused={
-        "qnemo": "ModelOpt 0.37 writes no TensorRT-LLM checkpoint of Qwen3; TensorRT-LLM's PyTorch "
-        "backend reads the unified HF form"
+        "qnemo": "ModelOpt 0.37 writes no TensorRT-LLM checkpoint of Qwen3; only the unified HF "
+        "form is written"
     },
     window=WINDOW,
 )

@@ -1,13 +1,13 @@
 """Qwen3-MoE: Qwen3's attention and experts."""
 
-from pipeline.models.families.llama import INPUT_NORM, OUTPUT, QKV
-from pipeline.models.families.mixtral import (
+from pipeline.models.families.experts import (
     EXPERTS_NORM,
     EXPERTS_ONNX,
     EXPERTS_QNEMO,
     experts,
     router,
 )
+from pipeline.models.families.llama import INPUT_NORM, OUTPUT, QKV
 from pipeline.models.families.qwen3 import KEY_NORM, QUERY_NORM, QWEN3
 from pipeline.models.families.record import (
     ConfigKeys,
@@ -15,7 +15,6 @@ from pipeline.models.families.record import (
     Layer,
     NemoModel,
     Routing,
-    TensorRTLLM,
     Window,
 )
 
@@ -41,7 +40,7 @@ QWEN3_MOE = Family(
     dense=QWEN3.layer,
     keys=ConfigKeys(kv_heads_default=4),
     nemo=NemoModel(model=f"{_NEMO}:Qwen3Model", config=f"{_NEMO}:Qwen3MoEConfig"),
-    trtllm=TensorRTLLM(decoder="qwen", architecture="Qwen3MoeForCausalLM"),
+    trtllm=None,
     # transformers gives the window to every layer of Qwen3-MoE.
     window=Window(default=4096, switch="use_sliding_window"),
     routing=Routing(

@@ -25,8 +25,8 @@ Size = Literal[
 SHARED_GATE = "mlp.shared_experts.gate_weight"
 
 NO_QNEMO = (
-    "this pipeline has no proof of the family's TensorRT-LLM checkpoint; TensorRT-LLM's PyTorch "
-    "backend reads the unified HF form"
+    "this pipeline has no proof of the family's TensorRT-LLM checkpoint; only the unified HF form "
+    "is written"
 )
 
 

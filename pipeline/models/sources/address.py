@@ -20,6 +20,8 @@ SCHEMES = {
     "ngc": "ngc://ORG/TEAM/MODEL:VERSION",
     "file": "file:///FOLDER",
 }
+# What a message offers. NVIDIA's registry is left out: its own client fetches from there.
+FORMS = "a folder, or one of " + ", ".join(f for s, f in SCHEMES.items() if s != "ngc")
 _URL = re.compile(r"^([a-z][a-z0-9+.-]*):/+(.*)$", re.IGNORECASE | re.DOTALL)
 _NAME = r"[A-Za-z0-9](?:[\w.-]{0,94}[\w])?"
 _HUB_NAME = re.compile(rf"^(?:{_NAME}/)?{_NAME}$", re.ASCII)
@@ -40,7 +42,7 @@ class Address:
 
 
 def is_source(text: object) -> bool:
-    """Whether a setting names something else than a folder by its path."""
+    """Whether a setting is a URL, and not the path of a folder."""
     return isinstance(text, str) and bool(_URL.match(text))
 
 
@@ -48,7 +50,7 @@ def parse(text: str) -> Address | Path:
     """An address, or the folder that a file:// address means.
 
     Raises:
-        ConfigError: it is of another form; says which forms there are.
+        ConfigError: it has another form; the message lists the forms.
     """
     found = _URL.match(text)
     scheme, rest = (found[1].lower(), found[2].rstrip("/")) if found else ("", "")
@@ -57,10 +59,7 @@ def parse(text: str) -> Address | Path:
     if scheme in ("http", "https"):
         raise ConfigError(f"model.path={short(text, 120)} is a web page: {_typed(rest)}")
     if scheme not in SCHEMES:
-        raise ConfigError(
-            f"model.path={short(text)} is of no kind that is known: give a folder, or one of "
-            f"{', '.join(SCHEMES.values())}"
-        )
+        raise ConfigError(f"model.path={short(text)} is not a known kind of address: give {FORMS}")
     if scheme == "hf":
         return _hub(text, rest)
     if not _BUCKET.match(rest) or {"", ".", ".."} & set(rest.split("/")):
@@ -93,7 +92,7 @@ def _typed(page: str) -> str:
     if len(parts) >= 2 and _HUB_NAME.match(name):
         revision = f"@{parts[3]}" if len(parts) > 3 and parts[2] == "tree" else ""
         return f"for a model on the hub type model.path=hf://{name}{revision}"
-    return f"give a folder, or one of {', '.join(SCHEMES.values())}"
+    return f"give {FORMS}"
 
 
 def not_a_folder(path: Path) -> str:

@@ -58,7 +58,7 @@ def local_folder(text: str, artifacts: Path) -> str:
     artifacts: the folder of artifacts, which keeps the record of the revision.
 
     Raises:
-        ConfigError: the address is of another form. DataError: it cannot be fetched.
+        ConfigError: the address has another form. DataError: it cannot be fetched.
     """
     address = parse(text)
     if isinstance(address, Path):
@@ -114,7 +114,7 @@ def fetch(folder: Path, artifacts: Path) -> None:
 
 
 def is_whole(folder: Path, artifacts: Path) -> bool:
-    """Whether nothing of a model is left to fetch: its folder is no one of the cache, or holds the
+    """Whether nothing of a model is left to fetch: its folder is not in the cache, or holds the
     files that were recorded, by their sizes."""
     found = _find(folder, _read(artifacts))
     if found is None:

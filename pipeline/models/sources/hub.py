@@ -191,7 +191,7 @@ class Hub:
                 f"{self.address} may not be read ({status}): give {token} that may read it"
             )
         if status is not None:
-            return DataError(f"{self.address}: the hub answered {status}: later, {_AGAIN}")
+            return DataError(f"{self.address}: the hub answered {status}: wait, and {_AGAIN}")
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT):
             return ResourceError(

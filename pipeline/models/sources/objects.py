@@ -196,8 +196,10 @@ class S3:
             if status in (401, 403):
                 return f"may not be read ({status}): use credentials (AWS_PROFILE) that may read it"
             if status in (301, 404):
-                return "is no bucket, or one of another region: correct it, or set AWS_REGION"
-            return f"cannot be read: the store answered {status}: later, {_AGAIN}"
+                return (
+                    "does not exist, or is in another region: correct the bucket, or set AWS_REGION"
+                )
+            return f"cannot be read: the store answered {status}: wait, and {_AGAIN}"
         if isinstance(error, exceptions.BotoCoreError):
             return (
                 f"cannot be reached ({type(error).__name__}): check the network and "

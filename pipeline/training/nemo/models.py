@@ -175,7 +175,7 @@ def _expert_fields(experts: ExpertSizes) -> dict[str, Any]:
         "moe_layer_freq": 1 if all(experts.layers) else [int(has) for has in experts.layers],
         # Softmax over all experts keeps its values; over the chosen ones alone they add up to 1.
         "moe_router_pre_softmax": not experts.normalized,
-        # Experts in modules of their own: see families/mixtral.py.
+        # Experts in modules of their own: see families/experts.py.
         "moe_grouped_gemm": False,
         "moe_permute_fusion": has_transformer_engine(),
         # The routing is kept as it was trained; a loss on the balance would depend on the batches.

@@ -138,7 +138,7 @@ class _Preference(MegatronLossReduction[Any, Any]):
                 loss = simpo_loss(better, worse, settings)
             else:
                 rewards = settings.odds_weight * means
-                # Rows that only fill up a batch have no token, which is no probability.
+                # Rows that only fill up a batch have no token, and so no probability.
                 real = counted > 0
                 loss = orpo_loss(better.where(real, -1.0), worse.where(real, -1.0), settings)
                 more = [-better]

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def recompute_options(recompute: str) -> dict[str, Any]:
+def recompute_options(recompute: str, *, experts: bool) -> dict[str, Any]:
     """Fields of a Megatron configuration for finetune.recompute (arXiv:2205.05198).
 
     selective: the feed-forward part, which keeps most, and attention's scores where they are
     written out. Transformer Engine's fused attention keeps none.
     full: each layer keeps its input alone.
+    experts: whether the model has some; Megatron has another name for such a feed-forward part.
     """
     if recompute == "none":
         return {}
@@ -26,7 +27,8 @@ def recompute_options(recompute: str) -> dict[str, Any]:
             "recompute_num_layers": 1,
         }
     scores = [] if has_transformer_engine() else ["core_attn"]
-    return {"recompute_granularity": "selective", "recompute_modules": [*scores, "mlp"]}
+    parts = ["mlp", "moe"] if experts else ["mlp"]
+    return {"recompute_granularity": "selective", "recompute_modules": [*scores, *parts]}
 
 
 def let_gradients_in(model: torch.nn.Module) -> None:

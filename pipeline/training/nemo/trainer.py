@@ -77,21 +77,21 @@ def train(job: Job, report: Callable[[Point], None]) -> Trained:
     fused, patched = has_transformer_engine(), job.settings.patches == "all"
     # Its gradient is wrong without a patch; see records.CROSS_ENTROPY.
     unpatched = {} if patched else {"cross_entropy_fusion_impl": "native"}
-    vocab = read_shape(job.hf).vocab
+    shape = read_shape(job.hf)
     model = model_for(
         job.hf,
         seq_length=job.max_length,
-        vocab_size=padded_size(vocab, job.parallel.tensor),
+        vocab_size=padded_size(shape.vocab, job.parallel.tensor),
         # The mean over the tokens of the global batch, not the mean of micro-batches' means.
         calculate_per_token_loss=True,
         # Needs Apex, or the patch of the output layer.
         gradient_accumulation_fusion=fused and patched and job.settings.method == "sft",
         # Queries and keys are rotated in place, without copies; for packs see packed_rope.py.
         fused_single_qkv_rope=fused and not job.settings.pack_length,
-        **recompute_options(job.settings.recompute),
+        **recompute_options(job.settings.recompute, experts=shape.experts is not None),
         **unpatched,
     )
-    hide_padding(model, vocab)
+    hide_padding(model, shape.vocab)
     checkpoints = Checkpoints(job.scratch, job.identity)
     data, preference = _data(job, model, checkpoints.newest())
     recorder = Recorder(job, checkpoints, report, preference)

@@ -38,7 +38,7 @@ def test_forms(text: str, expected: Address | Path) -> None:
         ("s3://bucket/../x", "s3://BUCKET/PREFIX"),
         ("s3://", "s3://BUCKET/PREFIX"),
         ("file://host/x", "file:///FOLDER"),
-        ("az://container/x", "is of no kind that is known"),
+        ("az://container/x", "is not a known kind of address"),
         ("https://hub.example/Qwen/Qwen3-8B/tree/v1", "type model.path=hf://Qwen/Qwen3-8B@v1"),
         ("https://example.com", "is a web page: give a folder"),
     ],

@@ -168,7 +168,9 @@ def test_a_hub_that_cannot_be_reached_or_fails(
 ) -> None:
     hub.add("org/model", folder)
     hub.status = 503
-    with pytest.raises(DataError, match="the hub answered 503: later, run the same command again"):
+    with pytest.raises(
+        DataError, match="the hub answered 503: wait, and run the same command again"
+    ):
         local_folder("hf://org/model", tmp_path)
     point_at("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
     with pytest.raises(DataError, match=r"cannot be reached \(Connection refused\)"):

@@ -119,7 +119,7 @@ def test_what_is_not_there_or_may_not_be_read(
 ) -> None:
     for address, words in (
         ("s3://models/nothing", "there are no files below it"),
-        ("s3://no-such-bucket/x", "is no bucket"),
+        ("s3://no-such-bucket/x", "does not exist, or is in another region"),
     ):
         with pytest.raises(DataError, match=words):
             local_folder(address, tmp_path)
