@@ -115,7 +115,7 @@ def test_a_stage_without_its_inputs_names_the_command(tmp_path):
 def test_a_setting_of_another_stage_is_refused_with_what_to_run(chain, stage, word):
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", f"stage={stage}", f"artifacts={chain}", word],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

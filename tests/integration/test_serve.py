@@ -328,7 +328,7 @@ def test_a_signal_ends_the_server_well_and_cuts_no_answer(
             start(1)
         assert refused.value.status_code == 503
         assert refused.value.code == "shutting_down"
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
         for thread in threads:
             thread.join(30)
         assert len(ends) == streams
@@ -433,7 +433,7 @@ def test_a_port_in_use_is_refused_at_once(engine: Artifact, folder: Path) -> Non
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         process = serve(folder, port)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
     assert process.returncode == 8
     assert f"port {port} of 127.0.0.1 is in use" in said
     assert "serve.port=0" in said
@@ -445,7 +445,7 @@ def test_adapters_for_an_engine_that_takes_none_are_refused(
     for adapters, words in ((tmp_path / "none", "is not a folder"), (tmp_path, "engine.name=hf")):
         command = [sys.executable, "-m", "pipeline.serving", "--model", "bank"]
         command += ["--engine", str(engine.path), "serve.port=0", f"serve.adapters={adapters}"]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert ended.returncode == 2
         assert words in ended.stderr
 
@@ -457,7 +457,7 @@ def test_an_engine_of_another_version_is_refused(engine: Artifact, tmp_path: Pat
     (tmp_path / "build" / "manifest.json").unlink()
     make_artifact(tmp_path, "build", "engine", files={"x": ""})
     process = serve(tmp_path, free_port())
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 4
     assert "built with onnxruntime 1.0.0" in said
     assert os.fspath(tmp_path / "build") in said

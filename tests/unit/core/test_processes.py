@@ -12,7 +12,7 @@ from pipeline.core.processes import ENDED, Process
 
 
 def ends(pid: int) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():

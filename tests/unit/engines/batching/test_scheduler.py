@@ -40,7 +40,7 @@ async def read(engine: BatchingEngine, prompt: Sequence[int], how: Sampling) -> 
 
 def wait_for(condition: Callable[[], object], stepping: ListModel | None = None) -> None:
     """Wait until it is so, letting a gated model go on step by step."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         if stepping:

@@ -106,7 +106,7 @@ async def read(engine: RemoteEngine, ids: Sequence[int], how: Sampling) -> list[
 
 
 async def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
