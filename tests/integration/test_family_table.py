@@ -1,9 +1,10 @@
-"""Every model family through the main hops on a tiny random model.
+"""Every model family through the main hops on a tiny random model, and the page of all hops.
 
-`python -m tools.family_table` runs all hops. Here each family takes those without which the others
-mean nothing: import, LoRA, merge, FP8, unified HF, an engine, and an answer from the server.
+`python -m tools.family_table` runs all cells. Here each family takes the hops without which the
+others mean nothing, and the record must be of today's families.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import pytest
 from pipeline.models.families import FAMILIES, family_of
 from pipeline.models.families.unsupported import UNSUPPORTED
 from tests.integration.family_case import MODELS
-from tools.family_table.cells import main_path
-from tools.family_table.page import MAIN
+from tools.family_table import page
+from tools.family_table.cells import HOPS, main_path
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -20,8 +21,26 @@ def test_a_family_goes_the_main_way(family: str, tmp_path: Path) -> None:
     from pipeline.optimization import ptq
 
     ptq.modelopt()  # before transformers, as the stages do
-    cells = main_path(family, MODELS[family](tmp_path / "model"), tmp_path)
-    assert {hop: cells[hop].refusal for hop in MAIN} == dict.fromkeys(MAIN, "")
+    found = main_path(family, MODELS[family](tmp_path / "model"), tmp_path)
+    recorded = page.read_record()[family]["cells"]
+    for hop, cell in found.items():
+        assert bool(cell.refusal) == ("refusal" in recorded[hop]), (hop, cell.refusal)
+
+
+def test_the_record_is_of_todays_families() -> None:
+    recorded = page.read_record()
+    assert list(recorded) == list(FAMILIES), "run `python -m tools.family_table` for the new ones"
+    stale = [name for name in FAMILIES if recorded[name]["digest"] != page.digest_of(name)]
+    assert not stale, f"run `python -m tools.family_table {' '.join(stale)}`"
+    for entry in recorded.values():
+        assert set(entry["cells"]) <= set(HOPS)
+        for cell in entry["cells"].values():
+            assert "\n" not in json.dumps(cell.get("refusal", "")).strip('"')
+
+
+def test_the_page_shows_what_is_recorded() -> None:
+    shown = page.PAGE.read_text(encoding="utf-8")
+    assert shown == page.render(page.read_record()), "run `python -m tools.family_table --page`"
 
 
 def test_refused_architectures_name_a_supported_one() -> None:
