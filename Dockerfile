@@ -17,9 +17,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/pipeline
 COPY requirements*.lock Makefile ./
-COPY tools/setup.sh tools/
+COPY extras extras/
+COPY tools/setup.sh tools/setup_extra.sh tools/
 # torch's CPU wheel comes from an extra index, or from a folder.
 ARG TORCH=cpu
+# Extras to install, as in EXTRA="gcs".
+ARG EXTRA=
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 RUN make setup

@@ -13,6 +13,7 @@
 # make lock          resolve pyproject.toml into the hashed lock files
 # make audit         the locked packages against the vulnerability database (needs the internet)
 #
+# EXTRA="gcs …" also installs capabilities with libraries of their own; `stage=doctor` lists them.
 # TORCH=cpu or TORCH=cuda chooses torch's build; by default CUDA where a GPU is, else the CPU wheel if
 # one of pip's indexes or folders (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) has it.
 
@@ -30,7 +31,7 @@ LOCKS := requirements.lock requirements-cpu.lock requirements-cuda.lock
 
 .PHONY: setup demo test test-gpu test-browser check coverage docs versions patches lock audit
 
-setup: .venv/.installed
+setup: .venv/.installed $(EXTRA:%=.venv/.extra-%)
 
 demo: setup
 	$(BIN)/python -m pipeline stage=all
@@ -67,6 +68,13 @@ lock: setup
 
 audit: setup
 	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.lock -r requirements-cuda.lock
+
+.venv/.extra-%: extras/%.lock tools/setup_extra.sh .venv/.installed
+	PYTHON="$(PYTHON)" sh tools/setup_extra.sh $*
+	touch $@
+
+extras/%.lock:
+	@echo "make: there is no extra '$*': EXTRA takes $(patsubst extras/%.lock,%,$(wildcard extras/*.lock))" >&2; exit 2
 
 .venv/.installed: $(LOCKS) tools/setup.sh
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh tools/setup.sh

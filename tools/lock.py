@@ -3,6 +3,10 @@
 requirements.lock       every package but torch, with its hashes, for Python 3.11 and 3.12 on Linux
 requirements-cpu.lock   torch, CPU build, from the wheels in the folder UV_FIND_LINKS
 requirements-cuda.lock  torch, CUDA build, and the CUDA libraries that only torch needs
+extras/NAME.lock        what the extra NAME adds to requirements.lock, or all of an environment of
+                        its own, whose requirements are in extras/NAME.in
+
+`python tools/lock.py NAME...` writes those of the extras alone.
 """
 
 import hashlib
@@ -12,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +51,59 @@ def resolve() -> list[str]:
     return [e + "\n" for e in re.split(r"\n(?=\S)", listing.strip())]
 
 
+def extras() -> list[str]:
+    """The names of all extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    own = [path.stem for path in (ROOT / "extras").glob("*.in")]
+    return sorted([*project["optional-dependencies"], *own])
+
+
+def lock_extra(name: str) -> int:
+    """Write extras/NAME.lock; gives the number of its packages."""
+    own = ROOT / "extras" / f"{name}.in"
+    command = ["uv", "pip", "compile", "-q", "--universal", "--python-version", "3.11"]
+    command += ["--generate-hashes", "--no-header", "--no-annotate"]
+    core: set[str] = set()
+    with tempfile.NamedTemporaryFile("w", suffix=".in") as file:
+        if own.is_file():
+            command.append(str(own))
+        else:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            file.write("\n".join(project["optional-dependencies"][name]))
+            file.flush()
+            command += ["-c", "requirements.lock", "-c", "requirements-cuda.lock", file.name]
+            for lock in ROOT.glob("requirements*.lock"):
+                core |= set(re.findall(r"^[^=\s]+(?===)", lock.read_text(), re.M))
+        done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True)
+    listing = re.sub(r" ; [^\\\n]*sys_platform == 'linux'[^\\\n]*(?= \\)", _marker, done.stdout)
+    entries = [e + "\n" for e in re.split(r"\n(?=\S)", listing.strip())]
+    entries = [e for e in entries if e.split("==")[0] not in core]
+    (ROOT / "extras" / f"{name}.lock").write_text("".join(entries))
+    return len(entries)
+
+
+def _marker(match: re.Match[str]) -> str:
+    """The marker of a package, without what holds on every machine that the locks are for."""
+    always = {
+        "platform_machine == 'x86_64'",
+        "sys_platform == 'linux'",
+        "implementation_name != 'PyPy'",
+        "platform_python_implementation != 'PyPy'",
+        "python_full_version < '3.13'",
+    }
+    rest = [p for p in match.group()[3:].split(" and ") if p not in always]
+    return f" ; {' and '.join(rest)}" if rest else ""
+
+
 def main() -> None:
+    if not sys.argv[1:]:
+        lock_core()
+    for name in sys.argv[1:] or extras():
+        print(f"extra {name}: {lock_extra(name)} packages", file=sys.stderr)
+
+
+def lock_core() -> None:
+    """Write the lock files of the core and of torch."""
     entries = resolve()
     cuda = [e for e in entries if CUDA_LIBRARIES.match(e)]
     rest = [e for e in entries if not CUDA_LIBRARIES.match(e)]

@@ -13,6 +13,7 @@ from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.artifact import SCHEMA
 from pipeline.core.errors import DataError
+from pipeline.core.extras import EXTRAS
 from pipeline.core.hardware import GIB
 from pipeline.core.paths import MANIFEST
 from pipeline.engines.registry import ENGINES
@@ -69,7 +70,13 @@ def run(config: Config) -> None:
 
     console = Console(highlight=False)
     machine = hardware.inspect_machine()
-    for table in (_machine(machine, config), _runtimes(), _stages(machine), _artifacts(config)):
+    for table in (
+        _machine(machine, config),
+        _runtimes(),
+        _extras(),
+        _stages(machine),
+        _artifacts(config),
+    ):
         console.print(table)
     _show_mends(console, machine)
 
@@ -141,6 +148,18 @@ def _runtimes() -> "Table":
         shown = version or "[dim]not installed[/]"
         note = f"[red]{conflicts[package]}[/]" if package in conflicts else ""
         table.add_row(package, shown, purposes.get(package, ""), note)
+    return table
+
+
+def _extras() -> "Table":
+    from rich.markup import escape
+
+    table = _table("Extras", "extra", "here", "for", "size", "command")
+    for extra in EXTRAS.values():
+        missing = extra.missing()
+        here = "[dim]not installed[/]" if missing else "[green]yes[/]"
+        command = escape(extra.command) if missing else ""
+        table.add_row(extra.name, here, escape(extra.purpose), f"{extra.megabytes} MB", command)
     return table
 
 

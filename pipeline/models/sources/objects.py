@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from pipeline.core import extras
 from pipeline.core.artifact import sha256_of_json
-from pipeline.core.errors import DataError, MissingRuntime, PipelineError, ResourceError, short
+from pipeline.core.errors import DataError, PipelineError, ResourceError, short
 from pipeline.models.sources.address import Address
 from pipeline.models.sources.files import Remote, described, entry
 from pipeline.models.sources.transfer import run_all
@@ -252,13 +253,7 @@ class FileSystem:
 
 
 def _google(address: Address) -> Store:
-    from pipeline.core.hardware import installed_version
-
-    if not installed_version("gcsfs"):
-        raise MissingRuntime(
-            f"model.path={address} needs gcsfs, which is not installed: install it beside fsspec "
-            "(`pip install gcsfs==2024.12.0`), or copy the files and give their folder"
-        )
+    extras.require("gcs", f"model.path={address}", "copy the files and give their folder")
     import fsspec
 
     return FileSystem(fsspec.filesystem("gs"), address.name)

@@ -11,6 +11,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline.core import extras
 from pipeline.core.errors import ConfigError, DataError, MissingRuntime, ResourceError
 from pipeline.models.checks import check_folder
 from pipeline.models.sources import fetching, objects
@@ -173,8 +174,11 @@ def test_any_file_system_of_fsspec(
         place.get(revision, ["tokenizer.json"])
 
 
-def test_what_no_client_here_can_fetch(tmp_path: Path) -> None:
-    with pytest.raises(MissingRuntime, match="needs gcsfs, which is not installed"):
+def test_what_no_client_here_can_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(extras.Extra, "missing", lambda extra: list(extra.packages))
+    with pytest.raises(
+        MissingRuntime, match="needs gcsfs, which is not installed: `make setup EXTRA=gcs`"
+    ):
         local_folder("gs://bucket/model", tmp_path)
     with pytest.raises(ConfigError, match="ngc registry model download-version nvidia/nemo/x:1"):
         local_folder("ngc://nvidia/nemo/x:1", tmp_path)
