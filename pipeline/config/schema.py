@@ -17,9 +17,9 @@ from pipeline.config.export import ExportConfig
 from pipeline.config.finetune import FinetuneConfig
 from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
-from pipeline.config.plan import PlanConfig
+from pipeline.config.outside.plan import PlanConfig
+from pipeline.config.outside.profiles import ProfilesConfig
 from pipeline.config.prepare import PrepareConfig
-from pipeline.config.profiles import ProfilesConfig
 from pipeline.config.quantize import QuantizeConfig
 from pipeline.config.register import RegisterConfig, registrable
 from pipeline.config.retrain import RetrainConfig

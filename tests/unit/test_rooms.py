@@ -8,8 +8,8 @@ from pipeline.core.paths import ROOT
 PACKAGE = ROOT / "pipeline"
 # From the ground up. docs/ARCHITECTURE.md says what each is for.
 ROOMS = (
-    "core config tracking models data training optimization evaluation engines planner serving "
-    "deployment orchestration stages __main__"
+    "core config client tracking models data training optimization evaluation engines planner "
+    "serving deployment orchestration stages __main__"
 ).split()
 MOST_FOLDERS, MOST_FILES, MOST_FILES_IN_A_ROOM = 16, 3, 20
 

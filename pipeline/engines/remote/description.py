@@ -1,10 +1,8 @@
 """Another server with OpenAI's API as an engine: its settings and description."""
 
-import os
-import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from pipeline.client.addresses import is_url
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError
 from pipeline.engines.description import Description
@@ -45,7 +43,7 @@ def check_arguments(engine: EngineConfig) -> None:
     """
     given = dict(engine.arguments)
     url, model = str(given.pop("base_url", None) or ""), str(given.pop("model", None) or "")
-    if not _is_url(url) or not model:
+    if not is_url(url) or not model:
         raise ConfigError(
             "engine=remote needs engine.arguments.base_url=http://host:port/v1 and "
             "engine.arguments.model=<what that server calls it>"
@@ -55,31 +53,3 @@ def check_arguments(engine: EngineConfig) -> None:
             f"engine=remote does not know engine.arguments.{next(iter(given))}: it takes base_url "
             f"and model; the key is read from the environment variable {API_KEY}"
         )
-
-
-def headers() -> dict[str, str]:
-    """Headers of a request: the key, without the white space that a secret may have around it.
-
-    Raises:
-        ConfigError: the key cannot be part of a header; the message does not quote it.
-    """
-    key = os.environ.get(API_KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"{API_KEY} holds a line break or another character that an HTTP header cannot have: "
-            "set it to one line of plain ASCII"
-        )
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def without_password(url: str) -> str:
-    """A URL for messages: without the user and password before its host."""
-    return re.sub(r"(?<=//)[^/]*@", "", url)
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # as for a port above 65535
-        return False

@@ -13,17 +13,17 @@ from typing import Any
 
 import httpx
 
+from pipeline.client.addresses import headers, message, without_password
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError, MissingRuntime
 from pipeline.core.secrets import expand
 from pipeline.engines.base import EngineFailed, Load, QueueFull, Sampling, Token
 from pipeline.engines.description import Description
-from pipeline.engines.remote.description import API_KEY, FEATURES, headers, without_password
+from pipeline.engines.remote.description import API_KEY, FEATURES
 from pipeline.engines.remote.requests import (
     BEHIND,
     KNOWN_TOGETHER,
     SAMPLING_FIELDS,
-    message,
     refusal,
     request_body,
 )
@@ -59,7 +59,7 @@ class RemoteEngine:
         self._url = expand(description.settings["base_url"])
         self._model = description.settings["model"]
         self._place = without_password(self._url)
-        self._headers = headers()
+        self._headers = headers(API_KEY)
         self._slots = description.max_batch_size
         self.room = self._slots + max_queue
         self._streams: dict[PushedStream, asyncio.Task[None]] = {}

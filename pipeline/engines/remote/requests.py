@@ -1,9 +1,9 @@
 """Requests to another server with OpenAI's API, and what its errors mean."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.client.addresses import message
 from pipeline.engines.base import EngineFailed, QueueFull, Sampling
 
 BEHIND = "the server behind this one"  # for clients: only the log has its address
@@ -62,12 +62,3 @@ def refusal(status: int, text: str) -> Exception:
     if status in BUSY:
         return QueueFull(f"{BEHIND} answers {status}: {message(text)}")
     return EngineFailed(f"{BEHIND} answers {status}: {message(text)}")
-
-
-def message(text: str) -> str:
-    """The message of an error, in the format of OpenAI's API."""
-    try:
-        error = json.loads(text)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        return " ".join(text.split())[:200]  # such as an error page of a web server

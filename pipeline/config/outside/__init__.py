@@ -1,0 +1,1 @@
+"""Settings of stages outside the graph, one module a stage."""
