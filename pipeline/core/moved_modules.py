@@ -71,7 +71,7 @@ MOVED = {
     "compose": "orchestration.compose",
     "console": "core.console",
     "curve": "training.progress",
-    "data_formats": "data.readers",
+    "data_formats": "data.reading",
     "dataset": "data.dataset",
     "duplicates": "data.deduplication",
     "errors": "core.errors",

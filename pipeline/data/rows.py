@@ -1,7 +1,6 @@
 """What readers make of a file's lines: conversations, and rows that are rejected with a reason."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.core.console import printable
 from pipeline.models.chat.messages import Message
@@ -54,10 +53,6 @@ class Line:
 
     def rejected(self, file: str, reason: str, detail: str, field: str | None = None) -> Rejected:
         return Rejected(file, self.number, reason, detail, excerpt(self.text), field)
-
-    def conversation(self, file: str, messages: list[Message], **fields: Any) -> Conversation:
-        """fields: of the conversation, by name."""
-        return Conversation(file, self.number, messages, excerpt(self.text), **fields)
 
 
 def excerpt(text: str) -> str:

@@ -21,9 +21,10 @@ from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data import samples
 from pipeline.data.dataset import SPLITS, Row, write_split
+from pipeline.data.finding import find_files, size_of
 from pipeline.data.mixture import Mixture
 from pipeline.data.preference_rows import NO_LABEL, NO_PAIR
-from pipeline.data.readers import find_files, read_file
+from pipeline.data.reading import Options, read_file
 from pipeline.data.row_filter import LEAK, NEAR, Kept, RowFilter
 from pipeline.data.row_formats import PAIRED, UNUSED
 from pipeline.data.rows import Conversation, Rejected
@@ -34,7 +35,7 @@ from pipeline.models.checks import check_folder
 from pipeline.models.output_rows import untrained_tokens
 
 STAGE = Stage(
-    version=3,
+    version=4,
     libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py"),
 )
 
@@ -117,7 +118,7 @@ def _read(
 ) -> Iterator[tuple[Conversation | Rejected, bool]]:
     """Every row of every file, with whether it is a test row; test rows first."""
     files = [*tests, *training]
-    size = sum(file.stat().st_size for file in files)
+    size = sum(map(size_of, files))
     with progress() as bar:
         task = bar.add_task("reading KiB", total=size // 1024)
         for file in files:
@@ -126,7 +127,8 @@ def _read(
             def advance(read: int) -> None:
                 bar.advance(task, read / 1024)
 
-            for row in read_file(file, name, ignored, advance, kind=kind, is_test=is_test):
+            options = Options(frozenset(ignored), kind, is_test)
+            for row in read_file(file, name, options, advance):
                 yield row, is_test
 
 

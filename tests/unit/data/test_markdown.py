@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.readers import read_file
+from pipeline.data.reading import read_file
 from pipeline.data.rows import Conversation, Rejected
 
 

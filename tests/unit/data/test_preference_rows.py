@@ -8,7 +8,7 @@ import pytest
 from pipeline.config.finetune import OBJECTIVES, RowKind
 from pipeline.data.preference_rows import EMPTY_SIDE, EQUAL, NO_LABEL, NO_PAIR, PROMPTS
 from pipeline.data.preference_rows import parse_example as parse
-from pipeline.data.readers import read_file
+from pipeline.data.reading import Options, read_file
 from pipeline.data.row_formats import EXCLUDED, PAIRED, UNUSED
 from pipeline.data.rows import Rejected
 from pipeline.models.chat.messages import Unusable
@@ -118,10 +118,10 @@ def test_sections_of_texts_have_no_pair(tmp_path: Path) -> None:
     file = tmp_path / "a.md"
     file.write_text("Title\n\n## q\na\n")
     assert not isinstance(next(read_file(file, "a.md")), Rejected)
-    (row,) = read_file(file, "a.md", kind="pairs")
+    (row,) = read_file(file, "a.md", Options(kind="pairs"))
     assert isinstance(row, Rejected)
     assert (row.reason, row.line) == (NO_PAIR, 3)
-    (row,) = read_file(file, "a.md", kind="pairs", is_test=True)
+    (row,) = read_file(file, "a.md", Options(kind="pairs", is_test=True))
     assert not isinstance(row, Rejected)
 
 

@@ -8,8 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.data import readers, rows
-from pipeline.data.readers import find_files, read_file
+from pipeline.data import rows
+from pipeline.data.finding import find_files
+from pipeline.data.readers import record
+from pipeline.data.reading import read_file
 from pipeline.data.rows import Conversation, Rejected
 
 USER, ASSISTANT = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}
@@ -98,7 +100,7 @@ def test_bad_lines_are_rejected_alone(tmp_path: Path, line: bytes, reason: str) 
 
 
 def test_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(record, "MAX_ROW_BYTES", 100)
     good = '{"prompt": "a", "completion": "b"}\n'
     found = read(tmp_path / "a.jsonl", good + "x" * 1000 + "\n" + good)
     assert [getattr(row, "reason", "kept") for row in found] == ["kept", "line too long", "kept"]
@@ -157,7 +159,7 @@ def test_no_bytes_end_the_reading(
     found = read(tmp_path_factory.mktemp("data") / f"a{suffix}", content)
     assert all(1 <= row.line <= content.count(b"\n") + 1 for row in found)
     assert len({row.line for row in found}) == len(found)
-    if suffix in readers.JSON_LINES:
+    if suffix in (".jsonl", ".ndjson"):
         text = content.removeprefix("\ufeff".encode()).decode(errors="replace")
         assert len(found) == sum(bool(line.strip()) for line in text.split("\n"))
     for row in found:
@@ -196,7 +198,7 @@ def test_a_name_with_brackets_is_that_file(tmp_path: Path) -> None:
     ("pattern", "error", "message"),
     [
         ("nothing*.jsonl", DataError, "data.train: no file in"),
-        ("*.csv", DataError, "unknown kind"),
+        ("*.odp", DataError, "unknown kind"),
         ("/etc/*", ConfigError, "must be a name or glob below"),
         ("", ConfigError, "must be a name or glob below"),
         ("x" * 300 + ".jsonl", ConfigError, "File name too long"),
@@ -205,7 +207,7 @@ def test_a_name_with_brackets_is_that_file(tmp_path: Path) -> None:
 def test_globs_that_find_nothing_usable(
     tmp_path: Path, pattern: str, error: type[Exception], message: str
 ) -> None:
-    (tmp_path / "table.csv").touch()
+    (tmp_path / "table.odp").touch()
     with pytest.raises(error, match=message):
         find_files(tmp_path, (pattern,), "data.train")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError, ResourceError
 from pipeline.data import snapshots as recordings
-from pipeline.data.readers import read_file
+from pipeline.data.reading import read_file
 from pipeline.data.rows import Conversation
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.paths import ROOT
-from pipeline.data.readers import read_file
+from pipeline.data.reading import read_file
 from pipeline.data.rows import Conversation
 from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.scheduler import BatchingEngine

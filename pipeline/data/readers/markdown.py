@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.data.rows import Conversation, Line, Rejected
-from pipeline.models.chat.messages import Unusable, parse_messages
+from pipeline.data.readers.lines import read_lines
+from pipeline.data.readers.record import Advance, Piece, Reader, Row, Section
+from pipeline.data.rows import Line, Rejected
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -24,7 +26,7 @@ _UNSPACED = re.compile(r" {0,3}#{2,6}[^#\s]")
 
 def read_sections(
     file: str, lines: Iterator[Line], *, is_markdown: bool
-) -> Iterator[Conversation | Rejected]:
+) -> Iterator[Section | Rejected]:
     """A row for each section, and for text that belongs to none.
 
     Args:
@@ -85,7 +87,7 @@ class _Document:
             return re.sub(r"(^|\s)#+$", "", text).strip()  # Markdown allows `## question ##`
         return " ".join(text.strip() for text in self._texts[first : end - 1])
 
-    def row(self, file: str, start: _Start, end: int) -> Conversation | Rejected | None:
+    def row(self, file: str, start: _Start, end: int) -> Section | Rejected | None:
         """The row of a section; None if there is nothing in it but a title."""
         begin = start.line if start.level != 1 else start.body
         fault = next((line for line in self.lines[begin:end] if line.fault), None)
@@ -98,15 +100,7 @@ class _Document:
         if start.level < 2:
             return self._outside(file, start, end)
         answer = self._text(start.body, end)
-        turns = [
-            {"role": "user", "content": start.heading},
-            {"role": "assistant", "content": answer},
-        ]
-        line = self.lines[start.line]
-        try:
-            return line.conversation(file, parse_messages(turns, answered=True))
-        except Unusable as error:
-            return line.rejected(file, error.reason, error.detail)
+        return Section(self.lines[start.line].number, start.heading or "", answer)
 
     def _outside(self, file: str, start: _Start, end: int) -> Rejected | None:
         """Text in no section. At the start of the file, the first line is its title."""
@@ -180,3 +174,15 @@ def _parser(is_markdown: bool) -> "MarkdownIt":
 
     parser = MarkdownIt("commonmark").enable("table").disable("inline")
     return parser if is_markdown else parser.disable("lheading")
+
+
+def _read_markdown(file: Path, name: str, piece: Piece, advance: Advance) -> Iterator[Row]:
+    return read_sections(name, read_lines(file, piece, advance), is_markdown=True)
+
+
+def _read_text(file: Path, name: str, piece: Piece, advance: Advance) -> Iterator[Row]:
+    return read_sections(name, read_lines(file, piece, advance), is_markdown=False)
+
+
+MARKDOWN = Reader("markdown", "Markdown", (".md", ".markdown"), _read_markdown)
+TEXT = Reader("text", "plain text", (".txt",), _read_text)
