@@ -66,7 +66,10 @@ def lock_extra(name: str) -> int:
     core: set[str] = set()
     with tempfile.NamedTemporaryFile("w", suffix=".in") as file:
         if own.is_file():
-            command.append(str(own))
+            command += [
+                str(own),
+                *(["--no-deps"] if "# lock: --no-deps" in own.read_text() else []),
+            ]
         else:
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
             file.write("\n".join(project["optional-dependencies"][name]))

