@@ -137,6 +137,7 @@ def _read_json_lines(
                     left_out=frozenset(row.left_out),
                     rejected=row.rejected,
                     label=row.label,
+                    tools=row.tools,
                 )
 
 
