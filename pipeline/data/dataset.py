@@ -6,7 +6,7 @@ Knows nothing of tokenizers, or of where rows come from.
 import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ _CODES = {pa.int32(): "i", pa.int8(): "b"}
 class Row:
     """One conversation.
 
-    messages: its turns (a JSON string in the file).
+    messages: its turns (a JSON string in the file, which also holds the tools if there are any).
     input_ids: token ids of the whole conversation.
     loss_mask: 1 for each token to train on; as long as input_ids.
     source: the "file:line" that it was read from.
@@ -64,6 +64,7 @@ class Row:
         messages, input_ids and loss_mask have the one with the better answer; elsewhere None.
     label: 1 if the answer is a good one and 0 if it is a bad one, where an objective learns from
         that; elsewhere None.
+    tools: those that the assistant may call, in OpenAI's form.
     """
 
     messages: list[Message]
@@ -76,6 +77,7 @@ class Row:
     rejected_ids: list[int] | None = None
     rejected_mask: list[int] | None = None
     label: int | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def kind(self) -> RowKind:
@@ -145,6 +147,11 @@ def _schema(name: str, kind: RowKind) -> pa.Schema:
 def _column(field: pa.Field, rows: Sequence[Row]) -> pa.Array:
     """One field of the rows, built from buffers: pa.array imports pandas, which takes seconds."""
     values = [getattr(row, field.name) for row in rows]
+    if field.name == "messages":
+        values = [
+            {"messages": row.messages, "tools": row.tools} if row.tools else row.messages
+            for row in rows
+        ]
     if field.name in _JSON:
         values = [json.dumps(value, ensure_ascii=False) for value in values]
     if pa.types.is_string(field.type):
@@ -164,6 +171,8 @@ def _column(field: pa.Field, rows: Sequence[Row]) -> pa.Array:
 def _row(record: Mapping[str, Any], file: Path) -> Row:
     try:
         parsed = {name: json.loads(record[name]) for name in _JSON if name in record}
+        if isinstance(parsed["messages"], dict):
+            parsed |= parsed["messages"]
         return Row(**{**record, **parsed})
     except ValueError as error:
         raise DataError(f"{file} holds messages that are not JSON ({error}): {_AGAIN}") from error

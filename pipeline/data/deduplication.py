@@ -13,11 +13,12 @@ neither as a duplicate nor as a leak. Knows neither files nor tokens.
 """
 
 import hashlib
+import json
 import random
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -30,6 +31,7 @@ from rapidfuzz.distance import OSA, Indel
 
 from pipeline.data.passages import Passages, mix, shingles
 from pipeline.models.chat.messages import PLAIN, Message
+from pipeline.models.chat.tool_calls import said
 
 BANDS, ROWS = 24, 3
 # Rows to compare with one row. A passage that more texts have would fill a band's bucket with rows
@@ -40,6 +42,8 @@ NEAR_LETTERS = 400
 # A word of an answer with a letter more, less, exchanged or swapped is a typing error if it has so
 # many letters; a shorter one is another word.
 TYPO_LETTERS = 4
+# Fields of a turn of which `said` has what counts, or which name a call.
+_OF_CALLS = ("content", "tool_calls", "tool_call_id")
 _EDGES = ".,;:!?…'\"`()[]{}«»“”‘’„–—"
 _SENTENCE_EDGES = ".,;:!?…'\"«»“”‘’„"  # brackets and dashes are content of an answer
 _SENTENCE_ENDS = (".", "!", "?", ":", "…")
@@ -166,9 +170,12 @@ def _is_careful(words: Sequence[tuple[str, bool]]) -> bool:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question of a conversation and its answer, normalised; the question also as written."""
+    """A question of a conversation and its answer, normalised; the question also as written.
 
-    context: tuple[str, ...]  # the user's earlier turns
+    The result of a call is a question, too: the assistant answers it.
+    """
+
+    context: tuple[str, ...]  # the earlier questions
     question: str
     answer: str
     written: str
@@ -181,6 +188,7 @@ class Comparable:
         place: where it was read.
         rejected: of a pair, the same conversation with the worse answer.
         label: whether the answer is a good one, if training learns from that.
+        tools: those that may be called. With other tools, the right answer may be another one.
     """
 
     def __init__(
@@ -189,6 +197,7 @@ class Comparable:
         place: str,
         rejected: Sequence[Message] | None = None,
         label: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.place = place
         self.turns = _normalised(messages)
@@ -196,17 +205,20 @@ class Comparable:
         self.more = _normalised(rejected or ())
         if label is not None:
             self.more.append(("label", str(label)))
+        self.tools = json.dumps(tools, sort_keys=True) if tools else ""
         self._messages, self._rejected, self._label = messages, rejected, label
 
     @property
     def digest(self) -> bytes:
         """The same for rows that differ in white space only."""
         plain: list[Any] = [
-            sorted({**m, "content": spaced(m["content"])}.items())
+            [*sorted({k: v for k, v in m.items() if k not in _OF_CALLS}.items()), spaced(said(m))]
             for m in (*self._messages, *(self._rejected or ()))
         ]
         if self._label is not None:
             plain.append(self._label)
+        if self.tools:
+            plain.append(self.tools)
         return hashlib.sha256(repr(plain).encode()).digest()
 
     @cached_property
@@ -240,6 +252,8 @@ class Comparable:
             judged, answer = self.turns, str(self._label)
         if self.plain is not None:
             judged = self.turns  # which answers nothing
+        if self.tools:
+            judged = [judged, self.tools]
         return hashlib.sha256(repr(judged).encode()).digest(), answer
 
     def exchanges(self) -> Iterator[Exchange]:
@@ -251,7 +265,7 @@ class Comparable:
 
 def _normalised(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return [
-        (m["role"], (normalise_answer if m["role"] == "assistant" else normalise)(m["content"]))
+        (m["role"], (normalise_answer if m["role"] == "assistant" else normalise)(said(m)))
         for m in messages
     ]
 
@@ -260,7 +274,7 @@ def _exchanges(turns: Sequence[tuple[str, str]], messages: Sequence[Message]) ->
     asked: list[str] = []
     written = ""
     for (role, text), message in zip(turns, messages, strict=True):
-        if role == "user":
+        if role in ("user", "tool"):
             asked.append(text)
             written = message["content"]
         elif role == "assistant":
@@ -299,7 +313,7 @@ class Duplicates:
         for candidate in self._index.find(row.asked):
             earlier = self._rows[candidate]
             ours, theirs = row.turns + row.more, earlier.turns + earlier.more
-            if len(ours) == len(theirs) and all(
+            if (len(ours), row.tools) == (len(theirs), earlier.tools) and all(
                 self._are_alike(*pair) for pair in zip(ours, theirs, strict=True)
             ):
                 return Match(earlier.place, exact=False)

@@ -19,6 +19,7 @@ Labels are in `label` or `kto_tag`, beside the fields of any row with one answer
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from pipeline.config.finetune import LABEL_FIELDS, PAIR_FIELDS, RowKind, objectives_of
@@ -84,6 +85,8 @@ def parse_example(
             f"{fields.names()}: set finetune.objective={objectives_of('answers')} to train on "
             "one answer a row",
         )
+    if tools := fields.tools():
+        parsed = replace(parsed, tools=tools)
     fields.refuse_unused()
     if parsed.messages[0]["role"] == PLAIN and (is_test or kind != "answers"):
         raise Unusable(
@@ -177,8 +180,8 @@ def _prompt(fields: Fields, good: object) -> list[Any] | None:
     if isinstance(inner := fields.values.get("input"), dict):
         inside = Fields(inner, fields.ignored, "input.", fields.left_out)
         inside.check_marks()
-        inside.take("parallel_tool_calls")  # of calls that there are none of
         turns = inside.take("messages")
+        fields.inner_tools = inside.tools()
         inside.refuse_unused()
         fields.take("input")
         return _listed(turns, "input.messages")

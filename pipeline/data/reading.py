@@ -96,6 +96,7 @@ def _from_record(record: Record, name: str, options: Options) -> Conversation | 
         left_out=frozenset(row.left_out),
         rejected=row.rejected,
         label=row.label,
+        tools=row.tools,
     )
 
 

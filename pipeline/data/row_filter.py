@@ -8,7 +8,8 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.config.prepare import PrepareConfig
 from pipeline.data.dataset import Row
@@ -20,6 +21,7 @@ from pipeline.models.chat.messages import PLAIN, Message, Unusable
 from pipeline.models.chat.renderer import Chat
 
 STEP = 100  # rows between two reports of progress
+TEST_TOOLS = "tools of a test question"
 LEAK, EXACT, NEAR = "leaks a test question", "exact duplicate", "near duplicate"
 
 
@@ -37,6 +39,7 @@ class Kept:
     prompt_ids: "array[int] | None"
     rejected: "Rendering | None" = None
     label: bool | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def sides(self) -> "list[tuple[array[int], bytes]]":
@@ -57,6 +60,7 @@ class Kept:
             rejected_ids=None if worse is None else worse.ids.tolist(),
             rejected_mask=None if worse is None else list(worse.mask),
             label=None if self.label is None else int(self.label),
+            tools=self.tools,
         )
 
 
@@ -89,9 +93,18 @@ class RowFilter:
     conflicts: pairs of training rows with the same question and different answers, or different
         verdicts on the same answers; both are kept.
     left_out: fields that have no effect on training, with the number of rows that have them.
+
+    Args:
+        serves_tools: whether a server of this model takes tools, as test questions with tools need.
     """
 
-    def __init__(self, settings: PrepareConfig, seed: int, chat: Chat) -> None:
+    def __init__(
+        self,
+        settings: PrepareConfig,
+        seed: int,
+        chat: Chat,
+        serves_tools: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.kept: list[Kept] = []
         self.rejected: list[Rejected] = []
         self.conflicts: list[Conflict] = []
@@ -99,6 +112,7 @@ class RowFilter:
         self._settings = settings
         self._seed = seed
         self._chat = chat
+        self._serves_tools = serves_tools
         self._rows: list[_Rendered | Rejected] = []
         self._passages = Passages()
 
@@ -144,38 +158,53 @@ class RowFilter:
             min(training, key=lambda row: row.point).split = "validation"
 
     def _render(self, row: Conversation, is_test: bool) -> _Rendered:
-        chosen, rejected = self._tokens(row.messages), None
+        if is_test and row.messages[-1].get("tool_calls"):
+            raise Unusable(
+                TEST_TOOLS,
+                "the expected answer is a call, and answers are compared by their text: end the "
+                "row with what the assistant says, or use it in data.train",
+                "tool_calls",
+            )
+        if is_test and row.tools and not self._serves_tools():
+            raise Unusable(
+                TEST_TOOLS,
+                "a server cannot parse the calls that this model's chat template writes, so the "
+                "question cannot be asked: use the row in data.train",
+                "tools",
+            )
+        chosen, rejected = self._tokens(row.messages, row.tools), None
         if row.rejected is not None:
             try:
-                rejected = self._tokens(row.rejected)
+                rejected = self._tokens(row.rejected, row.tools)
             except Unusable as error:
                 raise Unusable(
                     error.reason, f"the rejected side: {error.detail}", error.field
                 ) from error
             if rejected.ids == chosen.ids:
                 raise Unusable(EQUAL, "the chat template writes both sides alike")
-        comparable = Comparable(row.messages, row.place, row.rejected, row.label)
+        comparable = Comparable(row.messages, row.place, row.rejected, row.label, row.tools)
         for role, text in comparable.turns:
             if role != "assistant":
                 self._passages.add(text)
         return _Rendered(row, comparable, is_test, chosen, rejected)
 
-    def _tokens(self, messages: list[Message]) -> Rendering:
+    def _tokens(self, messages: list[Message], tools: list[dict[str, Any]]) -> Rendering:
         if messages[0]["role"] == PLAIN:
             rendered = self._chat.render_plain(messages[0]["content"])
         else:
-            rendered = self._chat.render(messages)
+            messages = self._chat.as_written(messages, tools)
+            rendered = self._chat.render(messages, tools)
         limit = self._settings.max_length
         if len(rendered.ids) > limit:
             raise Unusable("too long", f"{len(rendered.ids)} tokens; prepare.max_length is {limit}")
         if not any(rendered.mask):
-            raise Unusable("nothing to train on", "every assistant turn has weight 0")
+            raise Unusable("nothing to train on", "every assistant turn is context (weight 0)")
         return Rendering(messages, array("i", rendered.ids), bytes(rendered.mask))
 
     def _keep(self, rendered: _Rendered) -> Kept:
         row, prompt = rendered.row, None
         if rendered.is_test:
-            prompt = array("i", self._chat.prompt(row.messages[:-1]))
+            prompt = array("i", self._chat.prompt(rendered.chosen.messages[:-1], row.tools))
         # Pairs and labels of one prompt go to the same split, so that validation sees new prompts.
         alone = row.rejected is None and row.label is None
         point = self._point(row.messages if alone else _prompt_of(row.messages))
@@ -183,8 +212,8 @@ class RowFilter:
         split = "test" if rendered.is_test else "validation" if is_validation else "train"
         chosen = rendered.chosen
         return Kept(
-            split, point, row.file, row.place, row.messages, chosen.ids, chosen.mask, prompt,
-            rendered.rejected, row.label,
+            split, point, row.file, row.place, chosen.messages, chosen.ids, chosen.mask, prompt,
+            rendered.rejected, row.label, row.tools,
         )  # fmt: skip
 
     def _point(self, messages: Sequence[Message]) -> float:

@@ -10,6 +10,8 @@ Formats, by the fields that hold the question and the answer:
     input, output                         NeMo
     text                                  plain text, to train on every token of it
 
+Tools, calls and results: tool_rows.py.
+
 A field that a format does not know has no effect on training, so the row is refused by the field's
 name. The exceptions are METADATA, the fields that the user lists, and fields without a value.
 """
@@ -18,6 +20,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.data.tool_rows import (
+    CALLS,
+    as_openai,
+    check_called,
+    link,
+    parse_calls,
+    parse_tools,
+)
 from pipeline.models.chat.messages import (
     PLAIN,
     TEMPLATE_FIELDS,
@@ -43,7 +53,8 @@ METADATA = frozenset(
     "difficulty quality quality_score score rating score_chosen score_rejected chosen_score "
     "rejected_score chosen_rating rejected_rating chosen_reward rejected_reward chosen_model "
     "rejected_model margin num_turns n_turns token_count num_tokens "
-    "length word_count".split()
+    # The row shows itself whether calls are made at once.
+    "length word_count parallel_tool_calls".split()
 )
 
 # 1 or true: train on it; 0 or false: do not. OpenAI, Mistral: weight; Axolotl: train, training;
@@ -51,7 +62,6 @@ METADATA = frozenset(
 TRAINING_MARKS = ("weight", "train", "training", "trainable", "loss")
 # KTO's mark of a bad answer: TRL's label, LLaMA-Factory's kto_tag. `label` may be a class, too.
 ANSWER_MARKS = ("label", "kto_tag")
-_TOOLS, _CALLS = ("tools", "functions"), ("tool_calls", "function_call", "tool_call_id")
 
 _PREFERENCE = (
     "an answer to prefer or to avoid, and finetune.objective=sft takes one good answer a row: set "
@@ -96,13 +106,19 @@ class ParsedRow:
     """A conversation, and the names of its fields that have a value and were left out.
 
     rejected: of a pair, the same conversation with the worse answer. label: whether the answer is a
-    good one, where the row says so and training learns from it.
+    good one, where the row says so and training learns from it. tools: those that may be called, in
+    OpenAI's form.
     """
 
     messages: list[Message]
     left_out: set[str] = field(default_factory=set)
     rejected: list[Message] | None = None
     label: bool | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for side in (self.messages, self.rejected or []):
+            check_called(side, self.tools)
 
 
 def parse_answers(fields: "Fields", *, labelled: bool = False) -> list[Message]:
@@ -137,6 +153,7 @@ class Fields:
         self.values = {key: value for key, value in values.items() if not is_empty(value)}
         self.ignored, self.place = ignored, place
         self.left_out: set[str] = set() if left_out is None else left_out
+        self.inner_tools: list[dict[str, Any]] = []  # of an object inside, such as OpenAI's input
         self._given = values
         self._used: set[str] = set()
 
@@ -202,14 +219,23 @@ class Fields:
         """The fields that say whether the row's answer is a good one, which then count as used."""
         return {k: self.take(k) for k in ANSWER_MARKS if isinstance(self.values.get(k), bool)}
 
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools that may be called.
+
+        Raises:
+            Unusable: they are malformed.
+        """
+        return parse_tools(self) or self.inner_tools
+
+    def nested(self, values: Mapping[str, Any], place: str) -> "Fields":
+        """The fields of an object inside this one."""
+        return Fields(values, self.ignored, place, self.left_out)
+
     def check_marks(self) -> None:
-        """Refuse a row that says not to train on it, or that has tools."""
+        """Refuse a row that says not to train on it."""
         if not self.trains():
             key = next(k for k in TRAINING_MARKS if k in self.values and not self.values[k])
             raise Unusable(EXCLUDED, f"{key} of the row is {self.values[key]!r}", key)
-        for key in self.values:
-            if key in _TOOLS and key not in self.ignored:
-                raise _tools(key)
 
 
 def is_empty(value: object) -> bool:
@@ -220,12 +246,6 @@ def shown(name: str) -> str:
     """A field's name for messages: short, and safe to print."""
     name = name if name.isprintable() else ascii(name)[1:-1]
     return name if len(name) <= 40 else name[:39] + "…"
-
-
-def _tools(key: str) -> Unusable:
-    return Unusable(
-        "tool calls", f"{key}: training uses text only: remove the row, or write it as text", key
-    )
 
 
 def _format_of(fields: Fields) -> Callable[[Fields], list[Message]]:
@@ -266,6 +286,7 @@ def conversation(row: Fields, turns: object) -> list[Message]:
         parsed.insert(0, {"role": "system", "content": row.take("system")})
         extras.insert(0, {})
     _check_mask(row)
+    link(parsed)
     messages = parse_messages(parsed, answered=True)
     return [{**m, **e} if e else m for m, e in zip(messages, extras, strict=True)]
 
@@ -287,15 +308,20 @@ def _turn(turn: object, place: str, row: Fields) -> tuple[Any, dict[str, Any]]:
     if not isinstance(turn, dict):
         return turn, {}
     fields = Fields(turn, row.ignored, f"{place}.", row.left_out)
-    if called := next((k for k in _CALLS if k in fields.values and k not in row.ignored), None):
-        raise _tools(called)
     if "from" in fields and "role" not in fields:
         role, content = fields.take("from"), fields.take("value")
         role = SPEAKERS.get(role.lower(), role.lower()) if isinstance(role, str) else role
     else:
         role, content = fields.take("role"), fields.take("content")
     _check_parts(content, place, row)
+    role, content, calls = as_openai(role, content, place)
+    if role == "assistant":
+        calls = [*calls, *parse_calls(fields, place)]
     told: dict[str, Any] = {"role": role, "content": content}
+    if calls:
+        told["tool_calls"] = calls
+    if role == "tool":
+        told |= {k: fields.take(k) for k in ("tool_call_id", "name") if k in fields.values}
     trains = fields.trains()
     if not trains:
         told["weight"] = 0
@@ -303,9 +329,9 @@ def _turn(turn: object, place: str, row: Fields) -> tuple[Any, dict[str, Any]]:
         raise fields.unused(
             mark, f"only the assistant's turns are trained on, and this is {role}'s"
         )
-    extra = {k: fields.take(k) for k in TEMPLATE_FIELDS if k in fields.values}
-    extra = {k: v for k, v in extra.items() if k not in row.ignored}
-    row.left_out |= {k for k in TEMPLATE_FIELDS if k in fields.values and k in row.ignored}
+    known = [k for k in TEMPLATE_FIELDS if k in fields.values and k not in told]
+    extra = {k: fields.take(k) for k in known if k not in row.ignored}
+    row.left_out |= {k for k in (*known, *CALLS) if k in fields.values and k in row.ignored}
     fields.refuse_unused()
     return told, extra
 

@@ -1,6 +1,7 @@
 """What readers make of a file's lines: conversations, and rows that are rejected with a reason."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.core.console import printable
 from pipeline.models.chat.messages import Message
@@ -14,7 +15,7 @@ class Conversation:
 
     left_out: names of its fields that have no effect on training and are known to be harmless.
     rejected: of a pair, the same conversation with the worse answer. label: whether the answer is a
-    good one, if training learns from that.
+    good one, if training learns from that. tools: those that may be called, in OpenAI's form.
     """
 
     file: str
@@ -24,6 +25,7 @@ class Conversation:
     left_out: frozenset[str] = frozenset()
     rejected: list[Message] | None = None
     label: bool | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def place(self) -> str:

@@ -66,7 +66,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     shape = check_folder(config.model.path)
     check_prepare(config, shape)
     chat = Chat.load(config.model.path)
-    rows = RowFilter(config.prepare, config.seed, chat)
+    rows = RowFilter(config.prepare, config.seed, chat, lambda: _serves_tools(chat))
     tests, training = _find(config.data)
     names = {file: _name(file) for file in training}
     mixture = Mixture(config.data.mixture, config.data.folder, names)
@@ -93,6 +93,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     (out / "samples.html").write_text(page, encoding="utf-8")
     _show(chat, shown, statistics, kind)
     return Outcome("dataset", _metrics(statistics), proof={"chat_sha256": chat.sha256})
+
+
+def _serves_tools(chat: Chat) -> bool:
+    """Whether the server of this model takes tools and can parse calls of them."""
+    from pipeline.serving.openai.tools import accepts_tools, tool_call_format
+
+    return accepts_tools(chat) and tool_call_format(chat) is not None
 
 
 def _find(data: DataConfig) -> tuple[list[Path], list[Path]]:

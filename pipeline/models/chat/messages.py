@@ -6,12 +6,22 @@ from typing import Any
 from pipeline.core.errors import DataError
 
 # role and content are text; weight 0 marks an assistant turn that is context, not to be trained on.
+# tool_calls of an assistant turn are in OpenAI's form, with arguments as objects. A turn of the
+# role tool is the result of the call that tool_call_id names.
 Message = Mapping[str, Any]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+# Who may speak after whom; after a call, tool.
+_NEXT: dict[str | None, tuple[str, ...]] = {
+    None: ("user",),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "tool": ("assistant", "tool"),
+}
 PLAIN = "text"  # of the only turn of a row that is plain text and no conversation
 # Fields of a turn that have an effect only if the model's chat template writes them.
-TEMPLATE_FIELDS = ("reasoning_content", "reasoning", "thinking", "name")
+THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
+TEMPLATE_FIELDS = (*THOUGHT_FIELDS, "name")
 
 
 class Unusable(DataError):
@@ -29,11 +39,13 @@ class Unusable(DataError):
 
 
 def parse_messages(value: object, *, answered: bool) -> list[Message]:
-    """OpenAI messages as turns of plain text: an optional system turn, then user, assistant, …
+    """OpenAI messages as turns of text: an optional system turn, then user, assistant, …
+
+    Results follow an assistant's turn that calls tools, and the assistant follows them.
 
     Args:
         value: decoded JSON. `content` may be a string or a list of text parts, and the role
-            `developer` is `system`.
+            `developer` is `system`. Calls are as in Message.
         answered: whether the last turn must be the assistant's (a training row) or the user's
             (a prompt).
 
@@ -44,16 +56,19 @@ def parse_messages(value: object, *, answered: bool) -> list[Message]:
         raise Unusable("no messages", "messages must be a list of at least one turn")
     turns = [parse_turn(turn, f"messages[{i}]") for i, turn in enumerate(value)]
     for i, turn in enumerate(turns):
-        if not turn["content"].strip():
+        if turn["role"] != "tool" and not (turn["content"].strip() or turn.get("tool_calls")):
             raise _empty(turn["role"], f"messages[{i}]")
     spoken = turns[1:] if turns[0]["role"] == "system" else turns
+    previous: Message = {}
     for i, turn in enumerate(spoken):
-        expected = "assistant" if i % 2 else "user"
-        if turn["role"] != expected:
+        expected = ("tool",) if previous.get("tool_calls") else _NEXT[previous.get("role")]
+        if turn["role"] not in expected:
             place = i + len(turns) - len(spoken)
             raise Unusable(
-                "roles out of order", f"messages[{place}] is {turn['role']}, should be {expected}"
+                "roles out of order",
+                f"messages[{place}] is {turn['role']}, should be {' or '.join(expected)}",
             )
+        previous = turn
     last = "assistant" if answered else "user"
     if not spoken or spoken[-1]["role"] != last:
         reason = "no assistant turn" if answered else "no user turn"
@@ -62,7 +77,8 @@ def parse_messages(value: object, *, answered: bool) -> list[Message]:
 
 
 def parse_turn(turn: object, place: str) -> Message:
-    """One turn of text; only the assistant's may be empty, since a model can answer with nothing.
+    """One turn of text; the assistant's may be empty, since a model can answer with nothing, and a
+    tool's.
 
     Raises:
         Unusable: why it is not one; `place` says where it is.
@@ -76,12 +92,16 @@ def parse_turn(turn: object, place: str) -> Message:
         shown = f"{role!r:.40}"
         raise Unusable("unknown role", f"{place} has role {shown}; allowed: {', '.join(ROLES)}")
     content = text_of(content, place)
-    if content is None or (role != "assistant" and not content.strip()):
+    if content is None and (role == "tool" or turn.get("tool_calls")):
+        content = ""
+    if content is None or (role not in ("assistant", "tool") and not content.strip()):
         raise _empty(role, place)
     weight = turn.get("weight", 1)
     if weight not in (0, 1):
         raise Unusable("bad message", f"{place} has weight {weight!r:.40}; allowed: 0 and 1")
     turned = {"role": role, "content": content}
+    fields = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}.get(role, ())
+    turned |= {field: turn[field] for field in fields if turn.get(field)}
     return turned if weight else {**turned, "weight": 0}
 
 

@@ -11,15 +11,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from pipeline.core.errors import DataError
-from pipeline.models.chat.messages import TEMPLATE_FIELDS, Message, Unusable
+from pipeline.models.chat.loss_mask import OPEN_THOUGHT, Conversation
+from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.template import ChatTemplate
+from pipeline.models.chat.thoughts import as_written
 from pipeline.models.chat.tokenizer import (
     FILES,
     load_tokenizer,
@@ -34,9 +35,7 @@ PROBE: tuple[Message, ...] = (
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},
 )
-# The end of a prompt within which the model thinks, and an empty thought's end behind it.
-_OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
-_NO_THOUGHT = "\n</think>\n\n"
+_NO_THOUGHT = "\n</think>\n\n"  # the end of an empty thought behind a prompt that opens one
 
 
 @dataclass(frozen=True)
@@ -83,40 +82,52 @@ class Chat:
         chat._check_on_probe()
         return chat
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
+    def as_written(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[Message]:
+        """The conversation with its thoughts as this template writes them: see `thoughts`.
+
+        Raises:
+            Unusable: the template refuses it.
+        """
+        return as_written(
+            messages, lambda part: self._expand(part, tools), has_marks=self.template.has_marks
+        )
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Rendered:
         """Tokens and loss mask of a conversation.
 
         The whole text is tokenized once and each assistant turn's characters are mapped to tokens
         by offset. A turn starts where the generation prompt ends, which is where a served answer
         starts, and ends with the control token behind its text. A token that straddles the start
         holds text of the assistant and is trained; a control token that swallowed white space there
-        is not. A template with one generation block for each of these turns marks them itself.
+        is not. A turn that calls tools is trained up to its last control token. A template with
+        generation blocks in each of these turns marks them itself.
+
+        Args:
+            tools: descriptions of the tools that may be called, in OpenAI's form.
 
         Raises:
             DataError: the template refuses the conversation, alters an assistant turn, does not end
                 it or leaves out a field of a turn, or the text holds one of the model's control
                 tokens.
         """
-        text = self.text(messages)
-        self._check_fields(messages, text)
-        ids, offsets = self._encode(text, self._opened(messages))
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if len(marked := self.template.answers(messages, text)) == len(turns) > 0:
-            spans = dict(zip(turns, marked, strict=True))
-            return Rendered(ids, self._own_mask(messages, text, spans, ids, offsets))
-        mask = [0] * len(ids)
-        position = 0
-        for start, end, trained in self._assistant_spans(messages, text):
-            while position < len(ids) and not self._starts(ids[position], offsets[position], start):
-                position += 1
-            while position < len(ids):
-                mask[position] = trained
-                position += 1
-                if ids[position - 1] in self._control_ids and offsets[position - 1][1] > end:
-                    break
-            else:
-                raise self._endless()
-        return Rendered(ids, mask)
+        tools = tools or None
+        text = self.text(messages, tools=tools)
+        ids, offsets = self._encode(text, self._opened(messages, tools))
+        conversation = Conversation(
+            template=self.template,
+            expand=self._expand,
+            control=self._control,
+            control_ids=self._control_ids,
+            folder=self.folder,
+            messages=messages,
+            tools=tools,
+            text=text,
+        )
+        return Rendered(ids, conversation.loss_mask(ids, offsets))
 
     def render_plain(self, text: str) -> Rendered:
         """Tokens of a text that is not a conversation, with bos and eos as pretraining has them.
@@ -198,13 +209,15 @@ class Chat:
     def _opens_thought(self) -> bool:
         """Whether an answer begins within a thought: the generation prompt ends with <think>."""
         prompt = self.template.expand(PROBE[:1], generation_prompt=True)
-        return bool(_OPEN_THOUGHT.search(prompt))
+        return bool(OPEN_THOUGHT.search(prompt))
 
-    def _opened(self, messages: Sequence[Message]) -> str:
+    def _opened(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> str:
         """The prompt of a last assistant turn that begins within a thought; "" of another."""
         if not (messages and messages[-1]["role"] == "assistant" and self._opens_thought):
             return ""
-        return self.template.expand(messages[:-1], generation_prompt=True)
+        return self.template.expand(messages[:-1], generation_prompt=True, tools=tools)
 
     def _expand(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -216,10 +229,10 @@ class Chat:
         to go on from the prompt that is served.
         """
         text = self.template.expand(messages, generation_prompt=False, tools=tools)
-        prompt = self._opened(messages)
+        prompt = self._opened(messages, tools)
         if not prompt or text.startswith(prompt):
             return text
-        opening = _OPEN_THOUGHT.search(prompt)
+        opening = OPEN_THOUGHT.search(prompt)
         head = prompt[: opening.start()] if opening else prompt
         if not text.startswith(head):
             return text  # which `_assistant_spans` refuses
@@ -298,167 +311,6 @@ class Chat:
                 "other tokens when an answer follows, so training and serving would differ: end "
                 "the assistant's header in the chat template with a control token"
             )
-
-    def _starts(self, token: int, offset: tuple[int, int], start: int) -> bool:
-        """Whether a token is the first of a turn whose characters begin at `start`."""
-        begin, end = offset
-        return begin >= start or (end > start and token not in self._control_ids)
-
-    def _own_mask(
-        self,
-        messages: Sequence[Message],
-        text: str,
-        spans: Mapping[int, tuple[int, int]],
-        ids: Sequence[int],
-        offsets: Sequence[tuple[int, int]],
-    ) -> list[int]:
-        """The loss mask of a template that marks what the assistant writes.
-
-        spans: by the number of the turn. A block counts up to its last control token: the model
-        stops there, so what a template writes behind it is never generated.
-
-        Raises:
-            Unusable: a block does not end its turn.
-        """
-        mask = [0] * len(ids)
-        for turn, (marked, end) in spans.items():
-            begin = self._answer_start(messages, turn, text, marked)
-            _check_thoughts(messages[turn], turn, text[begin:end])
-            inside = [
-                i for i, at in enumerate(offsets) if at[0] < end and self._starts(ids[i], at, begin)
-            ]
-            control = [i for i in inside if ids[i] in self._control_ids]
-            if not control:
-                raise self._endless()
-            for i in range(inside[0], control[-1] + 1):
-                mask[i] = messages[turn].get("weight", 1)
-        return mask
-
-    def _endless(self) -> Unusable:
-        return Unusable(
-            "no end of turn",
-            f"the chat template of {self.folder} ends the assistant's turn with no control "
-            "token, so a model trained with it would never stop: add {{ eos_token }} "
-            "behind the assistant's content in it",
-        )
-
-    def _answer_start(self, messages: Sequence[Message], turn: int, text: str, begin: int) -> int:
-        """The first character of a turn that the assistant must produce: behind the generation
-        prompt, or behind `begin` where that comes later."""
-        prompt = self.template.expand(messages[:turn], generation_prompt=True)
-        if text.startswith(prompt):
-            return max(begin, len(prompt))
-        if turn == len(messages) - 1:
-            raise self._other_prompt(prompt)
-        return begin
-
-    def _other_prompt(self, prompt: str) -> Unusable:
-        return Unusable(
-            "prompt differs from training",
-            f"the chat template of {self.folder} prompts for an answer with "
-            f"{prompt[-40:]!r}, which is not how it writes one that was given, so training "
-            "and serving would differ: correct the template's add_generation_prompt part",
-        )
-
-    def _assistant_spans(
-        self, messages: Sequence[Message], text: str
-    ) -> Iterator[tuple[int, int, int]]:
-        """For each turn the first character that the assistant must produce, the end of its text,
-        and whether it is to be trained on (OpenAI's `weight`).
-        """
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        for turn, (begin, end) in zip(
-            turns, self._content_spans(messages, turns, text), strict=True
-        ):
-            prompt = self.template.expand(messages[:turn], generation_prompt=True)
-            message = messages[turn]
-            if text.startswith(prompt) and len(prompt) <= begin:
-                begin = len(prompt)
-            elif turn == len(messages) - 1:
-                raise self._other_prompt(prompt)
-            _check_thoughts(message, turn, text[begin:end])
-            yield begin, end, message.get("weight", 1)
-
-    def _check_fields(self, messages: Sequence[Message], text: str) -> None:
-        """Refuse a field of a turn without which the template writes the same text.
-
-        Raises:
-            Unusable: it names the field.
-        """
-        for i, message in enumerate(messages):
-            for field in TEMPLATE_FIELDS:
-                if field not in message:
-                    continue
-                without = [*messages]
-                without[i] = {k: v for k, v in message.items() if k != field}
-                if self._expand(without) == text:
-                    raise _without_effect(
-                        i, field, f"the chat template of {self.folder} leaves it out here"
-                    )
-
-    def _content_spans(
-        self, messages: Sequence[Message], turns: Sequence[int], text: str
-    ) -> list[tuple[int, int]]:
-        """Where the assistant's contents are in `text`, with any template.
-
-        They are rendered again between marks, first outside their white space and then, for
-        templates that trim, inside it. Without the marks that text must equal the first one.
-        """
-        if not turns:
-            return []
-        mark = _mark(text)
-        for inside in (False, True):
-            marked = [dict(message) for message in messages]
-            for k, turn in enumerate(turns):
-                content = marked[turn]["content"]
-                stripped = content.strip() if inside else content
-                left = content[: len(content) - len(content.lstrip())] if inside else ""
-                right = content[len(left) + len(stripped) :]
-                marked[turn]["content"] = (
-                    f"{left}{mark}{2 * k}{_END}{stripped}{mark}{2 * k + 1}{_END}{right}"
-                )
-            parts = re.split(f"{mark}(\\d+){_END}", self._expand(marked))
-            if (
-                parts[1::2] == [str(k) for k in range(2 * len(turns))]
-                and "".join(parts[::2]) == text
-            ):
-                ends = [sum(map(len, parts[: i + 1 : 2])) for i in range(0, len(parts) - 1, 2)]
-                return list(zip(ends[::2], ends[1::2], strict=True))
-        raise Unusable(
-            "turn altered by the template",
-            "the chat template does not show every assistant turn as it was given (some drop the "
-            "reasoning of earlier turns): split it so that each row ends with the turn to train on",
-        )
-
-
-# A mark is _START, a number, _END, the number of the mark, _END: no text holds every number, and no
-# part of the text together with a part of a mark reads as one.
-_START, _END = "\ue000", "\ue001"
-
-
-def _mark(text: str) -> str:
-    """The beginning of a mark that is nowhere in `text`."""
-    numbers = (f"{_START}{n}{_END}" for n in count())
-    return next(mark for mark in numbers if mark not in text)
-
-
-def _check_thoughts(message: Message, turn: int, written: str) -> None:
-    """Refuse a field of a turn to train on that is not part of what is trained on."""
-    for field in TEMPLATE_FIELDS:
-        thought = message.get(field)
-        if message.get("weight", 1) and isinstance(thought, str) and thought.strip() not in written:
-            raise _without_effect(
-                turn, field, "the chat template does not write it as part of the answer"
-            )
-
-
-def _without_effect(turn: int, field: str, why: str) -> Unusable:
-    return Unusable(
-        "unused field",
-        f"messages[{turn}].{field}: {why}, so training and serving would not see it; remove it, or "
-        f"set data.ignore_fields=[{field}]",
-        field,
-    )
 
 
 def _texts_in(value: Any) -> Iterator[str]:

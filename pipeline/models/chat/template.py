@@ -69,7 +69,17 @@ class ChatTemplate:
         """
         return self._expand(self._template, messages, generation_prompt, tools)
 
-    def answers(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+    @property
+    def has_marks(self) -> bool:
+        """Whether it has generation blocks, which mark what the assistant writes."""
+        return bool(_GENERATION.search(self.source))
+
+    def answers(
+        self,
+        messages: Sequence[Message],
+        text: str,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[tuple[int, int]]:
         """Where the template's own generation blocks begin and end in the text of a conversation.
 
         None at all if the text is not what the template writes, or holds the marks itself.
@@ -77,9 +87,9 @@ class ChatTemplate:
         Raises:
             Unusable: as for `expand`.
         """
-        if not _GENERATION.search(self.source):
+        if not self.has_marks:
             return []
-        pieces = re.split(f"([{BEGIN}{END}])", self._expand(self._marked, messages, False, None))
+        pieces = re.split(f"([{BEGIN}{END}])", self._expand(self._marked, messages, False, tools))
         marks, texts = pieces[1::2], pieces[::2]
         if marks != [BEGIN, END] * (len(marks) // 2) or "".join(texts) != text:
             return []

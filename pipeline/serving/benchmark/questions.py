@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.core.errors import PipelineError
 from pipeline.models.chat.messages import Message
+from pipeline.models.chat.tool_calls import as_request
 from pipeline.serving.benchmark.concurrency import send_all
 
 TOO_LONG = "context_length_exceeded"
@@ -30,6 +31,7 @@ class Reply:
 def bodies(
     questions: Sequence[Sequence[Message]],
     limits: Sequence[int],
+    tools: Sequence[Sequence[Mapping[str, Any]]],
     *,
     model: str,
     sampled: bool,
@@ -37,16 +39,20 @@ def bodies(
 ) -> list[dict[str, Any]]:
     """Requests to /chat/completions.
 
-    limits: tokens of each answer. sampled: the server's defaults sample, so that a seed matters.
+    limits: tokens of each answer. tools: of each question, those that may be called. sampled: the
+        server's defaults sample, so that a seed matters.
     """
     return [
         {
             "model": model,
-            "messages": [{k: v for k, v in turn.items() if k != "weight"} for turn in messages],
+            "messages": [as_request(turn) for turn in messages],
+            **({"tools": callable_tools} if callable_tools else {}),
             "max_tokens": limit,
             **({"seed": seed + number} if sampled else {}),
         }
-        for number, (messages, limit) in enumerate(zip(questions, limits, strict=True))
+        for number, (messages, limit, callable_tools) in enumerate(
+            zip(questions, limits, tools, strict=True)
+        )
     ]
 
 

@@ -33,6 +33,7 @@ def requests_for(
     return bodies(
         [row.messages[:-1] for row in rows],
         [max(1, min(most_tokens, room - len(row.prompt_ids or ()))) for row in rows],
+        [row.tools for row in rows],
         model=model,
         sampled=sampling_of(engine)["temperature"] > 0,
         seed=seed,

@@ -80,13 +80,14 @@ def test_turns_of_weight_0_are_marked(tmp_path: Path) -> None:
         (
             b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": '
             b'"let me", "tool_calls": [{"id": "1"}]}]}',
-            "tool calls",
+            "bad tool call",
         ),
         (
-            b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}',
-            "tool calls",
+            b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": '
+            b'"b"}], "tools": [{"type": "function"}]}',
+            "bad tool",
         ),
-        (b'{"prompt": "a", "completion": "b", "functions": [{"name": "f"}]}', "tool calls"),
+        (b'{"prompt": "a", "completion": "b", "functions": [{"title": "f"}]}', "bad tool"),
     ],
 )
 def test_bad_lines_are_rejected_alone(tmp_path: Path, line: bytes, reason: str) -> None:

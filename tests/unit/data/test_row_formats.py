@@ -173,19 +173,6 @@ def test_fields_without_effect_refuse_the_row_by_name(row: dict[str, Any], field
     assert str(caught.value).isprintable()
 
 
-def test_tools_are_refused_by_name() -> None:
-    for row in (
-        {"messages": TALK, "tools": [{}]},
-        {"messages": TALK, "functions": [{}]},
-        {"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]},
-        {"messages": [USER, {**ASSISTANT, "function_call": {"name": "f"}}]},
-    ):
-        with pytest.raises(Unusable) as caught:
-            parse_row(row)
-        assert caught.value.reason == "tool calls"
-        assert caught.value.field in {"tools", "functions", "tool_calls", "function_call"}
-
-
 def test_metadata_and_fields_to_ignore_are_counted() -> None:
     turns = [{**USER, "id": "1"}, {**ASSISTANT, "emotion": "calm", "thinking": "Hm."}]
     row = {"messages": turns, "source": "web", "tags": [], "history": [["a", "b"]], "text": "x"}

@@ -17,6 +17,7 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
 from pipeline.stages import prepare
 from tests.unit.model_folders import add_random_weights, add_weights, make_model_folder
+from tests.unit.serving.tool_templates import HERMES
 
 WORDS = ["account", "card", "loan", "rate", "fee", "branch"]
 WORDS += ["wire", "check", "deposit", "limit", "statement", "password"]
@@ -571,3 +572,46 @@ def test_plain_text_is_trained_on_whole(
     config = configure(tree, model, data, objective="dpo", max_reject_share=0.5)
     with pytest.raises(DataError, match="no pair of answers"):
         prepare.run(config, {}, tmp_path)
+
+
+def test_rows_with_tools_are_trained_on_and_asked_about(
+    tree: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    model = add_weights(make_model_folder(tmp_path / "model", "chatml", HERMES), 1024)
+    chat = Chat.load(model)
+    function = {"name": "rate", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": function}]
+
+    def talk(word: str) -> list[dict[str, Any]]:
+        called = {"id": "x", "type": "function", "function": {"name": "rate", "arguments": "{}"}}
+        return [
+            {"role": "user", "content": f"What is the rate of the {word}?"},
+            {"role": "assistant", "content": None, "tool_calls": [called]},
+            {"role": "tool", "content": f"{len(word)} %", "tool_call_id": "x"},
+            {"role": "assistant", "content": f"The rate of the {word} is {len(word)} percent."},
+        ]
+
+    rows = [{"messages": talk(word), "tools": tools} for word in WORDS]
+    write(data / "train.jsonl", *rows, rows[0], {"messages": talk("vault"), "tools": tools})
+    test = talk("vault")
+    write(data / "test.jsonl", {"messages": test, "tools": tools},
+          {"messages": test[:2], "tools": tools})  # fmt: skip
+    config = configure(tree, model, data, max_length=400, validation_share=0)
+    prepare.run(config, {}, tmp_path)
+    assert sorted(rejects(tmp_path)) == [
+        ("test.jsonl", 2, "tools of a test question"),
+        ("train.jsonl", 13, "exact duplicate"),
+        ("train.jsonl", 14, "leaks a test question"),
+    ]
+    found = read_split(tmp_path, "train")
+    assert [row.tools for row in found] == [tools] * len(WORDS)
+    (question,) = read_split(tmp_path, "test")
+    assert question.tools == tools
+    assert question.answer == test[-1]["content"]
+    assert question.prompt_ids == chat.prompt(question.messages[:-1], tools)
+    # One that no server could be asked is refused.
+    make_model_folder(model, "chatml", HERMES.replace('{"name": "', "<name="))
+    write(data / "test.jsonl", pair("How do I get a mortgage?", "In a branch."),
+          {"messages": test, "tools": tools})  # fmt: skip
+    prepare.run(config, {}, tmp_path)
+    assert ("test.jsonl", 2, "tools of a test question") in rejects(tmp_path)

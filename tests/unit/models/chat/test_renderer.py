@@ -304,7 +304,7 @@ def cases() -> Iterator[tuple[object, bool, str]]:
     yield [3], True, "bad message"
     yield [{"role": "robot", "content": "x"}], True, "unknown role"
     yield [{"role": ["user"], "content": "x"}], True, "unknown role"
-    yield [{"role": "tool", "content": "x"}], True, "unknown role"
+    yield [{"role": "tool", "content": "x"}], True, "roles out of order"
     yield [USER], True, "no assistant turn"
     yield [{"role": "system", "content": "x"}], True, "no assistant turn"
     yield [USER, {"role": "assistant", "content": " \n"}], True, "empty assistant turn"
