@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engines.hf.flat_cache import Attention, FlatCache, Step
+from pipeline.engines.hf.fusing import fuse
 
 if TYPE_CHECKING:
     import torch
 
+FUSED = True
 NAME = "flat_cache"  # of our attention, for transformers
 PROMPT_WIDTHS = (32, 128, 256, 512, 1024, 2048)
 STEP_WIDTH = PROMPT_WIDTHS[-1]  # prompt tokens of one step at most
@@ -57,6 +59,8 @@ class FlatModel:
         self.cache = FlatCache(model, slots, length, attention)
         ALL_ATTENTION_FUNCTIONS.register(NAME, self.cache.attend)
         model.config._attn_implementation = NAME
+        if FUSED and graphs:
+            fuse(model)
         self._prompts: dict[int, Graph] = {}
         self._answers: dict[int, Graph] = {}
         if graphs:
