@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.engines.batching.gpu_sampling import GpuLogits
+
 
 # What BatchingEngine can do beyond sampling with any model (engines/base.py).
 FEATURES = frozenset({"logprobs", "prompt_logprobs", "logit_bias", "penalties"})
@@ -39,6 +41,22 @@ class ModelRunner(Protocol):
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a sequence of `length` tokens, and its adapter, to another row."""
+
+
+class GpuModelRunner(ModelRunner, Protocol):
+    """A model whose logits stay on the GPU, where tokens are chosen, if `on_gpu`.
+
+    prompt_tokens_per_step: that one step of the engine reads at most.
+    """
+
+    on_gpu: bool
+    prompt_tokens_per_step: int
+
+    def read(self, row: int, ids: Sequence[int], start: int) -> "GpuLogits":
+        """As prefill, for the last token alone: [1, vocabulary]."""
+
+    def advance(self, ids: Sequence[int], lengths: Sequence[int]) -> "GpuLogits":
+        """As decode."""
 
 
 class LoraModelRunner(ModelRunner, Protocol):

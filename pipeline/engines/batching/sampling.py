@@ -1,6 +1,7 @@
 """Choosing a token from logits, on the CPU."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.engines.base import EngineFailed, Sampling, Token
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
 
 GREEDY = 1e-5  # temperatures below take the likeliest token, as in vLLM
 LEAST = -9999.0  # stands for minus infinity, which JSON cannot express, as in OpenAI's API
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a token is drawn at random, and the random number, from 0 to below 1."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    random: float
 
 
 class Sampler:
@@ -40,8 +52,17 @@ class Sampler:
         self._penalizes = bool(sampling.frequency_penalty or sampling.presence_penalty)
         self._penalizes |= sampling.repetition_penalty != 1
         self._alters = bool(self._penalizes or sampling.logit_bias or matching)
+        # Whether `choose` must see the logits; else the likeliest token, or `draw`, decides.
+        self.on_host = self._alters or sampling.logprobs is not None
         self._counts: NDArray[np.float32] | None = None  # of each token in the answer
         self._seen: NDArray[np.bool_] | None = None  # tokens of prompt and answer
+
+    def draw(self) -> Draw | None:
+        """How to draw the next token where the logits are; None if nothing is drawn there."""
+        if self._random is None or self.on_host:
+            return None
+        how = self._sampling
+        return Draw(how.temperature, how.top_k, how.top_p, how.min_p, self._random.random())
 
     def choose(self, logits: "NDArray[np.float32]") -> Token:
         """A token from logits [vocabulary].
@@ -100,6 +121,21 @@ class Sampler:
         edges = np.cumsum(weights)
         chosen = np.searchsorted(edges, random.random() * edges[-1], side="right")
         return int(min(chosen, np.flatnonzero(weights)[-1]))
+
+
+def choose_all(
+    samplers: Sequence[Sampler], rows: "Sequence[NDArray[np.float32] | EngineFailed]"
+) -> list[Token | BaseException]:
+    """A token for each row of logits [vocabulary], or the error that ends its request."""
+    found: list[Token | BaseException] = []
+    for sampler, logits in zip(samplers, rows, strict=True):
+        try:
+            if isinstance(logits, EngineFailed):
+                raise logits
+            found.append(sampler.choose(logits))
+        except BaseException as error:
+            found.append(error)
+    return found
 
 
 def score(logits: "NDArray[np.float32]", ids: Sequence[int], tops: int) -> list[Token]:

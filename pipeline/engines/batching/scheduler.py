@@ -25,17 +25,18 @@ from pipeline.engines.base import (
     Token,
     require_known_tokens,
 )
+from pipeline.engines.batching.gpu_sampling import GpuLogits
 from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.model_runner import FEATURES, LoraModelRunner, ModelRunner
 from pipeline.engines.batching.request import Ending, Item, Request, deliver
-from pipeline.engines.batching.sampling import Sampler, score
+from pipeline.engines.batching.sampling import Sampler, choose_all, score
 from pipeline.engines.batching.turns import Turns
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PROMPT_TOKENS_PER_STEP = 512
+PROMPT_TOKENS_PER_STEP = 512  # unless the model has a number of its own
 # A token whose log-probabilities are asked for counts as so many: all of the vocabulary is summed.
 SCORED_COST = 8
 
@@ -75,6 +76,7 @@ class BatchingEngine:
         more = {"guide": guides is not None, "adapters": self._has_adapters}
         self.features = FEATURES | {name for name, has in more.items() if has}
         self._model: Any = model  # an LoraModelRunner, if _has_adapters
+        self._on_gpu = getattr(model, "on_gpu", False)  # a GpuModelRunner
         self._guides = guides
         self._max_queue, self.room = max_queue, model.slots + max_queue
         self._adapters: list[str] = []
@@ -259,7 +261,8 @@ class BatchingEngine:
                 change.done.set_exception(_ending(error))
 
     def _read_prompts(self) -> None:
-        budget, outgoing = PROMPT_TOKENS_PER_STEP, []
+        budget = getattr(self._model, "prompt_tokens_per_step", PROMPT_TOKENS_PER_STEP)
+        outgoing: list[tuple[Request, Item]] = []
         while budget > 0 and (request := self._next_to_join()):
             cost = SCORED_COST if request.sampling.prompt_logprobs else 1
             size = min(max(1, budget // cost), len(request.prompt) - request.cached)
@@ -277,13 +280,19 @@ class BatchingEngine:
         if self._has_adapters and request.cached == 0:
             self._model.use_adapter(row, request.sampling.adapter)
         part = request.prompt[request.cached : request.cached + size]
-        logits = self._model.prefill(row, part, request.cached)
-        request.cached += size
-        if request.sampling.prompt_logprobs:
-            _score_prompt(request, logits)
+        rows: GpuLogits | Sequence[NDArray[np.float32]]
+        if self._on_gpu and not request.sampling.prompt_logprobs:
+            rows = self._model.read(row, part, request.cached)
+            request.cached += size
+        else:
+            logits = self._model.prefill(row, part, request.cached)
+            request.cached += size
+            if request.sampling.prompt_logprobs:
+                _score_prompt(request, logits)
+            rows = [logits[-1]]
         if request.cached < len(request.prompt):
             return []
-        chosen = self._choose(request, logits[-1])
+        chosen = self._take(request, self._chosen([request], rows)[0])
         self._joining = None
         if not request.ended:
             self._active.append(request)
@@ -306,15 +315,16 @@ class BatchingEngine:
         if not self._active:
             return
         lengths = [request.cached + 1 for request in self._active]
-        rows: Sequence[NDArray[np.float32] | EngineFailed]
+        rows: GpuLogits | Sequence[NDArray[np.float32] | EngineFailed]
         try:
-            rows = self._model.decode([request.last for request in self._active], lengths)
+            step = self._model.advance if self._on_gpu else self._model.decode
+            rows = step([request.last for request in self._active], lengths)
         except BaseException:
             rows = list(self._decode_alone())
         outgoing: list[tuple[Request, Item]] = []
-        for request, logits in zip(self._active, rows, strict=True):
+        for request, token in zip(self._active, self._chosen(self._active, rows), strict=True):
             request.cached += 1
-            outgoing += self._choose(request, logits)
+            outgoing += self._take(request, token)
         for row in reversed(range(len(self._active))):
             if self._active[row].ended:
                 self._free(row)
@@ -328,16 +338,19 @@ class BatchingEngine:
             except BaseException as error:
                 yield EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
 
-    def _choose(
-        self, request: Request, logits: "NDArray[np.float32] | EngineFailed"
-    ) -> list[tuple[Request, Item]]:
+    def _chosen(
+        self,
+        requests: Sequence[Request],
+        rows: "GpuLogits | Sequence[NDArray[np.float32] | EngineFailed]",
+    ) -> list[Token | BaseException]:
+        """The next token of each request, or the error that ends it."""
+        samplers = [request.sampler for request in requests]
+        return rows.choose(samplers) if isinstance(rows, GpuLogits) else choose_all(samplers, rows)
+
+    def _take(self, request: Request, token: Token | BaseException) -> list[tuple[Request, Item]]:
         """What the stream's reader gets: the next token, and the end if that is the last one."""
-        try:
-            if isinstance(logits, EngineFailed):
-                raise logits
-            token = request.sampler.choose(logits)
-        except BaseException as error:
-            request.error = _ending(error)
+        if isinstance(token, BaseException):
+            request.error = _ending(token)
             return [(request, request.error)]
         request.last = token.id
         request.count += 1

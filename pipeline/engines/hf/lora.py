@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.engines.hf.graphs import Pass
 from pipeline.engines.hf.lora_weights import check_weights
 from pipeline.engines.hf.session import HfSession
 from pipeline.engines.lora_settings import CONFIG, WEIGHTS, read_settings
@@ -90,6 +91,10 @@ class LoraHfSession(HfSession):
         if not self._adapters:
             return {}
         return {"adapter_names": [self._rows[row] for row in rows]}
+
+    def _pass(self, rows: Sequence[int]) -> Pass:
+        plain = all(self._rows[row] == NO_ADAPTER for row in rows)
+        return Pass(self._model, self._options(rows), plain)
 
 
 def _version(folder: Path) -> list[tuple[Any, ...]]:

@@ -1,7 +1,9 @@
 """PyTorch with transformers: runs an HF model token by token, many sequences at a time.
 
 Has the same steps as ONNX Runtime's session, so that engines/batching/scheduler.py can run both.
-The KV cache is ours: a buffer with a row for each sequence, each with its own length.
+The KV cache is ours: a buffer with a row for each sequence, each with its own length. On a GPU with
+flash attention, steps are CUDA graphs and tokens are chosen on the GPU (graphs.py); elsewhere each
+step has a mask.
 """
 
 from collections.abc import Sequence
@@ -9,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError, ResourceError
+from pipeline.engines.batching.gpu_sampling import GpuLogits
+from pipeline.engines.hf import flash
+from pipeline.engines.hf.graphs import STEP_WIDTH, FlatModel, Pass
 from pipeline.models.files import MODELOPT_STATE, read_json
 
 if TYPE_CHECKING:
@@ -38,7 +43,13 @@ class HfSession:
         self._torch = torch
         try:
             self._model = _load(folder)
-            self._cache = _RowCache(self._model, slots, max_seq_len)
+            self._flat = self._cache = None
+            if flash.usable(self._model):
+                self._flat = FlatModel(
+                    self._model, slots, max_seq_len, flash.attention, graphs=True
+                )
+            else:
+                self._cache = _RowCache(self._model, slots, max_seq_len)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ResourceError(
                 f"{folder} and a KV cache for {slots} sequences of {max_seq_len} tokens do not fit "
@@ -48,6 +59,9 @@ class HfSession:
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} cannot be served by transformers: {error}") from error
         self._masks = _Masks(folder, self._model, max_seq_len)
+        self.on_gpu = self._flat is not None
+        if self.on_gpu:
+            self.prompt_tokens_per_step = STEP_WIDTH
         self.vocab_size: int = self._model.get_input_embeddings().weight.shape[0]
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
@@ -56,6 +70,9 @@ class HfSession:
         Returns:
             Logits [len(ids), vocabulary]: for each token, those of the next one.
         """
+        if self._flat:
+            how = self._pass([row])
+            return _on_host(self._flat.prefill(row, ids, start, every=True, how=how))
         end = start + len(ids)
         positions = self._torch.arange(start, end)[None]
         return self._run([row], [list(ids)], positions, end)[0]
@@ -69,19 +86,37 @@ class HfSession:
         Returns:
             Logits [len(ids), vocabulary].
         """
+        rows = list(range(len(ids)))
+        if self._flat:
+            return _on_host(self._flat.decode(ids, lengths, how=self._pass(rows)))
         positions = self._torch.tensor(lengths)[:, None] - 1
-        return self._run(list(range(len(ids))), [[i] for i in ids], positions, max(lengths))[:, 0]
+        return self._run(rows, [[i] for i in ids], positions, max(lengths))[:, 0]
+
+    def read(self, row: int, ids: Sequence[int], start: int) -> GpuLogits:
+        """See GpuModelRunner.read."""
+        assert self._flat
+        how = self._pass([row])
+        return GpuLogits(self._flat.prefill(row, ids, start, every=False, how=how))
+
+    def advance(self, ids: Sequence[int], lengths: Sequence[int]) -> GpuLogits:
+        """See GpuModelRunner.advance."""
+        assert self._flat
+        return GpuLogits(self._flat.decode(ids, lengths, how=self._pass(range(len(ids)))))
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a sequence of `length` tokens to another row."""
-        for buffer in (*self._cache.keys, *self._cache.values):
-            buffer[target, :, :length] = buffer[source, :, :length]
+        if self._flat:
+            self._flat.cache.move(source, target, length)
+        elif self._cache:
+            for buffer in (*self._cache.keys, *self._cache.values):
+                buffer[target, :, :length] = buffer[source, :, :length]
 
     def _run(
         self, rows: Sequence[int], ids: list[list[int]], positions: "torch.Tensor", longest: int
     ) -> "NDArray[np.float32]":
         torch, device = self._torch, self._model.device
         positions = positions.to(device)
+        assert self._cache
         mask = self._masks.of(positions, longest, self._model.dtype)
         self._cache.aim(rows, positions, longest)
         with torch.inference_mode():
@@ -98,6 +133,13 @@ class HfSession:
     def _options(self, rows: Sequence[int]) -> dict[str, Any]:
         """Further arguments of a forward pass over these rows."""
         return {}
+
+    def _pass(self, rows: Sequence[int]) -> Pass:
+        return Pass(self._model, self._options(rows))
+
+
+def _on_host(logits: "torch.Tensor") -> "NDArray[np.float32]":
+    return logits.float().cpu().numpy()
 
 
 class _RowCache:

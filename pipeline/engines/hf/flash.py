@@ -1,0 +1,70 @@
+"""PyTorch's flash attention over a FlatCache, and for which models it is right."""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.engines.hf.flat_cache import Step
+
+if TYPE_CHECKING:
+    import torch
+
+LONGEST_HEAD = 256  # the kernel's limit
+# Fields of a config that change attention in a way that the kernel's arguments cannot express.
+OTHER_ATTENTION = ("attn_logit_softcapping", "attention_chunk_size", "use_alibi", "alibi")
+
+
+def usable(model: Any) -> bool:
+    """Whether the kernel computes this model's attention: on a GPU, in 16 bits, and in the way that
+    transformers lets others replace."""
+    import inspect
+
+    import torch
+
+    config = model.config
+    heads = getattr(config, "num_attention_heads", 0)
+    size = getattr(config, "head_dim", None) or (heads and config.hidden_size // heads)
+    return bool(
+        model.device.type == "cuda"
+        and torch.cuda.get_device_capability(model.device) >= (8, 0)
+        and model.dtype in (torch.bfloat16, torch.float16)
+        and "logits_to_keep" in inspect.signature(model.forward).parameters
+        and getattr(model, "_supports_attention_backend", False)
+        and size
+        and size % 8 == 0
+        and size <= LONGEST_HEAD
+        and not any(getattr(config, name, None) for name in OTHER_ATTENTION)
+        and not any("sinks" in name for name, _ in model.named_parameters())
+    )
+
+
+def attention(
+    query: "torch.Tensor",
+    keys: "torch.Tensor",
+    values: "torch.Tensor",
+    step: Step,
+    *,
+    scale: float,
+    window: int | None,
+) -> "torch.Tensor":
+    """flat_cache.Attention by the kernel that scaled_dot_product_attention uses.
+
+    Called directly, because that function takes no lengths of rows: it would read every row to the
+    end of the longest one, and copy the heads that queries share.
+    """
+    import torch
+
+    return torch.ops.aten._flash_attention_forward(
+        query,
+        keys,
+        values,
+        step.query_starts,
+        step.key_starts,
+        step.width,
+        step.longest,
+        0.0,
+        True,
+        False,
+        scale=scale,
+        window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
+        seqused_k=step.lengths,
+    )[0]
