@@ -3,9 +3,11 @@
     python -m bench.hf_engine bench/results/hf_engine.json
 
 A random model of Llama 3's 8 B shape in bfloat16, prompts of 1,000 tokens, answers of 200, greedy,
-through the batching engine without HTTP. Each way runs in a process of its own: `plain` (a mask,
-kernel by kernel, tokens chosen on the host: every version until this one), `graphs` (flash attention
-over a flat cache, CUDA graphs, tokens chosen on the GPU) and `fused` (also compiled small operations).
+through the batching engine without HTTP. Each way runs in a process of its own:
+
+plain    a mask, kernel by kernel, tokens chosen on the host: every version until this one
+graphs   flash attention over a flat cache, CUDA graphs, tokens chosen on the GPU
+fused    also compiled small operations
 """
 
 import argparse
