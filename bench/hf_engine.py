@@ -72,7 +72,7 @@ def _measure(given: argparse.Namespace) -> dict[str, Any]:
 
     way, loads = given.one, [int(n) for n in given.at_once.split(",")]
     if way == "plain":
-        flash.usable = lambda _: False
+        flash.usable = lambda model: False
     graphs.FUSED = way == "fused"
     begin = time.perf_counter()
     session = HfSession(given.model, max(loads), LENGTH)
