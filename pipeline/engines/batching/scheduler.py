@@ -77,6 +77,7 @@ class BatchingEngine:
         self.features = FEATURES | {name for name, has in more.items() if has}
         self._model: Any = model  # an LoraModelRunner, if _has_adapters
         self._on_gpu = getattr(model, "on_gpu", False)  # a GpuModelRunner
+        self._chosen_tokens: list[tuple[Request, Item]] = []  # that readers do not have yet
         self._guides = guides
         self._max_queue, self.room = max_queue, model.slots + max_queue
         self._adapters: list[str] = []
@@ -223,6 +224,8 @@ class BatchingEngine:
                 self._make_changes()
                 self._read_prompts()
                 self._add_tokens()
+                if not self._active:
+                    self._deliver()
             except BaseException as error:  # of this code, not of one request
                 self._fail(f"the engine failed: {type(error).__name__}: {error}")
         with self._changed:
@@ -283,6 +286,7 @@ class BatchingEngine:
         rows: GpuLogits | Sequence[NDArray[np.float32]]
         if self._on_gpu and not request.sampling.prompt_logprobs:
             rows = self._model.read(row, part, request.cached)
+            self._deliver()
             request.cached += size
         else:
             logits = self._model.prefill(row, part, request.cached)
@@ -321,6 +325,7 @@ class BatchingEngine:
             rows = step([request.last for request in self._active], lengths)
         except BaseException:
             rows = list(self._decode_alone())
+        self._deliver()
         outgoing: list[tuple[Request, Item]] = []
         for request, token in zip(self._active, self._chosen(self._active, rows), strict=True):
             request.cached += 1
@@ -328,6 +333,14 @@ class BatchingEngine:
         for row in reversed(range(len(self._active))):
             if self._active[row].ended:
                 self._free(row)
+        self._chosen_tokens = outgoing
+        if not self._on_gpu:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Give readers the tokens of the last step. A GPU's next step has begun by then, so that
+        it does not wait for this."""
+        outgoing, self._chosen_tokens = self._chosen_tokens, []
         deliver(outgoing)
 
     def _decode_alone(self) -> "Iterator[NDArray[np.float32] | EngineFailed]":
@@ -378,6 +391,7 @@ class BatchingEngine:
         return True
 
     def _fail(self, message: str) -> None:
+        self._deliver()
         lost = [*self._active, *([self._joining] if self._joining else [])]
         self._active, self._joining = [], None
         deliver([(request, EngineFailed(message)) for request in lost])

@@ -15,7 +15,6 @@ from pipeline.engines.hf.fusing import fuse
 if TYPE_CHECKING:
     import torch
 
-FUSED = True
 NAME = "flat_cache"  # of our attention, for transformers
 PROMPT_WIDTHS = (32, 128, 256, 512, 1024, 2048)
 STEP_WIDTH = PROMPT_WIDTHS[-1]  # prompt tokens of one step at most
@@ -59,7 +58,7 @@ class FlatModel:
         self.cache = FlatCache(model, slots, length, attention)
         ALL_ATTENTION_FUNCTIONS.register(NAME, self.cache.attend)
         model.config._attn_implementation = NAME
-        if FUSED and graphs:
+        if graphs:
             fuse(model)
         self._prompts: dict[int, Graph] = {}
         self._answers: dict[int, Graph] = {}
