@@ -2,8 +2,8 @@
 or Python values of its own: what a CUDA graph needs.
 
 Each layer's keys and values are [places, heads, head size]. Row r of `length` tokens has the places
-r * length to (r + 1) * length - 1. After the last row comes one that nobody reads: padding of a
-step is written there.
+r * length to (r + 1) * length - 1. After the last row come places that nobody reads: padding of
+a step is written there.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+LONGEST_PART = 2048  # tokens of a prompt that one step reads at most
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class FlatCache:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.slots, self.length, self._attention = slots, length, attention
         # Padding of a prompt's part may be read, and masked, past the end of the last row.
-        shape = ((slots + 2) * length, heads, size)
+        shape = (slots * length + min(length, LONGEST_PART), heads, size)
 
         def buffers() -> list[Any]:
             return [

@@ -9,15 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engines.hf.flat_cache import Attention, FlatCache, Step
+from pipeline.engines.hf.flat_cache import LONGEST_PART, Attention, FlatCache, Step
 from pipeline.engines.hf.fusing import fuse
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "flat_cache"  # of our attention, for transformers
-PROMPT_WIDTHS = (32, 128, 256, 512, 1024, 2048)
-STEP_WIDTH = PROMPT_WIDTHS[-1]  # prompt tokens of one step at most
+PROMPT_WIDTHS = (32, 128, 256, 512, 1024, LONGEST_PART)
 
 # A step on the GPU whose values are replaced, and what computes its logits then.
 Graph = tuple[Step, Callable[[], "torch.Tensor"]]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import DataError, ResourceError
 from pipeline.engines.batching.gpu_sampling import GpuLogits
 from pipeline.engines.hf import flash
-from pipeline.engines.hf.graphs import STEP_WIDTH, FlatModel, Pass
+from pipeline.engines.hf.flat_cache import LONGEST_PART
+from pipeline.engines.hf.graphs import FlatModel, Pass
 from pipeline.models.files import MODELOPT_STATE, read_json
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class HfSession:
         self._masks = _Masks(folder, self._model, max_seq_len)
         self.on_gpu = self._flat is not None
         if self.on_gpu:
-            self.prompt_tokens_per_step = STEP_WIDTH
+            self.prompt_tokens_per_step = LONGEST_PART
         self.vocab_size: int = self._model.get_input_embeddings().weight.shape[0]
 
     def prefill(self, row: int, ids: Sequence[int], start: int) -> "NDArray[np.float32]":
