@@ -7,8 +7,10 @@ share of the weights.
 """
 
 import inspect
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,22 +24,34 @@ GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 
 
 def fuse(model: Any) -> None:
-    """Change a model in place. The first passes then take some seconds, which compile kernels."""
-    import torch
+    """Change a model in place. The first passes then take some seconds, which compile kernels.
+
+    Without a C compiler, which Triton needs, only the products change.
+    """
+    compiled = _compile()
 
     for cls in {type(module) for module in model.modules()}:
         if not cls.__module__.startswith("transformers.models."):
             continue
         if cls.__name__.endswith("Norm"):
-            cls.forward = torch.compile(cls.forward, dynamic=True)
+            cls.forward = compiled(cls.forward)
         source = sys.modules[cls.__module__]
         if hasattr(source, ROTATION) and not hasattr(getattr(source, ROTATION), "__wrapped__"):
-            setattr(source, ROTATION, torch.compile(getattr(source, ROTATION), dynamic=True))
+            setattr(source, ROTATION, compiled(getattr(source, ROTATION)))
     for module in model.modules():
         if merged := _merged(module, ATTENTION):
             _share_input(module, merged)
         elif _is_gated(module) and (merged := _merged(module, FEED_FORWARD)):
-            _gate_at_once(module, merged)
+            _gate_at_once(module, merged, compiled(_gated))
+
+
+def _compile() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What compiles a function for any shape; it leaves it as it is if there is no compiler."""
+    import torch
+
+    if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name):
+        return lambda function: function
+    return lambda function: torch.compile(function, dynamic=True)
 
 
 def _has(module: Any, names: Sequence[str]) -> bool:
@@ -104,12 +118,14 @@ def _share_input(module: Any, merged: "tuple[torch.Tensor, torch.Tensor | None]"
         layer.forward = other(number, layer)
 
 
-def _gate_at_once(module: Any, merged: "tuple[torch.Tensor, torch.Tensor | None]") -> None:
+def _gate_at_once(
+    module: Any, merged: "tuple[torch.Tensor, torch.Tensor | None]", gated: Callable[..., Any]
+) -> None:
     """Compute gate and up in one product, unless a LoRA adapter has taken a layer's place."""
     import torch
 
     weight, bias = merged
-    plain, act, gated = module.forward, module.act_fn, torch.compile(_gated, dynamic=True)
+    plain, act = module.forward, module.act_fn
 
     def forward(x: "torch.Tensor") -> "torch.Tensor":
         if not _has(module, FEED_FORWARD):
