@@ -20,19 +20,17 @@ from pipeline.serving.middleware.auth import rate_limit_response
 from pipeline.serving.middleware.rate_limits import RateLimited
 from pipeline.serving.middleware.request_log import InFlight
 from pipeline.serving.middleware.stack import NO_MIDDLEWARE, MiddlewareStack
-from pipeline.serving.openai import protocol
+from pipeline.serving.openai import errors
 from pipeline.serving.openai.bodies import BodyRefused, bounded_route
 from pipeline.serving.openai.completions import CompletionService
 from pipeline.serving.openai.embeddings import Embedder
+from pipeline.serving.openai.errors import ApiError, ErrorResponse, invalid
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.protocol import (
     AdapterRequest,
-    ApiError,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    ErrorResponse,
-    invalid,
 )
 from pipeline.serving.openai.responses import Json
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
@@ -79,10 +77,11 @@ def create_app(
         )
         completion_service = CompletionService(engine, renderer, metrics, models, sampling_params)
 
-    def service_for(name: str) -> CompletionService:
+    def service_for(name: str | None) -> CompletionService:
         if completion_service is None:
             models.find(name)
-            raise invalid("model", f"the model {name!r} makes embeddings: use /v1/embeddings")
+            text = f"the model {models.name_of(name)!r} makes embeddings: use /v1/embeddings"
+            raise invalid("model", text)
         return completion_service
 
     async def begin() -> None:
@@ -174,23 +173,23 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        return _logged_error(protocol.explain(list(error.errors())), 400)
+        return _logged_error(errors.explain(list(error.errors())), 400)
 
     @app.exception_handler(BodyRefused)
     async def too_many(request: Request, error: BodyRefused) -> Response:
-        return _logged_error(protocol.error_body(error.detail, code="request_too_large"), 400)
+        return _logged_error(errors.error_body(error.detail, code="request_too_large"), 400)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         text = f"{error.detail}: {request.method} {request.url.path}"
         if error.status_code == 400:  # FastAPI could not parse the body
             text = "the body cannot be parsed: send JSON in UTF-8 that is not deeply nested"
-        return Json(protocol.error_body(text), error.status_code, dict(error.headers or {}))
+        return Json(errors.error_body(text), error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, error: QueueFull) -> Response:
         text = "the server's queue is full (serve.max_queue): try again shortly"
-        body = protocol.error_body(text, "rate_limit_error", code="rate_limit_exceeded")
+        body = errors.error_body(text, "rate_limit_error", code="rate_limit_exceeded")
         return _logged_error(body, 429, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
     @app.exception_handler(RateLimited)
@@ -201,8 +200,8 @@ def create_app(
     async def failed(request: Request, error: EngineFailed) -> Response:
         text = request_context.current().error = str(error)
         if not engine.down():
-            return Json(protocol.error_body(text, "server_error"), 500)
-        body = protocol.error_body(text, "server_error", code="engine_down")
+            return Json(errors.error_body(text, "server_error"), 500)
+        body = errors.error_body(text, "server_error", code="engine_down")
         return Json(body, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
     middleware.add_to(app, metrics.failed)

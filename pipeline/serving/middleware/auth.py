@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.serving.keys import Keyring
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.rate_limits import Allowance, RateLimited, RateLimiter
-from pipeline.serving.openai import protocol
+from pipeline.serving.openai import errors
 
 # Orchestrators check health and Prometheus scrapes metrics; neither sends a key.
 OPEN_PATHS = ("/v1/health/", "/v1/metrics")
@@ -29,7 +29,7 @@ class AuthMiddleware:
         scheme, _, secret = header.partition(b" ")
         key = self._keyring.find(secret.strip() if scheme.lower() == b"bearer" else None)
         if key is None:
-            body = protocol.error_body(
+            body = errors.error_body(
                 "Incorrect API key provided: send it as `Authorization: Bearer …`",
                 code="invalid_api_key",
             )
@@ -54,7 +54,7 @@ class AuthMiddleware:
 
 def rate_limit_response(error: RateLimited) -> JSONResponse:
     """Status 429 with Retry-After, in OpenAI's error format."""
-    body = protocol.error_body(str(error), "rate_limit_error", code="rate_limit_exceeded")
+    body = errors.error_body(str(error), "rate_limit_error", code="rate_limit_exceeded")
     return JSONResponse(body, 429, {"Retry-After": str(error.retry_after)})
 
 

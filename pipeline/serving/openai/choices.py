@@ -35,6 +35,7 @@ class CompletionFormatter:
         prompts: tokens in each choice's prompt.
         only_prompts: whether to show no completion at all (max_tokens=0).
         texts: for responses with log-probabilities, else None.
+        shown_prompts: token ids of each choice's prompt, if the choices show token ids.
     """
 
     kind: Kind = "text"
@@ -45,7 +46,10 @@ class CompletionFormatter:
         prompts: Sequence[int],
         only_prompts: bool,
         texts: TokenTexts | None,
+        shown_prompts: Sequence[list[int]] | None = None,
     ) -> None:
+        self._shown_prompts = None if shown_prompts is None else list(shown_prompts)
+        self._begun: set[int] = set()
         self._echoes, self._prompts = list(echoes), prompts
         self._only_prompts, self._texts = only_prompts, texts
         self._offsets = [
@@ -63,7 +67,7 @@ class CompletionFormatter:
         return [self.complete(delta)]
 
     def complete(self, delta: Delta) -> Choice:
-        index, text, tokens, reason = delta
+        index, text, tokens, reason, stop = delta
         if self._only_prompts:
             text, tokens, reason = "", tokens[: self._prompts[index]], reason and "length"
         text, self._echoes[index] = self._echoes[index] + text, ""
@@ -71,7 +75,14 @@ class CompletionFormatter:
         if self._texts and (tokens or not delta.reason):
             offsets = self._offsets[index].advance(tokens)
             found = logprobs.for_completions(tokens, self._texts, offsets)
-        return {"index": index, "text": text, "logprobs": found, "finish_reason": reason}
+        choice = {"index": index, "text": text, "logprobs": found, "finish_reason": reason}
+        choice["stop_reason"] = stop
+        if self._shown_prompts is not None:
+            if index not in self._begun:
+                choice["prompt_token_ids"] = self._shown_prompts[index]
+            choice["token_ids"] = [token.id for token in tokens]
+            self._begun.add(index)
+        return choice
 
 
 class ChatFormatter:
@@ -84,6 +95,8 @@ class ChatFormatter:
         named: whether the request named the tool. OpenAI's finish reason is then not "tool_calls".
         texts: for responses with log-probabilities, else None.
         stop_ids: tokens whose log-probabilities are left out.
+        shows_ids: whether choices have the ids of their tokens.
+        echo: text that each choice begins with.
     """
 
     kind: Kind = "chat"
@@ -97,7 +110,10 @@ class ChatFormatter:
         named: bool = False,
         texts: TokenTexts | None = None,
         stop_ids: frozenset[int] = frozenset(),
+        shows_ids: bool = False,
+        echo: str = "",
     ) -> None:
+        self._shows_ids, self._echo = shows_ids, echo
         self._stop_ids = stop_ids
         self._parsers = [ToolCallParser(tool_format) if tool_format else None for _ in range(count)]
         self._calls = [0] * count
@@ -105,31 +121,41 @@ class ChatFormatter:
         self._named, self._texts = named, texts
 
     def first_chunks(self) -> list[Choice]:
-        start = {"role": "assistant", "content": ""}
+        start = {"role": "assistant", "content": self._echo}
         return [_chunk(index, start) for index in range(len(self._parsers))]
 
     def chunks(self, delta: Delta) -> list[Choice]:
         choice, first_call = delta.choice, self._calls[delta.choice]
         text, calls = self._parse(delta)
         found = self._logprobs(delta)
-        chunks = [_chunk(choice, {"content": text}, found)] if text or found else []
+        shows_ids = self._shows_ids and bool(delta.tokens)
+        chunks = []
+        if text or found or shows_ids:
+            chunks.append(_chunk(choice, {"content": text}, found))
+        if shows_ids:
+            chunks[0]["token_ids"] = [token.id for token in delta.tokens]
         for index, call in enumerate(calls, first_call):
             chunks.append(_chunk(choice, {"tool_calls": [{"index": index, **_tool_call(call)}]}))
         if delta.reason:
-            chunks.append(_chunk(choice, {}, reason=self._reason(delta)))
+            chunks.append(_chunk(choice, {}, reason=self._reason(delta), stop=delta.stop))
         return chunks
 
     def complete(self, delta: Delta) -> Choice:
         text, calls = self._parse(delta)
+        text = self._echo + text
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message |= {"content": text or None, "tool_calls": [_tool_call(call) for call in calls]}
-        return {
+        choice = {
             "index": delta.choice,
             "message": message,
             "logprobs": self._logprobs(delta),
             "finish_reason": self._reason(delta),
+            "stop_reason": delta.stop,
         }
+        if self._shows_ids:
+            choice["token_ids"] = [token.id for token in delta.tokens]
+        return choice
 
     def _parse(self, delta: Delta) -> tuple[str, list[ToolCall]]:
         """The delta's text, and the tool calls that it completes."""
@@ -155,9 +181,14 @@ class ChatFormatter:
 
 
 def _chunk(
-    index: int, delta: dict[str, Any], found: Any = None, reason: str | None = None
+    index: int,
+    delta: dict[str, Any],
+    found: Any = None,
+    reason: str | None = None,
+    stop: str | int | None = None,
 ) -> Choice:
-    return {"index": index, "delta": delta, "logprobs": found, "finish_reason": reason}
+    chunk = {"index": index, "delta": delta, "logprobs": found, "finish_reason": reason}
+    return {**chunk, "stop_reason": stop} if reason else chunk
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:

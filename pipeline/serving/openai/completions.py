@@ -17,27 +17,25 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from pipeline.engines.base import Engine, EngineFailed, QueueFull, Sampling
+from pipeline.core.errors import DataError
+from pipeline.engines.base import Engine, EngineFailed, Guide, QueueFull, Sampling
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.guides.checker import GuideChecker
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses, tools
 from pipeline.serving.openai.choices import ChatFormatter, ChoiceFormatter, CompletionFormatter
+from pipeline.serving.openai.conversation import content_of
 from pipeline.serving.openai.detokenizer import Detokenizer
+from pipeline.serving.openai.errors import error_body, invalid, shortened
 from pipeline.serving.openai.generation import Delta, Generation
-from pipeline.serving.openai.logprobs import TokenTexts
+from pipeline.serving.openai.guide_fields import require_short
+from pipeline.serving.openai.logprobs import TokenIdTexts, TokenTexts, for_prompt
 from pipeline.serving.openai.models import ServedModels
-from pipeline.serving.openai.prompts import PromptRenderer
-from pipeline.serving.openai.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    ToolName,
-    error_body,
-    invalid,
-    shortened,
-)
-from pipeline.serving.openai.sampling_params import SamplingParamsBuilder, require_short
+from pipeline.serving.openai.prompts import PromptRenderer, Rendering
+from pipeline.serving.openai.protocol import AllowedTools, ChatRequest, CompletionRequest, ToolName
+from pipeline.serving.openai.sampling_params import SamplingParamsBuilder, shows_prompt_logprobs
+from pipeline.serving.openai.template_values import template_values
 
 log = logging.getLogger("pipeline.serving")
 
@@ -79,9 +77,10 @@ class CompletionService:
         callable_tools = self._callable_tools(body)
         self._require_slots(1, body.n or 1)
         size = len(await request.body())
-        prompt = await self._prompts.chat(body.messages, callable_tools, size)
+        how = self._rendering(body)
+        prompt = await self._prompts.chat(body.messages, self._shown_tools(body), size, how)
         choice = body.tool_choice
-        is_forced = choice == "required" or isinstance(choice, ToolName)
+        is_forced = _is_forced(choice)
         if self._tool_format and callable_tools and is_forced:
             if field:
                 raise invalid(field, "cannot be combined with a tool_choice that forces a call")
@@ -91,19 +90,21 @@ class CompletionService:
                 self._sampling_params.json_whitespace,
             )
             field = "tools"
+        elif self._tool_format and callable_tools and any(map(_is_strict, callable_tools)):
+            field, guide = self._strict_guide(body, callable_tools, field, guide)
         sampling = self._sampling_params.build(body, body.limit, [len(prompt)], guide, adapter)
         formatter = ChatFormatter(
             body.n or 1,
             self._tool_format if callable_tools else None,
             one_call=body.parallel_tool_calls is False,
             named=isinstance(choice, ToolName),
-            texts=await self._texts.ready() if body.logprobs else None,
+            texts=await self._ready_texts(body) if body.logprobs else None,
             stop_ids=sampling.stop_ids,
+            shows_ids=bool(body.return_token_ids),
+            echo=_echo(body),
         )
-        new_detokenizer = partial(
-            Detokenizer,
-            *(self._chat.tokenizer, body.stops),
-            control_tokens=bool(callable_tools) and self._show_control_tokens,
+        new_detokenizer = self._detokenizers(
+            body, shows_control=bool(callable_tools) and self._show_control_tokens
         )
         return await self._generate(
             formatter, body, [prompt], sampling, new_detokenizer, field, request
@@ -113,7 +114,8 @@ class CompletionService:
         adapter = self._models.find(body.model)
         field, guide = self._sampling_params.guide(body)
         self._require_slots(len(body.prompts), body.n or 1)
-        prompts = await self._prompts.completions(body.prompts, len(await request.body()))
+        how = _truncation(body, bos=body.add_special_tokens is not False)
+        prompts = await self._prompts.completions(body.prompts, len(await request.body()), how)
         lengths = [len(prompt) for prompt in prompts]
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = self._sampling_params.build(body, limit, lengths, guide, adapter)
@@ -125,12 +127,78 @@ class CompletionService:
             [echo for echo in echoes for _ in range(n)],
             [length for length in lengths for _ in range(n)],
             not limit,
-            await self._texts.ready() if body.logprobs is not None else None,
+            await self._ready_texts(body) if body.logprobs is not None else None,
+            [ids for ids in prompts for _ in range(n)] if body.return_token_ids else None,
         )
-        new_detokenizer = partial(Detokenizer, self._chat.tokenizer, body.stops)
+        new_detokenizer = self._detokenizers(body)
         return await self._generate(
             formatter, body, prompts, sampling, new_detokenizer, field, request
         )
+
+    def _rendering(self, body: ChatRequest) -> Rendering:
+        """
+        Raises:
+            ApiError: the fields contradict each other, or the template does not read one of them.
+        """
+        if body.add_special_tokens:
+            raise invalid(
+                "add_special_tokens",
+                "the chat template writes them already: leave it out",
+                "unsupported_parameter",
+            )
+        if body.continue_final_message and body.add_generation_prompt:
+            raise invalid(
+                "continue_final_message", "contradicts add_generation_prompt: leave one of them out"
+            )
+        return dataclasses.replace(
+            _truncation(body),
+            values=template_values(body, self._chat.template),
+            generation_prompt=body.add_generation_prompt is not False,
+            goes_on=bool(body.continue_final_message),
+        )
+
+    async def _ready_texts(self, body: ChatRequest | CompletionRequest) -> TokenTexts:
+        texts = await self._texts.ready()
+        return TokenIdTexts(texts) if body.return_tokens_as_token_ids else texts
+
+    def _detokenizers(
+        self, body: ChatRequest | CompletionRequest, *, shows_control: bool = False
+    ) -> Callable[[], Detokenizer]:
+        return partial(
+            Detokenizer,
+            *(self._chat.tokenizer, body.stops),
+            control_tokens=shows_control or body.skip_special_tokens is False,
+            shows_stop=bool(body.include_stop_str_in_output),
+            unchecked=body.min_tokens or 0,
+        )
+
+    def _strict_guide(
+        self,
+        body: ChatRequest,
+        callable_tools: list[dict[str, Any]],
+        field: str | None,
+        guide: Guide | None,
+    ) -> tuple[str | None, Guide | None]:
+        """A guide that lets the model choose, and has its calls match the tools' schemas.
+
+        An engine without guides leaves the arguments as the model writes them, as it does for
+        tools that are not strict.
+        """
+        if field or "guide" not in self._engine.features or body.ignore_eos:
+            return field, guide
+        assert self._tool_format
+        return "tools", tools.guide_for(
+            *(self._chat, self._tool_format, callable_tools),
+            self._sampling_params.json_whitespace,
+            optional=True,
+            most=1 if body.parallel_tool_calls is False else None,
+        )
+
+    def _shown_tools(self, body: ChatRequest) -> list[dict[str, Any]] | None:
+        """The tools that the prompt shows: with allowed_tools all of them, as OpenAI does."""
+        if isinstance(body.tool_choice, AllowedTools) and body.tools:
+            return [tool.model_dump(exclude_none=True) for tool in body.tools]
+        return self._callable_tools(body)
 
     def _callable_tools(self, body: ChatRequest) -> list[dict[str, Any]] | None:
         """The tools that the model may call, in the form that chat templates expect.
@@ -155,10 +223,16 @@ class CompletionService:
             )
             raise invalid(
                 "tools",
-                f"the chat template of {body.model!r} {text}",
+                f"the chat template of {self._models.name_of(body.model)!r} {text}",
                 "unsupported_parameter",
             )
         given = [tool.model_dump(exclude_none=True) for tool in body.tools]
+        if isinstance(choice, AllowedTools):
+            names = [tool.function.name for tool in choice.allowed_tools.tools]
+            known = {tool["function"]["name"] for tool in given}
+            if unknown := next((name for name in names if name not in known), None):
+                raise invalid("tool_choice", f"{shortened(unknown)!r} is not among tools")
+            return [tool for tool in given if tool["function"]["name"] in names]
         if isinstance(choice, ToolName):
             named = [t for t in given if t["function"]["name"] == choice.function.name]
             if not named:
@@ -190,12 +264,18 @@ class CompletionService:
         async with request_context.current().charged(sum(map(len, prompts))):
             try:
                 run = Generation(
-                    *(self._engine, self._metrics, body.model, prompts, body.n or 1, sampling),
-                    new_detokenizer,
+                    *(self._engine, self._metrics, self._models.name_of(body.model)),
+                    *(prompts, body.n or 1, sampling, new_detokenizer),
+                    own_stops=self._chat.stop_ids,
+                    keeps_tokens=sampling.logprobs is not None or bool(body.return_token_ids),
+                    shows_prompt=shows_prompt_logprobs(body),
+                    shows_stop=bool(body.include_stop_str_in_output),
                 )
             except ValueError as error:
                 raise invalid(guide_field or "model", str(error)) from error
-            return await self._respond(formatter, body, run, sampling, guide_field, request)
+            return await self._respond(
+                formatter, body, run, prompts, sampling, guide_field, request
+            )
 
     def _require_slots(self, prompts: int, n: int) -> None:
         """
@@ -215,15 +295,20 @@ class CompletionService:
         formatter: ChoiceFormatter,
         body: ChatRequest | CompletionRequest,
         run: Generation,
+        prompts: Sequence[list[int]],
         sampling: Sampling,
         guide_field: str | None,
         request: Request,
     ) -> Response:
+        kind = "chatcmpl" if formatter.kind == "chat" else "cmpl"
         head = {
-            "id": f"{'chatcmpl' if formatter.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}",
+            "id": f"{kind}-{body.request_id or uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": body.model,
+            "model": self._models.name_of(body.model),
         }
+        shown_prompt = {}
+        if body.return_token_ids and formatter.kind == "chat":
+            shown_prompt = {"prompt_token_ids": prompts[0]}
         reason, streams = "error", False  # reason: for choices that are unfinished at the end
         try:
             if body.stream:
@@ -235,7 +320,7 @@ class CompletionService:
                         reason = "abort"
                         return Response(status_code=request_context.CLIENT_CLOSED_REQUEST)
                 streams = True
-                events = self._events(formatter, head, run, early, deltas, body)
+                events = self._events(formatter, head, run, early, deltas, body, shown_prompt)
                 return _EventStream(events, run.cancel)
             complete = await _or_client_disconnect(request, run.collect())
             if complete is None:
@@ -247,7 +332,21 @@ class CompletionService:
             if not streams:
                 run.cancel(reason)
         choices = [formatter.complete(delta) for delta in complete]
-        return responses.Json(responses.response(formatter.kind, head, choices, _usage(body, run)))
+        if body.prompt_logprobs is not None:
+            texts = await self._ready_texts(body)
+            of_choices = [
+                for_prompt(run.prompt_logprobs(i), texts, body.prompt_logprobs)
+                for i in range(len(choices))
+            ]
+            if formatter.kind == "chat":
+                shown_prompt["prompt_logprobs"] = of_choices[0]
+            else:
+                for choice, found in zip(choices, of_choices, strict=True):
+                    choice["prompt_logprobs"] = found
+        usage = _usage(body, run)
+        return responses.Json(
+            {**responses.response(formatter.kind, head, choices, usage), **shown_prompt}
+        )
 
     async def _events(
         self,
@@ -257,18 +356,21 @@ class CompletionService:
         early: Sequence[Delta],
         rest: AsyncIterator[Delta],
         body: ChatRequest | CompletionRequest,
+        shown_prompt: Mapping[str, Any],
     ) -> AsyncIterator[bytes]:
         """The response as server-sent events: its `early` deltas, then the `rest`."""
-        no_usage = {"usage": None} if body.wants_usage else {}
+        more: dict[str, Any] = {"usage": None} if body.wants_usage else {}
 
-        def events(choices: list[dict[str, Any]]) -> bytes:
+        def events(choices: list[dict[str, Any]], first: Mapping[str, Any] = {}) -> bytes:
+            if body.wants_usage_always:
+                more["usage"] = _usage(body, run)
             return b"".join(
-                _event({**responses.chunk(formatter.kind, head, [choice]), **no_usage})
+                _event({**responses.chunk(formatter.kind, head, [choice]), **more, **first})
                 for choice in choices
             )
 
         if choices := formatter.first_chunks():
-            yield events(choices)
+            yield events(choices, shown_prompt)
         try:
             for delta in early:
                 yield events(formatter.chunks(delta))
@@ -300,9 +402,43 @@ class CompletionService:
         return error_body(text, "server_error", code="engine_down" if down else None)
 
 
-def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, int]:
+def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, Any]:
     """Does not count the one token that an engine generates for max_tokens=0."""
-    return responses.usage(run.prompt_tokens, 0 if body.max_tokens == 0 else run.completion_tokens)
+    completion = 0 if body.max_tokens == 0 else run.completion_tokens
+    return responses.usage(run.prompt_tokens, completion, run.cached_tokens)
+
+
+def _is_forced(choice: Any) -> bool:
+    if isinstance(choice, AllowedTools):
+        return choice.allowed_tools.mode == "required"
+    return choice == "required" or isinstance(choice, ToolName)
+
+
+def _is_strict(tool: Mapping[str, Any]) -> bool:
+    return bool(tool["function"].get("strict"))
+
+
+def _truncation(body: ChatRequest | CompletionRequest, *, bos: bool = True) -> Rendering:
+    return Rendering(
+        keep=body.truncate_prompt_tokens, from_left=body.truncation_side != "right", bos=bos
+    )
+
+
+def _echo(body: ChatRequest) -> str:
+    """The text of the last turn, if an answer that goes on with it is to begin with it.
+
+    Raises:
+        ApiError: the last turn is not the assistant's, so that there is nothing to repeat.
+    """
+    if not body.echo:
+        return ""
+    last = body.messages[-1] if body.messages else None
+    if not (isinstance(last, dict) and last.get("role") == "assistant"):
+        raise invalid("echo", "needs a last turn of the assistant, with continue_final_message")
+    try:
+        return content_of(last.get("content"), "messages[-1]")
+    except DataError as error:
+        raise invalid("messages", str(error)) from error
 
 
 def _event(body: Mapping[str, Any]) -> bytes:

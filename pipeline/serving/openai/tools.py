@@ -17,6 +17,7 @@ from pipeline.core.errors import DataError
 from pipeline.engines.base import Guide
 from pipeline.engines.batching.guided_decoding import OPTIONS_KEY, with_options
 from pipeline.models.chat.renderer import Chat
+from pipeline.serving.openai.grammars import Tagged, encode, literals, tags_guide
 
 NAME, KEY, VALUE, TEXT = "probe_name", "probe_key", "probe_value", "probe_text"
 # Mistral's templates require nine letters and digits.
@@ -95,17 +96,29 @@ def guide_for(
     call_format: ToolCallFormat,
     tools: Sequence[Mapping[str, Any]],
     json_whitespace: int = 0,
+    *,
+    optional: bool = False,
+    most: int | None = None,
 ) -> Guide:
     """A guide to exactly one call of one of these tools, with arguments of its schema.
 
-    json_whitespace: characters of white space that its JSON may have at each gap.
+    Args:
+        json_whitespace: characters of white space that its JSON may have at each gap.
+        optional: whether the answer may also be text, or text with calls in it. Then only the
+            arguments of strict tools have their schema.
+        most: calls in such text at most; None for any number.
     """
     calls = [
         {
             "type": "object",
             "properties": {
                 "name": {"const": tool["function"]["name"]},
-                call_format.arguments_key: _as_resource(tool["function"].get("parameters"), index),
+                call_format.arguments_key: _as_resource(
+                    None
+                    if optional and not tool["function"].get("strict")
+                    else tool["function"].get("parameters"),
+                    index,
+                ),
             },
             "required": ["name", call_format.arguments_key],
             "additionalProperties": False,
@@ -114,9 +127,16 @@ def guide_for(
     ]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if call_format.listed:
-        schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": 1}
+        several = {} if optional and most is None else {"maxItems": 1}
+        schema = {"type": "array", "items": schema, "minItems": 1, **several}
+    if optional and call_format.opening:
+        tag = Tagged("", schema, call_format.closing)
+        return tags_guide(chat, {call_format.opening: [tag]}, json_whitespace, most=most)
     schema = with_options(schema, json_whitespace)
-    parts = [*_literals(chat, call_format.opening), "call", *_literals(chat, call_format.closing)]
+    if optional:  # a call has no opening, so it is what an answer begins with
+        text = f"start: call | text\ncall: %json {json.dumps(schema)}\n"
+        return Guide("lark", text + r"text: /([^\s{\[](.|\n)*)?/" + "\n")
+    parts = [*literals(chat, call_format.opening), "call", *literals(chat, call_format.closing)]
     return Guide("lark", f"start: {' '.join(parts)}\ncall: %json {json.dumps(schema)}\n")
 
 
@@ -219,7 +239,7 @@ def new_id() -> str:
 
 def has_control_tokens(chat: Chat, call_format: ToolCallFormat) -> bool:
     """Whether the opening of a call has control tokens, which decoding leaves out by default."""
-    return chat.decode(_encode(chat, call_format.opening)).strip() != call_format.opening.strip()
+    return chat.decode(encode(chat, call_format.opening)).strip() != call_format.opening.strip()
 
 
 def _encodable(text: str) -> str:
@@ -256,23 +276,3 @@ def _before_end_of_turn(chat: Chat, text: str) -> str:
     """The part of a text before the stop token of the assistant's turn."""
     ends = [chat.decode([i], control_tokens=True) for i in chat.stop_ids]
     return text[: min((at for at in map(text.find, ends) if at >= 0), default=len(text))]
-
-
-def _encode(chat: Chat, text: str) -> list[int]:
-    return list(chat.tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _literals(chat: Chat, text: str) -> list[str]:
-    """A text as parts of a Lark rule, in which added tokens are written by their ids."""
-    added = chat.tokenizer.get_added_tokens_decoder()
-    parts: list[str] = []
-    plain: list[int] = []
-    for token in [*_encode(chat, text), None]:
-        if token is None or token in added:
-            if plain:
-                parts.append(json.dumps(chat.decode(plain)))
-            parts += [] if token is None else [f"<[{token}]>"]
-            plain = []
-        else:
-            plain.append(token)
-    return parts
