@@ -36,6 +36,9 @@ from pipeline.serving.openai.responses import Json
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
 from pipeline.serving.page import page
 from pipeline.serving.readiness import Readiness
+from pipeline.serving.routes.health import add_health
+from pipeline.serving.routes.server_info import add_server_info
+from pipeline.serving.routes.tokenization import add_tokenization
 
 RETRY_AFTER_SECONDS = 1
 MAX_LOGGED = 200  # characters of an error or a path
@@ -48,6 +51,7 @@ def create_app(
     model: str,
     slots: int,
     runtime: str = "custom",
+    profile: str | None = None,
     defaults: Mapping[str, float] | None = None,
     adapters: Path | None = None,
     json_whitespace: int = 0,
@@ -59,7 +63,7 @@ def create_app(
         chat: the model's renderer; for an embedding engine, a tokenizer that adds special tokens.
         model: the model's name in requests.
         slots: number of sequences that the engine can generate at a time.
-        runtime: the engine's name, for messages.
+        runtime: the engine's name, for messages. profile: the name of its profile.
         defaults: temperature, top_p … for requests without them; else OpenAI's: 1, 1 …
         json_whitespace: characters of white space that guided JSON may have at each gap.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
@@ -142,30 +146,17 @@ def create_app(
     async def unload_adapter(body: AdapterRequest) -> Response:
         return PlainTextResponse(await models.unload_adapter(body))
 
-    # Some load balancers use HEAD.
-    @app.head("/health/live", include_in_schema=False)
-    @app.get("/health/live")
-    @app.get("/v1/health/live")
-    async def live() -> dict[str, str]:
-        return {"status": "live"}
-
-    @app.head("/health/ready", include_in_schema=False)
-    @app.get("/health/ready")
-    @app.get("/v1/health/ready")
-    async def ready() -> Response:
-        reason = readiness.reason_not_ready()
-        return Json({"status": reason or "ready"}, 503 if reason else 200)
+    if completion_service and renderer:
+        add_tokenization(app, completion_service, renderer, models, engine.max_seq_len)
+    add_health(app, readiness, engine, metrics)
+    folder = renderer.folder if renderer else None
+    add_server_info(app, model=model, folder=folder, runtime=runtime, profile=profile)
 
     chat_page = page(records=middleware.recorder is not None)
 
     @app.get("/", include_in_schema=False)
     async def show_page() -> Response:
         return chat_page
-
-    @app.get("/metrics")
-    @app.get("/v1/metrics")
-    async def show_metrics() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:

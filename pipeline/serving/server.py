@@ -125,6 +125,7 @@ def _server(
         model=model,
         slots=served.description.max_batch_size,
         runtime=served.description.runtime,
+        profile=_profile_name(served.description),
         defaults=defaults,
         adapters=settings.adapters,
         json_whitespace=settings.json_whitespace,
@@ -150,6 +151,10 @@ def _server(
         ),
         settings.drain_delay,
     )
+
+
+def _profile_name(description: Description) -> str:
+    return f"{description.runtime}-{description.precision}-tp{description.tensor_parallel}"
 
 
 def _sampling_defaults(folder: Path) -> dict[str, float]:

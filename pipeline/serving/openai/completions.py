@@ -76,9 +76,7 @@ class CompletionService:
         field, guide = self._sampling_params.guide(body)
         callable_tools = self._callable_tools(body)
         self._require_slots(1, body.n or 1)
-        size = len(await request.body())
-        how = self._rendering(body)
-        prompt = await self._prompts.chat(body.messages, self._shown_tools(body), size, how)
+        prompt = await self.chat_prompt(body, len(await request.body()))
         choice = body.tool_choice
         is_forced = _is_forced(choice)
         if self._tool_format and callable_tools and is_forced:
@@ -90,7 +88,7 @@ class CompletionService:
                 self._sampling_params.json_whitespace,
             )
             field = "tools"
-        elif self._tool_format and callable_tools and any(map(_is_strict, callable_tools)):
+        elif self._tool_format and callable_tools and _is_bound(choice, callable_tools):
             field, guide = self._strict_guide(body, callable_tools, field, guide)
         sampling = self._sampling_params.build(body, body.limit, [len(prompt)], guide, adapter)
         formatter = ChatFormatter(
@@ -114,8 +112,7 @@ class CompletionService:
         adapter = self._models.find(body.model)
         field, guide = self._sampling_params.guide(body)
         self._require_slots(len(body.prompts), body.n or 1)
-        how = _truncation(body, bos=body.add_special_tokens is not False)
-        prompts = await self._prompts.completions(body.prompts, len(await request.body()), how)
+        prompts = await self.completion_prompts(body, len(await request.body()))
         lengths = [len(prompt) for prompt in prompts]
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = self._sampling_params.build(body, limit, lengths, guide, adapter)
@@ -134,6 +131,35 @@ class CompletionService:
         return await self._generate(
             formatter, body, prompts, sampling, new_detokenizer, field, request
         )
+
+    async def chat_prompt(self, body: ChatRequest, size: int) -> list[int]:
+        """The token ids of a chat's prompt.
+
+        Args:
+            size: bytes of the request.
+
+        Raises:
+            ApiError: a field is not valid for this model.
+        """
+        how = self._rendering(body)
+        return await self._prompts.chat(body.messages, self._shown_tools(body), size, how)
+
+    async def completion_prompts(self, body: CompletionRequest, size: int) -> list[list[int]]:
+        """The token ids of each prompt.
+
+        Args:
+            size: bytes of the request.
+
+        Raises:
+            ApiError: a prompt is not valid for this model.
+        """
+        how = _truncation(body, bos=body.add_special_tokens is not False)
+        return await self._prompts.completions(body.prompts, size, how)
+
+    def new_id(self, body: ChatRequest | CompletionRequest) -> str:
+        """The id of a response."""
+        kind = "chatcmpl" if isinstance(body, ChatRequest) else "cmpl"
+        return f"{kind}-{body.request_id or uuid.uuid4().hex}"
 
     def _rendering(self, body: ChatRequest) -> Rendering:
         """
@@ -183,7 +209,12 @@ class CompletionService:
 
         An engine without guides leaves the arguments as the model writes them, as it does for
         tools that are not strict.
+
+        Raises:
+            ApiError: only some tools are allowed, and the engine has no guides.
         """
+        if isinstance(body.tool_choice, AllowedTools):
+            self._sampling_params.require("tool_choice", "guide")
         if field or "guide" not in self._engine.features or body.ignore_eos:
             return field, guide
         assert self._tool_format
@@ -300,15 +331,16 @@ class CompletionService:
         guide_field: str | None,
         request: Request,
     ) -> Response:
-        kind = "chatcmpl" if formatter.kind == "chat" else "cmpl"
         head = {
-            "id": f"{kind}-{body.request_id or uuid.uuid4().hex}",
+            "id": self.new_id(body),
             "created": int(time.time()),
             "model": self._models.name_of(body.model),
         }
-        shown_prompt = {}
+        shown_prompt: dict[str, Any] = {}
         if body.return_token_ids and formatter.kind == "chat":
-            shown_prompt = {"prompt_token_ids": prompts[0]}
+            shown_prompt["prompt_token_ids"] = prompts[0]
+        if body.return_prompt_text and formatter.kind == "chat":
+            shown_prompt["prompt_text"] = self._chat.decode(prompts[0], control_tokens=True)
         reason, streams = "error", False  # reason: for choices that are unfinished at the end
         try:
             if body.stream:
@@ -414,8 +446,10 @@ def _is_forced(choice: Any) -> bool:
     return choice == "required" or isinstance(choice, ToolName)
 
 
-def _is_strict(tool: Mapping[str, Any]) -> bool:
-    return bool(tool["function"].get("strict"))
+def _is_bound(choice: Any, callable_tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a guide must see to the calls that the model chooses to make."""
+    strict = any(tool["function"].get("strict") for tool in callable_tools)
+    return strict or isinstance(choice, AllowedTools)
 
 
 def _truncation(body: ChatRequest | CompletionRequest, *, bos: bool = True) -> Rendering:

@@ -173,6 +173,7 @@ class _Request(Extensions):
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    return_prompt_text: bool | None = None
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="-1 keeps as many as a prompt may have"
     )
