@@ -35,6 +35,7 @@ from pipeline.serving.openai.protocol import (
 from pipeline.serving.openai.responses import Json
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
 from pipeline.serving.page import page
+from pipeline.serving.parsers.detection import answer_format
 from pipeline.serving.readiness import Readiness
 from pipeline.serving.routes.health import add_health
 from pipeline.serving.routes.server_info import add_server_info
@@ -55,6 +56,8 @@ def create_app(
     defaults: Mapping[str, float] | None = None,
     adapters: Path | None = None,
     json_whitespace: int = 0,
+    tool_parser: str | None = None,
+    reasoning_parser: str | None = None,
     middleware: MiddlewareStack = NO_MIDDLEWARE,
 ) -> FastAPI:
     """The server's application.
@@ -66,8 +69,12 @@ def create_app(
         runtime: the engine's name, for messages. profile: the name of its profile.
         defaults: temperature, top_p … for requests without them; else OpenAI's: 1, 1 …
         json_whitespace: characters of white space that guided JSON may have at each gap.
+        tool_parser, reasoning_parser: as answer_format has them.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
         middleware: authentication, limits, recording and traces.
+
+    Raises:
+        ConfigError: a parser's name is unknown.
     """
     metrics = Metrics(model, engine.load, slots)
     renderer, tokenizer = (chat, None) if isinstance(chat, Chat) else (None, chat)
@@ -79,7 +86,10 @@ def create_app(
         sampling_params = SamplingParamsBuilder(
             engine, renderer, runtime, defaults or {}, json_whitespace
         )
-        completion_service = CompletionService(engine, renderer, metrics, models, sampling_params)
+        completion_service = CompletionService(
+            *(engine, renderer, metrics, models, sampling_params),
+            answer_format(renderer, tool_parser, reasoning_parser),
+        )
 
     def service_for(name: str | None) -> CompletionService:
         if completion_service is None:

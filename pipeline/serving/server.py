@@ -129,6 +129,8 @@ def _server(
         defaults=defaults,
         adapters=settings.adapters,
         json_whitespace=settings.json_whitespace,
+        tool_parser=settings.tool_parser,
+        reasoning_parser=settings.reasoning_parser,
         middleware=middleware,
     )
     return _Server(

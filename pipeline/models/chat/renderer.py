@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.core.errors import DataError
-from pipeline.models.chat.loss_mask import OPEN_THOUGHT, Conversation
+from pipeline.models.chat.loss_mask import OPEN_THOUGHT, Conversation, unused_mark
 from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.template import ChatTemplate
 from pipeline.models.chat.thoughts import as_written
@@ -225,7 +225,7 @@ class Chat:
                 messages, generation_prompt=False, tools=tools, variables=variables
             )
         *before, last = messages
-        mark = _mark(str(messages))
+        mark = unused_mark(str(messages))
         marked = {**last, "content": f"{last['content']}{mark}"}
         text = self.template.expand(
             [*before, marked], generation_prompt=False, tools=tools, variables=variables

@@ -40,7 +40,7 @@ class AuthMiddleware:
         key = self._keyring.find(given)
         if key is None:
             body = errors.error_body(
-                "Incorrect API key provided: send it as `Authorization: Bearer …` or `x-api-key: …`",
+                "Incorrect API key provided: send it as `Authorization: Bearer …` or `x-api-key`",
                 code="invalid_api_key",
             )
             response = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})

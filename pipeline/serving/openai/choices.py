@@ -1,13 +1,14 @@
 """The `choices` of responses, in the formats of chat and of completions, whole or streamed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from pipeline.serving.openai import logprobs
 from pipeline.serving.openai.generation import Delta
 from pipeline.serving.openai.logprobs import Offsets, TokenTexts
 from pipeline.serving.openai.responses import Kind
-from pipeline.serving.openai.tools import ToolCall, ToolCallFormat, ToolCallParser
+from pipeline.serving.parsers.detection import new_id
+from pipeline.serving.parsers.events import AnswerParser, Arguments, Call, Event, Text, Thought
 
 Choice = dict[str, Any]
 
@@ -90,9 +91,10 @@ class ChatFormatter:
 
     Args:
         count: number of choices.
-        tool_format: the format of tool calls to parse; None to parse none.
+        new_parser: called for each choice; None for answers that are only text.
         one_call: whether to return at most one tool call.
         named: whether the request named the tool. OpenAI's finish reason is then not "tool_calls".
+        shows_thoughts: whether choices have the model's thoughts.
         texts: for responses with log-probabilities, else None.
         stop_ids: tokens whose log-probabilities are left out.
         shows_ids: whether choices have the ids of their tokens.
@@ -104,18 +106,19 @@ class ChatFormatter:
     def __init__(
         self,
         count: int,
-        tool_format: ToolCallFormat | None = None,
+        new_parser: Callable[[], AnswerParser] | None = None,
         *,
         one_call: bool = False,
         named: bool = False,
+        shows_thoughts: bool = True,
         texts: TokenTexts | None = None,
         stop_ids: frozenset[int] = frozenset(),
         shows_ids: bool = False,
         echo: str = "",
     ) -> None:
-        self._shows_ids, self._echo = shows_ids, echo
+        self._shows_ids, self._echo, self._shows_thoughts = shows_ids, echo, shows_thoughts
         self._stop_ids = stop_ids
-        self._parsers = [ToolCallParser(tool_format) if tool_format else None for _ in range(count)]
+        self._parsers = [new_parser() if new_parser else None for _ in range(count)]
         self._calls = [0] * count
         self._max_calls = 1 if one_call else None
         self._named, self._texts = named, texts
@@ -125,27 +128,37 @@ class ChatFormatter:
         return [_chunk(index, start) for index in range(len(self._parsers))]
 
     def chunks(self, delta: Delta) -> list[Choice]:
-        choice, first_call = delta.choice, self._calls[delta.choice]
-        text, calls = self._parse(delta)
+        choice = delta.choice
+        chunks = [_chunk(choice, part) for part in self._parts(choice, self.events(delta))]
         found = self._logprobs(delta)
         shows_ids = self._shows_ids and bool(delta.tokens)
-        chunks = []
-        if text or found or shows_ids:
-            chunks.append(_chunk(choice, {"content": text}, found))
+        if not chunks and (found or shows_ids):
+            chunks.append(_chunk(choice, {"content": ""}))
+        if found:
+            chunks[0]["logprobs"] = found
         if shows_ids:
             chunks[0]["token_ids"] = [token.id for token in delta.tokens]
-        for index, call in enumerate(calls, first_call):
-            chunks.append(_chunk(choice, {"tool_calls": [{"index": index, **_tool_call(call)}]}))
         if delta.reason:
             chunks.append(_chunk(choice, {}, reason=self._reason(delta), stop=delta.stop))
         return chunks
 
     def complete(self, delta: Delta) -> Choice:
-        text, calls = self._parse(delta)
-        text = self._echo + text
+        text, thought, calls = self._echo, "", list[dict[str, Any]]()
+        for event in self.events(delta):
+            if isinstance(event, Text):
+                text += event.text
+            elif isinstance(event, Thought):
+                thought += event.text
+            elif isinstance(event, Call):
+                calls.append(_tool_call(event.name))
+            else:
+                calls[-1]["function"]["arguments"] += event.text
+        self._calls[delta.choice] = len(calls)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
-            message |= {"content": text or None, "tool_calls": [_tool_call(call) for call in calls]}
+            message |= {"content": text or None, "tool_calls": calls}
+        if thought:
+            message |= _thought(thought)
         choice = {
             "index": delta.choice,
             "message": message,
@@ -157,18 +170,38 @@ class ChatFormatter:
             choice["token_ids"] = [token.id for token in delta.tokens]
         return choice
 
-    def _parse(self, delta: Delta) -> tuple[str, list[ToolCall]]:
-        """The delta's text, and the tool calls that it completes."""
+    def events(self, delta: Delta) -> Iterator[Event]:
+        """What the delta consists of, without what the response does not show."""
         parser = self._parsers[delta.choice]
         if parser is None:
-            return delta.text, []
-        text, calls = parser.feed(delta.text)
+            if delta.text:
+                yield Text(delta.text)
+            return
+        found = parser.feed(delta.text)
         if delta.reason:
-            text += parser.finish()
-        if self._max_calls is not None:
-            calls = calls[: self._max_calls - self._calls[delta.choice]]
-        self._calls[delta.choice] += len(calls)
-        return text, calls
+            found += parser.finish()
+        for event in joined(found):
+            if isinstance(event, Call):
+                self._calls[delta.choice] += 1
+            too_many = self._max_calls is not None and self._calls[delta.choice] > self._max_calls
+            if isinstance(event, Call | Arguments) and too_many:
+                continue
+            if self._shows_thoughts or not isinstance(event, Thought):
+                yield event
+
+    def _parts(self, choice: int, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+        """What is new in a message, part by part."""
+        for event in events:
+            if isinstance(event, Text):
+                yield {"content": event.text}
+            elif isinstance(event, Thought):
+                yield _thought(event.text)
+            else:
+                index = {"index": self._calls[choice] - 1}
+                if isinstance(event, Call):
+                    yield {"tool_calls": [{**index, **_tool_call(event.name)}]}
+                else:
+                    yield {"tool_calls": [{**index, "function": {"arguments": event.text}}]}
 
     def _reason(self, delta: Delta) -> str | None:
         called = delta.reason == "stop" and self._calls[delta.choice] and not self._named
@@ -178,6 +211,25 @@ class ChatFormatter:
         """Without the stop token, which OpenAI's API shows in completions only."""
         tokens = [token for token in delta.tokens if token.id not in self._stop_ids]
         return logprobs.for_chat(tokens, self._texts) if tokens and self._texts else None
+
+
+def joined(events: Iterable[Event]) -> Iterator[Event]:
+    """The events, with texts of one kind that follow one another in one."""
+    last: Event | None = None
+    for event in events:
+        if last is not None and type(event) is type(last) and not isinstance(event, Call):
+            last = type(event)(last[0] + event[0])
+            continue
+        if last is not None:
+            yield last
+        last = event
+    if last is not None:
+        yield last
+
+
+def _thought(text: str) -> dict[str, str]:
+    """A thought by the names that clients look for: vLLM's is `reasoning` since 0.12."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _chunk(
@@ -191,6 +243,5 @@ def _chunk(
     return {**chunk, "stop_reason": stop} if reason else chunk
 
 
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
+def _tool_call(name: str) -> dict[str, Any]:
+    return {"id": new_id(), "type": "function", "function": {"name": name, "arguments": ""}}

@@ -23,7 +23,7 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.guides.checker import GuideChecker
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
-from pipeline.serving.openai import responses, tools
+from pipeline.serving.openai import responses
 from pipeline.serving.openai.choices import ChatFormatter, ChoiceFormatter, CompletionFormatter
 from pipeline.serving.openai.conversation import content_of
 from pipeline.serving.openai.detokenizer import Detokenizer
@@ -36,6 +36,9 @@ from pipeline.serving.openai.prompts import PromptRenderer, Rendering
 from pipeline.serving.openai.protocol import AllowedTools, ChatRequest, CompletionRequest, ToolName
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder, shows_prompt_logprobs
 from pipeline.serving.openai.template_values import template_values
+from pipeline.serving.parsers.detection import AnswerFormat
+from pipeline.serving.parsers.events import AnswerParser
+from pipeline.serving.parsers.families import ToolFamily, tools_guide
 
 log = logging.getLogger("pipeline.serving")
 
@@ -52,17 +55,18 @@ class CompletionService:
         metrics: Metrics,
         models: ServedModels,
         sampling_params: SamplingParamsBuilder,
+        answers: AnswerFormat,
     ) -> None:
         self._engine, self._chat, self._metrics = engine, chat, metrics
         self._models, self._sampling_params = models, sampling_params
         self._texts = TokenTexts(chat)
-        self._accepts_tools = tools.accepts_tools(chat)
-        self._tool_format = tool_format = tools.tool_call_format(chat)
-        # Where a call begins with control tokens, the parser must see them.
-        self._show_control_tokens = bool(
-            tool_format and tools.has_control_tokens(chat, tool_format)
-        )
-        self._prompts = PromptRenderer(chat, engine)
+        self._answers = answers
+        # Where thoughts or calls begin with control tokens, the parser must see them.
+        self._shows_control = {
+            with_tools: answers.shows_control(chat, with_tools=with_tools)
+            for with_tools in (False, True)
+        }
+        self._prompts = PromptRenderer(chat, engine, calls_as_text=answers.calls_as_text)
         self._guides = None
         if "guide" in engine.features:
             self._guides = GuideChecker(chat.tokenizer.to_str(), chat.stop_ids)
@@ -77,32 +81,21 @@ class CompletionService:
         callable_tools = self._callable_tools(body)
         self._require_slots(1, body.n or 1)
         prompt = await self.chat_prompt(body, len(await request.body()))
-        choice = body.tool_choice
-        is_forced = _is_forced(choice)
-        if self._tool_format and callable_tools and is_forced:
-            if field:
-                raise invalid(field, "cannot be combined with a tool_choice that forces a call")
-            self._sampling_params.require("tool_choice", "guide")
-            guide = tools.guide_for(
-                *(self._chat, self._tool_format, callable_tools),
-                self._sampling_params.json_whitespace,
-            )
-            field = "tools"
-        elif self._tool_format and callable_tools and _is_bound(choice, callable_tools):
-            field, guide = self._strict_guide(body, callable_tools, field, guide)
+        field, guide, is_forced = self._tool_guide(body, callable_tools, field, guide)
         sampling = self._sampling_params.build(body, body.limit, [len(prompt)], guide, adapter)
         formatter = ChatFormatter(
             body.n or 1,
-            self._tool_format if callable_tools else None,
+            self._new_parser(body, prompt, callable_tools, guided=bool(guide) and is_forced),
             one_call=body.parallel_tool_calls is False,
-            named=isinstance(choice, ToolName),
+            named=isinstance(body.tool_choice, ToolName),
+            shows_thoughts=body.include_reasoning is not False,
             texts=await self._ready_texts(body) if body.logprobs else None,
             stop_ids=sampling.stop_ids,
             shows_ids=bool(body.return_token_ids),
             echo=_echo(body),
         )
         new_detokenizer = self._detokenizers(
-            body, shows_control=bool(callable_tools) and self._show_control_tokens
+            body, shows_control=self._shows_control[bool(callable_tools)]
         )
         return await self._generate(
             formatter, body, [prompt], sampling, new_detokenizer, field, request
@@ -198,32 +191,77 @@ class CompletionService:
             unchecked=body.min_tokens or 0,
         )
 
-    def _strict_guide(
+    def _new_parser(
         self,
         body: ChatRequest,
-        callable_tools: list[dict[str, Any]],
+        prompt: Sequence[int],
+        callable_tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        guided: bool,
+    ) -> Callable[[], AnswerParser] | None:
+        """Makes a parser for each choice; None if answers are only text.
+
+        guided: whether the whole answer has a given form, which leaves no room for a thought.
+        """
+        parse = self._answers.parser(
+            with_tools=bool(callable_tools),
+            thinks=not guided,
+            begun=self._answers.begins_thought(self._chat, prompt),
+        )
+        if parse is None:
+            return None
+        given = [tool["function"] for tool in callable_tools or ()]
+        schemas = {tool["name"]: tool.get("parameters") or {} for tool in given}
+        return partial(AnswerParser, parse, schemas, whole=not body.stream)
+
+    def _tool_guide(
+        self,
+        body: ChatRequest,
+        callable_tools: list[dict[str, Any]] | None,
         field: str | None,
         guide: Guide | None,
-    ) -> tuple[str | None, Guide | None]:
-        """A guide that lets the model choose, and has its calls match the tools' schemas.
+    ) -> tuple[str | None, Guide | None, bool]:
+        """The guide of an answer that may or must call tools, and the field that asks for it.
 
-        An engine without guides leaves the arguments as the model writes them, as it does for
-        tools that are not strict.
+        An engine without guides leaves the arguments of a call that the model chooses to make as
+        the model writes them, as it does for tools that are not strict.
+
+        Returns:
+            Also whether the guide leaves the model no choice.
 
         Raises:
-            ApiError: only some tools are allowed, and the engine has no guides.
+            ApiError: a call is asked for that cannot be forced.
         """
-        if isinstance(body.tool_choice, AllowedTools):
-            self._sampling_params.require("tool_choice", "guide")
-        if field or "guide" not in self._engine.features or body.ignore_eos:
-            return field, guide
-        assert self._tool_format
-        return "tools", tools.guide_for(
-            *(self._chat, self._tool_format, callable_tools),
-            self._sampling_params.json_whitespace,
-            optional=True,
-            most=1 if body.parallel_tool_calls is False else None,
+        choice, family = body.tool_choice, self._answers.tools
+        if not callable_tools or family is None:
+            return field, guide, True
+        most = 1 if body.parallel_tool_calls is False else None
+        make = partial(
+            tools_guide, self._chat, family, callable_tools, self._sampling_params.json_whitespace
         )
+        if _is_forced(choice):
+            if field:
+                raise invalid(field, "cannot be combined with a tool_choice that forces a call")
+            self._sampling_params.require("tool_choice", "guide")
+            self._require_guides(family, "call")
+            return "tools", make(), True
+        if not _is_bound(choice, callable_tools):
+            return field, guide, True
+        if isinstance(choice, AllowedTools):
+            self._sampling_params.require("tool_choice", "guide")
+            self._require_guides(family, "mixes")
+        can = family.call and family.mixes and "guide" in self._engine.features
+        if field or body.ignore_eos or not can:
+            return field, guide, True
+        return "tools", make(optional=True, most=most), False
+
+    def _require_guides(self, family: ToolFamily, what: str) -> None:
+        if not getattr(family, what) or family.call is None:
+            raise invalid(
+                "tool_choice",
+                f"calls in the form of {family.name} cannot be forced: use auto or none",
+                "unsupported_parameter",
+            )
 
     def _shown_tools(self, body: ChatRequest) -> list[dict[str, Any]] | None:
         """The tools that the prompt shows: with allowed_tools all of them, as OpenAI does."""
@@ -246,10 +284,10 @@ class CompletionService:
             raise invalid("tool_choice", "needs tools: send at least one")
         if choice == "none":
             return None
-        if not (self._accepts_tools and self._tool_format):
+        if not (self._answers.accepts_tools and self._answers.tools):
             text = (
                 "writes tool calls in a format that this server cannot parse"
-                if self._accepts_tools
+                if self._answers.accepts_tools
                 else "does not support tools, so the model was not trained to call any"
             )
             raise invalid(

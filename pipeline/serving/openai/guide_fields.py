@@ -10,9 +10,9 @@ from pipeline.engines.base import Guide
 from pipeline.engines.batching.guided_decoding import OPTIONS_KEY, with_options
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.guides.checker import MOST_BYTES
+from pipeline.serving.guides.grammars import Part, TextUntil, tags_guide
 from pipeline.serving.openai.bodies import size_of
 from pipeline.serving.openai.errors import ApiError, invalid
-from pipeline.serving.openai.grammars import Tagged, tags_guide
 from pipeline.serving.openai.protocol import ChatRequest, CompletionRequest
 from pipeline.serving.openai.response_formats import (
     JsonFormat,
@@ -139,13 +139,13 @@ def _tags(field: str, form: TagFormat, chat: Chat, json_whitespace: int) -> Guid
     else:
         tags = [(t.begin, t.value, t.end) for t in form.structures or ()]
     require_short(field, [[begin, content, end] for begin, content, end in tags])
-    found: dict[str, list[Tagged]] = {}
+    found: list[tuple[str, list[Part]]] = []
     for begin, content, end in tags:
         trigger = next((t for t in triggers if t and begin.startswith(t)), None)
         if trigger is None:
             raise invalid(field, f"no trigger begins the tag {begin[:40]!r}")
-        tag = Tagged(begin[len(trigger) :], content, end)
-        found.setdefault(trigger, []).append(tag)
+        rest: list[Part] = [content, end] if content is not None else [TextUntil(end)]
+        found.append((trigger, [begin[len(trigger) :], *rest]))
     try:
         return tags_guide(chat, found, json_whitespace)
     except RecursionError:

@@ -5,9 +5,9 @@ from typing import Any
 
 from pipeline.engines.base import Engine, Guide, Sampling
 from pipeline.models.chat.renderer import Chat
+from pipeline.serving.guides.grammars import encode
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai.errors import ApiError, invalid
-from pipeline.serving.openai.grammars import encode
 from pipeline.serving.openai.guide_fields import guide_of
 from pipeline.serving.openai.protocol import ChatRequest, CompletionRequest
 
