@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 from pipeline.engines.base import Engine, EngineFailed, QueueFull
 from pipeline.models.chat.renderer import Chat
+from pipeline.serving.anthropic.errors import MessagesErrors
+from pipeline.serving.anthropic.service import add_messages
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.auth import rate_limit_response
@@ -37,6 +39,7 @@ from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
 from pipeline.serving.page import page
 from pipeline.serving.parsers.detection import answer_format
 from pipeline.serving.readiness import Readiness
+from pipeline.serving.responses.service import add_responses
 from pipeline.serving.routes.health import add_health
 from pipeline.serving.routes.server_info import add_server_info
 from pipeline.serving.routes.tokenization import add_tokenization
@@ -58,6 +61,7 @@ def create_app(
     json_whitespace: int = 0,
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
+    response_store: int = 0,
     middleware: MiddlewareStack = NO_MIDDLEWARE,
 ) -> FastAPI:
     """The server's application.
@@ -69,6 +73,7 @@ def create_app(
         runtime: the engine's name, for messages. profile: the name of its profile.
         defaults: temperature, top_p … for requests without them; else OpenAI's: 1, 1 …
         json_whitespace: characters of white space that guided JSON may have at each gap.
+        response_store: responses of /v1/responses that are kept at most.
         tool_parser, reasoning_parser: as answer_format has them.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
         middleware: authentication, limits, recording and traces.
@@ -157,6 +162,8 @@ def create_app(
         return PlainTextResponse(await models.unload_adapter(body))
 
     if completion_service and renderer:
+        add_messages(app, completion_service, models)
+        add_responses(app, completion_service, renderer, models, response_store)
         add_tokenization(app, completion_service, renderer, models, engine.max_seq_len)
     add_health(app, readiness, engine, metrics)
     folder = renderer.folder if renderer else None
@@ -206,6 +213,7 @@ def create_app(
         return Json(body, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
     middleware.add_to(app, metrics.failed)
+    app.add_middleware(MessagesErrors)
     return app
 
 

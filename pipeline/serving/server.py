@@ -129,6 +129,7 @@ def _server(
         defaults=defaults,
         adapters=settings.adapters,
         json_whitespace=settings.json_whitespace,
+        response_store=settings.response_store,
         tool_parser=settings.tool_parser,
         reasoning_parser=settings.reasoning_parser,
         middleware=middleware,

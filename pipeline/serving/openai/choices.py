@@ -139,7 +139,7 @@ class ChatFormatter:
         if shows_ids:
             chunks[0]["token_ids"] = [token.id for token in delta.tokens]
         if delta.reason:
-            chunks.append(_chunk(choice, {}, reason=self._reason(delta), stop=delta.stop))
+            chunks.append(_chunk(choice, {}, reason=self.reason(delta), stop=delta.stop))
         return chunks
 
     def complete(self, delta: Delta) -> Choice:
@@ -163,7 +163,7 @@ class ChatFormatter:
             "index": delta.choice,
             "message": message,
             "logprobs": self._logprobs(delta),
-            "finish_reason": self._reason(delta),
+            "finish_reason": self.reason(delta),
             "stop_reason": delta.stop,
         }
         if self._shows_ids:
@@ -189,6 +189,11 @@ class ChatFormatter:
             if self._shows_thoughts or not isinstance(event, Thought):
                 yield event
 
+    def logprobs_of(self, delta: Delta) -> list[dict[str, Any]]:
+        """The log-probabilities of the delta's tokens, if the response has any."""
+        found = self._logprobs(delta)
+        return found["content"] if found else []
+
     def _parts(self, choice: int, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
         """What is new in a message, part by part."""
         for event in events:
@@ -203,7 +208,8 @@ class ChatFormatter:
                 else:
                     yield {"tool_calls": [{**index, "function": {"arguments": event.text}}]}
 
-    def _reason(self, delta: Delta) -> str | None:
+    def reason(self, delta: Delta) -> str | None:
+        """Why the choice ended; None if it has not."""
         called = delta.reason == "stop" and self._calls[delta.choice] and not self._named
         return "tool_calls" if called else delta.reason
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from pipeline.core.errors import DataError
@@ -30,12 +29,13 @@ from pipeline.serving.openai.detokenizer import Detokenizer
 from pipeline.serving.openai.errors import error_body, invalid, shortened
 from pipeline.serving.openai.generation import Delta, Generation
 from pipeline.serving.openai.guide_fields import require_short
-from pipeline.serving.openai.logprobs import TokenIdTexts, TokenTexts, for_prompt
+from pipeline.serving.openai.logprobs import TokenIdTexts, TokenTexts
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.prompts import PromptRenderer, Rendering
 from pipeline.serving.openai.protocol import AllowedTools, ChatRequest, CompletionRequest, ToolName
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder, shows_prompt_logprobs
 from pipeline.serving.openai.template_values import template_values
+from pipeline.serving.openai.writers import ChatWriterMaker, ChoiceWriter, Writer
 from pipeline.serving.parsers.detection import AnswerFormat
 from pipeline.serving.parsers.events import AnswerParser
 from pipeline.serving.parsers.families import ToolFamily, tools_guide
@@ -75,7 +75,16 @@ class CompletionService:
         if self._guides:
             self._guides.close()
 
-    async def chat_completion(self, body: ChatRequest, request: Request) -> Response:
+    async def chat_completion(
+        self, body: ChatRequest, request: Request, new_writer: ChatWriterMaker | None = None
+    ) -> Response:
+        """
+        Args:
+            new_writer: for a response in the shape of another API.
+
+        Raises:
+            ApiError: the request is not valid for this model.
+        """
         adapter = self._models.find(body.model)
         field, guide = self._sampling_params.guide(body)
         callable_tools = self._callable_tools(body)
@@ -97,8 +106,12 @@ class CompletionService:
         new_detokenizer = self._detokenizers(
             body, shows_control=self._shows_control[bool(callable_tools)]
         )
+        if new_writer:
+            writer = new_writer(formatter, self._models.name_of(body.model))
+        else:
+            writer = await self._choice_writer(formatter, body, prompt)
         return await self._generate(
-            formatter, body, [prompt], sampling, new_detokenizer, field, request
+            writer, body, [prompt], sampling, new_detokenizer, field, request
         )
 
     async def completion(self, body: CompletionRequest, request: Request) -> Response:
@@ -121,9 +134,30 @@ class CompletionService:
             [ids for ids in prompts for _ in range(n)] if body.return_token_ids else None,
         )
         new_detokenizer = self._detokenizers(body)
+        writer = await self._choice_writer(formatter, body)
         return await self._generate(
-            formatter, body, prompts, sampling, new_detokenizer, field, request
+            writer, body, prompts, sampling, new_detokenizer, field, request
         )
+
+    async def _choice_writer(
+        self,
+        formatter: ChoiceFormatter,
+        body: ChatRequest | CompletionRequest,
+        prompt: list[int] | None = None,
+    ) -> ChoiceWriter:
+        """`prompt`: of a chat, which may be shown."""
+        head = {
+            "id": self.new_id(body),
+            "created": int(time.time()),
+            "model": self._models.name_of(body.model),
+        }
+        shown: dict[str, Any] = {}
+        if body.return_token_ids and prompt is not None:
+            shown["prompt_token_ids"] = prompt
+        if body.return_prompt_text and prompt is not None:
+            shown["prompt_text"] = self._chat.decode(prompt, control_tokens=True)
+        texts = None if body.prompt_logprobs is None else await self._ready_texts(body)
+        return ChoiceWriter(formatter, head, body, shown, texts)
 
     async def chat_prompt(self, body: ChatRequest, size: int) -> list[int]:
         """The token ids of a chat's prompt.
@@ -313,7 +347,7 @@ class CompletionService:
 
     async def _generate(
         self,
-        formatter: ChoiceFormatter,
+        writer: Writer,
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[list[int]],
         sampling: Sampling,
@@ -330,11 +364,17 @@ class CompletionService:
             if guide is None:
                 return Response(status_code=request_context.CLIENT_CLOSED_REQUEST)
             sampling = dataclasses.replace(sampling, guide=guide)
+        guided = sampling.guide is not None
         async with request_context.current().charged(sum(map(len, prompts))):
             try:
                 run = Generation(
-                    *(self._engine, self._metrics, self._models.name_of(body.model)),
-                    *(prompts, body.n or 1, sampling, new_detokenizer),
+                    self._engine,
+                    self._metrics,
+                    self._models.name_of(body.model),
+                    prompts,
+                    body.n or 1,
+                    sampling,
+                    new_detokenizer,
                     own_stops=self._chat.stop_ids,
                     keeps_tokens=sampling.logprobs is not None or bool(body.return_token_ids),
                     shows_prompt=shows_prompt_logprobs(body),
@@ -343,7 +383,7 @@ class CompletionService:
             except ValueError as error:
                 raise invalid(guide_field or "model", str(error)) from error
             return await self._respond(
-                formatter, body, run, prompts, sampling, guide_field, request
+                writer, run, guide_field, request, streams=bool(body.stream), guided=guided
             )
 
     def _require_slots(self, prompts: int, n: int) -> None:
@@ -361,37 +401,26 @@ class CompletionService:
 
     async def _respond(
         self,
-        formatter: ChoiceFormatter,
-        body: ChatRequest | CompletionRequest,
+        writer: Writer,
         run: Generation,
-        prompts: Sequence[list[int]],
-        sampling: Sampling,
         guide_field: str | None,
         request: Request,
+        *,
+        streams: bool,
+        guided: bool,
     ) -> Response:
-        head = {
-            "id": self.new_id(body),
-            "created": int(time.time()),
-            "model": self._models.name_of(body.model),
-        }
-        shown_prompt: dict[str, Any] = {}
-        if body.return_token_ids and formatter.kind == "chat":
-            shown_prompt["prompt_token_ids"] = prompts[0]
-        if body.return_prompt_text and formatter.kind == "chat":
-            shown_prompt["prompt_text"] = self._chat.decode(prompts[0], control_tokens=True)
-        reason, streams = "error", False  # reason: for choices that are unfinished at the end
+        reason, begun = "error", False  # reason: for choices that are unfinished at the end
         try:
-            if body.stream:
+            if streams:
                 deltas = run.deltas()
                 early = []
-                if sampling.guide:  # the engine may refuse it only now, which needs a 400
+                if guided:  # the engine may refuse it only now, which needs a 400
                     early = [await _or_client_disconnect(request, anext(deltas))]
                     if early == [None]:
                         reason = "abort"
                         return Response(status_code=request_context.CLIENT_CLOSED_REQUEST)
-                streams = True
-                events = self._events(formatter, head, run, early, deltas, body, shown_prompt)
-                return _EventStream(events, run.cancel)
+                begun = True
+                return _EventStream(self._events(writer, run, early, deltas), run.cancel)
             complete = await _or_client_disconnect(request, run.collect())
             if complete is None:
                 reason = "abort"
@@ -399,62 +428,32 @@ class CompletionService:
         except ValueError as error:
             raise invalid(guide_field or "body", str(error)) from error
         finally:
-            if not streams:
+            if not begun:
                 run.cancel(reason)
-        choices = [formatter.complete(delta) for delta in complete]
-        if body.prompt_logprobs is not None:
-            texts = await self._ready_texts(body)
-            of_choices = [
-                for_prompt(run.prompt_logprobs(i), texts, body.prompt_logprobs)
-                for i in range(len(choices))
-            ]
-            if formatter.kind == "chat":
-                shown_prompt["prompt_logprobs"] = of_choices[0]
-            else:
-                for choice, found in zip(choices, of_choices, strict=True):
-                    choice["prompt_logprobs"] = found
-        usage = _usage(body, run)
-        return responses.Json(
-            {**responses.response(formatter.kind, head, choices, usage), **shown_prompt}
-        )
+        return responses.Json(writer.whole(complete, run))
 
     async def _events(
         self,
-        formatter: ChoiceFormatter,
-        head: dict[str, Any],
+        writer: Writer,
         run: Generation,
         early: Sequence[Delta],
         rest: AsyncIterator[Delta],
-        body: ChatRequest | CompletionRequest,
-        shown_prompt: Mapping[str, Any],
     ) -> AsyncIterator[bytes]:
         """The response as server-sent events: its `early` deltas, then the `rest`."""
-        more: dict[str, Any] = {"usage": None} if body.wants_usage else {}
-
-        def events(choices: list[dict[str, Any]], first: Mapping[str, Any] = {}) -> bytes:
-            if body.wants_usage_always:
-                more["usage"] = _usage(body, run)
-            return b"".join(
-                _event({**responses.chunk(formatter.kind, head, [choice]), **more, **first})
-                for choice in choices
-            )
-
-        if choices := formatter.first_chunks():
-            yield events(choices, shown_prompt)
+        if events := writer.first(run):
+            yield events
         try:
             for delta in early:
-                yield events(formatter.chunks(delta))
+                yield writer.delta(delta, run)
             async for delta in rest:
-                if choices := formatter.chunks(delta):
-                    yield events(choices)
+                if events := writer.delta(delta, run):
+                    yield events
         except Exception as error:
             run.cancel("error")
             await request_context.current().refund()
-            yield _event(self._late_error(error))
+            yield writer.failure(self._late_error(error))
             return
-        if body.wants_usage:
-            yield _event({**responses.chunk(formatter.kind, head, []), "usage": _usage(body, run)})
-        yield b"data: [DONE]\n\n"
+        yield writer.last(run)
 
     def _late_error(self, error: Exception) -> dict[str, Any]:
         """The event for a failure after the first byte; notes it for the log, too."""
@@ -470,12 +469,6 @@ class CompletionService:
         down = isinstance(error, EngineFailed) and self._engine.down()
         context.late_status, context.error = 503 if down else 500, text
         return error_body(text, "server_error", code="engine_down" if down else None)
-
-
-def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, Any]:
-    """Does not count the one token that an engine generates for max_tokens=0."""
-    completion = 0 if body.max_tokens == 0 else run.completion_tokens
-    return responses.usage(run.prompt_tokens, completion, run.cached_tokens)
 
 
 def _is_forced(choice: Any) -> bool:
@@ -511,10 +504,6 @@ def _echo(body: ChatRequest) -> str:
         return content_of(last.get("content"), "messages[-1]")
     except DataError as error:
         raise invalid("messages", str(error)) from error
-
-
-def _event(body: Mapping[str, Any]) -> bytes:
-    return b"data: " + to_json(body) + b"\n\n"
 
 
 class _EventStream(StreamingResponse):

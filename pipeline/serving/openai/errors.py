@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 MAX_MESSAGE = 1000  # characters
 MAX_SHOWN = 200  # characters of a client's value in a message
@@ -116,6 +116,26 @@ def explain(errors: list[Any]) -> dict[str, Any]:
     inner = [part for part in place[1:] if not _INNER.search(part)]
     at = f" (at {shortened('.'.join(inner))})" if inner else ""
     return error_body(f"Invalid '{param}': {_words(errors, param)}{at}", param=param, code=code)
+
+
+def refused(error: ValidationError, names: Mapping[str, str] | None = None) -> ApiError:
+    """The refusal of a request that was translated from another API.
+
+    names: the fields of the other API, by those that they were translated to.
+    """
+    found = ApiError(400, "")
+    found.body = explain([{**e, "loc": ("body", *e["loc"])} for e in error.errors()])
+    return renamed(found, names or {})
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """The error, with the fields of the other API."""
+    detail = error.body["error"]
+    name = str(detail["param"])
+    if name in names:
+        detail["param"] = names[name]
+        detail["message"] = re.sub(rf"\b{name}\b", names[name], detail["message"])
+    return error
 
 
 def _words(errors: list[Any], param: str) -> str:

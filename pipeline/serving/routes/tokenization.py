@@ -3,12 +3,12 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.openai.completions import CompletionService
-from pipeline.serving.openai.errors import invalid
+from pipeline.serving.openai.errors import invalid, refused
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.prompt_types import are_token_ids
 from pipeline.serving.openai.protocol import ChatRequest, CompletionRequest, Tool
@@ -75,24 +75,20 @@ def add_tokenization(
     async def ids_of(body: TokenizeRequest, size: int) -> list[int]:
         if (body.prompt is None) == (body.messages is None):
             raise invalid("prompt", "send either prompt or messages")
-        common = {"model": body.model, "add_special_tokens": body.add_special_tokens}
         if body.prompt is not None:
             for name in ("add_generation_prompt", "continue_final_message", "tools"):
                 if getattr(body, name):
                     raise invalid(name, "needs messages")
-            asked = CompletionRequest(prompt=body.prompt, **common)
+            asked = CompletionRequest(
+                model=body.model, prompt=body.prompt, add_special_tokens=body.add_special_tokens
+            )
             return (await service.completion_prompts(asked, size))[0]
-        return await service.chat_prompt(
-            ChatRequest(
-                messages=body.messages or [],
-                add_generation_prompt=body.add_generation_prompt,
-                continue_final_message=body.continue_final_message,
-                chat_template_kwargs=body.chat_template_kwargs,
-                tools=body.tools,
-                **common,
-            ),
-            size,
-        )
+        given = body.model_dump(exclude={"prompt", "return_token_strs"}, exclude_none=True)
+        try:
+            chat_body = ChatRequest.model_validate(given)
+        except ValidationError as error:
+            raise refused(error) from None
+        return await service.chat_prompt(chat_body, size)
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest, request: Request) -> Tokenized:

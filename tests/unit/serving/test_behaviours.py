@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,11 @@ THINKING = HERMES.replace(
 )
 
 
+def thinking_chat(folder: Path) -> Chat:
+    """A model that may think before it answers."""
+    return Chat.load(make_model_folder(folder, "chatml", THINKING))
+
+
 @pytest.fixture(scope="module")
 def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A server of each kind that cases name. Its model gives the same answer to everything."""
@@ -33,7 +39,7 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     chats = {
         "plain": Chat.load(make_model_folder(folder / "plain", "demo")),
         "hermes": tool_chat(folder / "hermes", "hermes"),
-        "thinking": Chat.load(make_model_folder(folder / "thinking", "chatml", THINKING)),
+        "thinking": thinking_chat(folder / "thinking"),
     }
     made, engines = {}, []
     for name, chat in chats.items():
