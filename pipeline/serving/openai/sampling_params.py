@@ -203,8 +203,8 @@ class SamplingParamsBuilder:
             found.append(alone)
             if inside[0] != alone[0] and len(inside) == len(alone):
                 found.append(inside)
-        for word in found:
-            self._require_known("bad_words", word)
+        for tokens in found:
+            self._require_known("bad_words", tokens)
         return tuple(found)
 
     def _require_known(self, field: str, tokens: Collection[int]) -> None:

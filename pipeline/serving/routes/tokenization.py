@@ -79,9 +79,8 @@ def add_tokenization(
             for name in ("add_generation_prompt", "continue_final_message", "tools"):
                 if getattr(body, name):
                     raise invalid(name, "needs messages")
-            asked = CompletionRequest(
-                model=body.model, prompt=body.prompt, add_special_tokens=body.add_special_tokens
-            )
+            fields = {"prompt": body.prompt, "add_special_tokens": body.add_special_tokens}
+            asked = CompletionRequest.model_validate(fields)
             return (await service.completion_prompts(asked, size))[0]
         given = body.model_dump(exclude={"prompt", "return_token_strs"}, exclude_none=True)
         try:
