@@ -117,7 +117,8 @@ def chat_request(body: InputRequest, messages: list[Message]) -> ChatRequest:
         fields["reasoning_effort"] = body.reasoning.effort
     if body.text:
         fields["verbosity"] = body.text.verbosity
-        fields["response_format"] = _format(body.text.format)
+        if not _is_forced(body.tool_choice):  # a forced call leaves no text to have a form
+            fields["response_format"] = _format(body.text.format)
     if body.truncation == "auto":
         fields["truncate_prompt_tokens"] = TRUNCATED
     fields["chat_template_kwargs"] = body.chat_template_kwargs
@@ -141,6 +142,12 @@ def _sampling(body: ResponsesRequest) -> dict[str, Any]:
     if wants_logprobs or body.top_logprobs:
         fields |= {"logprobs": True, "top_logprobs": body.top_logprobs}
     return fields
+
+
+def _is_forced(choice: Any) -> bool:
+    if isinstance(choice, AllowedTools):
+        return choice.mode == "required"
+    return choice == "required" or isinstance(choice, FunctionChoice)
 
 
 def _choice(choice: Any) -> Any:
