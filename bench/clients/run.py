@@ -29,6 +29,10 @@ def scripts(url: str) -> Iterator[tuple[str, list[str]]]:
     yield "curl", ["sh", str(HERE / "curl.sh"), url, MODEL]
     yield "openai (Python)", [PYTHON, str(HERE / "openai_python.py"), url, MODEL]
     yield "openai (Node)", ["node", str(HERE / "openai_node.mjs"), url, MODEL]
+    yield "openai (Python, responses)", [PYTHON, str(HERE / "openai_responses.py"), url, MODEL]
+    yield "anthropic (Python)", [PYTHON, str(HERE / "anthropic_messages.py"), url, MODEL]
+    yield "litellm", [PYTHON, str(HERE / "litellm_chat.py"), url, MODEL]
+    yield "instructor", [PYTHON, str(HERE / "instructor_modes.py"), url, MODEL]
     yield "langchain-openai", [PYTHON, str(HERE / "langchain_chat.py"), url, MODEL]
 
 

@@ -45,6 +45,19 @@ class ServeConfig(Section):
         le=20,
         description="Characters of white space that guided JSON may have at each gap; 0: none",
     )
+    response_store: int = Field(
+        ge=0,
+        le=10**6,
+        description="Responses of /v1/responses that are kept in memory; 0: none",
+    )
+    tool_parser: str | None = Field(
+        description="How the model writes tool calls: a parser's name, module:function or none; "
+        "null reads the chat template"
+    )
+    reasoning_parser: str | None = Field(
+        description="What the model's thoughts are between: think, or another name; none shows "
+        "them as text; null reads the chat template"
+    )
     log_content: bool = Field(description="Whether the log includes prompts and answers")
     record: Place | None = Field(
         description="Folder for conversations whose users agreed to their use; null records none"

@@ -141,7 +141,7 @@ MOVED = {
     "serving.stream": "engines.token_stream",
     "serving.supervised": "engines.process.supervisor",
     "serving.text": "serving.openai.detokenizer",
-    "serving.tools": "serving.openai.tools",
+    "serving.tools": "serving.parsers.detection",
     "serving.tracing": "serving.middleware.tracing",
     "serving.transcripts": "serving.middleware.transcripts",
     "serving.wire": "serving.middleware.http_limits",

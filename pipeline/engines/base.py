@@ -44,8 +44,12 @@ class Sampling:
     seed: the same seed gives the same answer; None a random one.
     stop_ids: tokens that end the answer; the one that ends it is returned as its last token.
     frequency_penalty, presence_penalty, repetition_penalty, min_p, logit_bias: as in vLLM.
+    min_tokens: tokens of the answer before one of stop_ids may come.
+    allowed_ids: the only tokens that an answer may have; None for all.
+    bad_words: sequences of tokens that an answer must not have.
     logprobs: return those of the chosen token and of this many most likely ones; None for none.
     prompt_logprobs: the same for the prompt's tokens. adapter: name of the LoRA adapter to use.
+    cache_salt: a request may use what the engine kept of an earlier one only with the same salt.
     """
 
     max_tokens: int
@@ -59,19 +63,27 @@ class Sampling:
     repetition_penalty: float = 1.0
     min_p: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+    allowed_ids: frozenset[int] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
     logprobs: int | None = None
-    prompt_logprobs: bool = False
+    prompt_logprobs: int | None = None
+    cache_salt: str | None = None
     guide: Guide | None = None
     adapter: str | None = None
     client: Client = NOBODY
 
 
 class Token(NamedTuple):
-    """A token, and if asked for its log-probability and (id, log-probability) of the top ones."""
+    """A token, and if asked for its log-probability and (id, log-probability) of the top ones.
+
+    rank: its place among all tokens by log-probability; 1 is the likeliest.
+    """
 
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
 
 
 class Load(NamedTuple):
@@ -109,7 +121,8 @@ class Engine(Protocol):
     """max_input_len: tokens of a prompt. max_seq_len: tokens of prompt and answer together.
 
     features: what it can do beyond sampling: logprobs, prompt_logprobs, guide, logit_bias,
-        penalties; adapters (an AdapterEngine), embeddings (an EmbeddingEngine).
+        penalties, min_tokens, allowed_token_ids, bad_words, cache_salt; adapters (an
+        AdapterEngine), embeddings (an EmbeddingEngine).
     room: requests that it can hold at once, including those that wait; only if the engine knows it.
     vocab_size: rows of the model's embedding; only if the engine knows it.
     lacks: fields of Sampling that it refuses; only if there are any.
@@ -170,9 +183,13 @@ class EngineFailed(Exception):
 def require_known_tokens(prompt: Sequence[int], sampling: Sampling, vocab_size: int) -> None:
     """
     Raises:
-        ValueError: a token of the prompt or of logit_bias is not in the model's vocabulary.
+        ValueError: a token of the prompt or of the sampling is not in the model's vocabulary.
     """
-    for place, ids in (("the prompt", prompt), ("logit_bias", sampling.logit_bias)):
+    for place, ids in (
+        ("the prompt", prompt),
+        ("logit_bias", sampling.logit_bias),
+        ("allowed_token_ids", sampling.allowed_ids),
+    ):
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
             odd = next(token for token in ids if not 0 <= token < vocab_size)
             raise ValueError(

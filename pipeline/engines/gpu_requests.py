@@ -44,5 +44,5 @@ def tokens_of(
             continue
         likeliest = sorted((entry.rank or 0, i, entry.logprob) for i, entry in here.items())
         top = tuple((i, logprob) for rank, i, logprob in likeliest if rank <= tops)[:tops]
-        found.append(Token(token, here[token].logprob, top))
+        found.append(Token(token, here[token].logprob, top, here[token].rank))
     return found

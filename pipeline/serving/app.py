@@ -14,30 +14,35 @@ from tokenizers import Tokenizer
 
 from pipeline.engines.base import Engine, EngineFailed, QueueFull
 from pipeline.models.chat.renderer import Chat
+from pipeline.serving.anthropic.errors import MessagesErrors
+from pipeline.serving.anthropic.service import add_messages
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.auth import rate_limit_response
 from pipeline.serving.middleware.rate_limits import RateLimited
 from pipeline.serving.middleware.request_log import InFlight
 from pipeline.serving.middleware.stack import NO_MIDDLEWARE, MiddlewareStack
-from pipeline.serving.openai import protocol
+from pipeline.serving.openai import errors
 from pipeline.serving.openai.bodies import BodyRefused, bounded_route
 from pipeline.serving.openai.completions import CompletionService
 from pipeline.serving.openai.embeddings import Embedder
+from pipeline.serving.openai.errors import ApiError, ErrorResponse, invalid
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.protocol import (
     AdapterRequest,
-    ApiError,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    ErrorResponse,
-    invalid,
 )
 from pipeline.serving.openai.responses import Json
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
 from pipeline.serving.page import page
+from pipeline.serving.parsers.detection import answer_format
 from pipeline.serving.readiness import Readiness
+from pipeline.serving.responses.service import add_responses
+from pipeline.serving.routes.health import add_health
+from pipeline.serving.routes.server_info import add_server_info
+from pipeline.serving.routes.tokenization import add_tokenization
 
 RETRY_AFTER_SECONDS = 1
 MAX_LOGGED = 200  # characters of an error or a path
@@ -50,9 +55,13 @@ def create_app(
     model: str,
     slots: int,
     runtime: str = "custom",
+    profile: str | None = None,
     defaults: Mapping[str, float] | None = None,
     adapters: Path | None = None,
     json_whitespace: int = 0,
+    tool_parser: str | None = None,
+    reasoning_parser: str | None = None,
+    response_store: int = 0,
     middleware: MiddlewareStack = NO_MIDDLEWARE,
 ) -> FastAPI:
     """The server's application.
@@ -61,11 +70,16 @@ def create_app(
         chat: the model's renderer; for an embedding engine, a tokenizer that adds special tokens.
         model: the model's name in requests.
         slots: number of sequences that the engine can generate at a time.
-        runtime: the engine's name, for messages.
+        runtime: the engine's name, for messages. profile: the name of its profile.
         defaults: temperature, top_p … for requests without them; else OpenAI's: 1, 1 …
         json_whitespace: characters of white space that guided JSON may have at each gap.
+        response_store: responses of /v1/responses that are kept at most.
+        tool_parser, reasoning_parser: as answer_format has them.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
         middleware: authentication, limits, recording and traces.
+
+    Raises:
+        ConfigError: a parser's name is unknown.
     """
     metrics = Metrics(model, engine.load, slots)
     renderer, tokenizer = (chat, None) if isinstance(chat, Chat) else (None, chat)
@@ -77,12 +91,16 @@ def create_app(
         sampling_params = SamplingParamsBuilder(
             engine, renderer, runtime, defaults or {}, json_whitespace
         )
-        completion_service = CompletionService(engine, renderer, metrics, models, sampling_params)
+        completion_service = CompletionService(
+            *(engine, renderer, metrics, models, sampling_params),
+            answer_format(renderer, tool_parser, reasoning_parser),
+        )
 
-    def service_for(name: str) -> CompletionService:
+    def service_for(name: str | None) -> CompletionService:
         if completion_service is None:
             models.find(name)
-            raise invalid("model", f"the model {name!r} makes embeddings: use /v1/embeddings")
+            text = f"the model {models.name_of(name)!r} makes embeddings: use /v1/embeddings"
+            raise invalid("model", text)
         return completion_service
 
     async def begin() -> None:
@@ -143,19 +161,13 @@ def create_app(
     async def unload_adapter(body: AdapterRequest) -> Response:
         return PlainTextResponse(await models.unload_adapter(body))
 
-    # Some load balancers use HEAD.
-    @app.head("/health/live", include_in_schema=False)
-    @app.get("/health/live")
-    @app.get("/v1/health/live")
-    async def live() -> dict[str, str]:
-        return {"status": "live"}
-
-    @app.head("/health/ready", include_in_schema=False)
-    @app.get("/health/ready")
-    @app.get("/v1/health/ready")
-    async def ready() -> Response:
-        reason = readiness.reason_not_ready()
-        return Json({"status": reason or "ready"}, 503 if reason else 200)
+    if completion_service and renderer:
+        add_messages(app, completion_service, models)
+        add_responses(app, completion_service, renderer, models, response_store)
+        add_tokenization(app, completion_service, renderer, models, engine.max_seq_len)
+    add_health(app, readiness, engine, metrics)
+    folder = renderer.folder if renderer else None
+    add_server_info(app, model=model, folder=folder, runtime=runtime, profile=profile)
 
     chat_page = page(records=middleware.recorder is not None)
 
@@ -163,34 +175,29 @@ def create_app(
     async def show_page() -> Response:
         return chat_page
 
-    @app.get("/metrics")
-    @app.get("/v1/metrics")
-    async def show_metrics() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
         return _logged_error(error.body, error.status)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        return _logged_error(protocol.explain(list(error.errors())), 400)
+        return _logged_error(errors.explain(list(error.errors())), 400)
 
     @app.exception_handler(BodyRefused)
     async def too_many(request: Request, error: BodyRefused) -> Response:
-        return _logged_error(protocol.error_body(error.detail, code="request_too_large"), 400)
+        return _logged_error(errors.error_body(error.detail, code="request_too_large"), 400)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         text = f"{error.detail}: {request.method} {request.url.path}"
         if error.status_code == 400:  # FastAPI could not parse the body
             text = "the body cannot be parsed: send JSON in UTF-8 that is not deeply nested"
-        return Json(protocol.error_body(text), error.status_code, dict(error.headers or {}))
+        return Json(errors.error_body(text), error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, error: QueueFull) -> Response:
         text = "the server's queue is full (serve.max_queue): try again shortly"
-        body = protocol.error_body(text, "rate_limit_error", code="rate_limit_exceeded")
+        body = errors.error_body(text, "rate_limit_error", code="rate_limit_exceeded")
         return _logged_error(body, 429, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
     @app.exception_handler(RateLimited)
@@ -201,11 +208,12 @@ def create_app(
     async def failed(request: Request, error: EngineFailed) -> Response:
         text = request_context.current().error = str(error)
         if not engine.down():
-            return Json(protocol.error_body(text, "server_error"), 500)
-        body = protocol.error_body(text, "server_error", code="engine_down")
+            return Json(errors.error_body(text, "server_error"), 500)
+        body = errors.error_body(text, "server_error", code="engine_down")
         return Json(body, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
     middleware.add_to(app, metrics.failed)
+    app.add_middleware(MessagesErrors)
     return app
 
 

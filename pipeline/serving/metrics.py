@@ -1,14 +1,17 @@
 """Prometheus metrics, each labelled with the model's name.
 
-The names are those of NVIDIA NIM. NIM has none for the phases (queue, prefill, decode); these have
-vLLM's names, without its prefix.
+The names are those of NVIDIA NIM 1.x. NIM has none for the phases (queue, prefill, decode); these
+have vLLM's names, without its prefix. What vLLM counts, too, is also there under vLLM's own name,
+as NIM 2.x has it.
 https://docs.nvidia.com/nim/large-language-models/latest/observability.html
 https://docs.vllm.ai/en/stable/usage/metrics/
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from pipeline.engines.base import Load
 
@@ -18,12 +21,52 @@ REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
 
 
+# vLLM's names, without its prefix.
+AS_IN_VLLM = {
+    "num_requests_running": "num_requests_running",
+    "num_requests_waiting": "num_requests_waiting",
+    "gpu_cache_usage_perc": "kv_cache_usage_perc",
+    "prompt_tokens": "prompt_tokens",
+    "generation_tokens": "generation_tokens",
+    "request_prompt_tokens": "request_prompt_tokens",
+    "request_generation_tokens": "request_generation_tokens",
+    "time_to_first_token_seconds": "time_to_first_token_seconds",
+    "time_per_output_token_seconds": "request_time_per_output_token_seconds",
+    "e2e_request_latency_seconds": "e2e_request_latency_seconds",
+    "request_queue_time_seconds": "request_queue_time_seconds",
+    "request_prefill_time_seconds": "request_prefill_time_seconds",
+    "request_decode_time_seconds": "request_decode_time_seconds",
+    "request_finish": "request_success",
+}
+
+
+class _Renamed(Collector):
+    """The metrics of a registry by vLLM's names; made when they are asked for, so they cost a
+    request nothing."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            name = AS_IN_VLLM.get(metric.name)
+            if name is None:
+                continue
+            renamed = Metric(f"vllm:{name}", metric.documentation, metric.type)
+            for sample in metric.samples:
+                rest = sample.name.removeprefix(metric.name)
+                renamed.add_sample(f"vllm:{name}{rest}", sample.labels, sample.value)
+            yield renamed
+
+
 class Metrics:
     """The metrics of one server, in their own registry."""
 
     def __init__(self, model: str, load: Callable[[], Load], slots: int) -> None:
         self.model = model
         self._registry = CollectorRegistry()
+        self._renamed = CollectorRegistry()
+        self._renamed.register(_Renamed(self._registry))
 
         def gauge(name: str, text: str, read: Callable[[], float]) -> None:
             metric = Gauge(name, text, ["model_name"], registry=self._registry)
@@ -111,4 +154,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self._registry) + generate_latest(self._renamed)

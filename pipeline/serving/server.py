@@ -125,9 +125,13 @@ def _server(
         model=model,
         slots=served.description.max_batch_size,
         runtime=served.description.runtime,
+        profile=_profile_name(served.description),
         defaults=defaults,
         adapters=settings.adapters,
         json_whitespace=settings.json_whitespace,
+        response_store=settings.response_store,
+        tool_parser=settings.tool_parser,
+        reasoning_parser=settings.reasoning_parser,
         middleware=middleware,
     )
     return _Server(
@@ -150,6 +154,10 @@ def _server(
         ),
         settings.drain_delay,
     )
+
+
+def _profile_name(description: Description) -> str:
+    return f"{description.runtime}-{description.precision}-tp{description.tensor_parallel}"
 
 
 def _sampling_defaults(folder: Path) -> dict[str, float]:

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 
 # What BatchingEngine can do beyond sampling with any model (engines/base.py).
-FEATURES = frozenset({"logprobs", "prompt_logprobs", "logit_bias", "penalties"})
+FEATURES = frozenset(
+    {
+        *("logprobs", "prompt_logprobs", "logit_bias", "penalties"),
+        *("min_tokens", "allowed_token_ids", "bad_words"),
+        "cache_salt",  # nothing is kept from one request to the next
+    }
+)
 
 
 class ModelRunner(Protocol):

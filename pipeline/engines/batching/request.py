@@ -25,6 +25,7 @@ class Request:
         self.error: EngineFailed | ValueError | None = None  # it has failed
         self.prompt_logprobs: list[Token] | None = None
         self.started: float | None = None  # time.perf_counter() when it left the queue
+        self.cached_tokens = 0  # of the prompt, which were not read again
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[Item] = asyncio.Queue()
         self._ending: Ending | None = None

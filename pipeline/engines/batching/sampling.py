@@ -30,8 +30,9 @@ class Draw:
 class Sampler:
     """Samples the tokens of one answer.
 
-    In the same order as vLLM: guided decoding, logit_bias, penalties, temperature, min_p, top_k,
-    top_p, then a random draw. Log-probabilities are the model's own, before any of these.
+    In the same order as vLLM: guided decoding, allowed tokens, bad words, min_tokens, logit_bias,
+    penalties, temperature, min_p, top_k, top_p, then a random draw. Log-probabilities are the
+    model's own, before any of these.
 
     Args:
         prompt: its tokens count for repetition_penalty.
@@ -51,11 +52,16 @@ class Sampler:
         self._random = np.random.default_rng(sampling.seed) if draws else None
         self._penalizes = bool(sampling.frequency_penalty or sampling.presence_penalty)
         self._penalizes |= sampling.repetition_penalty != 1
-        self._alters = bool(self._penalizes or sampling.logit_bias or matching)
+        self._forbids = bool(
+            sampling.allowed_ids is not None or sampling.bad_words or sampling.min_tokens
+        )
+        self._alters = bool(self._penalizes or self._forbids or sampling.logit_bias or matching)
         # Whether `choose` must see the logits; else the likeliest token, or `draw`, decides.
         self.on_host = self._alters or sampling.logprobs is not None
+        self._answer: list[int] = []  # its tokens, if something is forbidden
         self._counts: NDArray[np.float32] | None = None  # of each token in the answer
         self._seen: NDArray[np.bool_] | None = None  # tokens of prompt and answer
+        self._allowed: NDArray[np.bool_] | None = None  # tokens that the answer may have
 
     def draw(self) -> Draw | None:
         """How to draw the next token where the logits are; None if nothing is drawn there."""
@@ -69,7 +75,7 @@ class Sampler:
 
         Raises:
             EngineFailed: the logits are not finite.
-            ValueError: the guide has become too complex.
+            ValueError: the guide has become too complex, or no token is allowed.
         """
         best = int(logits.argmax())
         if not self._np.isfinite(logits[best]):
@@ -78,9 +84,16 @@ class Sampler:
         if self._alters:
             altered = self._alter(logits.copy())
             best = int(altered.argmax())
+            if altered[best] == -self._np.inf:
+                raise ValueError(
+                    "no token is allowed here: allowed_token_ids, bad_words, min_tokens and the "
+                    "format of the answer leave none"
+                )
         token = best if self._random is None else self._draw(altered, best, self._random)
         if self._matching:
             self._matching.accept(token)
+        if self._forbids:
+            self._answer.append(token)
         if self._counts is not None and self._seen is not None:
             self._counts[token] += 1
             self._seen[token] = True
@@ -92,6 +105,8 @@ class Sampler:
         np, how = self._np, self._sampling
         if self._matching:
             self._matching.mask(logits)
+        if self._forbids:
+            self._forbid(logits)
         for token, bias in how.logit_bias.items():
             logits[token] += bias
         if self._penalizes:
@@ -104,6 +119,19 @@ class Sampler:
             logits -= how.frequency_penalty * self._counts
             logits -= how.presence_penalty * (self._counts > 0)
         return logits
+
+    def _forbid(self, logits: "NDArray[np.float32]") -> None:
+        np, how, answer = self._np, self._sampling, self._answer
+        if how.allowed_ids is not None:
+            if self._allowed is None:
+                self._allowed = np.zeros(len(logits), np.bool_)
+                self._allowed[list(how.allowed_ids)] = True
+            logits[~self._allowed] = -np.inf
+        for *before, last in how.bad_words:
+            if not before or answer[-len(before) :] == before:
+                logits[last] = -np.inf
+        if len(answer) < how.min_tokens:
+            logits[list(how.stop_ids)] = -np.inf
 
     def _draw(self, logits: "NDArray[np.float32]", best: int, random: "np.random.Generator") -> int:
         np, how = self._np, self._sampling
@@ -156,7 +184,8 @@ def _scored(logits: "NDArray[np.float32]", token: int, tops: int) -> Token:
     values -= values.max()
     values -= np.log(np.exp(values).sum())
     values = np.maximum(values, LEAST)
-    return Token(token, float(values[token]), _likeliest(values, tops))
+    rank = 1 + int((values > values[token]).sum())
+    return Token(token, float(values[token]), _likeliest(values, tops), rank)
 
 
 def _likeliest(row: "NDArray[np.float64]", count: int) -> tuple[tuple[int, float], ...]:

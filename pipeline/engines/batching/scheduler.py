@@ -267,7 +267,7 @@ class BatchingEngine:
         budget = getattr(self._model, "prompt_tokens_per_step", PROMPT_TOKENS_PER_STEP)
         outgoing: list[tuple[Request, Item]] = []
         while budget > 0 and (request := self._next_to_join()):
-            cost = SCORED_COST if request.sampling.prompt_logprobs else 1
+            cost = 1 if request.sampling.prompt_logprobs is None else SCORED_COST
             size = min(max(1, budget // cost), len(request.prompt) - request.cached)
             budget -= size * cost
             try:
@@ -284,14 +284,14 @@ class BatchingEngine:
             self._model.use_adapter(row, request.sampling.adapter)
         part = request.prompt[request.cached : request.cached + size]
         rows: GpuLogits | Sequence[NDArray[np.float32]]
-        if self._on_gpu and not request.sampling.prompt_logprobs:
+        if self._on_gpu and request.sampling.prompt_logprobs is None:
             rows = self._model.read(row, part, request.cached)
             self._deliver()
             request.cached += size
         else:
             logits = self._model.prefill(row, part, request.cached)
             request.cached += size
-            if request.sampling.prompt_logprobs:
+            if request.sampling.prompt_logprobs is not None:
                 _score_prompt(request, logits)
             rows = [logits[-1]]
         if request.cached < len(request.prompt):
@@ -412,4 +412,4 @@ def _score_prompt(request: Request, logits: "NDArray[np.float32]") -> None:
     ids = request.prompt[
         end - len(logits) + 1 : end + 1
     ]  # the logits of the last token score nothing
-    request.prompt_logprobs += score(logits[: len(ids)], ids, request.sampling.logprobs or 0)
+    request.prompt_logprobs += score(logits[: len(ids)], ids, request.sampling.prompt_logprobs or 0)

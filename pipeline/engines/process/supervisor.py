@@ -318,7 +318,7 @@ def _tell(target: PushedStream | asyncio.Future[Any], what: str, value: Any) -> 
     """Pass a message of the process to its request."""
     if isinstance(target, PushedStream):
         if what == "begun":
-            target.prompt_logprobs, target.started = value
+            target.prompt_logprobs, target.started, target.cached_tokens = value
         elif what == "tokens":
             target.put(value)
         else:

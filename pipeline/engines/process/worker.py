@@ -118,7 +118,8 @@ class _Worker:
             first = True
             async for tokens in stream:
                 if first:
-                    facts = stream.prompt_logprobs, getattr(stream, "started", None)
+                    more = (getattr(stream, name, None) for name in ("started", "cached_tokens"))
+                    facts = (stream.prompt_logprobs, *more)
                     self._send(request, "begun", facts)
                     first = False
                 self._send(request, "tokens", tokens)

@@ -70,7 +70,7 @@ class RemoteEngine:
         self.max_seq_len = min(longest or description.max_seq_len, description.max_seq_len)
         self.max_input_len = min(description.max_input_len, self.max_seq_len - 1)
         self._known, self._gives_ids = self._try_out()
-        self.lacks = SAMPLING_FIELDS - self._known
+        self.lacks = (SAMPLING_FIELDS | {"stop_token_ids"}) - self._known
         if not self._gives_ids and not _is_piecewise(chat):
             raise ArtifactError(
                 f"{self._place} returns no token ids, and the tokenizer in {chat.folder} does not "
@@ -86,7 +86,7 @@ class RemoteEngine:
             raise QueueFull
         body = request_body(self._model, prompt, sampling, self._known)
         stream = PushedStream(lambda: self._leave(stream))
-        work = self._follow(body, stream, min(sampling.stop_ids, default=None))
+        work = self._follow(body, stream, sampling.stop_ids)
         self._streams[stream] = self._start(work)
         return stream
 
@@ -189,8 +189,9 @@ class RemoteEngine:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _follow(self, body: Any, stream: PushedStream, stop_id: int | None) -> None:
+    async def _follow(self, body: Any, stream: PushedStream, stop_ids: frozenset[int]) -> None:
         """Pass on an answer as it arrives; cancelling closes the connection, which ends it."""
+        stop = min(stop_ids, default=None)
         client = self._client = self._client or httpx.AsyncClient(
             headers=self._headers,
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
@@ -203,7 +204,7 @@ class RemoteEngine:
                     await answer.aread()
                     raise refusal(answer.status_code, answer.text)
                 async for line in answer.aiter_lines():
-                    self._take(line, stream, stop_id)
+                    stop = self._take(line, stream, stop_ids, stop)
             stream.end(EngineFailed(f"{BEHIND} ended an answer before it was complete"))
         except (EngineFailed, QueueFull, ValueError) as error:
             stream.end(error)
@@ -216,15 +217,25 @@ class RemoteEngine:
         finally:
             self._streams.pop(stream, None)
 
-    def _take(self, line: str, stream: PushedStream, stop_id: int | None) -> None:
+    def _take(
+        self, line: str, stream: PushedStream, stop_ids: frozenset[int], stop: int | None
+    ) -> int | None:
         """Handle one line of server-sent events; lines without a choice only keep the connection.
+
+        Servers return the token that ended the answer with its end, before it, or not at all.
+
+        Args:
+            stop: the token that ends the answer, as far as it is known.
+
+        Returns:
+            The same, after this line.
 
         Raises:
             EngineFailed: it reports an error, or is not an event.
         """
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
-            return
+            return stop
         try:
             event = json.loads(data)
         except ValueError as error:
@@ -232,14 +243,16 @@ class RemoteEngine:
         if event.get("error"):
             raise EngineFailed(f"{BEHIND}: {message(data)}")
         for choice in event.get("choices") or ():
-            tokens = [Token(token) for token in self._ids(choice)]
-            if choice.get("finish_reason") == "stop" and stop_id is not None:
-                # The response does not contain the stop token.
-                tokens = [*(t for t in tokens if t.id not in self._chat.stop_ids), Token(stop_id)]
+            ids = self._ids(choice)
+            stop = next((token for token in ids if token in stop_ids), stop)
+            tokens = [Token(token) for token in ids if token not in stop_ids]
+            if choice.get("finish_reason") == "stop" and stop is not None:
+                tokens.append(Token(stop))
             if tokens:
                 stream.put(tokens)
             if choice.get("finish_reason"):
                 stream.end()
+        return stop
 
     def _ids(self, choice: Any) -> list[int]:
         if self._gives_ids:

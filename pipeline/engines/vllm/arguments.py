@@ -10,7 +10,10 @@ from pipeline.engines.checkpoint import quantization_of
 from pipeline.optimization.formats import FORMATS, format_of
 
 FEATURES = frozenset(
-    {"logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties", "adapters"}
+    {
+        *("logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties", "adapters"),
+        *("min_tokens", "allowed_token_ids", "cache_salt"),
+    }
 )
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of max_lora_rank
 

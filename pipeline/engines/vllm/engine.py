@@ -91,8 +91,11 @@ class VllmEngine:
             **sampling_arguments(sampling), **guide, output_kind=RequestOutputKind.DELTA
         )
         request = f"{next(self._ids)}"
+        given = tokens_input(list(prompt))
+        if sampling.cache_salt is not None:
+            given["cache_salt"] = sampling.cache_salt
         outputs = self._llm.generate(
-            tokens_input(list(prompt)),
+            given,
             how,
             request,
             lora_request=adapter_of(self._adapters, sampling.adapter),
@@ -155,6 +158,8 @@ class _Stream:
         self.prompt_logprobs: list[Token] | None = None
         self._engine, self._request, self._outputs = engine, request, outputs
         self._prompt, self._tops = prompt, sampling.logprobs or 0
+        self._prompt_tops = sampling.prompt_logprobs or 0
+        self.cached_tokens: int | None = None
         self._aborting: asyncio.Task[None] | None = None
         self._ended = False
 
@@ -182,8 +187,11 @@ class _Stream:
                     _
                 ) in self._outputs:  # read to the end: vLLM aborts a request that is left half-way
                     pass
+            self.cached_tokens = getattr(output, "num_cached_tokens", None)
             if output.prompt_logprobs and self.prompt_logprobs is None:
-                self.prompt_logprobs = tokens_of(self._prompt, output.prompt_logprobs, self._tops)
+                self.prompt_logprobs = tokens_of(
+                    self._prompt, output.prompt_logprobs, self._prompt_tops
+                )
             completion = output.outputs[0]
             if completion.token_ids:
                 return tokens_of(completion.token_ids, completion.logprobs, self._tops)
@@ -228,7 +236,6 @@ class _Seen:
 
 def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
     """The arguments of vLLM's SamplingParams, except guided decoding and the kind of output."""
-    prompt_logprobs = (sampling.logprobs or 0) if sampling.prompt_logprobs else None
     return {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -241,7 +248,9 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
         "repetition_penalty": sampling.repetition_penalty,
         "logit_bias": dict(sampling.logit_bias) or None,
         "logprobs": sampling.logprobs,
-        "prompt_logprobs": prompt_logprobs,
+        "prompt_logprobs": sampling.prompt_logprobs,
+        "min_tokens": sampling.min_tokens,
+        "allowed_token_ids": sorted(sampling.allowed_ids or ()) or None,
         # The request says where an answer ends, not the folder's configuration.
         "stop_token_ids": sorted(sampling.stop_ids),
         "ignore_eos": True,

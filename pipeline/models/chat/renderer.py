@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.core.errors import DataError
-from pipeline.models.chat.loss_mask import OPEN_THOUGHT, Conversation
+from pipeline.models.chat.loss_mask import OPEN_THOUGHT, Conversation, unused_mark
 from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.template import ChatTemplate
 from pipeline.models.chat.thoughts import as_written
@@ -182,18 +182,60 @@ class Chat:
         *,
         generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """What the template makes of a conversation, before tokenization.
+
+        Args:
+            variables: more values for the template; only those of a prompt, not of a whole
+                conversation.
 
         Raises:
             DataError: the template refuses it, or the text contains one of the model's control
                 tokens, with which a user could write turns in another's name.
         """
         given = {f"messages[{i}]": message for i, message in enumerate(messages)}
-        self._refuse_control({**given, "tools": tools})
+        self._refuse_control({**given, "tools": tools, **(variables or {})})
         if generation_prompt:
-            return self.template.expand(messages, generation_prompt=True, tools=tools)
+            return self.template.expand(
+                messages, generation_prompt=True, tools=tools, variables=variables
+            )
         return self._expand(messages, tools)
+
+    def open_text(
+        self,
+        messages: Sequence[Message],
+        *,
+        goes_on: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation as text, without the beginning of another turn.
+
+        Args:
+            goes_on: whether the last turn is left open, for the model to go on with it.
+
+        Raises:
+            DataError: as for `text`, or the template does not write the last turn's content.
+        """
+        given = {f"messages[{i}]": message for i, message in enumerate(messages)}
+        self._refuse_control({**given, "tools": tools, **(variables or {})})
+        if not goes_on:
+            return self.template.expand(
+                messages, generation_prompt=False, tools=tools, variables=variables
+            )
+        *before, last = messages
+        mark = unused_mark(str(messages))
+        marked = {**last, "content": f"{last['content']}{mark}"}
+        text = self.template.expand(
+            [*before, marked], generation_prompt=False, tools=tools, variables=variables
+        )
+        begun, found, _ = text.rpartition(mark)
+        if not found:
+            raise Unusable(
+                "last turn not shown", "the chat template does not write the last turn's content"
+            )
+        return begun
 
     def _refuse_control(self, parts: Mapping[str, Any]) -> None:
         """Refuse texts that hold a control token. parts: values of JSON, by their place."""

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
 
-from jinja2 import Template
+from jinja2 import Template, meta
 
 from pipeline.core.errors import DataError
 from pipeline.models.chat.messages import Message, Unusable
@@ -61,13 +61,24 @@ class ChatTemplate:
         *,
         generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The conversation as text. `tools`: those that may be called, in OpenAI's form.
+        """The conversation as text.
+
+        Args:
+            tools: those that may be called, in OpenAI's form.
+            variables: more values by the names that the template reads, such as enable_thinking.
 
         Raises:
             Unusable: the template refuses it, does too much work, or uses what it may not.
         """
-        return self._expand(self._template, messages, generation_prompt, tools)
+        return self._expand(self._template, messages, generation_prompt, tools, variables)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that the template reads and does not define."""
+        parsed = _environment().parse(self.source)
+        return frozenset(meta.find_undeclared_variables(parsed))
 
     @property
     def has_marks(self) -> bool:
@@ -106,12 +117,14 @@ class ChatTemplate:
         messages: Sequence[Message],
         generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         context = template.new_context(
             {
+                "documents": None,
+                **(variables or {}),
                 "messages": [m if type(m) is dict else dict(m) for m in messages],
                 "tools": tools,
-                "documents": None,
                 "add_generation_prompt": generation_prompt,
                 **self._special_tokens,
             }

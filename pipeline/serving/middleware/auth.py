@@ -7,10 +7,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.serving.keys import Keyring
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.rate_limits import Allowance, RateLimited, RateLimiter
-from pipeline.serving.openai import protocol
+from pipeline.serving.openai import errors
 
-# Orchestrators check health and Prometheus scrapes metrics; neither sends a key.
-OPEN_PATHS = ("/v1/health/", "/v1/metrics")
+# Orchestrators check health and Prometheus scrapes metrics; neither sends a key. The page asks for
+# one, and the description says what the API is.
+OPEN_PATHS = frozenset(
+    {
+        *("/", "/openapi.json", "/version", "/v1/version"),
+        *("/metrics", "/v1/metrics", "/health", "/ping", "/load"),
+        *("/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready"),
+    }
+)
 
 
 class AuthMiddleware:
@@ -21,16 +28,19 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] != "http" or not path.startswith("/v1/") or path.startswith(OPEN_PATHS):
+        if scope["type"] != "http" or path in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         # Starlette decodes headers as Latin-1; the key is compared as the bytes that were sent.
-        header = Headers(scope=scope).get("authorization", "").encode("latin-1")
-        scheme, _, secret = header.partition(b" ")
-        key = self._keyring.find(secret.strip() if scheme.lower() == b"bearer" else None)
+        headers = Headers(scope=scope)
+        scheme, _, secret = headers.get("authorization", "").encode("latin-1").partition(b" ")
+        given = secret.strip() if scheme.lower() == b"bearer" else None
+        if given is None and "x-api-key" in headers:  # as Anthropic's clients send it
+            given = headers["x-api-key"].encode("latin-1").strip()
+        key = self._keyring.find(given)
         if key is None:
-            body = protocol.error_body(
-                "Incorrect API key provided: send it as `Authorization: Bearer …`",
+            body = errors.error_body(
+                "Incorrect API key provided: send it as `Authorization: Bearer …` or `x-api-key`",
                 code="invalid_api_key",
             )
             response = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
@@ -54,7 +64,7 @@ class AuthMiddleware:
 
 def rate_limit_response(error: RateLimited) -> JSONResponse:
     """Status 429 with Retry-After, in OpenAI's error format."""
-    body = protocol.error_body(str(error), "rate_limit_error", code="rate_limit_exceeded")
+    body = errors.error_body(str(error), "rate_limit_error", code="rate_limit_exceeded")
     return JSONResponse(body, 429, {"Retry-After": str(error.retry_after)})
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from pipeline.serving.openai import protocol
+from pipeline.serving.openai import errors
 
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Seconds between two, and between the first two: the first only makes the other side say that it
@@ -210,7 +210,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             self.flow.pause_reading()
             return
-        body = json.dumps(protocol.error_body(text)).encode()
+        body = json.dumps(errors.error_body(text)).encode()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"

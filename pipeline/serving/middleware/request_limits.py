@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serving.middleware import request_context
-from pipeline.serving.openai import protocol
+from pipeline.serving.openai import errors
 
 BODYLESS = ("GET", "HEAD", "OPTIONS")
 FINAL_EVENT_SECONDS = 1.0
@@ -111,7 +111,7 @@ class RequestLimitsMiddleware:
 
 async def _end_stream(text: str, send: Send) -> None:
     """Send the reason as the stream's last event, unless the client has stopped reading."""
-    body = json.dumps(protocol.error_body(text, "server_error", code="timeout"))
+    body = json.dumps(errors.error_body(text, "server_error", code="timeout"))
     event = f"data: {body}\n\n".encode()
     with suppress(TimeoutError):
         async with asyncio.timeout(FINAL_EVENT_SECONDS):
@@ -122,7 +122,7 @@ def _refusal(
     status: int, text: str, code: str, kind: str = "invalid_request_error"
 ) -> JSONResponse:
     """A refusal that closes the connection, since the rest of the request is not read."""
-    return JSONResponse(protocol.error_body(text, kind, code=code), status, {"Connection": "close"})
+    return JSONResponse(errors.error_body(text, kind, code=code), status, {"Connection": "close"})
 
 
 def _replayed(messages: list[Message], receive: Receive) -> Receive:

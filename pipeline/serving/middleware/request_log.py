@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.request_context import CLIENT_CLOSED_REQUEST, RequestContext
-from pipeline.serving.openai import protocol
+from pipeline.serving.openai import errors
 
 log = logging.getLogger("pipeline.serving")
 
@@ -81,7 +81,7 @@ class RequestLogMiddleware:
         if self._in_flight.draining and scope["method"] == "POST":
             text = "the server is shutting down: send the request to another, or try again shortly"
             headers = {"Retry-After": str(DRAIN_RETRY_SECONDS), "Connection": "close"}
-            body = protocol.error_body(text, "server_error", code="shutting_down")
+            body = errors.error_body(text, "server_error", code="shutting_down")
             await JSONResponse(body, 503, headers)(scope, receive, send)
             return
         try:
@@ -93,7 +93,7 @@ class RequestLogMiddleware:
                 context.late_status = 500
             else:
                 text = f"internal server error: the server's log has the details of {context.id}"
-                body = protocol.error_body(text, "server_error", code="internal_error")
+                body = errors.error_body(text, "server_error", code="internal_error")
                 await JSONResponse(body, 500)(scope, receive, send)
 
     def _observed(

@@ -14,30 +14,31 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from pipeline.engines.base import Engine, EngineFailed, QueueFull, Sampling
+from pipeline.core.errors import DataError
+from pipeline.engines.base import Engine, EngineFailed, Guide, QueueFull, Sampling
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.guides.checker import GuideChecker
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
-from pipeline.serving.openai import responses, tools
+from pipeline.serving.openai import responses
 from pipeline.serving.openai.choices import ChatFormatter, ChoiceFormatter, CompletionFormatter
+from pipeline.serving.openai.conversation import content_of
 from pipeline.serving.openai.detokenizer import Detokenizer
+from pipeline.serving.openai.errors import error_body, invalid, shortened
 from pipeline.serving.openai.generation import Delta, Generation
-from pipeline.serving.openai.logprobs import TokenTexts
+from pipeline.serving.openai.guide_fields import require_short
+from pipeline.serving.openai.logprobs import TokenIdTexts, TokenTexts
 from pipeline.serving.openai.models import ServedModels
-from pipeline.serving.openai.prompts import PromptRenderer
-from pipeline.serving.openai.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    ToolName,
-    error_body,
-    invalid,
-    shortened,
-)
-from pipeline.serving.openai.sampling_params import SamplingParamsBuilder, require_short
+from pipeline.serving.openai.prompts import PromptRenderer, Rendering
+from pipeline.serving.openai.protocol import AllowedTools, ChatRequest, CompletionRequest, ToolName
+from pipeline.serving.openai.sampling_params import SamplingParamsBuilder, shows_prompt_logprobs
+from pipeline.serving.openai.template_values import template_values
+from pipeline.serving.openai.writers import ChatWriterMaker, ChoiceWriter, Writer
+from pipeline.serving.parsers.detection import AnswerFormat
+from pipeline.serving.parsers.events import AnswerParser
+from pipeline.serving.parsers.families import ToolFamily, tools_guide
 
 log = logging.getLogger("pipeline.serving")
 
@@ -54,17 +55,18 @@ class CompletionService:
         metrics: Metrics,
         models: ServedModels,
         sampling_params: SamplingParamsBuilder,
+        answers: AnswerFormat,
     ) -> None:
         self._engine, self._chat, self._metrics = engine, chat, metrics
         self._models, self._sampling_params = models, sampling_params
         self._texts = TokenTexts(chat)
-        self._accepts_tools = tools.accepts_tools(chat)
-        self._tool_format = tool_format = tools.tool_call_format(chat)
-        # Where a call begins with control tokens, the parser must see them.
-        self._show_control_tokens = bool(
-            tool_format and tools.has_control_tokens(chat, tool_format)
-        )
-        self._prompts = PromptRenderer(chat, engine)
+        self._answers = answers
+        # Where thoughts or calls begin with control tokens, the parser must see them.
+        self._shows_control = {
+            with_tools: answers.shows_control(chat, with_tools=with_tools)
+            for with_tools in (False, True)
+        }
+        self._prompts = PromptRenderer(chat, engine, calls_as_text=answers.calls_as_text)
         self._guides = None
         if "guide" in engine.features:
             self._guides = GuideChecker(chat.tokenizer.to_str(), chat.stop_ids)
@@ -73,47 +75,50 @@ class CompletionService:
         if self._guides:
             self._guides.close()
 
-    async def chat_completion(self, body: ChatRequest, request: Request) -> Response:
+    async def chat_completion(
+        self, body: ChatRequest, request: Request, new_writer: ChatWriterMaker | None = None
+    ) -> Response:
+        """
+        Args:
+            new_writer: for a response in the shape of another API.
+
+        Raises:
+            ApiError: the request is not valid for this model.
+        """
         adapter = self._models.find(body.model)
         field, guide = self._sampling_params.guide(body)
         callable_tools = self._callable_tools(body)
         self._require_slots(1, body.n or 1)
-        size = len(await request.body())
-        prompt = await self._prompts.chat(body.messages, callable_tools, size)
-        choice = body.tool_choice
-        is_forced = choice == "required" or isinstance(choice, ToolName)
-        if self._tool_format and callable_tools and is_forced:
-            if field:
-                raise invalid(field, "cannot be combined with a tool_choice that forces a call")
-            self._sampling_params.require("tool_choice", "guide")
-            guide = tools.guide_for(
-                *(self._chat, self._tool_format, callable_tools),
-                self._sampling_params.json_whitespace,
-            )
-            field = "tools"
+        prompt = await self.chat_prompt(body, len(await request.body()))
+        field, guide, is_forced = self._tool_guide(body, callable_tools, field, guide)
         sampling = self._sampling_params.build(body, body.limit, [len(prompt)], guide, adapter)
         formatter = ChatFormatter(
             body.n or 1,
-            self._tool_format if callable_tools else None,
+            self._new_parser(body, prompt, callable_tools, guided=bool(guide) and is_forced),
             one_call=body.parallel_tool_calls is False,
-            named=isinstance(choice, ToolName),
-            texts=await self._texts.ready() if body.logprobs else None,
+            named=isinstance(body.tool_choice, ToolName),
+            shows_thoughts=body.include_reasoning is not False,
+            texts=await self._ready_texts(body) if body.logprobs else None,
             stop_ids=sampling.stop_ids,
+            shows_ids=bool(body.return_token_ids),
+            echo=_echo(body),
         )
-        new_detokenizer = partial(
-            Detokenizer,
-            *(self._chat.tokenizer, body.stops),
-            control_tokens=bool(callable_tools) and self._show_control_tokens,
+        new_detokenizer = self._detokenizers(
+            body, shows_control=self._shows_control[bool(callable_tools)]
         )
+        if new_writer:
+            writer = new_writer(formatter, self._models.name_of(body.model))
+        else:
+            writer = await self._choice_writer(formatter, body, prompt)
         return await self._generate(
-            formatter, body, [prompt], sampling, new_detokenizer, field, request
+            writer, body, [prompt], sampling, new_detokenizer, field, request
         )
 
     async def completion(self, body: CompletionRequest, request: Request) -> Response:
         adapter = self._models.find(body.model)
         field, guide = self._sampling_params.guide(body)
         self._require_slots(len(body.prompts), body.n or 1)
-        prompts = await self._prompts.completions(body.prompts, len(await request.body()))
+        prompts = await self.completion_prompts(body, len(await request.body()))
         lengths = [len(prompt) for prompt in prompts]
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = self._sampling_params.build(body, limit, lengths, guide, adapter)
@@ -125,12 +130,178 @@ class CompletionService:
             [echo for echo in echoes for _ in range(n)],
             [length for length in lengths for _ in range(n)],
             not limit,
-            await self._texts.ready() if body.logprobs is not None else None,
+            await self._ready_texts(body) if body.logprobs is not None else None,
+            [ids for ids in prompts for _ in range(n)] if body.return_token_ids else None,
         )
-        new_detokenizer = partial(Detokenizer, self._chat.tokenizer, body.stops)
+        new_detokenizer = self._detokenizers(body)
+        writer = await self._choice_writer(formatter, body)
         return await self._generate(
-            formatter, body, prompts, sampling, new_detokenizer, field, request
+            writer, body, prompts, sampling, new_detokenizer, field, request
         )
+
+    async def _choice_writer(
+        self,
+        formatter: ChoiceFormatter,
+        body: ChatRequest | CompletionRequest,
+        prompt: list[int] | None = None,
+    ) -> ChoiceWriter:
+        """`prompt`: of a chat, which may be shown."""
+        head = {
+            "id": self.new_id(body),
+            "created": int(time.time()),
+            "model": self._models.name_of(body.model),
+        }
+        shown: dict[str, Any] = {}
+        if body.return_token_ids and prompt is not None:
+            shown["prompt_token_ids"] = prompt
+        if body.return_prompt_text and prompt is not None:
+            shown["prompt_text"] = self._chat.decode(prompt, control_tokens=True)
+        texts = None if body.prompt_logprobs is None else await self._ready_texts(body)
+        return ChoiceWriter(formatter, head, body, shown, texts)
+
+    async def chat_prompt(self, body: ChatRequest, size: int) -> list[int]:
+        """The token ids of a chat's prompt.
+
+        Args:
+            size: bytes of the request.
+
+        Raises:
+            ApiError: a field is not valid for this model.
+        """
+        how = self._rendering(body)
+        return await self._prompts.chat(body.messages, self._shown_tools(body), size, how)
+
+    async def completion_prompts(self, body: CompletionRequest, size: int) -> list[list[int]]:
+        """The token ids of each prompt.
+
+        Args:
+            size: bytes of the request.
+
+        Raises:
+            ApiError: a prompt is not valid for this model.
+        """
+        how = _truncation(body, bos=body.add_special_tokens is not False)
+        return await self._prompts.completions(body.prompts, size, how)
+
+    def new_id(self, body: ChatRequest | CompletionRequest) -> str:
+        """The id of a response."""
+        kind = "chatcmpl" if isinstance(body, ChatRequest) else "cmpl"
+        return f"{kind}-{body.request_id or uuid.uuid4().hex}"
+
+    def _rendering(self, body: ChatRequest) -> Rendering:
+        """
+        Raises:
+            ApiError: the fields contradict each other, or the template does not read one of them.
+        """
+        if body.add_special_tokens:
+            raise invalid(
+                "add_special_tokens",
+                "the chat template writes them already: leave it out",
+                "unsupported_parameter",
+            )
+        if body.continue_final_message and body.add_generation_prompt:
+            raise invalid(
+                "continue_final_message", "contradicts add_generation_prompt: leave one of them out"
+            )
+        return dataclasses.replace(
+            _truncation(body),
+            values=template_values(body, self._chat.template),
+            generation_prompt=body.add_generation_prompt is not False,
+            goes_on=bool(body.continue_final_message),
+        )
+
+    async def _ready_texts(self, body: ChatRequest | CompletionRequest) -> TokenTexts:
+        texts = await self._texts.ready()
+        return TokenIdTexts(texts) if body.return_tokens_as_token_ids else texts
+
+    def _detokenizers(
+        self, body: ChatRequest | CompletionRequest, *, shows_control: bool = False
+    ) -> Callable[[], Detokenizer]:
+        return partial(
+            Detokenizer,
+            *(self._chat.tokenizer, body.stops),
+            control_tokens=shows_control or body.skip_special_tokens is False,
+            shows_stop=bool(body.include_stop_str_in_output),
+            unchecked=body.min_tokens or 0,
+        )
+
+    def _new_parser(
+        self,
+        body: ChatRequest,
+        prompt: Sequence[int],
+        callable_tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        guided: bool,
+    ) -> Callable[[], AnswerParser] | None:
+        """Makes a parser for each choice; None if answers are only text.
+
+        guided: whether the whole answer has a given form, which leaves no room for a thought.
+        """
+        parse = self._answers.parser(
+            with_tools=bool(callable_tools),
+            thinks=not guided,
+            begun=self._answers.begins_thought(self._chat, prompt),
+        )
+        if parse is None:
+            return None
+        given = [tool["function"] for tool in callable_tools or ()]
+        schemas = {tool["name"]: tool.get("parameters") or {} for tool in given}
+        return partial(AnswerParser, parse, schemas, whole=not body.stream)
+
+    def _tool_guide(
+        self,
+        body: ChatRequest,
+        callable_tools: list[dict[str, Any]] | None,
+        field: str | None,
+        guide: Guide | None,
+    ) -> tuple[str | None, Guide | None, bool]:
+        """The guide of an answer that may or must call tools, and the field that asks for it.
+
+        An engine without guides leaves the arguments of a call that the model chooses to make as
+        the model writes them, as it does for tools that are not strict.
+
+        Returns:
+            Also whether the guide leaves the model no choice.
+
+        Raises:
+            ApiError: a call is asked for that cannot be forced.
+        """
+        choice, family = body.tool_choice, self._answers.tools
+        if not callable_tools or family is None:
+            return field, guide, True
+        most = 1 if body.parallel_tool_calls is False else None
+        make = partial(
+            tools_guide, self._chat, family, callable_tools, self._sampling_params.json_whitespace
+        )
+        if _is_forced(choice):
+            if field:
+                raise invalid(field, "cannot be combined with a tool_choice that forces a call")
+            self._sampling_params.require("tool_choice", "guide")
+            self._require_guides(family, "call")
+            return "tools", make(), True
+        if not _is_bound(choice, callable_tools):
+            return field, guide, True
+        if isinstance(choice, AllowedTools):
+            self._sampling_params.require("tool_choice", "guide")
+            self._require_guides(family, "mixes")
+        can = family.call and family.mixes and "guide" in self._engine.features
+        if field or body.ignore_eos or not can:
+            return field, guide, True
+        return "tools", make(optional=True, most=most), False
+
+    def _require_guides(self, family: ToolFamily, what: str) -> None:
+        if not getattr(family, what) or family.call is None:
+            raise invalid(
+                "tool_choice",
+                f"calls in the form of {family.name} cannot be forced: use auto or none",
+                "unsupported_parameter",
+            )
+
+    def _shown_tools(self, body: ChatRequest) -> list[dict[str, Any]] | None:
+        """The tools that the prompt shows: with allowed_tools all of them, as OpenAI does."""
+        if isinstance(body.tool_choice, AllowedTools) and body.tools:
+            return [tool.model_dump(exclude_none=True) for tool in body.tools]
+        return self._callable_tools(body)
 
     def _callable_tools(self, body: ChatRequest) -> list[dict[str, Any]] | None:
         """The tools that the model may call, in the form that chat templates expect.
@@ -147,18 +318,24 @@ class CompletionService:
             raise invalid("tool_choice", "needs tools: send at least one")
         if choice == "none":
             return None
-        if not (self._accepts_tools and self._tool_format):
+        if not (self._answers.accepts_tools and self._answers.tools):
             text = (
                 "writes tool calls in a format that this server cannot parse"
-                if self._accepts_tools
+                if self._answers.accepts_tools
                 else "does not support tools, so the model was not trained to call any"
             )
             raise invalid(
                 "tools",
-                f"the chat template of {body.model!r} {text}",
+                f"the chat template of {self._models.name_of(body.model)!r} {text}",
                 "unsupported_parameter",
             )
         given = [tool.model_dump(exclude_none=True) for tool in body.tools]
+        if isinstance(choice, AllowedTools):
+            names = [tool.function.name for tool in choice.allowed_tools.tools]
+            known = {tool["function"]["name"] for tool in given}
+            if unknown := next((name for name in names if name not in known), None):
+                raise invalid("tool_choice", f"{shortened(unknown)!r} is not among tools")
+            return [tool for tool in given if tool["function"]["name"] in names]
         if isinstance(choice, ToolName):
             named = [t for t in given if t["function"]["name"] == choice.function.name]
             if not named:
@@ -170,7 +347,7 @@ class CompletionService:
 
     async def _generate(
         self,
-        formatter: ChoiceFormatter,
+        writer: Writer,
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[list[int]],
         sampling: Sampling,
@@ -187,15 +364,27 @@ class CompletionService:
             if guide is None:
                 return Response(status_code=request_context.CLIENT_CLOSED_REQUEST)
             sampling = dataclasses.replace(sampling, guide=guide)
+        guided = sampling.guide is not None
         async with request_context.current().charged(sum(map(len, prompts))):
             try:
                 run = Generation(
-                    *(self._engine, self._metrics, body.model, prompts, body.n or 1, sampling),
+                    self._engine,
+                    self._metrics,
+                    self._models.name_of(body.model),
+                    prompts,
+                    body.n or 1,
+                    sampling,
                     new_detokenizer,
+                    own_stops=self._chat.stop_ids,
+                    keeps_tokens=sampling.logprobs is not None or bool(body.return_token_ids),
+                    shows_prompt=shows_prompt_logprobs(body),
+                    shows_stop=bool(body.include_stop_str_in_output),
                 )
             except ValueError as error:
                 raise invalid(guide_field or "model", str(error)) from error
-            return await self._respond(formatter, body, run, sampling, guide_field, request)
+            return await self._respond(
+                writer, run, guide_field, request, streams=bool(body.stream), guided=guided
+            )
 
     def _require_slots(self, prompts: int, n: int) -> None:
         """
@@ -212,31 +401,26 @@ class CompletionService:
 
     async def _respond(
         self,
-        formatter: ChoiceFormatter,
-        body: ChatRequest | CompletionRequest,
+        writer: Writer,
         run: Generation,
-        sampling: Sampling,
         guide_field: str | None,
         request: Request,
+        *,
+        streams: bool,
+        guided: bool,
     ) -> Response:
-        head = {
-            "id": f"{'chatcmpl' if formatter.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": body.model,
-        }
-        reason, streams = "error", False  # reason: for choices that are unfinished at the end
+        reason, begun = "error", False  # reason: for choices that are unfinished at the end
         try:
-            if body.stream:
+            if streams:
                 deltas = run.deltas()
                 early = []
-                if sampling.guide:  # the engine may refuse it only now, which needs a 400
+                if guided:  # the engine may refuse it only now, which needs a 400
                     early = [await _or_client_disconnect(request, anext(deltas))]
                     if early == [None]:
                         reason = "abort"
                         return Response(status_code=request_context.CLIENT_CLOSED_REQUEST)
-                streams = True
-                events = self._events(formatter, head, run, early, deltas, body)
-                return _EventStream(events, run.cancel)
+                begun = True
+                return _EventStream(self._events(writer, run, early, deltas), run.cancel)
             complete = await _or_client_disconnect(request, run.collect())
             if complete is None:
                 reason = "abort"
@@ -244,45 +428,32 @@ class CompletionService:
         except ValueError as error:
             raise invalid(guide_field or "body", str(error)) from error
         finally:
-            if not streams:
+            if not begun:
                 run.cancel(reason)
-        choices = [formatter.complete(delta) for delta in complete]
-        return responses.Json(responses.response(formatter.kind, head, choices, _usage(body, run)))
+        return responses.Json(writer.whole(complete, run))
 
     async def _events(
         self,
-        formatter: ChoiceFormatter,
-        head: dict[str, Any],
+        writer: Writer,
         run: Generation,
         early: Sequence[Delta],
         rest: AsyncIterator[Delta],
-        body: ChatRequest | CompletionRequest,
     ) -> AsyncIterator[bytes]:
         """The response as server-sent events: its `early` deltas, then the `rest`."""
-        no_usage = {"usage": None} if body.wants_usage else {}
-
-        def events(choices: list[dict[str, Any]]) -> bytes:
-            return b"".join(
-                _event({**responses.chunk(formatter.kind, head, [choice]), **no_usage})
-                for choice in choices
-            )
-
-        if choices := formatter.first_chunks():
-            yield events(choices)
+        if events := writer.first(run):
+            yield events
         try:
             for delta in early:
-                yield events(formatter.chunks(delta))
+                yield writer.delta(delta, run)
             async for delta in rest:
-                if choices := formatter.chunks(delta):
-                    yield events(choices)
+                if events := writer.delta(delta, run):
+                    yield events
         except Exception as error:
             run.cancel("error")
             await request_context.current().refund()
-            yield _event(self._late_error(error))
+            yield writer.failure(self._late_error(error))
             return
-        if body.wants_usage:
-            yield _event({**responses.chunk(formatter.kind, head, []), "usage": _usage(body, run)})
-        yield b"data: [DONE]\n\n"
+        yield writer.last(run)
 
     def _late_error(self, error: Exception) -> dict[str, Any]:
         """The event for a failure after the first byte; notes it for the log, too."""
@@ -300,13 +471,39 @@ class CompletionService:
         return error_body(text, "server_error", code="engine_down" if down else None)
 
 
-def _usage(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, int]:
-    """Does not count the one token that an engine generates for max_tokens=0."""
-    return responses.usage(run.prompt_tokens, 0 if body.max_tokens == 0 else run.completion_tokens)
+def _is_forced(choice: Any) -> bool:
+    if isinstance(choice, AllowedTools):
+        return choice.allowed_tools.mode == "required"
+    return choice == "required" or isinstance(choice, ToolName)
 
 
-def _event(body: Mapping[str, Any]) -> bytes:
-    return b"data: " + to_json(body) + b"\n\n"
+def _is_bound(choice: Any, callable_tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a guide must see to the calls that the model chooses to make."""
+    strict = any(tool["function"].get("strict") for tool in callable_tools)
+    return strict or isinstance(choice, AllowedTools)
+
+
+def _truncation(body: ChatRequest | CompletionRequest, *, bos: bool = True) -> Rendering:
+    return Rendering(
+        keep=body.truncate_prompt_tokens, from_left=body.truncation_side != "right", bos=bos
+    )
+
+
+def _echo(body: ChatRequest) -> str:
+    """The text of the last turn, if an answer that goes on with it is to begin with it.
+
+    Raises:
+        ApiError: the last turn is not the assistant's, so that there is nothing to repeat.
+    """
+    if not body.echo:
+        return ""
+    last = body.messages[-1] if body.messages else None
+    if not (isinstance(last, dict) and last.get("role") == "assistant"):
+        raise invalid("echo", "needs a last turn of the assistant, with continue_final_message")
+    try:
+        return content_of(last.get("content"), "messages[-1]")
+    except DataError as error:
+        raise invalid("messages", str(error)) from error
 
 
 class _EventStream(StreamingResponse):

@@ -24,10 +24,21 @@ class Detokenizer:
     Args:
         stops: strings that end the sequence.
         control_tokens: whether they are part of the text.
+        shows_stop: whether the stop string is, too.
+        unchecked: the first tokens, whose text may have stop strings.
+
+    Attributes:
+        stopped: whether a stop string was found. stop: it.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, control_tokens: bool = False
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str] = (),
+        *,
+        control_tokens: bool = False,
+        shows_stop: bool = False,
+        unchecked: int = 0,
     ) -> None:
         self._tokenizer, self._skip_control_tokens = tokenizer, not control_tokens
         self._stops = stops
@@ -36,10 +47,16 @@ class Detokenizer:
         self._stream = self._stream_after(self._shown)
         self._pending = ""  # could be the beginning of a stop string
         self.stopped = False
+        self.stop: str | None = None
+        self._shows_stop, self._unchecked = shows_stop, unchecked
 
     def push(self, token: int) -> str:
         """The text that this token completes, often but not always its own."""
-        return self._release(self._decode_next(token))
+        text = self._decode_next(token)
+        if self._unchecked:
+            self._unchecked -= 1
+            return text
+        return self._release(text)
 
     def finish(self) -> str:
         """The remaining text, after the last token."""
@@ -98,10 +115,11 @@ class Detokenizer:
         if not self._stops:
             return text
         text = self._pending + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
+            at, self.stop = min(found)
             self.stopped, self._pending = True, ""
-            return text[: min(found)]
+            return text[: at + len(self.stop)] if self._shows_stop else text[:at]
         longest = max((len(stop) - 1 for stop in self._stops), default=0)
         for size in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stops):

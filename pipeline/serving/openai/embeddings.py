@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
+from pipeline.serving.openai.errors import ApiError, invalid
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.prompt_types import NO_PROMPTS, are_token_ids
 from pipeline.serving.openai.prompts import cannot_fit, max_length
-from pipeline.serving.openai.protocol import ApiError, EmbeddingRequest, invalid
+from pipeline.serving.openai.protocol import EmbeddingRequest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,10 +39,11 @@ class Embedder:
             ApiError: the model makes no embeddings, or an input is not valid for it.
         """
         self._models.find(body.model)
+        model = self._models.name_of(body.model)
         if self._tokenizer is None:
             raise ApiError(
                 400,
-                f"the model {body.model!r} generates text and makes no embeddings: use a server "
+                f"the model {model!r} generates text and makes no embeddings: use a server "
                 "with an embedding model",
                 param="model",
                 code="unsupported",
@@ -50,7 +52,7 @@ class Embedder:
         tokens = sum(map(len, prompts))
         context = request_context.current()
         async with context.charged(tokens):
-            context.model, context.prompt_tokens = body.model, tokens
+            context.model, context.prompt_tokens = model, tokens
             self._metrics.prompt_tokens.inc(tokens)
             begin = time.perf_counter()
             try:
@@ -63,7 +65,7 @@ class Embedder:
             vectors = [_base64(vector) for vector in vectors]
         self._metrics.success.inc()
         self._metrics.latency.observe(time.perf_counter() - begin)
-        return responses.embeddings(body.model, vectors, tokens)
+        return responses.embeddings(model, vectors, tokens)
 
     def _prompts(self, body: EmbeddingRequest, tokenizer: "Tokenizer") -> list[list[int]]:
         given: Any = body.input

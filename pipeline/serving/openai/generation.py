@@ -6,7 +6,7 @@ Knows nothing of HTTP, and records metrics and the times of the request.
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import NamedTuple
 
 from pipeline.engines.base import Engine, EngineFailed, Sampling, Token
@@ -19,14 +19,16 @@ class Delta(NamedTuple):
     """What is new in a choice. A choice's last delta has the finish reason.
 
     text: may lag behind the tokens, which can end within a character or a stop string.
-    tokens: for requests with log-probabilities, including the stop token; with prompt_logprobs the
-        prompt's tokens come first.
+    tokens: for requests with log-probabilities or token ids, including the stop token; if the
+        prompt is shown, its tokens come first.
+    stop: the stop string or token of the request that ended the choice; None for the model's own.
     """
 
     choice: int
     text: str
     tokens: list[Token]
     reason: str | None
+    stop: str | int | None = None
 
 
 class _Choice:
@@ -44,12 +46,22 @@ def _no_text(error: BaseException) -> EngineFailed:
     return EngineFailed(f"the answer cannot be turned into text: {type(error).__name__}: {error}")
 
 
+def _shown(detokenizer: Detokenizer, token: int) -> str:
+    try:
+        return detokenizer.push(token)
+    except BaseException as error:
+        raise _no_text(error) from error
+
+
 class Generation:
     """`n` choices for each of one or several prompts. Submits them to the engine at once.
 
     Args:
         model: the name in the request.
         new_detokenizer: called once for each choice.
+        own_stops: tokens that end an answer for the model itself, not for this request only.
+        keeps_tokens: whether deltas have tokens. shows_prompt: whether those of the prompt, too.
+        shows_stop: whether the text has the token that ended it.
 
     Raises:
         QueueFull: the engine's queue is full; nothing was submitted.
@@ -65,12 +77,19 @@ class Generation:
         n: int,
         sampling: Sampling,
         new_detokenizer: Callable[[], Detokenizer],
+        *,
+        own_stops: Collection[int] = (),
+        keeps_tokens: bool = False,
+        shows_prompt: bool = False,
+        shows_stop: bool = False,
     ) -> None:
         self._metrics, self._new_detokenizer = metrics, new_detokenizer
-        self._keeps_tokens = sampling.logprobs is not None
+        self._own_stops, self._keeps_tokens = own_stops, keeps_tokens
+        self._shows_prompt, self._shows_stop = shows_prompt, shows_stop
         self._guided = sampling.guide is not None
-        self._begin = time.perf_counter()
+        self._begin, self._n = time.perf_counter(), n
         self._reasons: dict[int, str] = {}
+        self._stops: dict[int, str | int | None] = {}
         self._choices: list[_Choice] = []
         self.prompt_tokens = sum(len(prompt) for prompt in prompts)
         for index in range(len(prompts) * n):
@@ -93,6 +112,17 @@ class Generation:
     @property
     def completion_tokens(self) -> int:
         return sum(choice.tokens for choice in self._choices)
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Tokens of the prompts that were not read again; None if the engine does not say."""
+        found = [getattr(choice.stream, "cached_tokens", None) for choice in self._choices]
+        known = [count for count in found if count is not None]
+        return sum(known[:: self._n]) if known else None
+
+    def prompt_logprobs(self, choice: int) -> list[Token]:
+        """The tokens of a choice's prompt, if they were asked for and it has begun."""
+        return self._choices[choice].stream.prompt_logprobs or []
 
     def cancel(self, reason: str) -> None:
         """Cancel the choices that are still in progress.
@@ -117,7 +147,8 @@ class Generation:
             texts[delta.choice].append(delta.text)
             tokens[delta.choice] += delta.tokens
         return [
-            Delta(i, "".join(parts), tokens[i], self._reasons[i]) for i, parts in enumerate(texts)
+            Delta(i, "".join(parts), tokens[i], self._reasons[i], self._stops.get(i))
+            for i, parts in enumerate(texts)
         ]
 
     def deltas(self) -> AsyncIterator[Delta]:
@@ -161,6 +192,7 @@ class Generation:
             raise _no_text(error) from error
         reason, first, newest = "length", self._begin, self._begin
         ended_by_model = False
+        stop: str | int | None = None
         async for tokens in choice.stream:
             newest = time.perf_counter()
             kept: list[Token] = []
@@ -168,19 +200,23 @@ class Generation:
                 self._metrics.first_token.observe(newest - self._begin)
                 first = newest
                 self._note_first(choice)
-                kept += choice.stream.prompt_logprobs or []
+                if self._shows_prompt:
+                    kept += choice.stream.prompt_logprobs or []
             shown = ""
             for token in tokens:
                 choice.tokens += 1
                 if self._keeps_tokens:
                     kept.append(token)
                 if token.id in choice.stop_ids:
-                    reason, ended_by_model = "stop", not self._guided
+                    reason = "stop"
+                    if token.id in self._own_stops:
+                        ended_by_model = not self._guided
+                    else:
+                        stop = token.id
+                    if self._shows_stop:
+                        shown += _shown(detokenizer, token.id)
                     break
-                try:
-                    shown += detokenizer.push(token.id)
-                except BaseException as error:
-                    raise _no_text(error) from error
+                shown += _shown(detokenizer, token.id)
                 if detokenizer.stopped:
                     reason = "stop"
                     choice.stream.cancel()
@@ -194,15 +230,16 @@ class Generation:
         except BaseException as error:
             raise _no_text(error) from error
         if detokenizer.stopped:
-            reason = "stop"
+            reason, stop = "stop", detokenizer.stop
         elif ended_by_model:
             self._context.ended_by_model.add(choice.index)
         self._metrics.request_generation_tokens.observe(choice.tokens)
         self._metrics.decode.observe(newest - first)
         if choice.tokens > 1:
             self._metrics.per_token.observe((newest - first) / (choice.tokens - 1))
+        self._stops[choice.index] = stop
         self._end(choice, reason)
-        yield Delta(choice.index, rest, [], reason)
+        yield Delta(choice.index, rest, [], reason, stop)
 
     def _note_first(self, choice: _Choice) -> None:
         """Note when a choice got its first token and, if the engine says so, left the queue."""

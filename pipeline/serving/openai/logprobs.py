@@ -39,6 +39,16 @@ class TokenTexts:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
 
 
+class TokenIdTexts(TokenTexts):
+    """Each token's text is its id, as in `token_id:5`, so that every token can be told apart."""
+
+    def __init__(self, texts: TokenTexts) -> None:
+        self.chat, self._tokens = texts.chat, texts._tokens
+
+    def text_of(self, token: int) -> str:
+        return f"token_id:{token}"
+
+
 class Offsets:
     """Where each token of a completion begins in its text, in characters.
 
@@ -117,3 +127,27 @@ def for_completions(
         "top_logprobs": num_logprobs,
         "text_offset": list(offsets),
     }
+
+
+def for_prompt(
+    tokens: Sequence[Token], texts: TokenTexts, count: int
+) -> list[dict[str, Any] | None]:
+    """vLLM's prompt_logprobs: for each token the likeliest ones and itself, by their ids.
+
+    Args:
+        count: of the likeliest ones.
+    """
+    found: list[dict[str, Any] | None] = []
+    for token in tokens:
+        if token.logprob is None:
+            found.append(None)
+            continue
+        here = {i: (value, rank) for rank, (i, value) in enumerate(token.top[:count], 1)}
+        here[token.id] = token.logprob, token.rank or here.get(token.id, (0, 0))[1]
+        found.append(
+            {
+                str(i): {"logprob": value, "rank": rank, "decoded_token": texts.text_of(i)}
+                for i, (value, rank) in here.items()
+            }
+        )
+    return found

@@ -10,7 +10,8 @@ from pipeline.core.errors import DataError
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
-from pipeline.serving.openai.protocol import AdapterRequest, ApiError, invalid, shortened
+from pipeline.serving.openai.errors import ApiError, invalid, shortened
+from pipeline.serving.openai.protocol import AdapterRequest
 
 
 class ServedModels:
@@ -40,13 +41,23 @@ class ServedModels:
         self.find(name)
         return self._card(name)
 
-    def find(self, name: str) -> str | None:
+    def name_of(self, given: str | None) -> str:
+        """The name of the model in a request, which may leave it out."""
+        return self._model if given is None else given
+
+    def find(self, name: str | None) -> str | None:
         """The adapter of that name; None for the model itself.
 
         Raises:
-            ApiError: there is no such model, or the request's key may not use it.
+            ApiError: there is no such model, or the request's key may not use it, or it has none
+                and the server has several.
         """
         known = [self._model, *self._adapters()]
+        if name is None:
+            if len(known) > 1:
+                names = ", ".join(known)
+                raise invalid("model", f"name one of {names}", "missing_required_parameter")
+            name = self._model
         if name not in known or not request_context.current().may_use(name):
             usable = [known for known in known if request_context.current().may_use(known)]
             raise ApiError(

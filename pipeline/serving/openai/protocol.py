@@ -1,42 +1,61 @@
-"""OpenAI's requests and errors, as far as this server supports them. Responses: responses.py.
+"""OpenAI's requests, as far as this server supports them. Errors: errors.py; responses:
+responses.py.
 
 Requests are validated as by OpenAI's API: types are not converted, unknown fields are refused by
 name, and null means the default. An unsupported field is refused unless its value has no effect.
-The extensions of vLLM and NVIDIA NIM (class Extensions) have their names.
+The extensions of vLLM and NVIDIA NIM have their names.
 """
 
-import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.serving.openai.prompt_types import Prompts, at_most
+from pipeline.serving.openai.response_formats import (
+    MAX_GUIDED_CHOICES,
+    ResponseFormat,
+    StructuredOutputs,
+)
 
-MAX_STOPS = 4
+MAX_STOPS = 32
 MAX_STOP_LENGTH = 256  # characters
 MAX_BIASES = 1024
-MAX_MESSAGE = 1000  # characters
-MAX_SHOWN = 200  # characters of a client's value in a message
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 128
-MAX_GUIDED_CHOICES = 1000  # llguidance supports at most 2,000
+MAX_STOP_TOKENS = 1024
+MAX_BAD_WORDS = 256
+MAX_ALLOWED_TOKENS = 50_000
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
-# Fields of OpenAI's API that this server does not support, and their values without effect.
+# Fields that this server does not support, and their values without effect: OpenAI's, then vLLM's.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "best_of": (1,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "reasoning_effort": ("none",),
     "suffix": ("",),
-    "verbosity": ("medium",),
     "web_search_options": (),
+    "best_of": (1,),
+    "chat_template": (),
+    "early_stopping": (False,),
+    "ec_transfer_params": ({},),
+    "kv_transfer_params": ({},),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "logprob_token_ids": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "priority": (0,),
+    "prompt_embeds": (),
+    "repetition_detection": (),
+    "thinking_token_budget": (),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
 }
 
 
@@ -64,24 +83,9 @@ class _Part(BaseModel):
 
 class StreamOptions(_Part):
     include_usage: bool | None = None
-
-
-class TextFormat(_Part):
-    type: Literal["text"]
-
-
-class JsonFormat(_Part):
-    type: Literal["json_object"]
-
-
-class Schema(_Part):
-    name: str
-    value: dict[str, Any] = Field(alias="schema")
-
-
-class SchemaFormat(_Part):
-    type: Literal["json_schema"]
-    json_schema: Schema
+    continuous_usage_stats: bool | None = None
+    # A protection of OpenAI's own network.
+    include_obfuscation: Any = None
 
 
 class Function(_Part):
@@ -105,6 +109,18 @@ class ToolName(_Part):
     function: FunctionName
 
 
+class ToolSubset(_Part):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolName], Field(min_length=1), at_most(MAX_TOOLS, "tools")]
+
+
+class AllowedTools(_Part):
+    """A choice among some of the tools, which are all shown to the model."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolSubset
+
+
 class Extensions(BaseModel):
     """Fields of vLLM and NIM. NIM accepts them at the top level and in `nvext`."""
 
@@ -125,7 +141,7 @@ class Extensions(BaseModel):
 class _Request(Extensions):
     """The fields of both endpoints. For temperature and top_p, None means the model's default."""
 
-    model: str
+    model: str | None = Field(None, description="optional if the server has one model")
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -137,15 +153,60 @@ class _Request(Extensions):
     logit_bias: Annotated[dict[TokenId, Bias], at_most(MAX_BIASES, "tokens")] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    echo: bool | None = None
     nvext: Extensions | None = None
+    # vLLM's
+    structured_outputs: StructuredOutputs | None = None
+    min_tokens: int | None = Field(None, ge=0)
+    stop_token_ids: Annotated[TokenIds, at_most(MAX_STOP_TOKENS, "tokens")] | None = None
+    bad_words: (
+        Annotated[list[Annotated[str, at_most(256, "characters")]], at_most(MAX_BAD_WORDS, "words")]
+        | None
+    ) = None
+    allowed_token_ids: (
+        Annotated[TokenIds, Field(min_length=1), at_most(MAX_ALLOWED_TOKENS, "tokens")] | None
+    ) = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_prompt_text: bool | None = None
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="-1 keeps as many as a prompt may have"
+    )
+    truncation_side: Literal["left", "right"] | None = None
+    add_special_tokens: bool | None = None
+    cache_salt: Annotated[str, at_most(1024, "characters"), Field(min_length=1)] | None = None
+    request_id: (
+        Annotated[str, at_most(64, "characters"), Field(pattern=r"^[\w.-]{1,64}$")] | None
+    ) = None
+    best_of: Any = None
+    early_stopping: Any = None
+    ec_transfer_params: Any = None
+    kv_transfer_params: Any = None
+    length_penalty: Any = None
+    logits_processors: Any = None
+    logprob_token_ids: Any = None
+    priority: Any = None
+    repetition_detection: Any = None
+    thinking_token_budget: Any = None
+    use_beam_search: Any = None
+    vllm_xargs: Any = None
+    watermarking: Any = None
     # Accepted and ignored: OpenAI's bookkeeping, and hints that do not change the output.
+    guided_decoding_backend: Any = None
     metadata: Any = None
     prediction: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
     service_tier: Any = None
+    session_id: Any = None
     store: Any = None
+    stream_interval: Any = None
     user: Any = None
 
     @field_validator(*NEUTRAL, check_fields=False)
@@ -174,6 +235,13 @@ class _Request(Extensions):
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def wants_usage_always(self) -> bool:
+        """Whether each chunk of a stream has the usage so far, too."""
+        return self.wants_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
 
 class ChatRequest(_Request):
     """POST /v1/chat/completions. `messages` are validated in conversation.py."""
@@ -182,18 +250,25 @@ class ChatRequest(_Request):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    response_format: (
-        Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None
-    ) = None
     tools: Annotated[list[Tool], at_most(MAX_TOOLS, "tools")] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolName | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
+    verbosity: Literal["low", "medium", "high"] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: Annotated[list[dict[str, Any]], at_most(1024, "documents")] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], at_most(64, "names")] | None = None
     audio: Any = None
+    chat_template: Any = None
     function_call: Any = None
     functions: Any = None
+    media_io_kwargs: Any = None
+    mm_processor_kwargs: Any = None
     modalities: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
     web_search_options: Any = None
 
     @property
@@ -212,8 +287,7 @@ class CompletionRequest(_Request):
     prompt: Prompts
     max_tokens: int | None = Field(None, ge=0, description="0 only with echo")
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    echo: bool | None = None
-    best_of: Any = None
+    prompt_embeds: Any = None
     suffix: Any = None
 
     @property
@@ -234,7 +308,7 @@ class EmbeddingRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str
+    model: str | None = Field(None, description="optional if the server has one model")
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
@@ -248,122 +322,3 @@ class AdapterRequest(BaseModel):
 
     lora_name: Annotated[str, at_most(128, "characters"), Field(pattern=r"^[\w./:@-]{1,128}$")]
     lora_path: Annotated[str, at_most(4096, "characters")] | None = None
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorResponse(BaseModel):
-    """The body of every error response; see error_body."""
-
-    error: ErrorDetail
-
-
-def error_body(
-    message: str,
-    kind: str = "invalid_request_error",
-    *,
-    param: str | None = None,
-    code: str | None = None,
-) -> dict[str, Any]:
-    """Messages and names that quote a client's megabytes are cut."""
-    param = param if param is None else shortened(param)
-    return {
-        "error": {"message": shortened(message, 1000), "type": kind, "param": param, "code": code}
-    }
-
-
-def shortened(text: str, most: int = MAX_SHOWN) -> str:
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
-class ApiError(Exception):
-    """An error response in OpenAI's format."""
-
-    def __init__(self, status: int, message: str, **fields: Any) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(message, **fields)
-
-
-def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
-    """An error about one field's value."""
-    return ApiError(400, message, param=param, code=code)
-
-
-# pydantic's types of errors, and what is wrong in our words. {…} are values of its context.
-WORDS: Mapping[str, str] = {
-    "missing": "is missing",
-    "string_type": "must be a text",
-    "string_too_long": "has more than {max_length} characters",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-    "greater_than": "must be greater than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be less than {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "too_short": "must have at least {min_length} items",
-    "too_long": "must have at most {max_length} items",
-    "literal_error": "must be one of {expected}",
-    "enum": "must be one of {expected}",
-    "string_pattern_mismatch": "has characters that are not allowed, or too many",
-    "union_tag_invalid": "must have a type that is one of {expected_tags}",
-    "union_tag_not_found": "must have a type",
-    "string_unicode": "must be valid Unicode",
-}
-# Names in a location that are of pydantic's types and not of fields.
-_INNER = re.compile(r"[\[(]|^(str|int|float|bool|dict|list|literal|none|nullable|[A-Z]\w*)$")
-
-
-def explain(errors: list[Any]) -> dict[str, Any]:
-    """The error body for a request that is not valid, from pydantic's list of errors."""
-    first = errors[0]
-    # The location is "body", the field, and then branches of a union and fields inside.
-    place = [str(part) for part in first["loc"][1:]]
-    param = place[0] if place and isinstance(first["loc"][1], str) else None
-    if first["type"] == "json_invalid":
-        return error_body("the body is not valid JSON: send a JSON object")
-    if first["type"] == "extra_forbidden":
-        param = ".".join(place)
-        return error_body(
-            f"Unrecognized request argument supplied: {shortened(param)}",
-            param=param,
-            code="unknown_parameter",
-        )
-    if param is None:
-        return error_body("the body must be a JSON object, sent as Content-Type: application/json")
-    if first["type"] == "missing" and len(place) == 1:
-        return error_body(
-            f"Missing required parameter: '{param}'", param=param, code="missing_required_parameter"
-        )
-    code = "unsupported_parameter" if first["type"] == "unsupported" else "invalid_value"
-    inner = [part for part in place[1:] if not _INNER.search(part)]
-    at = f" (at {shortened('.'.join(inner))})" if inner else ""
-    return error_body(f"Invalid '{param}': {_words(errors, param)}{at}", param=param, code=code)
-
-
-def _words(errors: list[Any], param: str) -> str:
-    """What is wrong with one field; for a union, the kinds that it takes."""
-    kinds = [error["type"] for error in errors if error["loc"][1] == param]
-    wanted = [WORDS[kind].removeprefix("must be ") for kind in kinds if kind.endswith("_type")]
-    if len(wanted) > 1 and len(wanted) == len(kinds):
-        return "must be " + " or ".join(dict.fromkeys(wanted))
-    first = errors[0]
-    if first["type"] in WORDS:
-        return WORDS[first["type"]].format_map(first.get("ctx") or {})
-    # Messages of our own validators are plain already.
-    return first["msg"] if first["type"] in OURS else "has a value that is not allowed"
-
-
-OURS = frozenset({"unsupported", "too_many", "prompts", "stops"})

@@ -22,12 +22,18 @@ class Json(JSONResponse):
         return json.dumps(content, separators=(",", ":")).encode()
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
+def usage(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None
+) -> dict[str, Any]:
+    """`cached_tokens`: of the prompt, those that were not read again; None if that is unknown."""
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    if cached_tokens is not None:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return counts
 
 
 def model_card(
@@ -45,7 +51,7 @@ def model_card(
 
 
 def response(
-    kind: Kind, head: dict[str, Any], choices: list[dict[str, Any]], counts: dict[str, int]
+    kind: Kind, head: dict[str, Any], choices: list[dict[str, Any]], counts: dict[str, Any]
 ) -> dict[str, Any]:
     """A complete response. `head`: id, created, model."""
     return {**head, "object": _OBJECTS[kind], "choices": choices, "usage": counts}

@@ -1,22 +1,15 @@
 """Sampling parameters: a request's fields, the model's defaults, and the engine's limits."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pipeline.engines.base import Engine, Guide, Sampling
-from pipeline.engines.batching.guided_decoding import with_options
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.guides.checker import MOST_BYTES
+from pipeline.serving.guides.grammars import encode
 from pipeline.serving.middleware import request_context
-from pipeline.serving.openai.bodies import size_of
-from pipeline.serving.openai.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    JsonFormat,
-    SchemaFormat,
-    invalid,
-)
+from pipeline.serving.openai.errors import ApiError, invalid
+from pipeline.serving.openai.guide_fields import guide_of
+from pipeline.serving.openai.protocol import ChatRequest, CompletionRequest
 
 Request = ChatRequest | CompletionRequest
 # Fields that not every engine supports: the feature (Engine.features) that each needs, and the
@@ -26,6 +19,11 @@ FEATURES: Mapping[str, tuple[str, Any]] = {
     "presence_penalty": ("penalties", 0),
     "repetition_penalty": ("penalties", 1),
     "logit_bias": ("logit_bias", {}),
+    "min_tokens": ("min_tokens", 0),
+    "bad_words": ("bad_words", []),
+    "allowed_token_ids": ("allowed_token_ids", None),
+    "cache_salt": ("cache_salt", None),
+    "prompt_logprobs": ("prompt_logprobs", None),
 }
 
 
@@ -49,7 +47,7 @@ class SamplingParamsBuilder:
     ) -> None:
         self.json_whitespace = json_whitespace
         self._engine, self._chat, self._runtime = engine, chat, runtime
-        lacks = getattr(engine, "lacks", ())
+        self._lacks = lacks = getattr(engine, "lacks", ())
         self._defaults = {name: value for name, value in defaults.items() if name not in lacks}
 
     def build(
@@ -71,6 +69,9 @@ class SamplingParamsBuilder:
         self._require_features(body)
         longest, limit = max(lengths), None if limit is None else max(limit, 1)
         self._require_length(body, limit or 1, longest)
+        if (body.min_tokens or 0) > (limit or self._engine.max_seq_len - longest):
+            raise invalid("min_tokens", "is above max_tokens")
+        self._require_known("stop_token_ids", body.stop_token_ids or ())
         if body.get("ignore_eos") and guide:
             raise invalid("ignore_eos", "guided decoding cannot ignore EOS: leave one of them out")
 
@@ -78,6 +79,7 @@ class SamplingParamsBuilder:
             value = body.get(name)
             return self._defaults.get(name, default) if value is None else value
 
+        ends = frozenset(() if body.get("ignore_eos") else self._chat.stop_ids)
         has_penalties = "penalties" in self._engine.features
         return Sampling(
             max_tokens=limit or self._engine.max_seq_len - longest,
@@ -86,13 +88,17 @@ class SamplingParamsBuilder:
             top_k=max(0, int(value_of("top_k", 0))),
             min_p=value_of("min_p", 0.0),
             seed=None if body.seed is None else body.seed % 2**63,
-            stop_ids=frozenset(() if body.get("ignore_eos") else self._chat.stop_ids),
+            stop_ids=ends | frozenset(body.stop_token_ids or ()),
+            min_tokens=body.min_tokens or 0,
+            allowed_ids=self._allowed(body),
+            bad_words=self._bad_words(body),
+            cache_salt=body.cache_salt,
             frequency_penalty=body.frequency_penalty or 0.0,
             presence_penalty=body.presence_penalty or 0.0,
             repetition_penalty=value_of("repetition_penalty", 1.0) if has_penalties else 1.0,
             logit_bias=self._biases(body),
             logprobs=body.num_logprobs,
-            prompt_logprobs=body.num_logprobs is not None and bool(body.get("echo")),
+            prompt_logprobs=_prompt_logprobs(body),
             guide=guide,
             adapter=adapter,
             client=request_context.current().client,
@@ -104,37 +110,10 @@ class SamplingParamsBuilder:
         Raises:
             ApiError: several fields ask for it, or the engine does not support it.
         """
-        given = {name: value for name, value in _guide_fields(body).items() if value is not None}
-        if len(given) > 1:
-            raise invalid(list(given)[1], f"only one of {', '.join(given)} can be used")
-        for name, value in given.items():
-            self.require(name, "guide")
-            return name, self._guide_of(name, value)
-        return None, None
-
-    def _guide_of(self, name: str, value: Any) -> Guide:
-        """
-        Raises:
-            ApiError: a schema is too large, or is no JSON object.
-        """
-        require_short(name, value)
-        if name == "guided_regex":
-            return Guide("regex", value)
-        if name == "guided_grammar":
-            return Guide("grammar", value)
-        if name == "guided_choice":
-            return Guide("lark", "start: " + " | ".join(json.dumps(choice) for choice in value))
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                raise invalid(name, "this is not a JSON schema: send a JSON object") from None
-        if not isinstance(value, dict):
-            raise invalid(name, "a JSON schema must be a JSON object")
-        try:
-            return Guide("json_schema", json.dumps(with_options(value, self.json_whitespace)))
-        except RecursionError:
-            raise invalid(name, "the schema is nested too deeply") from None
+        field, guide = guide_of(body, self._chat, self.json_whitespace)
+        if field:
+            self.require(field, "guide")
+        return field, guide
 
     def require(self, field: str, feature: str) -> None:
         """
@@ -142,11 +121,14 @@ class SamplingParamsBuilder:
             ApiError: the engine lacks the feature; the message names the field and the engine.
         """
         if feature not in self._engine.features:
-            raise invalid(
-                field,
-                f"the {self._runtime} engine that serves this model does not support {field}",
-                "unsupported_parameter",
-            )
+            raise self._unsupported(field)
+
+    def _unsupported(self, field: str) -> ApiError:
+        return invalid(
+            field,
+            f"the {self._runtime} engine that serves this model does not support {field}",
+            "unsupported_parameter",
+        )
 
     def _require_features(self, body: Request) -> None:
         for field, (feature, neutral) in FEATURES.items():
@@ -154,12 +136,26 @@ class SamplingParamsBuilder:
                 self.require(field, feature)
         if body.num_logprobs is not None:
             self.require("logprobs", "logprobs")
-        if body.num_logprobs is not None and body.get("echo"):
+        if shows_prompt_logprobs(body):
             self.require("echo", "prompt_logprobs")
-        if body.max_tokens == 0 and not body.get("echo"):
+        if body.max_tokens == 0 and not body.echo:
             raise invalid("max_tokens", "0 is allowed only with echo: true")
-        if body.get("top_logprobs") is not None and not body.get("logprobs"):
+        if body.get("top_logprobs") and not body.get("logprobs"):
             raise invalid("top_logprobs", "needs logprobs: true")
+        if body.stop_token_ids and "stop_token_ids" in self._lacks:
+            raise self._unsupported("stop_token_ids")
+        if body.prompt_logprobs is not None and body.stream:
+            raise invalid("prompt_logprobs", "not available in streams: leave out stream")
+        if body.stream_options is not None and not body.stream:
+            raise invalid("stream_options", "needs stream: true")
+        if body.spaces_between_special_tokens is False and body.skip_special_tokens is False:
+            raise self._unsupported("spaces_between_special_tokens")
+        if body.return_tokens_as_token_ids and body.num_logprobs is None:
+            raise invalid("return_tokens_as_token_ids", "needs logprobs")
+        if body.truncate_prompt_tokens == 0:
+            raise invalid("truncate_prompt_tokens", "must be -1, or at least 1")
+        if body.truncation_side and body.truncate_prompt_tokens is None:
+            raise invalid("truncation_side", "needs truncate_prompt_tokens")
 
     def _require_length(self, body: Request, limit: int, longest: int) -> None:
         max_seq_len, max_input_len = self._engine.max_seq_len, self._engine.max_input_len
@@ -183,32 +179,49 @@ class SamplingParamsBuilder:
 
     def _biases(self, body: Request) -> dict[int, float]:
         biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+        self._require_known("logit_bias", biases)
+        return biases
+
+    def _allowed(self, body: Request) -> frozenset[int] | None:
+        if body.allowed_token_ids is None:
+            return None
+        self._require_known("allowed_token_ids", body.allowed_token_ids)
+        return frozenset(body.allowed_token_ids)
+
+    def _bad_words(self, body: Request) -> tuple[tuple[int, ...], ...]:
+        """Each word's tokens at the beginning of a text, and after a space if that is one more
+        way to write it with as many tokens."""
+        found: list[tuple[int, ...]] = []
+        for word in body.bad_words or ():
+            text = word.lstrip()
+            if not text:
+                raise invalid("bad_words", "a word is empty: leave it out")
+            try:
+                alone, inside = (tuple(encode(self._chat, t)) for t in (text, f" {text}"))
+            except TypeError:  # tokenizers' error for text that UTF-8 cannot encode
+                raise invalid("bad_words", "a word has half a surrogate pair") from None
+            found.append(alone)
+            if inside[0] != alone[0] and len(inside) == len(alone):
+                found.append(inside)
+        for tokens in found:
+            self._require_known("bad_words", tokens)
+        return tuple(found)
+
+    def _require_known(self, field: str, tokens: Collection[int]) -> None:
         highest = self._chat.vocab_size - 1
         vocab_size = getattr(self._engine, "vocab_size", None) or highest + 1
         highest = min(highest, vocab_size - 1)
-        if max(biases, default=0) > highest:
-            raise invalid("logit_bias", f"token ids must be from 0 to {highest}")
-        return biases
+        if max(tokens, default=0) > highest:
+            raise invalid(field, f"token ids must be from 0 to {highest}")
 
 
-def _guide_fields(body: Request) -> dict[str, Any]:
-    """What each field that can ask for guided decoding asks for."""
-    response_format = body.get("response_format")
-    found = {
-        name: body.get(name)
-        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-    }
-    if isinstance(response_format, JsonFormat):
-        found["response_format"] = {"type": "object"}
-    elif isinstance(response_format, SchemaFormat):
-        found["response_format"] = response_format.json_schema.value
-    return found
+def shows_prompt_logprobs(body: Request) -> bool:
+    """Whether the prompt is repeated with its log-probabilities."""
+    return isinstance(body, CompletionRequest) and bool(body.echo) and body.logprobs is not None
 
 
-def require_short(field: str, value: Any) -> None:
-    """
-    Raises:
-        ApiError: what an answer must match is larger than a guide may be.
-    """
-    if size_of(value, MOST_BYTES) > MOST_BYTES:
-        raise invalid(field, f"it has more than {MOST_BYTES} characters and values: send less")
+def _prompt_logprobs(body: Request) -> int | None:
+    counts = [] if body.prompt_logprobs is None else [body.prompt_logprobs]
+    if shows_prompt_logprobs(body):
+        counts.append(body.num_logprobs or 0)
+    return max(counts, default=None)

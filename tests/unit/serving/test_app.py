@@ -161,9 +161,7 @@ def test_an_empty_reply_can_be_sent_back(post: Post) -> None:
     empty = {"role": "assistant", "content": ""}
     assert post(messages=[*HELLO, empty, *HELLO]).status_code == 200
     for turn in ({"role": "assistant"}, {"role": "user", "content": " "}):
-        response = post(messages=[*HELLO, turn, *HELLO])
-        assert response.status_code == 400
-        assert f"empty {turn['role']} turn" in response.json()["error"]["message"]
+        assert post(messages=[*HELLO, turn, *HELLO]).status_code == 200
 
 
 def test_max_tokens_limits_the_output(post: Post) -> None:
@@ -233,7 +231,7 @@ def test_content_parts_and_values_without_effect_are_accepted(post: Post) -> Non
         ({"top_p": 0}, 400, "invalid_value", "must be greater than 0"),
         ({"n": 0}, 400, "invalid_value", "'n'"),
         ({"max_tokens": 0}, 400, "invalid_value", "max_tokens"),
-        ({"stop": list("abcde")}, 400, "invalid_value", "at most 4"),
+        ({"stop": list("ab") * 17}, 400, "invalid_value", "at most 32"),
         ({"max_tokens": "9"}, 400, "invalid_value", "must be a whole number"),
         ({"ignore_eos": "yes"}, 400, "invalid_value", "must be true or false"),
         ({"tools": [{"type": "function"}]}, 400, "invalid_value", "0.function"),

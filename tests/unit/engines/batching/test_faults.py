@@ -143,7 +143,7 @@ def test_of_scoring_a_prompt(engine: BatchingEngine, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(scheduler, "_score_prompt", failing)
     failed = ask_all(
-        engine, [BAD, 1], dataclasses.replace(greedy(9), logprobs=1, prompt_logprobs=True)
+        engine, [BAD, 1], dataclasses.replace(greedy(9), logprobs=1, prompt_logprobs=1)
     )
     assert isinstance(failed, EngineFailed)
 

@@ -13,7 +13,7 @@ from pipeline.engines.batching.guide_errors import plain
 from pipeline.engines.batching.guided_decoding import Guides, lark_of, with_options
 from pipeline.engines.batching.sampling import Sampler
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.openai.protocol import MAX_GUIDED_CHOICES
+from pipeline.serving.openai.response_formats import MAX_GUIDED_CHOICES
 from tests.unit.model_folders import make_model_folder
 
 SCHEMA = {

@@ -118,3 +118,33 @@ def test_a_hair_of_temperature_does_not_overflow() -> None:
 def test_logits_that_are_no_numbers_are_an_error() -> None:
     with pytest.raises(EngineFailed, match="not finite"):
         Sampler(Sampling(max_tokens=1)).choose(np.full(4, np.nan, np.float32))
+
+
+def test_only_allowed_tokens_come() -> None:
+    assert set(draw(allowed_ids=frozenset({0, 2}))) == {0, 2}  # type: ignore[arg-type]
+
+
+def test_a_bad_word_is_left_at_its_last_token() -> None:
+    assert greedy(3, bad_words=((1,),)) == [3, 3, 3]
+    assert greedy(5, bad_words=((1, 1),)) == [1, 3, 1, 3, 1]
+    assert greedy(4, bad_words=((1, 1, 1), (3,))) == [1, 1, 0, 1]
+
+
+def test_an_answer_ends_after_its_fewest_tokens() -> None:
+    ends = frozenset({1})
+    assert greedy(4, stop_ids=ends, min_tokens=2) == [3, 3, 1, 1]
+
+
+def test_nothing_is_left_to_choose() -> None:
+    sampler = Sampler(Sampling(max_tokens=1, allowed_ids=frozenset({1}), bad_words=((1,),)))
+    with pytest.raises(ValueError, match="no token is allowed here"):
+        sampler.choose(LOGITS)
+
+
+def test_a_scored_token_has_its_rank() -> None:
+    assert [token.rank for token in score(LOGITS[None].repeat(4, 0), [0, 1, 2, 3], 1)] == [
+        3,
+        1,
+        4,
+        2,
+    ]

@@ -298,7 +298,7 @@ def test_log_probabilities_of_prompt_and_answer(
     likely, unlikely = (value - math.log(math.exp(10) + 399) for value in (10, 0))
 
     async def run() -> None:
-        how = dataclasses.replace(greedy(2), logprobs=1, prompt_logprobs=True)
+        how = dataclasses.replace(greedy(2), logprobs=1, prompt_logprobs=1)
         stream = engine.generate(prompt, how)
         tokens = [token for tokens in [t async for t in stream] for token in tokens]
         scored = stream.prompt_logprobs

@@ -514,5 +514,5 @@ def test_a_tokenizer_that_changes_text_in_pieces_needs_token_ids(
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.save(str(folder / "tokenizer.json"))
     lacking = pytest.raises(ArtifactError, match="returns no token ids, and the tokenizer in")
-    with our_server(chat) as (url, _), lacking:
+    with running(Scripted([7, 7], strict=True)) as url, lacking:
         opened(Chat.load(folder), url)

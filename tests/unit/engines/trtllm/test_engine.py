@@ -211,7 +211,7 @@ def test_log_probabilities(wanted: int, asked: int) -> None:
     assert sampling_arguments(how(logprobs=wanted), "pytorch")["logprobs"] == asked
     here = {7: Logprob(-2.5, 9), 3: Logprob(-0.1, 1), 4: Logprob(-1.0, 2)}
     top = ((3, -0.1), (4, -1.0))[:wanted]
-    assert tokens_of([7], [here], wanted) == [Token(7, -2.5, top)]
+    assert tokens_of([7], [here], wanted) == [Token(7, -2.5, top, 9)]
     assert tokens_of([7, 8], None, wanted) == [Token(7), Token(8)]
 
 

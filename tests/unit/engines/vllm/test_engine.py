@@ -74,15 +74,18 @@ def test_every_wish_reaches_vllm_by_its_own_name() -> None:
         "repetition_penalty": 1.1,
         "logit_bias": {5: -100.0},
         "logprobs": 2,
+        "min_tokens": 4,
     }
-    asked = sampling_arguments(Sampling(max_tokens=1, **wishes))  # type: ignore[arg-type]
+    asked = sampling_arguments(
+        Sampling(max_tokens=9, allowed_ids=frozenset({8, 3}), **wishes)  # type: ignore[arg-type]
+    )
     assert {name: asked[name] for name in wishes} == wishes
+    assert asked["allowed_token_ids"] == [3, 8]
 
 
-@pytest.mark.parametrize(("logprobs", "expected"), [(None, 0), (3, 3)])
-def test_log_probabilities_of_the_prompt(logprobs: int | None, expected: int) -> None:
-    how = Sampling(max_tokens=1, logprobs=logprobs, prompt_logprobs=True)
-    assert sampling_arguments(how)["prompt_logprobs"] == expected
+def test_log_probabilities_of_the_prompt() -> None:
+    how = Sampling(max_tokens=1, logprobs=3, prompt_logprobs=0)
+    assert sampling_arguments(how)["prompt_logprobs"] == 0
 
 
 @pytest.mark.parametrize(
@@ -100,9 +103,9 @@ def test_guides(guide: Guide, expected: dict[str, Any]) -> None:
 
 def test_the_chosen_token_is_only_among_the_likeliest_if_it_is_one() -> None:
     here = {7: Logprob(-2.5, 9), 3: Logprob(-0.1, 1), 4: Logprob(-1.0, 2)}
-    assert tokens_of([7], [here], 2) == [Token(7, -2.5, ((3, -0.1), (4, -1.0)))]
-    assert tokens_of([3], [here], 1) == [Token(3, -0.1, ((3, -0.1),))]
-    assert tokens_of([8, 3], [None, here], 0) == [Token(8), Token(3, -0.1)]
+    assert tokens_of([7], [here], 2) == [Token(7, -2.5, ((3, -0.1), (4, -1.0)), 9)]
+    assert tokens_of([3], [here], 1) == [Token(3, -0.1, ((3, -0.1),), 1)]
+    assert tokens_of([8, 3], [None, here], 0) == [Token(8), Token(3, -0.1, (), 1)]
     assert tokens_of([1, 2], None, 0) == [Token(1), Token(2)]
 
 
@@ -123,7 +126,7 @@ def test_a_stream_is_read_to_the_end_of_vllms_own() -> None:
         engine = Engine()
         answer = stream(outputs(), engine)
         assert await anext(answer) == [Token(5)]
-        assert answer.prompt_logprobs == [Token(1), Token(2, -0.5)]
+        assert answer.prompt_logprobs == [Token(1), Token(2, -0.5, (), 1)]
         assert await anext(answer) == [Token(6), Token(7)]
         assert ended == [True]  # else vLLM would abort a request that is finished
         with pytest.raises(StopAsyncIteration):

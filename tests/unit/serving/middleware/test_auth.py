@@ -78,6 +78,15 @@ def test_a_wrong_or_missing_key_is_401_with_the_same_response(
 def test_a_valid_key_is_accepted_and_known_to_the_application(tmp_path: Path) -> None:
     app = door(keyring(tmp_path))
     assert ask(app, headers=bearer("right")).json() == {"key": "anna"}
+    assert ask(app, headers={"x-api-key": "right"}).json() == {"key": "anna"}
+    assert ask(app, headers={"x-api-key": "right2"}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/health/live/x", "/v1/metadata", "/load/"])
+def test_paths_outside_v1_need_a_key_too(tmp_path: Path, path: str) -> None:
+    app = door(keyring(tmp_path))
+    assert ask(app, path=path).status_code == 401
+    assert ask(app, path="/health").status_code == 200
     assert ask(app, headers={"Authorization": "bearer  other "}).json() == {"key": "ben"}
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.models.chat.renderer import Chat
+from pipeline.serving.openai.errors import ApiError
 from pipeline.serving.openai.prompts import LONG_BYTES, PromptRenderer
-from pipeline.serving.openai.protocol import ApiError
 from tests.unit.model_folders import make_model_folder
 
 LONG: Any = SimpleNamespace(max_input_len=10**7)  # an engine

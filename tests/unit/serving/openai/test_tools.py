@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.engines.batching.guided_decoding import Guides, grammar_of, tokens_of
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
-from pipeline.serving.openai import tools
-from pipeline.serving.openai.tools import ToolCallFormat, ToolCallParser
+from pipeline.serving.parsers.detection import answer_format
+from pipeline.serving.parsers.families import tools_guide
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
 from tests.unit.serving.fake_models import ListModel, say
@@ -76,24 +74,11 @@ def server(chats: dict[str, Chat], family: str) -> Iterator[Server]:
     server.engine.close()
 
 
-def test_the_style_is_read_off_the_template(chats: dict[str, Chat]) -> None:
-    assert {name: tools.tool_call_format(chat) for name, chat in chats.items()} == {
-        "hermes": ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments", listed=False),
-        "llama": ToolCallFormat("", "", "parameters", listed=False),
-        "mistral": ToolCallFormat("[TOOL_CALLS] ", "", "arguments", listed=True),
-    }
-    assert all(tools.accepts_tools(chat) for chat in chats.values())
-    marked = {
-        name: tools.has_control_tokens(c, tools.tool_call_format(c)) for name, c in chats.items()
-    }
-    assert marked == {"hermes": False, "llama": False, "mistral": True}
-
-
 @pytest.mark.parametrize("plain", ["demo", "chatml", "gemma", "mistral"])
 def test_a_template_without_tools_has_no_format(tmp_path: Path, plain: str) -> None:
     chat = Chat.load(make_model_folder(tmp_path, plain))
-    assert not tools.accepts_tools(chat)
-    assert tools.tool_call_format(chat) is None
+    assert not answer_format(chat).accepts_tools
+    assert answer_format(chat).tools is None
 
 
 def test_a_call_is_returned_in_openais_format(server: Server, family: str) -> None:
@@ -119,13 +104,12 @@ def test_a_call_is_streamed_in_openais_form(server: Server, family: str) -> None
     deltas = [chunk.choices[0].delta for chunk in chunks]
     text = "".join(delta.content or "" for delta in deltas)
     assert text == ("I will look." if family == "hermes" else "")
-    (call,) = [call for delta in deltas for call in delta.tool_calls or []]
-    assert call.index == 0
-    assert call.id
-    assert call.function
-    assert (call.function.name, json.loads(call.function.arguments or "")) == (
-        *("weather", {"town": "Rome"}),
-    )
+    first, *rest = [call for delta in deltas for call in delta.tool_calls or []]
+    assert first.id
+    assert first.function
+    assert (first.index, first.function.name) == (0, "weather")
+    pieces = [call.function.arguments or "" for call in rest if call.function]
+    assert json.loads("".join(pieces)) == {"town": "Rome"}
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
@@ -202,9 +186,9 @@ def test_references_in_a_schema_start_at_the_tools_own_root(
     parameters = nested(["Kiel"])
     parameters["properties"]["next"] = {"$ref": "#"}
     tool = {"type": "function", "function": {"name": "trip", "parameters": parameters}}
-    style = tools.tool_call_format(chat)
-    assert style
-    grammar = grammar_of(tools.guide_for(chat, style, [tool]))
+    family = answer_format(chat).tools
+    assert family
+    grammar = grammar_of(tools_guide(chat, family, [tool]))
     said = '{"name":"trip","parameters":{"town":"Kiel","next":' + inner + "}}"
     ids = chat.tokenizer.encode(said, add_special_tokens=False).ids
     taken = llguidance.LLMatcher(tokens_of(chat), grammar, log_level=0).try_consume_tokens(ids)
@@ -289,55 +273,38 @@ def test_a_template_without_tools_is_named(tmp_path: Path) -> None:
         server.engine.close()
 
 
-def read(style: ToolCallFormat, text: str, sizes: list[int]) -> tuple[str, list[tuple[str, Any]]]:
-    """What a reader makes of a text that comes in parts of these sizes, then in one."""
-    reader, shown, calls = ToolCallParser(style), "", []
-    for size in [*sizes, len(text)]:
-        part, text = text[:size], text[size:]
-        new_text, new_calls = reader.feed(part)
-        shown += new_text
-        calls += [(call.name, json.loads(call.arguments)) for call in new_calls]
-    return shown + reader.finish(), calls
+def test_strict_tools_leave_the_choice_to_the_model(chats: dict[str, Chat], family: str) -> None:
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    for text, called in (("I would rather talk.", False), (SAID[family], True)):
+        server = Server(chats[family], text)
+        try:
+            message = server.post(tools=[strict], max_tokens=100).json()["choices"][0]["message"]
+            assert bool(message.get("tool_calls")) == called
+            if not called:
+                assert message["content"] == text
+        finally:
+            server.engine.close()
 
 
-HERMES = ToolCallFormat("<tool_call>\n", "\n</tool_call>", "arguments", listed=False)
-BARE = ToolCallFormat("", "", "parameters", listed=False)
-LISTED = ToolCallFormat("[TOOL_CALLS] ", "", "arguments", listed=True)
-ONE = ("weather", {"town": "Rome"})
+def test_a_strict_tools_arguments_match_its_schema(chats: dict[str, Chat], family: str) -> None:
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    server = Server(chats[family], SAID[family].replace("Rome", "Bonn"))
+    try:
+        (call,) = server.post(tools=[strict], max_tokens=100).json()["choices"][0]["message"][
+            "tool_calls"
+        ]
+        assert json.loads(call["function"]["arguments"])["town"] in ("Rome", "Oslo")
+    finally:
+        server.engine.close()
 
 
-@pytest.mark.parametrize(
-    ("style", "text", "shown", "calls"),
-    [
-        (HERMES, "No  call < at all. ", "No  call < at all. ", []),
-        (HERMES, f"<tool_call>\n{ROME}\n</tool_call>", "", [ONE]),
-        (HERMES, f"So:\n<tool_call>{ROME}</tool_call>\n<tool_call>{ROME}", "So:", [ONE, ONE]),
-        (HERMES, f"<tool_call>{ROME}</tool_call> Done.", " Done.", [ONE]),
-        (HERMES, '<tool_call>\n{"name": "wea', '<tool_call>\n{"name": "wea', []),
-        (HERMES, "<tool_call>\n{}\n</tool_call>", "<tool_call>\n{}\n</tool_call>", []),
-        (BARE, '{"name": "f", "parameters": {}}', "", [("f", {})]),
-        (BARE, '{"cost": 18}', '{"cost": 18}', []),
-        (BARE, 'So {"name": "f", "parameters": {}}', 'So {"name": "f", "parameters": {}}', []),
-        (LISTED, f"[TOOL_CALLS] [{ROME}, {ROME}]", "", [ONE, ONE]),
-        (LISTED, "[TOOL_CALL]", "[TOOL_CALL]", []),
-        *((BARE, odd, odd, []) for odd in (
-            '{"name": "f", "parameters": {"x": NaN}}',
-            '{"name": "f", "parameters": {"x": 1e999}}',
-            '{"name": "f", "parameters": "not json"}',
-            '{"name": "f", "parameters": "{\\"x\\": NaN}"}',
-            '{"name": {"a": 1}, "parameters": {}}',
-        )),
-        (BARE, '{"name": "f", "parameters": "{\\"x\\": 1}"}', "", [("f", {"x": 1})]),
-        (BARE, '{"name": "\\ud800", "parameters": "\\"\\ud800\\""}', "", [("?", "?")]),
-    ],
-)  # fmt: skip
-@given(sizes=st.lists(st.integers(1, 12), max_size=12))
-def test_calls_are_read_however_they_come(
-    style: ToolCallFormat, text: str, shown: str, calls: list[Any], sizes: list[int]
-) -> None:
-    assert read(style, text, sizes) == (shown, calls)
-
-
-def test_nesting_too_deep_to_be_read_is_text() -> None:
-    text = "[" * 100_000
-    assert read(BARE, text, []) == (text, [])
+def test_allowed_tools_are_the_only_ones_that_are_called(server: Server, family: str) -> None:
+    allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "pay"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    shown = server.post(tools=[WEATHER, PAY]).json()["usage"]["prompt_tokens"]
+    body = server.post(tools=[WEATHER, PAY], tool_choice=choice, max_tokens=100).json()
+    assert body["usage"]["prompt_tokens"] == shown
+    for call in body["choices"][0]["message"].get("tool_calls", []):
+        assert call["function"]["name"] == "pay"
+    allowed["tools"][0]["function"]["name"] = "other"  # type: ignore[index]
+    assert server.post(tools=[WEATHER], tool_choice=choice).status_code == 400

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, on top of chat completions."""
