@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.config.register import Version
 from pipeline.config.section import YEAR, Count, Place, Seconds, Section
 
 
@@ -12,8 +13,9 @@ class ServeConfig(Section):
 
     host: str = Field(description="Address to listen on; 0.0.0.0 is every network interface")
     port: int = Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one")
-    version: Annotated[int, Field(ge=1, le=10**9)] | str | None = Field(
-        description="Registered version to serve, by number or alias; null serves the last build"
+    version: Version | None = Field(
+        description="Registered version to serve, by number or alias, pulled if it is not here; "
+        "null serves the last build"
     )
     max_queue: Count = Field(
         description="Requests that wait for a slot; one more is answered with status 429"

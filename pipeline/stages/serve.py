@@ -20,10 +20,11 @@ def run(config: Config) -> None:
     console, model = get_console(), config.model.name
     folder, title = config.artifacts / "build", model
     if config.serve.version is not None:
-        from pipeline.engines.registered import engine_of
+        from pipeline.deployment.pull import engine_of, tell_if_moved
 
         found = engine_of(config.serve.version, config)
-        folder, title = found.artifact.path, f"{model}, {found.title}"
+        folder, title = found.artifact.path, f"{model}, {found.version.title}"
+        tell_if_moved(config.serve.version, found.version, config)
     if config.verify:
         open_artifact(folder, stage="build", reread=True)
     # Before the engine is loaded, so that a port in use is an error at once.
