@@ -210,6 +210,10 @@ CONDITIONS = (
         + " do",
     ),
     Condition(
+        "serve.follow_seconds", lambda config: config.serve.follow is not None,
+        lambda _: "the server follows no alias: set serve.follow=champion",
+    ),
+    Condition(
         "plan.gpus_per_node", lambda config: config.plan.gpu is not None,
         lambda _: "without plan.gpu the plan is for this machine and its GPUs: set plan.gpu=…",
     ),

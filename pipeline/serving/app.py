@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from pipeline.engines.base import Engine, EngineFailed, QueueFull
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.metrics import Metrics
+from pipeline.serving.metrics import Collectors, Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.auth import rate_limit_response
 from pipeline.serving.middleware.rate_limits import RateLimited
@@ -38,6 +38,7 @@ from pipeline.serving.openai.responses import Json
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
 from pipeline.serving.page import page
 from pipeline.serving.readiness import Readiness
+from pipeline.serving.versions import ServedVersion
 
 RETRY_AFTER_SECONDS = 1
 MAX_LOGGED = 200  # characters of an error or a path
@@ -54,6 +55,9 @@ def create_app(
     adapters: Path | None = None,
     json_whitespace: int = 0,
     middleware: MiddlewareStack = NO_MIDDLEWARE,
+    version: ServedVersion | None = None,
+    in_flight: InFlight | None = None,
+    collectors: Collectors | None = None,
 ) -> FastAPI:
     """The server's application.
 
@@ -66,10 +70,13 @@ def create_app(
         json_whitespace: characters of white space that guided JSON may have at each gap.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
         middleware: authentication, limits, recording and traces.
+        version: the registered version that is served.
+        in_flight, collectors: of a server whose versions follow one another.
     """
-    metrics = Metrics(model, engine.load, slots)
+    number = str(version.number) if version else None
+    metrics = Metrics(model, engine.load, slots, version=number, collectors=collectors)
     renderer, tokenizer = (chat, None) if isinstance(chat, Chat) else (None, chat)
-    models = ServedModels(engine, model, runtime, renderer)
+    models = ServedModels(engine, model, runtime, renderer, version)
     readiness = Readiness(engine, renderer)
     embedder = Embedder(engine, tokenizer, models, metrics)
     completion_service = None
@@ -103,6 +110,7 @@ def create_app(
         engine.close()
         if completion_service:
             completion_service.close()
+        metrics.close()
         await asyncio.to_thread(middleware.close)
 
     app = FastAPI(
@@ -113,7 +121,7 @@ def create_app(
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
     )
     app.router.route_class = bounded_route(engine.max_input_len)
-    app.state.readiness, app.state.in_flight = readiness, InFlight()
+    app.state.readiness, app.state.in_flight = readiness, in_flight or InFlight()
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:

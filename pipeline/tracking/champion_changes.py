@@ -48,6 +48,8 @@ class Registry(Protocol):
 
     def set_alias(self, name: str, alias: str, version: int) -> None: ...
 
+    def set_version_tag(self, name: str, version: int, key: str, value: str) -> None: ...
+
 
 class OfClient:
     """By MLflow's client."""
@@ -67,6 +69,9 @@ class OfClient:
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         self._client.set_registered_model_alias(name, alias, str(version))
+
+    def set_version_tag(self, name: str, version: int, key: str, value: str) -> None:
+        self._client.set_model_version_tag(name, str(version), key, value)
 
 
 def move_champion(

@@ -33,6 +33,10 @@ class OfServer:
         body = {"name": name, "alias": alias, "version": str(version)}
         self._server.post("registered-models/alias", body)
 
+    def set_version_tag(self, name: str, version: int, key: str, value: str) -> None:
+        body = {"name": name, "version": str(version), "key": key, "value": value}
+        self._server.post("model-versions/set-tag", body)
+
 
 @contextmanager
 def registry_at(place: Destination) -> Iterator[Registry]:
