@@ -169,6 +169,21 @@ def test_a_change_under_load_loses_no_request_and_says_which_version_answers(cas
     assert case.engines[2].closed
 
 
+def test_it_goes_back_to_a_version_that_it_served_before(case: Case) -> None:
+    async def script(client: httpx.AsyncClient) -> None:
+        for number in (2, 1, 2):
+            case.alias.now = number
+            await until(lambda number=number: case.app.current.version.number == number)
+            answer = await client.post("/v1/chat/completions", json=ASKED)
+            assert answer.headers[VERSION_HEADER] == str(number)
+            await until(lambda: len(case.app._alive) == 1)
+        text = (await client.get("/metrics")).text
+        counted = [line for line in text.splitlines() if line.startswith("request_success_total")]
+        assert [float(line.rpartition(" ")[2]) for line in counted] == [1.0, 2.0]
+
+    case.run(script)
+
+
 def test_an_answer_in_progress_is_finished_by_the_version_that_began_it(case: Case) -> None:
     async def script(client: httpx.AsyncClient) -> None:
         case.app.current.count += 1  # a stream that a client reads slowly
