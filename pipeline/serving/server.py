@@ -75,6 +75,7 @@ def serve(
         log.info("loading", extra={"model": model, "folder": str(folder)})
         _allow_files(settings.max_connections)
         make = partial(_application, model=model, settings=settings)
+        app: FastAPI | Follower
         if followed and version:
             app = _following(make, Release(folder, version), followed, settings, listening)
         else:
