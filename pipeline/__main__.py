@@ -183,6 +183,7 @@ def _check_effects(
 def _start(stage: str, tree: "Mapping[str, Any]", config: "Config", arguments: list[str]) -> int:
     """Run a stage, or submit the command line to a cluster; the exit code."""
     from pipeline.deployment.launchers import submission as launchers
+    from pipeline.orchestration.graph import OUTSIDE
 
     if stage == "config":
         from pipeline.orchestration import compose
@@ -198,7 +199,7 @@ def _start(stage: str, tree: "Mapping[str, Any]", config: "Config", arguments: l
         from pipeline.stages import retrain
 
         return retrain.run(tree, config)
-    elif stage in ("serve", "profiles", "verify", "doctor", "plan"):
+    elif stage in OUTSIDE:
         import importlib
 
         importlib.import_module(f"pipeline.stages.{stage}").run(config)

@@ -21,7 +21,7 @@ from pipeline.config.outside.plan import PlanConfig
 from pipeline.config.outside.profiles import ProfilesConfig
 from pipeline.config.prepare import PrepareConfig
 from pipeline.config.quantize import QuantizeConfig
-from pipeline.config.register import RegisterConfig, registrable
+from pipeline.config.register import PullConfig, RegisterConfig, registrable
 from pipeline.config.retrain import RetrainConfig
 from pipeline.config.section import Place, Section, explain
 from pipeline.config.serve import ServeConfig
@@ -52,6 +52,7 @@ class Config(Section):
     serve: ServeConfig
     benchmark: BenchmarkConfig
     register_: RegisterConfig = Field(alias="register")
+    pull: PullConfig
     retrain: RetrainConfig
     profiles: ProfilesConfig
     plan: PlanConfig

@@ -1,9 +1,10 @@
 """Settings of stage=serve: the server and its limits."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from pipeline.config.register import Version
 from pipeline.config.section import YEAR, Count, Place, Seconds, Section
 
 
@@ -12,8 +13,17 @@ class ServeConfig(Section):
 
     host: str = Field(description="Address to listen on; 0.0.0.0 is every network interface")
     port: int = Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one")
-    version: Annotated[int, Field(ge=1, le=10**9)] | str | None = Field(
-        description="Registered version to serve, by number or alias; null serves the last build"
+    version: Version | None = Field(
+        description="Registered version to serve, by number or alias, pulled if it is not here; "
+        "null serves the last build"
+    )
+    follow: str | None = Field(
+        min_length=1,
+        description="Alias of the registry, such as champion: the server changes over to its "
+        "version whenever it moves; null follows none",
+    )
+    follow_seconds: Seconds = Field(
+        description="Seconds between looks at the alias that is followed"
     )
     max_queue: Count = Field(
         description="Requests that wait for a slot; one more is answered with status 429"
@@ -65,3 +75,14 @@ class ServeConfig(Section):
     adapters: Place | None = Field(
         description="Folder of LoRA adapters, each served under its folder's name; null has none"
     )
+
+    @model_validator(mode="after")
+    def _one_version(self) -> Self:
+        if self.follow is not None and self.version is not None:
+            raise ValueError("serve.follow says which version is served: leave serve.version out")
+        if self.follow is not None and self.follow.isdigit():
+            raise ValueError(
+                f"serve.follow={self.follow} is a number, which never moves: give an alias, or "
+                f"serve.version={self.follow}"
+            )
+        return self

@@ -167,6 +167,21 @@ def _memory_bytes() -> int:
     return min(sizes, default=0)
 
 
+def free_memory_bytes() -> int:
+    """Memory that a new process can have, of the machine or the container; 0 if the system does
+    not say."""
+    free = [
+        1024 * int(line.split()[1])
+        for line in _read("/proc/meminfo").splitlines()
+        if line.startswith("MemAvailable:")
+    ]
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit():
+        cached = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines())
+        free.append(int(limit) - int(used) + int(cached.get("inactive_file", 0)))
+    return max(0, min(free, default=0))
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text()

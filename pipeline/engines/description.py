@@ -59,25 +59,34 @@ class Description:
                 f"{folder / FILE} cannot be read ({error}): {rebuild(folder)}"
             ) from error
 
-    def require(self, folder: Path, version: str | None, hardware: Mapping[str, str]) -> None:
+    def require(
+        self,
+        what: Path | str,
+        version: str | None,
+        hardware: Mapping[str, str],
+        instead: str | None = None,
+    ) -> None:
         """Refuse an engine that was built for another machine.
 
         Args:
+            what: the engine's folder, or its name in a message.
             version, hardware: of the runtime here; None if it is not installed.
+            instead: what to do; None: build the folder's engine again.
 
         Raises:
             ArtifactError: the engine was built with another version of its runtime, or for other
                 hardware.
         """
+        instead = instead or rebuild(Path(what))
         if self.version != version:
             raise ArtifactError(
-                f"{folder} was built with {self.runtime} {self.version}, and this machine has "
-                f"{version or 'none'}: {rebuild(folder)}"
+                f"{what} was built with {self.runtime} {self.version}, and this machine has "
+                f"{version or 'none'}: {instead}"
             )
         if dict(self.hardware) != dict(hardware):
             raise ArtifactError(
-                f"{folder} was built for {_words(self.hardware)}, and this machine has "
-                f"{_words(hardware)}: {rebuild(folder)}"
+                f"{what} was built for {_words(self.hardware)}, and this machine has "
+                f"{_words(hardware)}: {instead}"
             )
 
 

@@ -12,7 +12,8 @@ from pipeline.core.errors import (
     ConfigError,
     ResourceError,
 )
-from pipeline.core.hardware import inspect_machine
+from pipeline.core.gpu_use import gpu_use
+from pipeline.core.hardware import free_memory_bytes, inspect_machine
 from pipeline.engines.base import Engine
 from pipeline.engines.checkpoint import hf_checkpoint
 from pipeline.engines.description import Description, describe_profile, rebuild
@@ -110,6 +111,29 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
     return Served(engine, chat, description)
 
 
+def lacks_memory(folder: Path) -> str | None:
+    """Why an engine cannot be opened beside what runs here now; None if it can, or if it is not
+    known what it needs.
+    """
+    description = Description.read(folder)
+    if not description.memory_bytes:
+        return None
+    place, here = "memory", free_memory_bytes()
+    if _is_on_gpu(description) and (gpus := gpu_use()):
+        freest = sorted((gpu.free for gpu in gpus), reverse=True)[: description.tensor_parallel]
+        place, here = "GPU memory", freest[-1] if len(freest) == description.tensor_parallel else 0
+    if not here or description.memory_bytes <= here:
+        return None
+    return (
+        f"there is no room for two: it needs {gib(description.memory_bytes)} of {place}, and "
+        f"{gib(here)} are free; restart the server, and it serves this version"
+    )
+
+
+def _is_on_gpu(description: Description) -> bool:
+    return "gpu" in ENGINES[description.runtime].devices and description.precision != "fp32"
+
+
 def _load_texts(folder: Path, description: Description) -> tuple[Chat | Tokenizer, str]:
     """What turns requests into token ids, and its hash."""
     if "embeddings" in ENGINES[description.runtime].features and embeds(folder):
@@ -121,8 +145,7 @@ def _load_texts(folder: Path, description: Description) -> tuple[Chat | Tokenize
 def _require_memory(folder: Path, description: Description) -> None:
     """Refuse at once an engine that the kernel would kill later for lack of memory."""
     machine = inspect_machine()
-    on_gpu = "gpu" in ENGINES[description.runtime].devices and description.precision != "fp32"
-    here = capacity(machine, gpus=len(machine.gpus) if on_gpu else 0)
+    here = capacity(machine, gpus=len(machine.gpus) if _is_on_gpu(description) else 0)
     if here and description.memory_bytes > here:
         raise ResourceError(
             f"{folder} needs {gib(description.memory_bytes)} for {description.max_batch_size} "

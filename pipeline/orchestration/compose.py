@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 CONFIG = "config"  # name of the primary configuration
 # Stages whose settings are written nowhere.
-WRITES_NOTHING = ("config", "doctor", "plan", "profiles", "serve", "verify")
+WRITES_NOTHING = (
+    "config", "doctor", "plan", "profiles", "promote", "pull", "rollback", "serve", "verify",
+    "versions",
+)  # fmt: skip
 # Mappings whose keys are the user's: one that is not there yet is added.
 OPEN_SECTIONS = ("engine.arguments", "evaluate.gate.max_drop")
 LONGEST_NAME = 200  # characters; Hydra looks for files of the names that it is given

@@ -22,16 +22,20 @@ GRAPH = (
 )  # fmt: skip
 # Stages that run the graph, or show what it would do: they read what any of its stages reads.
 WHOLE = ("all", "retrain", "plan")
+# Stages that ask the registry, and change nothing of the chain.
+REGISTRY = ("pull", "promote", "rollback", "versions")
 LOCAL_LAUNCHER = "local"
 
 # Section or key → the stages on whose result or behaviour it has an effect. `config` prints them
 # all, and WHOLE are not listed where a stage of the graph is.
 READERS: Mapping[str, tuple[str, ...]] = {
     "seed": ("prepare", "finetune", "quantize", "evaluate", "benchmark"),
-    "artifacts": (*GRAPH, *WHOLE, "serve", "profiles", "verify", "doctor"),
+    "artifacts": (*GRAPH, *WHOLE, "serve", *REGISTRY, "profiles", "verify", "doctor"),
     "verify": (*GRAPH, "all", "retrain", "serve"),
     "model": ("prepare", "import", "profiles", "doctor"),
-    "model.name": ("prepare", "import", "benchmark", "profiles", "doctor", "serve"),
+    "model.name": (
+        "prepare", "import", "benchmark", "profiles", "doctor", "serve", *REGISTRY,
+    ),  # the default of register.name
     "model.dtype": ("merge", "profiles", "doctor"),
     "data": ("prepare",),
     "prepare": ("prepare",),
@@ -47,6 +51,12 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "engine": ("build", "profiles"),
     "benchmark": ("benchmark",),
     "register": ("register",),
+    "register.name": ("register", "serve", *REGISTRY),
+    "register.store": ("register", "serve", "pull"),
+    "register.version": ("pull", "promote"),
+    "register.reason": ("promote", "rollback"),
+    "register.overrule": ("register", "promote"),
+    "pull": ("pull",),
     "serve": ("serve",),
     "serve.record": ("serve", "retrain"),  # the default of retrain.recordings
     "retrain": ("retrain",),
@@ -54,7 +64,9 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "plan": ("plan",),
     "launcher": (*GRAPH, *WHOLE),
     "tracking": (*GRAPH, "all", "retrain", "serve"),
-}
+    "tracking.uri": (*GRAPH, "all", "retrain", "serve", *REGISTRY),
+    "tracking.experiment": (*GRAPH, "all", "retrain", "serve", *REGISTRY),
+}  # fmt: skip
 
 
 def entry_of(key: str) -> str:
@@ -196,6 +208,10 @@ CONDITIONS = (
         lambda config: f"engine={config.engine.name} takes no arguments of its own; "
         + _names(f"engine={r.name}" for r in ENGINES.values() if r.takes_arguments)
         + " do",
+    ),
+    Condition(
+        "serve.follow_seconds", lambda config: config.serve.follow is not None,
+        lambda _: "the server follows no alias: set serve.follow=champion",
     ),
     Condition(
         "plan.gpus_per_node", lambda config: config.plan.gpu is not None,

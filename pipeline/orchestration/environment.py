@@ -60,6 +60,15 @@ VARIABLES = (
     ),
     Variable("SERVE_API_KEY", "read", "a key that clients of `stage=serve` must send"),
     Variable("REMOTE_API_KEY", "read", "the key that `engine=remote` sends"),
+    Variable(
+        "SERVE_WEBHOOK_SECRET", "read",
+        "the secret of MLflow's webhooks, with `serve.follow` ([registry](registry.md))",
+    ),
+    Variable(
+        "AWS_…, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_…, OCI_USERNAME, OCI_PASSWORD, "
+        "DOCKER_CONFIG", "read",
+        "by the clients of `register.store` ([registry](registry.md)); never written to a file",
+    ),
     Variable("OTEL_…", "read", "by the server: where traces go ([serving](serving.md))"),
     Variable(
         "HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE", "read",

@@ -33,7 +33,10 @@ data/*/recorded/
 # DVC runs experiments with --temp and --queue in a copy of the project in here, and deletes it.
 COPIES = ".dvc/tmp/exps"
 # Stages that read and write nothing of a project: they run in any folder.
-ANYWHERE = ("config", "doctor", "plan", "profiles", "verify")
+ANYWHERE = (
+    "config", "doctor", "plan", "profiles", "promote", "pull", "rollback", "serve", "verify",
+    "versions",
+)  # fmt: skip
 
 
 def project_folder() -> Path:

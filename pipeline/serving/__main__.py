@@ -59,8 +59,11 @@ def _serve(given: argparse.Namespace) -> None:
     from pipeline.serving.server import serve
 
     settings, engine = read_settings(given.settings, given.engine)
-    if settings.version is not None:
-        raise ConfigError("serve.version is for stage=serve: here, give the folder with --engine")
+    for name, value in (("version", settings.version), ("follow", settings.follow)):
+        if value is not None:
+            raise ConfigError(
+                f"serve.{name} is for stage=serve: here, give the folder with --engine"
+            )
     if not given.model.strip():
         raise ConfigError("--model is empty: give the model's name in requests")
     if engine and is_built(given.engine):

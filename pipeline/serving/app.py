@@ -16,7 +16,7 @@ from pipeline.engines.base import Engine, EngineFailed, QueueFull
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.anthropic.errors import MessagesErrors
 from pipeline.serving.anthropic.service import add_messages
-from pipeline.serving.metrics import Metrics
+from pipeline.serving.metrics import Collectors, Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.auth import rate_limit_response
 from pipeline.serving.middleware.rate_limits import RateLimited
@@ -43,6 +43,7 @@ from pipeline.serving.responses.service import add_responses
 from pipeline.serving.routes.health import add_health
 from pipeline.serving.routes.server_info import add_server_info
 from pipeline.serving.routes.tokenization import add_tokenization
+from pipeline.serving.versions import ServedVersion
 
 RETRY_AFTER_SECONDS = 1
 MAX_LOGGED = 200  # characters of an error or a path
@@ -63,6 +64,9 @@ def create_app(
     reasoning_parser: str | None = None,
     response_store: int = 0,
     middleware: MiddlewareStack = NO_MIDDLEWARE,
+    version: ServedVersion | None = None,
+    in_flight: InFlight | None = None,
+    collectors: Collectors | None = None,
 ) -> FastAPI:
     """The server's application.
 
@@ -77,13 +81,16 @@ def create_app(
         tool_parser, reasoning_parser: as answer_format has them.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
         middleware: authentication, limits, recording and traces.
+        version: the registered version that is served.
+        in_flight, collectors: of a server whose versions follow one another.
 
     Raises:
         ConfigError: a parser's name is unknown.
     """
-    metrics = Metrics(model, engine.load, slots)
+    number = str(version.number) if version else None
+    metrics = Metrics(model, engine.load, slots, version=number, collectors=collectors)
     renderer, tokenizer = (chat, None) if isinstance(chat, Chat) else (None, chat)
-    models = ServedModels(engine, model, runtime, renderer)
+    models = ServedModels(engine, model, runtime, renderer, version)
     readiness = Readiness(engine, renderer)
     embedder = Embedder(engine, tokenizer, models, metrics)
     completion_service = None
@@ -121,6 +128,7 @@ def create_app(
         engine.close()
         if completion_service:
             completion_service.close()
+        metrics.close()
         await asyncio.to_thread(middleware.close)
 
     app = FastAPI(
@@ -131,7 +139,7 @@ def create_app(
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
     )
     app.router.route_class = bounded_route(engine.max_input_len)
-    app.state.readiness, app.state.in_flight = readiness, InFlight()
+    app.state.readiness, app.state.in_flight = readiness, in_flight or InFlight()
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
@@ -167,7 +175,9 @@ def create_app(
         add_tokenization(app, completion_service, renderer, models, engine.max_seq_len)
     add_health(app, readiness, engine, metrics)
     folder = renderer.folder if renderer else None
-    add_server_info(app, model=model, folder=folder, runtime=runtime, profile=profile)
+    add_server_info(
+        app, model=model, folder=folder, runtime=runtime, profile=profile, version=version
+    )
 
     chat_page = page(records=middleware.recorder is not None)
 

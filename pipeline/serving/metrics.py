@@ -1,4 +1,4 @@
-"""Prometheus metrics, each labelled with the model's name.
+"""Prometheus metrics, each labelled with the model's name, and with its registered version.
 
 The names are those of NVIDIA NIM 1.x. NIM has none for the phases (queue, prefill, decode); these
 have vLLM's names, without its prefix. What vLLM counts, too, is also there under vLLM's own name,
@@ -8,6 +8,7 @@ https://docs.vllm.ai/en/stable/usage/metrics/
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -18,6 +19,7 @@ from pipeline.engines.base import Load
 FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+T = TypeVar("T")
 TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
 
 
@@ -59,25 +61,55 @@ class _Renamed(Collector):
             yield renamed
 
 
-class Metrics:
-    """The metrics of one server, in their own registry."""
+class Collectors:
+    """The metrics of a server: of one version of a model, or of those that follow one another."""
 
-    def __init__(self, model: str, load: Callable[[], Load], slots: int) -> None:
-        self.model = model
-        self._registry = CollectorRegistry()
-        self._renamed = CollectorRegistry()
-        self._renamed.register(_Renamed(self._registry))
+    def __init__(self) -> None:
+        self.registry, self.renamed = CollectorRegistry(), CollectorRegistry()
+        self.renamed.register(_Renamed(self.registry))
+        self._made: dict[str, Any] = {}
+
+    def get(self, kind: Callable[..., T], name: str, text: str, labels: Any, **given: Any) -> T:
+        """The metric of this name, made when it is first asked for."""
+        if name not in self._made:
+            self._made[name] = kind(name, text, labels, registry=self.registry, **given)
+        metric: T = self._made[name]
+        return metric
+
+
+class Metrics:
+    """The metrics of one model.
+
+    Args:
+        version: of the registry, as a label; None: the model has none.
+        collectors: of the server, where versions follow one another.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        load: Callable[[], Load],
+        slots: int,
+        *,
+        version: str | None = None,
+        collectors: Collectors | None = None,
+    ) -> None:
+        self._collectors = collectors = collectors or Collectors()
+        labels = {"model_name": model} | ({"model_version": version} if version else {})
+        names, self._values = list(labels), list(labels.values())
+        self._gauges: list[Gauge] = []
 
         def gauge(name: str, text: str, read: Callable[[], float]) -> None:
-            metric = Gauge(name, text, ["model_name"], registry=self._registry)
-            metric.labels(model).set_function(read)
+            metric = collectors.get(Gauge, name, text, names)
+            metric.labels(*self._values).set_function(read)
+            self._gauges.append(metric)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            metric = Histogram(name, text, ["model_name"], buckets=buckets, registry=self._registry)
-            return metric.labels(model)
+            metric = collectors.get(Histogram, name, text, names, buckets=buckets)
+            return metric.labels(*self._values)
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, ["model_name"], registry=self._registry).labels(model)
+            return collectors.get(Counter, name, text, names).labels(*self._values)
 
         gauge("num_requests_running", "Sequences being generated", lambda: load().running)
         gauge("num_requests_waiting", "Sequences waiting for a slot", lambda: load().waiting)
@@ -125,17 +157,14 @@ class Metrics:
         self.success = counter(
             "request_success", "Sequences that were completed, and requests for embeddings"
         )
-        self._finished = Counter(
-            "request_finish",
-            "Sequences by finish reason",
-            ["model_name", "finished_reason"],
-            registry=self._registry,
+        self._finished = collectors.get(
+            Counter, "request_finish", "Sequences by finish reason", [*names, "finished_reason"]
         )
-        self._failed = Counter(
+        self._failed = collectors.get(
+            Counter,
             "request_failure",
             "Requests refused or failed, by HTTP status",
-            ["model_name", "status"],
-            registry=self._registry,
+            [*names, "status"],
         )
 
     def finished(self, reason: str) -> None:
@@ -145,13 +174,19 @@ class Metrics:
             reason: OpenAI's finish reason, `abort` (the client disconnected), or `error` (the
                 sequence was refused, failed or timed out).
         """
-        self._finished.labels(self.model, reason).inc()
+        self._finished.labels(*self._values, reason).inc()
         if reason not in ("abort", "error"):
             self.success.inc()
 
     def failed(self, status: int) -> None:
-        self._failed.labels(self.model, str(status)).inc()
+        self._failed.labels(*self._values, str(status)).inc()
+
+    def close(self) -> None:
+        """Remove what can only be read while the model is loaded; counts remain."""
+        for metric in self._gauges:
+            metric.remove(*self._values)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry) + generate_latest(self._renamed)
+        found = self._collectors
+        return generate_latest(found.registry) + generate_latest(found.renamed)

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -9,24 +10,31 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from pipeline.config.serve import ServeConfig
 from pipeline.core.artifact import open_artifact
 from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.engines.description import FILE, Description
-from pipeline.engines.opening import open_engine
+from pipeline.engines.opening import lacks_memory, open_engine
 from pipeline.models.chat.tokenizer import read_json
 from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
+from pipeline.serving.following import Follower, Generation
 from pipeline.serving.logs import server_log
+from pipeline.serving.metrics import Collectors
 from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
+from pipeline.serving.middleware.request_log import InFlight
 from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.openai.protocol import CompletionRequest
+from pipeline.serving.versions import Followed, Release, ServedVersion
+from pipeline.serving.webhook import SECRET
 
 log = logging.getLogger("pipeline.serving")
 
@@ -41,12 +49,16 @@ def serve(
     model: str,
     settings: ServeConfig,
     description: Description | None = None,
+    version: ServedVersion | None = None,
+    followed: Followed | None = None,
     announce: Callable[[], None] = lambda: None,
 ) -> bool:
     """Serve an engine on a socket until SIGINT or SIGTERM, then finish the requests in progress.
 
     Args:
         description: of an HF folder to serve directly; None for an engine of `stage=build`.
+        version: the registered version that the engine is of.
+        followed: an alias of the registry, to whose version the server changes over as it moves.
         announce: called when the server is ready.
 
     Returns:
@@ -62,7 +74,13 @@ def serve(
     with server_log():
         log.info("loading", extra={"model": model, "folder": str(folder)})
         _allow_files(settings.max_connections)
-        server = _server(folder, model, settings, description)
+        make = partial(_application, model=model, settings=settings)
+        app: FastAPI | Follower
+        if followed and version:
+            app = _following(make, Release(folder, version), followed, settings, listening)
+        else:
+            app = make(folder, description=description, version=version)
+        server = _server(app, settings)
 
         def ready() -> None:
             # What is there now stays: without it the collector's passes take a millisecond.
@@ -97,9 +115,45 @@ def _allow_files(connections: int) -> None:
         )
 
 
-def _server(
-    folder: Path, model: str, settings: ServeConfig, description: Description | None
-) -> "_Server":
+def _following(
+    make: Callable[..., FastAPI],
+    first: Release,
+    followed: Followed,
+    settings: ServeConfig,
+    listening: socket.socket,
+) -> Follower:
+    in_flight, collectors = InFlight(), Collectors()
+
+    def load(release: Release) -> FastAPI:
+        return make(
+            release.folder, version=release.version, in_flight=in_flight, collectors=collectors
+        )
+
+    host, port = listening.getsockname()[:2]
+    public = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    return Follower(
+        Generation(load(first), first.version),
+        load,
+        lambda release: lacks_memory(release.folder),
+        followed,
+        in_flight,
+        seconds=settings.follow_seconds,
+        drain=settings.request_timeout,
+        secret=os.environ.get(SECRET, ""),
+        address=f"{public}:{port}",
+    )
+
+
+def _application(
+    folder: Path,
+    *,
+    model: str,
+    settings: ServeConfig,
+    description: Description | None = None,
+    version: ServedVersion | None = None,
+    in_flight: InFlight | None = None,
+    collectors: Collectors | None = None,
+) -> FastAPI:
     middleware = MiddlewareStack.from_config(settings)
     if description is None:
         if folder.is_dir() and not (folder / FILE).is_file():
@@ -119,7 +173,7 @@ def _server(
             "opened without support for LoRA adapters: serve the model's HF folder with "
             "engine.name=hf, or with vllm or trtllm and engine.lora_rank"
         )
-    app = create_app(
+    return create_app(
         served.engine,
         served.chat,
         model=model,
@@ -133,7 +187,13 @@ def _server(
         tool_parser=settings.tool_parser,
         reasoning_parser=settings.reasoning_parser,
         middleware=middleware,
+        version=version,
+        in_flight=in_flight,
+        collectors=collectors,
     )
+
+
+def _server(app: FastAPI | Follower, settings: ServeConfig) -> "_Server":
     return _Server(
         HttpConfig(
             app,

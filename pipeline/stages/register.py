@@ -11,6 +11,7 @@ from the current settings, which may differ. This module does not import MLflow.
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pipeline.evaluation import report
 from pipeline.evaluation.metrics import gate_metric
 from pipeline.evaluation.served import describe, read_scores
 from pipeline.optimization.formats import FORMATS
-from pipeline.tracking import champion_rule
+from pipeline.tracking import champion_rule, registry_reader
 
 STAGE = Stage(
     version=2,
@@ -37,10 +38,11 @@ REQUEST, CARD, SCORES = "registration.json", "MODEL_CARD.md", "scores.json"
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
-    """Write registration.json and MODEL_CARD.md.
+    """Write registration.json and MODEL_CARD.md, and push the files to register.store.
 
     Raises:
-        ArtifactError: the artifacts were not made from one another.
+        ArtifactError: the artifacts were not made from one another. PipelineError: the store
+        cannot be used.
     """
     _require_one_lineage(inputs)
     evaluate, trained = inputs["evaluate"], inputs["finetune"].manifest.config
@@ -97,6 +99,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             "dataset": inputs["prepare"].manifest.digest,
             **({"overruled": json.dumps(overruled)} if overruled else {}),
             **{f"digest.{stage}": artifact.manifest.digest for stage, artifact in inputs.items()},
+            **_stored(config, inputs),
         },
         "artifacts": {stage: _location(artifact) for stage, artifact in inputs.items()},
         "serve": "python -m pipeline stage=serve",
@@ -210,6 +213,41 @@ def _require_one_lineage(inputs: Mapping[str, Artifact]) -> None:
                     f"{artifact.path} was made from another {source} than {inputs[source].path}: "
                     f"run `python -m pipeline stage={stage}` again with matching settings"
                 )
+
+
+def _stored(config: Config, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Tags that say what was trained, what the engine needs, and where the version's files are.
+
+    They are pushed first.
+    """
+    engine, trained = inputs["build"], inputs["finetune"].manifest.config["finetune"]
+    dataset = inputs["prepare"].manifest
+    rows = dataset.metrics.get("rows/train")
+    tags = {
+        registry_reader.TRAINED: f"{inputs['merge'].manifest.config['model']['name']} by "
+        f"{trained['method']} on {dataset.config['data']['folder']}"
+        + (f" ({rows:,.0f} rows)" if rows else ""),
+        registry_reader.BYTES: str(engine.manifest.bytes),
+        # What a machine must have to open it, to be known before the engine is fetched.
+        registry_reader.RUNTIME: json.dumps(_described(engine)),
+    }
+    if config.register_.store is None:
+        return tags
+    from pipeline.deployment.store.places import open_store
+    from pipeline.deployment.store.transfer import push
+
+    adapter = ("finetune",) if inputs["finetune"].kind == "nemo_adapter" else ()
+    pushed = {stage: inputs[stage] for stage in ("build", "merge", "export", *adapter)}
+    with closing(open_store(config.register_.store, config)) as store:
+        bundle = push(pushed, store)
+    where = {registry_reader.STORE: store.address, registry_reader.BUNDLE: bundle.blob.sha256}
+    return tags | where
+
+
+def _described(engine: Artifact) -> dict[str, Any]:
+    """The content of engine.json without the settings, which may be long."""
+    content = json.loads((engine.path / "engine.json").read_text())
+    return {name: content[name] for name in sorted(content) if name != "settings"}
 
 
 def _location(artifact: Artifact) -> dict[str, Any]:

@@ -1,10 +1,15 @@
 """Serve the built engine as an OpenAI endpoint, until it is stopped."""
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config
 from pipeline.core.artifact import open_artifact
 from pipeline.core.console import get_console
+
+if TYPE_CHECKING:
+    from pipeline.serving.versions import Followed, ServedVersion
 
 
 def run(config: Config) -> None:
@@ -18,12 +23,7 @@ def run(config: Config) -> None:
     from pipeline.serving import address
 
     console, model = get_console(), config.model.name
-    folder, title = config.artifacts / "build", model
-    if config.serve.version is not None:
-        from pipeline.engines.registered import engine_of
-
-        found = engine_of(config.serve.version, config)
-        folder, title = found.artifact.path, f"{model}, {found.title}"
+    folder, title, version, followed = _chosen(config)
     if config.verify:
         open_artifact(folder, stage="build", reread=True)
     # Before the engine is loaded, so that a port in use is an error at once.
@@ -49,6 +49,8 @@ def run(config: Config) -> None:
             listening,
             model=model,
             settings=config.serve,
+            version=version,
+            followed=followed,
             announce=announce,
         )
     console.print(
@@ -56,3 +58,25 @@ def run(config: Config) -> None:
         if finished
         else "stopped: answers in progress were aborted; the log has a line for each"
     )
+
+
+def _chosen(
+    config: Config,
+) -> "tuple[Path, str, ServedVersion | None, Followed | None]":
+    """The engine's folder, what users are told of it, its version, and the alias to follow."""
+    model, wanted, alias = config.model.name, config.serve.version, config.serve.follow
+    if wanted is None and alias is None:
+        return config.artifacts / "build", model, None, None
+    from pipeline.deployment import pull
+    from pipeline.deployment.following import FollowedAlias, release_of
+
+    if alias is not None:
+        followed = FollowedAlias(config, alias)
+        found = followed.first()
+        title = f"{model}, {found.version.title}, following {alias}"
+        return found.artifact.path, title, release_of(found).version, followed
+    assert wanted is not None
+    found = pull.engine_of(wanted, config)
+    pull.tell_if_moved(wanted, found.version, config)
+    title = f"{model}, {found.version.title}"
+    return found.artifact.path, title, release_of(found).version, None

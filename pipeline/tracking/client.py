@@ -123,7 +123,7 @@ class Delivery:
 _current: StageRun | None = None
 
 
-def _experiment(config: TrackingConfig) -> str:
+def experiment_of(config: TrackingConfig) -> str:
     """As for the server's address, MLflow's own variable comes first."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or config.experiment
 
@@ -149,7 +149,7 @@ def start_stage(
     with _warn_on_failure(f"nothing is tracked: {artifacts}/.tracking cannot be used"):
         if config.enabled:
             destination = Destination.of(artifacts, config)
-            group = destination.join_group(_experiment(config), stage)
+            group = destination.join_group(experiment_of(config), stage)
             run = StageRun(destination, f"{_milliseconds()}-{os.getpid()}-{stage}-{group.id}")
             run.append(
                 "start",

@@ -1,6 +1,7 @@
 """Creates the model version that the register stage requested in MLflow. Safe to repeat."""
 
 import json
+import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +15,16 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, Object, Property, Schema
 
 from pipeline.tracking import champion_rule
+from pipeline.tracking.champion_changes import CHAMPION, OfClient, move_champion
 from pipeline.tracking.mlflow_scores import SCORES, scores_of
 
-CANDIDATE, CHAMPION = "candidate", "champion"
+CANDIDATE = "candidate"
 REQUEST, CARD = "registration.json", "MODEL_CARD.md"
 # Of a registration that an earlier version of the pipeline left waiting in the outbox.
 EARLIER_METRIC = {
     "name": "exact_match", "title": "exact match", "format": ".1%", "higher_is_better": True,
 }  # fmt: skip
+LOADER = "pipeline.deployment.pyfunc"  # with which MLflow opens a version
 _MESSAGE = Object([Property("role", "string"), Property("content", "string")])
 # The request and response of /v1/chat/completions.
 SIGNATURE = ModelSignature(
@@ -67,7 +70,10 @@ def register(client: MlflowClient, run_id: str, files: Path) -> dict[str, Any]:
     ours = json.loads(scores.read_text()) if scores.is_file() else {}
     wins, reason = _is_champion(client, version, request, ours)
     if wins:
-        client.set_registered_model_alias(name, CHAMPION, version.version)
+        move_champion(
+            OfClient(client), name, int(version.version), kind="registered", why=reason,
+            now=version.creation_timestamp,
+        )  # fmt: skip
         client.update_registered_model(name, card)
     client.set_model_version_tag(name, version.version, CHAMPION, reason)
     aliases = [CANDIDATE, CHAMPION] if wins else [CANDIDATE]
@@ -93,8 +99,14 @@ def _logged_model(
             run_id=run_id,
             model_id=model.model_id,
             signature=SIGNATURE,
-            flavors={"openai_chat": {"artifacts": request["artifacts"], "serve": request["serve"]}},
-            metadata={"description": "the flavor has the location and digest of the weights"},
+            flavors={
+                "openai_chat": {"artifacts": request["artifacts"], "serve": request["serve"]},
+                "python_function": {
+                    "loader_module": LOADER,
+                    "python_version": platform.python_version(),
+                },
+            },
+            metadata={"description": "the files are where registration.json says"},
         ).save(str(Path(folder) / "MLmodel"))
         for name in (REQUEST, CARD, SCORES):
             if (files / name).is_file():

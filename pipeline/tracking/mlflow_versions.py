@@ -2,10 +2,10 @@
 
     python -m pipeline.tracking.mlflow_versions NAME VERSION [BASE]    # in MLFLOW_TRACKING_URI
 
-VERSION is a number or an alias. BASE is the folder that paths in an embedded store are relative to.
-Prints one line of JSON: `version`, `aliases`, `tags` and `scores`, by question (null if it was
-registered without them). If there is no such version, it has `missing`, a message with the existing
-versions.
+VERSION is a number, an alias, or * for all. BASE is the folder that paths in an embedded store are
+relative to. Prints one line of JSON: `version`, `aliases`, `tags` and `scores` by question (null if
+it was registered without them); of all versions, a list `versions` without scores. If there is no
+such version, it has `missing`, a message with the existing versions.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.mlflow_store import upgrade_store
+from pipeline.tracking.registry_reader import ALL, missing
 from pipeline.tracking.sender_process import reason, set_up
 
 if TYPE_CHECKING:
@@ -46,14 +47,26 @@ def find(client: "MlflowClient", name: str, wanted: str) -> dict[str, Any]:
     }
 
 
+def find_all(client: "MlflowClient", name: str) -> dict[str, Any]:
+    """Every version, without scores."""
+    found = client.search_model_versions(f"name = '{name}'")
+    aliases = client.get_registered_model(name).aliases if found else {}
+    return {
+        "versions": [
+            {
+                "version": int(version.version),
+                "aliases": sorted(a for a, number in aliases.items() if number == version.version),
+                "tags": dict(version.tags),
+            }
+            for version in found
+        ]
+    }
+
+
 def _missing(client: "MlflowClient", name: str, wanted: str) -> str:
-    versions = client.search_model_versions(f"name = '{name}'")
-    if not versions:
-        return f"no version of {name} is registered yet: `stage=all` registers one"
-    aliases = client.get_registered_model(name).aliases
-    there = [str(v) for v in sorted(int(version.version) for version in versions)]
-    there += [f"{alias} ({version})" for alias, version in sorted(aliases.items())]
-    return f"{name} has no version {wanted}: choose one of {', '.join(there)}"
+    numbers = [int(found.version) for found in client.search_model_versions(f"name = '{name}'")]
+    aliases = client.get_registered_model(name).aliases if numbers else {}
+    return missing(name, wanted, numbers, aliases)
 
 
 def main(name: str, wanted: str, base: str = ".") -> int:
@@ -63,7 +76,9 @@ def main(name: str, wanted: str, base: str = ".") -> int:
 
         os.chdir(base)
         upgrade_store(os.environ.get("MLFLOW_TRACKING_URI", ""))
-        print(json.dumps(find(MlflowClient(), name, wanted)))
+        client = MlflowClient()
+        found = find_all(client, name) if wanted == ALL else find(client, name, wanted)
+        print(json.dumps(found))
     except Exception as error:  # anything that a store, a network or a proxy can raise
         print(reason(error), file=sys.stderr)
         return 1

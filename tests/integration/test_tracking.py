@@ -25,7 +25,8 @@ from mlflow.models import Model
 from pipeline.config.schema import Config
 from pipeline.config.tracking import TrackingConfig
 from pipeline.core.errors import ArtifactError
-from pipeline.engines.registered import champion_of, engine_of, engine_with
+from pipeline.deployment.pull import engine_of
+from pipeline.engines.registered import champion_of, engine_with
 from pipeline.orchestration import compose
 from pipeline.stages import register
 from pipeline.tracking import client as tracking
@@ -364,7 +365,10 @@ def test_a_registered_engine_is_found_by_number_and_by_alias(artifacts: Path) ->
         update={"register_": config.register_.model_copy(update={"name": "bank-model"})}
     )
     found = engine_of("champion", config)
-    assert (found.artifact.path, found.title) == (artifacts / "build", "version 1 (champion)")
+    assert (found.artifact.path, found.version.title) == (
+        artifacts / "build",
+        "version 1 (champion)",
+    )
     there = r"no version best: choose one of 1, 2, candidate \(2\), champion \(1\)"
     with pytest.raises(ArtifactError, match=there):
         engine_of("best", config)

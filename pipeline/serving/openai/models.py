@@ -12,6 +12,7 @@ from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
 from pipeline.serving.openai.errors import ApiError, invalid, shortened
 from pipeline.serving.openai.protocol import AdapterRequest
+from pipeline.serving.versions import ServedVersion
 
 
 class ServedModels:
@@ -21,9 +22,18 @@ class ServedModels:
         engine: an AdapterEngine if its features have "adapters".
         runtime: the engine's name, for messages.
         chat: the model's renderer; None for an embedding model.
+        version: the registered version of the model; None: it has none.
     """
 
-    def __init__(self, engine: Any, model: str, runtime: str, chat: Chat | None) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        model: str,
+        runtime: str,
+        chat: Chat | None,
+        version: ServedVersion | None = None,
+    ) -> None:
+        self._version = version.fields if version else {}
         self._engine, self._model, self._runtime, self._chat = engine, model, runtime, chat
         self._created = {model: int(time.time())}
         self._changing = asyncio.Lock()  # an adapter is unloaded before its name is used again
@@ -131,7 +141,8 @@ class ServedModels:
     def _card(self, name: str) -> dict[str, Any]:
         parent = None if name == self._model else self._model
         created = self._created.get(name, self._created[self._model])
-        return responses.model_card(name, created, self._engine.max_seq_len, parent=parent)
+        card = responses.model_card(name, created, self._engine.max_seq_len, parent=parent)
+        return card | self._version
 
     def _require_admin(self) -> None:
         if not request_context.current().is_admin:

@@ -11,36 +11,45 @@ from fastapi import FastAPI, HTTPException, Response
 import pipeline
 from pipeline.core.paths import ROOT
 from pipeline.serving.openai.responses import Json
+from pipeline.serving.versions import ServedVersion
 
 API_VERSION = "2.0.0"  # of NIM, whose paths these are
 LICENSE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENSE-MODEL")
 
 
 def add_server_info(
-    app: FastAPI, *, model: str, folder: Path | None, runtime: str, profile: str | None
+    app: FastAPI,
+    *,
+    model: str,
+    folder: Path | None,
+    runtime: str,
+    profile: str | None,
+    version: ServedVersion | None,
 ) -> None:
     """Add the routes.
 
     Args:
         folder: the model's, whose license is shown; else that of this software.
-        profile: the name of the engine's profile.
+        profile: the name of the engine's profile. version: the registered one that is served.
     """
+    registered = version.fields if version else {}
     license_of = _license(folder)
     facts = {
         "version": pipeline.__version__,
         "repository_override": "",
         "assetInfo": [],
-        "modelInfo": [{"shortName": model, "modelUrl": ""}],
+        "modelInfo": [{"shortName": model, "modelUrl": "", **registered}],
         "selectedModelProfileId": profile or runtime,
     }
 
     @app.get("/version")
-    async def version() -> dict[str, str]:
+    async def software_version() -> dict[str, str]:
         return {"version": pipeline.__version__}
 
     @app.get("/v1/version")
     async def nim_version() -> dict[str, str]:
-        return {"release": pipeline.__version__, "api": API_VERSION}
+        model_version = {"model_version": str(version.number)} if version else {}
+        return {"release": pipeline.__version__, "api": API_VERSION, **model_version}
 
     @app.get("/v1/metadata")
     async def metadata() -> Response:

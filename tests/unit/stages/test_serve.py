@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.engines import registered
-from pipeline.engines.registered import Registered
+from pipeline.deployment import pull
+from pipeline.deployment.pull import Registered
 from pipeline.orchestration import compose
 from pipeline.serving import server
 from pipeline.stages import serve
+from pipeline.tracking.registry_reader import Version
 from tests.made_artifacts import make_artifact
 
 
@@ -30,10 +31,11 @@ def test_what_was_built_last_or_a_registered_version(
 
     def engine_of(wanted: str | int, config: Any) -> Registered:
         asked.append(wanted)
-        return Registered(kept, 2, ("champion",))
+        return Registered(kept, Version("bank", 2, ("champion",), {}))
 
     monkeypatch.setattr(server, "serve", stand_in)
-    monkeypatch.setattr(registered, "engine_of", engine_of)
+    monkeypatch.setattr(pull, "engine_of", engine_of)
+    monkeypatch.setattr(pull, "tell_if_moved", lambda *_: None)
     wanted = [] if version is None else [f"serve.version={version}"]
     words = ["stage=serve", "serve.port=0", f"artifacts={tmp_path}", *wanted]
     serve.run(compose.from_command_line(words)[2])

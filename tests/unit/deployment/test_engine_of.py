@@ -1,4 +1,4 @@
-"""registered: an engine is found by its digest, wherever it is kept."""
+"""engine_of: an engine is found by its digest, wherever it is kept."""
 
 import json
 import shutil
@@ -11,8 +11,9 @@ import pytest
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact
 from pipeline.core.errors import ArtifactError, PipelineError
-from pipeline.engines import registered
+from pipeline.deployment.pull import engine_of
 from pipeline.orchestration import compose
+from pipeline.tracking import registry_reader
 from tests.made_artifacts import make_artifact
 
 
@@ -40,7 +41,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             return subprocess.CompletedProcess(command, answer["code"], "", answer["stderr"])
         return subprocess.CompletedProcess(command, 0, f"a warning\n{json.dumps(answer)}\n", "")
 
-    monkeypatch.setattr(registered.subprocess, "run", run)
+    monkeypatch.setattr(registry_reader.subprocess, "run", run)
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow/mlflow.db").touch()
     return answer
@@ -55,8 +56,11 @@ def test_what_was_built_last_and_what_was_built_before(
     second = make_engine(tmp_path, "second").manifest.digest
     for digest, place in ((first, aside), (second, tmp_path / "build")):
         registry["tags"]["digest.build"] = digest
-        found = registered.engine_of("champion", config)
-        assert (found.artifact.path, found.title) == (place, "version 3 (candidate, champion)")
+        found = engine_of("champion", config)
+        assert (found.artifact.path, found.version.title) == (
+            place,
+            "version 3 (candidate, champion)",
+        )
 
 
 def test_an_engine_that_is_gone_or_altered_is_not_served(
@@ -67,10 +71,10 @@ def test_an_engine_that_is_gone_or_altered_is_not_served(
     registry["tags"]["digest.build"] = made.manifest.digest
     (tmp_path / "build/model.onnx").write_text("other")
     with pytest.raises(ArtifactError, match="was altered"):
-        registered.engine_of(3, config)
+        engine_of(3, config)
     shutil.rmtree(tmp_path / "build")
     with pytest.raises(ArtifactError, match=r"version 3 of .* which is not in"):
-        registered.engine_of(3, config)
+        engine_of(3, config)
 
 
 def test_a_registry_that_does_not_have_it_or_does_not_answer(
@@ -79,7 +83,7 @@ def test_a_registry_that_does_not_have_it_or_does_not_answer(
     config = configured(tmp_path)
     registry |= {"code": 1, "stderr": "noise\nConnectionError: http://me:secret@host refused\n"}
     with pytest.raises(PipelineError, match=r"\(ConnectionError: http://me:\*\*\*@host refused\)"):
-        registered.engine_of("champion", config)
+        engine_of("champion", config)
     (tmp_path / "mlflow/mlflow.db").unlink()
     with pytest.raises(ArtifactError, match=r"has no version of .* yet"):
-        registered.engine_of("champion", config)
+        engine_of("champion", config)
