@@ -40,15 +40,17 @@ AS_IN_VLLM = {
 }
 
 
-class _Renamed(Collector):
-    """The metrics of a registry by vLLM's names; made when they are asked for, so they cost a
-    request nothing."""
+class _WithVllmsNames(Collector):
+    """The metrics of a registry, and again those that vLLM has, by its names. These are made when
+    they are asked for, so they cost a request nothing."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
+        metrics = list(self._registry.collect())  # once: gauges are read here
+        yield from metrics
+        for metric in metrics:
             name = AS_IN_VLLM.get(metric.name)
             if name is None:
                 continue
@@ -65,8 +67,6 @@ class Metrics:
     def __init__(self, model: str, load: Callable[[], Load], slots: int) -> None:
         self.model = model
         self._registry = CollectorRegistry()
-        self._renamed = CollectorRegistry()
-        self._renamed.register(_Renamed(self._registry))
 
         def gauge(name: str, text: str, read: Callable[[], float]) -> None:
             metric = Gauge(name, text, ["model_name"], registry=self._registry)
@@ -138,6 +138,9 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._shown = CollectorRegistry(auto_describe=False)
+        self._shown.register(_WithVllmsNames(self._registry))
+
     def finished(self, reason: str) -> None:
         """Count a finished sequence.
 
@@ -154,4 +157,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry) + generate_latest(self._renamed)
+        return generate_latest(self._shown)
