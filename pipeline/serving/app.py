@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 from pipeline.engines.base import Engine, EngineFailed, QueueFull
 from pipeline.models.chat.renderer import Chat
+from pipeline.serving.guardrails.guard import Guardrails
+from pipeline.serving.guardrails.service import GuardedService
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.auth import rate_limit_response
@@ -54,6 +56,7 @@ def create_app(
     adapters: Path | None = None,
     json_whitespace: int = 0,
     middleware: MiddlewareStack = NO_MIDDLEWARE,
+    guardrails: Guardrails | None = None,
 ) -> FastAPI:
     """The server's application.
 
@@ -66,6 +69,7 @@ def create_app(
         json_whitespace: characters of white space that guided JSON may have at each gap.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
         middleware: authentication, limits, recording and traces.
+        guardrails: rails before and behind the model; not for an embedding engine.
     """
     metrics = Metrics(model, engine.load, slots)
     renderer, tokenizer = (chat, None) if isinstance(chat, Chat) else (None, chat)
@@ -77,9 +81,12 @@ def create_app(
         sampling_params = SamplingParamsBuilder(
             engine, renderer, runtime, defaults or {}, json_whitespace
         )
-        completion_service = CompletionService(engine, renderer, metrics, models, sampling_params)
+        unguarded = CompletionService(engine, renderer, metrics, models, sampling_params)
+        completion_service = GuardedService(unguarded, guardrails, renderer, models)
+        if guardrails:
+            guardrails.bind(engine, renderer, metrics)
 
-    def service_for(name: str) -> CompletionService:
+    def service_for(name: str) -> GuardedService:
         if completion_service is None:
             models.find(name)
             raise invalid("model", f"the model {name!r} makes embeddings: use /v1/embeddings")

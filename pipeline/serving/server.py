@@ -20,9 +20,11 @@ from pipeline.core.artifact import open_artifact
 from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.engines.description import FILE, Description
 from pipeline.engines.opening import open_engine
+from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.tokenizer import read_json
 from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
+from pipeline.serving.guardrails.guard import Guardrails
 from pipeline.serving.logs import server_log
 from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
 from pipeline.serving.middleware.stack import MiddlewareStack
@@ -101,6 +103,7 @@ def _server(
     folder: Path, model: str, settings: ServeConfig, description: Description | None
 ) -> "_Server":
     middleware = MiddlewareStack.from_config(settings)
+    guardrails = Guardrails.from_config(settings, model)
     if description is None:
         if folder.is_dir() and not (folder / FILE).is_file():
             raise ArtifactError(
@@ -119,6 +122,9 @@ def _server(
             "opened without support for LoRA adapters: serve the model's HF folder with "
             "engine.name=hf, or with vllm or trtllm and engine.lora_rank"
         )
+    if guardrails and not isinstance(served.chat, Chat):
+        served.engine.close()
+        raise ConfigError(f"serve.guardrails={settings.guardrails}: this model makes embeddings")
     app = create_app(
         served.engine,
         served.chat,
@@ -129,6 +135,7 @@ def _server(
         adapters=settings.adapters,
         json_whitespace=settings.json_whitespace,
         middleware=middleware,
+        guardrails=guardrails,
     )
     return _Server(
         HttpConfig(
