@@ -16,6 +16,8 @@ from pipeline.engines.base import Engine, EngineFailed, QueueFull
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.anthropic.errors import MessagesErrors
 from pipeline.serving.anthropic.service import add_messages
+from pipeline.serving.guardrails.guard import Guardrails
+from pipeline.serving.guardrails.service import GuardedService
 from pipeline.serving.metrics import Collectors, Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.auth import rate_limit_response
@@ -67,6 +69,7 @@ def create_app(
     version: ServedVersion | None = None,
     in_flight: InFlight | None = None,
     collectors: Collectors | None = None,
+    guardrails: Guardrails | None = None,
 ) -> FastAPI:
     """The server's application.
 
@@ -83,6 +86,7 @@ def create_app(
         middleware: authentication, limits, recording and traces.
         version: the registered version that is served.
         in_flight, collectors: of a server whose versions follow one another.
+        guardrails: rails before and behind the model; not for an embedding engine.
 
     Raises:
         ConfigError: a parser's name is unknown.
@@ -98,12 +102,15 @@ def create_app(
         sampling_params = SamplingParamsBuilder(
             engine, renderer, runtime, defaults or {}, json_whitespace
         )
-        completion_service = CompletionService(
+        unguarded = CompletionService(
             *(engine, renderer, metrics, models, sampling_params),
             answer_format(renderer, tool_parser, reasoning_parser),
         )
+        completion_service = GuardedService(unguarded, guardrails, renderer, models)
+        if guardrails:
+            guardrails.bind(engine, renderer, metrics)
 
-    def service_for(name: str | None) -> CompletionService:
+    def service_for(name: str | None) -> GuardedService:
         if completion_service is None:
             models.find(name)
             text = f"the model {models.name_of(name)!r} makes embeddings: use /v1/embeddings"
