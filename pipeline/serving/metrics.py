@@ -42,15 +42,17 @@ AS_IN_VLLM = {
 }
 
 
-class _Renamed(Collector):
-    """The metrics of a registry by vLLM's names; made when they are asked for, so they cost a
-    request nothing."""
+class _WithVllmsNames(Collector):
+    """The metrics of a registry, and again those that vLLM has, by its names. These are made when
+    they are asked for, so they cost a request nothing."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
+        metrics = list(self._registry.collect())  # once: gauges are read here
+        yield from metrics
+        for metric in metrics:
             name = AS_IN_VLLM.get(metric.name)
             if name is None:
                 continue
@@ -65,8 +67,9 @@ class Collectors:
     """The metrics of a server: of one version of a model, or of those that follow one another."""
 
     def __init__(self) -> None:
-        self.registry, self.renamed = CollectorRegistry(), CollectorRegistry()
-        self.renamed.register(_Renamed(self.registry))
+        self.registry = CollectorRegistry()
+        self.shown = CollectorRegistry(auto_describe=False)  # what a scrape shows
+        self.shown.register(_WithVllmsNames(self.registry))
         self._made: dict[str, Any] = {}
 
     def get(self, kind: Callable[..., T], name: str, text: str, labels: Any, **given: Any) -> T:
@@ -189,4 +192,4 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         found = self._collectors
-        return generate_latest(found.registry) + generate_latest(found.renamed)
+        return generate_latest(found.shown)

@@ -428,7 +428,7 @@ def finished(app: Any) -> dict[str, float]:
     """Answers by how they ended, and how many are in the histogram of latencies."""
     text = get(app, "/metrics").text
     ends = re.findall(r'request_finish_total{finished_reason="(\w+)".*} (.*)', text)
-    (timed,) = re.findall(r"e2e_request_latency_seconds_count{.*} (.*)", text)
+    (timed,) = re.findall(r"(?m)^e2e_request_latency_seconds_count{.*} (.*)", text)
     return {**{reason: float(count) for reason, count in ends}, "timed": float(timed)}
 
 
