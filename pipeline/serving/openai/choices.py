@@ -129,6 +129,8 @@ class ChatFormatter:
 
     def chunks(self, delta: Delta) -> list[Choice]:
         choice = delta.choice
+        if not (delta.reason or delta.tokens or self._parsers[choice]):  # the most common ones
+            return [_chunk(choice, {"content": delta.text})] if delta.text else []
         chunks = [_chunk(choice, part) for part in self._parts(choice, self.events(delta))]
         found = self._logprobs(delta)
         shows_ids = self._shows_ids and bool(delta.tokens)

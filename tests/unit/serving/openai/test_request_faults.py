@@ -86,14 +86,15 @@ def test_of_the_tokenizer(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_of_the_response(app: Any, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
-    parse = ChatFormatter.events
+    name = "chunks" if stream else "complete"
+    write = getattr(ChatFormatter, name)
 
     def failing(self: ChatFormatter, delta: Any) -> Any:
         if len(self._parsers) == 2:
             raise KeyError("no such call")
-        return parse(self, delta)
+        return write(self, delta)
 
-    monkeypatch.setattr(ChatFormatter, "events", failing)
+    monkeypatch.setattr(ChatFormatter, name, failing)
     odd = ask_with_a_fault(app, stream=stream, n=2)
     if stream:
         error = json.loads(odd.text.split("data: ")[-1])["error"]
