@@ -97,6 +97,7 @@ CASES = [
     ("engine.precision", "engine.precision", {"engine": "vllm"}, {"engine": "onnxruntime"}),
     ("engine.lora_rank", "engine.lora_rank", {"engine": "onnxruntime"}, {"engine": "hf"}),
     ("engine.arguments", "engine.arguments.x", {"engine": "hf"}, {"engine": "trtllm"}),
+    ("serve.follow_seconds", "serve.follow_seconds", {}, {"serve.follow": "champion"}),
     ("plan.gpus_per_node", "plan.gpus_per_node", {}, {"plan.gpu": "h100"}),
     ("retrain.schedule", "retrain.schedule", {"retrain.schedule": "@daily"},
      {"launcher": "kubernetes", "launcher.container_image": "i", "launcher.claim": "c"}),

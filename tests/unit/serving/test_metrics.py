@@ -30,7 +30,7 @@ def test_nims_and_vllms_names_are_there_with_the_models(name: str) -> None:
 
 
 def test_gauges_are_read_at_the_scrape() -> None:
-    loads = iter([Load(0, 0, 0.0), Load(3, 2, 0.25), Load(3, 2, 0.25), Load(3, 2, 0.25)])
+    loads = iter([Load(0, 0, 0.0), *[Load(3, 2, 0.25)] * 6])  # also for vLLM's names
     text = Metrics("bank", lambda: next(loads), slots=4).text().decode()
     assert 'num_requests_running{model_name="bank"} 3.0' in text
     assert 'num_requests_waiting{model_name="bank"} 2.0' in text
