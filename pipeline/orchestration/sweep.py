@@ -1,8 +1,9 @@
 """A sweep: `-m finetune.learning_rate=1e-4,2e-4` runs a stage, or the graph, once for each value.
 
 Hydra's sweeper makes the combinations and Hydra's launcher runs them: one after the other by
-default, or at the same time with hydra/launcher=joblib and others that are installed. Each run has
-artifacts of its own:
+default, or at the same time with hydra/launcher=joblib and others that are installed. With
+launcher=slurm they are the tasks of one job array (sweep_array.py). Each run has artifacts of its
+own:
 
     artifacts/sweeps/<stage>-<digest of the overrides>/<run>/   artifacts, params.yaml, result.json
 
@@ -19,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from pipeline.config.schema import Config, load
 from pipeline.core import artifact as artifacts
 from pipeline.core.console import get_console
@@ -30,6 +33,7 @@ from pipeline.orchestration.graph import declared_stages, read_graph
 from pipeline.orchestration.graph_run import run_command
 from pipeline.orchestration.project import project_folder
 from pipeline.orchestration.runner import check_files, hold
+from pipeline.orchestration.sweep_array import run_on_slurm
 from pipeline.tracking import client as tracking
 
 if TYPE_CHECKING:
@@ -79,19 +83,30 @@ class Run:
 
         job = HydraConfig.get()
         number, overrides = int(job.job.num), list(job.overrides.task)
+        self.prepare(number, compose.to_tree(composed))
+        result = self.run(number, overrides)
+        return next(iter(result.metrics.values()), None)
+
+    def prepare(self, number: int, composed: Mapping[str, Any]) -> None:
+        """Write the settings of a run, and link what it reads."""
         place = self.folder / str(number)
-        tree = {**compose.to_tree(composed), "artifacts": self._name(place)}
+        tree = {**composed, "artifacts": self._name(place)}
         compose.refuse_secrets(self.stage, tree)
         config = load(tree)
         place.mkdir(parents=True, exist_ok=True)
         (place / RESULT).unlink(missing_ok=True)
         (place / PARAMS).write_text(compose.to_yaml(tree))
         _link_inputs(self.stage, tree, config)
+
+    def run(self, number: int, overrides: Sequence[str]) -> Result:
+        """Run the stages of a run that was prepared, and keep what became of it."""
+        place = self.folder / str(number)
+        config = load(yaml.safe_load((place / PARAMS).read_text()))
         code, stage = self._run(place)
         tracking.wait_until_sent(self.project / config.artifacts, config.tracking, timeout=0)
         result = Result(number, tuple(overrides), code, stage, _figures(self.stage, config))
         (place / RESULT).write_text(json.dumps(asdict(result), indent=1) + "\n")
-        return next(iter(result.metrics.values()), None)
+        return result
 
     def _name(self, place: Path) -> str:
         """As settings say it: relative to the project, so that the project can move."""
@@ -123,35 +138,68 @@ def run_sweep(command: Command) -> int:
         )
     if command.params:
         raise ConfigError("--params holds one configuration: leave it out with --multirun")
-    if refused := [o for o in command.overrides if o.startswith(("artifacts=", "launcher"))]:
+    on_slurm = "launcher=slurm" in command.overrides
+    places = [o for o in command.overrides if o.startswith("launcher")] if on_slurm else []
+    words = [o for o in command.overrides if o not in places]
+    if refused := [o for o in words if o.startswith(("artifacts=", "launcher"))]:
         raise ConfigError(
             f"{refused[0]} cannot be set with --multirun: each run has a folder below "
-            "artifacts/sweeps, and hydra/launcher says where runs go"
+            "artifacts/sweeps, and hydra/launcher or launcher=slurm says where runs go"
         )
     project = project_folder()
     main = project / "artifacts"
-    with compose.hydra(command.overrides, plugins=True) as (composer, overrides):
-        for combination in _combinations(composer, overrides):
+    with compose.hydra(words, plugins=True) as (composer, overrides):
+        combinations = _combinations(composer, overrides)
+        for combination in combinations:
             _check(stage, combination)
-        name = f"{stage}-{artifacts.sha256_of_json(sorted(command.overrides))[:8]}"
+        cluster = _on_slurm(combinations, places) if on_slurm else None
+        name = f"{stage}-{artifacts.sha256_of_json(sorted(words))[:8]}"
         folder = main / artifacts.SWEEPS / name
         get_console().print(f"sweep in {folder.relative_to(project)}", soft_wrap=True)
         with hold(folder):
             for old in folder.glob(f"*/{RESULT}"):
                 old.unlink()
-            composer.multirun(
-                compose.CONFIG,
-                Run(stage, project, folder),
-                [
-                    f"hydra.sweep.dir={compose.quote(str(folder))}",
-                    "hydra.sweep.subdir=${hydra.job.num}",
-                    *overrides,
-                ],
-                with_log_configuration=False,
-            )
+            if cluster:
+                for number, combination in enumerate(combinations):
+                    Run(stage, project, folder).prepare(number, compose.compose_words(combination))
+                run_on_slurm(stage, project, folder, combinations, cluster)
+            else:
+                composer.multirun(
+                    compose.CONFIG,
+                    Run(stage, project, folder),
+                    [
+                        f"hydra.sweep.dir={compose.quote(str(folder))}",
+                        "hydra.sweep.subdir=${hydra.job.num}",
+                        *overrides,
+                    ],
+                    with_log_configuration=False,
+                )
             results = sorted(read_results(folder), key=lambda result: result.number)
     get_console().print(results_table(results))
     return next((result.code for result in results if result.code), 0)
+
+
+def _on_slurm(combinations: Sequence[list[str]], places: Sequence[str]) -> Config:
+    """The configuration of a job array's launcher, with the settings of the first run.
+
+    places: the settings of the launcher, of which the runs do not know.
+
+    Raises:
+        ConfigError: they are not valid, or no array can run this sweep.
+    """
+    if not combinations:
+        raise ConfigError(
+            "launcher=slurm runs all combinations at once, and hydra/sweeper chooses one after the "
+            "other: leave one of them out"
+        )
+    config = load(compose.compose_words([*combinations[0], *places]))
+    launcher = config.launcher
+    if launcher.nodes > 1 or launcher.dry_run:
+        raise ConfigError(
+            f"launcher.nodes={launcher.nodes}, launcher.dry_run={str(launcher.dry_run).lower()}: "
+            "each run of a sweep is a task on one machine, and is submitted: leave them out"
+        )
+    return config
 
 
 def _combinations(composer: Any, overrides: Sequence[str]) -> list[list[str]]:
@@ -242,3 +290,13 @@ def results_table(results: Sequence[Result]) -> "Table":
             *shown,
         )
     return table
+
+
+def main(arguments: Sequence[str]) -> int:
+    """A task of a job array: one run of a sweep."""
+    stage, project, folder, number, *overrides = arguments
+    return Run(stage, Path(project), Path(folder)).run(int(number), overrides).code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -14,6 +14,9 @@ from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import ConfigError
 from pipeline.deployment.launchers.job import GRAPH_STAGES, JobSpec
+from pipeline.models.architecture import read_shape
+from pipeline.planner.refusals import check_run
+from pipeline.training.settings_checks import check
 from pipeline.training.torchrun import MASTER, MASTER_PORT, NODE_RANK, PORT
 
 # Stages that always run on this machine.
@@ -48,26 +51,56 @@ def submit(stage: str, arguments: list[str], config: Config) -> None:
         join(nodes=launcher.nodes, processes=config.finetune.parallel.processes)
         return
     job = job_spec(stage, arguments, config)
+    if launcher.name in ("slurm", "kubernetes"):
+        _refuse_early(stage, config)
     if isinstance(launcher, SlurmLauncher):
-        from pipeline.deployment.launchers import slurm
-
-        script = slurm.render(job, launcher, config.artifacts)
-        if launcher.dry_run:
-            print(script, end="")
-        else:
-            number = slurm.submit(job, launcher, config.artifacts)
-            _report(f"job {number} on {launcher.partition}", job)
+        _submit_to_slurm(job, launcher, config)
     elif isinstance(launcher, KubernetesLauncher):
         from pipeline.deployment.launchers import kubernetes
 
         schedule = config.retrain.schedule if stage == "retrain" else None
-        manifest = kubernetes.render(job, launcher, config.artifacts, schedule)
+        manifest = kubernetes.render(job, launcher, config, schedule)
         if launcher.dry_run:
             print(manifest, end="")
         else:
             _report(kubernetes.submit(manifest), job)
     else:
         print(_local_commands(job, config), end="")
+
+
+def _refuse_early(stage: str, config: Config) -> None:
+    """Refuse what the job would refuse, if the model is visible here too.
+
+    Raises:
+        ConfigError, DataError: what the stage would raise, in its words.
+    """
+    if not (config.model.path / "config.json").is_file():
+        return
+    if stage in GRAPH_STAGES:
+        check_run(config, here=False)
+    elif stage == "finetune":
+        check(config.finetune, read_shape(config.model.path), nodes=config.launcher.nodes)
+
+
+def _submit_to_slurm(job: JobSpec, launcher: SlurmLauncher, config: Config) -> None:
+    from pipeline.deployment.launchers import slurm
+
+    if launcher.dry_run:
+        print(slurm.render(job, launcher, config), end="")
+        return
+    from pipeline.deployment.launchers import slurm_queue
+
+    slurm.check(job, launcher, config)
+    submitted = slurm.submit([job], launcher, config.artifacts)
+    _report(f"job {submitted.number} on {launcher.partition}", job)
+    if launcher.wait:
+        slurm_queue.require_success(slurm_queue.follow(submitted, job.name), submitted)
+    else:
+        get_console().print(
+            f"state: squeue -j {submitted.number}; log: {submitted.folder}/log-*.out; "
+            f"end it: scancel {submitted.number}",
+            soft_wrap=True,
+        )
 
 
 def job_spec(stage: str, arguments: list[str], config: Config) -> JobSpec:
@@ -85,7 +118,9 @@ def job_spec(stage: str, arguments: list[str], config: Config) -> JobSpec:
             f"finetune.parallel.processes={parallel.processes} must be a multiple of "
             f"launcher.nodes={nodes}: all machines run the same number of processes"
         )
-    gpus = _gpus(stage, config, nodes)
+    gpus = getattr(launcher, "gpus", None)
+    if gpus is None:
+        gpus = _gpus(stage, config, nodes)
     kept = [a for a in arguments if not a.startswith(("launcher=", "launcher."))]
     where = "torchrun" if nodes > 1 else "local"
     command = ["python", "-m", "pipeline", *kept, f"launcher={where}", f"launcher.nodes={nodes}"]
@@ -137,7 +172,8 @@ def _local_commands(job: JobSpec, config: Config) -> str:
 
 def _report(what: str, job: JobSpec) -> None:
     machines = f" on {job.nodes} machines" if job.nodes > 1 else ""
+    gpus = f"{job.gpus} GPUs each" if job.gpus else "no GPUs"
     get_console().print(
-        f"[green]✓[/] submitted {job.name}: {what}{machines}, {job.gpus} GPUs each",
+        f"[green]✓[/] submitted {job.name}: {what}{machines}, {gpus}",
         soft_wrap=True,
     )

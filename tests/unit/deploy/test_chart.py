@@ -153,7 +153,7 @@ def test_the_init_container_pulls_into_the_folder_that_is_served(
     assert pull["args"] == [
         "stage=pull",
         "register.name=harbor-support",
-        f"pull.digest={digest}",
+        f"register.version={digest}",
         "register.store=s3://models/registry",
         f"pull.to=/models/sha256-{digest}",
     ]

@@ -102,7 +102,21 @@ def test_a_single_stage_reads_what_the_project_made(shop: Path, started: list) -
         (["stage=prepare", "quantize=fp8,fp9"], "quantize=fp9 does not exist"),
         (["stage=serve", "seed=1,2"], "stage=serve takes no --multirun"),
         (["stage=prepare", "seed=1,2", "artifacts=x"], "artifacts=x cannot be set with --multirun"),
-        (["stage=prepare", "seed=1,2", "launcher=slurm"], "launcher=slurm cannot be set"),
+        (["stage=prepare", "seed=1,2", "launcher=torchrun"], "launcher=torchrun cannot be set"),
+        (["stage=prepare", "seed=1,2", "launcher=slurm"], "launcher.account is not set"),
+        (
+            [
+                "stage=prepare",
+                "seed=1,2",
+                "launcher=slurm",
+                "launcher.account=null",
+                "launcher.partition=p",
+                "launcher.container_image=null",
+                "launcher.job_folder=j",
+                "launcher.nodes=2",
+            ],
+            "each run of a sweep is a task on one machine",
+        ),
         (["seed=1,2"], "give one stage="),
     ],
 )

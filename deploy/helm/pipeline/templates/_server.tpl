@@ -159,12 +159,7 @@ timeoutSeconds: 4
   args:
     - stage=pull
     - register.name={{ $pull.name }}
-    {{- with $pull.version }}
-    - register.version={{ . }}
-    {{- end }}
-    {{- with $pull.digest }}
-    - pull.digest={{ trimPrefix "sha256:" . }}
-    {{- end }}
+    - register.version={{ default $pull.version (trimPrefix "sha256:" $pull.digest) }}
     {{- with $pull.store }}
     - register.store={{ . }}
     {{- end }}

@@ -219,6 +219,15 @@ def test_jobs_that_no_launcher_runs_are_refused(arguments: list[str], said: str)
         launchers.submit(stage, arguments, configured(arguments))
 
 
+@pytest.mark.parametrize("stage", ["finetune", "all"])
+def test_what_a_job_would_refuse_is_not_submitted(stage: str) -> None:
+    """Its model is here too."""
+    arguments = [f"stage={stage}", *KUBERNETES, "artifacts=/shared/artifacts"]
+    arguments += ["finetune.micro_batch_size=5"]
+    with pytest.raises(ConfigError, match="must be a multiple of micro_batch_size"):
+        launchers.submit(stage, arguments, configured(arguments))
+
+
 def test_under_dvc_the_whole_graph_must_be_submitted(tmp_path: Path) -> None:
     arguments = ["stage=prepare", *KUBERNETES]
     config = configured(arguments)

@@ -32,6 +32,7 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 export PET_MASTER_ADDR=$head_node_ip
 export PET_MASTER_PORT=29500
+trap 'if [ "${exitcode:-0}" -ne 0 ] && [ ! -e /shared/jobs/experiments/llama3-405b-finetune/llama3-405b-finetune_dry-run/run/refused ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then scontrol requeue "$SLURM_JOB_ID"; fi' EXIT
 
 
 # Command 1
@@ -53,4 +54,7 @@ fi
 #!/usr/bin/bash
 cd /app
 export PET_NODE_RANK=$SLURM_NODEID
-exec python -m pipeline stage=finetune experiment=llama3_405b model.path=/shared/llama3-405b artifacts=/shared/artifacts 'data.train=[my chats.jsonl]' launcher=torchrun launcher.nodes=8
+python -m pipeline stage=finetune experiment=llama3_405b model.path=/shared/llama3-405b artifacts=/shared/artifacts 'data.train=[my chats.jsonl]' launcher=torchrun launcher.nodes=8
+code=$?
+[ $code -lt 2 ] || [ $code -gt 9 ] || touch "${0%/scripts/*}/refused"
+exit $code
