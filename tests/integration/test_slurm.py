@@ -73,14 +73,14 @@ def test_a_job_that_loses_a_node_is_started_again(
     words: list[str], cluster: Cluster, tmp_path: Path
 ) -> None:
     counts = tmp_path / "started"
-    script = f'echo "$SLURM_NODEID" >> {counts}; [ $(wc -l < {counts}) -gt 2 ] || sleep 60'
+    script = f'echo "$SLURM_NODEID" >> {counts}; [ $(wc -l < {counts}) -gt 2 ] || sleep 300'
     job = submitted([*words, "launcher.retries=2"], script, nodes=2)
     _until(lambda: counts.exists() and len(counts.read_text().split()) == 2)
     assert cluster.kill_node("n2") >= 2
     _until(lambda: slurm_queue.tasks(job.number)[0].state == "PENDING")
     cluster.start_node("n2")
     cluster.start_now(job.number)
-    _until(lambda: slurm_queue.tasks(job.number)[0].state in slurm_queue.ENDED, seconds=60)
+    _until(lambda: slurm_queue.tasks(job.number)[0].state in slurm_queue.ENDED)
     (ended,) = slurm_queue.tasks(job.number)
     assert (ended.state, ended.restarts) == ("COMPLETED", 1)
     assert sorted(counts.read_text().split()) == ["0", "0", "1", "1"]
@@ -153,7 +153,7 @@ def test_a_refused_job_leaves_nothing(words: list[str], tmp_path: Path) -> None:
     assert len(NODES) == 2
 
 
-def _until(condition, seconds: float = 30) -> None:  # type: ignore[no-untyped-def]
+def _until(condition, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come about"
