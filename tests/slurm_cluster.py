@@ -18,7 +18,6 @@ import pytest
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "scancel")
 PARTITION, NODES = "batch", ("n1", "n2")
-_NODE = "SLURMD_NODENAME"  # of every process of a job
 
 
 def _missing() -> str:
@@ -103,37 +102,12 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._run("slurmd", "-N", node)
 
-    def kill_node(self, node: str) -> int:
-        """End everything that runs on a node, as when its power fails; how many processes."""
-        self._end(node, hard=True)
-        killed = []
-        for process in psutil.process_iter():
-            try:
-                found = process.environ()
-                if found.get(_NODE) == node and found.get("SLURM_CONF") == str(self.conf):
-                    killed.append(process)
-                    parent = process.parent()
-                    if parent is not None and parent.name() == "slurmstepd":
-                        killed.append(parent)
-            except psutil.Error:
-                continue
-        for process in dict.fromkeys(killed):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        return len(killed)
-
-    def start_now(self, job: str) -> None:
-        """Do not wait the two minutes after which Slurm starts a job again."""
-        self._run("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
-
-    def _end(self, name: str, *, hard: bool = False) -> None:
+    def _end(self, name: str) -> None:
         file = self._folder / "run" / f"{name}.pid"
         if file.exists():
             try:
                 process = psutil.Process(int(file.read_text()))
-                process.kill() if hard else process.terminate()
+                process.terminate()
                 process.wait(10)
             except psutil.Error:
                 return

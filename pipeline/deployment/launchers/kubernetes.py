@@ -77,13 +77,16 @@ def _variables(launcher: KubernetesLauncher, config: Config) -> list[dict[str, A
         ConfigError: the tracking server's address holds a password.
     """
     found = _pairs(launcher.env)
-    uri = os.environ.get(TRACKING_URI) or config.tracking.uri
-    if config.tracking.enabled and uri and "://" in uri and not uri.startswith(("file", "sqlite")):
-        if "@" in uri:
-            raise ConfigError(
-                f"{TRACKING_URI} holds a password, which everybody could read in the manifest: put "
-                "it into a Secret, and name that in launcher.secrets"
-            )
+    given = os.environ.get(TRACKING_URI, "")
+    if config.tracking.enabled and "@" in given:
+        raise ConfigError(
+            f"{TRACKING_URI} holds a password, which everybody could read in the manifest: put it "
+            "into a Secret, and name that in launcher.secrets"
+        )
+    uri = given or config.tracking.uri or ""
+    # The command itself carries a reference to a variable, which the pod resolves.
+    kept = "${" in uri or "@" in uri or uri.startswith(("file:", "sqlite:"))
+    if config.tracking.enabled and "://" in uri and not kept:
         found = {TRACKING_URI: uri, **found}
     return [{"name": name, "value": value} for name, value in found.items()]
 

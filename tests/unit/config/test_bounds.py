@@ -111,7 +111,8 @@ def test_what_slurm_does_not_take(time: str) -> None:
 def slurm(time: str) -> SlurmLauncher:
     return SlurmLauncher.model_validate(
         {"name": "slurm", "nodes": 1, "dry_run": True, "account": "a", "partition": "p",
-         "time": time, "container_image": "i", "container_mounts": [], "job_folder": "/j"}
+         "time": time, "container_image": "i", "container_mounts": [], "job_folder": "/j",
+         "gpus": None, "setup": [], "options": [], "retries": 3, "wait": False}
     )  # fmt: skip
 
 
@@ -122,6 +123,9 @@ def slurm(time: str) -> SlurmLauncher:
 def test_what_kubernetes_does_not_take(name: str, value: str) -> None:
     good = {"name": "kubernetes", "nodes": 1, "dry_run": True, "namespace": "default"}
     good |= {"container_image": "i", "claim": "c", "mount": "/m", "shared_memory": "64Gi"}
+    good |= {"kind": "job", "runtime": "r", "retries": 3, "gpus": None, "service_account": None}
+    lists = ("env", "secrets", "pull_secrets", "requests", "node_selector", "tolerations")
+    good |= dict.fromkeys(lists, ())
     assert KubernetesLauncher.model_validate(good)
     with pytest.raises(ValidationError, match=f"{name}\n.*give "):
         KubernetesLauncher.model_validate({**good, name: value})
