@@ -58,26 +58,48 @@ def extras() -> list[str]:
     return sorted([*project["optional-dependencies"], *own])
 
 
+EXTRA_PROJECT = """\
+[project]
+name = "extra"
+version = "0"
+requires-python = ">=3.11,<3.13"
+dependencies = [{dependencies}]
+[tool.uv]
+environments = [
+    "python_version < '3.13' and sys_platform == 'linux' and platform_machine == 'x86_64'"
+]
+"""
+
+
 def lock_extra(name: str) -> int:
     """Write extras/NAME.lock; gives the number of its packages."""
     own = ROOT / "extras" / f"{name}.in"
     command = ["uv", "pip", "compile", "-q", "--universal", "--python-version", "3.11"]
     command += ["--generate-hashes", "--no-header", "--no-annotate"]
     core: set[str] = set()
-    with tempfile.NamedTemporaryFile("w", suffix=".in") as file:
+    with tempfile.TemporaryDirectory() as folder:
         if own.is_file():
             command += [
                 str(own),
                 *(["--no-deps"] if "# lock: --no-deps" in own.read_text() else []),
             ]
         else:
+            # A project of its own: uv then knows that later Pythons need no solution.
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-            file.write("\n".join(project["optional-dependencies"][name]))
-            file.flush()
-            command += ["-c", "requirements.lock", "-c", "requirements-cuda.lock", file.name]
+            listed = ", ".join(f'"{entry}"' for entry in project["optional-dependencies"][name])
+            (Path(folder) / "pyproject.toml").write_text(EXTRA_PROJECT.format(dependencies=listed))
             for lock in ROOT.glob("requirements*.lock"):
                 core |= set(re.findall(r"^[^=\s]+(?===)", lock.read_text(), re.M))
-        done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True)
+            for bounds in ("requirements.lock", "requirements-cuda.lock"):
+                command += ["-c", str(ROOT / bounds)]
+            command.append("pyproject.toml")
+        done = subprocess.run(
+            command,
+            cwd=ROOT if own.is_file() else folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
     listing = re.sub(r" ; [^\\\n]*sys_platform == 'linux'[^\\\n]*(?= \\)", _marker, done.stdout)
     entries = [e + "\n" for e in re.split(r"\n(?=\S)", listing.strip())]
     entries = [e for e in entries if e.split("==")[0] not in core]
