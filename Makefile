@@ -55,6 +55,7 @@ coverage: setup
 
 docs: setup
 	$(BIN)/python -m tools.settings_reference
+	$(BIN)/python -m tools.metric_table
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 versions: setup

@@ -53,7 +53,8 @@ def main() -> None:
         "quantize": "none",
         "evaluate.max_new_tokens": given.max_new_tokens,
         # A few steps reach no gate: here the figures are only printed.
-        "evaluate.gate.min_exact_match": {"adapter": 0, "full": 0},
+        "evaluate.gate.learned": None,
+        "evaluate.gate.reached": None,
     }
     if given.model:
         changes |= {"model": "local", "model.name": given.model.name, "model.path": given.model}

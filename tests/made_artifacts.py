@@ -149,7 +149,7 @@ def make_chain(
     accuracy = {**engine, "sampling": {"temperature": 0.0}, "questions": len(served)}
     accuracy["exact_match"] = {"value": share, "low": share - 0.02, "high": share + 0.02}
     replies = [
-        json.dumps({"id": f"question {number}", "exact_match": score})
+        json.dumps({"id": f"question {number}", "metrics": {"exact_match": score}, "slices": []})
         for number, score in enumerate(served, start=first_question)
     ]
     add("benchmark", "benchmark", "build prepare evaluate",

@@ -48,7 +48,7 @@ WRONG = [
     f"model.name={LONG}", f"{LONG}=1", LONG, f"model={LONG}", f"engine={'9' * 5_000}",
     f"seed={'9' * 5_000}", f"seed={'[' * 500}", "engine.arguments=3", "engine.arguments=[1]",
     "engine.arguments.tensor_parallel_size=0", "engine.arguments.tensor_parallel_size=true",
-    "evaluate.gate.max_drop.fp9=0.1", "evaluate.gate.max_drop.fp8=2", "quantize.exclude=[]",
+    "evaluate.gate.max_drop.fp8=0.1", "evaluate.gate.format.margin=x", "quantize.exclude=[]",
     "quantize.compare=[fp8,nothing]", "quantize.compare=fp8", "finetune=lora,sft", "seed=1,2",
     "hydra.nothing=1", "hydra/launcher=nothing", "stage=", "stage=nothing", "stage=[all]",
     "tracking.uri=htp:/x", "launcher.name=slurm", "launcher.name=nowhere", "launcher=slurm",
@@ -67,7 +67,7 @@ OTHERS = [
     "--resolve", "--traceback", "model.name=é", "model.path='a b'", "data.folder=~/x",
     "tracking.experiment='ü #1'", "data.train=[a b.jsonl,c]", "seed=${oc.decode:3}",
     "model.name=${tracking.experiment}", "register.name='{x}'", "hydra.verbose=true",
-    "evaluate.gate.max_drop.fp8=0.1", "finetune.pack_length=null", "plan.gpu=h100",
+    "evaluate.gate.format.margin=0.1", "finetune.pack_length=null", "plan.gpu=h100",
     "--package", "hydra.job.chdir=true", "hydra.run.dir=/tmp", "seed=0x1", "seed=1_000",
 ]  # fmt: skip
 

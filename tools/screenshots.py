@@ -1,4 +1,4 @@
-"""Take the documentation's screenshots of real artifacts: the summary, MLflow and the chat page.
+"""Take the documentation's screenshots of real artifacts: summary, MLflow, evaluation, chat page.
 
     python tools/screenshots.py [artifacts] [docs/images]     # needs chromium in PATH
 
@@ -50,6 +50,7 @@ def main(artifacts: Path, images: Path) -> None:
             args=["--no-sandbox"],
         )
         pictures_of_mlflow(browser, artifacts, images)
+        pictures_of_report(browser, artifacts, images)
         pictures_of_chat(browser, artifacts, images)
         picture_of_comparison(browser, artifacts, images)
         browser.close()
@@ -67,6 +68,16 @@ def pictures_of_mlflow(browser: Browser, artifacts: Path, images: Path) -> None:
             page.screenshot(path=images / f"{name}.png")
             print(images / f"{name}.png")
     page.close()
+
+
+def pictures_of_report(browser: Browser, artifacts: Path, images: Path) -> None:
+    """The page of the evaluation, in light and dark."""
+    for name in ("report", "report-dark"):
+        page = browser.new_page(viewport=WINDOW, color_scheme="dark" if "dark" in name else "light")
+        page.goto((artifacts / "evaluate" / "report.html").absolute().as_uri())
+        page.screenshot(path=images / f"{name}.png")
+        print(images / f"{name}.png")
+        page.close()
 
 
 def pictures_of_chat(browser: Browser, artifacts: Path, images: Path) -> None:

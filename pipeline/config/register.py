@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Place, Section, Share
+from pipeline.config.section import Place, Section
 
 Version = Annotated[int, Field(ge=1, le=10**9)] | str  # a number or an alias
 MLFLOW = "mlflow"  # of register.store: MLflow's own artifact store
@@ -27,10 +27,6 @@ class RegisterConfig(Section):
     """The registered model."""
 
     name: str = Field(min_length=1, description="Name of the registered model in MLflow")
-    margin: Share = Field(
-        description="How much worse than the champion a version may be, at the worse end of the "
-        "95 % interval of their difference on the same questions, to become champion"
-    )
     overrule: str | None = Field(
         min_length=1,
         description="Reason why this version becomes champion whatever the comparison says, if it "

@@ -200,4 +200,7 @@ def explain(error: Mapping[str, Any], section: str = "") -> str:
     if error["type"] == "tuple_type" and isinstance(error["input"], str | int):
         given = short(str(error["input"]))
         return f"{field}={shown(error['input'])}: give a list: {field}=[{given}]"
-    return f"{field}={shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
+    said = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], Mapping):  # a section: the message names what in it is wrong
+        return said if said.startswith(f"{field}.") else f"{field}: {said}"
+    return f"{field}={shown(error['input'])}: {said}"

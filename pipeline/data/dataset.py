@@ -54,7 +54,8 @@ _CODES = {pa.int32(): "i", pa.int8(): "b"}
 class Row:
     """One conversation.
 
-    messages: its turns (a JSON string in the file, which also holds the tools if there are any).
+    messages: its turns (a JSON string in the file, which also holds tools, tags and language, if
+        there are any).
     input_ids: token ids of the whole conversation.
     loss_mask: 1 for each token to train on; as long as input_ids.
     source: the "file:line" that it was read from.
@@ -65,6 +66,7 @@ class Row:
     label: 1 if the answer is a good one and 0 if it is a bad one, where an objective learns from
         that; elsewhere None.
     tools: those that the assistant may call, in OpenAI's form.
+    tags, language: of a test question, as its row names them.
     """
 
     messages: list[Message]
@@ -78,6 +80,8 @@ class Row:
     rejected_mask: list[int] | None = None
     label: int | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    language: str | None = None
 
     @property
     def kind(self) -> RowKind:
@@ -148,10 +152,7 @@ def _column(field: pa.Field, rows: Sequence[Row]) -> pa.Array:
     """One field of the rows, built from buffers: pa.array imports pandas, which takes seconds."""
     values = [getattr(row, field.name) for row in rows]
     if field.name == "messages":
-        values = [
-            {"messages": row.messages, "tools": row.tools} if row.tools else row.messages
-            for row in rows
-        ]
+        values = [_with_more(row) for row in rows]
     if field.name in _JSON:
         values = [json.dumps(value, ensure_ascii=False) for value in values]
     if pa.types.is_string(field.type):
@@ -166,6 +167,12 @@ def _column(field: pa.Field, rows: Sequence[Row]) -> pa.Array:
     flat = pa.py_buffer(array(_CODES[item], chain.from_iterable(values)))
     items = pa.Array.from_buffers(item, len(flat) // item.byte_width, [None, flat])
     return pa.Array.from_buffers(field.type, len(values), [None, ends], children=[items])
+
+
+def _with_more(row: Row) -> Any:
+    """The messages, beside what few rows have: tools, tags, a language."""
+    more = {n: value for n in ("tools", "tags", "language") if (value := getattr(row, n))}
+    return {"messages": row.messages, **more} if more else row.messages
 
 
 def _row(record: Mapping[str, Any], file: Path) -> Row:

@@ -20,6 +20,7 @@ from pipeline.data.readers.opening import explain
 from pipeline.data.readers.record import PIECE_BYTES, WHOLE, Advance, Piece, Record, Section, ignore
 from pipeline.data.readers.table import reader_of
 from pipeline.data.rows import EXCERPT, Conversation, Rejected, excerpt
+from pipeline.data.tags import tags_of
 from pipeline.models.chat.messages import Unusable, parse_messages
 
 
@@ -97,6 +98,7 @@ def _from_record(record: Record, name: str, options: Options) -> Conversation | 
         rejected=row.rejected,
         label=row.label,
         tools=row.tools,
+        tags=tags_of(record.value),
     )
 
 

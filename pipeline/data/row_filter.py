@@ -17,8 +17,10 @@ from pipeline.data.deduplication import Comparable, Conflict, Conflicts, Duplica
 from pipeline.data.passages import Passages
 from pipeline.data.preference_rows import EQUAL
 from pipeline.data.rows import Conversation, Rejected
+from pipeline.data.tags import NONE, Tags
 from pipeline.models.chat.messages import PLAIN, Message, Unusable
 from pipeline.models.chat.renderer import Chat
+from pipeline.models.chat.tool_calls import said
 
 STEP = 100  # rows between two reports of progress
 TEST_TOOLS = "tools of a test question"
@@ -40,6 +42,7 @@ class Kept:
     rejected: "Rendering | None" = None
     label: bool | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
+    tags: Tags = NONE  # of a test question
 
     @property
     def sides(self) -> "list[tuple[array[int], bytes]]":
@@ -55,12 +58,14 @@ class Kept:
             loss_mask=list(self.mask),
             source=self.source,
             prompt_ids=None if self.prompt_ids is None else self.prompt_ids.tolist(),
-            answer=None if self.prompt_ids is None else self.messages[-1]["content"],
+            answer=None if self.prompt_ids is None else said(self.messages[-1]),
             rejected=None if worse is None else worse.messages,
             rejected_ids=None if worse is None else worse.ids.tolist(),
             rejected_mask=None if worse is None else list(worse.mask),
             label=None if self.label is None else int(self.label),
             tools=self.tools,
+            tags=list(self.tags.names),
+            language=self.tags.language,
         )
 
 
@@ -158,13 +163,6 @@ class RowFilter:
             min(training, key=lambda row: row.point).split = "validation"
 
     def _render(self, row: Conversation, is_test: bool) -> _Rendered:
-        if is_test and row.messages[-1].get("tool_calls"):
-            raise Unusable(
-                TEST_TOOLS,
-                "the expected answer is a call, and answers are compared by their text: end the "
-                "row with what the assistant says, or use it in data.train",
-                "tool_calls",
-            )
         if is_test and row.tools and not self._serves_tools():
             raise Unusable(
                 TEST_TOOLS,
@@ -213,7 +211,7 @@ class RowFilter:
         chosen = rendered.chosen
         return Kept(
             split, point, row.file, row.place, chosen.messages, chosen.ids, chosen.mask, prompt,
-            rendered.rejected, row.label, row.tools,
+            rendered.rejected, row.label, row.tools, row.tags if rendered.is_test else NONE,
         )  # fmt: skip
 
     def _point(self, messages: Sequence[Message]) -> float:

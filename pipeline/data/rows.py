@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.core.console import printable
+from pipeline.data.tags import NONE, Tags
 from pipeline.models.chat.messages import Message
 
 EXCERPT = 120  # characters
@@ -16,6 +17,7 @@ class Conversation:
     left_out: names of its fields that have no effect on training and are known to be harmless.
     rejected: of a pair, the same conversation with the worse answer. label: whether the answer is a
     good one, if training learns from that. tools: those that may be called, in OpenAI's form.
+    tags: what the row says of itself, for slices of the test questions.
     """
 
     file: str
@@ -26,6 +28,7 @@ class Conversation:
     rejected: list[Message] | None = None
     label: bool | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
+    tags: Tags = NONE
 
     @property
     def place(self) -> str:

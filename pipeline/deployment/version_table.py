@@ -10,7 +10,7 @@ from typing import Literal
 from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError
-from pipeline.evaluation.metrics import gate_metric
+from pipeline.evaluation.metrics import METRICS
 from pipeline.tracking.champion_changes import Change, history
 from pipeline.tracking.outbox import Destination
 from pipeline.tracking.registry_reader import (
@@ -40,7 +40,7 @@ def show(config: Config) -> None:
     with registry_at(place) as registry:
         changes = history(registry, name)
     table = Table(title=name, title_justify="left", box=None, pad_edge=False)
-    headings = ("version", "alias", "trained", gate_metric().heading, "engine", "MiB", "files",
+    headings = ("version", "alias", "trained", "score", "engine", "MiB", "files",
                 "runs at")  # fmt: skip
     for heading in headings:
         side: Literal["left", "right"] = "right" if heading in ("version", "MiB") else "left"
@@ -55,9 +55,10 @@ def show(config: Config) -> None:
 
 def row(version: Version, now: float | None = None) -> Sequence[str]:
     """The cells of a version. now: seconds since 1970."""
-    tags, metric = version.tags, gate_metric()
-    score = tags.get(metric.name)
-    served = metric.text(float(score)) if score else ""
+    tags = version.tags
+    # The metric that ranked models when the version was registered.
+    scores = [f"{m.text(float(tags[n]))} {m.title}" for n, m in METRICS.items() if n in tags]
+    served = scores[0] if scores else ""
     if tags.get("gate") == "failed":
         served += " (gate failed)"
     engine = json.loads(tags[RUNTIME]) if RUNTIME in tags else {}

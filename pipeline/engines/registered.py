@@ -33,12 +33,12 @@ def engine_with(digest: str, artifacts: Path) -> Artifact | None:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that is champion now. engine: digest. scores: by question, if it was registered
-    with them."""
+    """The version that is champion now. engine: digest. scores: by metric and slice, then by
+    question, if it was registered with them."""
 
     version: int
     engine: str
-    scores: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, float]]
 
 
 def champion_of(config: Config) -> Champion | None:

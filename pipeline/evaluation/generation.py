@@ -8,6 +8,7 @@ generated from the first differing token on. This module knows token ids only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,17 @@ class Question:
 @dataclass(frozen=True)
 class Answer:
     """ids: the greedy answer, up to and with a stop token. loss: summed over the expected tokens,
-    in nats. tokens: how many these are."""
+    in nats. tokens: how many these are. likelihood: summed log-probabilities of `ids`."""
 
     ids: list[int]
     loss: float
     tokens: int
+    likelihood: float
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the probabilities of the answer's tokens."""
+        return math.exp(self.likelihood / len(self.ids)) if self.ids else math.nan
 
 
 def answer(
@@ -64,33 +71,56 @@ def answer(
                 f"lower prepare.max_length to {positions} and run stage=prepare again"
             )
     answers: dict[int, Answer] = {}
-    unfinished: list[tuple[int, list[int], int]] = []  # question, ids so far, tokens left
+    # Question, ids so far, tokens left, log-probability so far.
+    unfinished: list[tuple[int, list[int], int, float]] = []
     with torch.inference_mode():
         for batch in _batches([len(q.prompt) + len(q.expected) for q in questions], batch_size):
             chosen = [questions[i] for i in batch]
-            for i, question, (greedy, loss) in zip(
+            for i, question, (greedy, loss, likely) in zip(
                 batch, chosen, _follow(model, chosen), strict=True
             ):
                 budget = min(max_new_tokens, positions - len(question.prompt))
                 ids, ended = _accept(question.expected, greedy, stop_ids, budget)
-                answers[i] = Answer(ids, loss, len(question.expected))
+                likelihood = sum(likely[: len(ids)])
+                answers[i] = Answer(ids, loss, len(question.expected), likelihood)
                 if not ended:
-                    unfinished.append((i, ids, budget - len(ids)))
-            advance(len(batch) - sum(i in batch for i, _, _ in unfinished))
-        lengths = [len(questions[i].prompt) + len(ids) for i, ids, _ in unfinished]
+                    unfinished.append((i, ids, budget - len(ids), likelihood))
+            advance(len(batch) - sum(row[0] in batch for row in unfinished))
+        lengths = [len(questions[i].prompt) + len(ids) for i, ids, *_ in unfinished]
         for batch in _batches(lengths, batch_size):
             chosen_rows = [unfinished[j] for j in batch]
-            prompts = [[*questions[i].prompt, *ids] for i, ids, _ in chosen_rows]
-            budgets = [left for _, _, left in chosen_rows]
+            prompts = [[*questions[i].prompt, *ids] for i, ids, *_ in chosen_rows]
+            budgets = [left for _, _, left, _ in chosen_rows]
             more = _generate(model, prompts, budgets, stop_ids)
-            for (i, ids, _), tail in zip(chosen_rows, more, strict=True):
-                answers[i] = Answer([*ids, *tail], answers[i].loss, answers[i].tokens)
+            for (i, ids, _, before), (tail, likely) in zip(chosen_rows, more, strict=True):
+                known = answers[i]
+                answers[i] = Answer([*ids, *tail], known.loss, known.tokens, before + sum(likely))
             advance(len(batch))
     return [answers[i] for i in range(len(questions))]
 
 
-def _follow(model: Any, questions: Sequence[Question]) -> Iterator[tuple[list[int], float]]:
-    """For each question: the likeliest token at each place of the expected answer, and the loss."""
+def text_losses(model: Any, windows: Sequence[Sequence[int]], *, batch_size: int) -> list[float]:
+    """The loss of each window of a text, summed over all its tokens but the first, in nats.
+
+    Raises:
+        PipelineError: the model's outputs are not finite.
+    """
+    with_first = [Question(window[:1], window[1:]) for window in windows]
+    losses: dict[int, float] = {}
+    import torch
+
+    with torch.inference_mode():
+        for batch in _batches([len(window) for window in windows], batch_size):
+            found = _follow(model, [with_first[i] for i in batch])
+            losses |= {i: loss for i, (_, loss, _) in zip(batch, found, strict=True)}
+    return [losses[i] for i in range(len(windows))]
+
+
+def _follow(
+    model: Any, questions: Sequence[Question]
+) -> Iterator[tuple[list[int], float, list[float]]]:
+    """For each question: the likeliest token at each place of the expected answer, the loss, and
+    the log-probabilities of these tokens."""
     import torch
 
     rows = [[*q.prompt, *q.expected] for q in questions]
@@ -108,7 +138,8 @@ def _follow(model: Any, questions: Sequence[Question]) -> Iterator[tuple[list[in
         logits = model.get_output_embeddings()(states).float().cpu()
         _require_finite(logits)
         loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-        yield logits.argmax(-1).tolist(), float(loss)
+        likely, greedy = logits.log_softmax(-1).max(-1)
+        yield greedy.tolist(), float(loss), likely.tolist()
 
 
 def _accept(
@@ -130,10 +161,18 @@ def _accept(
 
 def _generate(
     model: Any, prompts: Sequence[Sequence[int]], budgets: Sequence[int], stop_ids: Sequence[int]
-) -> list[list[int]]:
-    """Greedy continuations, up to and including a stop token, within each row's budget."""
+) -> list[tuple[list[int], list[float]]]:
+    """Greedy continuations, up to and including a stop token, within each row's budget; and the
+    log-probability of each token."""
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    likely: list[torch.Tensor] = []
+
+    def note(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Of each step keep one number a row: all scores of an answer would fill the memory."""
+        likely.append(scores.float().log_softmax(-1).max(-1).values.cpu())
+        return scores
 
     width = max(map(len, prompts))
     # Padding is on the left, so that new tokens follow the prompt; positions count without it.
@@ -149,12 +188,15 @@ def _generate(
             eos_token_id=list(stop_ids),
             pad_token_id=stop_ids[0],
         ),
+        logits_processor=LogitsProcessorList([note]),
         use_model_defaults=False,
     )
-    return [
-        _until_stop(row[width:].tolist()[:budget], stop_ids)
-        for row, budget in zip(output, budgets, strict=True)
-    ]
+    steps = torch.stack(likely, dim=1).tolist()
+    found = []
+    for row, step, budget in zip(output, steps, budgets, strict=True):
+        ids = _until_stop(row[width:].tolist()[:budget], stop_ids)
+        found.append((ids, step[: len(ids)]))
+    return found
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

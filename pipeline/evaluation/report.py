@@ -11,10 +11,12 @@ from typing import Any
 
 from pipeline.core.console import get_console
 from pipeline.evaluation.confidence import CONFIDENCE, Estimate
-from pipeline.evaluation.metrics import METRICS, Metric, gate_metric
+from pipeline.evaluation.gate import Verdict
+from pipeline.evaluation.metrics import METRICS, Metric
 from pipeline.optimization.formats import FORMATS
 
 _GREY, _GREEN = "#9aa0a6", "#76b900"
+MOST_SLICES = 30  # in the report; the gate may name any
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,43 @@ def interval(metric: Metric, estimate: Mapping[str, float], *, signed: bool = Fa
     return f"{value}{unit} ({low} to {high})"
 
 
-def columns() -> list[Column]:
-    """Each metric; beside the gate's, its difference from the tuned model."""
-    found = []
-    for metric in METRICS.values():
-        found.append(Column(metric.name, metric.title, metric, brief=metric.brief))
-        if metric is gate_metric():
+def facts(metric: Metric) -> dict[str, Any]:
+    """What a report says of a metric, so that whoever reads it can show the metric's values."""
+    return {
+        "name": metric.name,
+        "title": metric.title,
+        "meaning": metric.meaning,
+        "format": metric.format,
+        "higher_is_better": metric.higher_is_better,
+    }
+
+
+def metric_of(known: Mapping[str, Any]) -> Metric:
+    """The metric of such facts; of an earlier version's report, which has none, exact match."""
+    if not known:
+        return METRICS["exact_match"]
+    return Metric(
+        known["name"],
+        known["title"],
+        known.get("meaning", ""),
+        format=known["format"],
+        higher_is_better=known["higher_is_better"],
+    )
+
+
+def main_metric(report: Mapping[str, Any]) -> Metric:
+    """The metric that ranks models: the first of evaluate.metrics when the report was made."""
+    return metric_of(report.get("metric") or {})
+
+
+def columns(report: Mapping[str, Any]) -> list[Column]:
+    """Each metric; beside the main one its difference from the tuned model."""
+    main, found = main_metric(report), []
+    for name, known in report["metrics"].items():
+        metric = metric_of(known)
+        brief = name == main.name or (name in METRICS and METRICS[name].brief)
+        found.append(Column(name, metric.title, metric, brief=brief))
+        if name == main.name:
             found.append(Column(less_tuned(metric), "against tuned", metric, signed=True))
     return found
 
@@ -74,46 +107,69 @@ def key(model: str) -> str:
 
 
 def build(
+    metrics: Mapping[str, Metric],
+    main: str,
     figures: Mapping[str, Mapping[str, Estimate]],
     differences: Mapping[str, Estimate],
-    failures: Sequence[str],
+    verdicts: Sequence[Verdict],
     beyond: Sequence[str],
     *,
     questions: int,
     method: str,
     beyond_limit: int,
     cut: Mapping[str, int],
+    failures: Mapping[str, str] | None = None,
+    slices: Sequence[Mapping[str, Any]] = (),
+    **more: Any,
 ) -> dict[str, Any]:
     """The report as JSON can hold it.
 
-    figures: by model, then by the metric's name. differences: of the gate's metric, less the tuned
+    metrics: what was measured. main: the name of the one that ranks models.
+    figures: by model, then by the metric's name. differences: of the main metric, less the tuned
         model's.
-    failures: why the gate refuses. beyond: why it would refuse a format that is only compared.
+    verdicts: of the gate's conditions. beyond: why it would refuse a format that is only compared.
     method: what was trained, "adapter" or "full".
     beyond_limit: expected answers with more tokens than an answer may have.
     cut: each model's answers that reached the limit of tokens.
+    failures: why a metric was not measured, by its name.
+    slices: figures of slices. more: further parts.
     """
     models = {}
     for model, estimates in figures.items():
         entry: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         if model in differences:
-            entry[less_tuned(gate_metric())] = asdict(differences[model])
+            entry[less_tuned(metrics[main])] = _plain(differences[model])
         models[model] = {**entry, "simulated": is_simulated(model), "cut": cut[model]}
+    refused = [verdict.line for verdict in verdicts if not verdict.passed]
     return {
         "questions": questions,
         "method": method,
         "expected_beyond_limit": beyond_limit,
         "confidence": CONFIDENCE,
+        "metric": facts(metrics[main]),
+        "metrics": {name: facts(metric) for name, metric in metrics.items()},
         "models": models,
-        "gate": {"passed": not failures, "failures": list(failures), "beyond": list(beyond)},
+        "failures": dict(failures or {}),
+        "slices": list(slices),
+        "gate": {
+            "passed": not refused,
+            "failures": refused,
+            "beyond": list(beyond),
+            "conditions": [verdict.as_json() for verdict in verdicts],
+        },
+        **more,
     }
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    return {name: getattr(estimate, name) for name in ("value", "low", "high", "questions")}
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
     """Write report.json, report.md and accuracy.png."""
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    _draw(report["models"], folder / "accuracy.png")
+    _draw(report, folder / "accuracy.png")
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -122,7 +178,7 @@ def show(report: Mapping[str, Any]) -> None:
 
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("model", no_wrap=True)
-    first, *others = (column for column in columns() if column.brief)
+    first, *others = (column for column in columns(report) if column.brief)
     for column in (first, *others):
         table.add_column(column.title, justify="right", no_wrap=True)
     for model, figures in report["models"].items():
@@ -135,7 +191,7 @@ def show(report: Mapping[str, Any]) -> None:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The table and the gate's verdict."""
-    gate, shown = report["gate"], columns()
+    gate, shown = report["gate"], columns(report)
     verdict = "passed" if gate["passed"] else "refused: " + "; ".join(gate["failures"])
     lines = [
         f"# Evaluation on {report['questions']} test questions",
@@ -149,6 +205,13 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         f"Gate {verdict}.",
         "",
+        *(
+            f"- {condition['name']}: {'passed' if condition['passed'] else 'refused'}: "
+            f"{condition['text']}"
+            for condition in gate["conditions"]
+        ),
+        "",
+        *_slices(report),
         *(line for drop in gate["beyond"] for line in (f"Compared only: {drop}.", "")),
         "Greedy answers. In brackets 95 % bootstrap intervals over the questions. A simulated "
         "format is the tuned model, rounded as the format rounds. What the served engine answers "
@@ -160,21 +223,64 @@ def markdown(report: Mapping[str, Any]) -> str:
             if figures["cut"]
         ),
         "",
-        *(f"- {metric.heading}: {metric.meaning}." for metric in METRICS.values()),
+        *(f"{name} was not measured: {why}." for name, why in report["failures"].items()),
+        *_judge(report.get("judge")),
+        *(
+            f"- {metric.heading}: {metric.meaning}."
+            for metric in map(metric_of, report["metrics"].values())
+        ),
         "",
     ]
     return "\n".join(lines)
 
 
-def _draw(models: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Bars of the gate's metric with their intervals."""
+def _slices(report: Mapping[str, Any]) -> list[str]:
+    """A table of the main metric by slice; nothing if there is one slice only."""
+    if not report["slices"]:
+        return []
+    metric, models = main_metric(report), list(report["models"])
+    head = ["slice", "questions", *map(label, models)]
+    lines = [f"## {metric.heading} by slice", "", "| " + " | ".join(head) + " |",
+             "|---" + "|---:" * (len(head) - 1) + "|"]  # fmt: skip
+    for part in report["slices"]:
+        cells = [
+            interval(metric, part["models"][model]) if part["models"].get(model) else ""
+            for model in models
+        ]
+        name = f"{part['kind']} {part['name']}".replace("|", "\\|")
+        lines.append("| " + " | ".join([name, str(part["questions"]), *cells]) + " |")
+    return [*lines, ""]
+
+
+def _judge(judge: Mapping[str, Any] | None) -> list[str]:
+    """What the judge did, in a sentence."""
+    return [f"{judge_words(judge)}.", ""] if judge else []
+
+
+def judge_words(judge: Mapping[str, Any]) -> str:
+    """What the judge was asked, how far it agrees with itself, and what it used."""
+    words = f"Judge {judge.get('model')}: {judge['asked']} verdicts, {judge['unread']} answers "
+    words += "without a verdict that can be read"
+    if judge["agreement"] is not None:
+        words += (
+            f"; the same verdict in both orders for {judge['agreement']:.1%} of "
+            f"{judge['pairs']} pairs"
+        )
+    return f"{words}; {judge.get('tokens', 0):,} tokens, {judge.get('cost')} spent"
+
+
+def _draw(report: Mapping[str, Any], file: Path) -> None:
+    """Bars of the main metric with their intervals."""
     from matplotlib.figure import Figure
 
+    metric = main_metric(report)
+    models = {name: f[metric.name] for name, f in report["models"].items() if metric.name in f}
     figure = Figure(figsize=(1.1 * len(models) + 1, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    metric, names = gate_metric(), list(models)
+    share, names = metric.format.endswith("%"), list(models)
+    scale = 100 if share else 1
     value, low, high = (
-        [100 * models[name][metric.name][key] for name in names] for key in ("value", "low", "high")
+        [scale * models[name][key] for name in names] for key in ("value", "low", "high")
     )
     colours = [_GREY if name == "base" else _GREEN for name in names]
     shown = [label(name).replace(", ", "\n") for name in names]
@@ -182,10 +288,13 @@ def _draw(models: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     errors = [[v - a for v, a in zip(value, low, strict=True)]]
     errors.append([b - v for v, b in zip(value, high, strict=True)])
     axes.errorbar(shown, value, errors, fmt="none", capsize=3, elinewidth=1, ecolor="#333333")
+    room = 2 if share else 0.02 * max([1e-9, *high])
     for place, (height, top) in enumerate(zip(value, high, strict=True)):
-        axes.text(place, top + 2, f"{height:.1f}", ha="center", fontweight="bold")
-    axes.set_ylim(0, 112)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel(f"{metric.title}, % (95 % interval)")
+        text = f"{height:.1f}" if share else metric.text(height)
+        axes.text(place, top + room, text, ha="center", fontweight="bold")
+    if share and min(low, default=0) >= 0:
+        axes.set_ylim(0, 112)
+        axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel(f"{metric.title}{', %' * share} (95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)

@@ -1,17 +1,20 @@
-"""The served engine's figures: its answers to the test questions, scored, with their intervals.
+"""The served engine's figures: its answers to the test questions, measured, with their intervals.
 
-Knows answers and scores; neither servers nor models.
+Knows answers and values; neither servers nor models.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.confidence import estimate, paired_difference
-from pipeline.evaluation.metrics import METRICS, Answers, Metric, gate_metric
+from pipeline.core.errors import ArtifactError
+from pipeline.evaluation.measure import Bootstrap, Measured
+from pipeline.evaluation.metrics import Metric
+from pipeline.evaluation.slices import Slice, words
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Row
@@ -20,65 +23,88 @@ ANSWERS = "answers.jsonl"
 LESS_TUNED = "less_tuned"
 
 
-def metrics() -> dict[str, tuple[str, Metric]]:
-    """Figures of a served engine: their titles and metrics, by their names."""
-    found = {name: (metric.title, metric) for name, metric in METRICS.items() if metric.gates}
-    metric = gate_metric()
-    return {**found, LESS_TUNED: (f"{metric.title} less that of the tuned model", metric)}
-
-
 def question_id(row: "Row") -> str:
     """Names a test question by its content: what is asked, and the answer that counts as right."""
     content = json.dumps([row.messages[:-1], row.answer], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def scores(rows: "Sequence[Row]", answers: Answers) -> dict[str, float]:
-    """The gate's metric of each answer, by the question's id."""
-    values = gate_metric().values(answers)
-    return {question_id(row): value for row, value in zip(rows, values, strict=True)}
-
-
 def figures(
-    answers: Answers, tuned: Answers, *, samples: int, seed: int
+    metrics: Mapping[str, Metric],
+    main: str,
+    measured: Measured,
+    tuned: Measured,
+    bootstrap: Bootstrap,
 ) -> dict[str, dict[str, float]]:
-    """Every metric that follows from the answers' texts, as value, low and high; and the gate's
-    metric less that of the tuned model on the same questions, LESS_TUNED.
-
-    tuned: the tuned model's answers.
-    """
+    """Every metric that a served engine has, as value, low and high; and the main one less that of
+    the tuned model on the same questions, LESS_TUNED."""
     found = {
-        name: asdict(estimate(metric, answers, samples=samples, seed=seed))
-        for name, metric in METRICS.items()
-        if metric.gates
+        name: asdict(value)
+        for name in measured.samples
+        if (value := bootstrap.estimate(metrics[name], measured)) is not None
     }
-    values = gate_metric().values
-    difference = paired_difference(values(answers), values(tuned), samples=samples, seed=seed)
-    return {**found, LESS_TUNED: asdict(difference)}
+    difference = bootstrap.difference(metrics[main], measured, tuned)
+    if difference is not None:
+        values = {key: getattr(difference, key) for key in ("value", "low", "high", "questions")}
+        found[LESS_TUNED] = values
+    return found
 
 
-def write_answers(folder: Path, rows: "Sequence[Row]", answers: Answers) -> None:
-    """Write answers.jsonl: each question with the expected answer, the served one and its score."""
-    scored = scores(rows, answers)
+def write_answers(folder: Path, rows: "Sequence[Row]", measured: Measured) -> None:
+    """Write answers.jsonl: each question with the expected answer, the served one, and the metrics
+    that apply to it."""
+    answers = measured.answers
     with (folder / ANSWERS).open("w", encoding="utf-8") as stream:
-        for row, text, cut in zip(rows, answers.texts, answers.cut, strict=True):
+        for place, (row, asked) in enumerate(zip(rows, answers.asked, strict=True)):
+            values = {name: sample.values[place] for name, sample in measured.samples.items()}
             record = {
                 "id": question_id(row),
-                "question": row.messages[-2]["content"],
+                "question": asked.text,
                 "expected": row.answer,
-                "answer": text,
-                "cut": cut,
-                gate_metric().name: scored[question_id(row)],
+                "answer": answers.texts[place],
+                "cut": answers.cut[place],
+                "metrics": {n: value for n, value in values.items() if not math.isnan(value)},
                 "source": row.source,
+                "slices": [list(slice) for slice in asked.slices],
             }
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_scores(folder: Path) -> dict[str, float]:
-    """The scores in answers.jsonl, by the question's id."""
+def scores(
+    rows: "Sequence[Row]", measured: Measured, metric: str, slice: Slice | None = None
+) -> dict[str, float]:
+    """A metric by question, as `read_scores` reads it, of answers that were asked just now."""
+    sample, asked = measured.samples[metric], measured.answers.asked
+    return {
+        question_id(row): sample.values[place]
+        for place, row in enumerate(rows)
+        if not math.isnan(sample.values[place]) and (slice is None or slice in asked[place].slices)
+    }
+
+
+def read_scores(folder: Path, metric: str, slice: Slice | None = None) -> dict[str, float]:
+    """A metric in answers.jsonl by the question's id, of all questions or of a slice of them.
+
+    Raises:
+        ArtifactError: an earlier version of the pipeline wrote the file.
+    """
     lines = (folder / ANSWERS).read_text(encoding="utf-8").splitlines()
     records: list[Mapping[str, Any]] = [json.loads(line) for line in lines]
-    return {str(record["id"]): float(record[gate_metric().name]) for record in records}
+    if any("metrics" not in record for record in records):
+        raise ArtifactError(
+            f"{folder / ANSWERS} was written by an earlier version: run "
+            "`python -m pipeline stage=benchmark` again"
+        )
+    return {
+        str(record["id"]): float(record["metrics"][metric])
+        for record in records
+        if metric in record["metrics"] and (slice is None or list(slice) in record["slices"])
+    }
+
+
+def key_of(metric: str, slice: Slice | None) -> str:
+    """The name of such scores, as in "exact_match on tag cards"."""
+    return f"{metric}{words(slice)}"
 
 
 def describe(served: Mapping[str, Any]) -> str:

@@ -116,8 +116,8 @@ class Format:
         out; None: nothing is quantized.
     storage: how linear layers are stored; None: in the model's own type.
     bytes_per_weight: of the linear layers, scales included, as an engine holds them.
-    max_drop: share of exact matches that the exported format may lose against the tuned model,
-        where the settings (evaluate.gate.max_drop) say nothing else.
+    max_drop: how much worse than the tuned model the exported format may be by the main metric,
+        where the gate's condition has no margin of its own.
     keeps_weights: calibration only finds largest values, so the source's weights stay as they are.
     scales_when_packed: the scales of weights are computed while they are packed, and are no part of
         the calibrated state.

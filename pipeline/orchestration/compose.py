@@ -30,7 +30,9 @@ WRITES_NOTHING = (
     "versions",
 )  # fmt: skip
 # Mappings whose keys are the user's: one that is not there yet is added.
-OPEN_SECTIONS = ("engine.arguments", "evaluate.gate.max_drop")
+OPEN_SECTIONS = ("engine.arguments", "evaluate.gate")
+# Settings of earlier versions, and what to give instead.
+RETIRED = {"register.margin": "evaluate.gate.champion.margin"}
 LONGEST_NAME = 200  # characters; Hydra looks for files of the names that it is given
 OPTIONAL = ("experiment",)  # groups of which no option need be chosen
 OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)
@@ -361,6 +363,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     key = re.search(r"Could not override '([\w.@/-]+)'", text)
     if key:
         section = key[1].partition(".")[0]
+        if key[1] in RETIRED:
+            return f"{key[1]} is now a part of the gate: give {RETIRED[key[1]]}"
         if section in REMOVED:
             return f"{short(key[1])} was removed with stage={section}: {REMOVED[section]}"
         return f"{short(key[1])} is not a setting{_nearest(key[1], _settings())}"

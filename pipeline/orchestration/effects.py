@@ -46,6 +46,10 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "quantize.format": ("quantize", "export", "profiles"),
     "quantize.kv_cache": ("quantize", "profiles"),
     "evaluate": ("evaluate",),
+    "evaluate.gate": ("evaluate", "benchmark"),
+    "evaluate.benchmarks": ("benchmark",),
+    "evaluate.benchmark_tasks": ("benchmark",),
+    "evaluate.benchmark_limit": ("benchmark",),
     "export": ("export",),
     "export.tensor_parallel": ("export", "profiles"),
     "engine": ("build", "profiles"),
@@ -144,6 +148,18 @@ def _objective_reads(name: str) -> Condition:
     )
 
 
+def _metric_reads(setting: str, metrics: tuple[str, ...]) -> Condition:
+    """A setting that has an effect only on some metrics."""
+    return Condition(
+        setting,
+        lambda config: any(name in config.evaluate.measured for name in metrics),
+        lambda config: (
+            f"only {_names(iter(metrics))} reads it: add it to evaluate.metrics "
+            f"({', '.join(config.evaluate.metrics)})"
+        ),
+    )
+
+
 CONDITIONS = (
     *map(_objective_reads, PreferenceConfig.model_fields),
     Condition(
@@ -182,14 +198,24 @@ CONDITIONS = (
         "quantize.exclude", _quantizes,
         lambda _: "quantize=none leaves every layer as it is: choose a format",
     ),
-    Condition(
-        "evaluate.gate.min_exact_match.adapter", _is_adapter,
-        lambda _: "finetune=sft makes no adapter: set evaluate.gate.min_exact_match.full",
+    *(
+        _metric_reads(setting, metrics)
+        for setting, metrics in {
+            "evaluate.json_schema": ("json_schema",),
+            "evaluate.pattern": ("pattern",),
+            "evaluate.refusal_pattern": ("refusal_rate",),
+            "evaluate.embedder": ("embedding_similarity",),
+            "evaluate.general_text": ("general_perplexity",),
+            "evaluate.judge": ("judge_score", "judge_wins"),
+            "evaluate.judge.rubric": ("judge_score",),
+        }.items()
     ),
-    Condition(
-        "evaluate.gate.min_exact_match.full", lambda config: not _is_adapter(config),
-        lambda config: f"finetune={config.finetune.method} makes an adapter: set "
-        "evaluate.gate.min_exact_match.adapter",
+    *(
+        Condition(
+            f"evaluate.{name}", lambda config: bool(config.evaluate.benchmarks),
+            lambda _: "evaluate.benchmarks names no task: set it",
+        )
+        for name in ("benchmark_tasks", "benchmark_limit")
     ),
     Condition(
         "engine.precision", _rounds,
@@ -261,7 +287,6 @@ def check_conditions(stage: str, config: Config, given: Mapping[str, str]) -> No
         for condition in CONDITIONS:
             if is_below(key, condition.key) and not condition.holds(config):
                 raise ConfigError(f"{word} has no effect: {condition.why(config)}")
-        _check_drop(key, word, config)
     _check_nodes(stage, config, given)
     _check_profile(config, given)
     _check_precision(config, given)
@@ -270,17 +295,6 @@ def check_conditions(stage: str, config: Config, given: Mapping[str, str]) -> No
 def is_below(key: str, section: str) -> bool:
     """Whether a key is a section, or is in it."""
     return key == section or key.startswith(f"{section}.")
-
-
-def _check_drop(key: str, word: str, config: Config) -> None:
-    """A drop that the gate allows a format which is not made."""
-    section = "evaluate.gate.max_drop."
-    made = (config.quantize.format, *config.quantize.compare)
-    if key.startswith(section) and key.removeprefix(section) not in made:
-        raise ConfigError(
-            f"{word} has no effect: the formats are {', '.join(dict.fromkeys(made))} (quantize=…, "
-            "quantize.compare)"
-        )
 
 
 def _check_nodes(stage: str, config: Config, given: Mapping[str, str]) -> None:

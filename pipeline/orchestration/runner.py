@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
     if config.model.path in node.files:
         fetch(config.model.path, folder)
     # Before the folder of artifacts is made: a wrong setting leaves nothing behind.
-    check_files(node)
+    check_files(with_named_files(node, config))
     for stage in node.inputs:
         artifacts.require_folder(folder / stage)
     with hold(folder):
@@ -120,6 +120,7 @@ def plan(
     """
     code = _git_state()  # now: the checkout may move to another commit while a stage runs
     settings = select(tree, node.params)
+    node = with_named_files(node, config)
     check_files(node)
     files = {str(path): content_digest(path, config.artifacts) for path in node.files}
     stage, versions = _versions(node.name, config)
@@ -137,6 +138,14 @@ def plan(
     identity["files"] = {("model" if p == model else p): d for p, d in files.items()}
     fingerprint = artifacts.sha256_of_json(identity)
     return Work(node, inputs, settings, files, stage, versions, fingerprint, code)
+
+
+def with_named_files(node: Node, config: Config) -> Node:
+    """The stage with the files that its settings name, beside those in dvc.yaml: the function
+    `files` of its module says which. DVC learns of them from stage_versions.py."""
+    module = stage_module(node.name)
+    named = tuple(module.files(config)) if hasattr(module, "files") else ()
+    return replace(node, files=(*node.files, *(p for p in named if p not in node.files)))
 
 
 def check_files(node: Node) -> None:

@@ -18,10 +18,12 @@ from typing import Any
 
 from pipeline.core.console import report
 from pipeline.core.errors import EXIT_CODE_FILE, PipelineError, ResourceError
+from pipeline.core.paths import PARAMS_FILE
 from pipeline.orchestration.project import refuse_copy
 
 RECORD = Path(__file__).parents[1] / "stages" / "versions.json"
 FOLDER = "versions"  # below the artifacts
+READ_MEASURES = ("evaluate", "benchmark")  # stages that read the files that evaluate.* names
 
 
 def recorded() -> dict[str, dict[str, Any]]:
@@ -62,15 +64,38 @@ def _version(library: str) -> str | None:
         return None
 
 
-def write(artifacts: Path) -> None:
+def measures_named(project: Path) -> dict[str, Any]:
+    """Size and time of the files that evaluate's settings name: dvc.yaml cannot list them."""
+    from pydantic import ValidationError
+
+    from pipeline.config.evaluate import EvaluateConfig
+    from pipeline.orchestration.graph import read_yaml
+
+    try:
+        tree = read_yaml((project / PARAMS_FILE).read_bytes())
+        named = EvaluateConfig.model_validate(tree["evaluate"]).files()
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        return {}  # which the stage itself refuses
+    found = {}
+    for path in named:
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in (f for f in inside if f.is_file() and "__pycache__" not in f.parts):
+            found[str(file)] = [file.stat().st_size, file.stat().st_mtime_ns]
+    return found
+
+
+def write(artifacts: Path, project: Path | None = None) -> None:
     """Write artifacts/versions/<stage>.json where it differs; unchanged files keep their time."""
-    entries = recorded()
+    entries, measures = recorded(), measures_named(project or Path.cwd())
     folder = artifacts / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for stage in entries:
         if "/" in stage:
             continue
-        text = json.dumps(current(stage, entries), indent=1) + "\n"
+        found = current(stage, entries)
+        if stage in READ_MEASURES and measures:
+            found["files"] = measures
+        text = json.dumps(found, indent=1) + "\n"
         file = folder / f"{stage}.json"
         if not file.is_file() or file.read_bytes() != text.encode():
             if file.is_dir():

@@ -42,6 +42,7 @@ def write_summary(artifacts: Path, config: Config, *, since: float | None = None
             "peak_memory_bytes": max((s["peak_memory_bytes"] for s in stages.values()), default=0),
             "bytes": sum(stage["bytes"] for stage in stages.values()),
         },
+        "metric": _read(found.get("evaluate"), "report.json").get("metric"),
         "accuracy": _read(found.get("evaluate"), "report.json").get("models", {}),
         "served": _read(found.get("benchmark"), "report.json").get("served"),
         "gate": _gate(found),

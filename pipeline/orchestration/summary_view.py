@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import get_console, natural
-from pipeline.evaluation.metrics import exact_match, gate_metric
-from pipeline.evaluation.report import label
+from pipeline.evaluation.overlap import exact_match
+from pipeline.evaluation.report import label, main_metric
 from pipeline.evaluation.served import describe
 from pipeline.orchestration.summary import SUMMARY
 
@@ -27,12 +27,12 @@ def show_summary(
     summary: Mapping[str, Any], artifacts: Path, console: "Console | None" = None
 ) -> None:
     """Print the summary: stages, answers, accuracy, engine, and what to do next."""
-    console = console or get_console()
+    console, metric = console or get_console(), main_metric(summary)
     parts: list[tuple[str, RenderableType | None]] = [
         ("Stages", _stage_table(summary)),
         ("Training", _training(summary)),
         ("Answers to questions that training never saw", _answer_table(artifacts)),
-        (f"{gate_metric().heading} on them, with its 95 % interval", _accuracy_table(summary)),
+        (f"{metric.heading} on them, with its 95 % interval", _accuracy_table(summary)),
         ("Engine", _engine_table(summary)),
         ("Overruled", _overruled(summary)),
         ("Next", _next_steps(summary, artifacts)),
@@ -99,10 +99,12 @@ def _accuracy_table(summary: Mapping[str, Any]) -> "Table | None":
     """The models and the simulated formats, then the engine as clients reach it."""
     if not summary["accuracy"]:
         return None
-    metric, served = gate_metric(), summary["served"]
-    scores = {label(name): score[metric.name] for name, score in summary["accuracy"].items()}
-    if served:
-        scores["served"] = served[metric.name]
+    metric, served = main_metric(summary), summary["served"]
+    models = {label(name): score for name, score in summary["accuracy"].items()}
+    models |= {"served": served} if served else {}
+    scores = {name: score[metric.name] for name, score in models.items() if metric.name in score}
+    if not scores:
+        return None
     # A share's bar is full at 100 %, another metric's at the largest value.
     shares = metric.format.endswith("%")
     full = 1.0 if shares else max(score["value"] for score in scores.values())

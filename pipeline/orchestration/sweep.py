@@ -26,7 +26,6 @@ from pipeline.config.schema import Config, load
 from pipeline.core import artifact as artifacts
 from pipeline.core.console import get_console
 from pipeline.core.errors import ConfigError, GateFailed
-from pipeline.evaluation.metrics import gate_metric
 from pipeline.orchestration import compose, lineage
 from pipeline.orchestration.arguments import Command
 from pipeline.orchestration.graph import declared_stages, read_graph
@@ -244,7 +243,7 @@ def _figures(stage: str, config: Config) -> dict[str, float]:
         return {name: found[name] for name in dict.fromkeys([*LOSSES, *found]) if name in found}
     stages = ("evaluate", "benchmark", "finetune")
     models, engine, losses = (_metrics(config.artifacts / name) for name in stages)
-    scores, metric = {**models, **engine}, gate_metric().name
+    scores, metric = {**models, **engine}, config.evaluate.main
     chosen = [f"{metric}/{name}" for name in ("tuned", "served")]
     figures = {name: scores[name] for name in chosen if name in scores}
     return figures | {name: losses[name] for name in LOSSES if name in losses}

@@ -13,6 +13,7 @@ from pipeline.engines.checkpoint import DTYPES, Checkpoint, planned_checkpoints
 from pipeline.engines.memory import Decoder, check_answer_length, check_lengths
 from pipeline.engines.registry import named
 from pipeline.engines.selection import check_choice, find_profiles
+from pipeline.evaluation.settings_checks import check_measures
 from pipeline.models.architecture import Shape, read_shape
 from pipeline.models.families import check_stage
 from pipeline.optimization.settings_checks import (
@@ -49,6 +50,7 @@ def check_run(config: Config, *, here: bool = True) -> Shape:
         machine = hardware.inspect_machine()
         check_precision(config.finetune, machine)
         check_calibration(config, machine)
+        check_measures(config)
         check_profiles(config, shape, machine)
     return shape
 

@@ -9,6 +9,7 @@ at several loads, for times and rates.
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,14 @@ from pipeline.engines.memory import check_answer_length
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Row
+    from pipeline.evaluation.confidence import Estimate
+    from pipeline.evaluation.gate import Verdict
+    from pipeline.evaluation.measure import Measured
     from pipeline.evaluation.metrics import Answers
     from pipeline.serving.benchmark.load_generator import Level
 
 STAGE = Stage(
-    version=2,
+    version=3,
     libraries=("fastapi", "uvicorn", "httpx", "aiohttp", "numpy", "tokenizers", "jinja2"),
 )
 
@@ -45,8 +49,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         PipelineError: the server does not start, or fails.
     """
     from pipeline.data.dataset import read_split
-    from pipeline.evaluation import gate, served
-    from pipeline.evaluation.metrics import gate_metric
+    from pipeline.evaluation import served
+    from pipeline.evaluation.resources import VERDICTS
     from pipeline.serving.benchmark.load_generator import run_load
     from pipeline.serving.benchmark.serving_engine import ask, requests_for, sampling_of
     from pipeline.serving.server_process import running_server
@@ -99,10 +103,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             levels.append(run_load(server.url, loads, concurrency))
             bar.advance(task)
         memory = server.peak_memory_bytes()
-    evaluation = json.loads((evaluated.path / "report.json").read_text())
-    tuned = _tuned(evaluated.path, rows)
+        benchmarks = _benchmarks(config, server.url, build.path, scratch)
     description = json.loads((build.path / "engine.json").read_text())
-    accuracy = {
+    accuracy, measured, verdicts = _measure(config, rows, answers, evaluated.path, out, {
         "questions": len(rows),
         "runtime": description["runtime"],
         "version": description["version"],
@@ -111,19 +114,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         "cut": sum(answers.cut) - sum(refused),
         "refused": sum(refused),
         "at_once": max(settings.concurrency),
-        **served.figures(
-            answers, tuned, samples=config.evaluate.bootstrap_samples, seed=config.seed
-        ),
-    }
-    metric = gate_metric()
-    failures = gate.served_refusals(
-        config.evaluate.gate,
-        evaluation["method"],
-        accuracy[metric.name]["value"],
-        metric.mean(tuned),
-        served.describe(accuracy),
-    )
-    served.write_answers(out, rows, answers)
+    }, benchmarks)  # fmt: skip
+    failures = [verdict.line for verdict in verdicts if not verdict.passed]
+    served.write_answers(out, rows, measured)
     figures = [_figures(level) for level in levels]
     first = [answer.text for answer in levels[0].answers]
     alike = [a.text == text for lv in levels for a, text in zip(lv.answers, first, strict=True)]
@@ -132,7 +125,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         "start_seconds": server.start_seconds,
         "peak_memory_mib": memory / 2**20,
     }
-    verdict = {"passed": not failures, "failures": failures}
+    verdict = {
+        "passed": not failures,
+        "failures": failures,
+        "conditions": [verdict.as_json() for verdict in verdicts],
+    }
     report = {"served": accuracy, "gate": verdict, **overall}
     report |= {"requests": settings.requests, "loads": figures}
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -144,28 +141,97 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         for load in figures
         for name, key in TRACKED.items()
     }
-    shares = {f"{name}/served": accuracy[name]["value"] for name in served.metrics()}
+    named_figures = [*accuracy["metrics"], served.LESS_TUNED]
+    shares = {f"{n}/served": accuracy[n]["value"] for n in named_figures if n in accuracy}
+    shares |= {
+        f"benchmark/{name}": figure["value"] for name, figure in accuracy["benchmarks"].items()
+    }
     shares |= {f"{name}/served": float(accuracy[name]) for name in ("questions", "cut", "refused")}
     return Outcome(
         "benchmark",
         {**shares, **overall, **named},
         proof={"served": accuracy},
         failure="; ".join(failures) or None,
-        measured=MEASURED,
+        measured=(*MEASURED, *([VERDICTS] if (out / VERDICTS).exists() else ())),
     )
 
 
-def _tuned(evaluate: Path, rows: "Sequence[Row]") -> "Answers":
-    """The tuned model's answers to the same questions, as stage=evaluate wrote them."""
-    from pipeline.evaluation.gate import TUNED
-    from pipeline.evaluation.metrics import Answers
+def files(config: Config) -> list[Path]:
+    """Files that decide what is measured."""
+    return config.evaluate.files()
 
-    lines = (evaluate / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    return Answers(
-        texts=[record["answers"][TUNED] for record in found],
-        expected=[str(row.answer) for row in rows],
-        cut=[TUNED in record["cut"] for record in found],
+
+def _measure(
+    config: Config,
+    rows: "Sequence[Row]",
+    answers: "Answers",
+    evaluate: Path,
+    out: Path,
+    facts: Mapping[str, Any],
+    benchmarks: "Mapping[str, Estimate]",
+) -> "tuple[dict[str, Any], Measured, list[Verdict]]":
+    """The served engine's figures, its values, and what the gate says of them.
+
+    facts: of the engine and the questions. benchmarks: results by task.metric.
+    """
+    from pipeline.config.evaluate import BASE, SERVED, TUNED
+    from pipeline.evaluation import gate, report, served
+    from pipeline.evaluation.measure import Bootstrap, measure
+    from pipeline.evaluation.predictions import read_predictions
+    from pipeline.evaluation.resources import Resources, metrics_of
+
+    settings = config.evaluate
+    metrics = metrics_of(settings)
+    resources = Resources(settings, out, seed=config.seed)
+    bootstrap = Bootstrap(settings.bootstrap_samples, config.seed)
+    earlier = read_predictions(evaluate, rows)
+    answers = replace(answers, asked=earlier[TUNED].answers.asked, base=earlier[BASE].answers.texts)
+    measured = measure(metrics, answers, resources, served=True)
+    models = {**earlier, SERVED: measured}
+    found = dict(facts)
+    main = next((n for n in (settings.main, *measured.samples) if n in measured.samples), "")
+    if not main:
+        raise DataError(
+            "no metric of evaluate.metrics could be measured of the served engine: add one that "
+            "needs nothing but answers, such as token_f1"
+        )
+    found["metric"] = report.facts(metrics[main])
+    found["metrics"] = {name: report.facts(metrics[name]) for name in measured.samples}
+    found["failures"] = dict(measured.failures)
+    found["benchmarks"] = {name: asdict(figure) for name, figure in benchmarks.items()}
+    if judged := resources.judge_report:
+        found["judge"] = judged
+    found |= served.figures(metrics, main, measured, models[TUNED], bootstrap)
+    verdicts = gate.check(
+        settings, metrics, models, "", bootstrap,
+        decided=(SERVED,), named=served.describe(facts), benchmarks=benchmarks,
+    )  # fmt: skip
+    return found, measured, verdicts
+
+
+def _benchmarks(config: Config, url: str, engine: Path, scratch: Path) -> "dict[str, Estimate]":
+    """The results of evaluate.benchmarks on the served engine, by task.metric.
+
+    Raises:
+        MissingRuntime: the harness is not installed.
+    """
+    from pipeline.core.extras import require
+    from pipeline.evaluation.benchmarks import EXTRA, run_benchmarks
+
+    settings = config.evaluate
+    if not settings.benchmarks:
+        return {}
+    extra = require(EXTRA, "evaluate.benchmarks", "leave it out")
+    return run_benchmarks(
+        extra.python,
+        url,
+        engine,
+        model=config.model.name,
+        tasks=settings.benchmarks,
+        folder=settings.benchmark_tasks,
+        limit=settings.benchmark_limit,
+        concurrency=max(config.benchmark.concurrency),
+        out=scratch,
     )
 
 
@@ -225,13 +291,27 @@ def _markdown(
     figures: Sequence[Mapping[str, Any]],
 ) -> str:
     from pipeline.evaluation import served
-    from pipeline.evaluation.report import interval
+    from pipeline.evaluation.report import interval, judge_words, main_metric, metric_of
 
+    main = main_metric(accuracy)
+    known = {name: metric_of(facts) for name, facts in accuracy["metrics"].items()}
     lines = ["# The served engine", "", f"Engine: {served.describe(accuracy)}.", ""]
     lines += [
-        f"- {title}: {interval(metric, accuracy[name], signed=name == served.LESS_TUNED)}"
-        for name, (title, metric) in served.metrics().items()
+        f"- {metric.title}: {interval(metric, accuracy[name])}"
+        for name, metric in known.items()
+        if name in accuracy
     ]
+    if served.LESS_TUNED in accuracy:
+        less = interval(main, accuracy[served.LESS_TUNED], signed=True)
+        lines.append(f"- {main.title} less that of the tuned model: {less}")
+    lines += [
+        f"- benchmark {name}: {figure['value']:.4g} ({figure['low']:.4g} to {figure['high']:.4g}), "
+        f"{figure['questions']} questions"
+        for name, figure in accuracy["benchmarks"].items()
+    ]
+    lines += [f"- {name} was not measured: {why}" for name, why in accuracy["failures"].items()]
+    if "judge" in accuracy:
+        lines.append(f"- {judge_words(accuracy['judge'])}")
     lines += [
         f"- {accuracy['questions']} test questions, asked through HTTP as a client asks that sets "
         f"nothing; {accuracy['cut']} answers were cut at the limit of tokens, and "
@@ -253,10 +333,9 @@ def _show(accuracy: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) -> 
     from rich.table import Table
 
     from pipeline.evaluation import served
-    from pipeline.evaluation.metrics import gate_metric
-    from pipeline.evaluation.report import interval
+    from pipeline.evaluation.report import interval, main_metric
 
-    metric = gate_metric()
+    metric = main_metric(accuracy)
     get_console().print(
         f"served by {served.describe(accuracy)}: {metric.title} "
         f"{interval(metric, accuracy[metric.name])} of {accuracy['questions']} questions",

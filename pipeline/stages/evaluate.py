@@ -9,46 +9,76 @@ the format that is exported. For formats that are only compared (quantize.compar
 which ones the gate would refuse.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.evaluate import BASE, FORMAT, TUNED
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console, progress
 from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
 from pipeline.data.dataset import Row, read_split
+from pipeline.evaluation import findings, gate, page, predictions, slices
 from pipeline.evaluation import report as evaluation_report
-from pipeline.evaluation.confidence import Estimate, estimate, paired_difference
-from pipeline.evaluation.gate import BASE, TUNED, drops, refusals
-from pipeline.evaluation.metrics import METRICS, Answers, gate_metric
+from pipeline.evaluation.confidence import Estimate
+from pipeline.evaluation.measure import Bootstrap, Measured, measure
+from pipeline.evaluation.metrics import Answers, Metric
+from pipeline.evaluation.resources import VERDICTS, Resources, metrics_of
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.template_consistency import shared_chat
 from pipeline.optimization.formats import FORMATS
 
 STAGE = Stage(
-    version=2,
-    libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2", "numpy"),
+    version=3,
+    libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2", "numpy",
+               "rapidfuzz", "sacrebleu"),
+    optional_libraries=("sentence-transformers", "jsonschema"),
     less_memory="lower evaluate.batch_size",
-)
+)  # fmt: skip
+WINDOW = 1024  # most tokens of a window of evaluate.general_text
 
 
 @dataclass(frozen=True)
 class Result:
-    """A model's answers and its figures, by the names of metrics."""
+    """A model's answers and what was measured of them.
 
-    answers: Answers
+    confidences: how sure the model was of each answer.
+    """
+
+    measured: Measured
+    confidences: Sequence[float]
     figures: dict[str, Estimate]
     seconds: float
 
+    @property
+    def answers(self) -> Answers:
+        return self.measured.answers
+
+
+@dataclass
+class _Evaluation:
+    """What every model is measured with."""
+
+    config: Config
+    chat: Chat
+    rows: Sequence[Row]
+    resources: Resources
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    windows: list[list[int]] = field(default_factory=list)
+    base: Sequence[str] | None = None  # the base model's answers, once they are there
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(self.config.evaluate.bootstrap_samples, self.config.seed)
+
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
-    """Answer the test questions with each model; write report.json, report.md, predictions.jsonl
-    and accuracy.png.
+    """Answer the test questions with each model; write report.json, report.md, report.html,
+    predictions.jsonl and accuracy.png.
 
     Raises:
         DataError: there are no test questions, or one is longer than a model's positions.
@@ -70,37 +100,24 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
             "model can give them:[/] raise evaluate.max_new_tokens",
             soft_wrap=True,
         )
+    resources = Resources(config.evaluate, out, seed=config.seed)
+    work = _Evaluation(config, chat, rows, resources, metrics_of(config.evaluate))
+    work.windows = _windows(chat, config)
     results: dict[str, Result] = {}
     models = _loaders(config.model.path, tuned, quantized)
     with progress() as bar:
         task = bar.add_task("evaluate", total=len(models) * len(rows))
         for name, load in models.items():
             bar.update(task, description=f"evaluate {name}")
-            results[name] = _evaluate(
-                load, chat, rows, config, advance=lambda n: bar.update(task, advance=n)
-            )
-    differences = {
-        name: _difference(result, results[TUNED], config)
-        for name, result in results.items()
-        if name != TUNED
-    }
-    method = "adapter" if (tuned / "adapter").is_dir() else "full"
-    metric = gate_metric()
-    scores = {name: result.figures[metric.name].value for name, result in results.items()}
-    gate = config.evaluate.gate
-    failures = refusals(gate, method, scores, shipped)
-    report = evaluation_report.build(
-        {name: result.figures for name, result in results.items()},
-        differences,
-        failures,
-        drops(gate, scores, set(scores) - {shipped}),
-        questions=len(rows),
-        method=method,
-        beyond_limit=long,
-        cut={name: sum(result.answers.cut) for name, result in results.items()},
-    )
+            results[name] = _evaluate(load, work, advance=lambda n: bar.update(task, advance=n))
+            if name == BASE:
+                work.base = results[name].answers.texts
+    report = _report(work, results, shipped, method(tuned), long)
     evaluation_report.write(report, out)
-    _write_predictions(out / "predictions.jsonl", rows, results)
+    models_measured = {name: result.measured for name, result in results.items()}
+    records = predictions.records(rows, models_measured, results[TUNED].confidences)
+    predictions.write(records, out)
+    _write_page(report, work, results, records, out)
     evaluation_report.show(report)
     metrics = {
         f"{figure}/{evaluation_report.key(name)}": estimate.value
@@ -109,7 +126,115 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     }
     metrics |= {f"seconds/{name}": result.seconds for name, result in results.items()}
     metrics["questions"] = float(len(rows))
-    return Outcome("report", metrics, proof=report, failure="; ".join(failures) or None)
+    failure = "; ".join(report["gate"]["failures"]) or None
+    measured = (VERDICTS,) if (out / VERDICTS).exists() else ()
+    return Outcome("report", metrics, proof=report, failure=failure, measured=measured)
+
+
+def files(config: Config) -> list[Path]:
+    """Files that decide what is measured."""
+    return config.evaluate.files()
+
+
+def method(tuned: Path) -> str:
+    """What was trained, "adapter" or "full"."""
+    return "adapter" if (tuned / "adapter").is_dir() else "full"
+
+
+def _report(
+    work: _Evaluation, results: Mapping[str, Result], shipped: str, method: str, long: int
+) -> dict[str, Any]:
+    settings, metrics, bootstrap = work.config.evaluate, work.metrics, work.bootstrap
+    models = {name: result.measured for name, result in results.items()}
+    main, tuned = metrics[settings.main], results[TUNED]
+    differences = {
+        name: difference
+        for name, measured in models.items()
+        if name != TUNED
+        and main.by_question
+        and (difference := bootstrap.difference(main, measured, models[TUNED])) is not None
+    }
+    verdicts = gate.check(settings, metrics, models, shipped, bootstrap, decided=(TUNED, FORMAT))
+    more: dict[str, Any] = {}
+    if judged := work.resources.judge_report:
+        more["judge"] = judged
+    if found := findings.calibration(main, tuned.measured, tuned.confidences):
+        more["calibration"] = found
+    return evaluation_report.build(
+        metrics,
+        main.name,
+        {name: result.figures for name, result in results.items()},
+        differences,
+        verdicts,
+        gate.check_beyond(settings, metrics, models, shipped, bootstrap),
+        questions=len(work.rows),
+        method=method,
+        beyond_limit=long,
+        cut={name: sum(result.answers.cut) for name, result in results.items()},
+        failures={
+            name: why for measured in models.values() for name, why in measured.failures.items()
+        },
+        slices=_slices(main, models, bootstrap),
+        **more,
+    )
+
+
+def _slices(
+    main: Metric, models: Mapping[str, Measured], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """The main metric of each model in the largest slices."""
+    if not main.by_question:
+        return []
+    found = []
+    parts = list(slices.by_slice(models[TUNED].answers.asked).items())
+    for (kind, name), places in parts[: evaluation_report.MOST_SLICES]:
+        estimates = {
+            model: value
+            for model, measured in models.items()
+            if (value := bootstrap.estimate(main, measured, places)) is not None
+        }
+        entry = {"kind": kind, "name": name, "questions": len(places)}
+        found.append({**entry, "models": {m: asdict(value) for m, value in estimates.items()}})
+    return found
+
+
+def _write_page(
+    report: Mapping[str, Any],
+    work: _Evaluation,
+    results: Mapping[str, Result],
+    records: Sequence[Mapping[str, Any]],
+    out: Path,
+) -> None:
+    main, tuned = work.metrics[work.config.evaluate.main], results[TUNED].measured
+    places = findings.worst(main, tuned, work.config.evaluate.worst_rows)
+    values = tuned.samples[main.name].values if places else []
+    text = page.page(
+        report,
+        title=f"Evaluation of {work.config.model.name}",
+        worst=[{**records[place], "value": values[place]} for place in places],
+        confused=findings.confusions(tuned),
+    )
+    (out / page.NAME).write_text(text, encoding="utf-8")
+
+
+def _windows(chat: Chat, config: Config) -> list[list[int]]:
+    """evaluate.general_text as windows of tokens; none without it.
+
+    Raises:
+        DataError: the file cannot be read, or holds fewer than two tokens.
+    """
+    file = config.evaluate.general_text
+    if file is None:
+        return []
+    try:
+        ids = chat.encode(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"evaluate.general_text={file} cannot be read ({error})") from error
+    windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
+    windows = [window for window in windows if len(window) > 1]
+    if not windows:
+        raise DataError(f"evaluate.general_text={file} holds fewer than two tokens")
+    return windows
 
 
 def _loaders(base: Path, tuned: Path, quantized: Path) -> dict[str, Callable[[], Any]]:
@@ -139,42 +264,44 @@ def _loaders(base: Path, tuned: Path, quantized: Path) -> dict[str, Callable[[],
 
 
 def _evaluate(
-    load: Callable[[], Any],
-    chat: Chat,
-    rows: Sequence[Row],
-    config: Config,
-    *,
-    advance: Callable[[int], None],
+    load: Callable[[], Any], work: _Evaluation, *, advance: Callable[[int], None]
 ) -> Result:
     from pipeline.evaluation import generation
 
     started = time.perf_counter()
+    chat, settings, model = work.chat, work.config.evaluate, load()
     answers = generation.answer(
-        load(),
-        [question(row) for row in rows],
+        model,
+        [question(row) for row in work.rows],
         stop_ids=chat.stop_ids,
-        max_new_tokens=config.evaluate.max_new_tokens,
-        batch_size=config.evaluate.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
         advance=advance,
     )
+    # Windows are as long as the model's positions at most.
+    most = min(WINDOW, model.config.max_position_embeddings)
+    windows = [w[i : i + most] for w in work.windows for i in range(0, len(w), most)]
+    windows = [window for window in windows if len(window) > 1]
+    losses = generation.text_losses(model, windows, batch_size=settings.batch_size)
     found = Answers(
         texts=[chat.decode([i for i in a.ids if i not in chat.stop_ids]) for a in answers],
-        expected=[str(row.answer) for row in rows],
+        expected=[str(row.answer) for row in work.rows],
         cut=[not (a.ids and a.ids[-1] in chat.stop_ids) for a in answers],
         losses=[a.loss for a in answers],
         tokens=[float(a.tokens) for a in answers],
+        general_losses=losses,
+        general_tokens=[float(len(window) - 1) for window in windows],
+        asked=[slices.asked_of(row) for row in work.rows],
+        base=work.base,
     )
-    figures = score(found, config)
-    return Result(found, figures, time.perf_counter() - started)
-
-
-def score(answers: Answers, config: Config) -> dict[str, Estimate]:
-    """Every metric of a model's answers."""
-    samples, seed = config.evaluate.bootstrap_samples, config.seed
-    return {
-        name: estimate(metric, answers, samples=samples, seed=seed)
-        for name, metric in METRICS.items()
+    measured = measure(work.metrics, found, work.resources)
+    figures = {
+        name: estimate
+        for name, metric in work.metrics.items()
+        if (estimate := work.bootstrap.estimate(metric, measured)) is not None
     }
+    seconds = time.perf_counter() - started
+    return Result(measured, [a.confidence for a in answers], figures, seconds)
 
 
 def question(row: Row) -> "Any":
@@ -194,27 +321,3 @@ def question(row: Row) -> "Any":
         )
     # The template may add text after the end of the turn, which the model does not generate.
     return Question(prompt, rest[: len(mask) - mask[::-1].index(1)])
-
-
-def _difference(ours: Result, tuned: Result, config: Config) -> Estimate:
-    """The gate's metric of a model, less that of the tuned model."""
-    values = gate_metric().values
-    return paired_difference(
-        values(ours.answers),
-        values(tuned.answers),
-        samples=config.evaluate.bootstrap_samples,
-        seed=config.seed,
-    )
-
-
-def _write_predictions(file: Path, rows: Sequence[Row], results: Mapping[str, Result]) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        for place, row in enumerate(rows):
-            record = {
-                "question": row.messages[-2]["content"],
-                "expected": row.answer,
-                "answers": {name: result.answers.texts[place] for name, result in results.items()},
-                "cut": [name for name, result in results.items() if result.answers.cut[place]],
-                "source": row.source,
-            }
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")

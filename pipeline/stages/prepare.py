@@ -35,7 +35,7 @@ from pipeline.models.checks import check_folder
 from pipeline.models.output_rows import untrained_tokens
 
 STAGE = Stage(
-    version=4,
+    version=5,
     libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py"),
 )
 

@@ -10,12 +10,13 @@ from the current settings, which may differ. This module does not import MLflow.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.evaluate import BASE, CHAMPION, SERVED, EvaluateConfig
 from pipeline.config.schema import Config
 from pipeline.core.artifact import SCRATCH, Artifact, Outcome
 from pipeline.core.console import get_console
@@ -23,13 +24,14 @@ from pipeline.core.errors import ArtifactError, PipelineError
 from pipeline.core.stage import Stage
 from pipeline.engines.registered import Champion, champion_of, engine_with
 from pipeline.evaluation import report
-from pipeline.evaluation.metrics import gate_metric
-from pipeline.evaluation.served import describe, read_scores
+from pipeline.evaluation.metrics import Metric
+from pipeline.evaluation.served import describe, key_of, read_scores
+from pipeline.evaluation.slices import Slice
 from pipeline.optimization.formats import FORMATS
 from pipeline.tracking import champion_rule, registry_reader
 
 STAGE = Stage(
-    version=2,
+    version=3,
     libraries=("mlflow", "aiohttp", "numpy"),
 )
 
@@ -48,17 +50,20 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     evaluate, trained = inputs["evaluate"], inputs["finetune"].manifest.config
     models = json.loads((evaluate.path / "report.json").read_text())["models"]
     served = json.loads((inputs["benchmark"].path / "report.json").read_text())["served"]
-    scores = read_scores(inputs["benchmark"].path)
+    rules = champion_rules(config, inputs)
+    benchmark = inputs["benchmark"].path
+    scores = {rule.key: read_scores(benchmark, rule.metric, rule.slice) for rule in rules}
     shipped = inputs["export"].manifest.proof["format"]
     gate = _gate(inputs)
-    metric = gate_metric()
+    metric = report.main_metric(served)
     value = served[metric.name]["value"]
     metrics = {
         f"{metric.name}/{report.key(name)}": model[metric.name]["value"]
         for name, model in models.items()
+        if metric.name in model
     }
     metrics[f"{metric.name}/served"] = value
-    comparison = compare_with_champion(config, inputs, scores, out)
+    comparisons = compare_with_champion(config, inputs, rules, scores, out)
     overruled = {
         stage: made.manifest.proof["overruled"]
         for stage, made in inputs.items()
@@ -66,19 +71,23 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     }
     request = {
         "name": config.register_.name,
-        # What the registry's champion rule compares, and how it says so.
-        "metric": {
-            "name": metric.name,
-            "title": metric.title,
-            "format": metric.format,
-            "higher_is_better": metric.higher_is_better,
-        },
+        "metric": report.facts(metric),
         metric.name: value,
         "gate_passed": gate is None,
         "gate_reason": gate or "",
-        "margin": config.register_.margin,
+        # What the registry's champion rule compares, and how it says so.
+        "rules": [
+            {
+                "name": rule.name,
+                "key": rule.key,
+                "metric": report.facts(rule.shown(served)),
+                "margin": rule.margin,
+                "by": rule.by,
+                "comparison": comparisons[rule.key],
+            }
+            for rule in rules
+        ],
         "overrule": config.register_.overrule,
-        "comparison": comparison,
         "served": served,
         "overruled": overruled,
         "params": {
@@ -112,7 +121,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         metrics={metric.name: value, "gate_passed": float(gate is None)},
         proof={
             "digests": {stage: artifact.manifest.digest for stage, artifact in inputs.items()},
-            "comparison": comparison,
+            "comparisons": comparisons,
             "overrule": config.register_.overrule,
         },
         measured=(REQUEST,),  # it has the benchmark's times
@@ -125,58 +134,111 @@ def _gate(inputs: Mapping[str, Artifact]) -> str | None:
     return "; ".join(filter(None, failures)) or None
 
 
-def compare_with_champion(
-    config: Config, inputs: Mapping[str, Artifact], scores: Mapping[str, float], out: Path
-) -> dict[str, Any]:
-    """How this version compares with the champion on the same questions, for the record.
+@dataclass(frozen=True)
+class Rule:
+    """A condition against the champion. key: of its scores, as in "exact_match on tag cards"."""
 
-    scores: of this version, by question. The champion's are those that it was registered with, if
-    it has answered every question; else its engine is asked all of them again, if it is still here;
-    else the questions count that both have answered.
+    name: str
+    metric: str
+    slice: Slice | None
+    margin: float
+    by: str
+
+    @property
+    def key(self) -> str:
+        return key_of(self.metric, self.slice)
+
+    def shown(self, served: Mapping[str, Any]) -> Metric:
+        """The metric, as the benchmark's report shows it."""
+        return report.metric_of(served.get("metrics", {}).get(self.metric) or {})
+
+
+def champion_rules(config: Config, inputs: Mapping[str, Artifact]) -> list[Rule]:
+    """The gate's conditions against the champion, as the benchmark was made with them."""
+    found = inputs["benchmark"].manifest.config.get("evaluate")
+    settings = EvaluateConfig.model_validate(found) if found else config.evaluate
+    return [
+        Rule(name, settings.metric_of(condition), condition.slice, condition.margin or 0.0,
+             condition.by)
+        for name, condition in settings.conditions(SERVED, against=CHAMPION).items()
+    ]  # fmt: skip
+
+
+def compare_with_champion(
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    rules: Sequence[Rule],
+    scores: Mapping[str, Mapping[str, float]],
+    out: Path,
+) -> dict[str, dict[str, Any]]:
+    """How this version compares with the champion on the same questions, for the record, by rule.
+
+    scores: of this version, by a rule's key, then by question. The champion's are those that it was
+    registered with, if it has answered every question; else its engine is asked all of them again,
+    if it is still here; else the questions count that both have answered.
 
     Returns:
-        champion: its version, or None. scores: where its scores come from. result: the figures,
-        or None. becomes_champion: what follows, if it is still champion when this version is
-        registered. reason: why there is no result.
+        by the rule's key: champion: its version, or None. scores: where its scores come from.
+        result: the figures, or None. becomes_champion: what follows, if it is still champion when
+        this version is registered. reason: why there is no result.
     """
+
+    def without(reason: str) -> dict[str, dict[str, Any]]:
+        return {r.key: {"champion": None, "result": None, "reason": reason} for r in rules}
+
     if not config.tracking.enabled:
-        return {"champion": None, "result": None, "reason": "tracking.enabled=false"}
+        return without("tracking.enabled=false")
     try:
-        champion = champion_of(config)
+        champion = champion_of(config) if rules else None
     except PipelineError as error:
-        return {"champion": None, "result": None, "reason": str(error)}
+        return without(str(error))
     if champion is None:
-        return {"champion": None, "result": None, "reason": "there is no champion"}
+        return without("there is no champion")
     theirs, origin, reason = champion.scores, "registered with it", ""
-    if not scores.keys() <= theirs.keys():
+    if any(not scores[rule.key].keys() <= theirs.get(rule.key, {}).keys() for rule in rules):
         try:
-            theirs, origin = _ask(champion, inputs, config, out), "its engine was asked again"
+            theirs = _ask(champion, inputs, rules, config, out)
+            origin = "its engine was asked again"
         except PipelineError as error:
             reason = f"its engine cannot be asked these questions: {error}"
-    higher = gate_metric().higher_is_better
-    found = champion_rule.compare(scores, theirs, higher_is_better=higher)
-    if found is None:
-        return {"champion": champion.version, "result": None, "reason": reason}
-    margin = config.register_.margin
-    return {
-        "champion": champion.version,
-        "scores": origin,
-        "result": asdict(found),
-        "margin": margin,
-        "becomes_champion": champion_rule.wins(found, margin=margin, higher_is_better=higher),
-        "reason": reason,
-    }
+    served = json.loads((inputs["benchmark"].path / "report.json").read_text())["served"]
+    compared = {}
+    for rule in rules:
+        higher = rule.shown(served).higher_is_better
+        found = champion_rule.compare(
+            scores[rule.key], theirs.get(rule.key, {}), higher_is_better=higher
+        )
+        entry: dict[str, Any] = {"champion": champion.version, "result": None, "reason": reason}
+        if found is not None:
+            entry |= {
+                "scores": origin,
+                "result": asdict(found),
+                "margin": rule.margin,
+                "becomes_champion": champion_rule.wins(
+                    found, margin=rule.margin, higher_is_better=higher, by=rule.by
+                ),
+            }
+        compared[rule.key] = entry
+    return compared
 
 
 def _ask(
-    champion: Champion, inputs: Mapping[str, Artifact], config: Config, out: Path
-) -> dict[str, float]:
-    """Ask the champion's engine the test questions, as stage=benchmark asked the new one.
+    champion: Champion,
+    inputs: Mapping[str, Artifact],
+    rules: Sequence[Rule],
+    config: Config,
+    out: Path,
+) -> dict[str, dict[str, float]]:
+    """Ask the champion's engine the test questions, as stage=benchmark asked the new one; its
+    scores by a rule's key.
 
     Raises:
-        PipelineError: the engine is no longer here, or cannot be served.
+        PipelineError: the engine is no longer here, or cannot be served, or a metric fails.
     """
     from pipeline.data.dataset import read_split
+    from pipeline.evaluation.measure import measure
+    from pipeline.evaluation.predictions import read_predictions
+    from pipeline.evaluation.resources import Resources, metrics_of
     from pipeline.evaluation.served import scores
     from pipeline.serving.benchmark.serving_engine import ask
     from pipeline.serving.server_process import running_server
@@ -186,6 +248,7 @@ def _ask(
         raise ArtifactError(f"engine {champion.engine[:12]} is not in {config.artifacts}")
     rows = read_split(inputs["prepare"].path, "test")
     asked, model = inputs["benchmark"].manifest.config, config.model.name
+    settings = EvaluateConfig.model_validate(asked["evaluate"])
     get_console().print(
         f"asking version {champion.version}, the champion, the {len(rows)} test questions"
     )
@@ -197,11 +260,23 @@ def _ask(
             engine,
             rows,
             model=model,
-            most_tokens=asked["evaluate"]["max_new_tokens"],
+            most_tokens=settings.max_new_tokens,
             seed=asked["seed"],
             concurrency=max(asked["benchmark"]["concurrency"]),
         )
-    return scores(rows, answers)
+    earlier = read_predictions(inputs["evaluate"].path, rows)
+    base = earlier[BASE].answers
+    named = {rule.metric for rule in rules}
+    metrics = {name: metric for name, metric in metrics_of(settings).items() if name in named}
+    measured = measure(
+        metrics,
+        replace(answers, asked=base.asked, base=base.texts),
+        Resources(settings, scratch, seed=asked["seed"]),
+        served=True,
+    )
+    if measured.failures:
+        raise PipelineError("; ".join(measured.failures.values()))
+    return {rule.key: scores(rows, measured, rule.metric, rule.slice) for rule in rules}
 
 
 def _require_one_lineage(inputs: Mapping[str, Artifact]) -> None:
@@ -277,7 +352,7 @@ def _card(
     base = inputs["merge"].manifest.config["model"]["name"]
     data = inputs["prepare"].manifest.config["data"]["folder"]
     trained, length = inputs["finetune"].manifest.config, inputs["finetune"].manifest.proof
-    settings, metric = trained["finetune"], gate_metric()
+    settings, metric = trained["finetune"], report.main_metric(served)
     method = {"lora": "LoRA", "dora": "DoRA", "sft": "full fine-tuning"}[settings["method"]]
     if settings["objective"] != "sft":
         method += f" with {settings['objective'].upper()}"
@@ -290,7 +365,7 @@ def _card(
         f"| model | {metric.title} | 95 % interval |",
         "|---|--:|--:|",
     ]
-    measured = {report.label(model): score for model, score in models.items()}
+    measured = {report.label(m): score for m, score in models.items() if metric.name in score}
     for model, score in {**measured, f"served ({describe(served)})": served}.items():
         value, low, high = (metric.text(score[metric.name][k]) for k in ("value", "low", "high"))
         mark = "**" if score is served else ""

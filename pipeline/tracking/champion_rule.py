@@ -1,7 +1,9 @@
 """When a version becomes champion: both are scored on the same questions, and compared in pairs.
 
-A version that passed the gate becomes champion if there is none, or if it is not inferior: at the
-worse end of the 95 % interval of the difference of their scores it is at most `margin` worse. The
+A version that passed the gate becomes champion if there is none, or if it meets each of the gate's
+conditions against the champion. By default there is one: it is not inferior, which means that at
+the worse end of the 95 % interval of the difference of their scores it is at most `margin` worse. A
+condition may ask for the value alone, or for a test that refuses what is shown to be worse. The
 interval is that of Agresti and Min for matched proportions (Statistics in Medicine 24, 2005): a
 pair for each of the four outcomes of two answers is added in halves, so that a few questions, or
 none that differ, do not look certain. Pure functions; imports neither MLflow nor NumPy.
@@ -14,6 +16,9 @@ from statistics import NormalDist
 from typing import Any
 
 CONFIDENCE = 0.95
+_TWO_SIDED = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+_ONE_SIDED = NormalDist().inv_cdf(CONFIDENCE)
+_EQUAL = 1e-9  # a difference of just the margin is allowed, however it is rounded
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def compare(
     total, squares = sum(differences), sum(d * d for d in differences) + largest**2
     centre = total / (count + 2)
     spread = math.sqrt(max(0.0, squares / (count + 2) - centre**2) / (count + 2))
-    reach = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * spread
+    reach = _TWO_SIDED * spread
     return Comparison(
         questions=count,
         ours=sum(a for a, _ in values) / count,
@@ -62,19 +67,41 @@ def compare(
     )
 
 
-def wins(found: Comparison, *, margin: float, higher_is_better: bool = True) -> bool:
-    """Whether ours is at most `margin` worse, at the worse end of the interval."""
-    return (found.low if higher_is_better else -found.high) >= -margin
+def wins(
+    found: Comparison, *, margin: float, higher_is_better: bool = True, by: str = "interval"
+) -> bool:
+    """Whether ours is at most `margin` worse.
+
+    by: "interval", at the worse end of the interval; "value", on the questions; "test", unless a
+    one-sided test at 5 % shows that it is more than that.
+    """
+    sign = 1 if higher_is_better else -1
+    gain, ends = sign * found.difference, sorted((sign * found.low, sign * found.high))
+    if by == "value":
+        return gain >= -margin - _EQUAL
+    if by == "test":
+        centre, reach = sum(ends) / 2, (ends[1] - ends[0]) / 2
+        return centre + reach * _ONE_SIDED / _TWO_SIDED >= -margin - _EQUAL
+    return ends[0] >= -margin - _EQUAL
 
 
-def words(found: Comparison, metric: Mapping[str, Any], *, champion: str, margin: float) -> str:
+def words(
+    found: Comparison,
+    metric: Mapping[str, Any],
+    *,
+    champion: str,
+    margin: float,
+    by: str = "interval",
+) -> str:
     """The comparison and its result in one sentence.
 
     metric: its title, format and higher_is_better. champion: number of its version.
     """
     shape, higher = metric["format"], metric["higher_is_better"]
     verdict = "not shown to be no worse, so that version stays champion"
-    if wins(found, margin=margin, higher_is_better=higher):
+    if by != "interval":
+        verdict = "worse, so that version stays champion"
+    if wins(found, margin=margin, higher_is_better=higher, by=by):
         verdict = "no worse than that"
     return (
         f"{found.ours:{shape}} {metric['title']}, version {champion} has {found.theirs:{shape}} on "

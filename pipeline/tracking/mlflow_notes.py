@@ -1,6 +1,8 @@
 """The text that users see first in MLflow: descriptions of runs, and key metrics."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlflow.entities import Run
@@ -9,6 +11,7 @@ from pipeline.core.console import natural
 from pipeline.core.tables import table
 
 STAGE = "mlflow.pipeline.stage"  # tag
+METRICS_PARAM = "evaluate.metrics"
 FIGURES = 6
 GAP = "\u2003"  # MLflow's tables have no space between columns
 
@@ -37,7 +40,7 @@ def of_stage(stage: str, end: Mapping[str, Any]) -> str:
 
 def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> str:
     """Markdown: the models' scores, then one line per stage with its time and metrics."""
-    lines, metric = [], _gate_metric()
+    lines, metric = [], _main_metric(stages)
     prefix = f"{metric.name}/"
     scores = {
         name.removeprefix(prefix): value
@@ -74,13 +77,20 @@ def of_pipeline(stages: Sequence[Run], registered: Mapping[str, Any] | None) -> 
 
 def _figures(run: Run) -> str:
     """The first few metrics, without time, memory, and what register copies from other stages."""
-    others = ("benchmark", f"{_gate_metric().name}/") if run.data.tags[STAGE] == "register" else ()
-    hidden = ("stage", *others)
+    hidden = ("stage", *(("benchmark",) if run.data.tags[STAGE] == "register" else ()))
     ranked = sorted(run.data.metrics.items(), key=lambda item: natural(item[0]))
     shown = [f"{name} {value:.4g}" for name, value in ranked if not name.startswith(hidden)]
     return ", ".join(shown[:FIGURES])
 
 
-def _gate_metric() -> Any:
-    """What the gate and the champion rule use (pipeline/evaluation/metrics.py)."""
-    return next(metric for metric in table("metric").values() if metric.gates)
+def _main_metric(stages: Sequence[Run]) -> Any:
+    """The metric that ranks models: the first of evaluate.metrics of the run's evaluation."""
+    named = next((p for run in stages if (p := run.data.params.get(METRICS_PARAM))), "")
+    known = table("metric")
+    try:
+        name = str(json.loads(named)[0]).rpartition(":")[2]
+    except (ValueError, IndexError, TypeError):
+        name = "exact_match"
+    if name in known:
+        return known[name]
+    return replace(known["exact_match"], name=name, title=name.replace("_", " "), format=".3f")

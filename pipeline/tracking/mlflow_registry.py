@@ -16,7 +16,7 @@ from mlflow.types.schema import Array, ColSpec, Object, Property, Schema
 
 from pipeline.tracking import champion_rule
 from pipeline.tracking.champion_changes import CHAMPION, OfClient, move_champion
-from pipeline.tracking.mlflow_scores import SCORES, scores_of
+from pipeline.tracking.mlflow_scores import EARLIER, SCORES, by_metric, scores_of
 
 CANDIDATE = "candidate"
 REQUEST, CARD = "registration.json", "MODEL_CARD.md"
@@ -67,7 +67,7 @@ def register(client: MlflowClient, run_id: str, files: Path) -> dict[str, Any]:
     version = _version(client, run_id, model, request, card)
     client.set_registered_model_alias(name, CANDIDATE, version.version)
     scores = files / SCORES
-    ours = json.loads(scores.read_text()) if scores.is_file() else {}
+    ours = by_metric(json.loads(scores.read_text())) if scores.is_file() else {}
     wins, reason = _is_champion(client, version, request, ours)
     if wins:
         move_champion(
@@ -142,11 +142,11 @@ def _is_champion(
     client: MlflowClient,
     version: ModelVersion,
     request: Mapping[str, Any],
-    scores: Mapping[str, float],
+    scores: Mapping[str, Mapping[str, float]],
 ) -> tuple[bool, str]:
     """Whether the version becomes champion, and why (champion_rule.py).
 
-    scores: of this version, by question.
+    scores: of this version, by metric and slice, then by question.
     """
     if not request["gate_passed"]:
         return False, f"it did not pass the gate ({request['gate_reason']})"
@@ -160,31 +160,76 @@ def _is_champion(
         return True, f"{shown}, passed the gate, and there was no champion"
     if holder.version == version.version:
         return True, holder.tags.get(CHAMPION, "passed the gate")
-    margin, higher = request.get("margin", 0.0), metric["higher_is_better"]
-    found = _compared(holder, request, scores, higher)
-    if found is None:
-        won = False
-        reason = (
-            f"{shown}; it cannot be compared with version {holder.version}, which has no answers "
-            "to the same questions in the registry, and that version stays champion: run "
-            "stage=register where its engine is, or give the reason to replace it in "
-            "register.overrule"
-        )
-    else:
-        won = champion_rule.wins(found, margin=margin, higher_is_better=higher)
-        reason = champion_rule.words(found, metric, champion=holder.version, margin=margin)
+    theirs: dict[str, Any] = {}
+    decided = [_decide(holder, rule, shown, scores, theirs) for rule in rules_of(request)]
+    won = all(met for met, _ in decided)
+    # What stands in the way is the reason; else all of it is.
+    reasons = [why for met, why in decided if won or not met]
+    reason = "; ".join(reasons) or f"{shown}, passed the gate, which compares no champions"
     if not won and request.get("overrule"):
         return True, f"overruled ({request['overrule']}): {reason}"
     return won, reason
 
 
+def rules_of(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The conditions against the champion: key of the scores, metric, margin, by, and comparison.
+
+    A registration of an earlier version has one, in parts.
+    """
+    if "rules" in request:
+        return list(request["rules"])
+    return [
+        {
+            "key": EARLIER,
+            "metric": request.get("metric", EARLIER_METRIC),
+            "margin": request.get("margin", 0.0),
+            "by": "interval",
+            "comparison": request.get("comparison") or {},
+        }
+    ]
+
+
+def _decide(
+    holder: ModelVersion,
+    rule: Mapping[str, Any],
+    shown: str,
+    scores: Mapping[str, Mapping[str, float]],
+    theirs: dict[str, Any],
+) -> tuple[bool, str]:
+    """Whether a version meets one condition, and why.
+
+    shown: its main figure. theirs: filled with the champion's scores when they are needed.
+    """
+    metric, margin, by = rule["metric"], rule["margin"], rule["by"]
+    found = _compared(holder, rule, scores, theirs)
+    if found is None:
+        return False, (
+            f"{shown}; it cannot be compared with version {holder.version}, which has no answers "
+            "to the same questions in the registry, and that version stays champion: run "
+            "stage=register where its engine is, or give the reason to replace it in "
+            "register.overrule"
+        )
+    higher = metric["higher_is_better"]
+    won = champion_rule.wins(found, margin=margin, higher_is_better=higher, by=by)
+    said = champion_rule.words(found, metric, champion=holder.version, margin=margin, by=by)
+    where = rule["key"].removeprefix(metric["name"]).strip()
+    return won, f"{where}: {said}" if where else said
+
+
 def _compared(
-    holder: ModelVersion, request: Mapping[str, Any], scores: Mapping[str, float], higher: bool
+    holder: ModelVersion,
+    rule: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, float]],
+    theirs: dict[str, Any],
 ) -> champion_rule.Comparison | None:
     """The comparison that stage=register made with this champion. If another version has become
     champion since, the scores that it was registered with are compared."""
-    made = request.get("comparison") or {}
+    made = rule["comparison"]
     if made.get("result") and made["champion"] == int(holder.version):
         return champion_rule.Comparison(**made["result"])
-    theirs = scores_of(holder)
-    return champion_rule.compare(scores, theirs, higher_is_better=higher) if theirs else None
+    if not theirs:
+        theirs["scores"] = scores_of(holder) or {}
+    key, higher = rule["key"], rule["metric"]["higher_is_better"]
+    return champion_rule.compare(
+        scores.get(key, {}), theirs["scores"].get(key, {}), higher_is_better=higher
+    )

@@ -8,7 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline.evaluation.metrics import METRICS, Metric, normalise, of_texts
+from pipeline.evaluation.metrics import METRICS, Metric, of_texts
+from pipeline.evaluation.overlap import normalise
 
 
 def same_start(answer: str, expected: str) -> bool:
@@ -43,7 +44,7 @@ def main(folder: Path) -> int:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    config = configure(f"model.path={model}")
+    config = configure(f"model.path={model}", "evaluate.metrics=[exact_match,same_start]")
     outcome = evaluate.run(config, {**inputs, "quantize": quantized}, out)
     print("== metrics\n" + " ".join(sorted(outcome.metrics)))
     return 0

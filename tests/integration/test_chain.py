@@ -16,8 +16,8 @@ CHAIN = "prepare import finetune merge quantize evaluate export build benchmark 
 SETTINGS = [
     "tracking.enabled=false", "finetune.max_steps=3", "finetune.warmup_steps=1",
     "finetune.global_batch_size=4", "finetune.micro_batch_size=4", "quantize.compare=[]",
-    "evaluate.max_new_tokens=4", "evaluate.gate.min_exact_match.adapter=0",
-    "evaluate.gate.max_drop.fp8=1", "evaluate.gate.max_served_drop=1",
+    "evaluate.max_new_tokens=4", "evaluate.gate.learned=null", "evaluate.gate.reached=null",
+    "evaluate.gate.format.margin=1", "evaluate.gate.served.margin=1",
     "engine=onnxruntime", "engine.precision=fp32",
     "benchmark.requests=4", "benchmark.max_tokens=4", "benchmark.concurrency=[2]",
 ]  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_repeat_runs_nothing(chain):
 
 
 def test_an_unmet_gate_fails_the_run_and_keeps_the_report(chain):
-    strict = [*SETTINGS, "evaluate.gate.min_exact_match.adapter=1"]
+    strict = [*SETTINGS, "evaluate.gate.learned={metric:exact_match,min:1}"]
     code, said = command(chain, "evaluate", *strict)
     assert code == 5
     assert "GateFailed: the exact match of the tuned model is" in said

@@ -288,7 +288,11 @@ def test_evaluation_compares_every_model(
     assert set(json.loads(predictions[0])["answers"]) == set(models)
     assert (tmp_path / "accuracy.png").is_file()
     # A random model answers nothing, which is what the gate is for.
-    assert "min_exact_match.full requires 90.0%" in str(outcome.failure)
+    said = "evaluate.gate.learned: the exact match of the tuned model is 0.0% on 12 questions"
+    assert said in str(outcome.failure)
+    page = (tmp_path / "report.html").read_text()
+    assert "Gate refused" in page
+    assert "http" not in page
 
 
 def test_answers_of_a_quantized_model_do_not_depend_on_the_batch(

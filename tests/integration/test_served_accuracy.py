@@ -17,7 +17,7 @@ from pipeline.core.artifact import Artifact
 from pipeline.core.errors import ArtifactError
 from pipeline.data.dataset import Row, read_split, write_split
 from pipeline.engines.registered import Champion
-from pipeline.evaluation.metrics import exact_match
+from pipeline.evaluation.overlap import exact_match
 from pipeline.evaluation.served import read_scores
 from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
@@ -35,8 +35,8 @@ MODEL = {
 }  # fmt: skip
 SETTINGS = [
     "engine=onnxruntime", "engine.precision=fp32", "engine.max_input_len=64",
-    "engine.max_seq_len=96", "evaluate.max_new_tokens=24", "evaluate.gate.max_served_drop=1",
-    "evaluate.gate.min_exact_match.adapter=0", "benchmark.concurrency=[4]",
+    "engine.max_seq_len=96", "evaluate.max_new_tokens=24", "evaluate.gate.served.margin=1",
+    "evaluate.gate.reached=null", "benchmark.concurrency=[4]",
     "benchmark.requests=4", "benchmark.max_tokens=8",
 ]  # fmt: skip
 ASKED = [f"What does it cost to {w} a {v}?" for w in ("wire", "lend", "save", "pay") for v in
@@ -115,7 +115,7 @@ def test_served_accuracy_is_registered_accuracy(
     ]
     assert 2 < sum(right) <= len(ASKED) / 2
     assert outcome.metrics["exact_match/served"] == sum(right) / (len(ASKED) + 1)
-    assert list(read_scores(out).values()) == [*map(float, right), 0.0]
+    assert list(read_scores(out, "exact_match").values()) == [*map(float, right), 0.0]
     served = json.loads((out / "report.json").read_text())["served"]
     assert served["sampling"] == {"temperature": 0.0}
     assert (served["runtime"], served["precision"]) == ("onnxruntime", "fp32")
@@ -129,14 +129,15 @@ def test_served_accuracy_is_registered_accuracy(
     assert "| 4 |" in (out / "report.md").read_text()
 
     # As a champion that has not answered these questions yet, it is asked again.
-    settings = {"seed": config.seed, "evaluate": {"max_new_tokens": 24}}
-    settings |= {"benchmark": {"concurrency": [4]}}
+    settings = {"seed": config.seed, "benchmark": {"concurrency": [4]}}
+    settings |= {"evaluate": config.evaluate.model_dump(mode="json")}
     inputs["benchmark"] = make_artifact(
         tmp_path, "benchmark", "benchmark", name="measured", config=settings
     )
-    champion = Champion(1, engine.manifest.digest, {"another question": 1.0})
-    again = register._ask(champion, inputs, config, out)
-    assert again == read_scores(out)
+    champion = Champion(1, engine.manifest.digest, {"exact_match": {"another question": 1.0}})
+    rules = register.champion_rules(config, inputs)
+    again = register._ask(champion, inputs, rules, config, out)
+    assert again == {"exact_match": read_scores(out, "exact_match")}
 
 
 def test_an_engine_that_samples_is_measured_as_it_samples(
@@ -144,7 +145,7 @@ def test_an_engine_that_samples_is_measured_as_it_samples(
 ) -> None:
     """At a high temperature hardly an answer is the likeliest one, and a gate says so."""
     config, engine = built(
-        tmp_path, merged, "engine.sampling.temperature=2", "evaluate.gate.max_served_drop=0.03"
+        tmp_path, merged, "engine.sampling.temperature=2", "evaluate.gate.served.margin=0.03"
     )
     chat = Chat.load(merged.path)
     written = json.loads((engine.path / "generation_config.json").read_text())
@@ -183,7 +184,11 @@ def make_inputs(folder: Path, rows: list[Row], engine: Artifact) -> dict[str, Ar
     """A dataset, and an evaluation in which the tuned model answered every question right."""
     (folder / "prepare").mkdir()
     write_split(folder / "prepare", "test", rows)
-    records = [{"answers": {"tuned": row.answer}, "cut": []} for row in rows]
+    figures = {"base": {"exact_match": 0.0}, "tuned": {"exact_match": 1.0}}
+    records = [
+        {"answers": {"base": "", "tuned": row.answer}, "cut": [], "metrics": figures}
+        for row in rows
+    ]
     files = {
         "report.json": json.dumps({"method": "adapter"}),
         "predictions.jsonl": "\n".join(map(json.dumps, records)),

@@ -6,13 +6,14 @@ which runs on, and a seed, so that sampling can be repeated.
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import PipelineError
 from pipeline.models.chat.messages import Message
-from pipeline.models.chat.tool_calls import as_request
+from pipeline.models.chat.tool_calls import as_request, function_call, said
 from pipeline.serving.benchmark.concurrency import send_all
 
 TOO_LONG = "context_length_exceeded"
@@ -79,10 +80,20 @@ def ask_all(
     return asyncio.run(send_all(base_url, requests, concurrency, send))
 
 
+def _text(message: Mapping[str, Any]) -> str:
+    """An answer as `said` has an expected one: its text, and each call on a line of its own."""
+    calls = [
+        function_call(name, json.loads(arguments), call["id"])
+        for call in message.get("tool_calls") or ()
+        for name, arguments in [(call["function"]["name"], call["function"]["arguments"])]
+    ]
+    return said({"content": message["content"] or "", "tool_calls": calls})
+
+
 def _reply(url: str, status: int, answer: Any) -> Reply:
     if status == 200:
         choice = answer["choices"][0]
-        return Reply(choice["message"]["content"] or "", choice["finish_reason"] == "length")
+        return Reply(_text(choice["message"]), choice["finish_reason"] == "length")
     error = answer["error"]
     if error.get("code") == TOO_LONG:
         return Reply("", refused=error["message"])

@@ -1,8 +1,8 @@
 """Every setting of the schema, with its type and its bounds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -60,7 +60,10 @@ def leaves(section: type[Section], prefix: str = "") -> Iterator[Leaf]:
 
 
 def sections_of(annotation: Any) -> list[type[Section]]:
-    """Config sections that a type holds, directly or among alternatives."""
+    """Config sections that a type holds, directly or among alternatives; not in a mapping, whose
+    keys are the user's."""
+    if get_origin(annotation) is Mapping:
+        return []
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections_of(part)]

@@ -34,7 +34,7 @@ def config_with(changes: Mapping[str, object]) -> Config:
 def test_the_whole_schema_is_walked() -> None:
     names = {leaf.name for leaf in NUMBERS}
     assert {"seed", "finetune.learning_rate", "benchmark.concurrency", "retrain.every"} <= names
-    assert {"launcher.nodes", "serve.version", "evaluate.gate.max_drop"} <= names
+    assert {"launcher.nodes", "serve.version", "prepare.samples"} <= names
 
 
 @pytest.mark.parametrize("leaf", NUMBERS, ids=lambda leaf: leaf.name)
@@ -55,7 +55,7 @@ def test_what_is_no_number_within_the_bounds_is_refused(leaf: Leaf) -> None:
 def test_true_in_a_list_or_a_mapping_is_no_number() -> None:
     for name, value in {
         "benchmark.concurrency": [True],
-        "evaluate.gate.max_drop.fp8": True,
+        "evaluate.gate.served.margin": True,
     }.items():
         with pytest.raises(ConfigError, match="not true or false"):
             config_with({name: value})

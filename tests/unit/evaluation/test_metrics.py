@@ -5,8 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.confidence import bootstrap, estimate, paired_difference
-from pipeline.evaluation.metrics import METRICS, Answers, exact_match, normalise, token_f1
+from pipeline.evaluation.confidence import (
+    Difference,
+    Sample,
+    bootstrap,
+    estimate,
+    paired_difference,
+)
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.overlap import exact_match, normalise, token_f1
 
 values = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40)
 
@@ -77,30 +84,54 @@ def test_weights_make_a_ratio_of_sums() -> None:
     assert bootstrap([9, 1], [1, 9], samples=100, seed=0).value == 1
 
 
+def difference(metric: str, ours: list[float], theirs: list[float], **more: float) -> Difference:
+    sides = [Sample(side) for side in (ours, theirs)]
+    found = paired_difference(METRICS[metric], *sides, samples=300, seed=0, **more)
+    assert found is not None
+    return found
+
+
 def test_paired_difference_is_surer_than_two_intervals() -> None:
     random = np.random.default_rng(0)
     ours = random.random(100)
     theirs = ours - 0.1 + random.normal(0, 0.01, 100)
-    paired = paired_difference(ours.tolist(), theirs.tolist(), samples=300, seed=0)
+    paired = difference("token_f1", ours.tolist(), theirs.tolist())
     apart = bootstrap(ours.tolist(), samples=300, seed=0)
     assert paired.value == pytest.approx(0.1, abs=0.01)
     assert paired.high - paired.low < (apart.high - apart.low) / 5
+    assert paired.worse == 0
 
 
-@pytest.mark.parametrize(("left", "right"), [([], []), ([1.0], [1.0, 2.0])])
-def test_what_cannot_be_compared_is_refused(left: list[float], right: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"values"):
-        paired_difference(left, right, samples=100, seed=0)
+def test_the_paired_test_counts_resamples_that_are_worse_than_the_margin() -> None:
+    ours, theirs = [0.0] * 30 + [1.0] * 70, [1.0] * 100
+    assert difference("token_f1", ours, theirs).worse == 1
+    assert 0.2 < difference("token_f1", ours, theirs, margin=0.3).worse < 0.8
+    assert difference("token_f1", ours, theirs, margin=0.5).worse == 0
+    # Of a figure that is better when it is lower.
+    assert difference("refusal_rate", theirs, ours).worse == 1
+    assert difference("refusal_rate", ours, theirs).worse == 0
 
 
-def test_each_metric_is_estimated_from_the_same_answers() -> None:
-    answers = Answers(["a b", "c"], ["A b", "d"], losses=[2.0, 4.0], tokens=[2.0, 4.0])
-    found = {n: estimate(m, answers, samples=100, seed=1) for n, m in METRICS.items()}
-    values = {name: figure.value for name, figure in found.items()}
-    assert values == pytest.approx(
-        {"exact_match": 0.5, "token_f1": 0.5, "answer_loss": 1.0, "perplexity": math.e}
-    )
-    assert all(e.low <= e.value <= e.high for e in found.values())
+def test_a_ratio_and_its_transform_are_compared_as_they_are_shown() -> None:
+    ours, theirs = Sample([2.0, 4.0], [2.0, 2.0]), Sample([4.0, 8.0], [2.0, 2.0])
+    found = paired_difference(METRICS["perplexity"], ours, theirs, samples=100, seed=0)
+    assert found is not None
+    assert found.value == pytest.approx(math.exp(1.5) - math.exp(3))
+
+
+def test_what_cannot_be_compared() -> None:
+    metric = METRICS["token_f1"]
+    with pytest.raises(ValueError, match="1 and 2 values are not of the same questions"):
+        paired_difference(metric, Sample([1.0]), Sample([1.0, 2.0]), samples=100, seed=0)
+    nothing = Sample([math.nan])
+    assert paired_difference(metric, nothing, Sample([1.0]), samples=100, seed=0) is None
+    assert estimate(metric, nothing, samples=100, seed=0) is None
+
+
+def test_values_that_do_not_apply_are_left_out() -> None:
+    found = estimate(METRICS["json_valid"], Sample([1.0, math.nan, 0.0]), samples=100, seed=0)
+    assert found is not None
+    assert (found.value, found.questions) == (0.5, 2)
 
 
 def test_better_is_what_the_record_says() -> None:

@@ -2,23 +2,31 @@ import json
 from pathlib import Path
 
 from pipeline.evaluation.confidence import Estimate
-from pipeline.evaluation.report import build, markdown, write
+from pipeline.evaluation.gate import Verdict
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.report import build, main_metric, markdown, write
+
+NAMES = ("exact_match", "token_f1", "answer_loss", "perplexity")
 
 
 def figures(value: float) -> dict[str, Estimate]:
-    names = ("exact_match", "token_f1", "answer_loss", "perplexity")
-    return {name: Estimate(value, value - 0.01, value + 0.01) for name in names}
+    return {name: Estimate(value, value - 0.01, value + 0.01) for name in NAMES}
 
 
+PART = {"kind": "tag", "name": "cards", "questions": 25}
 REPORT = build(
+    {name: METRICS[name] for name in NAMES},
+    "exact_match",
     {"base": figures(0.02), "tuned": figures(0.93), "fp8": figures(0.9)},
     {"base": Estimate(-0.91, -0.95, -0.87)},
-    ["fp8 answers too little"],
+    [Verdict("format", False, "fp8 answers too little"), Verdict("learned", True, "enough")],
     ["int4_awq answers less"],
     questions=225,
     method="adapter",
     beyond_limit=2,
     cut={"base": 7, "tuned": 0, "fp8": 0},
+    failures={"polite": "it raised"},
+    slices=[{**PART, "models": {"base": {"value": 0.1, "low": 0.0, "high": 0.2}}}],
 )
 
 
@@ -31,15 +39,21 @@ def test_markdown_has_a_line_a_model_and_the_verdict() -> None:
     assert tuned.split("|")[3].strip() == ""  # not compared with itself
     assert any(line.startswith("| fp8, simulated | 90.0 %") for line in lines)
     assert "base: 7 answers reached evaluate.max_new_tokens." in lines
-    widths = {line.count("|") for line in lines if line.startswith("|")}
-    assert len(widths) == 1
-    assert "Gate refused: fp8 answers too little." in lines
+    assert "Gate refused: evaluate.gate.format: fp8 answers too little." in lines
+    assert "- learned: passed: enough" in lines
     assert "Compared only: int4_awq answers less." in lines
+    assert "| tag cards | 25 | 10.0 % (0.0 to 20.0) |  |  |" in lines
+    assert "polite was not measured: it raised." in lines
 
 
 def test_the_written_report_is_the_report(tmp_path: Path) -> None:
     write(REPORT, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == REPORT
     assert REPORT["gate"]["passed"] is False
-    assert REPORT["gate"]["failures"] == ["fp8 answers too little"]
+    assert REPORT["gate"]["failures"] == ["evaluate.gate.format: fp8 answers too little"]
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_of_an_earlier_version_ranks_by_exact_match() -> None:
+    assert main_metric({}) is METRICS["exact_match"]
+    assert main_metric(REPORT).title == "exact match"

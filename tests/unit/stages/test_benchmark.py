@@ -41,11 +41,20 @@ def test_the_report_has_a_row_for_each_load() -> None:
     served = {"runtime": "hf", "precision": "fp32", "sampling": {"temperature": 0.7, "top_p": 0.9}}
     share = {"value": 0.5, "low": 0.4, "high": 0.6}
     served |= {"exact_match": share, "token_f1": share, "less_tuned": share}
+    names = {"exact_match": "exact match", "polite": "polite"}
+    served["metrics"] = {
+        name: {"name": name, "title": title, "format": ".1%", "higher_is_better": True}
+        for name, title in names.items()
+    }
+    served |= {"metric": served["metrics"]["exact_match"], "failures": {"polite": "it raised"}}
+    served |= {"benchmarks": {"gsm8k.exact_match": {**share, "questions": 40}}}
     served |= {"questions": 225, "cut": 3, "refused": 2}
     text = benchmark._markdown(served, [], {"start_seconds": 0.5}, figures)
     assert "Engine: hf fp32, temperature 0.7, top_p 0.9." in text
     assert "- exact match: 50.0 % (40.0 to 60.0)" in text
     assert "3 answers were cut at the limit of tokens, and 2 questions were refused" in text
+    assert "- benchmark gsm8k.exact_match: 0.5 (0.4 to 0.6), 40 questions" in text
+    assert "- polite was not measured: it raised" in text
     assert "- gate: passed" in text
     assert "- start seconds: 0.5" in text
     rows = [line for line in text.splitlines() if line.startswith(("| 1 ", "| 4 "))]

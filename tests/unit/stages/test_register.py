@@ -102,7 +102,11 @@ def test_a_refused_engine_is_registered_with_the_reason(tmp_path: Path) -> None:
 class TestComparison:
     """With a champion that answered 100 of 130 questions right."""
 
-    champion = Champion(3, "e" * 64, {f"question {i}": float(i < 100) for i in range(130)})
+    champion = Champion(
+        3,
+        "e" * 64,
+        {"exact_match": {f"question {i}": float(i < 100) for i in range(130)}},
+    )
 
     def compare(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, champion: Champion | None,
@@ -112,8 +116,10 @@ class TestComparison:
         request, _, outcome = run(
             tmp_path, f"artifacts={tmp_path / 'artifacts'}", *settings, **chain
         )
-        assert outcome.proof["comparison"] == request["comparison"]
-        return request["comparison"]
+        (rule,) = request["rules"]
+        assert outcome.proof["comparisons"] == {"exact_match": rule["comparison"]}
+        assert (rule["name"], rule["key"], rule["by"]) == ("champion", "exact_match", "interval")
+        return rule["comparison"]
 
     def test_both_figures_the_pairs_the_interval_and_the_decision_are_recorded(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,7 +144,7 @@ class TestComparison:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = {f"question {number}": 1.0 for number in range(500, 630)}
-        monkeypatch.setattr(register, "_ask", lambda *_: asked)
+        monkeypatch.setattr(register, "_ask", lambda *_: {"exact_match": asked})
         found = self.compare(tmp_path, monkeypatch, self.champion, first_question=500)
         assert found["scores"] == "its engine was asked again"
         assert (found["result"]["questions"], found["result"]["worse"]) == (130, 13)

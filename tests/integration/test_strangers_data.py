@@ -1,0 +1,114 @@
+"""A platform engineer's afternoon: a Parquet folder in ShareGPT form, documents beside it, a judge
+on a local endpoint, and a gate on two metrics and a slice, by the commands that users type.
+
+The model is tiny, and is served by the PyTorch engine.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.orchestration import project
+from tests.integration.family_case import MODELS
+from tests.openai_server import OpenAIServer
+
+WORDS = ("card", "loan", "wire", "fee", "limit", "branch", "rate", "form")
+FAQ = """# Questions
+
+## When does the branch open?
+
+The branch opens at nine.
+
+## What does a wire cost?
+
+A wire costs five dollars.
+"""
+OWN = '''
+def says_of(answer):
+    """share of the answers that say of"""
+    return " of " in f" {answer} "
+says_of.format = ".0%"
+'''
+
+
+def parquet(file: Path, words: tuple[str, ...]) -> None:
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": f"What is a {a} {b}?"},
+                {"from": "gpt", "value": f"It is a {b} of the {a}."},
+            ],
+            "category": "money" if b in ("fee", "rate") else "places",
+        }
+        for a in words
+        for b in WORDS
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+def says(body: dict[str, Any]) -> str:
+    prompt = body["messages"][-1]["content"]
+    return "Alike. [[C]]" if "<answer A>" in prompt else "Good enough. Score: [[6]]"
+
+
+def test_a_strangers_data_is_measured_and_gated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = MODELS["llama"](tmp_path / "model")
+    project.init(tmp_path / "shop")
+    monkeypatch.chdir(tmp_path / "shop")
+    Path("rows/test").mkdir(parents=True)
+    parquet(Path("rows/part-0.parquet"), WORDS[:6])
+    parquet(Path("rows/test/part-0.parquet"), WORDS[6:])
+    Path("rows/faq.md").write_text(FAQ)
+    Path("measures.py").write_text(OWN)
+    given = ["model=local", "model.name=tiny", f"model.path={model}", "tracking.enabled=false"]
+
+    def run(stages: str, *more: str, code: int = 0) -> str:
+        for stage in stages.split():
+            found = main([f"stage={stage}", *given, *more])
+            said = capfd.readouterr().err
+            assert found == code, f"stage={stage}: {said}"
+        return said
+
+    data = ["data=files", "data.folder=rows", "data.train=[*.parquet]",
+            "data.test=[test/*.parquet]", "data.sources=[faq.md]",
+            "prepare.max_length=128"]  # fmt: skip
+    run("prepare", *data)
+    run("import")
+    run("finetune", "finetune.max_steps=2", "finetune.global_batch_size=8")
+    run("merge")
+    run("quantize", "quantize=none", "quantize.compare=[]")
+    with OpenAIServer(says) as server:
+        measures = [
+            "evaluate.metrics=[judge_score,judge_wins,token_f1,measures.py:says_of]",
+            f"evaluate.judge.endpoint.base_url={server.url}",
+            "evaluate.judge.endpoint.price.prompt=1",
+            "evaluate.judge.endpoint.budget.cost=1",
+            "evaluate.max_new_tokens=8",
+            "evaluate.gate.judged={metric:judge_score,min:0.5}",
+            "evaluate.gate.money={metric:judge_wins,tag:money,min:0.4}",
+            "evaluate.gate.served={metric:token_f1,model:served,against:tuned,margin:0.5}",
+        ]
+        run("evaluate", *measures)
+        run("export", "quantize=none")
+        run("build", "engine=hf", "engine.max_input_len=64", "engine.max_seq_len=96")
+        run("benchmark", *measures, "benchmark.concurrency=[4]", "benchmark.requests=4",
+            "benchmark.max_tokens=8")  # fmt: skip
+        missed = run("evaluate", *measures, "evaluate.gate.judged.min=0.9", code=5)
+    assert "evaluate.gate.judged: the judge's score of the tuned model is 55.6%" in missed
+    report = json.loads(Path("artifacts/evaluate/report.json").read_text())
+    named = {(part["kind"], part["name"]) for part in report["slices"]}
+    assert named == {("tag", "money"), ("tag", "places")}
+    assert report["judge"]["agreement"] == 1
+    assert server.most_in_flight <= 16
+    served = json.loads(Path("artifacts/benchmark/report.json").read_text())
+    assert served["gate"]["passed"]
+    assert served["served"]["judge_score"]["value"] == pytest.approx(5 / 9)
+    assert "says_of" in served["served"]
+    assert "Gate" in Path("artifacts/evaluate/report.html").read_text()
