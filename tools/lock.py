@@ -59,43 +59,46 @@ def extras() -> list[str]:
 
 
 def lock_extra(name: str) -> int:
-    """Write extras/NAME.lock; gives the number of its packages."""
+    """Write extras/NAME.lock; gives the number of its packages.
+
+    Each version of Python is resolved by itself: uv's universal resolution also tries those that we
+    do not support, where a library may ask for what the core does not have (numpy 2).
+    """
     own = ROOT / "extras" / f"{name}.in"
-    command = ["uv", "pip", "compile", "-q", "--universal", "--python-version", "3.11"]
-    command += ["--generate-hashes", "--no-header", "--no-annotate"]
     core: set[str] = set()
     with tempfile.NamedTemporaryFile("w", suffix=".in") as file:
+        arguments = [str(own)]
         if own.is_file():
-            command += [
-                str(own),
-                *(["--no-deps"] if "# lock: --no-deps" in own.read_text() else []),
-            ]
+            arguments += ["--no-deps"] if "# lock: --no-deps" in own.read_text() else []
         else:
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
             file.write("\n".join(project["optional-dependencies"][name]))
             file.flush()
-            command += ["-c", "requirements.lock", "-c", "requirements-cuda.lock", file.name]
+            arguments = ["-c", "requirements.lock", "-c", "requirements-cuda.lock", file.name]
             for lock in ROOT.glob("requirements*.lock"):
                 core |= set(re.findall(r"^[^=\s]+(?===)", lock.read_text(), re.M))
-        done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True)
-    listing = re.sub(r" ; [^\\\n]*sys_platform == 'linux'[^\\\n]*(?= \\)", _marker, done.stdout)
-    entries = [e + "\n" for e in re.split(r"\n(?=\S)", listing.strip())]
-    entries = [e for e in entries if e.split("==")[0] not in core]
+        older, newer = (compile_for(version, arguments) for version in ("3.11", "3.12"))
+    entries = [
+        entry if entry in newer else entry.replace(" \\", " ; python_full_version < '3.12' \\", 1)
+        for entry in older
+    ] + [
+        entry.replace(" \\", " ; python_full_version >= '3.12' \\", 1)
+        for entry in newer
+        if entry not in older
+    ]
+    entries = sorted(entry for entry in entries if entry.split("==")[0] not in core)
     (ROOT / "extras" / f"{name}.lock").write_text("".join(entries))
     return len(entries)
 
 
-def _marker(match: re.Match[str]) -> str:
-    """The marker of a package, without what holds on every machine that the locks are for."""
-    always = {
-        "platform_machine == 'x86_64'",
-        "sys_platform == 'linux'",
-        "implementation_name != 'PyPy'",
-        "platform_python_implementation != 'PyPy'",
-        "python_full_version < '3.13'",
-    }
-    rest = [p for p in match.group()[3:].split(" and ") if p not in always]
-    return f" ; {' and '.join(rest)}" if rest else ""
+def compile_for(version: str, arguments: list[str]) -> list[str]:
+    """The entries, with hashes, for one version of Python on Linux x86-64."""
+    command = ["uv", "pip", "compile", "-q", "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--python-version", version, "--python-platform", "x86_64-manylinux_2_35"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True
+    )
+    return [entry + "\n" for entry in re.split(r"\n(?=\S)", done.stdout.strip())]
 
 
 def main() -> None:

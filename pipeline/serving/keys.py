@@ -6,7 +6,7 @@ creates a key, prints it once, and adds its line to the file. Deleting the line 
 without a restart. The file has one JSON object per line:
 
     {"name": "anna", "sha256": "…", "requests_per_minute": 60, "tokens_per_minute": null,
-     "models": null, "admin": false}
+     "models": null, "admin": false, "guardrails": null}
 
 A key is 256 random bits, so SHA-256 is a suitable digest: no dictionary attack is possible. The
 slow digests that passwords need would cost 50 ms per request and make an attack no harder.
@@ -43,6 +43,8 @@ class Key(BaseModel):
     """One line of the file. None means no limit, or all models.
 
     admin: whether the key may load and unload LoRA adapters.
+    guardrails: configurations of serve.guardrails that check the key's requests; None: the model's,
+        or the default ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +55,7 @@ class Key(BaseModel):
     tokens_per_minute: PerMinute | None = None
     models: tuple[str, ...] | None = None
     admin: bool = False
+    guardrails: tuple[str, ...] | None = None
 
     def allows(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -168,6 +171,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--models", nargs="+", metavar="MODEL", help="models that it may use (default: all)"
     )
     new.add_argument("--admin", action="store_true", help="may load and unload LoRA adapters")
+    new.add_argument(
+        "--guardrails",
+        nargs="*",
+        metavar="CONFIGURATION",
+        help="configurations of serve.guardrails for its requests (default: the model's)",
+    )
     given = parser.parse_args(arguments)
     secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     try:
@@ -178,6 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
             tokens_per_minute=given.tokens_per_minute,
             models=given.models,
             admin=given.admin,
+            guardrails=given.guardrails,
         )
         if key.name == ENVIRONMENT:
             raise ConfigError(f"the name {key.name} is reserved for {API_KEY}: choose another")

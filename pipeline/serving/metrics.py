@@ -18,6 +18,7 @@ from pipeline.engines.base import Load
 
 FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+RAIL_SECONDS = (0.0001, 0.0005, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 T = TypeVar("T")
 TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
@@ -169,6 +170,44 @@ class Metrics:
             "Requests refused or failed, by HTTP status",
             [*names, "status"],
         )
+
+        self._decisions = Counter(
+            "guardrail_decisions",
+            "Texts that a rail checked, by its decision",
+            ["model_name", "configuration", "rail", "kind", "decision"],
+            registry=self._registry,
+        )
+        self._rail_seconds = Histogram(
+            "guardrail_seconds",
+            "Time of a rail for one text",
+            ["model_name", "configuration", "rail", "kind"],
+            buckets=RAIL_SECONDS,
+            registry=self._registry,
+        )
+        self.guardrails_seconds = histogram(
+            "guardrails_request_seconds",
+            "Time of all rails of a request; beside e2e_request_latency_seconds",
+            RAIL_SECONDS,
+        )
+        self.guardrails_first_text = histogram(
+            "guardrails_first_text_seconds",
+            "Time from the request to the first text that rails have passed, of streams",
+            FIRST_TOKEN_SECONDS,
+        )
+
+    def guardrail(
+        self, configuration: str, rail: str, kind: str, decision: str, seconds: float
+    ) -> None:
+        """Count what a rail decided about a text."""
+        place = (self.model, configuration, rail, kind)
+        self._decisions.labels(*place, decision).inc()
+        self._rail_seconds.labels(*place).observe(seconds)
+
+    def guarded(self, seconds: float, first_text: float | None) -> None:
+        """Note the time of a request's rails, and until its first text."""
+        self.guardrails_seconds.observe(seconds)
+        if first_text is not None:
+            self.guardrails_first_text.observe(first_text)
 
     def finished(self, reason: str) -> None:
         """Count a finished sequence.

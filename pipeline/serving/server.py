@@ -23,10 +23,12 @@ from pipeline.core.artifact import open_artifact
 from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.engines.description import FILE, Description
 from pipeline.engines.opening import lacks_memory, open_engine
+from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.tokenizer import read_json
 from pipeline.serving.address import base_url
 from pipeline.serving.app import create_app
 from pipeline.serving.following import Follower, Generation
+from pipeline.serving.guardrails.guard import Guardrails
 from pipeline.serving.logs import server_log
 from pipeline.serving.metrics import Collectors
 from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
@@ -155,6 +157,7 @@ def _application(
     collectors: Collectors | None = None,
 ) -> FastAPI:
     middleware = MiddlewareStack.from_config(settings)
+    guardrails = Guardrails.from_config(settings, model)
     if description is None:
         if folder.is_dir() and not (folder / FILE).is_file():
             raise ArtifactError(
@@ -173,6 +176,9 @@ def _application(
             "opened without support for LoRA adapters: serve the model's HF folder with "
             "engine.name=hf, or with vllm or trtllm and engine.lora_rank"
         )
+    if guardrails and not isinstance(served.chat, Chat):
+        served.engine.close()
+        raise ConfigError(f"serve.guardrails={settings.guardrails}: this model makes embeddings")
     return create_app(
         served.engine,
         served.chat,
@@ -190,6 +196,7 @@ def _application(
         version=version,
         in_flight=in_flight,
         collectors=collectors,
+        guardrails=guardrails,
     )
 
 

@@ -32,6 +32,8 @@ class RequestContext:
             None until then.
         late_status: the status of a failure that came after the response had begun.
         ended_by_model: choices that the model ended, not a stop string, a length or a guide.
+        guardrails: what rails blocked, changed, answered or failed to check.
+        withheld: whether a rail blocked or changed a text, which must not be copied elsewhere.
         content: fields that serve.log_content adds to the log line.
     """
 
@@ -53,6 +55,8 @@ class RequestContext:
     late_status: int | None = None
     error: str | None = None
     ended: bool = False
+    guardrails: list[str] = field(default_factory=list)
+    withheld: bool = False
     content: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -142,6 +142,7 @@ def _write(context: RequestContext, scope: Scope) -> None:
         "key": context.key.name if context.key else None,
         "model": context.model,
         "error": context.error,
+        "guardrails": context.guardrails or None,
         **context.content,
     }
     if context.prompt_tokens:

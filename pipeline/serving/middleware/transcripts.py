@@ -104,9 +104,9 @@ class TranscriptMiddleware:
             context = request_context.current()
             ended = frozenset(context.ended_by_model)
             exchange = Exchange(context.id, b"".join(request), b"".join(response), ended)
-            if self._log:
+            if self._log and not context.withheld:
                 context.content = _content(exchange)
-            if record and complete and context.status == 200:
+            if record and complete and context.status == 200 and not context.withheld:
                 record(exchange)
 
 

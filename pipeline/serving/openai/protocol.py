@@ -27,6 +27,7 @@ MAX_TOOLS = 128
 MAX_STOP_TOKENS = 1024
 MAX_BAD_WORDS = 256
 MAX_ALLOWED_TOKENS = 50_000
+MAX_GUARDRAILS = 16  # configurations that a request names
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
@@ -121,6 +122,44 @@ class AllowedTools(_Part):
     allowed_tools: ToolSubset
 
 
+class GuardrailsContext(BaseModel):
+    """Variables for rails. Others are refused: flows could take them for their own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    relevant_chunks: str | list[str] | None = Field(None, description="retrieved text")
+
+
+class GuardrailsLog(BaseModel):
+    """What the response reports. There is no text in it, which could be what was blocked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    activated_rails: bool | None = None
+    llm_calls: bool | None = None
+
+
+class GuardrailsOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    log: GuardrailsLog | None = None
+
+
+class GuardrailsField(BaseModel):
+    """NeMo Guardrails' field: configurations that apply beside those that the server requires."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    config_id: str | None = None
+    config_ids: Annotated[list[str], at_most(MAX_GUARDRAILS, "configurations")] | None = None
+    context: GuardrailsContext | None = None
+    options: GuardrailsOptions | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        return [*([self.config_id] if self.config_id else ()), *(self.config_ids or ())]
+
+
 class Extensions(BaseModel):
     """Fields of vLLM and NIM. NIM accepts them at the top level and in `nvext`."""
 
@@ -196,6 +235,7 @@ class _Request(Extensions):
     use_beam_search: Any = None
     vllm_xargs: Any = None
     watermarking: Any = None
+    guardrails: GuardrailsField | None = None
     # Accepted and ignored: OpenAI's bookkeeping, and hints that do not change the output.
     guided_decoding_backend: Any = None
     metadata: Any = None
