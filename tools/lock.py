@@ -86,7 +86,8 @@ def lock_extra(name: str) -> int:
         for entry in newer
         if entry not in older
     ]
-    entries = sorted(entry for entry in entries if entry.split("==")[0] not in core)
+    entries = [entry for entry in entries if entry.split("==")[0] not in core]
+    entries.sort(key=lambda entry: entry.split("==")[0])
     (ROOT / "extras" / f"{name}.lock").write_text("".join(entries))
     return len(entries)
 

@@ -24,8 +24,9 @@ _WORDS = (
 _SPOKEN = re.compile(
     rf"\b(?:{'|'.join(_WORDS[0])})\b(?=\W+(?:{'|'.join(_WORDS[0])}|\d)\b)|\b(?:{'|'.join(_WORDS[0][:10])})\b"
 )
+# Not the routing number: that is the bank's own, and printed on every check.
 _ACCOUNT = re.compile(
-    r"\b(?:account|acct|routing|sort\s?code|customer|member)(?:\s+(?:number|no|id|code))?"
+    r"\b(?:account|acct|customer|member)(?:\s+(?:number|no|id|code))?"
     r"\W{0,3}(?:is|was|=)?\W{0,3}\d(?:[ \-]?\d){5,16}\b",
     re.IGNORECASE,
 )

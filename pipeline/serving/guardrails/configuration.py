@@ -148,8 +148,7 @@ def open_configuration(folder: Path, model: EngineModel) -> Configuration:
         folder,
         {
             kind: [
-                direct_rail(folder.name, kind, name, rails)
-                or FlowRail(folder.name, name, kind, _open_library(folder, model, (kind, name)))
+                direct_rail(folder.name, kind, name, rails) or _flow_rail(folder, kind, name, model)
                 for name in names
             ]
             for kind, names in sections.items()
@@ -158,6 +157,19 @@ def open_configuration(folder: Path, model: EngineModel) -> Configuration:
         has_dialog=bool(config.user_messages or dialog or config.rails.dialog.single_call.enabled),
         _library=rails,
     )
+
+
+def _flow_rail(folder: Path, kind: Kind, name: str, model: EngineModel) -> FlowRail:
+    """
+    Raises:
+        ConfigError: the runtime runs rails of this kind only within an answer of its own.
+    """
+    if kind not in ("input", "output"):
+        raise ConfigError(
+            f"{folder}: the {kind} rail `{name}` must run one action, and then do nothing but say "
+            "a message and stop if its outcome is_blocked, or set a variable if it is_transform"
+        )
+    return FlowRail(folder.name, name, kind, _open_library(folder, model, (kind, name)))
 
 
 def _open_library(folder: Path, model: EngineModel, only: tuple[Kind, str] | None = None) -> Any:

@@ -193,14 +193,10 @@ class Guardrails:
                 outcome.detail,
                 extra={"request_id": request_context.current().id},
             )
-            if self._fails_open:
-                outcome = replace(outcome, decision="passed")
-            else:
-                outcome = replace(outcome, message=UNCHECKED)
-            failed = True
-        else:
-            failed = False
         if self._metrics:
-            decision = "failed" if failed else outcome.decision
-            self._metrics.guardrail(configuration, rail, kind, decision, outcome.seconds)
-        return outcome
+            self._metrics.guardrail(configuration, rail, kind, outcome.decision, outcome.seconds)
+        if outcome.decision != "failed":
+            return outcome
+        if self._fails_open:
+            return replace(outcome, decision="passed")
+        return replace(outcome, message=UNCHECKED)

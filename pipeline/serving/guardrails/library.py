@@ -5,7 +5,6 @@ Import the library only through `load`: it reads its environment when it is impo
 
 import logging
 import os
-import sys
 from types import ModuleType
 
 from pipeline.core import extras
@@ -31,7 +30,3 @@ def load() -> ModuleType:
     # Importing it lets the log's level follow an environment variable.
     logging.getLogger("nemoguardrails").setLevel(logging.CRITICAL + 1)
     return nemoguardrails
-
-
-def is_loaded() -> bool:
-    return "nemoguardrails" in sys.modules

@@ -55,6 +55,7 @@ def test_private_data_is_found_and_named(text: str, kind: str) -> None:
         "call 555 0134 from 9 to 5, Monday to Friday",
         "on 2026-11-30 I paid 1,250.00 dollars",
         "how do I change my PIN or my password?",
+        "Harbor Bank's routing number is 072400881.",
         "is one of the two or three loans free",
         "Reward points expire 24 months after you earn them.",
     ],

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -389,6 +390,9 @@ def test_a_stream_ends_where_a_rail_blocks(server: Server) -> None:
     events = events_of(response)
     assert events[-2]["choices"][0]["finish_reason"] == "content_filter"
     assert events[-1]["guardrails"]["config_ids"] == ["leaks"]
+    deadline = time.monotonic() + 10
+    while server.engine.load().running and time.monotonic() < deadline:
+        time.sleep(0.01)  # the engine's thread sees the end after its step
     assert server.engine.load().running == 0
 
 
@@ -511,6 +515,13 @@ prompts:
                 "a.co": "define flow x\n  $r = execute lost()\n  if $r\n    stop\n",
             },
             r"a\.co:2: the flow `x` runs the action lost",
+        ),
+        (
+            {
+                "config.yml": "rails: {tool_input: {flows: [x]}}",
+                "a.co": "define flow x\n  if $tool_name\n    stop\n",
+            },
+            "the tool_input rail `x` must run one action",
         ),
         ({"config.yml": "rails: {input: {flows: [self check input]}}"}, "self_check_input"),
         (
