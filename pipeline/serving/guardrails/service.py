@@ -232,9 +232,15 @@ class _Run:
         self._values |= checked.values
         return checked.stop
 
+    @property
+    def _checking(self) -> list[Configuration]:
+        """The configurations that check the answer."""
+        has_chunks = "relevant_chunks" in self._values
+        return [c for c in self._selected if c.checks_answers(with_chunks=has_chunks)]
+
     async def check_response(self, response: Response, *, logprobs: bool) -> Response:
         """The response with its texts checked; an error is left as it is."""
-        checks = any(configuration.checks for configuration in self._selected)
+        checks = self._checking
         if response.status_code != 200 or not (checks or self._report.to_json()):
             self._guardrails.observe(self._report.seconds, None)
             return response
@@ -282,7 +288,7 @@ class _Run:
 
         With log-probabilities everything waits for the end: they belong to tokens, not to windows.
         """
-        streaming = None if logprobs else joined(c.streaming for c in self._selected if c.checks)
+        streaming = None if logprobs else joined(c.streaming for c in self._checking)
         windows: dict[int, Window] = {}
         head: dict[str, Any] = {}
         first_text: float | None = None
