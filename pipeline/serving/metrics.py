@@ -171,18 +171,19 @@ class Metrics:
             [*names, "status"],
         )
 
-        self._decisions = Counter(
+        place = [*names, "configuration", "rail", "kind"]
+        self._decisions = collectors.get(
+            Counter,
             "guardrail_decisions",
             "Texts that a rail checked, by its decision",
-            ["model_name", "configuration", "rail", "kind", "decision"],
-            registry=self._registry,
+            [*place, "decision"],
         )
-        self._rail_seconds = Histogram(
+        self._rail_seconds = collectors.get(
+            Histogram,
             "guardrail_seconds",
             "Time of a rail for one text",
-            ["model_name", "configuration", "rail", "kind"],
+            place,
             buckets=RAIL_SECONDS,
-            registry=self._registry,
         )
         self.guardrails_seconds = histogram(
             "guardrails_request_seconds",
@@ -199,7 +200,7 @@ class Metrics:
         self, configuration: str, rail: str, kind: str, decision: str, seconds: float
     ) -> None:
         """Count what a rail decided about a text."""
-        place = (self.model, configuration, rail, kind)
+        place = (*self._values, configuration, rail, kind)
         self._decisions.labels(*place, decision).inc()
         self._rail_seconds.labels(*place).observe(seconds)
 

@@ -26,13 +26,19 @@ from pipeline.serving.guardrails.windows import FILTERED, Window, joined
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
 from pipeline.serving.openai.conversation import parse_conversation
+from pipeline.serving.openai.errors import ApiError, invalid
 from pipeline.serving.openai.models import ServedModels
-from pipeline.serving.openai.protocol import ApiError, ChatRequest, CompletionRequest, invalid
+from pipeline.serving.openai.protocol import ChatRequest, CompletionRequest
 from pipeline.serving.openai.responses import Kind
 
 # A text of a request. Rails run on the event loop; the patterns of a configuration read a million
 # characters in some 100 ms.
 MAX_CHARACTERS = 1 << 18
+# They bring or return text in forms that rails do not see.
+UNCHECKED_FIELDS = (
+    "return_token_ids return_tokens_as_token_ids prompt_logprobs return_prompt_text documents "
+    "chat_template_kwargs"
+).split()
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
 
 
@@ -123,9 +129,13 @@ class GuardedService:
                 )
             return []
         self._models.find(body.model)
+        for field in UNCHECKED_FIELDS:
+            if getattr(body, field, None):
+                text = "cannot be used here: this server's guardrails do not check it"
+                raise invalid(field, text, "unsupported_parameter")
         try:
             return self._guardrails.select(
-                body.model, body.guardrails.ids if body.guardrails else ()
+                self._models.name_of(body.model), body.guardrails.ids if body.guardrails else ()
             )
         except KeyError as error:
             raise invalid(
@@ -260,6 +270,8 @@ class _Run:
         place = choice.get("message", choice)
         name = "content" if "message" in choice else "text"
         text = place[name] or ""
+        for thoughts in ("reasoning", "reasoning_content"):
+            place.pop(thoughts, None)  # rails do not check them
         stop = await self._check("output", {"bot_message": text})
         for call in place.get("tool_calls") or ():
             stop = stop or await self._check_call(call["function"])
