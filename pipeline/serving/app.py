@@ -177,9 +177,10 @@ def create_app(
         return PlainTextResponse(await models.unload_adapter(body))
 
     if completion_service and renderer:
-        add_messages(app, completion_service, models)
-        add_responses(app, completion_service, renderer, models, response_store)
-        add_tokenization(app, completion_service, renderer, models, engine.max_seq_len)
+        if not guardrails:  # their answers have other forms, which rails do not check
+            add_messages(app, unguarded, models)
+            add_responses(app, unguarded, renderer, models, response_store)
+        add_tokenization(app, unguarded, renderer, models, engine.max_seq_len)
     add_health(app, readiness, engine, metrics)
     folder = renderer.folder if renderer else None
     add_server_info(

@@ -171,17 +171,18 @@ class Metrics:
             [*names, "status"],
         )
 
+        place = [*names, "configuration", "rail", "kind"]
         self._decisions = collectors.get(
             Counter,
             "guardrail_decisions",
             "Texts that a rail checked, by its decision",
-            [*names, "configuration", "rail", "kind", "decision"],
+            [*place, "decision"],
         )
         self._rail_seconds = collectors.get(
             Histogram,
             "guardrail_seconds",
             "Time of a rail for one text",
-            [*names, "configuration", "rail", "kind"],
+            place,
             buckets=RAIL_SECONDS,
         )
         self.guardrails_seconds = histogram(

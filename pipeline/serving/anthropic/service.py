@@ -9,12 +9,12 @@ from fastapi.responses import Response
 from pipeline.serving.anthropic.conversation import NAMES, chat_request
 from pipeline.serving.anthropic.protocol import PATH, MessagesRequest, PromptRequest
 from pipeline.serving.anthropic.writer import MessageWriter
-from pipeline.serving.guardrails.service import Service
+from pipeline.serving.openai.completions import CompletionService
 from pipeline.serving.openai.errors import ApiError, renamed
 from pipeline.serving.openai.models import ServedModels
 
 
-def add_messages(app: FastAPI, service: Service, models: ServedModels) -> None:
+def add_messages(app: FastAPI, service: CompletionService, models: ServedModels) -> None:
     """Add the routes."""
 
     @app.post(PATH)

@@ -59,10 +59,10 @@ class Configuration:
     streaming: Streaming | None = None
     _library: Any = field(default=None, repr=False)
 
-    @property
-    def checks(self) -> bool:
-        """Whether it checks answers."""
-        return bool(self.rails["output"] or self.rails["tool_output"])
+    def checks_answers(self, *, with_chunks: bool) -> bool:
+        """Whether it checks answers to requests with, or without, retrieved text."""
+        rails = [*self.rails["output"], *self.rails["tool_output"]]
+        return any(with_chunks or not rail.needs_chunks for rail in rails)
 
     async def dialog(self, variables: Variables) -> Outcome:
         """What the flows of the dialog answer; `passed` if the model is to answer.

@@ -43,6 +43,10 @@ class Rail(Protocol):
     def is_quick(self) -> bool:
         """Whether it can run on every turn of a conversation: it asks no model."""
 
+    @property
+    def needs_chunks(self) -> bool:
+        """Whether it compares with retrieved text, and has nothing to do without."""
+
     async def run(self, variables: Variables) -> Outcome:
         """Decide about the text in `variables[TEXT[kind]]`.
 
@@ -134,6 +138,10 @@ class DirectRail:
     def is_quick(self) -> bool:
         return "llm" not in self.values
 
+    @property
+    def needs_chunks(self) -> bool:
+        return "relevant_chunks" in self.variables.values()
+
     async def run(self, variables: Variables) -> Outcome:
         from nemoguardrails.actions.rail_outcome import require_rail_outcome
         from nemoguardrails.logging.processing_log import processing_log_var
@@ -214,6 +222,10 @@ class FlowRail:
 
     @property
     def is_quick(self) -> bool:
+        return False
+
+    @property
+    def needs_chunks(self) -> bool:
         return False
 
     async def run(self, variables: Variables) -> Outcome:

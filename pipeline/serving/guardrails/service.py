@@ -25,7 +25,6 @@ from pipeline.serving.guardrails.report import Report
 from pipeline.serving.guardrails.windows import FILTERED, Window, joined
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
-from pipeline.serving.openai.completions import ChatWriterMaker
 from pipeline.serving.openai.conversation import parse_conversation
 from pipeline.serving.openai.errors import ApiError, invalid
 from pipeline.serving.openai.models import ServedModels
@@ -35,23 +34,20 @@ from pipeline.serving.openai.responses import Kind
 # A text of a request. Rails run on the event loop; the patterns of a configuration read a million
 # characters in some 100 ms.
 MAX_CHARACTERS = 1 << 18
+# They bring or return text in forms that rails do not see.
+UNCHECKED_FIELDS = (
+    "return_token_ids return_tokens_as_token_ids prompt_logprobs return_prompt_text documents "
+    "chat_template_kwargs"
+).split()
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
 
 
 class Service(Protocol):
     """The endpoints, with or without rails."""
 
-    async def chat_completion(
-        self, body: ChatRequest, request: Request, new_writer: ChatWriterMaker | None = None
-    ) -> Response: ...
+    async def chat_completion(self, body: ChatRequest, request: Request) -> Response: ...
 
     async def completion(self, body: CompletionRequest, request: Request) -> Response: ...
-
-    async def chat_prompt(self, body: ChatRequest, size: int) -> list[int]: ...
-
-    async def completion_prompts(self, body: CompletionRequest, size: int) -> list[list[int]]: ...
-
-    def new_id(self, body: ChatRequest | CompletionRequest) -> str: ...
 
     def close(self) -> None: ...
 
@@ -72,28 +68,10 @@ class GuardedService:
     def close(self) -> None:
         self._service.close()
 
-    async def chat_prompt(self, body: ChatRequest, size: int) -> list[int]:
-        return await self._service.chat_prompt(body, size)
-
-    async def completion_prompts(self, body: CompletionRequest, size: int) -> list[list[int]]:
-        return await self._service.completion_prompts(body, size)
-
-    def new_id(self, body: ChatRequest | CompletionRequest) -> str:
-        return self._service.new_id(body)
-
-    async def chat_completion(
-        self, body: ChatRequest, request: Request, new_writer: ChatWriterMaker | None = None
-    ) -> Response:
+    async def chat_completion(self, body: ChatRequest, request: Request) -> Response:
         selected = self._select(body)
         if not selected:
-            return await self._service.chat_completion(body, request, new_writer)
-        if new_writer is not None:
-            raise invalid(
-                "model",
-                "this model has guardrails, which do not check this API: use /v1/chat/completions",
-                "unsupported_parameter",
-            )
-        _require_text_alone(body)
+            return await self._service.chat_completion(body, request)
         try:
             turns = parse_conversation(body.messages)
         except DataError:  # the service refuses it in its own words
@@ -102,13 +80,12 @@ class GuardedService:
         run = _Run(self._require(), selected, report, _chunks(body), body.n or 1)
         contents, stop = await run.check_conversation(turns)
         if stop:
-            return _refusal("chat", body, stop, report)
+            return _refusal("chat", body, stop, report, self._models.name_of(body.model))
         messages = [
             {**message, "content": contents[i]} if i in contents else message
             for i, message in enumerate(body.messages)
         ]
-        # Thoughts are not checked, so they are left out.
-        changed = body.model_copy(update={"messages": messages, "include_reasoning": False})
+        changed = body.model_copy(update={"messages": messages})
         response = await self._service.chat_completion(changed, request)
         return await run.check_response(response, logprobs=bool(body.logprobs))
 
@@ -116,7 +93,6 @@ class GuardedService:
         selected = self._select(body)
         if not selected:
             return await self._service.completion(body, request)
-        _require_text_alone(body)
         report = Report([c.id for c in selected], body.guardrails)
         count = len(body.prompts) * (body.n or 1)
         run = _Run(self._require(), selected, report, _chunks(body), count)
@@ -129,7 +105,7 @@ class GuardedService:
             _require_short(text, "prompt")
             checked, stop = await run.check_prompt(text)
             if stop:
-                return _refusal("text", body, stop, report)
+                return _refusal("text", body, stop, report, self._models.name_of(body.model))
             prompts.append(prompt if checked == text else checked)
         changed = body.model_copy(update={"prompt": prompts})
         response = await self._service.completion(changed, request)
@@ -153,6 +129,10 @@ class GuardedService:
                 )
             return []
         self._models.find(body.model)
+        for field in UNCHECKED_FIELDS:
+            if getattr(body, field, None):
+                text = "cannot be used here: this server's guardrails do not check it"
+                raise invalid(field, text, "unsupported_parameter")
         try:
             return self._guardrails.select(
                 self._models.name_of(body.model), body.guardrails.ids if body.guardrails else ()
@@ -165,15 +145,6 @@ class GuardedService:
             ) from None
         except RailFailed as error:
             raise ApiError(500, str(error), kind="server_error") from error
-
-
-def _require_text_alone(body: ChatRequest | CompletionRequest) -> None:
-    """Refuse what would return an answer in a form that no rail reads."""
-    for name in ("return_token_ids", "return_tokens_as_token_ids"):
-        if getattr(body, name):
-            raise invalid(
-                name, "guardrails check text, not token ids: leave it out", "unsupported_parameter"
-            )
 
 
 def _chunks(body: ChatRequest | CompletionRequest) -> str:
@@ -271,9 +242,15 @@ class _Run:
         self._values |= checked.values
         return checked.stop
 
+    @property
+    def _checking(self) -> list[Configuration]:
+        """The configurations that check the answer."""
+        has_chunks = "relevant_chunks" in self._values
+        return [c for c in self._selected if c.checks_answers(with_chunks=has_chunks)]
+
     async def check_response(self, response: Response, *, logprobs: bool) -> Response:
         """The response with its texts checked; an error is left as it is."""
-        checks = any(configuration.checks for configuration in self._selected)
+        checks = self._checking
         if response.status_code != 200 or not (checks or self._report.to_json()):
             self._guardrails.observe(self._report.seconds, None)
             return response
@@ -293,6 +270,8 @@ class _Run:
         place = choice.get("message", choice)
         name = "content" if "message" in choice else "text"
         text = place[name] or ""
+        for thoughts in ("reasoning", "reasoning_content"):
+            place.pop(thoughts, None)  # rails do not check them
         stop = await self._check("output", {"bot_message": text})
         for call in place.get("tool_calls") or ():
             stop = stop or await self._check_call(call["function"])
@@ -321,7 +300,7 @@ class _Run:
 
         With log-probabilities everything waits for the end: they belong to tokens, not to windows.
         """
-        streaming = None if logprobs else joined(c.streaming for c in self._selected if c.checks)
+        streaming = None if logprobs else joined(c.streaming for c in self._checking)
         windows: dict[int, Window] = {}
         head: dict[str, Any] = {}
         first_text: float | None = None
@@ -366,15 +345,15 @@ def _event(body: dict[str, Any]) -> bytes:
     return b"data: " + to_json(body) + b"\n\n"
 
 
-def _refusal(kind: Kind, body: Body, stop: Outcome, report: Report) -> Response:
+def _refusal(kind: Kind, body: Body, stop: Outcome, report: Report, model: str) -> Response:
     """The response to a request that does not reach the model."""
     head = {
         "id": f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": body.model,
+        "model": model,
     }
     context = request_context.current()
-    context.model = body.model
+    context.model = model
     text = stop.message or REFUSAL
     reason = "stop" if stop.decision == "answered" else FILTERED
     prompts = 1 if isinstance(body, ChatRequest) else len(body.prompts)

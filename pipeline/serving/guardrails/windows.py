@@ -64,6 +64,10 @@ class Window:
 
     async def push(self, choice: Choice) -> list[Choice]:
         """The chunks to send now that this one has come."""
+        if "delta" in choice:  # without thoughts, which rails do not check
+            shown = ("role", "content", "tool_calls")
+            delta = {name: v for name, v in choice["delta"].items() if name in shown}
+            choice = {**choice, "delta": delta}
         if self.filtered or "role" in choice.get("delta", ()):
             return [] if self.filtered else [choice]
         self._text += _text(choice)

@@ -7,9 +7,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.guardrails.service import Service
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai.choices import ChatFormatter
+from pipeline.serving.openai.completions import CompletionService
 from pipeline.serving.openai.errors import ApiError, renamed, shortened
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.responses import Json
@@ -25,7 +25,7 @@ class ResponsesService:
         most: responses that are kept at most.
     """
 
-    def __init__(self, service: Service, chat: Chat, most: int) -> None:
+    def __init__(self, service: CompletionService, chat: Chat, most: int) -> None:
         self._service, self._chat, self._store = service, chat, ResponseStore(most)
 
     async def create(self, body: ResponsesRequest, request: Request) -> Response:
@@ -123,7 +123,7 @@ def _owner() -> str:
 
 
 def add_responses(
-    app: FastAPI, service: Service, chat: Chat, models: ServedModels, most: int
+    app: FastAPI, service: CompletionService, chat: Chat, models: ServedModels, most: int
 ) -> None:
     """Add the routes. `most`: responses that are kept at most."""
     responses = ResponsesService(service, chat, most)

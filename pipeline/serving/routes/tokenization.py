@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.guardrails.service import Service
+from pipeline.serving.openai.completions import CompletionService
 from pipeline.serving.openai.errors import invalid, refused
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.prompt_types import are_token_ids
@@ -68,7 +68,7 @@ class Rendered(BaseModel):
 
 
 def add_tokenization(
-    app: FastAPI, service: Service, chat: Chat, models: ServedModels, max_seq_len: int
+    app: FastAPI, service: CompletionService, chat: Chat, models: ServedModels, max_seq_len: int
 ) -> None:
     """Add the routes."""
 

@@ -248,7 +248,8 @@ def test_the_table_of_versions(registry: FakeRegistry, tmp_path: Path) -> None:
     version = find_version("champion", configured())
     cells = version_table.row(version, now=1000 + 60)
     assert cells == (
-        "3", "candidate, champion", "base by lora on data/bank (900 rows)", "90.0% exact match (gate failed)",
+        "3", "candidate, champion", "base by lora on data/bank (900 rows)",
+        "90.0% exact match (gate failed)",
         "trtllm int8 for H100", "3.0", "s3://models/bank", "host-a:8000",
     )  # fmt: skip
     bare = version_table.row(type(version)("bank", 1, (), {}))

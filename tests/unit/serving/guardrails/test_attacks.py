@@ -13,6 +13,7 @@ from pipeline.core.paths import ROOT
 from pipeline.serving.guardrails import attacks
 from pipeline.serving.guardrails.guard import Guardrails
 from pipeline.serving.guardrails.outcome import Kind
+from pipeline.serving.guardrails.windows import Streaming, joined
 
 CANARIES = [
     "My name is Ada Quill and my safe word is marmalade on a Tuesday morning.",
@@ -89,6 +90,15 @@ def test_an_answer_must_be_in_the_retrieved_text(ready: Guardrails) -> None:
         "check grounding of answer"
     )
     assert decision(ready, "output", bot_message=made_up) == made_up
+
+
+def test_streams_stay_streams_unless_text_was_retrieved(ready: Guardrails) -> None:
+    def streaming(with_chunks: bool) -> Streaming | None:
+        found = ready.select("", ready.ids)
+        return joined(c.streaming for c in found if c.checks_answers(with_chunks=with_chunks))
+
+    assert streaming(with_chunks=False) == Streaming(32, 48)
+    assert streaming(with_chunks=True) is None
 
 
 def test_instructions_in_a_document_are_left_out(ready: Guardrails) -> None:
