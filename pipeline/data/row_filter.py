@@ -19,6 +19,7 @@ from pipeline.data.preference_rows import EQUAL
 from pipeline.data.rows import Conversation, Rejected
 from pipeline.models.chat.messages import PLAIN, Message, Unusable
 from pipeline.models.chat.renderer import Chat
+from pipeline.models.chat.thoughts import answer_of
 
 STEP = 100  # rows between two reports of progress
 TEST_TOOLS = "tools of a test question"
@@ -55,7 +56,7 @@ class Kept:
             loss_mask=list(self.mask),
             source=self.source,
             prompt_ids=None if self.prompt_ids is None else self.prompt_ids.tolist(),
-            answer=None if self.prompt_ids is None else self.messages[-1]["content"],
+            answer=None if self.prompt_ids is None else answer_of(self.messages[-1]["content"]),
             rejected=None if worse is None else worse.messages,
             rejected_ids=None if worse is None else worse.ids.tolist(),
             rejected_mask=None if worse is None else list(worse.mask),

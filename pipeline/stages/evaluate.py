@@ -158,7 +158,7 @@ def _evaluate(
         advance=advance,
     )
     found = Answers(
-        texts=[chat.decode([i for i in a.ids if i not in chat.stop_ids]) for a in answers],
+        texts=[chat.answer([i for i in a.ids if i not in chat.stop_ids]) for a in answers],
         expected=[str(row.answer) for row in rows],
         cut=[not (a.ids and a.ids[-1] in chat.stop_ids) for a in answers],
         losses=[a.loss for a in answers],
