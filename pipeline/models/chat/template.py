@@ -139,7 +139,7 @@ class ChatTemplate:
     ) -> str:
         if any(message.get("tool_calls") for message in messages) and self._text_arguments:
             messages = _with_text_arguments(messages)
-        return self._render(template, messages, generation_prompt, tools)
+        return self._render(template, messages, generation_prompt, tools, variables)
 
     def _render(
         self,
@@ -147,6 +147,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         context = template.new_context(
             {
