@@ -90,6 +90,11 @@ class AdapterConfig(Section):
         max_length=64,
         description="Layers with an adapter: names as q_proj, or attention, mlp, all-linear",
     )
+    modules_to_save: tuple[Literal["embed_tokens", "lm_head"], ...] = Field(
+        max_length=2,
+        description="Modules beside the adapter that are trained whole: the embedding "
+        "(embed_tokens), the output layer (lm_head)",
+    )
     rslora: bool = Field(
         description="Scale by alpha / sqrt(rank) in place of alpha / rank (arXiv:2312.03732)"
     )

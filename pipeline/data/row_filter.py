@@ -20,6 +20,7 @@ from pipeline.data.rows import Conversation, Rejected
 from pipeline.data.tags import NONE, Tags
 from pipeline.models.chat.messages import PLAIN, Message, Unusable
 from pipeline.models.chat.renderer import Chat
+from pipeline.models.chat.thoughts import answer_of
 from pipeline.models.chat.tool_calls import said
 
 STEP = 100  # rows between two reports of progress
@@ -58,7 +59,7 @@ class Kept:
             loss_mask=list(self.mask),
             source=self.source,
             prompt_ids=None if self.prompt_ids is None else self.prompt_ids.tolist(),
-            answer=None if self.prompt_ids is None else said(self.messages[-1]),
+            answer=None if self.prompt_ids is None else _expected(self.messages[-1]),
             rejected=None if worse is None else worse.messages,
             rejected_ids=None if worse is None else worse.ids.tolist(),
             rejected_mask=None if worse is None else list(worse.mask),
@@ -67,6 +68,11 @@ class Kept:
             tags=list(self.tags.names),
             language=self.tags.language,
         )
+
+
+def _expected(turn: Message) -> str:
+    """The answer that an evaluation expects, without a thought before it."""
+    return said({**turn, "content": answer_of(turn["content"])})
 
 
 @dataclass(frozen=True)

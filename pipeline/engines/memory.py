@@ -56,7 +56,8 @@ class Decoder:
 
     ffn: columns of the feed-forward part that a token goes through. refused: engines that cannot
     take the model, by name, and why. linears: inputs and outputs of every linear layer, where
-    layers differ, as with experts; empty: all layers are Llama's.
+    layers differ, as with experts; empty: all layers are alike. halves: products that lead into the
+    feed-forward part, 2 with a gate.
     """
 
     layers: int
@@ -70,6 +71,7 @@ class Decoder:
     tied: bool
     refused: Mapping[str, str] = field(default_factory=dict)
     linears: tuple[tuple[int, int], ...] = ()
+    halves: int = 2
 
     @classmethod
     def of(cls, shape: Shape) -> Decoder:
@@ -88,6 +90,7 @@ class Decoder:
             tied=shape.tied,
             refused=shape.refused_engines,
             linears=tuple(shape.linear_sizes()) if experts else (),
+            halves=2 if shape.layer.gated else 1,
         )
 
     @property
@@ -96,7 +99,7 @@ class Decoder:
         if self.linears:
             return sum(inputs * outputs for inputs, outputs in self.linears)
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.ffn)
+        return self.layers * (attention + (self.halves + 1) * self.hidden * self.ffn)
 
     @property
     def table(self) -> int:
@@ -109,7 +112,7 @@ class Decoder:
             return rank * sum(inputs + outputs for inputs, outputs in self.linears)
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         ends = (self.hidden + q) + 2 * (self.hidden + kv) + (q + self.hidden)
-        return self.layers * rank * (ends + 3 * (self.hidden + self.ffn))
+        return self.layers * rank * (ends + (self.halves + 1) * (self.hidden + self.ffn))
 
 
 def read_decoder(folder: Path) -> Decoder:
@@ -246,7 +249,9 @@ def footprint(
     weights = stored or model.products * product_bytes(precision) + tables
     weights += full * model.adapter(lora_rank)
     tokens = rule.step_tokens
-    activations = tokens * (2 * model.hidden + 3 * model.ffn / tensor_parallel) * full
+    activations = (
+        tokens * (2 * model.hidden + (model.halves + 1) * model.ffn / tensor_parallel) * full
+    )
     # Paged runtimes compute logits only where a token is chosen, in float32 beside their own type.
     scored = slots if rule.paged else max(tokens, slots)
     logits = scored * model.vocab * (full + 4 if gpu else 4)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.models.config_fields import Json, number_of, size_of, switch_of
 from pipeline.models.config_forms import LAYER_TYPES, plain_config
 from pipeline.models.expert_sizes import ExpertSizes, experts_of
 from pipeline.models.families import FAMILIES, family_of
-from pipeline.models.families.record import Family, Layer, Linear, Norm, Plain, Size
+from pipeline.models.families.record import ConfigKeys, Family, Layer, Linear, Norm, Plain, Size
 from pipeline.models.families.unsupported import reason_of
 from pipeline.models.files import read_json
 from pipeline.models.other_forms import other_form
@@ -259,7 +259,21 @@ def shape_of(file: Path, config: Json, *, quantized: bool = False) -> Shape:
     def biased(name: str | None) -> bool:
         return name is not None and switch_of(file, config, name, keys.bias_default)
 
+    for name, what in keys.never.items():
+        if switch_of(file, config, name):
+            raise DataError(
+                f"{file}: {name}=true, {what}, is in no record of {family.title} (our limit): use "
+                "a model without it"
+            )
     attention_bias = biased(keys.attention_bias)
+    output_bias = attention_bias
+    if keys.output_bias is not None:
+        output_bias = bool(keys.output_bias) and switch_of(file, config, keys.output_bias or "")
+        if output_bias and not attention_bias:
+            raise DataError(
+                f"{file}: {keys.output_bias}=true without {keys.attention_bias}: Megatron-Core has "
+                "no bias of attention's output alone (Megatron-Core's limit): use another model"
+            )
     kv_heads_default = heads if family.key_value_heads_optional else keys.kv_heads_default
     _check_layer_types(file, config, family)
     shape = Shape(
@@ -277,11 +291,13 @@ def shape_of(file: Path, config: Json, *, quantized: bool = False) -> Shape:
         norm_eps=number_of(file, config, keys.norm_eps, keys.norm_eps_default, positive=True),
         tied=switch_of(file, config, "tie_word_embeddings", keys.tied_default),
         qkv_bias=family.qkv_bias or attention_bias,
-        attention_dropout=number_of(file, config, "attention_dropout", 0.0, below=1),
+        attention_dropout=number_of(
+            file, config, "attention_dropout", keys.dropout_default, below=1
+        ),
         initializer_range=number_of(file, config, "initializer_range", keys.initializer_default),
-        output_bias=attention_bias,
+        output_bias=output_bias,
         mlp_bias=biased(keys.mlp_bias),
-        hidden_dropout=_dropout(file, config, keys.dropouts),
+        hidden_dropout=_dropout(file, config, keys),
         activation=_activation(file, config, family),
         rotary_share=number_of(
             file, config, "partial_rotary_factor", keys.rotary_share_default, positive=True
@@ -350,8 +366,10 @@ def _activation(file: Path, config: Json, family: Family) -> str:
     return str(name)
 
 
-def _dropout(file: Path, config: Json, names: Sequence[str]) -> float:
-    values = {name: number_of(file, config, name, 0.0, below=1) for name in names}
+def _dropout(file: Path, config: Json, keys: ConfigKeys) -> float:
+    values = {
+        name: number_of(file, config, name, keys.dropout_default, below=1) for name in keys.dropouts
+    }
     if len(set(values.values())) > 1:
         given = ", ".join(f"{name}={value:g}" for name, value in values.items())
         raise DataError(

@@ -209,11 +209,15 @@ def write_adapter(
     alpha: int,
     rslora: bool,
     dora: bool,
+    saved: Sequence[str] = (),
+    tied: bool = False,
 ) -> None:
     """Write a LoRA or DoRA adapter in the PEFT library's form.
 
     tensors: by PEFT's names (base_model.model.<module>.lora_A.weight ...), each module's A, B and
-    what belongs to them. base: the name of the base model, for the record.
+    what belongs to them, and the weights of the modules that were trained whole. base: the name of
+    the base model, for the record. saved: names of those modules. tied: the output layer is the
+    embedding.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
@@ -232,6 +236,9 @@ def write_adapter(
         bias="all" if any(name.endswith(".bias") for name in tensors) else "none",
         # The same in every layer, as NeMo's checkpoints have them.
         target_modules=sorted(modules),
+        modules_to_save=list(saved) or None,
+        # Else an embedding that was trained would leave the output layer as it was.
+        ensure_weight_tying=tied and bool(saved),
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)

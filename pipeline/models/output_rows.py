@@ -16,6 +16,10 @@ from pipeline.models.architecture import EMBEDDING, LM_HEAD, Shape
 from pipeline.models.files import stored_tensors, tensor_place, weight_files
 
 ALIKE = 0.99  # cosine of two rows that point the same way
+# A row that a short training moved is still near the others, though farther from their middle than
+# they are: <|im_end|> of SmolLM2-135M-Instruct is 10 times as far, in 1 - cosine, as their median.
+FARTHEST = 4  # times the median
+LEAST = 1e-4  # in 1 - cosine, for rows that rounding alone tells apart
 FEWEST = 4  # rows that are alike, and so look untrained
 _PART = 4096  # rows in memory at once
 _AXES = 8  # of the space in which rows that are alike are found
@@ -43,8 +47,8 @@ def untrained_tokens(folder: Path, shape: Shape, counts: Mapping[int, int]) -> l
         part = tokens[start : start + _PART]
         rows, lengths = _unit(_float(matrix[part]))
         alike = lengths == 0
-        for direction in directions:
-            alike |= rows @ direction > ALIKE
+        for direction, least in directions:
+            alike |= rows @ direction > least
         found += [token for token, is_alike in zip(part, alike, strict=True) if is_alike]
     return found
 
@@ -81,8 +85,8 @@ def _unit(rows: Rows) -> tuple[Rows, Any]:
     return rows / np.where(lengths, lengths, 1)[:, None], lengths
 
 
-def _common_directions(matrix: Any) -> Iterator[Any]:
-    """Directions that several rows share, of length 1.
+def _common_directions(matrix: Any) -> Iterator[tuple[Any, float]]:
+    """Directions that several rows share, of length 1, each with the least cosine of its rows.
 
     Each row is placed in a space of a few axes. Rows that are alike share a cell there, or two
     where a border is between them; rows of different directions hardly ever do.
@@ -105,5 +109,7 @@ def _common_directions(matrix: Any) -> Iterator[Any]:
         rows, lengths = _unit(_float(matrix[members]))
         direction, length = _unit(rows.mean(axis=0, keepdims=True))
         # Several that are alike, not by chance in one cell.
-        if length[0] and np.count_nonzero(rows @ direction[0] > ALIKE) >= FEWEST:
-            yield direction[0]
+        cosines = rows @ direction[0]
+        if length[0] and np.count_nonzero(cosines > ALIKE) >= FEWEST:
+            spread = FARTHEST * float(np.median(1 - cosines[cosines > ALIKE]))
+            yield direction[0], max(ALIKE, 1 - max(spread, LEAST))

@@ -13,7 +13,7 @@ from pipeline.models.architecture import Shape
 from pipeline.optimization.formats import FORMATS, exported_forms
 from pipeline.planner.accelerators import Accelerator
 from pipeline.planner.memory import CPU_PROCESS
-from pipeline.planner.workload import Workload, held_parameters, linear_parameters
+from pipeline.planner.workload import Workload, held_parameters, linear_parameters, saved_tables
 
 SMALL = 0.5e6  # tokenizers, reports, plots
 
@@ -52,10 +52,14 @@ def stages(config: Config, work: Workload, on: Accelerator) -> list[Stage]:
     shape = work.shape
     written = 2 if work.gpu else 4  # bytes per weight of a checkpoint (training/nemo/models.py)
     weights = written * shape.parameters
-    tuned = weights if config.finetune.method == "sft" else written * held_parameters(work)
+    tuned = (
+        weights
+        if config.finetune.method == "sft"
+        else written * (held_parameters(work) + saved_tables(work))
+    )
     merged = (4 if config.model.dtype == "float32" else 2) * shape.parameters
     if config.finetune.method != "sft":
-        merged += 4 * held_parameters(work)
+        merged += 4 * (held_parameters(work) + saved_tables(work))
     # The others' weights are the merged model's, linked and not written again.
     formats = {
         name
@@ -111,7 +115,7 @@ def engine(config: Config, work: Workload) -> float:
 
 def checkpoint_bytes(work: Workload) -> float:
     """Bytes of a checkpoint to resume from: trained weights and the optimizer's state."""
-    trained = held_parameters(work)
+    trained = held_parameters(work) + saved_tables(work)
     return trained * (2 + 12) if work.gpu else trained * (4 + 8)
 
 

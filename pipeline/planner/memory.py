@@ -20,6 +20,7 @@ from pipeline.planner.workload import (
     held_parameters,
     linear_parameters,
     norm_parameters,
+    saved_tables,
 )
 
 # cuBLAS's and cuDNN's workspaces, rotary tables, a batch of token ids.
@@ -81,12 +82,14 @@ def _of_stage(work: Workload, stage: int) -> Memory:
         trained = held_parameters(work) / (parallel.tensor * parallel.pipeline)
     gradient, optimizer = bytes_a_trained_parameter(work)
     adapters = 0.0 if settings.method == "sft" else trained
+    trained += saved_tables(work, first=first, last=last) / parallel.tensor
     layers = shape.layers / parallel.pipeline
     # Of the loss: the logits, in whose place Transformer Engine writes their gradient; where the
     # output layer is trained its gradient stands beside it. Without Transformer Engine the
     # cross-entropy works on a copy, and the gradient is a third.
     logits = last * tokens * shape.vocab / parallel.tensor * element * (1 if work.gpu else 3)
-    if last and settings.method == "sft" and work.gpu:
+    whole_output = settings.method == "sft" or bool(saved_tables(work, first=shape.tied))
+    if last and whole_output and work.gpu:
         logits += table * element
     # What one layer computes again stands there when its gradient is computed, and the logits do
     # not any more.

@@ -114,11 +114,23 @@ def adapted_layers(work: Workload, layer: Layer | None = None) -> Iterator[tuple
             yield shape.size(linear.inputs), shape.rows(linear.outputs), trained
 
 
+def saved_tables(work: Workload, *, first: bool = True, last: bool = True) -> int:
+    """Weights of the embedding and the output layer that are trained whole beside an adapter.
+
+    first, last: of the first and the last rank of pipeline parallel.
+    """
+    if work.settings.method == "sft":
+        return 0
+    saved = work.settings.adapter.modules_to_save
+    tables = (first and "embed_tokens" in saved) + (last and "lm_head" in saved)
+    return work.shape.vocab * work.shape.hidden * tables
+
+
 def trained_parameters(work: Workload) -> int:
     """Weights that training changes. An adapter of rank r on [out, in] has r (in + out)."""
     if work.settings.method == "sft":
         return work.shape.parameters
-    return sum(
+    return saved_tables(work) + sum(
         count * _adapters(work, [(i, trained) for i, _, trained in adapted_layers(work, layer)])
         for layer, count in work.shape.layer_kinds
     )

@@ -284,7 +284,7 @@ def _evaluate(
     windows = [window for window in windows if len(window) > 1]
     losses = generation.text_losses(model, windows, batch_size=settings.batch_size)
     found = Answers(
-        texts=[chat.decode([i for i in a.ids if i not in chat.stop_ids]) for a in answers],
+        texts=[chat.answer([i for i in a.ids if i not in chat.stop_ids]) for a in answers],
         expected=[str(row.answer) for row in work.rows],
         cut=[not (a.ids and a.ids[-1] in chat.stop_ids) for a in answers],
         losses=[a.loss for a in answers],

@@ -71,9 +71,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
         chain = ProofChain(shape, gpu=on_gpu(), reference=partial(nemo.logits, model))
         if has_adapter:
             _write_adapter(
-                config, shape, tuned.path, nemo_adapters.adapter_layers(model), out / "adapter"
-            )
-            hf_base = hf_model.model_of(assets, nemo.hf_tensors(model, shape))
+                config, shape, tuned.path, nemo_adapters.adapter_layers(model), out / "adapter",
+                nemo.hf_tensors(model, shape),
+            )  # fmt: skip
+            hf_base = hf_model.model_of(assets, nemo.hf_tensors(model, shape, base=True))
             hf_base = hf_model.with_adapter(hf_base, out / "adapter")
             chain.require("hf_base_with_peft_adapter", partial(hf_model.logits, hf_base))
             del hf_base
@@ -109,15 +110,28 @@ def _require_written(folder: Path, tensors: "Tensors", dtype: str) -> None:
 
 
 def _write_adapter(
-    config: Config, shape: Shape, tuned: Path, layers: "list[AdapterLayer]", folder: Path
+    config: Config,
+    shape: Shape,
+    tuned: Path,
+    layers: "list[AdapterLayer]",
+    folder: Path,
+    weights: "Tensors",
 ) -> None:
     from pipeline.models import hf_model
     from pipeline.training.nemo import lora as nemo_adapters
 
     method, settings = nemo_adapters.read_adapter(tuned)
+    tensors = nemo_adapters.peft_tensors(shape, settings, layers)
+    for name, tensor in weights:
+        if name.removesuffix(".weight").rpartition(".")[2] in settings.modules_to_save:
+            tensors[f"base_model.model.{name}"] = tensor
+            if shape.tied:  # PEFT asks for both, and ties them
+                tensors["base_model.model.lm_head.weight"] = tensor
     hf_model.write_adapter(
         folder,
-        nemo_adapters.peft_tensors(shape, settings, layers),
+        tensors,
+        saved=settings.modules_to_save,
+        tied=shape.tied,
         base=_base_name(config),
         rank=settings.rank,
         alpha=settings.alpha,

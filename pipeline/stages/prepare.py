@@ -345,7 +345,8 @@ def _show(chat: Chat, shown: Sequence[Row], statistics: Mapping[str, Any], kind:
         console.print(
             f"[yellow]{untrained['count']} tokens of your answers have untrained output rows in "
             f"this model[/]: {escape(first)}. Their rows are alike, so the model confuses them; an "
-            "adapter cannot change that: train with finetune=sft, or use another base model"
+            "adapter cannot change that: train with finetune=sft or "
+            "finetune.adapter.modules_to_save=[lm_head], or use another base model"
         )
     if statistics["template_prints_the_date"]:
         console.print(

@@ -12,7 +12,27 @@ from pipeline.models.families.record import Layer, Linear, Part
 
 ALL = "all-linear"
 ATTENTION, MLP = "attention", "mlp"
+# In the order of the model.
+_SAVED = {"embed_tokens": "embedding.word_embeddings.weight", "lm_head": "output_layer.weight"}
 GROUPS = (ATTENTION, MLP, ALL)
+
+
+def saved_modules(names: Sequence[str], *, tied: bool) -> dict[str, str]:
+    """Megatron-Core's parameters that are trained whole beside an adapter, by their HF names.
+
+    names: as in finetune.adapter.modules_to_save. tied: the output layer is the embedding.
+
+    Raises:
+        ConfigError: a name twice, or an output layer of its own where there is none.
+    """
+    if len(set(names)) < len(names):
+        raise ConfigError(f"finetune.adapter.modules_to_save has {names[0]} twice: name it once")
+    if tied and "lm_head" in names:
+        raise ConfigError(
+            "finetune.adapter.modules_to_save has lm_head, and the output layer of this model is "
+            "its embedding: name embed_tokens, which trains both"
+        )
+    return {name: parameter for name, parameter in _SAVED.items() if name in names}
 
 
 def group_of(linear: Linear) -> str:

@@ -4,7 +4,7 @@ from pipeline.config.finetune import FinetuneConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.architecture import Shape
 from pipeline.models.families import FAMILIES
-from pipeline.training.adapter_targets import targets
+from pipeline.training.adapter_targets import saved_modules, targets
 from pipeline.training.length import decay_of, steps_of, warmup_of
 
 MOST_STEPS = 10**9  # as finetune.max_steps
@@ -78,6 +78,7 @@ def check(
         )
     if settings.method != "sft":
         targets(settings.adapter.target_modules, shape.every_layer)
+        _check_saved(settings, shape)
     if settings.recompute != "none" and shape.layers == 1:
         raise ConfigError(
             f"finetune.recompute={settings.recompute} changes nothing: the model has one layer, "
@@ -90,6 +91,24 @@ def check(
         raise ConfigError(
             f"finetune.min_learning_rate={settings.min_learning_rate} must not be above "
             f"finetune.learning_rate={settings.learning_rate}"
+        )
+
+
+def _check_saved(settings: FinetuneConfig, shape: Shape) -> None:
+    """Refuse modules that cannot be trained beside an adapter."""
+    if not saved_modules(settings.adapter.modules_to_save, tied=shape.tied):
+        return
+    if settings.objective in ("dpo", "kto"):
+        raise ConfigError(
+            f"finetune.adapter.modules_to_save cannot be combined with finetune.objective="
+            f"{settings.objective}: its reference is the base without the adapter, which would be "
+            "trained, too: set modules_to_save=[], or the objective to orpo or simpo"
+        )
+    if settings.parallel.pipeline > 1 and shape.tied:
+        raise ConfigError(
+            f"finetune.adapter.modules_to_save cannot be combined with finetune.parallel.pipeline="
+            f"{settings.parallel.pipeline} where the output layer is the embedding, of which the "
+            "first and the last rank hold a copy each: set pipeline to 1"
         )
 
 

@@ -95,6 +95,15 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "phi3": partial(make, family="Phi3", original_max_position_embeddings=MAX_POSITIONS),
     "starcoder2": partial(make, family="Starcoder2"),
     "nemotron": partial(make, family="Nemotron", intermediate_size=512),
+    "ministral": partial(
+        make,
+        family="Ministral",
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        **_FOUR_LAYERS,
+    ),
+    "arcee": partial(make, family="Arcee", intermediate_size=512),
+    "seed_oss": partial(make, family="SeedOss", attention_dropout=0.0, residual_dropout=0.0),
+    "stablelm": partial(make, family="StableLm", head_dim=None),
 }
 
 
@@ -170,6 +179,17 @@ VARIANTS: dict[str, Callable[[Path], Path]] = {
         use_bias=False,
         sliding_window=_WINDOW,
         tie_word_embeddings=False,
+    ),
+    "arcee, all biases": partial(make, family="Arcee", attention_bias=True, mlp_bias=True),
+    "seed_oss, all biases of attention": partial(
+        make,
+        family="SeedOss",
+        attention_out_bias=True,
+        attention_dropout=0.0,
+        residual_dropout=0.0,
+    ),
+    "stablelm, biases, whole heads": partial(
+        make, family="StableLm", head_dim=None, use_qkv_bias=True, partial_rotary_factor=1.0
     ),
     "nemotron, all biases": partial(
         make, family="Nemotron", attention_bias=True, mlp_bias=True, intermediate_size=512

@@ -7,7 +7,7 @@ import errno
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,10 +195,20 @@ def test_an_import_that_differs_from_its_source_is_refused(
         import_.run(config(folders["llama"]), {}, tmp_path)
 
 
-def tune(base: Path, out: Path, method: str, targets: list[str], *, rslora: bool = False) -> Path:
+def tune(
+    base: Path,
+    out: Path,
+    method: str,
+    targets: list[str],
+    *,
+    rslora: bool = False,
+    saved: Sequence[str] = (),
+) -> Path:
     """A checkpoint such as finetune leaves, with random changes in place of training."""
     shape = read_shape(base / nemo.ASSETS)
-    settings = adapter_settings(rank=4, alpha=6, target_modules=targets or ALL, rslora=rslora)
+    settings = adapter_settings(
+        rank=4, alpha=6, target_modules=targets or ALL, rslora=rslora, modules_to_save=tuple(saved)
+    )
     with nemo_session():
         model = nemo.model_for(base / nemo.ASSETS)
         if method == "sft":
@@ -215,7 +225,8 @@ def tune(base: Path, out: Path, method: str, targets: list[str], *, rslora: bool
             model.trainer = trainer
             adapter(model)
             named = model.module.named_parameters()
-            _disturb({n: p for n, p in named if ".adapter." in n})
+            trained = (".adapter.", *nemo_adapters.saved_parameters(settings, shape))
+            _disturb({n: p for n, p in named if any(part in n for part in trained)})
             for wrapper, chosen in nemo_adapters.partly_adapted(model.module, settings, shape):
                 wrapper.adapter.linear_out.weight.data[~chosen] = 0
             nemo_adapters.restore_other_magnitudes(model, settings, shape)
@@ -319,6 +330,49 @@ def test_a_merged_model_computes_what_was_trained(
             atol=2 * outcome.metrics["rounding_max_abs_logit_difference"] + NEAR,
             rtol=0,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "saved"),
+    [
+        ("llama", "lora", ["embed_tokens", "lm_head"]),
+        ("llama", "dora", ["lm_head"]),
+        ("qwen2, tied", "lora", ["embed_tokens"]),
+    ],
+)
+def test_modules_that_were_trained_whole_are_part_of_the_adapter(
+    imported: Callable[[str], tuple[Path, Outcome]],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    name: str,
+    method: str,
+    saved: list[str],
+) -> None:
+    base, _ = imported(name)
+    tuned = tune(base, tmp_path / "tuned", method, ["q_proj"], saved=saved)
+    out = tmp_path / "merged"
+    out.mkdir()
+    outcome = merge.run(config(folders[name]), inputs(base, tuned, method), out)
+    # The chain's first step is the source with PEFT's adapter on it.
+    assert outcome.metrics["max_abs_logit_difference"] < NEAR
+    adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert adapter["modules_to_save"] == saved
+    source = hf_model.load_model(folders[name], dtype="float32")
+    merged = hf_model.load_model(out, dtype="float32")
+    for module, tables in (
+        ("embed_tokens", [m.model.embed_tokens.weight for m in (source, merged)]),
+        ("lm_head", [m.lm_head.weight for m in (source, merged)]),
+    ):
+        moved = not torch.allclose(*tables, atol=0.01)
+        assert moved == (module in saved or source.config.tie_word_embeddings)
+    ids = list(range(5, 60))
+    adapted = hf_model.with_adapter(source, out / "adapter")
+    torch.testing.assert_close(
+        hf_model.logits(adapted, ids),
+        hf_model.logits(merged, ids),
+        atol=2 * outcome.metrics["rounding_max_abs_logit_difference"] + NEAR,
+        rtol=0,
+    )
 
 
 def test_written_in_float32_nothing_is_rounded(

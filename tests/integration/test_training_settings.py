@@ -166,6 +166,30 @@ def test_an_adapter_on_a_part_of_the_layers(method: str, base: Path, tmp_path: P
             assert not torch.allclose(layer.magnitude[~kept], norms[~kept], rtol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_modules_that_are_trained_whole(tied: bool, tmp_path: Path) -> None:
+    """The embedding and the output layer change, are kept with the adapter, and resume."""
+    base = make_base(tmp_path / "base", tied=tied)
+    saved = ("embed_tokens",) if tied else ("embed_tokens", "lm_head")
+    chosen: dict[str, Any] = {"target_modules": ["q_proj"], "max_steps": 6, "rank": 4}
+    whole = make_job(base, tmp_path / "whole", modules_to_save=saved, **chosen)
+    trained = train(whole)
+    again = interrupted(make_job(base, tmp_path / "halved", modules_to_save=saved, **chosen), 5)
+    assert again.resumed_from == 3
+    assert figures(again) == figures(trained)
+    plain = train(make_job(base, tmp_path / "plain", **chosen))
+    shape = read_shape(whole.hf)
+    tables = len(saved) * shape.vocab * shape.hidden
+    assert trained.trainable_parameters == plain.trainable_parameters + tables
+    assert trained.curve[-1].loss < plain.curve[-1].loss
+    with nemo_session():
+        model = nemo.open_checkpoint(base, adapter=whole.out)
+        assert len(model.untrained) == len(saved)
+        weights = dict(model.module.named_parameters())
+        for name, before in model.untrained.items():
+            assert not torch.equal(weights[name], before)
+
+
 def test_lora_plus_multiplies_the_rate_of_b_at_every_step(base: Path, tmp_path: Path) -> None:
     """The first step of Adam is the rate in size, whatever the gradient."""
     moved = {}

@@ -15,9 +15,10 @@ from pipeline.models.chat.messages import TEMPLATE_FIELDS, Message, Unusable
 from pipeline.models.chat.template import ChatTemplate
 from pipeline.models.chat.tool_calls import names_of
 
-# The end of a prompt within which the model thinks.
+# The end of a prompt within which the model thinks, and of one that has it answer without that.
 OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
-_EMPTY_THOUGHT = re.compile(r"\A<think>\s*</think>\s*")
+_PROMPTED_THOUGHT = re.compile(r"<think>\s*(</think>\s*)?\Z")
+EMPTY_THOUGHT = re.compile(r"\A<think>\s*</think>\s*")
 Tools = Sequence[Mapping[str, Any]] | None
 Span = tuple[int, int]  # the first character, and the one behind the last
 
@@ -87,7 +88,8 @@ class Conversation:
         marked = self.template.answers(self.messages, self.text, self.tools)
         ends = list(range(1, len(turns) + 1))
         if marked and len(marked) != len(turns):
-            parts = [self.messages[: turn + 1] for turn in turns]
+            # With the next turn: a template may mark how the whole conversation ends.
+            parts = [self.messages[: turn + 2] for turn in turns]
             ends = [
                 len(self.template.answers(part, self.expand(part, self.tools), self.tools))
                 for part in parts
@@ -182,13 +184,18 @@ class Conversation:
             Unusable: it cannot be told.
         """
         prompt, is_last = self._prompt(turn), self._is_last(turn)
-        whole = self.expand(self.messages[: turn + 1], self.tools)
+        part = self.messages[: turn + 1]
+        wholes = (
+            self.expand(part, self.tools),
+            self.template.expand(part, generation_prompt=False, tools=self.tools),
+        )
         if not (self.text.startswith(prompt) or is_last):
-            prompt = OPEN_THOUGHT.sub("", prompt)  # which earlier turns do not have
-        if not (self.text.startswith(prompt) and whole.startswith(prompt)):
+            prompt = _PROMPTED_THOUGHT.sub("", prompt)  # which earlier turns do not have
+        bodies = [whole[len(prompt) :] for whole in wholes if whole.startswith(prompt)]
+        if not (self.text.startswith(prompt) and bodies):
             raise self._other_prompt(prompt) if is_last else _altered()
-        rest, body = self.text[len(prompt) :], whole[len(prompt) :]
-        for written in (body, _EMPTY_THOUGHT.sub("", body)):
+        rest = self.text[len(prompt) :]
+        for written in (*bodies, *(EMPTY_THOUGHT.sub("", body) for body in bodies)):
             same = _shared(written, rest)
             if not self.control.sub("", written[same:]).strip():
                 return len(prompt), len(prompt) + same
@@ -238,13 +245,21 @@ class Conversation:
                 without = [*self.messages]
                 empty = {"content": ""} if field == "content" else {}
                 without[i] = {**{k: v for k, v in message.items() if k != field}, **empty}
-                if self.expand(without, self.tools) == self.text:
+                if self._writes_the_same(without, self.tools):
                     raise _without_effect(f"messages[{i}].{field}", field, why)
         if self.tools and (
             any(name not in self.text for name in names_of(self.tools))
-            or self.expand(self.messages, None) == self.text
+            or self._writes_the_same(self.messages, None)
         ):
             raise _without_effect("tools", "tools", why)
+
+    def _writes_the_same(self, messages: Sequence[Message], tools: Tools) -> bool:
+        """Whether the template writes another conversation as it writes this one. It may refuse
+        it: a result without its call, for instance."""
+        try:
+            return self.expand(messages, tools) == self.text
+        except Unusable:
+            return False
 
     def _check_written(self, turn: int, written: str) -> None:
         """Refuse a field of a turn to train on that is not part of what is trained on."""

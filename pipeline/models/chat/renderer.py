@@ -11,16 +11,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from pipeline.core.errors import DataError
-from pipeline.models.chat.loss_mask import OPEN_THOUGHT, Conversation, unused_mark
+from pipeline.models.chat.loss_mask import (
+    EMPTY_THOUGHT,
+    OPEN_THOUGHT,
+    Conversation,
+    unused_mark,
+)
 from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.template import ChatTemplate
-from pipeline.models.chat.thoughts import as_written
+from pipeline.models.chat.thoughts import answer_of, as_written
 from pipeline.models.chat.tokenizer import (
     FILES,
     load_tokenizer,
@@ -116,7 +122,7 @@ class Chat:
         """
         tools = tools or None
         text = self.text(messages, tools=tools)
-        ids, offsets = self._encode(text, self._opened(messages, tools))
+        ids, offsets = self._encode(text, self._opened_prompts(messages, tools, text))
         conversation = Conversation(
             template=self.template,
             expand=self._expand,
@@ -175,6 +181,11 @@ class Chat:
     def decode(self, ids: Sequence[int], *, control_tokens: bool = False) -> str:
         """Text of token ids, without control tokens unless they are asked for."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not control_tokens))
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """Text of an answer's token ids, without control tokens and without a thought before it, as
+        a server shows it."""
+        return answer_of(self.decode(ids), begun=self._opens_thought)
 
     def text(
         self,
@@ -279,25 +290,37 @@ class Chat:
         if not text.startswith(head):
             return text  # which `_assistant_spans` refuses
         line = "" if prompt.endswith("\n") else "\n"
-        return f"{prompt}{line}{_NO_THOUGHT}{text[len(head) :]}"
+        answer = EMPTY_THOUGHT.sub("", text[len(head) :])  # which some write themselves
+        return f"{prompt}{line}{_NO_THOUGHT}{answer}"
 
-    def _encode(self, text: str, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def _opened_prompts(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        text: str,
+    ) -> list[int]:
+        """Lengths of the prompts before assistant turns that begin within a thought."""
+        if not self._opens_thought:
+            return []
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        prompts = (
+            self.template.expand(messages[:turn], generation_prompt=True, tools=tools)
+            for turn in turns
+        )
+        return [len(prompt) for prompt in prompts if text.startswith(prompt)]
+
+    def _encode(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and the characters that each stands for.
 
-        prompt: the beginning of the text that is served as a prompt of its own, if any. What
-        follows an open thought may be a line break, which would join the prompt's last one in one
-        token.
+        cuts: where a part of the text ends that is served as a prompt of its own. What follows an
+        open thought may be a line break, which would join the prompt's last one in one token.
         """
-        cut = len(prompt) if prompt and text.startswith(prompt) else 0
-        parts = [part for part in (text[:cut], text[cut:]) if part]
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        begin = 0
-        for part in parts:
-            encoding = self.tokenizer.encode(part, add_special_tokens=False)
+        for begin, end in pairwise(dict.fromkeys((0, *cuts, len(text)))):
+            encoding = self.tokenizer.encode(text[begin:end], add_special_tokens=False)
             ids += encoding.ids
-            offsets += [(begin + first, begin + end) for first, end in encoding.offsets]
-            begin += len(part)
+            offsets += [(begin + first, begin + last) for first, last in encoding.offsets]
         return ids, offsets
 
     @cached_property

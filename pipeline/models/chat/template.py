@@ -16,6 +16,7 @@ from pipeline.core.errors import DataError
 from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.template_environment import BEGIN, END, PricedEnvironment, environment
 from pipeline.models.chat.template_work import WorkContext, work_for
+from pipeline.models.chat.tool_calls import as_request
 
 MAX_BYTES = 2**16
 MAX_CHARACTERS = 2**24  # of a rendered conversation
@@ -108,10 +109,39 @@ class ChatTemplate:
         return list(zip(ends[::2], ends[1::2], strict=False))
 
     @cached_property
+    def _text_arguments(self) -> bool:
+        """Whether it takes the arguments of a call as JSON text: it cannot write them otherwise."""
+        call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": {}}}
+        turns: list[Message] = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+
+        def is_written(messages: Sequence[Message]) -> bool:
+            try:
+                return "f" in self._render(self._template, messages, False, None)
+            except Unusable:
+                return False
+
+        return not is_written(turns) and is_written(_with_text_arguments(turns))
+
+    @cached_property
     def _marked(self) -> Template:
         return _environment(marked=True).from_string(self.source)
 
     def _expand(
+        self,
+        template: Template,
+        messages: Sequence[Message],
+        generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        if any(message.get("tool_calls") for message in messages) and self._text_arguments:
+            messages = _with_text_arguments(messages)
+        return self._render(template, messages, generation_prompt, tools, variables)
+
+    def _render(
         self,
         template: Template,
         messages: Sequence[Message],
@@ -140,6 +170,11 @@ class ChatTemplate:
                 "refused by the template", f"{_reason(error)} (chat template of {self._origin})"
             ) from error
         return text
+
+
+def _with_text_arguments(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with the arguments of its calls as JSON text, as OpenAI's API has them."""
+    return [as_request(m) if m.get("tool_calls") else m for m in messages]
 
 
 def _reason(error: Exception) -> str:

@@ -9,8 +9,18 @@ from collections.abc import Callable, Sequence
 
 from pipeline.models.chat.messages import THOUGHT_FIELDS, Message
 
-_END = "</think>"
+_BEGIN, _END = "<think>", "</think>"
 Expand = Callable[[Sequence[Message]], str]
+
+
+def answer_of(text: str, *, begun: bool = False) -> str:
+    """The answer in what a model wrote, without a thought before it.
+
+    begun: the prompt has begun the thought, so that all is a thought until its end.
+    """
+    if not (begun or text.lstrip().startswith(_BEGIN)):
+        return text
+    return text.partition(_END)[2].lstrip()
 
 
 def as_written(
@@ -46,14 +56,18 @@ def _in_field(
     plain = {k: v for k, v in message.items() if k != field}
     names = [field, *(name for name in THOUGHT_FIELDS if name != field)]
     renamed = [{**plain, name: message[field]} for name in names]
-    for before, after in ((messages[:turn], messages[turn + 1 :]), (messages[:turn], [])):
-        without = expand([*before, plain, *after])
-        for one in renamed:
-            if expand([*before, one, *after]) == without:
-                continue
-            if after or turn == len(messages) - 1:
-                return one
-            return plain if has_marks else {**plain, "weight": 0}
+    before, after = messages[:turn], messages[turn + 1 :]
+    without = expand([*before, plain, *after])
+    thought = str(message[field]).strip()
+    for one in renamed:
+        if thought in expand([*before, one, *after]) and thought not in without:
+            return one
+    alone = expand([*before, plain])
+    for one in renamed:
+        if after and expand([*before, one]) != alone:
+            # A template may write that there was one.
+            kept = plain if expand([*before, one, *after]) == without else one
+            return plain if has_marks else {**kept, "weight": 0}
     return message
 
 

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from pipeline.core.errors import DataError
 from pipeline.core.tables import Table
+from pipeline.models.families.arcee import ARCEE
 from pipeline.models.families.gemma import GEMMA
 from pipeline.models.families.gemma2 import GEMMA2
 from pipeline.models.families.gemma3 import GEMMA3
 from pipeline.models.families.llama import LLAMA
+from pipeline.models.families.ministral import MINISTRAL
 from pipeline.models.families.mistral import MISTRAL
 from pipeline.models.families.mixtral import MIXTRAL
 from pipeline.models.families.nemotron import NEMOTRON
@@ -25,6 +27,8 @@ from pipeline.models.families.qwen2_moe import QWEN2_MOE
 from pipeline.models.families.qwen3 import QWEN3
 from pipeline.models.families.qwen3_moe import QWEN3_MOE
 from pipeline.models.families.record import Family
+from pipeline.models.families.seed_oss import SEED_OSS
+from pipeline.models.families.stablelm import STABLELM
 from pipeline.models.families.starcoder2 import STARCODER2
 
 FAMILIES: Table[Family] = Table(
@@ -33,12 +37,16 @@ FAMILIES: Table[Family] = Table(
     QWEN2,
     QWEN3,
     MISTRAL,
+    MINISTRAL,
     GEMMA,
     GEMMA2,
     GEMMA3,
     PHI3,
     STARCODER2,
     NEMOTRON,
+    ARCEE,
+    SEED_OSS,
+    STABLELM,
     MIXTRAL,
     QWEN2_MOE,
     QWEN3_MOE,

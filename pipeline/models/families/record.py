@@ -237,6 +237,10 @@ class ConfigKeys:
     writes. None: the model's own sizes decide.
     attention_bias: of query, key and value, and of attention's output unless the family always
         has biases on the first three alone. None: config.json does not decide.
+    output_bias: the key of attention's output where it has one of its own; False: it never has a
+        bias; None: as attention_bias says.
+    dropout_default: of attention and of `dropouts`.
+    never: switches that must not be on, and what they would add to the layer.
     """
 
     activation: str = "hidden_act"
@@ -250,9 +254,12 @@ class ConfigKeys:
     initializer_default: float = 0.02
     rope_theta_default: float = 10_000.0
     attention_bias: str | None = "attention_bias"
+    output_bias: str | Literal[False] | None = None
     mlp_bias: str | None = None
     bias_default: bool = False
     dropouts: tuple[str, ...] = ()
+    dropout_default: float = 0.0
+    never: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ _CODE = (
     "transformers 4.57 has no class for it, and the code in such a folder is never run "
     "(transformers' limit)"
 )
-_NO_IMPORTER = "NeMo 2.7.3 has no importer for it (NeMo's limit)"
+_NO_IMPORTER = (
+    "NeMo 2.7.3 has no importer for it, and no record describes it yet (NeMo's limit and ours)"
+)
 _SEES = "it reads images or sound beside text, and only text models are trained (our limit)"
 _RECURRENT = (
     "Megatron-Core's state-space layers need CUDA kernels of mamba-ssm, which are not part of this "
@@ -95,7 +97,6 @@ UNSUPPORTED = (
             "GraniteForCausalLM",
             "CohereForCausalLM",
             "Cohere2ForCausalLM",
-            "StableLmForCausalLM",
             "PhiForCausalLM",
             "SmolLM3ForCausalLM",
             "Exaone4ForCausalLM",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.core.artifact import sha256_of_file
 from pipeline.core.errors import DataError
 from pipeline.models.files import CONFIGS, TOKENIZER_FILES, WEIGHTS, WEIGHTS_INDEX, read_json
+
+_PART = 2**20  # bytes that are read at once
+_LOOK = 0.02  # seconds from one look for new bytes to the next
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,46 @@ def _instead(names: set[str]) -> str:
                 "of the model with safetensors"
             )
     return "give a model that was saved with save_pretrained(folder)"
+
+
+class GrowingDigest:
+    """The sha256 of a file that another thread writes meanwhile, from its first byte on.
+
+    So the digest is there when the file is, and its bytes are read while the memory still has them.
+    """
+
+    def __init__(self, place: Path) -> None:
+        """place: of the file, which need not be there yet. It may be renamed once it is whole."""
+        self._place, self._whole = place, threading.Event()
+        self._sha, self._read = hashlib.sha256(), 0
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> tuple[str, int]:
+        """The digest and the number of bytes that it is of, once the file is whole: fewer than it
+        has if it was not written from its first byte to its last one."""
+        self._whole.set()
+        self._thread.join()
+        return self._sha.hexdigest(), self._read
+
+    def _follow(self) -> None:
+        buffer = memoryview(bytearray(_PART))
+        stream: BinaryIO | None = None
+        try:
+            while True:
+                last = self._whole.is_set()
+                if stream is None:
+                    with suppress(OSError):
+                        stream = self._place.open("rb", buffering=0)
+                while stream is not None and (size := stream.readinto(buffer)):  # type: ignore[attr-defined]
+                    self._sha.update(buffer[:size])
+                    self._read += size
+                if last:
+                    return
+                self._whole.wait(_LOOK)
+        finally:
+            if stream is not None:
+                stream.close()
 
 
 def digest_of(file: Path, like: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.core.errors import DataError, PipelineError, ResourceError, short
 from pipeline.models.sources.address import Address
-from pipeline.models.sources.files import Remote, digest_of, entry
+from pipeline.models.sources.files import GrowingDigest, Remote, digest_of, entry
 from pipeline.models.sources.transfer import run_all
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -103,8 +103,18 @@ class Hub:
             return whole + sum(_size(part) for part in blobs.glob("*.incomplete"))
 
         def take(name: str) -> None:
-            self._download(commit, name)
-            found[name] = self._checked(commit, name)  # while others still arrive
+            remote = files.get(name)
+            growing = None
+            if name in missing and remote and len(remote.digest) == 64:
+                growing = GrowingDigest(blobs / f"{remote.digest}.incomplete")
+            try:
+                self._download(commit, name)
+            finally:
+                read = growing.finish() if growing else None
+            if remote and read == (remote.digest, remote.bytes):
+                found[name] = entry(*read)
+            else:
+                found[name] = self._checked(commit, name)
 
         disable_progress_bars()  # ours shows all files in one
         logging.set_verbosity_error()  # it warns of each try; the last one's error is reported

@@ -10,7 +10,6 @@ file is read only in the version that was listed.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from pipeline.core import extras
 from pipeline.core.artifact import sha256_of_json
 from pipeline.core.errors import DataError, PipelineError, ResourceError, short
 from pipeline.models.sources.address import Address
-from pipeline.models.sources.files import Remote, described, entry
+from pipeline.models.sources.files import GrowingDigest, Remote, described, digest_of, entry
 from pipeline.models.sources.transfer import run_all
 
 PART = 8 * 2**20  # bytes that are read at once
@@ -94,16 +93,15 @@ class Objects:
         """Fetch one file, from where an earlier try ended, and note its digest."""
         file = folder / remote.name
         place = file if file.exists() else folder / f"{remote.name}.partial"
-        sha = hashlib.sha256()
-        with place.open("ab" if place is not file else "rb") as stream:
-            if begin := place.stat().st_size:
-                with place.open("rb") as before:
-                    while part := before.read(PART):
-                        sha.update(part)
-            if place is not file and begin < remote.bytes:
-                for part in self._store.read(remote, begin):
-                    stream.write(part)
-                    sha.update(part)
+        growing = GrowingDigest(place)
+        try:
+            with place.open("ab" if place is not file else "rb", buffering=0) as stream:
+                begin = place.stat().st_size
+                if place is not file and begin < remote.bytes:
+                    for part in self._store.read(remote, begin):
+                        stream.write(part)
+        finally:
+            sha256, read = growing.finish()
         if (size := place.stat().st_size) != remote.bytes:
             if size > remote.bytes:
                 place.unlink()
@@ -111,8 +109,10 @@ class Objects:
                 f"{self.address}: {remote.name} arrived with {size} bytes of {remote.bytes}: "
                 f"{_AGAIN}"
             )
+        if read != size:  # written by another process meanwhile
+            sha256 = digest_of(place, "")
         place.replace(file)
-        found[remote.name] = entry(sha.hexdigest(), size)
+        found[remote.name] = entry(sha256, size)
 
     def _list(self) -> dict[str, Remote]:
         if self._listed is None:

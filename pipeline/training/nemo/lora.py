@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.finetune import AdapterConfig
 from pipeline.core.errors import ArtifactError
 from pipeline.models.architecture import Shape
-from pipeline.training.adapter_targets import targets
+from pipeline.training.adapter_targets import saved_modules, targets
 from pipeline.training.nemo import weight_map
 
 if TYPE_CHECKING:
@@ -45,7 +45,24 @@ def new_adapter(method: str, settings: AdapterConfig, shape: Shape) -> LoRA | Do
     alpha = settings.alpha * math.sqrt(settings.rank) if settings.rslora else settings.alpha
     found = targets(settings.target_modules, shape.every_layer)
     names = list(dict.fromkeys(name.rpartition(".")[2] for name in found))  # NeMo matches the ends
-    return make(target_modules=names, dim=settings.rank, alpha=alpha, dropout=settings.dropout)
+    made = make(target_modules=names, dim=settings.rank, alpha=alpha, dropout=settings.dropout)
+    if saved := saved_parameters(settings, shape):
+        freeze = made.freeze_model
+
+        def freeze_others(model: torch.nn.Module) -> None:
+            freeze(model)
+            for name, parameter in model.named_parameters():
+                if name.endswith(saved):
+                    parameter.requires_grad = True
+
+        # NeMo saves and restores what has a gradient.
+        made.freeze_model = freeze_others
+    return made
+
+
+def saved_parameters(settings: AdapterConfig, shape: Shape) -> tuple[str, ...]:
+    """Ends of the names of Megatron-Core's parameters that are trained whole."""
+    return tuple(saved_modules(settings.modules_to_save, tied=shape.tied).values())
 
 
 def write_adapter(folder: Path, method: str, settings: AdapterConfig) -> None:

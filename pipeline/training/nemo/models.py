@@ -304,8 +304,9 @@ def save_checkpoint(trainer: Trainer, out: Path) -> None:
 def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
     """The model in a nemo_checkpoint, in evaluation mode, with a nemo_adapter on it if given.
 
-    It is float32 on every machine: opened models are compared, folded and written, and rounding
-    belongs at the end of that.
+    With an adapter, `untrained` of the model has the base's weights in whose place the adapter has
+    some of its own, by name. It is float32 on every machine: opened models are compared, folded and
+    written, and rounding belongs at the end of that.
     """
     exact = _precision("float32")
     model = model_for(folder / ASSETS, perform_initialization=False, **exact)
@@ -318,7 +319,14 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
         method, settings = lora.read_adapter(adapter)
         model.trainer = trainer
         lora.new_adapter(method, settings, shape)(model)
-        load_weights(trainer, adapter, only_adapter=True)
+        saved = lora.saved_parameters(settings, shape)
+        base = {
+            name: parameter.detach().clone()
+            for name, parameter in model.module.named_parameters()
+            if name.endswith(saved)
+        }
+        load_weights(trainer, adapter, only=(".adapter.", *saved))
+        model.untrained = base
         lora.restore_other_magnitudes(model, settings, shape)
     return model.eval()
 
@@ -357,8 +365,10 @@ def connect(model: GPTModel) -> Trainer:
     return trainer
 
 
-def load_weights(trainer: Trainer, folder: Path, *, only_adapter: bool = False) -> None:
-    """Read a checkpoint's weights into the model of `connect`, or an adapter's alone.
+def load_weights(trainer: Trainer, folder: Path, *, only: Sequence[str] = ()) -> None:
+    """Read a checkpoint's weights into the model of `connect`.
+
+    only: parts of names; where there are any, the others keep the weights that they have.
 
     Raises:
         ArtifactError: a file of it is damaged, holds more than weights, or does not fit the model.
@@ -374,10 +384,10 @@ def load_weights(trainer: Trainer, folder: Path, *, only_adapter: bool = False) 
     with one_line_refusals(folder):
         metadata = strategy.unwrapped_checkpoint_io.load_content_metadata(weights)
         state = strategy.megatron_parallel.sharded_state_dict(metadata=metadata)
-        if only_adapter:
-            state = {name: tensor for name, tensor in state.items() if ".adapter." in name}
+        if only:
+            state = {n: tensor for n, tensor in state.items() if any(part in n for part in only)}
         loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, {"state_dict": state})
-        strategy.load_model_state_dict(loaded, strict=not only_adapter)
+        strategy.load_model_state_dict(loaded, strict=not only)
 
 
 def _parameters(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:
@@ -403,6 +413,14 @@ def logits(model: GPTModel, ids: Sequence[int]) -> torch.Tensor:
     return output[0].float().cpu()
 
 
-def hf_tensors(model: GPTModel, shape: Shape) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's weights by their HF names, one after another."""
-    return weight_map.unfused(shape, _parameters(model, shape))
+def hf_tensors(
+    model: GPTModel, shape: Shape, *, base: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's weights by their HF names, one after another.
+
+    base: those that the model had before an adapter came with weights of its own
+        (finetune.adapter.modules_to_save).
+    """
+    tuned = _parameters(model, shape)
+    kept: dict[str, torch.Tensor] = getattr(model, "untrained", {}) if base else {}
+    return weight_map.unfused(shape, lambda name: kept[name] if name in kept else tuned(name))

@@ -1,6 +1,7 @@
 """Memory of a served model: the arithmetic by hand, and against files and figures that exist."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,13 @@ def test_a_token_of_the_cache(
 def test_an_int8_engine_of_the_demo_takes_what_its_file_does() -> None:
     weights = takes(DEMO, "onnxruntime", "int8", gpu=False, cache_bytes=4).weights
     assert weights == pytest.approx(6_300_672, rel=0.02)  # model.onnx.data of stage=build
+
+
+def test_a_feed_forward_part_without_a_gate_has_two_products() -> None:
+    gated = replace(LLAMA_8B, layers=1)
+    plain = replace(gated, halves=1)
+    assert gated.products - plain.products == 4096 * 14336
+    assert gated.adapter(2) - plain.adapter(2) == 2 * (4096 + 14336)
 
 
 def test_pages_need_one_whole_sequence_and_rows_need_all() -> None:

@@ -70,3 +70,26 @@ def test_llama3_rope_scaling_is_read(folder: Path) -> None:
     }
     edit("config.json", rope_scaling=scaling)(folder)
     assert read_shape(folder).rope_scaling == Llama3Rope(8.0, 1.0, 4.0, 64)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "settings", "said"),
+    [
+        ("StableLmForCausalLM", "stablelm", {"use_parallel_residual": True}, "in no record of Sta"),
+        ("StableLmForCausalLM", "stablelm", {"qk_layernorm": True}, "norms for each head"),
+        (
+            "SeedOssForCausalLM",
+            "seed_oss",
+            {"attention_bias": False, "attention_out_bias": True},
+            "no bias of attention's output alone",
+        ),
+    ],
+)
+def test_parts_that_no_record_has_are_refused(
+    folder: Path, architecture: str, kind: str, settings: dict[str, object], said: str
+) -> None:
+    edit("config.json", architectures=[architecture], model_type=kind)(folder)
+    read_shape(folder)
+    edit("config.json", **settings)(folder)
+    with pytest.raises(DataError, match=said):
+        read_shape(folder)

@@ -50,6 +50,18 @@ def test_rows_that_are_alike_are_found(folder: Path, dtype: str) -> None:
     assert untrained_tokens(folder, read_shape(folder), counts) == [200, 3, 370]
 
 
+def test_a_row_that_a_short_training_moved_is_not_among_them(folder: Path) -> None:
+    """As <|im_end|> of SmolLM2-135M-Instruct, which ends its answers with it."""
+    random = np.random.default_rng(2)
+    common = random.normal(0, 0.2, 64)
+    rows = {row: common + random.normal(0, 0.003, 64) for row in ALIKE}
+    moved = common + random.normal(0, 0.025, 64)
+    cosine = moved @ common / np.linalg.norm(moved) / np.linalg.norm(common)
+    assert 0.99 < cosine < 0.995
+    change(folder, {**rows, 7: moved})
+    assert untrained_tokens(folder, read_shape(folder), {7: 900, 3: 5}) == [3]
+
+
 def test_rows_of_a_trained_model_are_not(folder: Path) -> None:
     shape = read_shape(folder)
     assert untrained_tokens(folder, shape, dict.fromkeys(range(shape.vocab), 1)) == []

@@ -7,7 +7,8 @@ import pytest
 from pipeline.core.hardware import GIB
 from pipeline.core.paths import ROOT
 from pipeline.models.architecture import read_shape
-from pipeline.planner.memory import CPU_PROCESS, peak
+from pipeline.planner.memory import CPU_PROCESS, bytes_a_trained_parameter, peak
+from pipeline.planner.workload import trained_parameters
 from tests.unit.planner.cases import MEASURED, rows, workload
 
 
@@ -67,6 +68,17 @@ def test_megatrons_bytes_a_parameter() -> None:
         memory = peak(workload(method="sft", processes=ranks))
         held = memory.weights + memory.gradients + memory.optimizer
         assert held / workload().shape.parameters == pytest.approx(6 + 10 / ranks, rel=1e-3)
+
+
+def test_modules_that_are_trained_whole_are_counted() -> None:
+    plain, saved = (workload(modules_to_save=names) for names in ((), ("embed_tokens", "lm_head")))
+    tables = 2 * plain.shape.vocab * plain.shape.hidden
+    assert trained_parameters(saved) - trained_parameters(plain) == tables
+    gradient, optimizer = bytes_a_trained_parameter(plain)
+    more, less = peak(saved), peak(plain)
+    assert more.gradients - less.gradients == pytest.approx(gradient * tables)
+    assert more.optimizer - less.optimizer == pytest.approx(optimizer * tables)
+    assert more.weights == less.weights
 
 
 def test_context_parallel_divides_tokens() -> None:

@@ -209,3 +209,88 @@ def test_text_of_a_turn_with_calls_does_not_depend_on_ids_and_order() -> None:
     assert said(calling(one, content="Well.")) == said(calling(other, content="Well."))
     assert said(calling(one)).startswith('{"arguments": {')
     assert said(ANSWER) == "7 degrees."
+
+
+# As DeepSeek V3 has it: arguments as text, a prompt that opens a thought.
+TEXT_ARGUMENTS = HEAD + (
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}{%- for c in m.tool_calls %}"
+    "{{- '<tool_call>' + c.function.name + ' ' + c.function.arguments + '</tool_call>' }}"
+    "{%- endfor %}{{- m.content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+# As GPT-OSS has it: a result without its call is refused.
+STRICT = TEXT_ARGUMENTS.replace(
+    "{%- for m in messages %}",
+    "{%- set ns = namespace(called=false) %}{%- for m in messages %}"
+    "{%- if m.tool_calls %}{%- set ns.called = true %}{%- endif %}"
+    "{%- if m.role == 'tool' and not ns.called %}{{- raise_exception('no call') }}{%- endif %}",
+)
+# As Phi-3's training template has it: the end of the whole conversation is marked, too.
+MARKED_END = (
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- '<|im_start|>assistant\n' }}"
+    "{%- generation %}{{- m.content + '<|im_end|>\n' }}{%- endgeneration %}"
+    "{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- elif messages[-1].role == 'assistant' %}"
+    "{%- generation %}{{- '<|endoftext|>' }}{%- endgeneration %}{%- endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [TEXT_ARGUMENTS, STRICT], ids=["text", "strict"])
+def test_templates_that_take_arguments_as_text_or_want_each_call(
+    template: str, tmp_path: Path
+) -> None:
+    chat = loaded(tmp_path, template)
+    assert trained(chat, TALK) == [
+        '<tool_call>weather {"city": "Köln"}</tool_call><|im_end|>', "7 degrees.<|im_end|>",
+    ]  # fmt: skip
+
+
+def test_a_block_behind_the_turns_belongs_to_the_last_one(tmp_path: Path) -> None:
+    chat = loaded(tmp_path, MARKED_END)
+    ends = ["7 degrees.<|im_end|>", "7 degrees.<|im_end|>\n<|endoftext|>"]
+    assert trained(chat, [USER, ANSWER, USER, ANSWER], None) == ends
+    first = {**ANSWER, "weight": 0}
+    assert trained(chat, [USER, first, USER, ANSWER], None) == ends[1:]
+
+
+def test_a_template_that_has_an_empty_thought_of_its_own(tmp_path: Path) -> None:
+    """As Nemotron 3 and Qwen 3.5: prompts open a thought, or close an empty one at once."""
+    opening = QWEN3.replace("'<|im_start|>assistant\n' }}{%- endif %}",
+                            "'<|im_start|>assistant\n<think>\n' }}{%- endif %}")  # fmt: skip
+    nemotron = opening.replace("(loop.last or thought)", "true").replace(
+        "'<think>\n' + thought + '\n</think>\n\n'", "'<think></think>'"
+    )
+    chat = loaded(tmp_path / "nemotron", nemotron)
+    assert trained(chat, TALK) == [
+        '<think></think><tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n'
+        "</tool_call><|im_end|>",
+        "\n</think>\n\n7 degrees.<|im_end|>",
+    ]
+    closed = opening.replace("assistant\n<think>\n' }}", "assistant\n<think>\n\n</think>\n\n' }}")
+    chat = loaded(tmp_path / "qwen", closed)
+    assert [run[:11] for run in trained(chat, LONG)] == ["<tool_call>", "7 degrees.<"] * 2
+    # A thought in the middle begins behind its prompt, also where a line break follows.
+    chat = loaded(tmp_path / "opening", opening)
+    talk = [USER, calling(call(), reasoning_content="\nAsk."), RESULT, ANSWER]
+    rendered, prompt = chat.render(talk, TOOLS), chat.prompt(talk[:1], TOOLS)
+    assert rendered.ids[: len(prompt)] == prompt
+    assert rendered.mask[len(prompt)] == 1
+    assert rendered.mask[len(prompt) - 1] == 0
+
+
+def test_an_answer_is_what_follows_the_thought(tmp_path: Path) -> None:
+    chat = loaded(tmp_path / "plain", QWEN3)
+    written = chat.render([USER, {**ANSWER, "reasoning_content": "Told."}])
+    ids = [i for i, trained in zip(written.ids, written.mask, strict=True) if trained]
+    assert chat.answer(ids) == "7 degrees."
+    assert chat.answer(chat.encode("7 degrees.")) == "7 degrees."
+    # Where the prompt begins the thought, all is a thought until its end.
+    opening = QWEN3.replace("{{- '<|im_start|>assistant\n' }}{%- endif %}",
+                            "{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}")  # fmt: skip
+    assert opening != QWEN3
+    chat = loaded(tmp_path / "opening", opening)
+    rendered = chat.render([USER, ANSWER])
+    prompt = chat.prompt([USER])
+    assert chat.answer(rendered.ids[len(prompt) : -2]) == "7 degrees."
+    assert chat.answer(chat.encode("Hm")) == ""
