@@ -39,7 +39,8 @@ class RegisterConfig(Section):
         "mlflow; null pushes none, and pulls from where a version says",
     )
     version: Version | None = Field(
-        description="Version that stage=pull and stage=promote are about, by number or alias"
+        description="Version that stage=pull and stage=promote are about: a number, an alias, or "
+        "the digest of its engine"
     )
     reason: str | None = Field(
         min_length=1,

@@ -8,6 +8,7 @@ A server is asked over HTTP. Of the embedded store, and of a database, a process
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -55,11 +56,19 @@ class Version:
 
 
 def read_version(name: str, wanted: str | int, place: Destination) -> Version:
-    """The version of this number or alias.
+    """The version of this number or alias, or the newest with this engine, named by its digest.
 
     Raises:
         ArtifactError: there is no such version. PipelineError: the registry does not answer.
     """
+    if re.fullmatch(r"[0-9a-f]{64}", str(wanted)):
+        found = [version for version in read_versions(name, place) if version.engine == wanted]
+        if not found:
+            raise ArtifactError(
+                f"no version of {name} has the engine {wanted}: "
+                "`python -m pipeline stage=versions` lists those that are there"
+            )
+        return found[-1]
     if is_server(place.uri):
         return _of_server(name, str(wanted), Server(place.uri))
     answer = look_up(name, wanted, place)
