@@ -132,7 +132,6 @@ MOVED = {
     "serving.protocol": "serving.openai.protocol",
     "serving.rates": "serving.middleware.rate_limits",
     "serving.recording": "serving.middleware.recording",
-    "serving.responses": "serving.openai.responses",
     "serving.runtimes": "engines.registry",
     "serving.sampling": "engines.batching.sampling",
     "serving.service": "serving.openai.completions",
