@@ -97,9 +97,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
 
 def _serves_tools(chat: Chat) -> bool:
     """Whether the server of this model takes tools and can parse calls of them."""
-    from pipeline.serving.openai.tools import accepts_tools, tool_call_format
+    from pipeline.serving.parsers.detection import answer_format
 
-    return accepts_tools(chat) and tool_call_format(chat) is not None
+    answers = answer_format(chat)
+    return answers.accepts_tools and answers.tools is not None
 
 
 def _find(data: DataConfig) -> tuple[list[Path], list[Path]]:

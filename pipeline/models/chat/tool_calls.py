@@ -54,9 +54,15 @@ def as_request(message: Message) -> dict[str, Any]:
                 **call,
                 "function": {
                     **call["function"],
-                    "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                    "arguments": _as_text(call["function"]["arguments"]),
                 },
             }
             for call in calls
         ]
     return turn
+
+
+def _as_text(arguments: Mapping[str, Any] | str) -> str:
+    if isinstance(arguments, str):
+        return arguments
+    return json.dumps(arguments, ensure_ascii=False)

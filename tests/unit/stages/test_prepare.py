@@ -599,18 +599,18 @@ def test_rows_with_tools_are_trained_on_and_asked_about(
     config = configure(tree, model, data, max_length=400, validation_share=0)
     prepare.run(config, {}, tmp_path)
     assert sorted(rejects(tmp_path)) == [
-        ("test.jsonl", 2, "tools of a test question"),
         ("train.jsonl", 13, "exact duplicate"),
         ("train.jsonl", 14, "leaks a test question"),
     ]
     found = read_split(tmp_path, "train")
     assert [row.tools for row in found] == [tools] * len(WORDS)
-    (question,) = read_split(tmp_path, "test")
-    assert question.tools == tools
+    question, called = read_split(tmp_path, "test")
+    assert question.tools == called.tools == tools
     assert question.answer == test[-1]["content"]
+    assert called.answer == '{"arguments": {}, "name": "rate"}'
     assert question.prompt_ids == chat.prompt(question.messages[:-1], tools)
     # One that no server could be asked is refused.
-    make_model_folder(model, "chatml", HERMES.replace('{"name": "', "<name="))
+    make_model_folder(model, "chatml", HERMES.replace('<tool_call>\n{"name": "', "call: "))
     write(data / "test.jsonl", pair("How do I get a mortgage?", "In a branch."),
           {"messages": test, "tools": tools})  # fmt: skip
     prepare.run(config, {}, tmp_path)
