@@ -28,7 +28,11 @@ SERVER = (
     "uvloop httptools httpx aiohttp llguidance limits prometheus-client opentelemetry-sdk "
     "opentelemetry-exporter-otlp-proto-http opentelemetry-instrumentation-asgi"
 ).split()
-CHAIN = [*SERVER, *"dvc mlflow pyarrow matplotlib rapidfuzz safetensors peft boto3".split()]
+CHAIN = [
+    *SERVER,
+    *"dvc mlflow pyarrow matplotlib rapidfuzz safetensors peft boto3 sacrebleu jsonschema".split(),
+    "sentence-transformers",
+]
 
 
 def read_lock(text: str) -> dict[str, str]:

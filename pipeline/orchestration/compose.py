@@ -393,4 +393,4 @@ def _settings() -> list[str]:
 
 def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name[:60], known, n=1)
-    return f": did you mean {near[0]}?" if near else f": choose from {', '.join(known[:40])}"
+    return f": did you mean {near[0]}?" if near else f": choose from {', '.join(known[:20])}"

@@ -36,7 +36,7 @@ STAGE = Stage(
     version=3,
     libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2", "numpy",
                "rapidfuzz", "sacrebleu"),
-    optional_libraries=("sentence-transformers", "jsonschema"),
+    optional_libraries=("sentence-transformers", "jsonschema", "httpx"),
     less_memory="lower evaluate.batch_size",
 )  # fmt: skip
 WINDOW = 1024  # most tokens of a window of evaluate.general_text

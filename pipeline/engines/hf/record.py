@@ -69,6 +69,10 @@ HF = EngineRecord(
         modules=(
             "pipeline.engines.hf.record",
             "pipeline.engines.hf.session",
+            "pipeline.engines.hf.flat_cache",
+            "pipeline.engines.hf.flash",
+            "pipeline.engines.hf.graphs",
+            "pipeline.engines.hf.fusing",
             "pipeline.engines.hf.lora",
             "pipeline.engines.hf.lora_weights",
             "pipeline.engines.hf.embedder",

@@ -66,7 +66,7 @@ class CompletionService:
             with_tools: answers.shows_control(chat, with_tools=with_tools)
             for with_tools in (False, True)
         }
-        self._prompts = PromptRenderer(chat, engine, calls_as_text=answers.calls_as_text)
+        self._prompts = PromptRenderer(chat, engine)
         self._guides = None
         if "guide" in engine.features:
             self._guides = GuideChecker(chat.tokenizer.to_str(), chat.stop_ids)

@@ -165,18 +165,3 @@ def _tool_turn(turn: dict[str, Any], place: str, call: str) -> Message:
 def fields_read(template: str) -> frozenset[str]:
     """The fields of a turn, beside role and content, that a template reads."""
     return frozenset(name for name in TEMPLATE_FIELDS if name in template)
-
-
-def with_arguments_as_text(message: Message) -> Message:
-    """A turn as some templates want it: the arguments of its calls in JSON."""
-    if not message.get("tool_calls"):
-        return message
-    calls = [
-        {**call, "function": {**call["function"], "arguments": _json(call["function"])}}
-        for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
-
-
-def _json(function: dict[str, Any]) -> str:
-    return json.dumps(function["arguments"], ensure_ascii=False)

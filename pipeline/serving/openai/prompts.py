@@ -18,7 +18,6 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.openai.conversation import (
     fields_read,
     parse_conversation,
-    with_arguments_as_text,
 )
 from pipeline.serving.openai.errors import ApiError, invalid
 from pipeline.serving.openai.prompt_types import NO_PROMPTS, are_token_ids
@@ -61,13 +60,10 @@ class PromptRenderer:
     """Renders and tokenizes prompts for one model.
 
     A text that cannot fit is refused before it is tokenized, which takes a second a megabyte.
-
-    Args:
-        calls_as_text: whether the template wants the arguments of calls as text.
     """
 
-    def __init__(self, chat: Chat, engine: Engine, *, calls_as_text: bool = False) -> None:
-        self._chat, self._calls_as_text = chat, calls_as_text
+    def __init__(self, chat: Chat, engine: Engine) -> None:
+        self._chat = chat
         self._max_tokens = engine.max_input_len
         self._max_length = max_length(chat.tokenizer, self._max_tokens)
         # A tokenizer may have tokens that the model lacks.
@@ -105,8 +101,6 @@ class PromptRenderer:
         def render() -> list[int]:
             try:
                 turns = parse_conversation(messages, self._fields)
-                if self._calls_as_text:
-                    turns = list(map(with_arguments_as_text, turns))
                 return self._encode(self._text(turns, tools, how), "messages", how)
             except DataError as error:
                 raise invalid("messages", str(error)) from error

@@ -39,14 +39,12 @@ class AnswerFormat:
         tools: the family of its calls; None if it writes none that are known.
         thoughts: what its thoughts are between; None if it has none, or in channels.
         channels: whether it answers in channels, as GPT-OSS does.
-        calls_as_text: whether the template wants the arguments of calls as text.
     """
 
     accepts_tools: bool = False
     tools: ToolFamily | None = None
     thoughts: Marks | None = None
     channels: bool = False
-    calls_as_text: bool = False
 
     def parser(self, *, with_tools: bool, thinks: bool, begun: bool) -> Parser | None:
         """The parser of an answer; None if it is only text.
@@ -92,9 +90,7 @@ def answer_format(
     Raises:
         ConfigError: there is no such parser.
     """
-    tools, as_text = _find_tools(chat)
-    if tool_parser is not None:
-        tools = _named_tools(tool_parser)
+    tools = _find_tools(chat) if tool_parser is None else _named_tools(tool_parser)
     channels = CHANNEL in chat.template.source and CHANNEL in chat.tokenizer.get_vocab()
     if tools and tools.name == "gpt_oss":
         channels = True
@@ -103,7 +99,6 @@ def answer_format(
         tools=tools,
         thoughts=_thoughts(chat, reasoning_parser),
         channels=channels and reasoning_parser != NONE,
-        calls_as_text=as_text,
     )
 
 
@@ -159,23 +154,20 @@ def accepts_tools(chat: Chat) -> bool:
         return False
 
 
-def _find_tools(chat: Chat) -> tuple[ToolFamily | None, bool]:
-    """The family of calls that the template writes, and whether it wants arguments as text."""
-    for as_text in (False, True):
-        written = _written_call(chat, as_text=as_text)
-        if written is None:
-            continue
-        if found := next((f for f in FAMILIES.values() if f.written and f.written(written)), None):
-            return found, as_text
-        if form := _json_form(chat, written):
-            return json_family("json", form), as_text
-    return None, False
+def _find_tools(chat: Chat) -> ToolFamily | None:
+    """The family of calls that the template writes."""
+    written = _written_call(chat)
+    if written is None:
+        return None
+    if found := next((f for f in FAMILIES.values() if f.written and f.written(written)), None):
+        return found
+    form = _json_form(chat, written)
+    return json_family("json", form) if form else None
 
 
-def _written_call(chat: Chat, *, as_text: bool) -> str | None:
+def _written_call(chat: Chat) -> str | None:
     """What the template writes for an assistant's turn with text and a call, behind the text."""
-    arguments: Any = {KEY: VALUE}
-    call = {"name": PROBE, "arguments": json.dumps(arguments) if as_text else arguments}
+    call = {"name": PROBE, "arguments": {KEY: VALUE}}
     turn = {
         "role": "assistant",
         "content": TEXT,

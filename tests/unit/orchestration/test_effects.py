@@ -133,7 +133,7 @@ def test_every_condition_is_tried() -> None:
 def test_a_setting_without_an_effect_is_refused(
     section: str, key: str, idle: dict[str, object], working: dict[str, object]
 ) -> None:
-    stage = next(stage for stage in (*GRAPH, *WHOLE) if is_read(stage, key))
+    stage = next(stage for stage in (*GRAPH, *WHOLE, *OUTSIDE) if is_read(stage, key))
     with pytest.raises(ConfigError, match=rf"^{re.escape(key)}=x has no effect: ") as caught:
         check_conditions(stage, default_config(idle), {key: f"{key}=x"})
     assert "\n" not in str(caught.value)
