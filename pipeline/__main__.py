@@ -36,6 +36,12 @@ def console() -> int:
     output = Lenient("stdout", stream=sys.stdout)
     sys.stdout = cast(TextIO, output)
     code = main(sys.argv[1:])
+    if code == ResourceError.exit_code:
+        # A library whose start was cut short for want of memory can crash as Python ends.
+        with suppress(OSError, ValueError):
+            output.flush()
+            sys.stderr.flush()
+        os._exit(code)
     return code or _unwritten(output)
 
 

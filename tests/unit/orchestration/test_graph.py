@@ -108,7 +108,8 @@ DISTRIBUTIONS = {
     "markdown_it": "markdown-it-py", "markupsafe": "jinja2", "fiddle": "nemo_run",
     "nemo": "nemo_toolkit", "megatron": "megatron-core", "modelopt": "nvidia-modelopt",
     "transformer_engine": "transformer-engine", "transformer_engine_torch": "transformer-engine",
-    "onnxruntime_genai": "onnxruntime-genai",
+    "onnxruntime_genai": "onnxruntime-genai", "sentence_transformers": "sentence-transformers",
+    "referencing": "jsonschema",
 }  # fmt: skip
 
 
