@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 STAGE = Stage(
     version=3,
-    libraries=("fastapi", "uvicorn", "httpx", "aiohttp", "numpy", "tokenizers", "jinja2"),
-)
+    libraries=("fastapi", "uvicorn", "httpx", "aiohttp", "numpy", "tokenizers", "jinja2",
+               "rapidfuzz", "sacrebleu"),
+    optional_libraries=("sentence-transformers", "jsonschema", "torch", "transformers"),
+)  # fmt: skip
 
 
 WARM_UP_REQUESTS = 4

@@ -33,7 +33,10 @@ from pipeline.tracking import champion_rule, registry_reader
 STAGE = Stage(
     version=3,
     libraries=("mlflow", "aiohttp", "numpy"),
-)
+    # Of the metrics by which versions are compared.
+    optional_libraries=("httpx", "rapidfuzz", "sacrebleu", "sentence-transformers", "jsonschema",
+                        "torch", "transformers", "tokenizers", "jinja2"),
+)  # fmt: skip
 
 
 REQUEST, CARD, SCORES = "registration.json", "MODEL_CARD.md", "scores.json"
