@@ -36,8 +36,9 @@ setup(
     package_dir={"pipeline.conf": "conf", EXAMPLE: "."},
     package_data={
         "pipeline": ["**/*.json", "**/*.yaml", "**/*.html", "**/*.css", "**/*.js", "py.typed"],
-        "pipeline.conf": ["**/*.yaml"],
+        "pipeline.conf": ["**/*.*"],
         EXAMPLE: [*COPIED, "data/bank/sources/*"],
     },
+    exclude_package_data={"pipeline.conf": ["**/__pycache__/*"]},
     include_package_data=False,
 )

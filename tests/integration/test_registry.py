@@ -213,7 +213,7 @@ class Load:
             time.sleep(0.02)
 
 
-def test_from_one_folder_to_a_server_in_another(
+def test_from_one_folder_to_a_server_in_another_and_back(
     stores: str, built: dict[str, bytes], tmp_path: Path
 ) -> None:
     trained, served = tmp_path / "trained", tmp_path / "served"
@@ -229,15 +229,16 @@ def test_from_one_folder_to_a_server_in_another(
         load.until("1")
         register_version(trained, built, 110)  # it is better, so it becomes champion
         load.until("2")
+        rollback.run(config)
+        load.until("1")
         card = httpx.get(f"{url}/v1/models").json()["data"][0]
-        assert (card["id"], card["version"]) == ("bank", "2")
+        assert (card["id"], card["version"]) == ("bank", "1")
         metrics = httpx.get(f"{url}/metrics").text
-        assert 'request_success_total{model_name="bank",model_version="1"}' in metrics
+        assert 'request_success_total{model_name="bank",model_version="2"}' in metrics
     assert not load.lost
     said = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     changes = [(line["was"], line["version"]) for line in said if line["message"] == "changed over"]
-    assert changes == [(1, 2)]
-    rollback.run(config)
+    assert changes == [(1, 2), (2, 1)]
     pulled = list((served / "artifacts/.variants").glob("build-*"))
     assert len(pulled) == 2
     assert all(open_artifact(folder, stage="build", reread=True) for folder in pulled)

@@ -163,10 +163,10 @@ def _packed_alone(event: tuple[int, str, Any]) -> bytes:
 
 
 def arguments(folder: Path, description: Description, fd: int) -> list[str]:
-    """The command that starts the process."""
-    text = json.dumps(dataclasses.asdict(description))
+    """The command that starts the process, which has another working folder."""
+    place, text = str(folder.absolute()), json.dumps(dataclasses.asdict(description))
     module = [sys.executable, "-m", "pipeline.engines.process.worker"]
-    return [*module, "--fd", str(fd), "--folder", str(folder), "--description", text]
+    return [*module, "--fd", str(fd), "--folder", place, "--description", text]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """What an engine's process does with messages, whenever they come."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from pipeline.engines.base import Load, Sampling, Token
+from pipeline.engines.description import Description
 from pipeline.engines.process.framing import Unpacker, pack
-from pipeline.engines.process.worker import _Worker
+from pipeline.engines.process.worker import _Worker, arguments
 from pipeline.engines.token_stream import PushedStream
 
 ASKED = pack((0, "generate", [1], Sampling(max_tokens=9)))
@@ -92,3 +95,10 @@ def test_a_result_that_cannot_be_sent_fails_its_own_request() -> None:
     assert odd[:2] == (1, "failed")
     assert "cannot be sent" in odd[2]
     assert others == [(2, "end", "whole"), (3, "end", "later")]
+
+
+def test_a_relative_folder_is_found_from_another_working_folder(tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        description = Description("onnxruntime", "1", "fp32", {}, "", 1, 1, 2)
+        command = arguments(Path("artifacts/build"), description, 3)
+    assert command[command.index("--folder") + 1] == str(tmp_path / "artifacts/build")
