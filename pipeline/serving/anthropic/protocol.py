@@ -2,10 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from pipeline.serving.openai.prompt_types import at_most
+from pipeline.serving.openai.prompt_types import at_most, require_neutral
 from pipeline.serving.openai.protocol import MAX_TOOLS
 
 PATH = "/v1/messages"
@@ -86,14 +85,8 @@ class PromptRequest(BaseModel):
 
     @field_validator(*NEUTRAL, check_fields=False)
     @classmethod
-    def _is_neutral(cls, value: Any, info: Any) -> Any:
-        if value is not None and value not in NEUTRAL[info.field_name]:
-            raise PydanticCustomError(
-                "unsupported",
-                "this server does not support {name}: leave it out",
-                {"name": info.field_name},
-            )
-        return value
+    def _is_neutral(cls, value: Any, info: ValidationInfo) -> Any:
+        return require_neutral(NEUTRAL, value, info)
 
 
 class MessagesRequest(PromptRequest):

@@ -1,5 +1,6 @@
-"""Types of fields that are counted before their items are validated."""
+"""Checks of fields that the APIs share: counted before their items are validated, or refused."""
 
+from collections.abc import Container, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo
@@ -23,6 +24,21 @@ def at_most(limit: int, what: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def require_neutral(neutral: Mapping[str, Container[Any]], value: Any, info: ValidationInfo) -> Any:
+    """A value of a field that this server does not support, if it asks for nothing.
+
+    neutral: the values without effect, by field; null is one of every field.
+    """
+    assert info.field_name
+    if value is not None and value not in neutral[info.field_name]:
+        raise PydanticCustomError(
+            "unsupported",
+            "this server does not support {name}: leave it out",
+            {"name": info.field_name},
+        )
+    return value
 
 
 def _prompts(value: Any, info: ValidationInfo) -> Any:

@@ -8,10 +8,17 @@ The extensions of vLLM and NVIDIA NIM have their names.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from pipeline.serving.openai.prompt_types import Prompts, at_most
+from pipeline.serving.openai.prompt_types import Prompts, at_most, require_neutral
 from pipeline.serving.openai.response_formats import (
     MAX_GUIDED_CHOICES,
     ResponseFormat,
@@ -251,14 +258,8 @@ class _Request(Extensions):
 
     @field_validator(*NEUTRAL, check_fields=False)
     @classmethod
-    def _is_neutral(cls, value: Any, info: Any) -> Any:
-        if value is not None and value not in NEUTRAL[info.field_name]:
-            raise PydanticCustomError(
-                "unsupported",
-                "this server does not support {name}: leave it out",
-                {"name": info.field_name},
-            )
-        return value
+    def _is_neutral(cls, value: Any, info: ValidationInfo) -> Any:
+        return require_neutral(NEUTRAL, value, info)
 
     def get(self, name: str) -> Any:
         """A field's value at the top level, else in `nvext`; None if it is in neither."""

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.serving.openai.prompt_types import at_most
+from pipeline.serving.openai.prompt_types import at_most, require_neutral
 from pipeline.serving.openai.protocol import (
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
@@ -96,14 +96,8 @@ class InputRequest(BaseModel):
 
     @field_validator(*NEUTRAL, check_fields=False)
     @classmethod
-    def _is_neutral(cls, value: Any, info: Any) -> Any:
-        if value is not None and value not in NEUTRAL[info.field_name]:
-            raise PydanticCustomError(
-                "unsupported",
-                "this server does not support {name}: leave it out",
-                {"name": info.field_name},
-            )
-        return value
+    def _is_neutral(cls, value: Any, info: ValidationInfo) -> Any:
+        return require_neutral(NEUTRAL, value, info)
 
 
 class ResponsesRequest(InputRequest, Extensions):
