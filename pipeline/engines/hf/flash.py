@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 LONGEST_HEAD = 256  # the kernel's limit
 # Fields of a config that change attention in a way that the kernel's arguments cannot express.
 OTHER_ATTENTION = ("attn_logit_softcapping", "attention_chunk_size", "use_alibi", "alibi")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # fields with their number
 
 
 def usable(model: Any) -> bool:
@@ -34,6 +35,12 @@ def usable(model: Any) -> bool:
         and not any(getattr(config, name, None) for name in OTHER_ATTENTION)
         and not any("sinks" in name for name, _ in model.named_parameters())
     )
+
+
+def launches_alike(model: Any) -> bool:
+    """Whether every pass of a size launches the same kernels, which a CUDA graph needs. Experts are
+    launched as their tokens ask for them."""
+    return not any(getattr(model.config, name, None) for name in EXPERTS)
 
 
 def attention(

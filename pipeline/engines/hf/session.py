@@ -47,7 +47,11 @@ class HfSession:
             self._flat = self._cache = None
             if flash.usable(self._model):
                 self._flat = FlatModel(
-                    self._model, slots, max_seq_len, flash.attention, graphs=True
+                    self._model,
+                    slots,
+                    max_seq_len,
+                    flash.attention,
+                    graphs=flash.launches_alike(self._model),
                 )
             else:
                 self._cache = _RowCache(self._model, slots, max_seq_len)

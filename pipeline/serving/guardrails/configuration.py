@@ -106,10 +106,16 @@ def find(folder: Path) -> list[Path]:
     """The folders of configurations: the folder itself, or those in it.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the library would run code that no setting names.
     """
     if not folder.is_dir():
         raise ConfigError(f"serve.guardrails={folder} is not a folder: give one, or null")
+    for name in ("actions.py", "actions"):
+        if (Path.cwd() / name).exists() and Path.cwd() != folder.resolve():
+            raise ConfigError(
+                f"serve.guardrails={folder}: NeMo Guardrails would also run {Path.cwd() / name}, as it "
+                "does with that name in the working folder: rename it, or start the server elsewhere"
+            )
     if _has_file(folder):
         return [folder]
     found = sorted(path for path in folder.iterdir() if path.is_dir() and _has_file(path))

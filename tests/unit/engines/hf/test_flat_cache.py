@@ -5,10 +5,12 @@ same attention takes the kernel's place.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pipeline.engines.hf import flash
 from pipeline.engines.hf.flat_cache import Step
 from pipeline.engines.hf.graphs import FlatModel, Pass, row_sizes
 from pipeline.engines.hf.session import HfSession
@@ -116,3 +118,12 @@ def test_each_number_of_rows_has_a_graph_that_is_not_much_larger(slots: int) -> 
     assert sizes[-1] == slots
     for rows in range(1, slots + 1):
         assert next(size for size in sizes if size >= rows) <= max(2 * rows, rows + 32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "alike"),
+    [({}, True), ({"num_local_experts": 8}, False), ({"num_experts": 4}, False)],
+)
+def test_models_with_experts_have_no_graphs(fields: dict[str, int], alike: bool) -> None:
+    model = SimpleNamespace(config=SimpleNamespace(**fields))
+    assert flash.launches_alike(model) == alike

@@ -573,3 +573,20 @@ def test_the_library_reports_to_nobody(opened: Guardrails, monkeypatch: Any) -> 
     monkeypatch.setattr(telemetry.threading, "Thread", lambda *a, **k: sent.append(a))
     telemetry.report_usage(opened._configurations["leaks"]._library.config)
     assert sent == []
+
+
+@pytest.mark.parametrize("name", ["actions.py", "actions"])
+def test_code_of_the_working_folder_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The library runs it, whatever configuration it is told to read."""
+    rails = tmp_path / "rails"
+    rails.mkdir()
+    (rails / "config.yml").write_text("rails: {}\n")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert find(rails) == [rails]
+    (here / name).mkdir()
+    with pytest.raises(ConfigError, match="would also run .*: rename it, or start the server else"):
+        find(rails)
