@@ -113,8 +113,8 @@ def find(folder: Path) -> list[Path]:
     for name in ("actions.py", "actions"):
         if (Path.cwd() / name).exists() and Path.cwd() != folder.resolve():
             raise ConfigError(
-                f"serve.guardrails={folder}: NeMo Guardrails would also run {Path.cwd() / name}, as it "
-                "does with that name in the working folder: rename it, or start the server elsewhere"
+                f"serve.guardrails={folder}: NeMo Guardrails would also run {Path.cwd() / name}, "
+                "as it runs that name in the working folder: rename it, or start the server elsewhere"
             )
     if _has_file(folder):
         return [folder]
