@@ -114,7 +114,7 @@ def find(folder: Path) -> list[Path]:
         if (Path.cwd() / name).exists() and Path.cwd() != folder.resolve():
             raise ConfigError(
                 f"serve.guardrails={folder}: NeMo Guardrails would also run {Path.cwd() / name}, "
-                "as it runs that name in the working folder: rename it, or start the server elsewhere"
+                "as it runs that name in the working folder: rename it, or start elsewhere"
             )
     if _has_file(folder):
         return [folder]
