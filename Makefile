@@ -48,7 +48,7 @@ test-browser: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m mypy
 
 coverage: setup
 	$(PYTEST) --cov --cov-report=term --cov-report=html
@@ -56,7 +56,7 @@ coverage: setup
 docs: setup
 	$(BIN)/python -m tools.settings_reference
 	$(BIN)/python -m tools.metric_table
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 versions: setup
 	$(BIN)/python tools/versions.py $(if $(NEW),--new $(NEW))
@@ -68,7 +68,7 @@ lock: setup
 	$(BIN)/python tools/lock.py
 
 audit: setup
-	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.lock -r requirements-cuda.lock
+	$(BIN)/python -m pip_audit --disable-pip --require-hashes -r requirements.lock -r requirements-cuda.lock
 
 .venv/.extra-%: extras/%.lock tools/setup_extra.sh .venv/.installed
 	PYTHON="$(PYTHON)" sh tools/setup_extra.sh $*
