@@ -7,7 +7,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +15,15 @@ from pipeline.config.prepare import PrepareConfig
 from pipeline.data.dataset import Row
 from pipeline.data.deduplication import Comparable, Conflict, Conflicts, Duplicates, Leaks
 from pipeline.data.passages import Passages
-from pipeline.data.preference_rows import EQUAL
+from pipeline.data.rendering import Rendered, Renderer, Rendering
 from pipeline.data.rows import Conversation, Rejected
 from pipeline.data.tags import NONE, Tags
-from pipeline.models.chat.messages import PLAIN, Message, Unusable
+from pipeline.models.chat.messages import Message, Unusable
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.thoughts import answer_of
 from pipeline.models.chat.tool_calls import said
 
 STEP = 100  # rows between two reports of progress
-TEST_TOOLS = "tools of a test question"
 LEAK, EXACT, NEAR = "leaks a test question", "exact duplicate", "near duplicate"
 
 
@@ -75,26 +74,6 @@ def _expected(turn: Message) -> str:
     return said({**turn, "content": answer_of(turn["content"])})
 
 
-@dataclass(frozen=True)
-class Rendering:
-    """A conversation and its tokens, stored compactly."""
-
-    messages: list[Message]
-    ids: "array[int]"
-    mask: bytes
-
-
-@dataclass(frozen=True)
-class _Rendered:
-    """A row that can be trained on, before it is compared with the others."""
-
-    row: Conversation
-    comparable: Comparable
-    is_test: bool
-    chosen: Rendering
-    rejected: Rendering | None
-
-
 class RowFilter:
     """Decides about rows: `add` all of them, then `finish`, which compares them with one another.
 
@@ -123,8 +102,8 @@ class RowFilter:
         self._settings = settings
         self._seed = seed
         self._chat = chat
-        self._serves_tools = serves_tools
-        self._rows: list[_Rendered | Rejected] = []
+        self._renderer = Renderer(chat, settings.max_length, serves_tools)
+        self._rows: list[Rendered | Rejected] = []
         self._passages = Passages()
 
     def __len__(self) -> int:
@@ -132,14 +111,19 @@ class RowFilter:
 
     def add(self, row: Conversation | Rejected, *, is_test: bool) -> None:
         """Render a row of a test file or a training file."""
-        if isinstance(row, Rejected):
-            self._rows.append(row)
-            return
-        self.left_out.update(sorted(row.left_out))
-        try:
-            self._rows.append(self._render(row, is_test))
-        except Unusable as error:
-            self._rows.append(_rejected(row, error))
+        self.take(
+            self._renderer.render(row, is_test=is_test),
+            row.left_out if isinstance(row, Conversation) else (),
+        )
+
+    def take(self, row: Rendered | Rejected, left_out: Iterable[str]) -> None:
+        """Add a row that was rendered elsewhere. left_out: its fields without an effect."""
+        self.left_out.update(sorted(left_out))
+        self._rows.append(row)
+        if isinstance(row, Rendered):
+            for role, text in row.comparable.turns:
+                if role != "assistant":
+                    self._passages.add(text)
 
     def finish(self, advance: Callable[[int], None] = lambda _: None) -> None:
         """Keep or reject every row.
@@ -160,7 +144,7 @@ class RowFilter:
                         self.conflicts.append(conflict)
                     self.kept.append(self._keep(row))
                 except Unusable as error:
-                    self.rejected.append(_rejected(row.row, error))
+                    self.rejected.append(row.row.reject(error))
             if done % STEP == 0 or done == len(rows):
                 advance((done - 1) % STEP + 1)
         training = [row for row in self.kept if row.split == "train"]
@@ -168,44 +152,7 @@ class RowFilter:
         if self._settings.validation_share and "validation" not in splits and len(training) > 1:
             min(training, key=lambda row: row.point).split = "validation"
 
-    def _render(self, row: Conversation, is_test: bool) -> _Rendered:
-        if is_test and row.tools and not self._serves_tools():
-            raise Unusable(
-                TEST_TOOLS,
-                "a server cannot parse the calls that this model's chat template writes, so the "
-                "question cannot be asked: use the row in data.train",
-                "tools",
-            )
-        chosen, rejected = self._tokens(row.messages, row.tools), None
-        if row.rejected is not None:
-            try:
-                rejected = self._tokens(row.rejected, row.tools)
-            except Unusable as error:
-                raise Unusable(
-                    error.reason, f"the rejected side: {error.detail}", error.field
-                ) from error
-            if rejected.ids == chosen.ids:
-                raise Unusable(EQUAL, "the chat template writes both sides alike")
-        comparable = Comparable(row.messages, row.place, row.rejected, row.label, row.tools)
-        for role, text in comparable.turns:
-            if role != "assistant":
-                self._passages.add(text)
-        return _Rendered(row, comparable, is_test, chosen, rejected)
-
-    def _tokens(self, messages: list[Message], tools: list[dict[str, Any]]) -> Rendering:
-        if messages[0]["role"] == PLAIN:
-            rendered = self._chat.render_plain(messages[0]["content"])
-        else:
-            messages = self._chat.as_written(messages, tools)
-            rendered = self._chat.render(messages, tools)
-        limit = self._settings.max_length
-        if len(rendered.ids) > limit:
-            raise Unusable("too long", f"{len(rendered.ids)} tokens; prepare.max_length is {limit}")
-        if not any(rendered.mask):
-            raise Unusable("nothing to train on", "every assistant turn is context (weight 0)")
-        return Rendering(messages, array("i", rendered.ids), bytes(rendered.mask))
-
-    def _keep(self, rendered: _Rendered) -> Kept:
+    def _keep(self, rendered: Rendered) -> Kept:
         row, prompt = rendered.row, None
         if rendered.is_test:
             prompt = array("i", self._chat.prompt(rendered.chosen.messages[:-1], row.tools))
@@ -257,7 +204,3 @@ def _prompt_of(messages: Sequence[Message]) -> Sequence[Message]:
     """The turns before the first answer that is trained on."""
     trained = [bool(m["role"] == "assistant" and m.get("weight", 1)) for m in messages]
     return messages[: trained.index(True)]
-
-
-def _rejected(row: Conversation, error: Unusable) -> Rejected:
-    return Rejected(row.file, row.line, error.reason, error.detail, row.excerpt, error.field)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.core.console import printable
 from pipeline.data.tags import NONE, Tags
-from pipeline.models.chat.messages import Message
+from pipeline.models.chat.messages import Message, Unusable
 
 EXCERPT = 120  # characters
 
@@ -33,6 +33,10 @@ class Conversation:
     @property
     def place(self) -> str:
         return f"{self.file}:{self.line}"
+
+    def reject(self, error: Unusable) -> "Rejected":
+        """The row, not used, for this reason."""
+        return Rejected(self.file, self.line, error.reason, error.detail, self.excerpt, error.field)
 
 
 @dataclass(frozen=True)
