@@ -136,7 +136,6 @@ def create_app(
         if completion_service:
             completion_service.close()
         metrics.close()
-        await asyncio.to_thread(middleware.close)
 
     app = FastAPI(
         title="pipeline",

@@ -178,15 +178,24 @@ class SupervisedEngine:
         return await future
 
     def _make_room(self, client: Client) -> None:
-        """Take the last place of the client that holds most of them.
+        """Take the last place of the client that holds most of them for its weight, of those with
+        the lowest priority.
 
         Raises:
             QueueFull: this client holds as many, or the others' answers have all begun.
         """
         streams = [s for s in self._open.values() if isinstance(s, PushedStream)]
+        waiting = [s for s in streams if not s.begun and s.client.priority < client.priority]
+        lowest = min((s.client.priority for s in waiting), default=client.priority)
+        if waiting:
+            streams = [s for s in waiting if s.client.priority == lowest]
+        else:
+            streams = [s for s in streams if s.client.priority == lowest]
         names = Counter(stream.client.name for stream in streams)
-        most = max(names, key=names.__getitem__, default=client.name)
-        if names[most] > names[client.name] + 1:
+        weights = {s.client.name: s.client.weight for s in streams} | {client.name: client.weight}
+        most = max(names, key=lambda name: names[name] / weights[name], default=client.name)
+        mine = (names[client.name] + 1) / client.weight
+        if waiting or names[most] / weights[most] > mine:
             theirs = [stream for stream in streams if stream.client.name == most]
         else:  # a proxy's connections are clients of their own
             of_name = Counter(s.client for s in streams if s.client.name == client.name)
