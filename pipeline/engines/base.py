@@ -126,7 +126,8 @@ class Engine(Protocol):
 
     features: what it can do beyond sampling: logprobs, prompt_logprobs, guide, logit_bias,
         penalties, min_tokens, allowed_token_ids, bad_words, cache_salt; turns (it orders requests
-        by Client); adapters (an AdapterEngine), embeddings (an EmbeddingEngine).
+        by Client); adapters (an AdapterEngine), embeddings (an EmbeddingEngine),
+        scores (a ScoringEngine).
     room: requests that it can hold at once, including those that wait; only if the engine knows it.
     vocab_size: rows of the model's embedding; only if the engine knows it.
     lacks: fields of Sampling that it refuses; only if there are any.
@@ -174,6 +175,15 @@ class EmbeddingEngine(Engine, Protocol):
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """One vector for each text, given as token ids."""
+
+
+class ScoringEngine(Engine, Protocol):
+    """Scores how well texts fit together; generate is not supported."""
+
+    async def score(
+        self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The logit of each row of token ids. types: which of the two texts each token is of."""
 
 
 class QueueFull(Exception):

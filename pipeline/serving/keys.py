@@ -153,10 +153,9 @@ def _list(given: argparse.Namespace) -> None:
                 f"{used.requests} requests, {used.tokens} tokens" if used else "-",
             )
         )
-    if not given.usage:
-        rows = [row[:-1] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    shown = [row if given.usage else row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
 

@@ -22,6 +22,7 @@ from pipeline.config.serve import ServeConfig
 from pipeline.core.artifact import open_artifact
 from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.engines.description import FILE, Description
+from pipeline.engines.hf.scorer import activation_of
 from pipeline.engines.opening import lacks_memory, open_engine
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.tokenizer import read_json
@@ -191,7 +192,9 @@ def _application(
             raise
     if guardrails and not isinstance(served.chat, Chat):
         served.engine.close()
-        raise ConfigError(f"serve.guardrails={settings.guardrails}: this model makes embeddings")
+        raise ConfigError(
+            f"serve.guardrails={settings.guardrails}: this model generates no text to check"
+        )
     return create_app(
         served.engine,
         served.chat,
@@ -210,6 +213,7 @@ def _application(
         in_flight=in_flight,
         collectors=collectors,
         guardrails=guardrails,
+        activation=activation_of(folder) if "scores" in served.engine.features else "Sigmoid",
     )
 
 

@@ -86,7 +86,7 @@ class Certificate:
             log.info("certificate read again", extra={"file": str(self.cert)})
 
     def _files(self) -> Version:
-        found = []
+        found: list[tuple[int, int, int] | None] = []
         for file in (self.cert, self.key):
             try:
                 status = file.stat()

@@ -104,6 +104,14 @@ class SupervisedEngine:
             raise QueueFull
         return await self._ask("embed", [list(prompt) for prompt in prompts])
 
+    async def score(
+        self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]]
+    ) -> list[float]:
+        self._require_up()
+        if len(self._open) > self._max_queue:
+            raise QueueFull
+        return await self._ask("score", [list(ids) for ids in texts], [list(t) for t in types])
+
     def adapters(self) -> list[str]:
         return list(self._adapters)
 
@@ -228,10 +236,7 @@ class SupervisedEngine:
     async def _restart_if_mute(self) -> None:
         client = self._client
         try:
-            if "embeddings" in self.features:
-                await self._ask("embed", [[0]])
-            else:
-                await self._answer_once()
+            await self._answer_once()
         except EngineFailed as error:
             self._restart(client, f"the engine gives no answers any more ({error})")
         finally:
@@ -290,9 +295,6 @@ class SupervisedEngine:
 
     async def _prove(self) -> None:
         """Load the adapters into the new process, and wait for real answers."""
-        if "embeddings" in self.features:
-            await self._ask("embed", [[0]])
-            return
         await self._answer_once()
         for name, folder in list(self._adapters.items()):
             try:
@@ -319,6 +321,12 @@ class SupervisedEngine:
         Raises:
             EngineFailed: the engine gives no answer.
         """
+        if "embeddings" in self.features:
+            await self._ask("embed", [[0]])
+            return
+        if "scores" in self.features:
+            await self._ask("score", [[0]], [[0]])
+            return
         async for _ in self._begin([0], Sampling(max_tokens=1, temperature=0, adapter=adapter)):
             pass
 
