@@ -277,7 +277,7 @@ def import_hf(hf_folder: Path, out: Path) -> None:
     copy_assets(hf_folder, out / ASSETS)
     model = model_for(out / ASSETS, perform_initialization=False)
     trainer = connect(model)
-    parameter = _parameters(model, shape)
+    parameter = parameters_of(model, shape)
     with WeightReader(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
 
         def fill(rule: weight_map.Rule) -> None:
@@ -319,10 +319,10 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
         method, settings = lora.read_adapter(adapter)
         model.trainer = trainer
         lora.new_adapter(method, settings, shape)(model)
-        saved = lora.saved_parameters(settings, shape)
+        saved = lora.savedparameters_of(settings, shape)
         base = {
             name: parameter.detach().clone()
-            for name, parameter in model.module.named_parameters()
+            for name, parameter in model.module.namedparameters_of()
             if name.endswith(saved)
         }
         load_weights(trainer, adapter, only=(".adapter.", *saved))
@@ -390,10 +390,10 @@ def load_weights(trainer: Trainer, folder: Path, *, only: Sequence[str] = ()) ->
         strategy.load_model_state_dict(loaded, strict=not only)
 
 
-def _parameters(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:
+def parameters_of(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:
     """Reads the Megatron module's parameters by the names of `weight_map`."""
     # A layer with an adapter keeps the weights that it wraps one level down.
-    found = {n.replace(".to_wrap.", "."): p for n, p in model.module.named_parameters()}
+    found = {n.replace(".to_wrap.", "."): p for n, p in model.module.namedparameters_of()}
 
     def parameter(name: str) -> torch.Tensor:
         return found[name if name in found else weight_map.local_name(shape, name)].detach()
@@ -421,6 +421,6 @@ def hf_tensors(
     base: those that the model had before an adapter came with weights of its own
         (finetune.adapter.modules_to_save).
     """
-    tuned = _parameters(model, shape)
+    tuned = parameters_of(model, shape)
     kept: dict[str, torch.Tensor] = getattr(model, "untrained", {}) if base else {}
     return weight_map.unfused(shape, lambda name: kept[name] if name in kept else tuned(name))
