@@ -319,10 +319,10 @@ def open_checkpoint(folder: Path, *, adapter: Path | None = None) -> GPTModel:
         method, settings = lora.read_adapter(adapter)
         model.trainer = trainer
         lora.new_adapter(method, settings, shape)(model)
-        saved = lora.savedparameters_of(settings, shape)
+        saved = lora.saved_parameters(settings, shape)
         base = {
             name: parameter.detach().clone()
-            for name, parameter in model.module.namedparameters_of()
+            for name, parameter in model.module.named_parameters()
             if name.endswith(saved)
         }
         load_weights(trainer, adapter, only=(".adapter.", *saved))
@@ -393,7 +393,7 @@ def load_weights(trainer: Trainer, folder: Path, *, only: Sequence[str] = ()) ->
 def parameters_of(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:
     """Reads the Megatron module's parameters by the names of `weight_map`."""
     # A layer with an adapter keeps the weights that it wraps one level down.
-    found = {n.replace(".to_wrap.", "."): p for n, p in model.module.namedparameters_of()}
+    found = {n.replace(".to_wrap.", "."): p for n, p in model.module.named_parameters()}
 
     def parameter(name: str) -> torch.Tensor:
         return found[name if name in found else weight_map.local_name(shape, name)].detach()
