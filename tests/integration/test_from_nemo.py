@@ -59,9 +59,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
     """The folder that each was imported from, and the checkpoint as NeMo and torch write it."""
     root, made = tmp_path_factory.mktemp("nemo"), {}
     with pytest.MonkeyPatch.context() as patch:
-        with nemo_session():  # which imports what the next line looks up
-            theirs = records.INDEX_WRITER.original("finish")
-        patch.setattr(checkpoint_safety, "_finish", theirs)
+        with nemo_session():
+            pass  # imports NeMo, and replaces the writer until it ends
+        patch.setattr(checkpoint_safety, "_finish", records.INDEX_WRITER.original("finish"))
         with nemo_session():
             for name, make in READ.items():
                 folder = root / name.replace(", ", "-").replace(" ", "-")
