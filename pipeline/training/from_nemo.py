@@ -36,7 +36,7 @@ def convert(checkpoint: Path, folder: Path, tokenizer: Path | None = None) -> No
 
     try:
         with nemo_session():
-            shape, _ = foreign.described(checkpoint, work, tokenizer)
+            shape = foreign.describe(checkpoint, work, tokenizer)
             proof = foreign.write_hf(checkpoint, shape, work)
         check_folder(work)
         content = {"source": str(checkpoint.resolve()), "nemo_vs": proof}

@@ -1,7 +1,7 @@
 """NeMo 2.0 checkpoints that others wrote: to Hugging Face folders, without running what they name.
 
-    shape, config = described(checkpoint, workspace)   # of context/model.yaml
-    write_hf(checkpoint, shape, config, out)           # weights, proven by logits
+    shape = describe(checkpoint, out)      # context/model.yaml → config.json, and the tokenizer
+    write_hf(checkpoint, shape, out)       # weights, proven by logits
 
 `context/model.yaml` is read as plain data. It names classes and functions of NeMo, which are
 compared with those of the families' records and never called. A family is the right one if NeMo's
@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING
+from dataclasses import fields as fields_of
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,20 +67,16 @@ _HOW = re.compile(
 _ABSENT = (None, False, 0, 0.0, "", [], {})
 
 
-def described(
-    checkpoint: Path, workspace: Path, tokenizer: Path | None = None
-) -> tuple[Shape, dict[str, Any]]:
-    """The model of a checkpoint, and a config.json that says the same; runs inside nemo_session.
+def describe(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> Shape:
+    """Write what a checkpoint's model is as config.json, with its tokenizer; in nemo_session.
 
-    workspace: a new folder, which gets config.json and the tokenizer's files. tokenizer: a folder
-    with them; None: that of the checkpoint.
+    out: a new folder. tokenizer: a folder with its files; None: that of the checkpoint.
 
     Raises:
         DataError: the checkpoint cannot be read, or no family's record describes its model; names
             the first field that none has.
     """
     description = _description(checkpoint)
-    fields = description["config"]
     named = str(description.get(_TARGET))
     families = [f for f in FAMILIES.values() if f.nemo.model.replace(":", ".") == named]
     if not families:
@@ -86,29 +85,36 @@ def described(
             f"{checkpoint} is a {named.rpartition('.')[2][:60]}, which no record describes: a "
             f"{', '.join(known)} is read"
         )
-    workspace.mkdir(parents=True)
-    _copy_tokenizer(checkpoint, description.get("tokenizer"), tokenizer, workspace)
+    out.mkdir(parents=True)
+    _copy_tokenizer(checkpoint, description.get("tokenizer"), tokenizer, out)
     vocabulary = _index(checkpoint).get("embedding.word_embeddings.weight")
     if vocabulary is None:
         raise DataError(f"{checkpoint}/weights holds no embedding of NeMo's language models")
+    # A checkpoint of this pipeline says itself what NeMo's description leaves out.
+    own = checkpoint / "hf" / "config.json"
     differences = []
     for family in families:
-        # A checkpoint of this pipeline says itself what NeMo's description leaves out.
-        own = checkpoint / "hf" / "config.json"
+        fields = _with_defaults(description["config"], family)
+        if fields is None:
+            differences.append(
+                f"its configuration is a {str(description['config'].get(_TARGET))[:100]}, which "
+                "may have layers of its own"
+            )
+            continue
         config = (
             read_json(own, "remove its folder hf/")
             if own.is_file()
             else _hf_config(family, fields, vocabulary[0])
         )
-        (workspace / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         try:
-            shape = read_shape(workspace)
+            shape = read_shape(out)
         except DataError as error:
-            differences.append(str(error).removeprefix(f"{workspace}/config.json: "))
+            differences.append(str(error).removeprefix(f"{out}/config.json: "))
             continue
-        different = next(_differences(workspace, fields), None)
+        different = next(_differences(out, fields), None)
         if different is None:
-            return shape, config
+            return shape
         differences.append(different)
     raise DataError(
         f"{checkpoint}: {differences[0]}: write it as a Hugging Face folder with `nemo llm export`,"
@@ -210,7 +216,7 @@ def _hf_config(family: Family, fields: Mapping[str, Any], vocabulary: int) -> di
         "architectures": [family.architectures[0]],
         "model_type": family.model_type,
         "hidden_size": field("hidden_size"),
-        "intermediate_size": field("ffn_hidden_size"),
+        "intermediate_size": field("ffn_hidden_size", 4 * field("hidden_size", 0)),
         "num_hidden_layers": field("num_layers"),
         "num_attention_heads": heads,
         "num_key_value_heads": field("num_query_groups", heads),
@@ -269,43 +275,48 @@ def _differences(folder: Path, fields: Mapping[str, Any]) -> Iterator[str]:
     from pipeline.training.nemo import models as nemo
 
     ours = nemo.model_for(folder).config
-    named, defaults = str(fields.get(_TARGET)), type(ours).__dataclass_fields__
-    kind = _class_of(named, type(ours))
-    if kind is None:
-        yield f"its configuration is a {named[:100]}, which has layers of its own"
-        return
+    layers = type(ours).__dataclass_fields__["transformer_layer_spec"].default
+    heads, hidden = ours.num_attention_heads, ours.hidden_size
+    derived = {"kv_channels": hidden // heads, "num_query_groups": heads,
+               "ffn_hidden_size": 4 * hidden}  # fmt: skip
     for name, value in sorted(fields.items()):
+        expected = getattr(ours, name, None)
         if name == "activation_func":
             known = _ACTIVATIONS.get(_name(value))
-            expected: Any = known
-            same = known is not None and known == _ACTIVATIONS.get(_name(ours.activation_func))
+            same = known is not None and known == _ACTIVATIONS.get(_name(expected))
         elif name == "transformer_layer_spec":
-            expected = _name(defaults[name].default)
-            same = _name(value) == expected
+            same, expected = _name(value) == _name(layers), _name(layers)
         elif _HOW.search(name):
             continue
-        elif not hasattr(ours, name):
-            expected, same = None, value in _ABSENT
+        elif value is None and name in derived:
+            same = expected == derived[name]
         else:
-            expected = getattr(ours, name)
             same = _plain(value) == _plain(expected) or (value in _ABSENT and expected in _ABSENT)
         if not same:
             shown = _name(value) if isinstance(value, Mapping) else value
             yield f"its {name} is {shown!r:.80}, and the models that are read have {expected!r:.80}"
 
 
-def _class_of(named: str, ours: type) -> type | None:
-    """NeMo's class of this name, if its models are built as those of our class are."""
-    module, _, name = named.rpartition(".")
-    if module != ours.__module__ or not name.isidentifier():
-        return None
-    import sys
+def _with_defaults(given: Mapping[str, Any], family: Family) -> dict[str, Any] | None:
+    """The fields of a configuration with NeMo's defaults of its class for those that it leaves out.
 
-    found = getattr(sys.modules[module], name, None)
-    if not isinstance(found, type) or not issubclass(found, ours):
-        return None
-    same = found.configure_model is ours.configure_model  # type: ignore[attr-defined]
-    return found if same else None
+    None: the class is none of NeMo's whose models are built as those of the family's class are.
+    """
+    from pipeline.training.nemo import models as nemo
+
+    module, _, name = str(given.get(_TARGET)).rpartition(".")
+    for place in (*family.nemo.rope_configs.values(), family.nemo.config):
+        ours = nemo.named(place)
+        found = getattr(sys.modules[ours.__module__], name, None) if name.isidentifier() else None
+        if (
+            module == ours.__module__
+            and isinstance(found, type)
+            and issubclass(found, ours)
+            and found.configure_model is ours.configure_model  # type: ignore[attr-defined]
+        ):
+            defaults = {f.name: f.default for f in fields_of(found) if f.default is not MISSING}
+            return {**defaults, **given}
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -149,7 +149,7 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
         fields |= _expert_fields(shape.experts)
     fields |= model_options() | options | _fusions(shape, scaling)
     config: GPTConfig = config_class(**fields)
-    model = _named(nemo.model)(config, tokenizer=tokenizer_for(hf_folder))
+    model = named(nemo.model)(config, tokenizer=tokenizer_for(hf_folder))
     if needs_layers(shape):
         use_layers(model, shape)
     if scaling is not None:
@@ -200,8 +200,8 @@ def _config(shape: Shape) -> tuple[type[GPTConfig], dict[str, Any]]:
             "high_freq_factor": rope.high_freq_factor,
             "old_context_len": rope.original_max_positions,
         }
-        return _named(nemo.rope_configs[rope.kind]), fields
-    return _named(nemo.config), fields
+        return named(nemo.rope_configs[rope.kind]), fields
+    return named(nemo.config), fields
 
 
 def _scaling(hf_folder: Path, shape: Shape) -> Frequencies | None:
@@ -253,7 +253,7 @@ def _fusions(shape: Shape, scaling: Frequencies | None) -> dict[str, Any]:
     return fields
 
 
-def _named(place: str) -> Any:
+def named(place: str) -> Any:
     """The class at "module:name"."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
