@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 MODEL_FILE = "model.yaml"
+EMBEDDING = "embedding.word_embeddings.weight"
 _LARGEST = 2**20  # bytes of a description
 _TARGET = "_target_"
 _SAVE = "save its tokenizer as a folder, and give it with --tokenizer FOLDER"
@@ -87,8 +88,8 @@ def describe(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> Shap
         )
     out.mkdir(parents=True)
     _copy_tokenizer(checkpoint, description.get("tokenizer"), tokenizer, out)
-    vocabulary = _index(checkpoint).get("embedding.word_embeddings.weight")
-    if vocabulary is None:
+    embedding = _metadata(checkpoint).state_dict_metadata.get(EMBEDDING)
+    if embedding is None:
         raise DataError(f"{checkpoint}/weights holds no embedding of NeMo's language models")
     # A checkpoint of this pipeline says itself what NeMo's description leaves out.
     own = checkpoint / "hf" / "config.json"
@@ -104,8 +105,9 @@ def describe(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> Shap
         config = (
             read_json(own, "remove its folder hf/")
             if own.is_file()
-            else _hf_config(family, fields, vocabulary[0])
+            else _hf_config(family, fields, embedding.size[0])
         )
+        config["torch_dtype"] = str(embedding.properties.dtype).removeprefix("torch.")
         (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         try:
             shape = read_shape(out)
@@ -226,7 +228,7 @@ def _hf_config(family: Family, fields: Mapping[str, Any], vocabulary: int) -> di
         "rope_theta": base[-1] if isinstance(base, list) else base,
         keys.norm_eps: field("layernorm_epsilon"),
         "tie_word_embeddings": field("share_embeddings_and_output_weights", True),
-        keys.activation: _ACTIVATIONS.get(_name(field("activation_func")), "unknown"),
+        keys.activation: _ACTIVATIONS.get(_name(field("activation_func")), keys.activation_default),
         "initializer_range": field("init_method_std", keys.initializer_default),
         "attention_dropout": field("attention_dropout", 0.0),
         "partial_rotary_factor": field("rotary_percent", 1.0),
@@ -264,7 +266,7 @@ def _hf_config(family: Family, fields: Mapping[str, Any], vocabulary: int) -> di
 
 
 def _name(value: Any) -> str:
-    """The name of a function or class, of one in a description or of one that is there."""
+    """The name of a function: of one that a description names, or of one of ours."""
     if isinstance(value, Mapping):
         return str(value.get(_TARGET))
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
@@ -323,11 +325,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
     return float(value) if isinstance(value, int | float) else str(value)
-
-
-def _index(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a checkpoint, by name."""
-    return {name: tuple(t.size) for name, t in _metadata(checkpoint).state_dict_metadata.items()}
 
 
 def _metadata(checkpoint: Path) -> Any:
