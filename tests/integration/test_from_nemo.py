@@ -100,6 +100,7 @@ def test_a_checkpoint_becomes_the_folder_that_it_was_made_from(
         ({"activation_func": {"_target_": "os.system"}}, "its activation_func is 'os.system'"),
         ({"softmax_scale": 0.7}, "its softmax_scale is 0.7"),
         ({"something_new": 3}, "its something_new is 3"),
+        ({"hidden_size": "x"}, "is of another kind"),
         ({"_target_": "evil.module.LlamaConfig"}, "its configuration is a evil.module"),
         ({"transformer_layer_spec": {"_target_": "evil.spec"}}, "its transformer_layer_spec"),
         ({"num_layers": 3}, "has 2 layers of"),

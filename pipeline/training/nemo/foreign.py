@@ -102,11 +102,15 @@ def describe(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> Shap
                 "may have layers of its own"
             )
             continue
-        config = (
-            read_json(own, "remove its folder hf/")
-            if own.is_file()
-            else _hf_config(family, fields, embedding.size[0])
-        )
+        try:
+            config = (
+                read_json(own, "remove its folder hf/")
+                if own.is_file()
+                else _hf_config(family, fields, embedding.size[0])
+            )
+        except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError):
+            differences.append("a field of its configuration is of another kind than NeMo's")
+            continue
         config["torch_dtype"] = str(embedding.properties.dtype).removeprefix("torch.")
         (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         try:
