@@ -3,16 +3,14 @@ of deploy/proxy: a real HAProxy, real servers, and clients that ask all the time
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +21,15 @@ from pipeline.config.defaults import default_config
 from pipeline.core.errors import GateFailed
 from pipeline.core.paths import ROOT
 from pipeline.stages import canary
+from tests.haproxy import Proxy, free_port, haproxy, needs_haproxy, wait_for
 from tests.integration.canary_server import MODEL, RIGHT
 from tests.unit.model_folders import make_model_folder
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("haproxy"), reason="needs HAProxy (`apt-get install haproxy`)"
-)
+pytestmark = needs_haproxy
 ASKED = {
     "model": MODEL, "max_tokens": 8,
     "messages": [{"role": "user", "content": "What does it cost to wire?"}],
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -57,17 +47,6 @@ def server(model: Path, port: int, kind: str, log: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
-
-
-def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(600):
-        try:
-            if httpx.get(url).status_code == 200:
-                return
-        except httpx.HTTPError:
-            assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
-    raise AssertionError(log.read_text())
 
 
 class Clients:
@@ -88,6 +67,7 @@ class Clients:
                     self.answers[answer.json()["choices"][0]["message"]["content"]] += 1
                 except httpx.HTTPError as error:
                     self.lost.append(repr(error))
+                time.sleep(0.005)
 
     def __enter__(self) -> "Clients":
         for thread in self._threads:
@@ -103,9 +83,10 @@ class Clients:
 class Setup:
     """The stable server behind the proxy, and room for a candidate."""
 
-    def __init__(self, folder: Path, model: Path, stable: str, candidate: int, proxy: str) -> None:
-        self.folder, self.model, self.stable, self.proxy = folder, model, stable, proxy
-        self.socket, self._candidate = folder / "admin.sock", candidate
+    def __init__(
+        self, folder: Path, model: Path, stable: str, candidate: int, proxy: Proxy
+    ) -> None:
+        self.model, self.stable, self.proxy, self._candidate = model, stable, proxy, candidate
         questions = [{"messages": [{"role": "user", "content": f"What does it cost, {n}?"},
                                    {"role": "assistant", "content": RIGHT}]}
                      for n in range(60)]  # fmt: skip
@@ -117,7 +98,7 @@ class Setup:
         given = {
             "artifacts": str(out), "canary.stable": self.stable,
             "canary.candidate": f"http://127.0.0.1:{self._candidate}",
-            "canary.haproxy.socket": str(self.socket), "canary.share": 0.4,
+            "canary.haproxy.socket": str(self.proxy.socket), "canary.share": 0.4,
             "canary.error_margin": 0.15, "canary.slow_margin": 0.3, "canary.baseline": 30,
             "canary.every": 0.2, "canary.down_seconds": 1, "canary.seconds": 60,
             "canary.questions": str(self.questions), "evaluate.max_new_tokens": 8,
@@ -126,12 +107,10 @@ class Setup:
         out.mkdir()
         with (
             server(self.model, self._candidate, kind, out / "candidate.log"),
-            Clients(self.proxy) as clients,
+            Clients(self.proxy.url) as clients,
+            suppress(GateFailed),
         ):
-            try:
-                canary.run(default_config(given))
-            except GateFailed:
-                pass
+            canary.run(default_config(given))
         (folder,) = (out / "canary").iterdir()
         assert (folder / "report.html").stat().st_size > 2000
         return json.loads((folder / "report.json").read_text()), clients
@@ -141,29 +120,12 @@ class Setup:
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     folder = tmp_path_factory.mktemp("canary")
     model = make_model_folder(folder / "model", "demo")
-    stable, candidate, proxy = free_port(), free_port(), free_port()
-    text = (ROOT / "deploy/proxy/haproxy.cfg").read_text()
-    for old, new in {
-        "/run/haproxy/admin.sock": str(folder / "admin.sock"),
-        "bind :8080": f"bind 127.0.0.1:{proxy}",
-        "server-a:8000": f"127.0.0.1:{stable}",
-        "server-b:8000": f"127.0.0.1:{free_port()}",
-        "server-canary:8000": f"127.0.0.1:{candidate}",
-    }.items():
-        assert old in text
-        text = text.replace(old, new)
-    (folder / "haproxy.cfg").write_text(text)
-    log = folder / "haproxy.log"
-    with server(model, stable, "stable", folder / "stable.log") as url:
-        with log.open("wb") as stream:
-            command = ["haproxy", "-db", "-f", folder / "haproxy.cfg"]
-            process = subprocess.Popen(command, stdout=stream, stderr=stream)
-        try:
-            wait_for(f"http://127.0.0.1:{proxy}/health/ready", process, log)
-            yield Setup(folder, model, url, candidate, f"http://127.0.0.1:{proxy}")
-        finally:
-            process.terminate()
-            process.wait()
+    stable, candidate = free_port(), free_port()
+    with (
+        server(model, stable, "stable", folder / "stable.log") as url,
+        haproxy(folder, stable, candidate) as proxy,
+    ):
+        yield Setup(folder, model, url, candidate, proxy)
 
 
 def test_a_better_candidate_is_promoted(setup: Setup, tmp_path: Path) -> None:

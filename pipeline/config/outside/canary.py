@@ -49,8 +49,8 @@ class CanaryConfig(Section):
     haproxy: HaproxyConfig
     http_route: HttpRouteConfig
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="Share of the requests that the candidate gets; an HTTPRoute rounds it to whole "
-        "percents"
+        description="Share of the requests that the candidate gets; an HTTPRoute rounds it to "
+        "whole percents"
     )
     error_margin: Difference = Field(
         description="By how much the candidate's share of failed requests may exceed the stable "

@@ -9,10 +9,12 @@ traffic, nothing is told.
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from pipeline.config.outside.canary import CanaryConfig, HaproxyConfig, HttpRouteConfig
@@ -20,6 +22,8 @@ from pipeline.core.errors import ConfigError, MissingRuntime, PipelineError
 
 SECONDS = 10.0
 PERCENTS = 100
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+API_HOST = "KUBERNETES_SERVICE_HOST"
 MOST_WEIGHT = 256  # of HAProxy
 
 
@@ -160,17 +164,19 @@ def _lost(row: Mapping[str, str]) -> int:
 
 
 class HttpRoute:
-    """Weights of the two backends of an HTTPRoute, by kubectl.
-    https://gateway-api.sigs.k8s.io/guides/traffic-splitting/"""
+    """Weights of the two backends of an HTTPRoute, through Kubernetes' API: as the pod's service
+    account, else by kubectl. https://gateway-api.sigs.k8s.io/guides/traffic-splitting/"""
 
     def __init__(self, settings: HttpRouteConfig) -> None:
         self._settings = settings
-        if shutil.which("kubectl") is None:
+        in_cluster = os.environ.get(API_HOST) and (ACCOUNT / "token").exists()
+        if not in_cluster and shutil.which("kubectl") is None:
             raise MissingRuntime(
-                "canary.http_route needs kubectl, which is not on the PATH: install it, or use the "
-                "chart's canary, whose image has it"
+                "canary.http_route needs a pod with a service account, or kubectl, which is not on "
+                "the PATH: install it, or use the chart's canary"
             )
-        self._rules = json.loads(self._run("get", "-o", "json"))["spec"]["rules"]
+        self._ask = self._as_account if in_cluster else self._by_kubectl
+        self._rules = json.loads(self._ask(None))["spec"]["rules"]
         for name in (settings.stable, settings.candidate):
             if not any(ref["name"] == name for rule in self._rules for ref in rule["backendRefs"]):
                 raise ConfigError(
@@ -179,8 +185,7 @@ class HttpRoute:
                 )
 
     def set_share(self, share: float) -> None:
-        patch = json.dumps(weights_patch(self._rules, self._settings, percents(share)))
-        self._run("patch", "--type=json", f"--patch={patch}")
+        self._ask(json.dumps(weights_patch(self._rules, self._settings, percents(share))))
 
     def lost(self) -> tuple[int, int]:
         return 0, 0  # a gateway tells nobody what it could not deliver
@@ -191,9 +196,42 @@ class HttpRoute:
             "the address of the candidate's"
         )
 
-    def _run(self, verb: str, *rest: str) -> str:
-        assert self._settings.name
-        command = ["kubectl", verb, "httproute", self._settings.name]
+    def _as_account(self, patch: str | None) -> str:
+        """Send a JSON patch, or with None read the route."""
+        import httpx
+
+        host, port = os.environ[API_HOST], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        host = f"[{host}]" if ":" in host else host
+        path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{self._settings.namespace}"
+        path += f"/httproutes/{self._settings.name}"
+        token = (ACCOUNT / "token").read_text().strip()  # it is renewed now and then
+        headers = {"Authorization": f"Bearer {token}"}
+        try:
+            with httpx.Client(
+                base_url=f"https://{host}:{port}", verify=str(ACCOUNT / "ca.crt"), headers=headers,
+                timeout=SECONDS, trust_env=False,
+            ) as client:  # fmt: skip
+                if patch is None:
+                    answer = client.get(path)
+                else:
+                    kind = {"Content-Type": "application/json-patch+json"}
+                    answer = client.patch(path, content=patch, headers=kind)
+        except (httpx.HTTPError, OSError) as error:
+            raise PipelineError(
+                f"Kubernetes' API at {host}:{port} does not answer ({type(error).__name__})"
+            ) from error
+        if answer.status_code != 200:
+            raise PipelineError(
+                f"Kubernetes refuses the HTTPRoute {self._settings.name} ({answer.status_code}): "
+                f"{_message(answer.text)}"
+            )
+        return answer.text
+
+    def _by_kubectl(self, patch: str | None) -> str:
+        """The same, as the user of kubectl."""
+        verb = "get" if patch is None else "patch"
+        rest = ["-o", "json"] if patch is None else ["--type=json", f"--patch={patch}"]
+        command = ["kubectl", verb, "httproute", str(self._settings.name)]
         command += ["--namespace", self._settings.namespace, *rest]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -203,6 +241,13 @@ class HttpRoute:
             why = " ".join(done.stderr.split())[:300]
             raise PipelineError(f"kubectl {verb} httproute {self._settings.name}: {why}")
         return done.stdout
+
+
+def _message(text: str) -> str:
+    try:
+        return str(json.loads(text)["message"])[:300]
+    except (ValueError, LookupError, TypeError):
+        return " ".join(text.split())[:300]
 
 
 def weights_patch(
