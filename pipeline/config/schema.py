@@ -17,6 +17,7 @@ from pipeline.config.export import ExportConfig
 from pipeline.config.finetune import FinetuneConfig
 from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
+from pipeline.config.outside.canary import CanaryConfig
 from pipeline.config.outside.plan import PlanConfig
 from pipeline.config.outside.profiles import ProfilesConfig
 from pipeline.config.prepare import PrepareConfig
@@ -53,6 +54,7 @@ class Config(Section):
     benchmark: BenchmarkConfig
     register_: RegisterConfig = Field(alias="register")
     pull: PullConfig
+    canary: CanaryConfig
     retrain: RetrainConfig
     profiles: ProfilesConfig
     plan: PlanConfig

@@ -19,8 +19,8 @@ MODEL_FILE = "model.json"
 MOST_BRACKETS = 1000  # in a YAML file
 # Stages outside the graph: nothing in the chain depends on them. `all` is the graph itself.
 OUTSIDE = (
-    "retrain", "serve", "pull", "promote", "rollback", "versions", "profiles", "verify", "doctor",
-    "plan",
+    "retrain", "serve", "pull", "canary", "promote", "rollback", "versions", "profiles", "verify",
+    "doctor", "plan",
 )  # fmt: skip
 RESTORE = (
     "restore it (`git checkout dvc.yaml`), or copy that of a new project (`python -m pipeline init "
