@@ -37,6 +37,7 @@ from pipeline.serving.parsers.detection import serves_tools
 STAGE = Stage(
     version=6,
     libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py", "lxml"),
+    optional_libraries=("pypdf", "python-docx"),
 )
 
 
