@@ -62,6 +62,7 @@ coverage: setup
 docs: setup
 	$(BIN)/python -m tools.settings_reference
 	$(BIN)/python -m tools.metric_table
+	$(BIN)/python -m tools.reader_table
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 versions: setup

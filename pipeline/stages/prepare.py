@@ -35,8 +35,9 @@ from pipeline.models.checks import check_folder
 from pipeline.serving.parsers.detection import serves_tools
 
 STAGE = Stage(
-    version=5,
-    libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py"),
+    version=6,
+    libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py", "lxml"),
+    optional_libraries=("pypdf", "python-docx"),
 )
 
 

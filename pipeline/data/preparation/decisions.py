@@ -1,7 +1,7 @@
 """All rows of the data files: each is kept in a split, or rejected with a reason."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.core.console import progress
 from pipeline.data.finding import find_files, size_of
 from pipeline.data.mixture import Mixture
+from pipeline.data.preparation.test_share import TestShare
 from pipeline.data.reading import Options, read_file
 from pipeline.data.row_filter import Kept, RowFilter
 from pipeline.data.rows import Conversation, Rejected
@@ -50,7 +51,14 @@ def decide(config: Config, chat: Chat, serves_tools: Callable[[], bool]) -> Deci
     names = {file: name_of(file) for file in training}
     mixture = Mixture(config.data.mixture, config.data.folder, names)
     kind = OBJECTIVES[config.finetune.objective].rows
-    for row, is_test in _read(tests, training, config.data.ignore_fields, kind):
+    options = options_of(config.data, kind)
+    split = split_of(config, serves_tools)
+    recorded = config.data.folder / config.data.recorded
+    for row, file in _read(tests, training, options):
+        is_test = file in tests
+        if split and isinstance(row, Conversation) and file.parent != recorded:
+            question = split.question(row)
+            row, is_test = question or row, question is not None
         rows.add(row, is_test=is_test)
     with progress() as bar:
         task = bar.add_task("comparing rows", total=len(rows))
@@ -76,20 +84,31 @@ def name_of(file: Path) -> str:
     return str(file).encode(errors="replace").decode()
 
 
+def options_of(data: DataConfig, kind: RowKind) -> Options:
+    """What the settings say of training rows."""
+    return Options(frozenset(data.ignore_fields), kind, columns=data.columns, format=data.format)
+
+
+def split_of(config: Config, serves_tools: Callable[[], bool]) -> TestShare | None:
+    """What decides which training rows become test questions; None beside test files."""
+    share = config.data.test_share
+    return None if share is None else TestShare(share, config.seed, takes_tools=serves_tools())
+
+
 def _read(
-    tests: Sequence[Path], training: Sequence[Path], ignored: Sequence[str], kind: RowKind
-) -> Iterator[tuple[Conversation | Rejected, bool]]:
-    """Every row of every file, with whether it is a test row; test rows first."""
+    tests: Sequence[Path], training: Sequence[Path], options: Options
+) -> Iterator[tuple[Conversation | Rejected, Path]]:
+    """Every row of every file, with its file; those of test files first."""
     files = [*tests, *training]
     size = sum(map(size_of, files))
     with progress() as bar:
         task = bar.add_task("reading KiB", total=size // 1024)
         for file in files:
-            is_test, name = file in tests, name_of(file)
+            name = name_of(file)
+            settings = replace(options, is_test=file in tests)
 
             def advance(read: int) -> None:
                 bar.advance(task, read / 1024)
 
-            options = Options(frozenset(ignored), kind, is_test)
-            for row in read_file(file, name, options, advance):
-                yield row, is_test
+            for row in read_file(file, name, settings, advance):
+                yield row, file

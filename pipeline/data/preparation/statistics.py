@@ -45,6 +45,7 @@ def statistics_of(decided: Decided, chat: Chat) -> dict[str, Any]:
         "rows": {"read": read.total(), "kept": kept.total(), "rejected": rejected.total()},
         "rejected": dict(Counter(row.reason for row in rows.rejected).most_common()),
         "rejected_fields": _fields(rows.rejected),
+        "formats": {name: dict(found.most_common()) for name, found in rows.formats.items()},
         "left_out_fields": dict(rows.left_out.most_common()),
         "files": {
             name: {"read": read[name], "kept": kept[name], "rejected": rejected[name]}
@@ -129,7 +130,14 @@ def problem_of(config: Config, statistics: Mapping[str, Any], decided: Decided, 
             + "".join(f"{ADVICE[reason]}; " for reason, _ in common if reason in ADVICE)
             + f"see {seen}, then correct the data or raise the share"
         )
-    for split, setting in (("train", "data.train"), ("test", "data.test")):
+    for field, column in config.data.columns.items():
+        if field not in decided.rows.mapped and decided.rows.kept:
+            return (
+                f"data.columns.{field}={column} has no effect: no row that can be used has a "
+                f"column {column}; correct its name, or leave the setting out"
+            )
+    tests = "data.test" if config.data.test else "data.test_share"
+    for split, setting in (("train", "data.train"), ("test", tests)):
         if not statistics["splits"][split]["rows"]:
             where = f"see {seen} and {setting}"
             if not decided.rows.rejected:
