@@ -17,6 +17,7 @@ from pipeline.config.export import ExportConfig
 from pipeline.config.finetune import FinetuneConfig
 from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
+from pipeline.config.outside.inspect import InspectConfig
 from pipeline.config.outside.plan import PlanConfig
 from pipeline.config.outside.profiles import ProfilesConfig
 from pipeline.config.prepare import PrepareConfig
@@ -54,6 +55,7 @@ class Config(Section):
     register_: RegisterConfig = Field(alias="register")
     pull: PullConfig
     retrain: RetrainConfig
+    inspect: InspectConfig
     profiles: ProfilesConfig
     plan: PlanConfig
     launcher: Launcher

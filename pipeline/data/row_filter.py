@@ -42,7 +42,7 @@ class Kept:
     rejected: "Rendering | None" = None
     label: bool | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
-    tags: Tags = NONE  # of a test question
+    tags: Tags = NONE
 
     @property
     def sides(self) -> "list[tuple[array[int], bytes]]":
@@ -51,7 +51,9 @@ class Kept:
         return [(self.ids, self.mask), *more]
 
     def unpack(self) -> Row:
+        """The row as the dataset has it, where only test questions have tags."""
         worse = self.rejected
+        tags = self.tags if self.prompt_ids is not None else NONE
         return Row(
             messages=self.messages,
             input_ids=self.ids.tolist(),
@@ -64,8 +66,8 @@ class Kept:
             rejected_mask=None if worse is None else list(worse.mask),
             label=None if self.label is None else int(self.label),
             tools=self.tools,
-            tags=list(self.tags.names),
-            language=self.tags.language,
+            tags=list(tags.names),
+            language=tags.language,
         )
 
 
@@ -164,7 +166,7 @@ class RowFilter:
         chosen = rendered.chosen
         return Kept(
             split, point, row.file, row.place, chosen.messages, chosen.ids, chosen.mask, prompt,
-            rendered.rejected, row.label, row.tools, row.tags if rendered.is_test else NONE,
+            rendered.rejected, row.label, row.tools, row.tags,
         )  # fmt: skip
 
     def _point(self, messages: Sequence[Message]) -> float:
