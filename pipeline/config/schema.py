@@ -20,6 +20,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.outside.inspect import InspectConfig
 from pipeline.config.outside.plan import PlanConfig
 from pipeline.config.outside.profiles import ProfilesConfig
+from pipeline.config.outside.synthesize import SynthesizeConfig
 from pipeline.config.prepare import PrepareConfig
 from pipeline.config.quantize import QuantizeConfig
 from pipeline.config.register import PullConfig, RegisterConfig, registrable
@@ -55,6 +56,7 @@ class Config(Section):
     register_: RegisterConfig = Field(alias="register")
     pull: PullConfig
     retrain: RetrainConfig
+    synthesize: SynthesizeConfig
     inspect: InspectConfig
     profiles: ProfilesConfig
     plan: PlanConfig

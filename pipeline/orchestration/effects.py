@@ -29,7 +29,7 @@ LOCAL_LAUNCHER = "local"
 # Section or key → the stages on whose result or behaviour it has an effect. `config` prints them
 # all, and WHOLE are not listed where a stage of the graph is.
 READERS: Mapping[str, tuple[str, ...]] = {
-    "seed": ("prepare", "inspect", "finetune", "quantize", "evaluate", "benchmark"),
+    "seed": ("prepare", "inspect", "synthesize", "finetune", "quantize", "evaluate", "benchmark"),
     "artifacts": (*GRAPH, *WHOLE, "serve", *REGISTRY, "profiles", "verify", "doctor",
                   "inspect"),
     "verify": (*GRAPH, "all", "retrain", "serve"),
@@ -39,7 +39,10 @@ READERS: Mapping[str, tuple[str, ...]] = {
     ),  # the default of register.name
     "model.dtype": ("merge", "profiles", "doctor"),
     "data": ("prepare", "inspect"),
+    "data.folder": ("prepare", "inspect", "synthesize"),  # the defaults of synthesize's
+    "data.sources": ("prepare", "inspect", "synthesize"),
     "prepare": ("prepare", "inspect"),
+    "prepare.near_duplicate_threshold": ("prepare", "inspect", "synthesize"),
     "finetune": ("finetune",),
     "finetune.objective": ("prepare", "finetune", "inspect"),
     "finetune.adapter.rank": ("finetune", "profiles"),
@@ -65,6 +68,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "serve": ("serve",),
     "serve.record": ("serve", "retrain"),  # the default of retrain.recordings
     "retrain": ("retrain",),
+    "synthesize": ("synthesize",),
     "inspect": ("inspect",),
     "profiles": ("profiles",),
     "plan": ("plan",),

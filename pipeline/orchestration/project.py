@@ -35,7 +35,7 @@ COPIES = ".dvc/tmp/exps"
 # Stages that read and write nothing of a project: they run in any folder.
 ANYWHERE = (
     "config", "doctor", "inspect", "plan", "profiles", "promote", "pull", "rollback", "serve",
-    "verify", "versions",
+    "synthesize", "verify", "versions",
 )  # fmt: skip
 
 

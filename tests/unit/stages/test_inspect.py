@@ -6,21 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pipeline.__main__ import main
 from pipeline.config.schema import Config
 from pipeline.core.errors import DataError, ResourceError
+from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
 from pipeline.stages import inspect, prepare
 from tests.unit.model_folders import add_random_weights, add_weights, make_model_folder
-from tests.unit.stages.test_prepare import configure, pair, write
+from tests.unit.stages import test_prepare
+from tests.unit.stages.test_prepare import pair, write
 
 ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return add_weights(make_model_folder(tmp_path_factory.mktemp("model"), "chatml"), 128)
+    return add_weights(make_model_folder(tmp_path_factory.mktemp("model"), "chatml"), 512)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def data(tmp_path: Path) -> Path:
         pair("what is a wire fee", "A wire costs five dollars"),
         pair("What is a wire fee?", "Nothing at all."),
         pair("How do I get a mortgage", "Anywhere."),
-        pair("And now?", "word " * 64),
+        pair("And now?", "word " * 600),
         {**pair("What of this?", "Nothing."), "reward_model": 1},
         "{",
         {
@@ -58,6 +61,10 @@ def data(tmp_path: Path) -> Path:
     )
     write(folder / "test.jsonl", pair("How do I get a mortgage?", "In a branch."))
     return folder
+
+
+def configure(tree: dict[str, Any], model: Path, data: Path, **settings: Any) -> Config:
+    return test_prepare.configure(tree, model, data, **{"max_length": 512, **settings})
 
 
 def showing(config: Config, page: Path, **changes: Any) -> Config:
@@ -213,15 +220,11 @@ def test_files_without_rows(
 def test_tokens_that_the_model_cannot_say_are_named(
     tree: dict[str, Any], data: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    model = make_model_folder(tmp_path / "untrained", "chatml")
-    from safetensors.numpy import load_file, save_file
-
-    add_random_weights(model, 128)
-    file = model / "model.safetensors"
-    weights = load_file(file)
-    name = "lm_head.weight" if "lm_head.weight" in weights else "model.embed_tokens.weight"
-    weights[name][20:] = weights[name][20]
-    save_file(weights, file, metadata={"format": "pt"})
+    model = add_random_weights(make_model_folder(tmp_path / "model", "demo"))
+    tensors = load_file(model / "model.safetensors")
+    tokens = Chat.load(model).encode(" dollars")
+    tensors["lm_head.weight"][[*tokens, 300, 301, 302, 303]] = 0.1  # each other's like
+    save_file(tensors, model / "model.safetensors")
     found = inspected(configure(tree, model, data), tmp_path / "page.html", capsys)
     assert found["untrained_tokens"]["count"] > 0
     assert "Tokens that the model cannot say" in (tmp_path / "page.html").read_text()
@@ -237,7 +240,7 @@ def test_the_command_writes_its_page_alone_and_needs_no_project(
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     given = ["model=local", "model.name=tiny", f"model.path={model}", "data=files",
              f"data.folder={data}", "data.train=[train.jsonl]", "data.test=[test.jsonl]",
-             "prepare.max_length=64"]  # fmt: skip
+             "prepare.max_length=512"]  # fmt: skip
     assert main(["stage=inspect", *given, "inspect.page=seen.html"]) == 0
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     assert after.keys() - before.keys() == {place / "seen.html"}
@@ -245,7 +248,7 @@ def test_the_command_writes_its_page_alone_and_needs_no_project(
     said = capsys.readouterr()
     for text in (
         "leaks of test questions: 1",
-        "train.jsonl:7: nearly asks",
+        "train.jsonl:7: asks what",
         "Languages",
         "with a system turn",
         "fee",
