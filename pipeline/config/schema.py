@@ -18,8 +18,10 @@ from pipeline.config.finetune import FinetuneConfig
 from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
 from pipeline.config.outside.canary import CanaryConfig
+from pipeline.config.outside.inspect import InspectConfig
 from pipeline.config.outside.plan import PlanConfig
 from pipeline.config.outside.profiles import ProfilesConfig
+from pipeline.config.outside.synthesize import SynthesizeConfig
 from pipeline.config.prepare import PrepareConfig
 from pipeline.config.quantize import QuantizeConfig
 from pipeline.config.register import PullConfig, RegisterConfig, registrable
@@ -56,6 +58,8 @@ class Config(Section):
     pull: PullConfig
     canary: CanaryConfig
     retrain: RetrainConfig
+    synthesize: SynthesizeConfig
+    inspect: InspectConfig
     profiles: ProfilesConfig
     plan: PlanConfig
     launcher: Launcher
