@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from pipeline.orchestration.project import refuse_copy
 
 RECORD = Path(__file__).parents[1] / "stages" / "versions.json"
 FOLDER = "versions"  # below the artifacts
-READ_MEASURES = ("evaluate", "benchmark")  # stages that read the files that evaluate.* names
 
 
 def recorded() -> dict[str, dict[str, Any]]:
@@ -64,18 +63,26 @@ def _version(library: str) -> str | None:
         return None
 
 
-def measures_named(project: Path) -> dict[str, Any]:
-    """Size and time of the files that evaluate's settings name: dvc.yaml cannot list them."""
+def files_named(project: Path) -> dict[str, dict[str, Any]]:
+    """By stage, size and time of the files that its settings name: dvc.yaml cannot list them."""
     from pydantic import ValidationError
 
     from pipeline.config.evaluate import EvaluateConfig
+    from pipeline.config.retrieval import IndexConfig
     from pipeline.orchestration.graph import read_yaml
 
     try:
         tree = read_yaml((project / PARAMS_FILE).read_bytes())
-        named = EvaluateConfig.model_validate(tree["evaluate"]).files()
+        measures = _stamps(EvaluateConfig.model_validate(tree["evaluate"]).files())
+        index = IndexConfig.model_validate(tree["index"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return {}  # which the stage itself refuses
+    named = (index.folder, index.embedding.path)
+    documents = _stamps([path for path in named if path is not None])
+    return {"evaluate": measures, "benchmark": measures, "index": documents}
+
+
+def _stamps(named: Iterable[Path]) -> dict[str, Any]:
     found = {}
     for path in named:
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -86,15 +93,15 @@ def measures_named(project: Path) -> dict[str, Any]:
 
 def write(artifacts: Path, project: Path | None = None) -> None:
     """Write artifacts/versions/<stage>.json where it differs; unchanged files keep their time."""
-    entries, measures = recorded(), measures_named(project or Path.cwd())
+    entries, named = recorded(), files_named(project or Path.cwd())
     folder = artifacts / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for stage in entries:
         if "/" in stage:
             continue
         found = current(stage, entries)
-        if stage in READ_MEASURES and measures:
-            found["files"] = measures
+        if files := named.get(stage):
+            found["files"] = files
         text = json.dumps(found, indent=1) + "\n"
         file = folder / f"{stage}.json"
         if not file.is_file() or file.read_bytes() != text.encode():

@@ -154,7 +154,7 @@ class HfEmbedder:
         self._calls += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._worker, self._embed, prompts)
+            return await loop.run_in_executor(self._worker, self.compute, prompts)
         finally:
             self._calls -= 1
 
@@ -170,8 +170,14 @@ class HfEmbedder:
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Runs in the worker thread; texts of similar length share a pass, to pad little."""
+    def compute(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The vectors, in the thread that calls; not from several threads at a time.
+
+        Texts of similar length share a pass, to pad little.
+
+        Raises:
+            EngineFailed: the vectors are not finite.
+        """
         import torch
 
         vectors: dict[int, list[float]] = {}
