@@ -72,6 +72,7 @@ def _table(extras: Iterable[Extra]) -> dict[str, Extra]:
 
 EXTRAS = _table(
     [
+        Extra("documents", "PDF and DOCX files as documents", ("pypdf", "python-docx"), 5),
         Extra("gcs", "models from Google Cloud Storage (model.path=gs://…)", ("gcsfs",), 12),
         Extra(
             "guardrails",

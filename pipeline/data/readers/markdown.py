@@ -64,28 +64,15 @@ class _Document:
         texts = [line.text.rstrip("\r\n").replace("\r", " ") for line in lines]
         self._texts = texts
         self._begin = _front_matter(texts) if is_markdown else 0
-        blank = [""] * self._begin
-        self._blocks = [
-            token
-            for token in _parser(is_markdown).parse("\n".join(blank + texts[self._begin :]))
-            if token.level == 0 and token.map
-        ]
+        self._blocks = blocks(texts, is_markdown=is_markdown)
 
     def starts(self) -> list[_Start]:
         starts = [_Start(self._begin, self._begin, 0, None)]
         for token in self._blocks:
             if token.type == "heading_open":
                 first, end = token.map or [0, 0]
-                starts.append(
-                    _Start(first, end, int(token.tag[1]), self._heading(token, first, end))
-                )
+                starts.append(_Start(first, end, int(token.tag[1]), heading(token, self._texts)))
         return starts
-
-    def _heading(self, token: "Token", first: int, end: int) -> str:
-        if token.markup.startswith("#"):
-            text = self._texts[first].strip()[len(token.markup) :].strip()
-            return re.sub(r"(^|\s)#+$", "", text).strip()  # Markdown allows `## question ##`
-        return " ".join(text.strip() for text in self._texts[first : end - 1])
 
     def row(self, file: str, start: _Start, end: int) -> Section | Rejected | None:
         """The row of a section; None if there is nothing in it but a title."""
@@ -133,12 +120,31 @@ class _Document:
                 continue
             lines += _gap(self._texts[at:first])
             block = self._texts[first:last]
-            lines += [_joined(block)] if token.type == "paragraph_open" else block
+            lines += [joined(block)] if token.type == "paragraph_open" else block
             at = last
             while at > first and not self._texts[at - 1].strip():  # a list has those behind it
                 at, lines = at - 1, lines[:-1]
         lines += _gap(self._texts[at:end])
         return "\n".join(lines).strip("\n")
+
+
+def blocks(texts: Sequence[str], *, is_markdown: bool) -> list["Token"]:
+    """The outermost blocks of a text, whose `map` has the indices of their lines.
+
+    Front matter is none of them.
+    """
+    begin = _front_matter(texts) if is_markdown else 0
+    text = "\n".join([*[""] * begin, *texts[begin:]])
+    return [t for t in _parser(is_markdown).parse(text) if t.level == 0 and t.map]
+
+
+def heading(token: "Token", texts: Sequence[str]) -> str:
+    """The text of a heading, by its token and all lines."""
+    first, end = token.map or [0, 0]
+    if token.markup.startswith("#"):
+        text = texts[first].strip()[len(token.markup) :].strip()
+        return re.sub(r"(^|\s)#+$", "", text).strip()  # Markdown allows `## question ##`
+    return " ".join(text.strip() for text in texts[first : end - 1])
 
 
 def _gap(lines: Sequence[str]) -> list[str]:
@@ -150,7 +156,7 @@ def _gap(lines: Sequence[str]) -> list[str]:
     return kept
 
 
-def _joined(lines: Sequence[str]) -> str:
+def joined(lines: Sequence[str]) -> str:
     """The lines of a paragraph as one, but for Markdown's hard line breaks."""
     text = ""
     for line in lines:
