@@ -174,6 +174,9 @@ class RagConfig(Section):
     passages: Annotated[int, Field(ge=1, le=64)] = Field(
         description="Passages that the model is given, if they fit into its prompt"
     )
+    instruction: Annotated[str, Field(min_length=1, max_length=4000)] = Field(
+        description="What the model is told before the passages; training rows have the same"
+    )
     min_score: Share = Field(
         description="Least score of a passage, 0 to 1: the cosine, or the share of the question's "
         "words where an index has no embedding model"

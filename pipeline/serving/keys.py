@@ -45,6 +45,7 @@ class Key(BaseModel):
     admin: whether the key may load and unload LoRA adapters.
     guardrails: configurations of serve.guardrails that check the key's requests; None: the model's,
         or the default ones.
+    documents: labels of index.labels whose documents it may see beside those without; "*": all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +57,7 @@ class Key(BaseModel):
     models: tuple[str, ...] | None = None
     admin: bool = False
     guardrails: tuple[str, ...] | None = None
+    documents: tuple[str, ...] = ()
 
     def allows(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -177,6 +179,13 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="CONFIGURATION",
         help="configurations of serve.guardrails for its requests (default: the model's)",
     )
+    new.add_argument(
+        "--documents",
+        nargs="*",
+        default=[],
+        metavar="LABEL",
+        help="labels of index.labels whose documents it may see (default: none; '*': all)",
+    )
     given = parser.parse_args(arguments)
     secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     try:
@@ -188,6 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
             models=given.models,
             admin=given.admin,
             guardrails=given.guardrails,
+            documents=given.documents,
         )
         if key.name == ENVIRONMENT:
             raise ConfigError(f"the name {key.name} is reserved for {API_KEY}: choose another")

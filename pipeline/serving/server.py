@@ -35,6 +35,7 @@ from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
 from pipeline.serving.middleware.request_log import InFlight
 from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.openai.protocol import CompletionRequest
+from pipeline.serving.rag.collections import Collections
 from pipeline.serving.versions import Followed, Release, ServedVersion
 from pipeline.serving.webhook import SECRET
 
@@ -158,6 +159,7 @@ def _application(
 ) -> FastAPI:
     middleware = MiddlewareStack.from_config(settings)
     guardrails = Guardrails.from_config(settings, model)
+    collections = Collections.from_config(settings.rag)
     if description is None:
         if folder.is_dir() and not (folder / FILE).is_file():
             raise ArtifactError(
@@ -176,9 +178,10 @@ def _application(
             "opened without support for LoRA adapters: serve the model's HF folder with "
             "engine.name=hf, or with vllm or trtllm and engine.lora_rank"
         )
-    if guardrails and not isinstance(served.chat, Chat):
-        served.engine.close()
-        raise ConfigError(f"serve.guardrails={settings.guardrails}: this model makes embeddings")
+    for name, given in (("guardrails", guardrails), ("rag.indexes", collections)):
+        if given and not isinstance(served.chat, Chat):
+            served.engine.close()
+            raise ConfigError(f"serve.{name} is set, and this model makes embeddings: leave it out")
     return create_app(
         served.engine,
         served.chat,
@@ -197,6 +200,7 @@ def _application(
         in_flight=in_flight,
         collectors=collectors,
         guardrails=guardrails,
+        collections=collections,
     )
 
 
