@@ -27,7 +27,7 @@ class WordEmbedder:
 
     truncated = 0
 
-    def __init__(self, seed: int = 1, dimensions: int = 64) -> None:
+    def __init__(self, seed: int = 1, dimensions: int = 512) -> None:
         self._seed, self._dimensions = seed, dimensions
         self.embedded: list[str] = []
         self.closed = False

@@ -58,7 +58,7 @@ def test_passages_below_the_least_score_are_not_found(index):
 def test_an_index_of_another_embedding_model_is_refused(index):
     with pytest.raises(ConfigError, match="another embedding model: the two give the same text"):
         search(index, WordEmbedder(seed=2)).find("wire", 1)
-    with pytest.raises(ConfigError, match="64 dimensions, and those of the model at hand 32"):
+    with pytest.raises(ConfigError, match="512 dimensions, and those of the model at hand 32"):
         search(index, WordEmbedder(dimensions=32)).find("wire", 1)
 
 
