@@ -178,8 +178,12 @@ class RagConfig(Section):
         description="What the model is told before the passages; training rows have the same"
     )
     min_score: Share = Field(
-        description="Least score of a passage, 0 to 1: the cosine, or the share of the question's "
-        "words where an index has no embedding model"
+        description="Least score of a passage, 0 to 1: of its cosine and its share of the "
+        "question's words, by word_weight"
+    )
+    word_weight: Share = Field(
+        description="Weight of the words in a score; the rest is the cosine's. An index without an "
+        "embedding model has only words"
     )
     on_nothing: Literal["say", "answer"] = Field(
         description="If nothing is found: say that it is not known, or let the model answer"

@@ -56,11 +56,11 @@ class Bm25:
     def build(cls, texts: Iterable[str]) -> "Bm25":
         places: dict[str, int] = {}
         terms, rows, counts, lengths = array("q"), array("i"), array("i"), array("i")
-        for row, text in enumerate(texts):
+        for at, text in enumerate(texts):
             found = Counter(places.setdefault(word, len(places)) for word in words(text))
             terms.extend(found.keys())
             counts.extend(found.values())
-            rows.extend([row] * len(found))
+            rows.extend([at] * len(found))
             lengths.append(found.total())
         term = np.array(terms, np.int64)
         order = np.argsort(term, kind="stable")

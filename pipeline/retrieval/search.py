@@ -1,4 +1,9 @@
-"""A question finds passages: by meaning and by words, joined, and ordered anew by a reranker."""
+"""A question finds passages: by meaning and by words, and a reranker orders them anew.
+
+Candidates come from both, and are scored by both: the cosine of the vectors, and the share of the
+question's words that a passage holds. Fusing two orders instead (reciprocal rank fusion) lets the
+words of everyday questions outvote a good embedding model: docs/rag.md has the figures.
+"""
 
 import time
 from collections.abc import Collection, Sequence
@@ -14,7 +19,6 @@ from pipeline.retrieval.index import PROBE, Index
 from pipeline.retrieval.stores.base import Store, top
 
 MAX_QUESTION = 2000  # characters that are searched for
-FUSION = 60  # the constant of reciprocal rank fusion (Cormack et al. 2009)
 LEAST_CANDIDATES = 20
 # Least cosine of one text's vectors by the model of the index and by the one at hand. Other
 # precisions and versions of a library give 0.999 and more, other models less than 0.5.
@@ -25,8 +29,8 @@ SAME_MODEL = 0.99
 class Hit:
     """A passage that was found.
 
-    row: in the index. score: 0 to 1, the cosine; or the share of the question's words, where the
-    index has no embedding model.
+    row: in the index. score: 0 to 1, of the cosine and the share of the question's words; of the
+    latter alone, where the index has no embedding model.
     """
 
     row: int
@@ -59,6 +63,7 @@ class Search:
     """An index with what is needed to search it.
 
     embedder: None if the index has no vectors. candidates: passages that the reranker gets.
+    word_weight: of the share of words in a score, 0 to 1; the rest is the cosine's.
 
     Raises:
         ConfigError: the model at hand is not the one that the index was made with. RetrievalFailed:
@@ -70,6 +75,7 @@ class Search:
     embedder: Embedder | None = None
     reranker: Reranker | None = None
     candidates: int = LEAST_CANDIDATES
+    word_weight: float = 0.2
     _is_checked: bool = field(default=False, init=False)
 
     def find(
@@ -105,16 +111,14 @@ class Search:
             # A store may be another program: what it says is checked again.
             near = self.store.nearest(vector, most, visible)
             lists.append([row for row in near if visible[self.index.groups[row]]])
-        rows = _fused(lists)[:most]
-        if vector is None or self.index.vectors is None:
-            scores = self.index.bm25.coverage(question, rows)
-        else:
-            scores = [float(value) for value in self.index.vectors[rows] @ vector]
-        found = [
-            Hit(row, self.index.chunk(row), min(1.0, max(0.0, score)))
-            for row, score in zip(rows, scores, strict=True)
-            if score >= min_score
-        ]
+        rows = list(dict.fromkeys(row for found in lists for row in found))
+        scores = np.array(self.index.bm25.coverage(question, rows))
+        if vector is not None and self.index.vectors is not None:
+            cosines = self.index.vectors[rows] @ vector
+            scores = self.word_weight * scores + (1 - self.word_weight) * cosines
+        scores = scores.clip(0, 1)
+        kept = [place for place in top(scores, most) if scores[place] >= min_score]
+        found = [Hit(rows[i], self.index.chunk(rows[i]), float(scores[i])) for i in kept]
         timing.search = time.perf_counter() - begin
         if self.reranker and len(found) > 1:
             begin = time.perf_counter()
@@ -165,12 +169,3 @@ class Search:
         if self.reranker:
             self.reranker.close()
         self.index.close()
-
-
-def _fused(lists: Sequence[Sequence[int]]) -> list[int]:
-    """Rows of several lists in one order: reciprocal rank fusion."""
-    scores: dict[int, float] = {}
-    for rows in lists:
-        for rank, row in enumerate(rows):
-            scores[row] = scores.get(row, 0.0) + 1 / (FUSION + rank + 1)
-    return sorted(scores, key=lambda row: -scores[row])

@@ -249,7 +249,8 @@ class _Run:
         return self._values["user_message"], None
 
     async def _check_passages(self, found: Retrieved) -> None:
-        """Leave out the passages that a rail blocks: one bad document must not silence the rest."""
+        """Leave out the passages that a rail blocks or empties: one bad document must not silence
+        the rest."""
         kept = []
         for passage in found.passages:
             given = {"relevant_chunks": passage.text}
@@ -257,8 +258,9 @@ class _Run:
                 self._selected, "retrieval", self._values | given
             )
             self._report.add(checked.outcomes)
-            if not checked.stop:
-                kept.append(replace(passage, text=checked.values["relevant_chunks"]))
+            text = checked.values["relevant_chunks"]
+            if not checked.stop and text.strip():
+                kept.append(replace(passage, text=text))
         found.passages = kept
         own = [self._values["relevant_chunks"]] if "relevant_chunks" in self._values else []
         if texts := [*own, *(passage.text for passage in kept)]:

@@ -53,6 +53,7 @@ class Collections:
                 *(index, open_store(index), embedders.get(model)),
                 open_reranker(settings.reranker),
                 settings.reranker.candidates,
+                settings.word_weight,
             )
             if index.facts.embedding.path is not None:  # an endpoint may start later than we do
                 search.check_model()

@@ -50,6 +50,22 @@ def test_a_labelled_document_is_found_only_with_one_of_its_labels(tmp_path, labe
     assert "wires.md" in names(found)
 
 
+def test_a_code_that_the_model_does_not_understand_is_found_by_its_word(tmp_path):
+    documents = {f"{n}.md": f"# Form {n}\n\nUse form K-{n} for it.\n" for n in range(100, 160)}
+    index = make_index(
+        tmp_path / "out", index_config(write_documents(tmp_path / "d", documents)), Vague()
+    )
+    found = Search(index, open_store(index), Vague()).find("What is form K-123 for?", 1)
+    assert names(found) == ["123.md"]
+
+
+class Vague(WordEmbedder):
+    """Sees no difference between texts."""
+
+    def _vector(self, text):
+        return super()._vector("form")
+
+
 def test_passages_below_the_least_score_are_not_found(index):
     assert not search(index).find("zebra", 3, min_score=0.5)
     assert not search(index).find("  ", 3)
