@@ -26,6 +26,7 @@ from pipeline.config.prepare import PrepareConfig
 from pipeline.config.quantize import QuantizeConfig
 from pipeline.config.register import PullConfig, RegisterConfig, registrable
 from pipeline.config.retrain import RetrainConfig
+from pipeline.config.retrieval import IndexConfig
 from pipeline.config.section import Place, Section, explain
 from pipeline.config.serve import ServeConfig
 from pipeline.config.tracking import TrackingConfig
@@ -52,6 +53,7 @@ class Config(Section):
     evaluate: EvaluateConfig
     export: ExportConfig
     engine: EngineConfig
+    index: IndexConfig
     serve: ServeConfig
     benchmark: BenchmarkConfig
     register_: RegisterConfig = Field(alias="register")

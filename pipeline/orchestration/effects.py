@@ -18,7 +18,7 @@ from pipeline.orchestration.environment import EXPERIMENT, TRACKING_URI, given_i
 # Stages of the graph, in its order.
 GRAPH = (
     "prepare", "import", "finetune", "merge", "quantize", "evaluate", "export", "build",
-    "benchmark", "register",
+    "benchmark", "register", "index",
 )  # fmt: skip
 # Stages that run the graph, or show what it would do: they read what any of its stages reads.
 WHOLE = ("all", "retrain", "plan")
@@ -64,6 +64,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "export": ("export",),
     "export.tensor_parallel": ("export", "profiles"),
     "engine": ("build", "profiles"),
+    "index": ("index",),
     "benchmark": ("benchmark",),
     "register": ("register",),
     "register.name": ("register", "serve", *REGISTRY),
