@@ -1,6 +1,6 @@
 # make demo          set up, run the whole chain on the bundled data and model, show what came out
-# make demo-real     the same with a real model: SmolLM2-135M-Instruct (95 MB, of a package), in some
-#                    twenty minutes on two cores; the report says what it learned and what it forgot
+# make demo-real     the same with a real model: SmolLM2-135M-Instruct (95 MB, of a package); the
+#                    report says what it learned and what it forgot
 # make test          set up, run every test that needs neither a GPU nor a browser; JOBS=2 at once, in
 #                    processes of up to 4 GiB each
 # make test-gpu      the tests that need GPUs: one for most, two and four for the layouts
