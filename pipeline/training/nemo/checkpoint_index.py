@@ -29,6 +29,7 @@ INDEX = ".metadata"
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _INDEX_CLASS = f"{_METADATA}.Metadata"
+_MEGATRONS_CLASS = "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata"
 _STORED = "torch.distributed.checkpoint.filesystem._StorageInfo"
 _LAYOUT = "torch.serialization._get_layout"
 _OBJECT = f"{_METADATA}.BytesStorageMetadata"
@@ -292,7 +293,8 @@ def _index_of(plain: Any, *, others: bool = False) -> Metadata:
     from torch.distributed.checkpoint.filesystem import _StorageInfo
     from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 
-    fields = _fields(plain, _INDEX_CLASS)
+    megatrons = others and type(plain) is Described and plain.name == _MEGATRONS_CLASS
+    fields = _fields(plain, _MEGATRONS_CLASS if megatrons else _INDEX_CLASS)
     entries = list(_dict(fields, "state_dict_metadata"))
     objects = {
         name for name, entry in entries

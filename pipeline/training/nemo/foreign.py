@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import torch
 
 MODEL_FILE = "model.yaml"
-EMBEDDING = "embedding.word_embeddings.weight"
+PREFIX = "module."  # of the names of a model's tensors
+EMBEDDING = f"{PREFIX}embedding.word_embeddings.weight"
 _LARGEST = 2**20  # bytes of a description
 _TARGET = "_target_"
 _SAVE = "save its tokenizer as a folder, and give it with --tokenizer FOLDER"
@@ -369,8 +370,8 @@ def _reader(checkpoint: Path, shape: Shape) -> Callable[[str], torch.Tensor]:
     # Megatron-Core keeps a tensor of all layers in one, layer by layer, where the layers are alike.
     places: dict[str, tuple[str, int | None]] = {}
     for rule in weight_map.rules(shape):
-        name, layer = rule.megatron, None
-        if found := re.match(r"(decoder\.layers\.)(\d+)\.(.*)", name):
+        name, layer = PREFIX + rule.megatron, None
+        if found := re.match(r"(module\.decoder\.layers\.)(\d+)\.(.*)", name):
             whole = found[1] + found[3]
             name, layer = (whole, int(found[2])) if whole in stored else (name, None)
         if name not in stored:
