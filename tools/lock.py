@@ -93,8 +93,20 @@ def lock_extra(name: str) -> int:
 
 
 def compile_for(version: str, arguments: list[str]) -> list[str]:
-    """The entries, with hashes, for one version of Python on Linux x86-64."""
-    command = ["uv", "pip", "compile", "-q", "--generate-hashes", "--no-header", "--no-annotate"]
+    """The entries, with hashes, for one version of Python on Linux x86-64.
+
+    Without pyproject.toml's [tool.uv]: what the core leaves out (Ray) may be what an extra brings.
+    """
+    command = [
+        "uv",
+        "pip",
+        "compile",
+        "-q",
+        "--no-config",
+        "--generate-hashes",
+        "--no-header",
+        "--no-annotate",
+    ]
     command += ["--python-version", version, "--python-platform", "x86_64-manylinux_2_35"]
     done = subprocess.run(
         [*command, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True

@@ -1,8 +1,10 @@
 """Settings of stage=prepare: how rows become a dataset."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
-from pipeline.config.section import Section, Share
+from pipeline.config.section import Form, Section, Share
 
 
 class PrepareConfig(Section):
@@ -26,3 +28,10 @@ class PrepareConfig(Section):
     )
     max_reject_share: Share = Field(description="Share of refused rows above which the stage fails")
     samples: int = Field(ge=0, le=1_000, description="Rendered conversations to print")
+    engine: Literal["local", "ray"] = Field(
+        description="Where rows are read and rendered: in this process, or by tasks on Ray; the "
+        "rows and bytes are the same"
+    )
+    ray_address: Annotated[str, Form(r"auto|[\w.:/\[\]-]{1,255}", "auto, or HOST:PORT")] | None = (
+        Field(description="Ray cluster, as HOST:PORT or auto; null starts Ray on this machine")
+    )

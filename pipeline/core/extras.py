@@ -86,6 +86,7 @@ EXTRAS = _table(
             ("lm-eval", "tenacity"),
             86,
         ),
+        Extra("ray", "rows read and rendered on a Ray cluster (prepare.engine=ray)", ("ray",), 240),
         Extra(
             "milvus",
             "indexes in Milvus, and Milvus Lite (index.store.kind=milvus)",

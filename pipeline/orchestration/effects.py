@@ -178,6 +178,11 @@ def _metric_reads(setting: str, metrics: tuple[str, ...]) -> Condition:
 
 
 CONDITIONS = (
+    Condition(
+        "prepare.ray_address", lambda config: config.prepare.engine == "ray",
+        lambda config: f"prepare.engine={config.prepare.engine} uses no cluster: set "
+        "prepare.engine=ray",
+    ),
     *map(_objective_reads, PreferenceConfig.model_fields),
     Condition(
         "finetune.adapter", _is_adapter,

@@ -57,10 +57,12 @@ def _head(found: Mapping[str, Any], title: str) -> str:
 
 def _files(found: Mapping[str, Any]) -> str:
     rows = [
-        [escape(name), *(f"{counts[key]:,}" for key in ("read", "kept", "rejected", "tokens"))]
+        [escape(name), escape(", ".join(found["formats"].get(name, ()))),
+         *(f"{counts[key]:,}" for key in ("read", "kept", "rejected", "tokens"))]
         for name, counts in found["files"].items()
-    ]
-    return table(["file", "rows", "kept", "rejected", "tokens"], rows) if rows else ""
+    ]  # fmt: skip
+    head = ["file", "read as", "rows", "kept", "rejected", "tokens"]
+    return table(head, rows, left=2) if rows else ""
 
 
 def _splits(found: Mapping[str, Any]) -> str:

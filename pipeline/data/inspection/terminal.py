@@ -33,8 +33,9 @@ def _parts(
     from rich.text import Text
 
     yield from samples.panels(chat, shown)
-    yield _table("Files", ["file", "rows", "kept", "rejected", "tokens"], (
-        [name, *(f"{counts[key]:,}" for key in ("read", "kept", "rejected", "tokens"))]
+    yield _table("Files", ["file", "read as", "rows", "kept", "rejected", "tokens"], (
+        [name, ", ".join(found["formats"].get(name, ())),
+         *(f"{counts[key]:,}" for key in ("read", "kept", "rejected", "tokens"))]
         for name, counts in found["files"].items()
     ))  # fmt: skip
     lengths = ("length_p50", "length_p95", "length_p99", "length_max")

@@ -1,6 +1,6 @@
 """All rows of the data files: each is kept in a split, or rejected with a reason."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,10 @@ from pipeline.config.schema import Config
 from pipeline.core.console import progress
 from pipeline.data.finding import find_files, size_of
 from pipeline.data.mixture import Mixture
+from pipeline.data.preparation.sources import Source
 from pipeline.data.preparation.test_share import TestShare
 from pipeline.data.reading import Options, read_file
 from pipeline.data.row_filter import Kept, RowFilter
-from pipeline.data.rows import Conversation, Rejected
 from pipeline.models.chat.renderer import Chat
 
 
@@ -51,19 +51,15 @@ def decide(config: Config, chat: Chat, serves_tools: Callable[[], bool]) -> Deci
     names = {file: name_of(file) for file in training}
     mixture = Mixture(config.data.mixture, config.data.folder, names)
     kind = OBJECTIVES[config.finetune.objective].rows
-    options = options_of(config.data, kind)
-    split = split_of(config, serves_tools)
-    recorded = config.data.folder / config.data.recorded
-    for row, file in _read(tests, training, options):
-        is_test = file in tests
-        if split and isinstance(row, Conversation) and file.parent != recorded:
-            question = split.question(row)
-            row, is_test = question or row, question is not None
-        rows.add(row, is_test=is_test)
+    sources = _sources(config, tests, training, kind, serves_tools)
+    if config.prepare.engine == "ray":
+        _add_from_ray(config, sources, rows, takes_tools=serves_tools())
+    else:
+        _add_all(sources, rows)
     with progress() as bar:
         task = bar.add_task("comparing rows", total=len(rows))
         rows.finish(lambda compared: bar.advance(task, compared))
-    return Decided(rows, kind, [name_of(file) for file in tests + training], mixture)
+    return Decided(rows, kind, [source.name for source in sources], mixture)
 
 
 def _find(data: DataConfig) -> tuple[list[Path], list[Path]]:
@@ -95,20 +91,56 @@ def split_of(config: Config, serves_tools: Callable[[], bool]) -> TestShare | No
     return None if share is None else TestShare(share, config.seed, takes_tools=serves_tools())
 
 
-def _read(
-    tests: Sequence[Path], training: Sequence[Path], options: Options
-) -> Iterator[tuple[Conversation | Rejected, Path]]:
-    """Every row of every file, with its file; those of test files first."""
-    files = [*tests, *training]
-    size = sum(map(size_of, files))
+def _sources(
+    config: Config,
+    tests: Sequence[Path],
+    training: Sequence[Path],
+    kind: RowKind,
+    serves_tools: Callable[[], bool],
+) -> list[Source]:
+    """The files in the order in which they are read: those of test questions first."""
+    options = options_of(config.data, kind)
+    share = split_of(config, serves_tools)
+    recorded = config.data.folder / config.data.recorded
+    found = [Source(file, name_of(file), replace(options, is_test=True)) for file in tests]
+    return found + [
+        Source(file, name_of(file), options, None if file.parent == recorded else share)
+        for file in training
+    ]
+
+
+def _add_all(sources: Sequence[Source], rows: RowFilter) -> None:
+    """Read and render every row of every file."""
     with progress() as bar:
-        task = bar.add_task("reading KiB", total=size // 1024)
-        for file in files:
-            name = name_of(file)
-            settings = replace(options, is_test=file in tests)
+        task = bar.add_task("reading KiB", total=_kibibytes(sources))
+        for source in sources:
 
             def advance(read: int) -> None:
                 bar.advance(task, read / 1024)
 
-            for row in read_file(file, name, settings, advance):
-                yield row, file
+            for read in read_file(source.file, source.name, source.options, advance):
+                row, is_test = source.asked(read)
+                rows.add(row, is_test=is_test)
+
+
+def _add_from_ray(
+    config: Config, sources: Sequence[Source], rows: RowFilter, *, takes_tools: bool
+) -> None:
+    """The same, read and rendered on a Ray cluster."""
+    from pipeline.data.preparation import ray_cluster
+
+    # The working folder of a task is not this one.
+    sources = [replace(source, file=source.file.absolute()) for source in sources]
+    model, settings = config.model.path.absolute(), config.prepare
+    rendering = ray_cluster.Rendering(model, settings.max_length, takes_tools)
+    with progress() as bar:
+        task = bar.add_task("reading KiB", total=_kibibytes(sources))
+        for row, left_out, read in ray_cluster.rendered_rows(
+            sources, rendering, settings.ray_address
+        ):
+            rows.take(row, left_out)
+            bar.advance(task, read / 1024)
+
+
+def _kibibytes(sources: Sequence[Source]) -> int:
+    return sum(size_of(source.file) for source in sources) // 1024

@@ -80,6 +80,7 @@ CASES = [
             ("gamma", "dpo", "simpo"), ("odds_weight", "sft", "orpo"),
         )
     ),
+    ("prepare.ray_address", "prepare.ray_address", {}, {"prepare.engine": "ray"}),
     ("finetune.adapter", "finetune.adapter.rank", {"finetune": "sft"}, {"finetune": "dora"}),
     ("finetune.micro_batch_size", "finetune.micro_batch_size", {"finetune.pack_length": 512}, {}),
     ("finetune.warmup_share", "finetune.warmup_share", {}, {"finetune.warmup_steps": None}),

@@ -104,6 +104,7 @@ DECIDE_NOTHING = {
     "boto3",
     "botocore",
     "fsspec",
+    "ray",
 }
 DISTRIBUTIONS = {
     "markdown_it": "markdown-it-py", "markupsafe": "jinja2", "fiddle": "nemo_run",

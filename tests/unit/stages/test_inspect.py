@@ -95,6 +95,7 @@ def test_what_is_found(
     assert "prepare.leak_threshold" in found["examples"]["leaks a test question"]["advice"]
     assert found["rejected_fields"] == {"unused field": {"reward_model": 1}}
     assert found["conflicts"] == 1
+    assert list(found["formats"].values()) == [{"prompt": 1}, {"prompt": 8, "messages": 1}]
     assert found["turns"] == {"2": 6, "4": 1}
     assert found["shapes"]["one question and answer"] == 6
     assert found["shapes"]["with a system turn"] == 1
