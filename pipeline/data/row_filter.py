@@ -103,7 +103,8 @@ class RowFilter:
         verdicts on the same answers; both are kept.
     left_out: fields that have no effect on training, with the number of rows that have them.
     formats: by file, the fields that decided what its rows are, with the number of rows.
-    mapped: fields that were read from columns of another name.
+    mapped: fields that were read from columns of another name. masked: kinds of personal data, with
+        the number of times that one was found.
 
     Args:
         serves_tools: whether a server of this model takes tools, as test questions with tools need.
@@ -121,11 +122,12 @@ class RowFilter:
         self.conflicts: list[Conflict] = []
         self.left_out: Counter[str] = Counter()
         self.mapped: set[str] = set()
+        self.masked: Counter[str] = Counter()
         self.formats: dict[str, Counter[str]] = defaultdict(Counter)
         self._settings = settings
         self._seed = seed
         self._chat = chat
-        self._renderer = Renderer(chat, settings.max_length, serves_tools)
+        self._renderer = Renderer.of(settings, chat, serves_tools)
         self._rows: list[_Waiting | Rejected] = []
         self._passages = Passages()
 
@@ -145,6 +147,7 @@ class RowFilter:
         if isinstance(row, Rejected):
             self._rows.append(row)
             return
+        self.masked.update(row.masked)
         self.mapped |= row.row.mapped
         self.formats[row.row.file][row.row.format] += 1
         for role, text in row.comparable.turns:
