@@ -21,7 +21,7 @@ from pipeline.data.deduplication import (
     Duplicates,
     Leaks,
 )
-from pipeline.data.packing import pack, unpack
+from pipeline.data.packing import pack, pack_ids, pack_mask, unpack, unpack_mask
 from pipeline.data.passages import Passages
 from pipeline.data.rendering import Rendered, Renderer
 from pipeline.data.rows import Conversation, Rejected
@@ -39,8 +39,8 @@ LEAK, EXACT, NEAR = "leaks a test question", "exact duplicate", "near duplicate"
 class Kept:
     """A row, stored compactly. point: a hash of its content in [0, 1), which decides its split.
 
-    packed: its messages and tools (packing.py), and those of the worse answer of a pair, whose ids
-        and mask are in `worse`.
+    packed, packed_mask: its messages and tools, and its loss mask (packing.py). Of a pair, packed
+        has the messages with the worse answer too, and `worse` their ids and packed mask.
     """
 
     split: str
@@ -49,11 +49,16 @@ class Kept:
     source: str
     packed: bytes
     ids: "array[int]"
-    mask: bytes
+    packed_mask: bytes
     prompt_ids: "array[int] | None" = None
     worse: "tuple[array[int], bytes] | None" = None
     label: bool | None = None
     tags: Tags = NONE  # of a test question
+
+    @property
+    def mask(self) -> bytes:
+        """1 for each token to train on; as long as ids."""
+        return unpack_mask(self.packed_mask)
 
     @property
     def messages(self) -> list[Message]:
@@ -66,7 +71,8 @@ class Kept:
     @property
     def sides(self) -> "list[tuple[array[int], bytes]]":
         """Token ids and loss mask of the conversation, and of the one with the worse answer."""
-        return [(self.ids, self.mask), *([self.worse] if self.worse else [])]
+        worse = [(self.worse[0], unpack_mask(self.worse[1]))] if self.worse else []
+        return [(self.ids, self.mask), *worse]
 
     def unpack(self) -> Row:
         messages, rejected, tools = unpack(self.packed)
@@ -80,7 +86,7 @@ class Kept:
             answer=None if self.prompt_ids is None else _expected(messages[-1]),
             rejected=rejected,
             rejected_ids=None if worse is None else worse[0].tolist(),
-            rejected_mask=None if worse is None else list(worse[1]),
+            rejected_mask=None if worse is None else list(unpack_mask(worse[1])),
             label=None if self.label is None else int(self.label),
             tools=tools,
             tags=list(self.tags.names),
@@ -193,8 +199,9 @@ class RowFilter:
         packed = pack(chosen.messages, worse.messages if worse else None, row.tools)
         kept = Kept(
             "test" if rendered.is_test else "validation" if is_validation else "train",
-            point, row.file, rendered.comparable.place, packed, chosen.ids, chosen.mask, None,
-            (worse.ids, worse.mask) if worse else None, row.label,
+            point, row.file, rendered.comparable.place, packed, pack_ids(chosen.ids),
+            pack_mask(chosen.mask), None,
+            (pack_ids(worse.ids), pack_mask(worse.mask)) if worse else None, row.label,
             row.tags if rendered.is_test else NONE,
         )  # fmt: skip
         if chosen.messages != row.messages or (worse and worse.messages != row.rejected):
