@@ -1,11 +1,14 @@
 """Rows as the model reads them, each for itself: what can be done in any order, on any machine."""
 
 from array import array
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.config.prepare import PrepareConfig
 from pipeline.data.deduplication import Comparable
+from pipeline.data.pii import Masker
 from pipeline.data.preference_rows import EQUAL
 from pipeline.data.rows import Conversation, Rejected
 from pipeline.models.chat.messages import PLAIN, Message, Unusable
@@ -32,6 +35,7 @@ class Rendered:
     is_test: bool
     chosen: Rendering
     rejected: Rendering | None
+    masked: Counter[str] = field(default_factory=Counter)  # personal data, by its kind
 
 
 class Renderer:
@@ -40,21 +44,42 @@ class Renderer:
     Args:
         max_length: most tokens of a conversation.
         serves_tools: whether a server of this model takes tools, as test questions with tools need.
+        masker: of personal data.
     """
 
     def __init__(
-        self, chat: Chat, max_length: int, serves_tools: Callable[[], bool] = lambda: True
+        self,
+        chat: Chat,
+        max_length: int,
+        serves_tools: Callable[[], bool] = lambda: True,
+        masker: Masker | None = None,
     ) -> None:
         self._chat = chat
+        self._masker = masker
         self._max_length = max_length
         self._serves_tools = serves_tools
 
+    @classmethod
+    def of(
+        cls, settings: PrepareConfig, chat: Chat, serves_tools: Callable[[], bool]
+    ) -> "Renderer":
+        """As the settings say.
+
+        Raises:
+            MissingRuntime: personal data is to be masked, and the extra `pii` is not installed.
+        """
+        masker = Masker(settings.mask_pii) if settings.mask_pii else None
+        return cls(chat, settings.max_length, serves_tools, masker)
+
     def render(self, row: Conversation | Rejected, *, is_test: bool) -> Rendered | Rejected:
         """The row with its tokens, or rejected with a reason."""
+        masked = Counter[str]()
+        if self._masker:
+            row = self._masker.row(row, masked)
         if isinstance(row, Rejected):
             return row
         try:
-            return self._render(row, is_test)
+            return replace(self._render(row, is_test), masked=masked)
         except Unusable as error:
             return row.reject(error)
 

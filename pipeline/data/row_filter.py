@@ -21,7 +21,7 @@ from pipeline.data.deduplication import (
     Duplicates,
     Leaks,
 )
-from pipeline.data.packing import pack, unpack
+from pipeline.data.packing import pack, pack_ids, pack_mask, unpack, unpack_mask
 from pipeline.data.passages import Passages
 from pipeline.data.rendering import Rendered, Renderer
 from pipeline.data.rows import Conversation, Rejected
@@ -39,8 +39,8 @@ LEAK, EXACT, NEAR = "leaks a test question", "exact duplicate", "near duplicate"
 class Kept:
     """A row, stored compactly. point: a hash of its content in [0, 1), which decides its split.
 
-    packed: its messages and tools (packing.py), and those of the worse answer of a pair, whose ids
-        and mask are in `worse`.
+    packed, packed_mask: its messages and tools, and its loss mask (packing.py). Of a pair, packed
+        has the messages with the worse answer too, and `worse` their ids and packed mask.
     """
 
     split: str
@@ -49,11 +49,16 @@ class Kept:
     source: str
     packed: bytes
     ids: "array[int]"
-    mask: bytes
+    packed_mask: bytes
     prompt_ids: "array[int] | None" = None
     worse: "tuple[array[int], bytes] | None" = None
     label: bool | None = None
     tags: Tags = NONE
+
+    @property
+    def mask(self) -> bytes:
+        """1 for each token to train on; as long as ids."""
+        return unpack_mask(self.packed_mask)
 
     @property
     def messages(self) -> list[Message]:
@@ -66,7 +71,8 @@ class Kept:
     @property
     def sides(self) -> "list[tuple[array[int], bytes]]":
         """Token ids and loss mask of the conversation, and of the one with the worse answer."""
-        return [(self.ids, self.mask), *([self.worse] if self.worse else [])]
+        worse = [(self.worse[0], unpack_mask(self.worse[1]))] if self.worse else []
+        return [(self.ids, self.mask), *worse]
 
     def unpack(self) -> Row:
         """The row as the dataset has it, where only test questions have tags."""
@@ -82,7 +88,7 @@ class Kept:
             answer=None if self.prompt_ids is None else _expected(messages[-1]),
             rejected=rejected,
             rejected_ids=None if worse is None else worse[0].tolist(),
-            rejected_mask=None if worse is None else list(worse[1]),
+            rejected_mask=None if worse is None else list(unpack_mask(worse[1])),
             label=None if self.label is None else int(self.label),
             tools=tools,
             tags=list(tags.names),
@@ -105,7 +111,8 @@ class RowFilter:
         verdicts on the same answers; both are kept.
     left_out: fields that have no effect on training, with the number of rows that have them.
     formats: by file, the fields that decided what its rows are, with the number of rows.
-    mapped: fields that were read from columns of another name.
+    mapped: fields that were read from columns of another name. masked: kinds of personal data, with
+        the number of times that one was found.
 
     Args:
         serves_tools: whether a server of this model takes tools, as test questions with tools need.
@@ -123,11 +130,12 @@ class RowFilter:
         self.conflicts: list[Conflict] = []
         self.left_out: Counter[str] = Counter()
         self.mapped: set[str] = set()
+        self.masked: Counter[str] = Counter()
         self.formats: dict[str, Counter[str]] = defaultdict(Counter)
         self._settings = settings
         self._seed = seed
         self._chat = chat
-        self._renderer = Renderer(chat, settings.max_length, serves_tools)
+        self._renderer = Renderer.of(settings, chat, serves_tools)
         self._rows: list[_Waiting | Rejected] = []
         self._passages = Passages()
 
@@ -147,6 +155,7 @@ class RowFilter:
         if isinstance(row, Rejected):
             self._rows.append(row)
             return
+        self.masked.update(row.masked)
         self.mapped |= row.row.mapped
         self.formats[row.row.file][row.row.format] += 1
         for role, text in row.comparable.turns:
@@ -192,8 +201,10 @@ class RowFilter:
         packed = pack(chosen.messages, worse.messages if worse else None, row.tools)
         kept = Kept(
             "test" if rendered.is_test else "validation" if is_validation else "train",
-            point, row.file, rendered.comparable.place, packed, chosen.ids, chosen.mask, None,
-            (worse.ids, worse.mask) if worse else None, row.label, row.tags,
+            point, row.file, rendered.comparable.place, packed, pack_ids(chosen.ids),
+            pack_mask(chosen.mask), None,
+            (pack_ids(worse.ids), pack_mask(worse.mask)) if worse else None, row.label,
+            row.tags,
         )  # fmt: skip
         if chosen.messages != row.messages or (worse and worse.messages != row.rejected):
             packed = pack(row.messages, row.rejected, row.tools)

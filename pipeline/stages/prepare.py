@@ -37,7 +37,7 @@ from pipeline.serving.parsers.detection import serves_tools
 STAGE = Stage(
     version=6,
     libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py", "lxml"),
-    optional_libraries=("pypdf", "python-docx"),
+    optional_libraries=("pypdf", "python-docx", "presidio-analyzer"),
 )
 
 
@@ -103,6 +103,9 @@ def _show_unused(statistics: Mapping[str, Any], ignored: Sequence[str]) -> None:
             f"[yellow]{rows['rejected']} of {rows['read']} rows are not used[/]: "
             + escape(f"{reasons} (see rejected.jsonl)")
         )
+    if statistics["masked"]:
+        console = get_console()
+        console.print(f"Personal data that is masked: {fields_in_words(statistics['masked'])}")
     if unknown := [name for name in ignored if name not in statistics["left_out_fields"]]:
         named = escape(", ".join(unknown))
         get_console().print(f"[yellow]data.ignore_fields: in no row[/]: {named}")

@@ -1,5 +1,6 @@
-"""A platform engineer's afternoon: a Parquet folder in ShareGPT form, documents beside it, a judge
-on a local endpoint, and a gate on two metrics and a slice, by the commands that users type.
+"""A platform engineer's afternoon: a Parquet folder in ShareGPT form, no test file, documents
+beside it, a judge on a local endpoint, and a gate on two metrics and a slice, by the commands that
+users type.
 
 The model is tiny, and is served by the PyTorch engine.
 """
@@ -28,6 +29,12 @@ The branch opens at nine.
 
 A wire costs five dollars.
 """
+LETTERED = """Help
+
+Q: Who signs the form?
+A: The owner of the account signs it.
+"""
+HTML = "<h1>Help</h1><h2>Where is the safe?</h2><p>The safe is <b>below</b>.</p><nav>Home</nav>"
 OWN = '''
 def says_of(answer):
     """share of the answers that say of"""
@@ -62,10 +69,11 @@ def test_a_strangers_data_is_measured_and_gated(
     model = MODELS["llama"](tmp_path / "model")
     project.init(tmp_path / "shop")
     monkeypatch.chdir(tmp_path / "shop")
-    Path("rows/test").mkdir(parents=True)
-    parquet(Path("rows/part-0.parquet"), WORDS[:6])
-    parquet(Path("rows/test/part-0.parquet"), WORDS[6:])
-    Path("rows/faq.md").write_text(FAQ)
+    Path("rows").mkdir()
+    parquet(Path("rows/part-0.parquet"), WORDS[:4])
+    parquet(Path("rows/part-1.parquet"), WORDS[4:])
+    for name, text in (("faq.md", FAQ), ("help.txt", LETTERED), ("help.html", HTML)):
+        (Path("rows") / name).write_text(text)
     Path("measures.py").write_text(OWN)
     given = ["model=local", "model.name=tiny", f"model.path={model}", "tracking.enabled=false"]
 
@@ -77,9 +85,16 @@ def test_a_strangers_data_is_measured_and_gated(
         return said
 
     data = ["data=files", "data.folder=rows", "data.train=[*.parquet]",
-            "data.test=[test/*.parquet]", "data.sources=[faq.md]",
-            "prepare.max_length=128"]  # fmt: skip
-    run("prepare", *data)
+            "data.sources=[faq.md,help.*]", "prepare.max_length=128"]  # fmt: skip
+    refused = run("prepare", *data, code=2)
+    assert "data.test=[]: name the files with test questions, or set data.test_share" in refused
+    run("prepare", *data, "data.test_share=0.2")
+    made = json.loads(Path("artifacts/prepare/statistics.json").read_text())
+    assert {Path(name).name: found for name, found in made["formats"].items()} == {
+        "part-0.parquet": {"conversations": 32}, "part-1.parquet": {"conversations": 32},
+        "faq.md": {"section": 2}, "help.txt": {"section": 1}, "help.html": {"section": 1},
+    }  # fmt: skip
+    assert made["splits"]["test"]["rows"] >= 6
     run("import")
     run("finetune", "finetune.max_steps=2", "finetune.global_batch_size=8")
     run("merge")

@@ -46,6 +46,7 @@ def statistics_of(decided: Decided, chat: Chat) -> dict[str, Any]:
         "rejected": dict(Counter(row.reason for row in rows.rejected).most_common()),
         "rejected_fields": _fields(rows.rejected),
         "formats": {name: dict(found.most_common()) for name, found in rows.formats.items()},
+        "masked": dict(sorted(rows.masked.items())),
         "left_out_fields": dict(rows.left_out.most_common()),
         "files": {
             name: {"read": read[name], "kept": kept[name], "rejected": rejected[name]}
