@@ -157,9 +157,9 @@ def read_counts(text: str) -> Counter[Key]:
         for sample in family.samples:
             if sample.name in wanted:
                 le = sample.labels.get("le", "")
-                found[sample.name, str(float(le)) if le else ""] += sample.value
+                found[sample.name, str(float(le)) if le else ""] += int(sample.value)
             elif sample.name == FAILURES:
                 status = sample.labels["status"]
                 if status >= "500" or status in BUSY:
-                    found[_FAILED, ""] += sample.value
+                    found[_FAILED, ""] += int(sample.value)
     return found

@@ -44,12 +44,12 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """As in "failed requests: 12.0% beside 1.0%, a difference of 7.1% to 16.0%; at most 1.0% is
-        allowed"."""
+        """As in "failed requests: 12.0% beside 1.0%, worse by 7.1% to 16.0% after 210; at most 1.0%
+        is allowed"."""
         return (
-            f"{self.title}: {self.candidate:.1%} beside {self.stable:.1%}, a difference of "
-            f"{self.low:+.1%} to {self.high:+.1%} after {self.count:,}; at most {self.margin:+.1%} "
-            "is allowed"
+            f"{self.title}: {self.candidate:.1%} beside {self.stable:.1%}, worse by "
+            f"{self.low:.1%} to {self.high:.1%} after {self.count:,}; at most {self.margin:.1%} is "
+            "allowed"
         )
 
     def as_json(self) -> dict[str, Any]:

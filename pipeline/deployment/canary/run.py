@@ -261,6 +261,10 @@ class _Canary:
         settings, record = self._settings, self._record
         record.needed = max(criterion.needed for criterion in criteria)
         lines = []
+        if not self._pool:
+            lines.append(
+                "no labelled questions, so the gate's metrics are not compared (canary.questions)"
+            )
         for metric in metrics:
             lines.append(
                 f"{metric.title}: at most {metric.margin:.1%} worse; at most "
@@ -309,6 +313,7 @@ class _Canary:
             self._roll_back_if_worse(self._record.metrics)
             if all_fine(self._record.metrics):
                 return
+            self._candidate.look()
             self._require_up()
             self._require_time()
         if open_ones := undecided(self._record.metrics):
@@ -379,7 +384,6 @@ class _Canary:
 
     def _require_up(self) -> None:
         """A server that is down gets no traffic, so no statistics would ever tell."""
-        self._candidate.look()
         if self._candidate.restarts:
             raise _Ended("the candidate's server crashed: it began to count from zero")
         if self._candidate.ready:
