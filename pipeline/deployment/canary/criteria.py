@@ -5,7 +5,7 @@ margin that it may have. Its interval holds at every look (sequential.py), so th
 decides whose interval is on one side of the margin.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -117,7 +117,3 @@ def all_fine(findings: Sequence[Finding]) -> bool:
 
 def undecided(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.state == "open"]
-
-
-def by_name(findings: Sequence[Finding]) -> Mapping[str, Finding]:
-    return {finding.name: finding for finding in findings}
