@@ -9,6 +9,7 @@ server of moto runs in a process of its own, in Python.
 """
 
 import argparse
+import http.client
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,34 @@ def transfers(
     }
 
 
+def alone(address: str, file: Path, mib: int) -> dict[str, Case]:
+    """The server with a client that does nothing but send and receive: what it can do at most."""
+    content = file.read_bytes()
+    rounds = mib * MIB // len(content)
+    client, host = boto3.client("s3"), address.split("//")[1]
+
+    def ask(method: str, number: int) -> None:
+        url = client.generate_presigned_url(
+            f"{method.lower()}_object", {"Bucket": "bench", "Key": f"alone/{number}"}
+        )
+        link = http.client.HTTPConnection(host)
+        link.request(method, url.partition(host)[2], content if method == "PUT" else None)
+        answer = link.getresponse()
+        assert answer.status == 200, answer.read()
+        while answer.read(MIB):
+            pass
+        link.close()
+
+    def all_of(method: str) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda number: ask(method, number), range(rounds)))
+
+    return {
+        "s3_put_alone": Case(lambda: all_of("PUT"), lambda: None),
+        "s3_get_alone": Case(lambda: all_of("GET"), lambda: None),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
@@ -144,6 +174,7 @@ def main() -> None:
                 "s3", made, lambda: S3("bench/bank"), lambda: bucket.objects.all().delete(), None,
                 folder / "pulled",
             ),
+            **alone(given.s3, made.path / "model-1.safetensors", given.mib),
         }  # fmt: skip
         found = measure(cases, given.mib)
     if server:

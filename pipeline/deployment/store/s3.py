@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 
 from pipeline.deployment.store.blobs import (
     AGAIN,
-    PART,
     Altered,
     Blob,
     Missing,
@@ -27,6 +26,7 @@ from pipeline.deployment.store.blobs import (
 UPLOAD_PART = 32 * 2**20  # S3 allows 10,000 parts of at least 5 MiB
 MOST_PARTS = 10_000
 AT_ONCE = 4  # parts of one blob
+READ = 2**20  # bytes at once: they stay in the cache until they are hashed and written
 
 
 class S3(Store):
@@ -162,7 +162,7 @@ class S3(Store):
             if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
                 raise Missing(digest[:12]) from error
             raise
-        yield from answer["Body"].iter_chunks(PART)
+        yield from answer["Body"].iter_chunks(READ)
 
     def close(self) -> None:
         self._client.close()
