@@ -310,7 +310,7 @@ def test_a_canary_starts_a_version_promotes_it_and_the_server_follows(
     given = {
         "register__version": "candidate", "canary__stable": url, "canary__share": 0.5,
         "canary__error_margin": 0.3, "canary__slow_margin": 0.6, "canary__baseline": 20,
-        "canary__every": 0.3, "canary__seconds": 200,
+        "canary__every": 0.3, "canary__seconds": 500,
     }  # fmt: skip
     with (
         running(words, served, f"{url}/v1/health/ready"),
