@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ def _program(name: str) -> str | None:
 def _missing() -> str:
     if not (_program("initdb") and _program("pg_ctl")):
         return "PostgreSQL is not installed: apt-get install postgresql"
+    if not find_spec(DRIVER):
+        return f"{DRIVER} is not installed: make setup"
     try:
         pwd.getpwnam(USER)
     except KeyError:

@@ -99,8 +99,8 @@ class Setup:
             "artifacts": str(out), "canary.stable": self.stable,
             "canary.candidate": f"http://127.0.0.1:{self._candidate}",
             "canary.haproxy.socket": str(self.proxy.socket), "canary.share": 0.4,
-            "canary.error_margin": 0.15, "canary.slow_margin": 0.3, "canary.baseline": 30,
-            "canary.every": 0.2, "canary.down_seconds": 1, "canary.seconds": 60,
+            "canary.error_margin": 0.15, "canary.slow_margin": 0.4, "canary.baseline": 30,
+            "canary.every": 0.2, "canary.down_seconds": 1, "canary.seconds": 400,
             "canary.questions": str(self.questions), "evaluate.max_new_tokens": 8,
             **{f"canary.{name}": value for name, value in settings.items()},
         }  # fmt: skip

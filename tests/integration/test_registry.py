@@ -298,6 +298,7 @@ def test_a_canary_starts_a_version_promotes_it_and_the_server_follows(
     trained, served = tmp_path / "trained", tmp_path / "served"
     served.mkdir()
     (served / "artifacts").mkdir()
+    register_version(trained, built, 100)
     register_version(trained, built, 98)  # no better than the champion: only a candidate
     client = MlflowClient()
     number = int(client.get_model_version_by_alias("bank", "candidate").version)
@@ -309,7 +310,7 @@ def test_a_canary_starts_a_version_promotes_it_and_the_server_follows(
     given = {
         "register__version": "candidate", "canary__stable": url, "canary__share": 0.5,
         "canary__error_margin": 0.3, "canary__slow_margin": 0.6, "canary__baseline": 20,
-        "canary__every": 0.3, "canary__seconds": 200,
+        "canary__every": 0.3, "canary__seconds": 500,
     }  # fmt: skip
     with (
         running(words, served, f"{url}/v1/health/ready"),

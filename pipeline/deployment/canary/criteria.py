@@ -5,7 +5,7 @@ margin that it may have. Its interval holds at every look (sequential.py), so th
 decides whose interval is on one side of the margin.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -44,12 +44,12 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """As in "failed requests: 12.0% beside 1.0%, a difference of 7.1% to 16.0%; at most 1.0% is
-        allowed"."""
+        """As in "failed requests: 12.0% beside 1.0%, worse by 7.1% to 16.0% after 210; at most 1.0%
+        is allowed"."""
         return (
-            f"{self.title}: {self.candidate:.1%} beside {self.stable:.1%}, a difference of "
-            f"{self.low:+.1%} to {self.high:+.1%} after {self.count:,}; at most {self.margin:+.1%} "
-            "is allowed"
+            f"{self.title}: {self.candidate:.1%} beside {self.stable:.1%}, worse by "
+            f"{self.low:.1%} to {self.high:.1%} after {self.count:,}; at most {self.margin:.1%} is "
+            "allowed"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -117,7 +117,3 @@ def all_fine(findings: Sequence[Finding]) -> bool:
 
 def undecided(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.state == "open"]
-
-
-def by_name(findings: Sequence[Finding]) -> Mapping[str, Finding]:
-    return {finding.name: finding for finding in findings}

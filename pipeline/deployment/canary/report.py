@@ -119,7 +119,7 @@ def draw(record: Record, file: Path) -> None:
             margin = 100 * course[-1].margin
             axes.axhline(margin, color="#c62828", linestyle="--", linewidth=1)
             axes.axhline(0, color="#9aa0a6", linewidth=0.8)
-            axes.set_title(short(course[-1].title, 44), fontsize=9)
+            axes.set_title(short(course[-1].title, 60), fontsize=7.5)
         axes.set_xlabel(label, fontsize=8)
         axes.set_ylabel("difference, points", fontsize=8)
         axes.tick_params(labelsize=8)

@@ -9,6 +9,7 @@ all are within theirs, it is promoted. A candidate that is down is rolled back; 
 undecided when the budget is spent. Whatever happens, the traffic goes to the stable version again.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -106,12 +107,11 @@ def run_canary(config: Config) -> tuple[Record, Path]:
     began = datetime.now(UTC)
     named = f"version {version.number} of {version.name}" if version else config.canary.candidate
     record = Record(f"Canary: {named}", f"{began:%Y-%m-%d %H:%M} UTC", config.canary.share)
-    out = config.artifacts / FOLDER / f"{began:%Y%m%dT%H%M%SZ}"
-    out.mkdir(parents=True)
     with ExitStack() as stack:
         traffic.set_share(0.0)
         stable = Arm(config.canary.stable)
         _require_stable(stable, config)
+        out = _new_folder(config.artifacts / FOLDER, f"{began:%Y%m%dT%H%M%SZ}")
         url = config.canary.candidate
         if url is None:
             assert version is not None
@@ -133,6 +133,17 @@ def run_canary(config: Config) -> tuple[Record, Path]:
     if version:
         _note(config, version, record)
     return record, out
+
+
+def _new_folder(place: Path, name: str) -> Path:
+    """A folder for the report, which no other canary of the same second has."""
+    place.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = place / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("there is always another number")
 
 
 def _version(config: Config) -> Version | None:
@@ -261,6 +272,10 @@ class _Canary:
         settings, record = self._settings, self._record
         record.needed = max(criterion.needed for criterion in criteria)
         lines = []
+        if not self._pool:
+            lines.append(
+                "no labelled questions, so the gate's metrics are not compared (canary.questions)"
+            )
         for metric in metrics:
             lines.append(
                 f"{metric.title}: at most {metric.margin:.1%} worse; at most "
@@ -309,6 +324,7 @@ class _Canary:
             self._roll_back_if_worse(self._record.metrics)
             if all_fine(self._record.metrics):
                 return
+            self._candidate.look()
             self._require_up()
             self._require_time()
         if open_ones := undecided(self._record.metrics):
@@ -379,7 +395,6 @@ class _Canary:
 
     def _require_up(self) -> None:
         """A server that is down gets no traffic, so no statistics would ever tell."""
-        self._candidate.look()
         if self._candidate.restarts:
             raise _Ended("the candidate's server crashed: it began to count from zero")
         if self._candidate.ready:

@@ -87,7 +87,13 @@ class Haproxy:
 
     def set_share(self, share: float) -> None:
         here = self._statistics()
-        up = (row for n, row in here.items() if n != self._candidate and row["status"] != "DOWN")
+        stable = [row for name, row in here.items() if name != self._candidate]
+        up = [row for row in stable if row["status"].startswith(("UP", "no check"))]
+        if share and not up:
+            raise PipelineError(
+                f"HAProxy has no stable server that is up in the backend {self._backend}: see its "
+                "health checks (`show stat`)"
+            )
         others = sum(int(row["weight"] or 0) for row in up)
         weight = round(others * share / (1 - share))
         if share and not (1 <= weight <= MOST_WEIGHT):
@@ -252,7 +258,7 @@ def _message(text: str) -> str:
 
 def weights_patch(
     rules: list[dict[str, Any]], settings: HttpRouteConfig, candidate: int
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """The JSON patch that gives both services their weights, in percents, in every rule."""
     weights = {settings.stable: PERCENTS - candidate, settings.candidate: candidate}
     return [

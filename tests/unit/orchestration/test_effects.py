@@ -114,6 +114,10 @@ CASES = [
     ("engine.lora_rank", "engine.lora_rank", {"engine": "onnxruntime"}, {"engine": "hf"}),
     ("engine.arguments", "engine.arguments.x", {"engine": "hf"}, {"engine": "trtllm"}),
     ("serve.follow_seconds", "serve.follow_seconds", {}, {"serve.follow": "champion"}),
+    *((f"canary.haproxy.{name}", f"canary.haproxy.{name}", {}, {"canary.haproxy.socket": "/x"})
+      for name in ("backend", "candidate")),
+    *((f"canary.http_route.{name}", f"canary.http_route.{name}", {},
+       {"canary.http_route.name": "x"}) for name in ("namespace", "stable", "candidate")),
     ("plan.gpus_per_node", "plan.gpus_per_node", {}, {"plan.gpu": "h100"}),
     ("retrain.schedule", "retrain.schedule", {"retrain.schedule": "@daily"},
      {"launcher": "kubernetes", "launcher.container_image": "i", "launcher.claim": "c"}),
@@ -139,6 +143,15 @@ def test_a_setting_without_an_effect_is_refused(
         check_conditions(stage, default_config(idle), {key: f"{key}=x"})
     assert "\n" not in str(caught.value)
     check_conditions(stage, default_config(working), {key: f"{key}=x"})
+
+
+def test_a_candidate_that_runs_already_takes_no_settings_of_a_server() -> None:
+    given = {"serve.max_queue": "serve.max_queue=1"}
+    check_conditions("canary", default_config({}), given)
+    elsewhere = default_config({"canary.candidate": "http://127.0.0.1:8001"})
+    check_conditions("serve", elsewhere, given)
+    with pytest.raises(ConfigError, match="runs with settings of its own"):
+        check_conditions("canary", elsewhere, given)
 
 
 def test_an_environment_variable_that_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

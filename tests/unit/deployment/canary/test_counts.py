@@ -1,9 +1,6 @@
 """What servers have counted, as /metrics says it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
 
@@ -11,58 +8,9 @@ from pipeline.config.defaults import default_config
 from pipeline.deployment.canary.counts import Arm, read_counts
 from pipeline.deployment.canary.criteria import traffic_criteria
 from pipeline.deployment.canary.sequential import Counts
-from pipeline.engines.base import Load
-from pipeline.serving.metrics import Metrics
+from tests.unit.deployment.canary.servers import Server, running
 
 E2E = "e2e_request_latency_seconds"
-
-
-class Server:
-    """Answers as our server does, with real metrics. up: whether it answers; ready: its health."""
-
-    def __init__(self) -> None:
-        self.up = self.ready = True
-        self.version = "3"
-        self.restart()
-
-    def restart(self) -> None:
-        self.metrics = Metrics("bank", lambda: Load(0, 0), 1, version="3")
-
-    def answer(self, seconds: float, times: int = 1) -> None:
-        for _ in range(times):
-            self.metrics.first_token.observe(seconds / 2)
-            self.metrics.latency.observe(seconds)
-
-    def get(self, path: str) -> tuple[int, bytes]:
-        if not self.up:
-            return 502, b""
-        if path == "/metrics":
-            return 200, self.metrics.text()
-        if path == "/v1/version":
-            return 200, b'{"model_version": "%s"}' % self.version.encode()
-        return (200 if self.ready else 503), b"{}"
-
-
-@contextmanager
-def running(server: Server) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = server.get(self.path)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}"
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
 
 
 @pytest.fixture

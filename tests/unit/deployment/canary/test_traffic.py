@@ -23,7 +23,7 @@ class Proxy:
 
     def __init__(self, path: Path, stable: int = 100) -> None:
         self.told: list[str] = []
-        self.failed = 0
+        self.failed, self.status = 0, "UP"
         self.stable, self.answer, self.moved = stable, "\n", ""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
@@ -43,7 +43,7 @@ class Proxy:
     def _reply(self, command: str) -> str:
         if command == "show stat":
             return (
-                f"{HEAD}servers,a,UP,{self.stable},0,0,0\nservers,b,DOWN,{self.stable},0,0,0\n"
+                f"{HEAD}servers,a,{self.status},{self.stable},0,0,0\nservers,b,DOWN,{self.stable},0,0,0\n"
                 f"servers,canary,UP,0,1,{self.failed},0\nservers,BACKEND,UP,1,9,9,9\n"
                 "other,x,UP,1,0,0,0\n\n"
             )
@@ -83,6 +83,10 @@ def test_a_share_that_no_weight_gives_is_refused(proxy: Proxy, tmp_path: Path) -
     proxy.stable = 1
     with pytest.raises(ConfigError, match="give the others another weight"):
         proxied.set_share(0.1)
+    proxy.status = "DOWN 1/2"
+    with pytest.raises(PipelineError, match="no stable server that is up"):
+        proxied.set_share(0.1)
+    proxied.set_share(0.0)
 
 
 def test_a_proxy_that_refuses_or_is_not_there_is_named(proxy: Proxy, tmp_path: Path) -> None:
