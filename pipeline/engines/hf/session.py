@@ -46,11 +46,13 @@ class HfSession:
             self._model = _load(folder)
             self._flat = self._cache = None
             if flash.usable(self._model):
+                flash.fix_frequencies(self._model, max_seq_len)
                 self._flat = FlatModel(
                     self._model,
                     slots,
                     max_seq_len,
                     flash.attention,
+                    write=flash.write,
                     graphs=flash.launches_alike(self._model),
                 )
             else:
@@ -103,7 +105,7 @@ class HfSession:
         how = self._pass([row])
         return GpuLogits(self._flat.prefill(row, ids, start, every=False, how=how))
 
-    def advance(self, ids: Sequence[int], lengths: Sequence[int]) -> GpuLogits:
+    def advance(self, ids: "Sequence[int] | torch.Tensor", lengths: Sequence[int]) -> GpuLogits:
         """See GpuModelRunner.advance."""
         assert self._flat
         return GpuLogits(self._flat.decode(ids, lengths, how=self._pass(range(len(ids)))))
@@ -232,8 +234,10 @@ class _Masks:
         self._by_kind = kinds is not None and "sliding_attention" in kinds
         if kinds is not None and not self._by_kind:
             self._window = None
-        # This implementation adds the mask to the scores.
-        self._added = config._attn_implementation == "eager"
+        # "eager" adds the mask to the scores. Models that do not let others replace their attention
+        # expect such a mask on a GPU, whichever implementation they have.
+        replaceable = getattr(model, "_supports_attention_backend", False)
+        self._added = config._attn_implementation == "eager" or not replaceable
         chunk = getattr(config, "attention_chunk_size", None)
         if chunk is not None and chunk < max_seq_len and "chunked_attention" in (kinds or ()):
             raise DataError(
