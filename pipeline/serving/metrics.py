@@ -196,6 +196,23 @@ class Metrics:
             FIRST_TOKEN_SECONDS,
         )
 
+        self._votes = collectors.get(
+            Counter,
+            "feedback_votes",
+            "Votes between two models' answers, by outcome",
+            [*names, "model", "other", "outcome"],
+        )
+        self._ratings = collectors.get(
+            Counter, "feedback_ratings", "Ratings of answers", [*names, "model", "rating"]
+        )
+
+    def voted(self, model: str, other: str, outcome: str) -> None:
+        """Count a vote. outcome: of `model`: won or tie."""
+        self._votes.labels(*self._values, model, other, outcome).inc()
+
+    def rated(self, model: str, rating: str) -> None:
+        self._ratings.labels(*self._values, model, rating).inc()
+
     def guardrail(
         self, configuration: str, rail: str, kind: str, decision: str, seconds: float
     ) -> None:
