@@ -30,6 +30,8 @@ AS_IN_VLLM = {
     "num_requests_waiting": "num_requests_waiting",
     "gpu_cache_usage_perc": "kv_cache_usage_perc",
     "prompt_tokens": "prompt_tokens",
+    "prefix_cache_queries": "prefix_cache_queries",
+    "prefix_cache_hits": "prefix_cache_hits",
     "generation_tokens": "generation_tokens",
     "request_prompt_tokens": "request_prompt_tokens",
     "request_generation_tokens": "request_generation_tokens",
@@ -126,6 +128,12 @@ class Metrics:
             )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens processed")
         self.generation_tokens = counter("generation_tokens", "Tokens generated")
+        self.prefix_queries = counter(
+            "prefix_cache_queries", "Prompt tokens for which earlier ones were looked up"
+        )
+        self.prefix_hits = counter(
+            "prefix_cache_hits", "Prompt tokens that were not read again; by queries, the hit rate"
+        )
         self.request_prompt_tokens = histogram("request_prompt_tokens", "Tokens per prompt", TOKENS)
         self.request_generation_tokens = histogram(
             "request_generation_tokens", "Tokens generated per sequence", TOKENS
@@ -210,11 +218,28 @@ class Metrics:
             buckets=RAIL_SECONDS,
         )
 
+        self._votes = collectors.get(
+            Counter,
+            "feedback_votes",
+            "Votes between two models' answers, by outcome",
+            [*names, "model", "other", "outcome"],
+        )
+        self._ratings = collectors.get(
+            Counter, "feedback_ratings", "Ratings of answers", [*names, "model", "rating"]
+        )
+
     def retrieved(self, collection: str, outcome: str, parts: Mapping[str, float]) -> None:
         """Count a search. outcome: found, nothing or failed. parts: seconds."""
         self._retrievals.labels(*self._values, collection, outcome).inc()
         for part, seconds in parts.items():
             self._retrieval_seconds.labels(*self._values, collection, part).observe(seconds)
+
+    def voted(self, model: str, other: str, outcome: str) -> None:
+        """Count a vote. outcome: of `model`: won or tie."""
+        self._votes.labels(*self._values, model, other, outcome).inc()
+
+    def rated(self, model: str, rating: str) -> None:
+        self._ratings.labels(*self._values, model, rating).inc()
 
     def guardrail(
         self, configuration: str, rail: str, kind: str, decision: str, seconds: float
