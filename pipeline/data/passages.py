@@ -17,6 +17,7 @@ SAMPLE = np.uint64(4)  # one window in so many is counted
 # near duplicate of it may share one.
 SHARED = 4
 SLOTS = np.uint64(2**25)  # counters, of one byte each
+_REMEMBERED = 50_000  # texts whose letters were counted
 _RANDOM = random.Random(1)
 _OFFSETS = np.arange(0, WINDOW, SHINGLE)
 _WEIGHTS = np.array([_RANDOM.getrandbits(64) | 1 for _ in _OFFSETS], np.uint64)
@@ -68,6 +69,8 @@ class Passages:
             if len(text) >= WINDOW:
                 covered = self._covered(shingles(text), SHARED)
                 known = len(text) - int(np.count_nonzero(covered))
+            if len(self._unshared) >= _REMEMBERED:
+                self._unshared.clear()
             self._unshared[text] = known
         return known
 

@@ -18,10 +18,11 @@ Labels are in `label` or `kto_tag`, beside the fields of any row with one answer
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipeline.config.data import RowFormat
 from pipeline.config.finetune import LABEL_FIELDS, PAIR_FIELDS, RowKind, objectives_of
 from pipeline.data.row_formats import (
     SPEAKERS,
@@ -42,6 +43,7 @@ SIDES = (
     ("response_j", "response_k"),
 )
 NO_PAIR, EQUAL, PROMPTS = "no pair of answers", "equal answers", "sides differ in the prompt"
+_NONE: Mapping[str, str] = {}
 NO_LABEL, EMPTY_SIDE = "no label", "empty side"
 _QUESTIONS = (("instruction", "input", "context"), ("prompt",), ("input",), ("question",))
 # Anthropic's HH-RLHF: "\n\nHuman: …\n\nAssistant: …"
@@ -49,7 +51,13 @@ _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 def parse_example(
-    row: object, ignored: Collection[str] = (), kind: RowKind = "answers", *, is_test: bool = False
+    row: object,
+    ignored: Collection[str] = (),
+    kind: RowKind = "answers",
+    *,
+    is_test: bool = False,
+    columns: Mapping[str, str] = _NONE,
+    named: RowFormat | None = None,
 ) -> ParsedRow:
     """What one JSON object teaches.
 
@@ -59,6 +67,8 @@ def parse_example(
         kind: what the objective learns from.
         is_test: whether it is a question with its expected answer. The better answer of a pair is
             that, and rows with one good answer are allowed beside pairs and labels.
+        columns: by field, the column that is read in its place.
+        named: the field that decides the format of a row with one answer; None: its fields do.
 
     Raises:
         Unusable: why it is not of this kind; `field` is the field that has no effect, if that is
@@ -68,7 +78,8 @@ def parse_example(
         raise Unusable(
             "bad JSON", "each line must be one object (`jq -c '.[]'` turns an array into lines)"
         )
-    fields = Fields(row, ignored)
+    fields = Fields(row, ignored, columns=columns)
+    fields.named = named
     if kind == "answers":
         parsed = ParsedRow(parse_answers(fields), fields.left_out)
     elif kind == "labels" and not is_test:
@@ -85,8 +96,8 @@ def parse_example(
             f"{fields.names()}: set finetune.objective={objectives_of('answers')} to train on "
             "one answer a row",
         )
-    if tools := fields.tools():
-        parsed = replace(parsed, tools=tools)
+    parsed = replace(parsed, tools=fields.tools(), format=fields.format,
+                     mapped=frozenset(fields.mapped))  # fmt: skip
     fields.refuse_unused()
     if parsed.messages[0]["role"] == PLAIN and (is_test or kind != "answers"):
         raise Unusable(
@@ -132,6 +143,7 @@ def _sides(fields: Fields) -> tuple[str, str] | None:
 
 
 def _pair(fields: Fields, better: str, worse: str) -> ParsedRow:
+    fields.format = better
     fields.answer_marks()
     fields.check_marks()
     prompt: list[Any] | None

@@ -9,10 +9,11 @@ row, whatever its bytes, stops the reading. Knows no tokenizer, and no row but t
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.config.data import RowFormat
 from pipeline.config.finetune import RowKind
 from pipeline.core.errors import DataError
 from pipeline.data.preference_rows import NO_PAIR, parse_example
@@ -20,8 +21,10 @@ from pipeline.data.readers.opening import explain
 from pipeline.data.readers.record import PIECE_BYTES, WHOLE, Advance, Piece, Record, Section, ignore
 from pipeline.data.readers.table import reader_of
 from pipeline.data.rows import EXCERPT, Conversation, Rejected, excerpt
-from pipeline.data.tags import tags_of
+from pipeline.data.tags import tags_of, thread_of
 from pipeline.models.chat.messages import Unusable, parse_messages
+
+SECTION = "section"  # the format of a row of a text
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,15 @@ class Options:
     """What rows mean, beside what they say themselves.
 
     ignored: fields to leave out, beside metadata. kind: what the objective learns from. is_test:
-        whether these are questions with their expected answers.
+        whether these are questions with their expected answers. columns: by field, the column that
+        is read in its place. format: the field that decides what a row with one answer is.
     """
 
     ignored: frozenset[str] = frozenset()
     kind: RowKind = "answers"
     is_test: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    format: RowFormat | None = None
 
 
 def pieces(file: Path, size: int = PIECE_BYTES) -> Sequence[Piece]:
@@ -86,7 +92,10 @@ def _from_record(record: Record, name: str, options: Options) -> Conversation | 
     text = record.text if record.text is not None else _text_of(record.value)
     shown = excerpt(text)
     try:
-        row = parse_example(record.value, options.ignored, options.kind, is_test=options.is_test)
+        row = parse_example(
+            record.value, options.ignored, options.kind, is_test=options.is_test,
+            columns=options.columns, named=options.format,
+        )  # fmt: skip
     except Unusable as error:
         return Rejected(name, record.line, error.reason, error.detail, shown, error.field)
     return Conversation(
@@ -98,7 +107,10 @@ def _from_record(record: Record, name: str, options: Options) -> Conversation | 
         rejected=row.rejected,
         label=row.label,
         tools=row.tools,
-        tags=tags_of(record.value),
+        tags=tags_of(record.value, options.columns),
+        format=row.format,
+        thread=thread_of(record.value, options.columns),
+        mapped=row.mapped,
     )
 
 
@@ -127,6 +139,7 @@ def _from_section(section: Section, name: str, options: Options) -> Conversation
         {"role": "assistant", "content": section.answer},
     ]
     try:
-        return Conversation(name, section.line, parse_messages(turns, answered=True), shown)
+        return Conversation(name, section.line, parse_messages(turns, answered=True), shown,
+                            format=SECTION)  # fmt: skip
     except Unusable as error:
         return Rejected(name, section.line, error.reason, error.detail, shown, error.field)

@@ -8,6 +8,7 @@ Formats, by the fields that hold the question and the answer:
     instruction, input, output            Alpaca, LLaMA-Factory (with system and history)
     instruction, context, response        Dolly
     input, output                         NeMo
+    question, answer                      question answering
     text                                  plain text, to train on every token of it
 
 Tools, calls and results: tool_rows.py.
@@ -16,10 +17,13 @@ A field that a format does not know has no effect on training, so the row is ref
 name. The exceptions are METADATA, the fields that the user lists, and fields without a value.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from pipeline.config.data import TURN_FIELDS, RowFormat
 from pipeline.data.tool_rows import (
     CALLS,
     as_openai,
@@ -93,11 +97,15 @@ _PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("instruction", "input", "context"), ("output", "response")),
     (("prompt",), ("completion",)),
     (("input",), ("output",)),
+    (("question",), ("answer",)),
 )
 KNOWN = (
     "messages; conversations; prompt and completion; instruction, input and output; "
-    "instruction, context and response; input and output; text"
+    "instruction, context and response; input and output; question and answer; text"
 )
+_TURNS = ("messages", "conversations")
+_NONE: Mapping[str, str] = {}
+_COLUMNS = "columns of another name are given as data.columns.prompt=NAME"
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
 
 
@@ -107,7 +115,8 @@ class ParsedRow:
 
     rejected: of a pair, the same conversation with the worse answer. label: whether the answer is a
     good one, where the row says so and training learns from it. tools: those that may be called, in
-    OpenAI's form.
+    OpenAI's form. format: the field that decided what the row is. mapped: fields that were read
+    from columns of another name.
     """
 
     messages: list[Message]
@@ -115,6 +124,8 @@ class ParsedRow:
     rejected: list[Message] | None = None
     label: bool | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
+    format: str = ""
+    mapped: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for side in (self.messages, self.rejected or []):
@@ -133,7 +144,8 @@ def parse_answers(fields: "Fields", *, labelled: bool = False) -> list[Message]:
         fields.check_marks()
     else:
         fields.check_row()
-    return _format_of(fields)(fields)
+    fields.format, parse = _format_of(fields)
+    return parse(fields)
 
 
 class Fields:
@@ -141,6 +153,10 @@ class Fields:
 
     Args:
         place: of the turn, with a dot behind it; empty for a row.
+        columns: by field, the column that is read in its place.
+
+    Raises:
+        Unusable: a field has a value, and a column that is read in its place.
     """
 
     def __init__(
@@ -149,16 +165,51 @@ class Fields:
         ignored: Collection[str],
         place: str = "",
         left_out: set[str] | None = None,
+        columns: Mapping[str, str] = _NONE,
+        mapped: set[str] | None = None,
     ) -> None:
+        self.mapped: set[str] = set() if mapped is None else mapped
+        self.columns, self.format = columns, ""
+        self.named: RowFormat | None = None  # as data.format names it
+        self.left_out: set[str] = set() if left_out is None else left_out
+        if columns:
+            values = self._renamed(values, columns, ignored, place)
         self.values = {key: value for key, value in values.items() if not is_empty(value)}
         self.ignored, self.place = ignored, place
-        self.left_out: set[str] = set() if left_out is None else left_out
         self.inner_tools: list[dict[str, Any]] = []  # of an object inside, such as OpenAI's input
         self._given = values
         self._used: set[str] = set()
 
+    def _renamed(
+        self,
+        values: Mapping[str, Any],
+        columns: Mapping[str, str],
+        ignored: Collection[str],
+        place: str,
+    ) -> Mapping[str, Any]:
+        fields = {column: field for field, column in columns.items() if column in values}
+        for column, field_name in fields.items():
+            if field_name in fields or is_empty(values.get(field_name)):
+                continue  # it has another name itself, or no value
+            if field_name in ignored:
+                self.left_out.add(field_name)
+                continue
+            raise Unusable(
+                UNUSED,
+                f"{place}{field_name}: data.columns reads it from {shown(column)}; to leave this "
+                f"one out, set data.ignore_fields=[{field_name}]",
+                field=field_name,
+            )
+        self.mapped.update(fields.values())
+        gone = set(fields.values()) - set(fields)
+        return {fields.get(k, k): v for k, v in values.items() if k not in gone}
+
     def __contains__(self, key: str) -> bool:
         return key in self._given
+
+    def allows(self, name: str) -> bool:
+        """Whether data.format allows the format that this field decides."""
+        return self.named in (None, name)
 
     def take(self, key: str, default: Any = None) -> Any:
         """The field's value, even if it is empty; from here on it counts as used."""
@@ -248,20 +299,30 @@ def shown(name: str) -> str:
     return name if len(name) <= 40 else name[:39] + "…"
 
 
-def _format_of(fields: Fields) -> Callable[[Fields], list[Message]]:
-    if "messages" in fields:
-        return lambda row: conversation(row, row.take("messages"))
-    if "conversations" in fields:
-        return lambda row: conversation(row, row.take("conversations"))
+def _format_of(fields: Fields) -> tuple[str, Callable[[Fields], list[Message]]]:
+    """The field that decides the row's format, and how it is read."""
+    for name in _TURNS:
+        if name in fields and fields.allows(name):
+            return name, partial(_taken, name=name)
     for questions, answers in _PAIRS:
-        first = questions[0] in fields
+        name, first = questions[0], questions[0] in fields
+        if not fields.allows(name):
+            continue
         if first and (len(questions) > 1 or answers[0] in fields or len(fields.values) == 1):
-            return lambda row: _pair(row, questions, answers)
-        if not first and len(questions) == 1 and answers[0] in fields:
-            return lambda row: _pair(row, questions, answers)
-    if "text" in fields:
-        return _plain
-    raise Unusable("unknown format", f"fields {fields.names()}; known: {KNOWN}")
+            return name, partial(_pair, questions=questions, answers=answers)
+        if not first and name != "question" and len(questions) == 1 and answers[0] in fields:
+            return name, partial(_pair, questions=questions, answers=answers)
+    if "text" in fields and fields.allows("text"):
+        return "text", _plain
+    if fields.named:
+        raise Unusable(
+            "unknown format", f"data.format={fields.named}, and the row has {fields.names()}"
+        )
+    raise Unusable("unknown format", f"fields {fields.names()}; known: {KNOWN}; {_COLUMNS}")
+
+
+def _taken(row: Fields, name: str) -> list[Message]:
+    return conversation(row, row.take(name))
 
 
 def _plain(row: Fields) -> list[Message]:
@@ -274,6 +335,8 @@ def _plain(row: Fields) -> list[Message]:
 
 def conversation(row: Fields, turns: object) -> list[Message]:
     """Turns of OpenAI's form or ShareGPT's. A `system` beside them is the first turn."""
+    if isinstance(turns, str) and turns.lstrip().startswith("["):
+        turns = _decoded(turns)  # a cell of a table holds them as JSON
     if not isinstance(turns, list):
         return parse_messages(turns, answered=True)  # which refuses it
     parsed, extras = [], []
@@ -289,6 +352,13 @@ def conversation(row: Fields, turns: object) -> list[Message]:
     link(parsed)
     messages = parse_messages(parsed, answered=True)
     return [{**m, **e} if e else m for m, e in zip(messages, extras, strict=True)]
+
+
+def _decoded(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Unusable("bad JSON", f"the turns are a text that is no JSON ({error})") from error
 
 
 def _check_first(turns: list[Any], row: Fields) -> None:
@@ -307,7 +377,8 @@ def _turn(turn: object, place: str, row: Fields) -> tuple[Any, dict[str, Any]]:
     """A turn in OpenAI's form, and those of its fields that only a template can give an effect."""
     if not isinstance(turn, dict):
         return turn, {}
-    fields = Fields(turn, row.ignored, f"{place}.", row.left_out)
+    columns = {k: c for k, c in row.columns.items() if k in TURN_FIELDS}
+    fields = Fields(turn, row.ignored, f"{place}.", row.left_out, columns, row.mapped)
     if "from" in fields and "role" not in fields:
         role, content = fields.take("from"), fields.take("value")
         role = SPEAKERS.get(role.lower(), role.lower()) if isinstance(role, str) else role

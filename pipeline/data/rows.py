@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.core.console import printable
 from pipeline.data.tags import NONE, Tags
-from pipeline.models.chat.messages import Message
+from pipeline.models.chat.messages import Message, Unusable
 
 EXCERPT = 120  # characters
 
@@ -17,7 +17,9 @@ class Conversation:
     left_out: names of its fields that have no effect on training and are known to be harmless.
     rejected: of a pair, the same conversation with the worse answer. label: whether the answer is a
     good one, if training learns from that. tools: those that may be called, in OpenAI's form.
-    tags: what the row says of itself, for slices of the test questions.
+    tags: what the row says of itself, for slices of the test questions. format: the field that
+    decided what the row is. thread: the conversation that it is a part of, where it names one.
+    mapped: fields that were read from columns of another name (data.columns).
     """
 
     file: str
@@ -29,10 +31,17 @@ class Conversation:
     label: bool | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
     tags: Tags = NONE
+    format: str = ""
+    thread: str | None = None
+    mapped: frozenset[str] = frozenset()
 
     @property
     def place(self) -> str:
         return f"{self.file}:{self.line}"
+
+    def reject(self, error: Unusable) -> "Rejected":
+        """The row, not used, for this reason."""
+        return Rejected(self.file, self.line, error.reason, error.detail, self.excerpt, error.field)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def read_html(file: Path, raw: bytes) -> Document:
     )
     root = etree.fromstring(text.encode("utf-8", "replace"), parser)
     if any("excessive depth" in error.message.lower() for error in parser.error_log):
-        raise Unusable("its elements are nested more than 256 deep")
+        raise Unusable("its elements are nested more than 256 deep: save its text from a browser")
     if root is None:
         raise Unusable("it holds no element")
     page = _Page()

@@ -25,6 +25,7 @@ MAX_OPERATIONS = 20_000_000  # of all pages: drawing letters, lines and forms
 _LARGER = 1.12  # a heading's letters, compared with the text's
 _APART = 1.45  # the distance of two paragraphs, compared with that of two lines
 _HEADING_LETTERS = 150
+_ALL_BOLD = 0.9  # of the letters
 _MARGIN = 0.1  # of a page's height
 _MOST = 0.6  # of the pages
 # What pypdf raises, beside its own errors, where a file is not what it says.
@@ -254,11 +255,14 @@ def _levels(lines: Sequence[_Line], outline: dict[str, int]) -> list[int]:
 
 
 def _usual(lines: Sequence[_Line]) -> tuple[float, bool]:
-    """The size of most letters, and whether they are bold."""
-    letters = Counter[tuple[float, bool]]()
+    """The size of most letters, and whether about all of that size are bold."""
+    sizes, bold = Counter[float](), Counter[float]()
     for line in lines:
-        letters[line.size, line.bold] += len(line.text)
-    return letters.most_common(1)[0][0]
+        sizes[line.size] += len(line.text)
+        bold[line.size] += len(line.text) * line.bold
+    size = sizes.most_common(1)[0][0]
+    # Bold questions may have more letters than the answers to them.
+    return size, bold[size] > _ALL_BOLD * sizes[size]
 
 
 def _distance(lines: Sequence[_Line]) -> float:

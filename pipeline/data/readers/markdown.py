@@ -1,5 +1,8 @@
 """Reads questions and answers from Markdown and plain text: each `## heading` and what is below it.
 
+Where a text marks its questions in another way (questions.py), these are its questions, and any
+heading is a chapter's.
+
 markdown-it-py finds the blocks, so that a `##` in a code block or a list is no question. In an
 answer, the lines of a paragraph are joined; code, lists, tables and all else stay as they are.
 """
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.readers.lines import read_lines
+from pipeline.data.readers.questions import find_questions
 from pipeline.data.readers.record import Advance, Piece, Reader, Row, Section
 from pipeline.data.rows import Line, Rejected
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
+OUTSIDE = "text outside a section"
 _FRONT_MATTER = ("---", "...")
 _UNSPACED = re.compile(r" {0,3}#{2,6}[^#\s]")
 
@@ -37,10 +42,9 @@ def read_sections(
     """
     document = _Document(list(lines), is_markdown)
     starts = document.starts()
-    for start, end in pairwise(
-        [*starts, _Start(len(document.lines), len(document.lines), 0, None)]
-    ):
-        if row := document.row(file, start, end.line):
+    last = len(document.lines)
+    for start, end in pairwise([*starts, _Start(last, last, 0, None)]):
+        if row := document.row(file, start, end):
             yield row
 
 
@@ -62,8 +66,11 @@ class _Document:
         self.lines = lines
         # One line each for the parser too, which also ends lines at a lone carriage return.
         texts = [line.text.rstrip("\r\n").replace("\r", " ") for line in lines]
-        self._texts = texts
         self._begin = _front_matter(texts) if is_markdown else 0
+        self._faq = find_questions([*[""] * self._begin, *texts[self._begin :]])
+        if self._faq:
+            texts = [*texts[: self._begin], *self._faq.lines[self._begin :]]
+        self._texts = texts
         self._blocks = blocks(texts, is_markdown=is_markdown)
 
     def starts(self) -> list[_Start]:
@@ -71,11 +78,15 @@ class _Document:
         for token in self._blocks:
             if token.type == "heading_open":
                 first, end = token.map or [0, 0]
-                starts.append(_Start(first, end, int(token.tag[1]), heading(token, self._texts)))
-        return starts
+                level = 1 if self._faq else int(token.tag[1])
+                starts.append(_Start(first, end, level, heading(token, self._texts)))
+        for question in self._faq.questions if self._faq else ():
+            starts.append(_Start(question.line, question.body, 2, question.text))
+        return sorted(starts, key=lambda start: (start.line, start.level))
 
-    def row(self, file: str, start: _Start, end: int) -> Section | Rejected | None:
+    def row(self, file: str, start: _Start, following: _Start) -> Section | Rejected | None:
         """The row of a section; None if there is nothing in it but a title."""
+        end = following.line
         begin = start.line if start.level != 1 else start.body
         fault = next((line for line in self.lines[begin:end] if line.fault), None)
         if fault:
@@ -86,6 +97,9 @@ class _Document:
             )
         if start.level < 2:
             return self._outside(file, start, end)
+        is_empty = not any(text.strip() for text in self._texts[start.body : end])
+        if is_empty and following.level > start.level:
+            return None  # the heading of a chapter
         answer = self._text(start.body, end)
         return Section(self.lines[start.line].number, start.heading or "", answer)
 
@@ -98,7 +112,7 @@ class _Document:
         if found is None:
             return None
         return self.lines[found].rejected(
-            file, "text outside a section", "there is no `## question` above it"
+            file, OUTSIDE, "there is no question above it, as `## When do you open?` or `Q: …`"
         )
 
     def _unspaced(self, begin: int, end: int) -> Iterator[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.core.errors import DataError
 from pipeline.data.readers.arrow import ARROW, is_saved_dataset, splits_of
 from pipeline.data.readers.delimited import DELIMITED
+from pipeline.data.readers.document import DOCX, HTML, PDF
 from pipeline.data.readers.json_array import JSON_ARRAY
 from pipeline.data.readers.json_lines import JSON_LINES
 from pipeline.data.readers.markdown import MARKDOWN, TEXT
@@ -12,10 +13,9 @@ from pipeline.data.readers.opening import COMPRESSIONS
 from pipeline.data.readers.parquet import PARQUET
 from pipeline.data.readers.record import Reader
 
-READERS = {
-    reader.name: reader
-    for reader in (JSON_LINES, JSON_ARRAY, DELIMITED, PARQUET, ARROW, MARKDOWN, TEXT)
-}
+_ROWS = (JSON_LINES, JSON_ARRAY, DELIMITED, PARQUET, ARROW)
+_DOCUMENTS = (MARKDOWN, TEXT, HTML, PDF, DOCX)
+READERS = {reader.name: reader for reader in (*_ROWS, *_DOCUMENTS)}
 SUFFIXES = {suffix: reader for reader in READERS.values() for suffix in reader.suffixes}
 # What to do with files of well-known other kinds.
 _PICKLE = (
@@ -62,6 +62,7 @@ def reader_of(file: Path, setting: str) -> Reader:
         raise DataError(f"{file} ({setting}) is of an unknown kind: {instead}")
     if file.suffix.lower() in COMPRESSIONS and not reader.compressed:
         raise DataError(
-            f"{file} ({setting}): {reader.title} has compression of its own: decompress the file"
+            f"{file} ({setting}): {reader.title} is read from files that are not compressed as a "
+            "whole: decompress it"
         )
     return reader

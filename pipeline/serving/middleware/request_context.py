@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engines.base import NOBODY, Client
 
 if TYPE_CHECKING:
-    from pipeline.serving.keys import Key
+    from pipeline.serving.keyring import Key
     from pipeline.serving.middleware.rate_limits import Allowance
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; no client reads it
@@ -77,7 +77,8 @@ class RequestContext:
         if self.peer is None:
             return NOBODY
         host, port = self.peer
-        return Client(f"key {self.key.name}" if self.key else host, f"{host}:{port}")
+        connection = f"{host}:{port}"
+        return self.key.client(connection) if self.key else Client(host, connection)
 
     def may_use(self, model: str) -> bool:
         return self.key is None or self.key.allows(model)

@@ -102,6 +102,12 @@ def answer_format(
     )
 
 
+def serves_tools(chat: Chat) -> bool:
+    """Whether the server of this model takes tools and can parse calls of them."""
+    answers = answer_format(chat)
+    return answers.accepts_tools and answers.tools is not None
+
+
 def _named_tools(name: str) -> ToolFamily | None:
     if name == NONE:
         return None

@@ -26,6 +26,8 @@ def asked(group: str, option: str) -> dict[str, str | list[str]]:
     given: dict[str, str | list[str]] = {
         f"{group}.{name}": ["a"] if name in ("train", "test") else "x" for name in names
     }
+    if (group, option) == ("data", "files"):
+        given["data.test"] = ["a"]  # or data.test_share
     if group == "experiment":
         given["model.path"] = "/m"
     if option == "remote":

@@ -75,7 +75,7 @@ def test_turns_of_weight_0_are_marked(tmp_path: Path) -> None:
         (b'{"prompt": "a"}', "empty assistant turn"),
         (b'{"prompt": "", "completion": "b"}', "empty user turn"),
         (b'{"prompt": 3, "completion": "b"}', "not text"),
-        (b'{"question": "a", "answer": "b"}', "unknown format"),
+        (b'{"query": "a", "reply": "b"}', "unknown format"),
         (b'{"messages": [{"role": "user", "content": "a", "weight": 2}]}', "unused field"),
         (
             b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": '

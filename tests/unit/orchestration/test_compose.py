@@ -36,6 +36,7 @@ def test_every_option_of_every_group_is_valid():
             asked = re.findall(r"^(\w+): \?\?\?", option.read_text(), re.MULTILINE)
             lists = ("train", "test")
             given = [f"{group.name}.{key}={'[a]' if key in lists else 'x'}" for key in asked]
+            given += ["data.test=[a]"] * (option.stem == "files")  # or data.test_share
             given += ["model.path=/m"] * (group.name == "experiment")
             given += ["engine.arguments.base_url=http://h/v1"] * (option.stem == "remote")
             load(compose.compose([f"{group.name}={option.stem}", *given]))

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.serving.keys import Keyring
+from pipeline.serving.keyring import Keyring
 from pipeline.serving.middleware.auth import AuthMiddleware
 from pipeline.serving.page import page
 from tests.unit.serving.asgi import ask

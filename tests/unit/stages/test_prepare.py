@@ -1,6 +1,7 @@
 """prepare: every row is accounted for, and what comes out can be trained on and evaluated."""
 
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ def write(file: Path, *rows: Mapping[str, Any] | str) -> None:
 
 
 def configure(tree: dict[str, Any], model: Path, data: Path, **settings: Any) -> Config:
-    files = {"folder": data, "train": ["train*"], "test": ["test.jsonl"], "sources": []}
-    files |= {"recorded": "recorded", "ignore_fields": [], "mixture": settings.pop("mixture", [])}
+    files = {**tree["data"], "folder": data, "train": ["train*"], "test": ["test.jsonl"]}
+    files |= {"sources": [], "mixture": settings.pop("mixture", [])}
+    files |= settings.pop("data_settings", {})
     training = {**tree["finetune"], "objective": settings.pop("objective", "sft")}
     prepare_settings = {**tree["prepare"], "max_length": 64, "max_reject_share": 1.0, **settings}
     own_model = {**tree["model"], "path": model}
@@ -615,3 +617,111 @@ def test_rows_with_tools_are_trained_on_and_asked_about(
           {"messages": test, "tools": tools})  # fmt: skip
     prepare.run(config, {}, tmp_path)
     assert ("test.jsonl", 2, "tools of a test question") in rejects(tmp_path)
+
+
+def test_columns_of_another_name(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = [{"frage": f"What of the {w}?", "antwort": f"The {w} is fine."} for w in WORDS]
+    write(data / "train.jsonl", *rows)
+    columns = {"prompt": "frage", "completion": "antwort"}
+    given: dict[str, Any] = {"data_settings": {"columns": columns}}
+    prepare.run(configure(tree, model, data, validation_share=0.3, **given), {}, tmp_path)
+    assert rejects(tmp_path) == []
+    statistics = json.loads((tmp_path / "statistics.json").read_text())
+    assert list(statistics["formats"].values()) == [{"prompt": 1}, {"prompt": len(WORDS)}]
+    columns["system"] = "rolle"
+    with pytest.raises(DataError, match=r"^data.columns.system=rolle has no effect: no row"):
+        prepare.run(configure(tree, model, data, **given), {}, tmp_path)
+    columns["sytem"] = columns.pop("system")
+    with pytest.raises(ConfigError, match=r"'sytem' is no field of a row: choose from messages"):
+        configure(tree, model, data, **given)
+
+
+def test_test_questions_from_training_rows(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    turns = [
+        {"role": "user", "content": "Hello, I need some help with my new account, please."},
+        {"role": "assistant", "content": "Of course."},
+    ]
+    rows: list[dict[str, Any]] = []
+    for word in WORDS:
+        rows.append(pair(f"What of the {word} that I asked for last week, and of yours?", "Fine."))
+    for number in range(12):
+        talk = [
+            {**turn, "content": turn["content"].replace("new", f"{number}th")} for turn in turns
+        ]
+        more = [{"role": "user", "content": f"Is {number} free?"}, {**turns[1], "content": "Yes."}]
+        rows += [{"messages": talk}, {"messages": talk + more}]
+        rows.append({**pair(f"Where is number {number}?", "Here."), "conversation_id": number})
+        rows.append({**pair(f"When is number {number}?", "Now."), "conversation_id": number})
+    write(data / "train.jsonl", *rows)
+    given: dict[str, Any] = {
+        "data_settings": {"test": [], "test_share": 0.4},
+        "validation_share": 0.1,
+    }
+    given["max_length"] = 128
+    sides = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        prepare.run(configure(tree, model, data, **given), {}, folder)
+        assert rejects(folder) == []
+        tests = {int(r.source.rpartition(":")[2]) - 1 for r in read_split(folder, "test")}
+        sides.append(tests)
+        write(data / "train.jsonl", *rows, pair("One more?", "No."))  # moves no other row
+    tests = sides[0]
+    assert sides[1] - {len(rows)} == tests
+    assert 0.2 * len(rows) < len(tests) < 0.6 * len(rows)
+    for begin in range(len(WORDS), len(rows), 2):  # both rows of a conversation
+        assert (begin in tests) == (begin + 1 in tests)
+    with pytest.raises(ConfigError, match=r"data.test_share=0.4 has no effect beside test files"):
+        configure(tree, model, data, data_settings={"test_share": 0.4})
+    with pytest.raises(
+        ConfigError, match=r"^data.test=\[\]: name the files .* data.test_share=0.1"
+    ):
+        configure(tree, model, data, data_settings={"test": []})
+
+
+def test_test_questions_from_training_rows_are_not_leaked(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(0)
+    asked = [" ".join(chance.sample(WORDS, len(WORDS))) for _ in WORDS]
+    rows = [pair(text, "Fine.") for text in asked] + [pair(text[1:], "Fine.") for text in asked]
+    write(data / "train.jsonl", *rows)
+    settings = {"test": [], "test_share": 0.4}
+    config = configure(tree, model, data, data_settings=settings, max_length=128)
+    prepare.run(config, {}, tmp_path)
+    found = {int(r.source.rpartition(":")[2]) - 1 for r in read_split(tmp_path, "test")}
+    assert found
+    reasons = {line - 1: reason for _, line, reason in rejects(tmp_path)}
+    for number in found:
+        other = (number + len(WORDS)) % len(rows)
+        assert reasons[other] in ("leaks a test question", "near duplicate")
+
+
+def test_the_format_may_be_named(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    both = [{**pair(f"Of {w}?", "Fine."), "text": f"All about {w}."} for w in WORDS]
+    write(data / "train.jsonl", *both)
+    given: dict[str, Any] = {"format": "text", "ignore_fields": ["prompt", "completion"]}
+    with pytest.raises(DataError, match=r"no row is left for the test split"):
+        prepare.run(configure(tree, model, data, data_settings=given), {}, tmp_path)
+    detail = json.loads((tmp_path / "rejected.jsonl").read_text().splitlines()[0])["detail"]
+    assert detail == "data.format=text, and the row has prompt, completion"
+    statistics = prepare_statistics(tree, model, data, tmp_path / "b", data_settings=given)
+    assert list(statistics["formats"].values()) == [{"text": len(WORDS)}]
+
+
+def prepare_statistics(
+    tree: dict[str, Any], model: Path, data: Path, out: Path, **settings: Any
+) -> dict[str, Any]:
+    """The figures of rows, also where they make no dataset."""
+    from pipeline.data.preparation.decisions import decide
+    from pipeline.data.preparation.statistics import statistics_of
+
+    chat = Chat.load(model)
+    decided = decide(configure(tree, model, data, **settings), chat, lambda: True)
+    return statistics_of(decided, chat)

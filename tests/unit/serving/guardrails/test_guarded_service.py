@@ -28,7 +28,7 @@ from pipeline.serving.app import create_app
 from pipeline.serving.guardrails.configuration import find, open_configuration
 from pipeline.serving.guardrails.guard import Guardrails
 from pipeline.serving.guardrails.model import EngineModel
-from pipeline.serving.keys import Keyring, digest
+from pipeline.serving.keyring import Keyring, digest
 from pipeline.serving.middleware.recording import Recorder
 from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.rag.collections import Collections

@@ -1,0 +1,1 @@
+"""What stage=prepare writes and stage=inspect shows: rows that are decided, and their figures."""
