@@ -195,9 +195,7 @@ def _application(
     for name, given in (("guardrails", guardrails), ("rag.indexes", collections)):
         if given and not isinstance(served.chat, Chat):
             served.engine.close()
-            raise ConfigError(
-                f"serve.{name} is set, and this model generates no text: leave it out"
-            )
+            raise ConfigError(f"serve.{name} is set, and this model generates no text")
     return create_app(
         served.engine,
         served.chat,
