@@ -98,7 +98,7 @@ class IndexConfig(Section):
         min_length=1, description="Documents, as globs below the folder"
     )
     labels: dict[str, tuple[Label, ...]] = Field(
-        description="Who may see which documents, as \"{'staff/*': [staff]}\": only keys with one "
+        description="Who may see which documents, as {staff/*: [staff]}: only keys with one "
         "of its labels find a labelled document; the others are for everybody"
     )
     chunk_size: Annotated[int, Field(ge=50, le=20_000)] = Field(

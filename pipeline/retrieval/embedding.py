@@ -133,7 +133,8 @@ class LocalEmbedder:
     """
 
     def __init__(self, folder: Path, config: EmbeddingConfig) -> None:
-        from pipeline.engines.hf.embedder import HfEmbedder, embeds, read_tokenizer
+        from pipeline.engines.hf.embedder import HfEmbedder, embeds
+        from pipeline.engines.hf.encoder import read_tokenizer
 
         if not embeds(folder):
             raise DataError(

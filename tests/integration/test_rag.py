@@ -52,7 +52,7 @@ def make(folder: Path, *more: str) -> Any:
         [
             f"index.folder={folder}",
             "index.name=bank",
-            "index.labels={'staff/*': [staff]}",
+            "index.labels={staff/*: [staff]}",
             f"artifacts={folder.parent / 'artifacts'}",
             "tracking.enabled=false",
             *(more or (f"index.embedding.path={MODEL}",)),
@@ -107,7 +107,8 @@ def test_a_pdf_has_pages_and_what_cannot_be_read_is_left_out_and_named(folder: P
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The URL of our own server of the embedding model."""
-    from pipeline.engines.hf.embedder import HfEmbedder, read_tokenizer
+    from pipeline.engines.hf.embedder import HfEmbedder
+    from pipeline.engines.hf.encoder import read_tokenizer
 
     folder = model_folder(Path(MODEL))
     engine = HfEmbedder(folder, max_queue=8)
