@@ -70,17 +70,14 @@ class EmbeddingConfig(Section):
 class StoreConfig(Section):
     """Where vectors and words are searched."""
 
-    kind: Literal["local", "milvus", "pgvector"] = Field(
-        description="local: in the index itself, searched in the server's memory; milvus, "
-        "pgvector: a database"
+    kind: Literal["local", "milvus"] = Field(
+        description="local: in the index itself, searched in the server's memory; milvus: a server"
     )
     uri: Annotated[str, Form(r"\S{1,1000}", "an address without spaces")] | None = Field(
-        description="Address of the database: http://HOST:19530 or a file NAME.db (Milvus Lite) "
-        "for milvus, postgresql://HOST/NAME for pgvector"
+        description="Address of Milvus: http://HOST:19530, or a file NAME.db (Milvus Lite)"
     )
     key_variable: Variable | None = Field(
-        description="Environment variable with Milvus's token or PostgreSQL's password; null "
-        "sends none"
+        description="Environment variable with Milvus's token; null sends none"
     )
 
     @model_validator(mode="after")
@@ -89,10 +86,6 @@ class StoreConfig(Section):
             raise ValueError("kind=local has no address: leave uri and key_variable out")
         if self.kind != "local" and self.uri is None:
             raise ValueError(f"kind={self.kind} needs an address: set store.uri")
-        if self.kind == "pgvector" and not str(self.uri).startswith(
-            ("postgresql://", "postgres://")
-        ):
-            raise ValueError("kind=pgvector needs store.uri=postgresql://HOST/NAME")
         return self
 
 
@@ -105,7 +98,7 @@ class IndexConfig(Section):
         min_length=1, description="Documents, as globs below the folder"
     )
     labels: dict[str, tuple[Label, ...]] = Field(
-        description="Who may see which documents, as \"{'staff/*': [staff]}\": only keys with one "
+        description="Who may see which documents, as {staff/*: [staff]}: only keys with one "
         "of its labels find a labelled document; the others are for everybody"
     )
     chunk_size: Annotated[int, Field(ge=50, le=20_000)] = Field(

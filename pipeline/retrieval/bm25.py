@@ -131,13 +131,19 @@ class Bm25:
             whole += weight
             if place is not None:
                 part = slice(self._starts[place], self._starts[place + 1])
-                held += weight * np.isin(wanted, self._rows[part])
+                held += weight * _are_in(wanted, self._rows[part])
         return [float(value / whole) for value in held] if math.isfinite(whole) else []
 
     def _known(self, question: str) -> list[int]:
         """Places of the question's words, each once."""
         asked = dict.fromkeys(words(question)[:MOST_WORDS])
         return [self._places[word] for word in asked if word in self._places]
+
+
+def _are_in(wanted: npt.NDArray[np.int32], rows: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Which of the rows are among a word's, which are in order."""
+    places = np.searchsorted(rows, wanted).clip(max=len(rows) - 1)
+    return np.asarray(rows[places] == wanted)
 
 
 def _idf(frequency: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:

@@ -98,6 +98,9 @@ def _passages(section: Section, size: int, overlap: int) -> Iterator[tuple[str, 
     """Passages of a section, each with the paragraph that it begins in."""
     text, start = "", None
     for paragraph in section.paragraphs:
+        if start is not None and paragraph.page != start.page:  # a passage is on one page
+            yield text, start
+            text, start = "", None
         for i, piece in enumerate(_pieces(paragraph.text.strip(), size - overlap)):
             between = ("\n\n" if i == 0 else " ") if text else ""
             if start is not None and len(text) + len(between) + len(piece) > size:

@@ -75,8 +75,8 @@ def create_app(
     in_flight: InFlight | None = None,
     collectors: Collectors | None = None,
     guardrails: Guardrails | None = None,
-    activation: str = "Sigmoid",
     collections: Collections | None = None,
+    activation: str = "Sigmoid",
 ) -> FastAPI:
     """The server's application.
 

@@ -195,9 +195,7 @@ def _application(
     for name, given in (("guardrails", guardrails), ("rag.indexes", collections)):
         if given and not isinstance(served.chat, Chat):
             served.engine.close()
-            raise ConfigError(
-                f"serve.{name} is set, and this model generates no text: leave it out"
-            )
+            raise ConfigError(f"serve.{name} is set, and this model generates no text")
     return create_app(
         served.engine,
         served.chat,
@@ -216,8 +214,8 @@ def _application(
         in_flight=in_flight,
         collectors=collectors,
         guardrails=guardrails,
-        activation=activation_of(folder) if "scores" in served.engine.features else "Sigmoid",
         collections=collections,
+        activation=activation_of(folder) if "scores" in served.engine.features else "Sigmoid",
     )
 
 

@@ -1,1 +1,1 @@
-"""Where an index is searched: in memory, in Milvus, in PostgreSQL."""
+"""Where an index is searched: in memory, or in Milvus."""

@@ -15,12 +15,7 @@ def open_store(index: Index) -> Store:
     settings = index.facts.store
     if settings.kind == "local":
         return LocalStore(index)
-    if settings.kind == "milvus":
-        require("milvus", "index.store.kind=milvus", "index.store.kind=local")
-        from pipeline.retrieval.stores.milvus import MilvusStore
+    require("milvus", "index.store.kind=milvus", "index.store.kind=local")
+    from pipeline.retrieval.stores.milvus import MilvusStore
 
-        return MilvusStore(index)
-    require("pgvector", "index.store.kind=pgvector", "index.store.kind=local")
-    from pipeline.retrieval.stores.pgvector import PgvectorStore
-
-    return PgvectorStore(index)
+    return MilvusStore(index)

@@ -36,6 +36,13 @@ def test_short_paragraphs_share_a_passage_and_long_ones_are_cut_at_sentences():
     assert all(part.endswith(".") and part.startswith("First") for part in parts)
 
 
+def test_a_passage_is_on_one_page():
+    parts = (Paragraph("One.", 1, 1), Paragraph("Two.", 9, 1), Paragraph("Three.", 1, 2))
+    pages = Document("Fees", "pdf", (Section((), 0, parts, 1, 1),))
+    found = list(split(pages, "a.pdf", (), size=500, overlap=20))
+    assert [(c.text, c.page) for c in found] == [("One.\n\nTwo.", 1), ("Three.", 2)]
+
+
 def test_the_overlap_repeats_whole_sentences_of_the_passage_before():
     first, second = texts(document("A b c d e f. G h i j k l.", "M n o p q r."), 38, 18)[:2]
     assert first == "A b c d e f. G h i j k l."

@@ -19,7 +19,7 @@ from pipeline.retrieval.index import Index
 from pipeline.retrieval.search import Search
 from pipeline.retrieval.stores.opening import open_store
 from pipeline.serving.app import create_app
-from pipeline.serving.keys import Keyring, digest
+from pipeline.serving.keyring import Keyring, digest
 from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.rag.collections import Collections
 from tests.unit.model_folders import make_model_folder
