@@ -1,12 +1,15 @@
-"""How fast a model arrives from a hub, beside a plain copy of its file.
+"""How fast a model arrives from a hub, beside a plain copy and a plain download of its file.
 
-    python -m bench.fetch_speed [MIB]
+    python -m bench.fetch_speed [--mib 512] [--output bench/results/fetch_speed.json]
 
-A local server speaks the hub's protocol, in a process of its own. The copy is of a file that the
-memory holds already, and so the fastest that there can be; a digest alone and a plain download by
-requests show where the time goes. Use an idle machine: server and client share its cores.
+A local server speaks the hub's protocol, in a process of its own, and sends files by the kernel
+alone. The copy is of a file that the memory holds already, and so the fastest that there can be;
+the digest alone and a plain download by requests are the two parts of a fetch. Each has its wall
+time and the CPU time of this process, which other programs on the machine disturb less. Use an
+idle machine: server and client share its cores.
 """
 
+import argparse
 import hashlib
 import json
 import multiprocessing
@@ -20,17 +23,24 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-REPEATS = 3
+from bench.origin import ROOT, origin
+
+REPEATS = 5
 
 
-def main(mib: int) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/fetch_speed.json")
+    given = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         source = root / "source"
         source.mkdir()
         (source / "config.json").write_text("{}")
         weights = source / "model.safetensors"
-        weights.write_bytes(os.urandom(mib * 2**20))
+        weights.write_bytes(os.urandom(given.mib * 2**20))
         here, there = multiprocessing.Pipe()
         server = multiprocessing.Process(target=_serve, args=(source, there))
         server.start()
@@ -38,18 +48,29 @@ def main(mib: int) -> int:
             url = here.recv()
             os.environ |= {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
             found = {
-                "MiB": mib,
-                "copy_seconds": _best(lambda: shutil.copyfile(weights, root / "copy")),
-                "digest_seconds": _best(lambda: _digest(weights)),
-                "download_seconds": _best(lambda: _download(url, root / "download")),
-                "fetch_seconds": _best(lambda: _fetch(root)),
+                "copy": _best(lambda: shutil.copyfile(weights, root / "copy")),
+                "digest": _best(lambda: _digest(weights)),
+                "download": _best(lambda: _download(url, root / "download")),
+                "fetch": _best(lambda: _fetch(root)),
             }
         finally:
             here.send(None)
             server.join()
-    for name in ("copy", "download"):
-        found[f"share_of_{name}"] = found[f"{name}_seconds"] / found["fetch_seconds"]
-    print(json.dumps({name: round(value, 3) for name, value in found.items()}, indent=1))
+    shares = {
+        f"of_{name}": {kind: round(found[name][kind] / found["fetch"][kind], 3)
+                       for kind in ("seconds", "cpu_seconds")}
+        for name in ("copy", "download")
+    }  # fmt: skip
+    result = {
+        **origin("python -m bench.fetch_speed", ("huggingface-hub", "requests", "urllib3")),
+        "MiB": given.mib,
+        "load_average": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
+        "best_of": REPEATS,
+        **found,
+        "speed_of_fetch": shares,
+    }
+    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
     return 0
 
 
@@ -62,14 +83,15 @@ def _serve(source: Path, there: Connection) -> None:
         there.recv()
 
 
-def _best(work: Callable[[], Any]) -> float:
-    """The shortest of a few runs, in seconds."""
-    times = []
+def _best(work: Callable[[], Any]) -> dict[str, float]:
+    """The shortest wall time and the least CPU time of this process, of a few runs."""
+    seconds, cpu = [], []
     for _ in range(REPEATS):
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         work()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        seconds.append(time.perf_counter() - begin)
+        cpu.append(time.process_time() - used)
+    return {"seconds": round(min(seconds), 3), "cpu_seconds": round(min(cpu), 3)}
 
 
 def _digest(file: Path) -> str:
@@ -102,4 +124,4 @@ def _fetch(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 512))
+    sys.exit(main())

@@ -8,14 +8,17 @@ Writes bench/results/preference_cost.json.
 """
 
 import json
+import os
 import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bench.origin import origin
 from pipeline.config.finetune import OBJECTIVES
 from pipeline.training.batches import TokenRows
 from pipeline.training.job import Job, Point
@@ -71,6 +74,7 @@ def measure(base: Path, folder: Path, objective: str, method: str) -> float:
 
 
 def main() -> None:
+    load = os.getloadavg()[0]
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as place:
         base = make_base(Path(place) / "model", hidden=256, layers=4)
@@ -81,7 +85,7 @@ def main() -> None:
                     step = measure(base, folder, objective, method)
                     if turn:
                         found.setdefault(method, {}).setdefault(objective, []).append(step)
-    result = {
+    result: dict[str, Any] = {
         method: {
             name: {
                 "step_ms": round(1000 * statistics.median(times), 1),
@@ -92,6 +96,13 @@ def main() -> None:
             for name, times in steps.items()
         }
         for method, steps in found.items()
+    }
+    result = {
+        **origin("python -m bench.preference_cost", ("nemo_toolkit", "megatron-core", "torch")),
+        "load_average": {"before": round(load, 2), "after": round(os.getloadavg()[0], 2)},
+        "steps": STEPS,
+        "rounds": ROUNDS,
+        **result,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

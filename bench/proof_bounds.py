@@ -3,7 +3,7 @@
     python -m bench.proof_bounds [--model FOLDER ...] [--seeds 4]
 
 Random models of three families with several seeds, sharp and flat, the bundled base model, and the
-folders that are given (bench.smollm2 makes one). For each:
+folders that are given (tools.smollm2 makes one). For each:
 
 - engines: an ONNX Runtime engine of each precision, compared with PyTorch (models/divergence.py),
 - damages: the same comparison of PyTorch with itself, damaged, which is the least that an engine

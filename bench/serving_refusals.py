@@ -31,6 +31,7 @@ from pipeline.serving.openai.protocol import (
     CompletionRequest,
     EmbeddingRequest,
 )
+from pipeline.serving.scoring.protocol import RankingRequest, RerankRequest, ScoreRequest
 
 PACKAGES = ("fastapi", "pydantic", "starlette", "tokenizers")
 SIZE = 4 << 20  # serve.max_body_bytes
@@ -42,6 +43,9 @@ ROUTES: dict[str, tuple[Any, dict[str, str]]] = {
     "/v1/chat/completions": (ChatRequest, {"messages": HELLO}),
     "/v1/completions": (CompletionRequest, {"prompt": '"a"'}),
     "/v1/embeddings": (EmbeddingRequest, {"input": '"a"'}),
+    "/v1/score": (ScoreRequest, {"text_1": '"a"', "text_2": '"a"'}),
+    "/v1/rerank": (RerankRequest, {"query": '"a"', "documents": '["a"]'}),
+    "/v1/ranking": (RankingRequest, {"query": '{"text": "a"}', "passages": '[{"text": "a"}]'}),
     "/v1/load_lora_adapter": (AdapterRequest, {"lora_name": '"a"', "lora_path": '"/nowhere"'}),
     "/v1/unload_lora_adapter": (AdapterRequest, {"lora_name": '"a"'}),
 }
@@ -211,12 +215,13 @@ async def walk(folder: Path) -> dict[str, Any]:
     from pipeline.models.chat.renderer import Chat
     from pipeline.serving.app import create_app
     from tests.unit.model_folders import make_model_folder
+    from tests.unit.serving.fake_encoders import by_path
     from tests.unit.serving.fake_models import ListModel, say
 
     chat = Chat.load(make_model_folder(folder, "demo"))
     model = ListModel(say(chat, "Hello."), vocab_size=chat.vocab_size, max_seq_len=256)
     engine = BatchingEngine(model, max_input_len=192, max_queue=64, guides=Guides(chat))
-    app = create_app(engine, chat, model=MODEL, slots=4)
+    app = by_path(create_app(engine, chat, model=MODEL, slots=4), model=MODEL)
     gc.collect()
     gc.freeze()  # as the server does when it is ready
     found: list[tuple[float, int, Body]] = []

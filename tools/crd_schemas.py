@@ -26,6 +26,10 @@ SOURCES = {
         "manifests/crds/applicationset-crd.yaml",
         "manifests/crds/appproject-crd.yaml",
     ],
+    "argoproj/argo-rollouts": [
+        "manifests/crds/analysis-template-crd.yaml",
+        "manifests/crds/rollout-crd.yaml",
+    ],
     "external-secrets/external-secrets": [
         "config/crds/bases/external-secrets.io_externalsecrets.yaml"
     ],

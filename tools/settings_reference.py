@@ -44,7 +44,7 @@ python -m pipeline stage=finetune finetune.max_steps=50 finetune.learning_rate=1
 Choose an option of a group as `group=option`, for instance `quantize=int4_awq`. Settings on the
 command line come before those of the option. The defaults are in [conf/](../conf). Where options
 have different defaults, the table names them. `demo` is the bundled model with `model=bundled`: it
-has rates, lengths and a gate of its own (conf/demo), which your own model does not inherit. `null`
+has steps, lengths and a gate of its own (conf/demo), which your own model does not inherit. `null`
 means that a setting is not set.
 
 `python -m pipeline stage=config …` prints the composed settings and runs nothing. An unknown key, a

@@ -7,8 +7,10 @@ cd "$(dirname "$0")/.."
     exit 1
 }
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-pip=".venv/bin/pip --disable-pip-version-check -q install --no-deps --require-hashes"
+pip=".venv/bin/python -m pip --disable-pip-version-check -q install --no-deps --require-hashes"
 $pip -r requirements-uv.lock
+# Scripts such as .venv/bin/dvc find Python beside themselves, so the folder can be moved or copied.
+.venv/bin/uv venv -q --relocatable --allow-existing --python "$PYTHON" .venv
 
 if [ "$TORCH" = auto ]; then
     TORCH=cpu

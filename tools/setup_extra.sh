@@ -7,7 +7,7 @@ name=$1
 environment=.venv
 if [ -f "extras/$name.in" ]; then
     environment=.venv-$name
-    [ -x "$environment/bin/python" ] || "$PYTHON" -m venv --without-pip "$environment"
+    [ -x "$environment/bin/python" ] || .venv/bin/uv venv -q --relocatable --python "$PYTHON" "$environment"
 fi
 echo "setup: installing the extra $name into $environment"
 .venv/bin/uv pip install -q --python "$environment/bin/python" --no-deps --require-hashes -r "extras/$name.lock"

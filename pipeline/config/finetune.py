@@ -180,12 +180,13 @@ class FinetuneConfig(Section):
     adapter: AdapterConfig
     parallel: ParallelConfig
     max_steps: Count | None = Field(
-        description="Optimizer steps; null: as many as finetune.epochs takes, or 500"
+        description="Optimizer steps; null: as many as finetune.epochs takes, or 500 (sft)"
     )
     epochs: float | None = Field(
         gt=0,
         le=10**6,
-        description="Passes over the training rows; beside max_steps, what ends first counts",
+        description="Passes over the training rows; beside max_steps, what ends first counts; "
+        "null: max_steps decides, or 2 for preference objectives",
     )
     global_batch_size: Count = Field(
         description="Conversations of an optimizer step, over all processes"
@@ -206,13 +207,14 @@ class FinetuneConfig(Section):
         "none, those of the feed-forward part and attention's scores, or whole layers"
     )
     learning_rate: Rate = Field(
-        description="Peak learning rate; null: by the model's size, 5e-4 to 1e-4 (LoRA), "
-        "1e-4 to 5e-6 (sft); a twentieth for dpo, kto and simpo, half for orpo"
+        description="Peak learning rate; null: by the model's size, 5e-3 to 1e-4 (LoRA), "
+        "2e-3 to 5e-6 (sft); a twentieth for dpo, kto and simpo, half for orpo"
     )
     min_learning_rate: float = Field(
         ge=0,
         le=1,
-        description="Learning rate at the end, which it falls to; null: a tenth of the peak",
+        description="Learning rate at the end, which it falls to; null: a tenth of the peak, "
+        "or a twentieth for models of a hidden size to 256",
     )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         description="Curve of the learning rate after the warm-up; wsd: constant, then a linear "

@@ -1,5 +1,6 @@
 """Defaults that follow from the model: lengths from its positions, learning rates from its size.
-Steps follow from the settings: they are given, or epochs are, or there are 500.
+Steps follow from the settings: they are given, or epochs are, or there are 500; a preference
+objective has two epochs.
 
 In conf/ they are null. They are filled in when a configuration is composed or read, from the
 model's config.json, so that `stage=config` prints them and a manifest records them.
@@ -11,27 +12,46 @@ SmolLM2 (arXiv:2502.02737 and the alignment handbook: 1e-3 for 135 M and 360 M, 
 Alpaca and Llama 2 (arXiv:2307.09288: 2e-5), Tülu 3 (arXiv:2411.15124: 5e-6 for 8 B, 2e-6 for 70 B).
 Preference objectives take a share of these (pipeline/config/finetune.py).
 Where they differ the lower ones are taken: a run learns somewhat more slowly, and none diverges.
+No recipe has models of a few million parameters: their rates are those of the bundled model.
+
+Preference tuning has one epoch in Tülu 3's, SimPO's and KTO's recipes and three in Zephyr's
+(arXiv:2310.16944). More passes over few pairs push both answers away.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config.finetune import OBJECTIVES
 
 LONGEST = 4096  # tokens of a row and of a served sequence, where the model has as many
 ANSWER = 256  # tokens of an answer
 PROMPT_SHARE = 4  # a quarter of a served sequence is left for the answer
-# Hidden size at most → rates of LoRA and DoRA, and of a full fine-tune.
+
+
+class Rates(NamedTuple):
+    """Peak learning rates of models up to a hidden size.
+
+    adapter, full: of LoRA and DoRA, and of a full fine-tune. fall: the peak is so many times the
+    rate at the end; ten as in SmolLM2's and Llama 3's recipes.
+    """
+
+    hidden: int
+    adapter: float
+    full: float
+    fall: int = 10
+
+
 RATES = (
-    (1024, 5e-4, 1e-4),  # to about 0.5 B parameters
-    (2560, 2e-4, 2e-5),  # 1 to 3 B
-    (6144, 1e-4, 1e-5),  # 7 to 34 B
-    (2**31, 1e-4, 5e-6),  # 70 B and more
+    Rates(256, 5e-3, 2e-3, fall=20),  # a few million parameters
+    Rates(1024, 5e-4, 1e-4),  # to about 0.5 B
+    Rates(2560, 2e-4, 2e-5),  # 1 to 3 B
+    Rates(6144, 1e-4, 1e-5),  # 7 to 34 B
+    Rates(2**31, 1e-4, 5e-6),  # 70 B and more
 )
-FALL = 10  # the rate ends at a tenth of the peak, as in SmolLM2's and Llama 3's recipes
 STEPS = 500  # where neither steps nor epochs are given
+EPOCHS = 2.0  # the same of preference objectives
 
 Tree = dict[str, Any]
 
@@ -49,14 +69,16 @@ def fill(tree: Tree) -> Tree:
     _default(tree["evaluate"], "max_new_tokens", max(1, min(ANSWER, answer)))
     _default(tree["benchmark"], "max_tokens", tree["evaluate"]["max_new_tokens"])
     objective = OBJECTIVES.get(str(training.get("objective")), OBJECTIVES["sft"])
-    full = rate(training.get("method"), sizes.get("hidden_size"))
-    _default(training, "learning_rate", full * objective.rate)
+    supervised = rate(training.get("method"), sizes.get("hidden_size"))
+    _default(training, "learning_rate", supervised * objective.rate)
     if isinstance(preference := training.get("preference"), Mapping):
         training["preference"] = {**preference}
         _default(training["preference"], "beta", objective.beta)
-    _default(training, "min_learning_rate", _number(training["learning_rate"], 0.0) / FALL)
-    if training.get("epochs") is None:
-        _default(training, "max_steps", STEPS)
+    fall = _rates(sizes.get("hidden_size")).fall
+    _default(training, "min_learning_rate", _number(training["learning_rate"], 0.0) / fall)
+    if training.get("epochs") is None and training.get("max_steps") is None:
+        supervises = objective.rows == "answers"
+        training |= {"max_steps": STEPS} if supervises else {"epochs": EPOCHS}
     return tree
 
 
@@ -81,8 +103,12 @@ def _longest(sizes: Mapping[str, int]) -> int:
 
 def rate(method: object, hidden: int | None) -> float:
     """The peak learning rate for a method and a hidden size; None: as for 7 B parameters."""
-    row = next(row for row in RATES if (hidden or 4096) <= row[0])
-    return row[2] if method == "sft" else row[1]
+    found = _rates(hidden)
+    return found.full if method == "sft" else found.adapter
+
+
+def _rates(hidden: int | None) -> Rates:
+    return next(rates for rates in RATES if (hidden or 4096) <= rates.hidden)
 
 
 def _number(given: Any, instead: float) -> float:

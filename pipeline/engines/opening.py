@@ -17,7 +17,9 @@ from pipeline.core.hardware import free_memory_bytes, inspect_machine
 from pipeline.engines.base import Engine
 from pipeline.engines.checkpoint import hf_checkpoint
 from pipeline.engines.description import Description, describe_profile, rebuild
-from pipeline.engines.hf.embedder import TOKENIZER, embeds, read_tokenizer
+from pipeline.engines.hf.embedder import embeds
+from pipeline.engines.hf.encoder import TOKENIZER, read_tokenizer
+from pipeline.engines.hf.scorer import scores
 from pipeline.engines.memory import capacity, check_lengths, gib, read_decoder
 from pipeline.engines.process.supervisor import SupervisedEngine
 from pipeline.engines.registry import AUTO, ENGINES, first_with, named
@@ -27,7 +29,7 @@ from pipeline.models.chat.renderer import Chat
 
 @dataclass(frozen=True)
 class Served:
-    """An engine, with the chat that renders its prompts or the tokenizer of an embedding model."""
+    """An engine, with the chat that renders its prompts, or a tokenizer if it generates no text."""
 
     engine: Engine
     chat: Chat | Tokenizer
@@ -46,8 +48,10 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
     record = named(engine.name)
     if record and record.elsewhere:
         return record.elsewhere(engine, Chat.load(folder))
+    if scores(folder):
+        return _describe_encoder(folder, engine, "scores", "a reranker")
     if embeds(folder):
-        return _describe_embedder(folder, engine)
+        return _describe_encoder(folder, engine, "embeddings", "an embedding model")
     model = read_decoder(folder)
     check_lengths(engine, model.positions)
     found = find_profiles(
@@ -66,13 +70,11 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
     )
 
 
-def _describe_embedder(folder: Path, engine: EngineConfig) -> Description:
-    """The description of an embedding model, which only one engine can serve."""
-    record = first_with("embeddings")
+def _describe_encoder(folder: Path, engine: EngineConfig, feature: str, kind: str) -> Description:
+    """The description of a model that writes no text, which only one engine can serve."""
+    record = first_with(feature)
     if engine.name not in (AUTO, record.name):
-        raise ConfigError(
-            f"{folder} is an embedding model: serve it with engine.name={record.name}"
-        )
+        raise ConfigError(f"{folder} is {kind}: serve it with engine.name={record.name}")
     read_tokenizer(folder)
     return Description(
         runtime=record.name,
@@ -136,7 +138,8 @@ def _is_on_gpu(description: Description) -> bool:
 
 def _load_texts(folder: Path, description: Description) -> tuple[Chat | Tokenizer, str]:
     """What turns requests into token ids, and its hash."""
-    if "embeddings" in ENGINES[description.runtime].features and embeds(folder):
+    features = ENGINES[description.runtime].features
+    if ("embeddings" in features and embeds(folder)) or ("scores" in features and scores(folder)):
         return read_tokenizer(folder), sha256_of_file(folder / TOKENIZER)
     chat = Chat.load(folder)
     return chat, chat.sha256

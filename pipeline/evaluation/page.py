@@ -1,47 +1,15 @@
 """report.html: the report as one page that needs nothing else, in light and dark."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pipeline.core.html_page import html_page, section, short, table
 from pipeline.evaluation.findings import Confusion
 from pipeline.evaluation.metrics import Metric
 from pipeline.evaluation.report import columns, interval, judge_words, label, main_metric, metric_of
 
 NAME = "report.html"
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1f2328;--dim:#59636e;--paper:#fff;--card:#f6f8fa;
---line:#d1d9e0;--good:#4c7a00;--bar:#76b900;--grey:#9aa0a6;--bad:#c62828}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--dim:#9198a1;--paper:#0d1117;--card:#161b22;
---line:#30363d;--good:#8fd61a;--bad:#ff7b72}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:72rem;background:var(--paper);
-color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.5rem 0 .5rem}
-p{margin:.4rem 0}.dim{color:var(--dim)}
-.verdict{display:inline-block;margin:1rem 0 0;padding:.25rem .75rem;border-radius:1rem;
-border:1px solid currentColor;font-weight:600}
-.good{color:var(--good)}.bad{color:var(--bad)}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th{font-weight:600;color:var(--dim);font-size:.85rem}
-td.n,th.n{text-align:right;white-space:nowrap}
-td small{display:block;color:var(--dim)}
-.bars{display:grid;grid-template-columns:max-content 1fr max-content;gap:.4rem .9rem;
-align-items:center}
-.track{position:relative;height:1rem;background:var(--card);border-radius:3px}
-.fill{position:absolute;inset:0 auto 0 0;background:var(--bar);border-radius:3px}
-.fill.base{background:var(--grey)}
-.range{position:absolute;top:45%;height:2px;background:var(--ink)}
-details{border:1px solid var(--line);border-radius:6px;margin:.5rem 0;background:var(--card)}
-summary{padding:.5rem .8rem;cursor:pointer}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem;margin:0;
-padding:.2rem .9rem .9rem}
-dt{color:var(--dim)}dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
-svg{max-width:24rem;width:100%;height:auto}
-footer{margin-top:3rem;color:var(--dim);font-size:.85rem}
-"""
 
 
 def page(
@@ -60,26 +28,17 @@ def page(
     body = "".join(
         [
             _head(report, title),
-            _section("Models", _bars(report, metric) + _models(report)),
-            _section("The gate", _gate(report["gate"])),
-            _section(f"{metric.heading} by slice", _slices(report, metric)),
-            _section("Worst answers of the tuned model", _worst(worst, metric, report)),
-            _section("Near intents that are mixed up", _confused(confused)),
-            _section("Calibration", _calibration(report.get("calibration", {}), metric)),
-            _section("The judge", _judge(report.get("judge"))),
+            section("Models", _bars(report, metric) + _models(report)),
+            section("The gate", _gate(report["gate"])),
+            section(f"{metric.heading} by slice", _slices(report, metric)),
+            section("Worst answers of the tuned model", _worst(worst, metric, report)),
+            section("Near intents that are mixed up", _confused(confused)),
+            section("Calibration", _calibration(report.get("calibration", {}), metric)),
+            section("The judge", _judge(report.get("judge"))),
             _foot(report),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{body}</body></html>\n"
-    )
-
-
-def _section(title: str, content: str) -> str:
-    """A part with its heading; nothing if it is empty."""
-    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+    return html_page(title, body)
 
 
 def _head(report: Mapping[str, Any], title: str) -> str:
@@ -123,7 +82,8 @@ def _models(report: Mapping[str, Any]) -> str:
         f"<p>{escape(name)} was not measured: {escape(why)}.</p>"
         for name, why in report["failures"].items()
     ]
-    return "<br>" + _table(["model", *(column.title for column in shown)], rows) + "".join(notes)
+    head = ["model", *(column.title for column in shown)]
+    return "<br>" + table(head, rows) + "".join(notes)
 
 
 def _two_lines(cell: str) -> str:
@@ -138,7 +98,7 @@ def _gate(gate: Mapping[str, Any]) -> str:
         rows.append([escape(condition["name"]), f'<b class="{kind}">{said}</b>',
                      escape(condition["text"])])  # fmt: skip
     beyond = "".join(f"<p>Compared only: {escape(text)}.</p>" for text in gate["beyond"])
-    return (_table(["condition", "", "why"], rows, left=3) if rows else "") + beyond
+    return (table(["condition", "", "why"], rows, left=3) if rows else "") + beyond
 
 
 def _slices(report: Mapping[str, Any], metric: Metric) -> str:
@@ -153,7 +113,7 @@ def _slices(report: Mapping[str, Any], metric: Metric) -> str:
          *(cell(part, model) for model in models)]
         for part in report["slices"]
     ]  # fmt: skip
-    return _table(["slice", "questions", *map(label, models)], rows) if rows else ""
+    return table(["slice", "questions", *map(label, models)], rows) if rows else ""
 
 
 def _worst(records: Sequence[Mapping[str, Any]], metric: Metric, report: Mapping[str, Any]) -> str:
@@ -165,7 +125,7 @@ def _worst(records: Sequence[Mapping[str, Any]], metric: Metric, report: Mapping
         )
         parts.append(
             f"<details><summary>{metric.text(record['value'])} · "
-            f"{escape(_short(record['question']))}</summary><dl><dt>question</dt><dd>{escape(record['question'])}</dd>"
+            f"{escape(short(record['question']))}</summary><dl><dt>question</dt><dd>{escape(record['question'])}</dd>"
             f"<dt>expected</dt><dd>{escape(str(record['expected']))}</dd>{answers}"
             f"<dt>row</dt><dd>{escape(record['source'])}</dd></dl></details>"
         )
@@ -174,14 +134,14 @@ def _worst(records: Sequence[Mapping[str, Any]], metric: Metric, report: Mapping
 
 def _confused(pairs: Sequence[Confusion]) -> str:
     rows = [
-        [escape(_short(pair.wanted)), escape(_short(pair.given)), f"{pair.count:,}",
-         escape(_short(pair.example))]
+        [escape(short(pair.wanted)), escape(short(pair.given)), f"{pair.count:,}",
+         escape(short(pair.example))]
         for pair in pairs
     ]  # fmt: skip
     if not rows:
         return ""
     note = '<p class="dim">Answers to the first that are the expected answer of the second.</p>'
-    return note + _table(["asked about", "answered about", "answers", "such as"], rows, left=2)
+    return note + table(["asked about", "answered about", "answers", "such as"], rows, left=2)
 
 
 def _calibration(found: Mapping[str, Any], metric: Metric) -> str:
@@ -235,20 +195,3 @@ def _foot(report: Mapping[str, Any]) -> str:
         "engine answers is in the report of stage=benchmark."
     )
     return f"<footer>{''.join(f'<p>{line}</p>' for line in lines)}</footer>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """left: columns that hold text; the others hold numbers. Cells are HTML."""
-
-    def line(cells: Sequence[str], tag: str, shown: Callable[[str], str]) -> Iterator[str]:
-        for place, cell in enumerate(cells):
-            yield f"<{tag}{' class=n' * (place >= left)}>{shown(cell)}</{tag}>"
-
-    top = "".join(line(head, "th", escape))
-    body = "".join(f"<tr>{''.join(line(row, 'td', str))}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
-
-
-def _short(text: str, most: int = 110) -> str:
-    text = " ".join(str(text).split())
-    return text if len(text) <= most else f"{text[: most - 1]}…"

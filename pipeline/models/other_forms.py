@@ -20,9 +20,9 @@ def other_form(place: Path) -> str:
         return ""
     if (place / "weights").is_dir() and (place / "context").is_dir():
         return (
-            f"{place} is a NeMo 2.0 checkpoint, whose context/ names code that NeMo would run to "
-            "read it: write it as a Hugging Face folder with `nemo llm export`, on a machine where "
-            "you trust it, and give that folder"
+            f"{place} is a NeMo 2.0 checkpoint: run `python -m pipeline.training.from_nemo {place} "
+            "FOLDER`, which writes a Hugging Face folder that computes the same, and give "
+            "model.path=FOLDER"
         )
     if (place / "model_config.yaml").is_file() and not (place / "config.json").is_file():
         return (

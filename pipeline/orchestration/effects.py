@@ -18,52 +18,69 @@ from pipeline.orchestration.environment import EXPERIMENT, TRACKING_URI, given_i
 # Stages of the graph, in its order.
 GRAPH = (
     "prepare", "import", "finetune", "merge", "quantize", "evaluate", "export", "build",
-    "benchmark", "register",
+    "benchmark", "register", "index",
 )  # fmt: skip
 # Stages that run the graph, or show what it would do: they read what any of its stages reads.
 WHOLE = ("all", "retrain", "plan")
 # Stages that ask the registry, and change nothing of the chain.
-REGISTRY = ("pull", "promote", "rollback", "versions")
+REGISTRY = ("pull", "canary", "promote", "rollback", "versions")
 LOCAL_LAUNCHER = "local"
 
 # Section or key → the stages on whose result or behaviour it has an effect. `config` prints them
 # all, and WHOLE are not listed where a stage of the graph is.
 READERS: Mapping[str, tuple[str, ...]] = {
-    "seed": ("prepare", "finetune", "quantize", "evaluate", "benchmark"),
-    "artifacts": (*GRAPH, *WHOLE, "serve", *REGISTRY, "profiles", "verify", "doctor"),
+    "seed": (
+        "prepare", "inspect", "synthesize", "finetune", "quantize", "evaluate", "benchmark",
+        "canary",
+    ),
+    "artifacts": (*GRAPH, *WHOLE, "serve", *REGISTRY, "profiles", "verify", "doctor", "inspect"),
     "verify": (*GRAPH, "all", "retrain", "serve"),
-    "model": ("prepare", "import", "profiles", "doctor"),
+    "model": ("prepare", "import", "profiles", "doctor", "inspect"),
     "model.name": (
-        "prepare", "import", "benchmark", "profiles", "doctor", "serve", *REGISTRY,
+        "prepare", "import", "benchmark", "profiles", "doctor", "inspect", "serve", *REGISTRY,
     ),  # the default of register.name
     "model.dtype": ("merge", "profiles", "doctor"),
-    "data": ("prepare",),
-    "prepare": ("prepare",),
+    "data": ("prepare", "inspect"),
+    "data.folder": ("prepare", "inspect", "synthesize"),  # the defaults of synthesize's
+    "data.sources": ("prepare", "inspect", "synthesize"),
+    "prepare": ("prepare", "inspect"),
+    "prepare.near_duplicate_threshold": ("prepare", "inspect", "synthesize"),
     "finetune": ("finetune",),
-    "finetune.objective": ("prepare", "finetune"),
+    "finetune.objective": ("prepare", "finetune", "inspect"),
     "finetune.adapter.rank": ("finetune", "profiles"),
     "quantize": ("quantize",),
     "quantize.format": ("quantize", "export", "profiles"),
     "quantize.kv_cache": ("quantize", "profiles"),
     "evaluate": ("evaluate",),
-    "evaluate.gate": ("evaluate", "benchmark"),
+    **{
+        f"evaluate.{name}": ("evaluate", "canary")
+        for name in ("max_new_tokens", "metrics", "json_schema", "pattern", "refusal_pattern",
+                     "embedder", "judge")
+    },
+    "evaluate.gate": ("evaluate", "benchmark", "canary"),
     "evaluate.benchmarks": ("benchmark",),
     "evaluate.benchmark_tasks": ("benchmark",),
     "evaluate.benchmark_limit": ("benchmark",),
     "export": ("export",),
     "export.tensor_parallel": ("export", "profiles"),
     "engine": ("build", "profiles"),
+    "index": ("index",),
     "benchmark": ("benchmark",),
     "register": ("register",),
     "register.name": ("register", "serve", *REGISTRY),
-    "register.store": ("register", "serve", "pull"),
-    "register.version": ("pull", "promote"),
-    "register.reason": ("promote", "rollback"),
-    "register.overrule": ("register", "promote"),
+    "register.store": ("register", "serve", "pull", "canary"),
+    "register.version": ("pull", "canary", "promote"),
+    "register.reason": ("canary", "promote", "rollback"),
+    "register.overrule": ("register", "canary", "promote"),
     "pull": ("pull",),
-    "serve": ("serve",),
+    "canary": ("canary",),
+    "serve": ("serve", "canary"),  # of the candidate's server
+    **dict.fromkeys(("serve.port", "serve.version", "serve.follow", "serve.follow_seconds"),
+                    ("serve",)),
     "serve.record": ("serve", "retrain"),  # the default of retrain.recordings
     "retrain": ("retrain",),
+    "synthesize": ("synthesize",),
+    "inspect": ("inspect",),
     "profiles": ("profiles",),
     "plan": ("plan",),
     "launcher": (*GRAPH, *WHOLE),
@@ -239,6 +256,20 @@ CONDITIONS = (
         "serve.follow_seconds", lambda config: config.serve.follow is not None,
         lambda _: "the server follows no alias: set serve.follow=champion",
     ),
+    *(
+        Condition(
+            f"canary.haproxy.{name}", lambda config: config.canary.haproxy.socket is not None,
+            lambda _: "HAProxy does not split the traffic: set canary.haproxy.socket",
+        )
+        for name in ("backend", "candidate")
+    ),
+    *(
+        Condition(
+            f"canary.http_route.{name}", lambda config: config.canary.http_route.name is not None,
+            lambda _: "no HTTPRoute splits the traffic: set canary.http_route.name",
+        )
+        for name in ("namespace", "stable", "candidate")
+    ),
     Condition(
         "plan.gpus_per_node", lambda config: config.plan.gpu is not None,
         lambda _: "without plan.gpu the plan is for this machine and its GPUs: set plan.gpu=…",
@@ -288,6 +319,7 @@ def check_conditions(stage: str, config: Config, given: Mapping[str, str]) -> No
             if is_below(key, condition.key) and not condition.holds(config):
                 raise ConfigError(f"{word} has no effect: {condition.why(config)}")
     _check_nodes(stage, config, given)
+    _check_candidate(stage, config, given)
     _check_profile(config, given)
     _check_precision(config, given)
 
@@ -302,6 +334,16 @@ def _check_nodes(stage: str, config: Config, given: Mapping[str, str]) -> None:
     word = given.get("launcher.nodes")
     if word and stage in GRAPH and stage != "finetune" and config.launcher.nodes > 1:
         raise ConfigError(f"{word} has no effect on stage={stage}: only finetune uses several")
+
+
+def _check_candidate(stage: str, config: Config, given: Mapping[str, str]) -> None:
+    """A candidate whose server runs already has its own settings."""
+    word = next((word for key, word in given.items() if is_below(key, "serve")), None)
+    if word and stage == "canary" and config.canary.candidate is not None:
+        raise ConfigError(
+            f"{word} has no effect: the server at canary.candidate={config.canary.candidate} runs "
+            "with settings of its own"
+        )
 
 
 def _check_profile(config: Config, given: Mapping[str, str]) -> None:

@@ -59,6 +59,7 @@ VARIABLES = (
         "as by torchrun, with `launcher=torchrun`",
     ),
     Variable("SERVE_API_KEY", "read", "a key that clients of `stage=serve` must send"),
+    Variable("SERVE_TLS_KEY_PASSWORD", "read", "the password of `serve.tls_key`"),
     Variable("REMOTE_API_KEY", "read", "the key that `engine=remote` sends"),
     Variable(
         "SERVE_WEBHOOK_SECRET", "read",

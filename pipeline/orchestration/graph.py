@@ -14,11 +14,13 @@ from pipeline.core.paths import MANIFEST, graph_file
 
 # Reports versions of stages and libraries to DVC (stage_versions.py); makes no artifact.
 VERSIONS = "versions"
+# In the folder of that name: what the base model is. A stage that depends on it reads model.path.
+MODEL_FILE = "model.json"
 MOST_BRACKETS = 1000  # in a YAML file
 # Stages outside the graph: nothing in the chain depends on them. `all` is the graph itself.
 OUTSIDE = (
-    "retrain", "serve", "pull", "promote", "rollback", "versions", "profiles", "verify", "doctor",
-    "plan",
+    "retrain", "serve", "pull", "canary", "promote", "rollback", "versions", "profiles", "verify",
+    "doctor", "plan", "inspect", "synthesize",
 )  # fmt: skip
 RESTORE = (
     "restore it (`git checkout dvc.yaml`), or copy that of a new project (`python -m pipeline init "
@@ -120,4 +122,6 @@ def _node(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Node:
     paths = [Path(re.sub(r"\$\{([\w.]+)\}", fill, dependency)) for dependency in entry["deps"]]
     manifests = [p for p in paths if p.name == MANIFEST]
     files = [p for p in paths if p.name != MANIFEST and p.parent.name != VERSIONS]
+    if any(p.parent.name == VERSIONS and p.name == MODEL_FILE for p in paths):
+        files.append(Path(select(tree, ("model.path",))["model.path"]))
     return Node(name, tuple(m.parent.name for m in manifests), tuple(files), tuple(entry["params"]))

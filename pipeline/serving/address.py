@@ -70,11 +70,12 @@ for chunk in client.chat.completions.create(
 EOF"""
 
 
-def base_url(listening: socket.socket) -> str:
-    """The API's URL for clients on this machine."""
+def base_url(listening: socket.socket, *, secure: bool = False) -> str:
+    """The API's URL for clients on this machine. secure: the server has a certificate."""
+    scheme = "https" if secure else "http"
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+    return f"{scheme}://[{host}]:{port}/v1" if ":" in host else f"{scheme}://{host}:{port}/v1"
 
 
 def warn_if_open(listening: socket.socket, keys_file: Path | None) -> None:

@@ -28,7 +28,7 @@ from pipeline.serving.openai import errors
 from pipeline.serving.openai.bodies import BodyRefused, bounded_route
 from pipeline.serving.openai.completions import CompletionService
 from pipeline.serving.openai.embeddings import Embedder
-from pipeline.serving.openai.errors import ApiError, ErrorResponse, invalid
+from pipeline.serving.openai.errors import ApiError, ErrorResponse
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.protocol import (
     AdapterRequest,
@@ -40,11 +40,15 @@ from pipeline.serving.openai.responses import Json
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
 from pipeline.serving.page import page
 from pipeline.serving.parsers.detection import answer_format
+from pipeline.serving.rag.collections import Collections
+from pipeline.serving.rag.service import RagService
 from pipeline.serving.readiness import Readiness
 from pipeline.serving.responses.service import add_responses
 from pipeline.serving.routes.health import add_health
 from pipeline.serving.routes.server_info import add_server_info
 from pipeline.serving.routes.tokenization import add_tokenization
+from pipeline.serving.scoring.service import Scorer, add_scoring
+from pipeline.serving.tasks import SCORING, missing_route, task_of
 from pipeline.serving.versions import ServedVersion
 
 RETRY_AFTER_SECONDS = 1
@@ -70,11 +74,14 @@ def create_app(
     in_flight: InFlight | None = None,
     collectors: Collectors | None = None,
     guardrails: Guardrails | None = None,
+    activation: str = "Sigmoid",
+    collections: Collections | None = None,
 ) -> FastAPI:
     """The server's application.
 
     Args:
-        chat: the model's renderer; for an embedding engine, a tokenizer that adds special tokens.
+        chat: the model's renderer; for an engine that generates no text, a tokenizer that adds
+            special tokens.
         model: the model's name in requests.
         slots: number of sequences that the engine can generate at a time.
         runtime: the engine's name, for messages. profile: the name of its profile.
@@ -86,7 +93,9 @@ def create_app(
         middleware: authentication, limits, recording and traces.
         version: the registered version that is served.
         in_flight, collectors: of a server whose versions follow one another.
-        guardrails: rails before and behind the model; not for an embedding engine.
+        guardrails: rails before and behind the model, if it generates text.
+        collections: documents that answers are found in, if it generates text.
+        activation: what turns a logit into a score, of a model that scores texts.
 
     Raises:
         ConfigError: a parser's name is unknown.
@@ -96,7 +105,7 @@ def create_app(
     renderer, tokenizer = (chat, None) if isinstance(chat, Chat) else (None, chat)
     models = ServedModels(engine, model, runtime, renderer, version)
     readiness = Readiness(engine, renderer)
-    embedder = Embedder(engine, tokenizer, models, metrics)
+    task = task_of(engine, generates=renderer is not None)
     completion_service = None
     if renderer:
         sampling_params = SamplingParamsBuilder(
@@ -106,16 +115,10 @@ def create_app(
             *(engine, renderer, metrics, models, sampling_params),
             answer_format(renderer, tool_parser, reasoning_parser),
         )
-        completion_service = GuardedService(unguarded, guardrails, renderer, models)
+        with_documents = RagService(*(unguarded, collections, engine, renderer, metrics, models))
+        completion_service = GuardedService(with_documents, guardrails, renderer, models)
         if guardrails:
             guardrails.bind(engine, renderer, metrics)
-
-    def service_for(name: str | None) -> GuardedService:
-        if completion_service is None:
-            models.find(name)
-            text = f"the model {models.name_of(name)!r} makes embeddings: use /v1/embeddings"
-            raise invalid("model", text)
-        return completion_service
 
     async def begin() -> None:
         try:
@@ -136,7 +139,6 @@ def create_app(
         if completion_service:
             completion_service.close()
         metrics.close()
-        await asyncio.to_thread(middleware.close)
 
     app = FastAPI(
         title="pipeline",
@@ -147,18 +149,6 @@ def create_app(
     )
     app.router.route_class = bounded_route(engine.max_input_len)
     app.state.readiness, app.state.in_flight = readiness, in_flight or InFlight()
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await service_for(body.model).chat_completion(body, request)
-
-    @app.post("/v1/completions")
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await service_for(body.model).completion(body, request)
-
-    @app.post("/v1/embeddings")
-    async def embeddings(body: EmbeddingRequest) -> dict[str, Any]:
-        return await embedder.embed(body)
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
@@ -176,7 +166,12 @@ def create_app(
     async def unload_adapter(body: AdapterRequest) -> Response:
         return PlainTextResponse(await models.unload_adapter(body))
 
+    if tokenizer and task is SCORING:
+        add_scoring(app, Scorer(engine, tokenizer, models, metrics, activation))
+    elif tokenizer:
+        add_embeddings(app, Embedder(engine, tokenizer, models, metrics))
     if completion_service and renderer:
+        add_completions(app, completion_service)
         if not guardrails:  # their answers have other forms, which rails do not check
             add_messages(app, unguarded, models)
             add_responses(app, unguarded, renderer, models, response_store)
@@ -207,7 +202,8 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        text = f"{error.detail}: {request.method} {request.url.path}"
+        path = request.url.path
+        text = missing_route(path, model, task) or f"{error.detail}: {request.method} {path}"
         if error.status_code == 400:  # FastAPI could not parse the body
             text = "the body cannot be parsed: send JSON in UTF-8 that is not deeply nested"
         return Json(errors.error_body(text), error.status_code, dict(error.headers or {}))
@@ -233,6 +229,26 @@ def create_app(
     middleware.add_to(app, metrics.failed)
     app.add_middleware(MessagesErrors)
     return app
+
+
+def add_completions(app: FastAPI, service: GuardedService) -> None:
+    """Add the routes that generate text in OpenAI's form."""
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        return await service.chat_completion(body, request)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        return await service.completion(body, request)
+
+
+def add_embeddings(app: FastAPI, embedder: Embedder) -> None:
+    """Add the route of a model that makes embeddings."""
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest) -> dict[str, Any]:
+        return await embedder.embed(body)
 
 
 def _logged_error(

@@ -1,171 +1,77 @@
-"""API keys, their models and their limits, stored as digests.
+"""API keys: make, list, rotate and revoke them. A running server reads the changed file again.
 
     python -m pipeline.serving.keys new anna --file keys.jsonl --requests-per-minute 60
+    python -m pipeline.serving.keys list --file keys.jsonl
+    python -m pipeline.serving.keys rotate anna --file keys.jsonl
+    python -m pipeline.serving.keys revoke anna --file keys.jsonl
 
-creates a key, prints it once, and adds its line to the file. Deleting the line revokes the key,
-without a restart. The file has one JSON object per line:
-
-    {"name": "anna", "sha256": "…", "requests_per_minute": 60, "tokens_per_minute": null,
-     "models": null, "admin": false, "guardrails": null}
-
-A key is 256 random bits, so SHA-256 is a suitable digest: no dictionary attack is possible. The
-slow digests that passwords need would cost 50 ms per request and make an attack no harder.
+A key is printed once, by `new` and by `rotate`; the file has its digest.
 """
 
 import argparse
-import hashlib
-import hmac
-import json
-import logging
+import fcntl
 import os
 import secrets
 import sys
-import time
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from pipeline.core.errors import ConfigError
 from pipeline.serving.address import API_KEY
-
-log = logging.getLogger("pipeline.serving")
+from pipeline.serving.keyring import ENVIRONMENT, Former, Key, digest, read_keys
+from pipeline.serving.middleware.daily_usage import read_usage
 
 PREFIX = "sk-"
 KEY_BYTES = 32
-ENVIRONMENT = "environment"  # the name of the key in SERVE_API_KEY, reserved for it
-REFRESH_SECONDS = 1.0
-PerMinute = Annotated[int, Field(ge=1)]
-
-
-class Key(BaseModel):
-    """One line of the file. None means no limit, or all models.
-
-    admin: whether the key may load and unload LoRA adapters.
-    guardrails: configurations of serve.guardrails that check the key's requests; None: the model's,
-        or the default ones.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(pattern=r"^[\w.@-]{1,64}$")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    requests_per_minute: PerMinute | None = None
-    tokens_per_minute: PerMinute | None = None
-    models: tuple[str, ...] | None = None
-    admin: bool = False
-    guardrails: tuple[str, ...] | None = None
-
-    def allows(self, model: str) -> bool:
-        return self.models is None or model in self.models
-
-
-def digest(key: str | bytes) -> str:
-    return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
-
-
-class Keyring:
-    """The keys in a file and in SERVE_API_KEY. Without both, requests need no key.
-
-    A changed file is read again, at most once per second. If it cannot be read, the keys stay as
-    they were.
-
-    Raises:
-        ConfigError: the file cannot be read, a line is wrong, or SERVE_API_KEY is blank.
-    """
-
-    def __init__(
-        self, file: Path | None = None, environment: Mapping[str, str] | None = None
-    ) -> None:
-        given = (environment or {}).get(API_KEY, "")
-        if given and not (given := given.strip()):
-            raise ConfigError(f"{API_KEY} is blank: set it to a key, or unset it to require none")
-        self._fixed = [Key(name=ENVIRONMENT, sha256=digest(given), admin=True)] if given else []
-        self._file = file
-        self._checked = time.monotonic()
-        self._version = _version(file) if file else None
-        self._keys = self._fixed + (read_keys(file) if file else [])
-
-    @property
-    def requires_key(self) -> bool:
-        """Whether requests need a key. With a file they do, even if the file is empty."""
-        return bool(self._fixed or self._file)
-
-    def find(self, given: bytes | None) -> Key | None:
-        """The key that a client sent; None if it is not valid.
-
-        Takes the same time for a wrong and for a missing key: all digests are compared in full.
-        """
-        self._refresh()
-        found, given_digest = None, digest(given or b"")
-        for key in self._keys:
-            if hmac.compare_digest(given_digest, key.sha256):
-                found = key
-        return found
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if self._file is None or now - self._checked < REFRESH_SECONDS:
-            return
-        self._checked = now
-        if (version := _version(self._file)) == self._version:
-            return
-        self._version = version
-        try:
-            self._keys = self._fixed + read_keys(self._file)
-        except ConfigError as error:
-            log.warning("the changed keys file is ignored, the earlier keys stay valid: %s", error)
-
-
-def _version(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def read_keys(file: Path) -> list[Key]:
-    """
-    Raises:
-        ConfigError: the file cannot be read, or a line is wrong; the message names it.
-    """
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"serve.keys_file={file} cannot be read ({error}): create one with "
-            f"`python -m pipeline.serving.keys new NAME --file {file}`"
-        ) from error
-    keys: list[Key] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            keys.append(Key.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"]) or "the line"
-            raise ConfigError(f"{file}:{number}: {field}: {first['msg']}") from None
-        if keys[-1].name in {key.name for key in keys[:-1]} | {ENVIRONMENT}:
-            raise ConfigError(
-                f"{file}:{number}: the name {keys[-1].name} is used twice: choose another"
-            )
-    return keys
+# Of a key's line: what `new` has an option for.
+LIMITS = ("requests_per_minute", "tokens_per_minute", "requests_per_day", "tokens_per_day")
+MOST_DAYS = 36_500.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Create a key. Standard output has only the key, so that it can be piped into a vault."""
+    """Run a command. Standard output has only the key, so that it can be piped into a vault."""
+    given = _parser().parse_args(arguments)
+    try:
+        given.command(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        print(f"pipeline: {first['loc'][0]}={first['input']!r}: {first['msg']}", file=sys.stderr)
+        return ConfigError.exit_code
+    except ConfigError as error:
+        print(f"pipeline: ConfigError: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.serving.keys", description="Creates API keys for the server."
+        prog="python -m pipeline.serving.keys",
+        description="Makes, lists, rotates and revokes API keys of the server.",
     )
-    new = parser.add_subparsers(required=True).add_parser("new", help="create a key, printed once")
+    commands = parser.add_subparsers(required=True)
+
+    new = commands.add_parser("new", help="create a key, printed once")
     new.add_argument("name", help="the owner, written to the log with each request")
     new.add_argument("--file", type=Path, help="the file of serve.keys_file, to add the key to")
-    new.add_argument("--requests-per-minute", type=int, help="default: no limit")
+    for limit in LIMITS:
+        what, when = limit.split("_per_")
+        of = " of prompts and answers" if what == "tokens" else ""
+        new.add_argument(
+            f"--{limit.replace('_', '-')}",
+            type=int,
+            help=f"{what}{of} in a {when}{' (UTC)' if when == 'day' else ''}; default: no limit",
+        )
+    new.add_argument("--expires-days", type=float, help="days that it is valid; default: for ever")
     new.add_argument(
-        "--tokens-per-minute", type=int, help="of prompts and completions (default: no limit)"
+        "--weight", type=float, default=1, help="share of the engine beside other keys; default: 1"
+    )
+    new.add_argument(
+        "--priority", type=int, default=0, help="a higher one goes first in the queue; default: 0"
     )
     new.add_argument(
         "--models", nargs="+", metavar="MODEL", help="models that it may use (default: all)"
@@ -177,54 +83,210 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="CONFIGURATION",
         help="configurations of serve.guardrails for its requests (default: the model's)",
     )
-    given = parser.parse_args(arguments)
-    secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    try:
-        key = Key(
-            name=given.name,
-            sha256=digest(secret),
-            requests_per_minute=given.requests_per_minute,
-            tokens_per_minute=given.tokens_per_minute,
-            models=given.models,
-            admin=given.admin,
-            guardrails=given.guardrails,
-        )
-        if key.name == ENVIRONMENT:
-            raise ConfigError(f"the name {key.name} is reserved for {API_KEY}: choose another")
-        if given.file:
-            _add(given.file, key)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        print(f"pipeline: {first['loc'][0]}={first['input']!r}: {first['msg']}", file=sys.stderr)
-        return ConfigError.exit_code
-    except ConfigError as error:
-        print(f"pipeline: ConfigError: {error}", file=sys.stderr)
-        return error.exit_code
-    print(secret)
+    new.add_argument(
+        "--documents",
+        nargs="*",
+        default=[],
+        metavar="LABEL",
+        help="labels of index.labels whose documents it may see (default: none; '*': all)",
+    )
+    new.set_defaults(command=_new)
+
+    listing = commands.add_parser("list", help="show keys, their limits and what is left of them")
+    listing.add_argument("--file", type=Path, required=True, help="the file of serve.keys_file")
+    listing.add_argument("--usage", type=Path, help="the file of serve.usage_file, for today's use")
+    listing.set_defaults(command=_list)
+
+    rotate = commands.add_parser("rotate", help="give a key a new secret, printed once")
+    rotate.add_argument("name")
+    rotate.add_argument("--file", type=Path, required=True, help="the file of serve.keys_file")
+    rotate.add_argument(
+        "--overlap-hours",
+        type=float,
+        default=24,
+        help="hours that the former secret stays valid; 0: none; default: 24",
+    )
+    rotate.add_argument("--expires-days", type=float, help="days that the new secret is valid")
+    rotate.set_defaults(command=_rotate)
+
+    revoke = commands.add_parser("revoke", help="remove a key: it is refused within a second")
+    revoke.add_argument("name")
+    revoke.add_argument("--file", type=Path, required=True, help="the file of serve.keys_file")
+    revoke.set_defaults(command=_revoke)
+    return parser
+
+
+def _new(given: argparse.Namespace) -> None:
+    secret = _secret()
+    key = Key(
+        name=given.name,
+        sha256=digest(secret),
+        expires=_in_days(given.expires_days),
+        weight=given.weight,
+        priority=given.priority,
+        models=given.models,
+        admin=given.admin,
+        guardrails=given.guardrails,
+        documents=given.documents,
+        **{limit: getattr(given, limit) for limit in LIMITS},
+    )
+    if key.name == ENVIRONMENT:
+        raise ConfigError(f"the name {key.name} is reserved for {API_KEY}: choose another")
+    if given.file:
+        with _changing(given.file, create=True) as keys:
+            if key.name in {known.name for known in keys}:
+                raise ConfigError(
+                    f"{given.file} already has a key named {key.name}: choose another name, or "
+                    f"`rotate {key.name}`"
+                )
+            keys.append(key)
     place = f"added to {given.file}" if given.file else f"add this to your keys file: {_line(key)}"
-    print(f"the key is not shown again; {place}", file=sys.stderr)
-    return 0
+    _show(secret, place)
 
 
-def _add(file: Path, key: Key) -> None:
-    if file.exists() and key.name in {known.name for known in read_keys(file)}:
-        raise ConfigError(
-            f"{file} already has a key named {key.name}: choose another name, or delete that line"
+def _list(given: argparse.Namespace) -> None:
+    usage = read_usage(given.usage) if given.usage else {}
+    rows = [("name", "state", "expires", "limits", "today")]
+    for key in read_keys(given.file):
+        state = "expired" if key.has_expired() else "valid"
+        if key.former and key.former.until > datetime.now(UTC):
+            state += f", former secret until {_time(key.former.until)}"
+        used = usage.get(key.name)
+        rows.append(
+            (
+                key.name,
+                state,
+                _time(key.expires) if key.expires else "never",
+                _limits(key),
+                f"{used.requests} requests, {used.tokens} tokens" if used else "-",
+            )
         )
+    shown = [row if given.usage else row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _rotate(given: argparse.Namespace) -> None:
+    if not 0 <= given.overlap_hours <= 24 * MOST_DAYS:
+        raise ConfigError(f"--overlap-hours {given.overlap_hours:g}: give 0 or more hours")
+    secret = _secret()
+    with _changing(given.file) as keys:
+        index = _index(keys, given.name, given.file)
+        key = keys[index]
+        until = datetime.now(UTC) + timedelta(hours=given.overlap_hours)
+        if key.expires:
+            until = min(until, key.expires)
+        keys[index] = key.model_copy(
+            update={
+                "sha256": digest(secret),
+                "former": Former(sha256=key.sha256, until=until) if given.overlap_hours else None,
+                "expires": _in_days(given.expires_days),
+            }
+        )
+    former = f"until {_time(until)}" if given.overlap_hours else "no longer"
+    _show(secret, f"the former one is valid {former}")
+
+
+def _revoke(given: argparse.Namespace) -> None:
+    with _changing(given.file) as keys:
+        del keys[_index(keys, given.name, given.file)]
+    print(f"{given.name} is revoked", file=sys.stderr)
+
+
+def _secret() -> str:
+    return PREFIX + secrets.token_urlsafe(KEY_BYTES)
+
+
+def _show(secret: str, rest: str) -> None:
+    print(secret)
+    print(f"the key is not shown again; {rest}", file=sys.stderr)
+
+
+def _index(keys: list[Key], name: str, file: Path) -> int:
+    names = [key.name for key in keys]
+    if name not in names:
+        raise ConfigError(f"{file} has no key named {name}: it has {', '.join(names) or 'no keys'}")
+    return names.index(name)
+
+
+def _in_days(days: float | None) -> datetime | None:
+    if days is None:
+        return None
+    if not 0 < days <= MOST_DAYS:
+        raise ConfigError(f"--expires-days {days:g}: give more than 0 and at most {MOST_DAYS:g}")
+    return (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
+
+
+@contextmanager
+def _changing(file: Path, *, create: bool = False) -> Iterator[list[Key]]:
+    """The file's keys, to change in the block. The file is replaced whole when the block ends.
+
+    Two commands at a time take turns, and a reader never sees half a file.
+
+    Raises:
+        ConfigError: the file cannot be read or written.
+    """
+    file = file.resolve()
+    try:
+        place = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _cannot_write(file, error) from error
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        keys = [] if create and not file.exists() else read_keys(file)
+        yield keys
+        _write(file, keys)
+    finally:
+        os.close(place)
+
+
+def _write(file: Path, keys: list[Key]) -> None:
+    text = "".join(f"{_line(key)}\n" for key in keys)
     try:
         # Only the owner can read it: digests reveal no key, but names and limits are private.
-        with os.fdopen(os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "r+") as stream:
-            content = stream.read()
-            newline = "" if content.endswith("\n") or not content else "\n"
-            stream.write(newline + _line(key) + "\n")
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        try:
+            with os.fdopen(handle, "w") as stream:
+                if file.exists():
+                    status = file.stat()
+                    os.fchmod(handle, status.st_mode & 0o777)
+                    if os.geteuid() == 0:
+                        os.fchown(handle, status.st_uid, status.st_gid)
+                stream.write(text)
+                stream.flush()
+                os.fsync(handle)
+            os.replace(name, file)
+        except BaseException:
+            os.unlink(name)
+            raise
     except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be written ({error.strerror}): give another file"
-        ) from error
+        raise _cannot_write(file, error) from error
+
+
+def _cannot_write(file: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{file} cannot be written ({error.strerror}): give another file")
+
+
+def _limits(key: Key) -> str:
+    found = [
+        f"{value} {name.replace('_', ' ')}" for name in LIMITS if (value := getattr(key, name))
+    ]
+    found += [f"weight {key.weight:g}"] if key.weight != 1 else []
+    found += [f"priority {key.priority}"] if key.priority else []
+    found += [f"models {', '.join(key.models)}"] if key.models is not None else []
+    found += [f"guardrails {', '.join(key.guardrails)}"] if key.guardrails is not None else []
+    found += ["admin"] if key.admin else []
+    return "; ".join(found) or "none"
 
 
 def _line(key: Key) -> str:
-    return json.dumps(key.model_dump(mode="json"))
+    return key.model_dump_json(exclude_defaults=True)
+
+
+def _time(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 if __name__ == "__main__":

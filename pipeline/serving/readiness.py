@@ -16,7 +16,7 @@ RETRY_SECONDS = 1.0  # between warm-up requests
 class Readiness:
     """
     Args:
-        chat: the model's renderer; None for an embedding engine.
+        chat: the model's renderer; None for an engine that generates no text.
 
     Attributes:
         ready: whether the server is ready.
@@ -55,6 +55,9 @@ class Readiness:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _generate(self) -> None:
+        if "scores" in self._engine.features:
+            await self._engine.score([[0]], [[0]])
+            return
         if self._chat is None:
             await self._engine.embed([[0]])
             return

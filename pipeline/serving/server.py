@@ -22,6 +22,7 @@ from pipeline.config.serve import ServeConfig
 from pipeline.core.artifact import open_artifact
 from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.engines.description import FILE, Description
+from pipeline.engines.hf.scorer import activation_of
 from pipeline.engines.opening import lacks_memory, open_engine
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.chat.tokenizer import read_json
@@ -35,6 +36,8 @@ from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
 from pipeline.serving.middleware.request_log import InFlight
 from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.openai.protocol import CompletionRequest
+from pipeline.serving.rag.collections import Collections
+from pipeline.serving.tls import Certificate
 from pipeline.serving.versions import Followed, Release, ServedVersion
 from pipeline.serving.webhook import SECRET
 
@@ -76,24 +79,30 @@ def serve(
     with server_log():
         log.info("loading", extra={"model": model, "folder": str(folder)})
         _allow_files(settings.max_connections)
-        make = partial(_application, model=model, settings=settings)
+        certificate = Certificate.from_config(settings)
+        middleware = MiddlewareStack.from_config(settings)
+        make = partial(_application, model=model, settings=settings, middleware=middleware)
         app: FastAPI | Follower
         if followed and version:
             app = _following(make, Release(folder, version), followed, settings, listening)
         else:
             app = make(folder, description=description, version=version)
-        server = _server(app, settings)
+        server = _server(app, settings, certificate)
+        url = base_url(listening, secure=certificate is not None)
 
         def ready() -> None:
             # What is there now stays: without it the collector's passes take a millisecond.
             gc.collect()
             gc.freeze()
-            facts = {"url": base_url(listening), "seconds": round(time.monotonic() - begin, 1)}
+            facts = {"url": url, "seconds": round(time.monotonic() - begin, 1)}
             log.info("ready", extra={"model": model, **facts})
             announce()
 
         server.app_state.readiness.announce = ready
-        server.run(sockets=[listening])
+        try:
+            server.run(sockets=[listening])
+        finally:
+            middleware.close()
     return server.finished
 
 
@@ -151,13 +160,14 @@ def _application(
     *,
     model: str,
     settings: ServeConfig,
+    middleware: MiddlewareStack,
     description: Description | None = None,
     version: ServedVersion | None = None,
     in_flight: InFlight | None = None,
     collectors: Collectors | None = None,
 ) -> FastAPI:
-    middleware = MiddlewareStack.from_config(settings)
     guardrails = Guardrails.from_config(settings, model)
+    collections = Collections.from_config(settings.rag)
     if description is None:
         if folder.is_dir() and not (folder / FILE).is_file():
             raise ArtifactError(
@@ -176,9 +186,18 @@ def _application(
             "opened without support for LoRA adapters: serve the model's HF folder with "
             "engine.name=hf, or with vllm or trtllm and engine.lora_rank"
         )
-    if guardrails and not isinstance(served.chat, Chat):
-        served.engine.close()
-        raise ConfigError(f"serve.guardrails={settings.guardrails}: this model makes embeddings")
+    if middleware.keyring and "turns" not in served.engine.features:
+        try:
+            middleware.keyring.refuse_shares(served.description.runtime)
+        except ConfigError:
+            served.engine.close()
+            raise
+    for name, given in (("guardrails", guardrails), ("rag.indexes", collections)):
+        if given and not isinstance(served.chat, Chat):
+            served.engine.close()
+            raise ConfigError(
+                f"serve.{name} is set, and this model generates no text: leave it out"
+            )
     return create_app(
         served.engine,
         served.chat,
@@ -197,10 +216,14 @@ def _application(
         in_flight=in_flight,
         collectors=collectors,
         guardrails=guardrails,
+        activation=activation_of(folder) if "scores" in served.engine.features else "Sigmoid",
+        collections=collections,
     )
 
 
-def _server(app: FastAPI | Follower, settings: ServeConfig) -> "_Server":
+def _server(
+    app: FastAPI | Follower, settings: ServeConfig, certificate: Certificate | None
+) -> "_Server":
     return _Server(
         HttpConfig(
             app,
@@ -218,8 +241,10 @@ def _server(app: FastAPI | Follower, settings: ServeConfig) -> "_Server":
             access_log=False,
             server_header=False,
             lifespan="on",
+            **(certificate.uvicorn_settings() if certificate else {}),
         ),
         settings.drain_delay,
+        certificate,
     )
 
 
@@ -255,9 +280,11 @@ class _Server(uvicorn.Server):
     uvicorn would end the process by the signal; here, a requested stop is not a failure.
     """
 
-    def __init__(self, config: HttpConfig, delay: float) -> None:
+    def __init__(
+        self, config: HttpConfig, delay: float, certificate: Certificate | None = None
+    ) -> None:
         super().__init__(config)
-        self._delay = delay
+        self._delay, self._certificate = delay, certificate
         self._stopped: float | None = None
 
     @property
@@ -289,6 +316,8 @@ class _Server(uvicorn.Server):
         self._drained()
 
     async def on_tick(self, counter: int) -> bool:
+        if self._certificate and self.config.ssl:
+            self._certificate.refresh(self.config.ssl)
         return self._drained() or await super().on_tick(counter)
 
     def _drained(self) -> bool:

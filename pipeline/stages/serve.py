@@ -30,7 +30,7 @@ def run(config: Config) -> None:
     listening = address.listen(config.serve.host, config.serve.port)
     from pipeline.serving.server import serve
 
-    url = address.base_url(listening)
+    url = address.base_url(listening, secure=config.serve.tls_cert is not None)
     address.warn_if_open(listening, config.serve.keys_file)
     with_key = bool(config.serve.keys_file or os.environ.get(address.API_KEY))
 

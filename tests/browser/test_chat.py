@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.keys import Keyring
+from pipeline.serving.keyring import Keyring
 from pipeline.serving.middleware.recording import Recorder
 from tests.browser.chat_site import ANSWER, Site, ask, served, two_models, wait_for_answers
 

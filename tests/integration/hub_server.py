@@ -141,6 +141,10 @@ class HubServer:
             return
         end = self.cut.pop(file.name, size)
         with file.open("rb") as stream:
+            if end == size and file.name not in self.corrupt:
+                request.wfile.flush()
+                request.connection.sendfile(stream, begin)
+                return
             stream.seek(begin)
             while (at := stream.tell()) < end and (part := stream.read(min(PART, end - at))):
                 if file.name in self.corrupt:

@@ -1,11 +1,11 @@
-"""Two folders that share nothing but an S3 server and an MLflow server: what is registered in one
-is served in the other, which changes over as champion moves, without a lost request."""
+"""Two folders that share nothing but an S3 server and an MLflow server with PostgreSQL: what is
+registered in one is served in the other, which changes over as champion moves, without a lost
+request."""
 
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +21,9 @@ import httpx
 import mlflow
 import numpy as np
 import pytest
+from cryptography.fernet import Fernet
+from mlflow import MlflowClient
+from mlflow.entities.webhook import Webhook, WebhookEvent
 from mlflow.pyfunc import scoring_server
 from moto.server import ThreadedMotoServer
 from safetensors.numpy import save_file
@@ -34,25 +37,22 @@ from pipeline.data.dataset import Row, write_split
 from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.following import VERSION_HEADER
-from pipeline.stages import build, pull, register, rollback
+from pipeline.stages import build, canary, pull, register, rollback
 from pipeline.tracking import client as tracking
 from pipeline.tracking.mlflow_sender import Sender
 from pipeline.tracking.outbox import Destination
+from tests.haproxy import free_port, haproxy, needs_haproxy
 from tests.made_artifacts import make_artifact, make_chain
+from tests.postgres_server import needs_postgres, postgres
 from tests.unit.model_folders import make_model_folder
 
+pytestmark = needs_postgres
+SECRET = "a secret of webhooks"
 QNEMO = {"dtype": "bfloat16", "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1}}
 ASKED = {
     "model": "bank", "max_tokens": 3,
     "messages": [{"role": "user", "content": "What does it cost to wire?"}],
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -93,16 +93,22 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "us-east-1", "NO_PROXY": "127.0.0.1",
         "MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": "",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+        "MLFLOW_WEBHOOK_CACHE_TTL": "0", "SERVE_WEBHOOK_SECRET": SECRET,
     }  # fmt: skip
-    command = ["-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db", "--workers"]
-    command += ["1", "--port", uri.rpartition(":")[2], "--artifacts-destination", "files"]
+    command = ["-m", "mlflow", "server", "--workers", "1", "--port", uri.rpartition(":")[2]]
+    command += ["--artifacts-destination", "files", "--backend-store-uri"]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in given.items():
             patch.setenv(name, value)
         patch.setattr(boto3, "DEFAULT_SESSION", None)
         boto3.resource("s3", region_name="us-east-1").create_bucket(Bucket="models")
         mlflow.set_tracking_uri(uri)
-        with running(command, folder, f"{uri}/health"):
+        with (
+            postgres(free_port()) as database,
+            running([*command, database], folder, f"{uri}/health"),
+        ):
             yield uri
     moto.stop()
 
@@ -213,23 +219,43 @@ class Load:
             time.sleep(0.02)
 
 
+def create_webhook(url: str, secret: str) -> Webhook:
+    """Have MLflow's server call the model's server when an alias moves."""
+    events = [WebhookEvent("model_version_alias", "created")]
+    address = f"{url}/webhooks/mlflow"
+    return MlflowClient().create_webhook("bank", address, events, secret=secret)
+
+
 def test_from_one_folder_to_a_server_in_another_and_back(
     stores: str, built: dict[str, bytes], tmp_path: Path
 ) -> None:
+    """The server would look at the registry only after an hour: MLflow's webhooks wake it."""
     trained, served = tmp_path / "trained", tmp_path / "served"
     served.mkdir()
     register_version(trained, built, 100)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    words = ["-m", "pipeline", "stage=serve", "serve.follow=champion", "serve.follow_seconds=2"]
+    words = ["-m", "pipeline", "stage=serve", "serve.follow=champion", "serve.follow_seconds=3600"]
     words += ["model.name=bank", f"serve.port={port}"]
-    ready = f"{url}/v1/health/ready"
     config = configured(served / "artifacts")
-    with running(words, served, ready) as log, Load(url) as load:
+    client = MlflowClient()
+    with running(words, served, f"{url}/v1/health/ready") as log, Load(url) as load:
         load.until("1")
+        webhook = create_webhook(url, SECRET)
         register_version(trained, built, 110)  # it is better, so it becomes champion
         load.until("2")
-        rollback.run(config)
+        client.delete_webhook(webhook.webhook_id)
+
+        wrong = create_webhook(url, "another secret")
+        assert client.test_webhook(wrong.webhook_id).response_status == 401
+        rollback.run(config)  # champion is version 1, and the server does not believe the message
+        client.delete_webhook(wrong.webhook_id)
+        before = load.seen["1"]
+        load.until("2")
+        assert load.seen["1"] == before
+
+        create_webhook(url, SECRET)
+        client.set_registered_model_alias("bank", "champion", "1")
         load.until("1")
         card = httpx.get(f"{url}/v1/models").json()["data"][0]
         assert (card["id"], card["version"]) == ("bank", "1")
@@ -262,3 +288,45 @@ def test_mlflow_loads_a_version_chat_in_chat_out(
     schema = loaded.metadata.get_input_schema()
     found = scoring_server.invocations(asked, "application/json", loaded, schema)
     assert json.loads(found.response)["choices"] == answer["choices"]
+
+
+@needs_haproxy
+def test_a_canary_starts_a_version_promotes_it_and_the_server_follows(
+    stores: str, built: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The server looks at the registry every second; it needs no webhook."""
+    trained, served = tmp_path / "trained", tmp_path / "served"
+    served.mkdir()
+    (served / "artifacts").mkdir()
+    register_version(trained, built, 98)  # no better than the champion: only a candidate
+    client = MlflowClient()
+    number = int(client.get_model_version_by_alias("bank", "candidate").version)
+    before = int(client.get_model_version_by_alias("bank", "champion").version)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    words = ["-m", "pipeline", "stage=serve", "serve.follow=champion", "serve.follow_seconds=1"]
+    words += ["model.name=bank", f"serve.port={port}"]
+    given = {
+        "register__version": "candidate", "canary__stable": url, "canary__share": 0.5,
+        "canary__error_margin": 0.3, "canary__slow_margin": 0.6, "canary__baseline": 20,
+        "canary__every": 0.3, "canary__seconds": 200,
+    }  # fmt: skip
+    with (
+        running(words, served, f"{url}/v1/health/ready"),
+        haproxy(tmp_path, port, free_port()) as proxy,
+        Load(proxy.url) as load,
+    ):
+        config = configured(
+            served / "artifacts", canary__haproxy__socket=str(proxy.socket), **given
+        )
+        canary.run(config)
+        assert int(client.get_model_version_by_alias("bank", "champion").version) == number
+        assert httpx.get(f"{url}/v1/version").json()["model_version"] == str(number)
+        rollback.run(config)
+        load.until(str(before))
+    assert not load.lost
+    assert load.seen[str(number)] > 20
+    said = client.get_model_version("bank", str(number)).tags["canary"]
+    assert said.startswith("promoted ")
+    (report,) = (served / "artifacts/canary").glob("*/report.html")
+    assert f"version {number} beside version {before}" in report.read_text()

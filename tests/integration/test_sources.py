@@ -1,7 +1,10 @@
 """A model of a hub, from its address to an imported checkpoint, by the commands that users type."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import transformers
 
 from pipeline.__main__ import main
 from pipeline.core.artifact import open_artifact
+from pipeline.core.paths import ROOT
 from pipeline.models.sources import fetching
 from pipeline.orchestration import project
 from tests.integration.hub_server import HubServer, point_at
@@ -47,6 +51,12 @@ def published(tmp_path: Path) -> Path:
     return folder
 
 
+def write_rows(folder: Path) -> None:
+    folder.mkdir()
+    for name, rows in (("train", ROWS[:70]), ("test", ROWS[70:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_a_model_of_the_hub_from_its_address_to_a_checkpoint(
     hub: HubServer, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -54,9 +64,7 @@ def test_a_model_of_the_hub_from_its_address_to_a_checkpoint(
     commit = hub.add("org/tiny", published)
     project.init(tmp_path / "shop")
     monkeypatch.chdir(tmp_path / "shop")
-    for name, rows in (("train", ROWS[:70]), ("test", ROWS[70:])):
-        Path("rows").mkdir(exist_ok=True)
-        Path(f"rows/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(Path("rows"))
     words = ["data=files", "data.folder=rows", "data.train=[train.jsonl]",
              "data.test=[test.jsonl]", "tracking.enabled=false", "model.name=tiny"]  # fmt: skip
     address = "model.path=hf://org/tiny"
@@ -90,3 +98,47 @@ def test_a_model_of_the_hub_from_its_address_to_a_checkpoint(
     assert "up to date" in run("stage=import", *words[4:], f"model.path={copy}")
     edit("generation_config.json", temperature=0.5)(copy)
     assert "up to date" not in run("stage=prepare", *words, f"model.path={copy}")
+
+
+def test_dvc_takes_a_source_or_refuses_it_before_any_stage(
+    hub: HubServer, published: Path, tmp_path: Path
+) -> None:
+    commit, shop = hub.add("org/tiny", published), tmp_path / "shop"
+    shop.mkdir()
+    subprocess.run(["git", "init", "-q", shop], check=True)
+    project.init(shop)
+    config = shop / ".dvc" / "config"
+    if "config_module" not in config.read_text():
+        config.write_text(f"{config.read_text().rstrip()}\n    config_dir = {ROOT / 'conf'}\n")
+    write_rows(shop / "rows")
+    git = ["git", "-C", shop, "-c", "user.name=n", "-c", "user.email=e@example.com"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "shop"], check=True)
+    environment = {
+        **os.environ, **hub.environment(tmp_path / "hf"), "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "GIT_AUTHOR_NAME": "n", "GIT_AUTHOR_EMAIL": "e@example.com",
+        "GIT_COMMITTER_NAME": "n", "GIT_COMMITTER_EMAIL": "e@example.com",
+    }  # fmt: skip
+
+    def experiment(model: str) -> subprocess.CompletedProcess[str]:
+        words = ["model=local", "model.name=tiny", f"model.path={model}", "data=files",
+                 "data.folder=rows", "data.train=[train.jsonl]", "data.test=[test.jsonl]",
+                 "tracking.enabled=false"]  # fmt: skip
+        command = [sys.executable, "-m", "dvc", "exp", "run", "prepare"]
+        for word in words:
+            command += ["-S", word]
+        return subprocess.run(
+            command, cwd=shop, env=environment, text=True, capture_output=True, timeout=300
+        )
+
+    done = experiment("hf://org/none@main")
+    assert done.returncode != 0
+    assert "hf://org/none@main is not on the hub" in done.stderr
+    assert not (shop / "artifacts" / "prepare").exists()
+    done = experiment("hf://org/tiny@main")
+    assert done.returncode == 0, done.stderr
+    manifest = open_artifact(shop / "artifacts" / "prepare").manifest
+    assert Path(manifest.config["model"]["path"]).name == commit
+    model = json.loads((shop / "artifacts" / "versions" / "model.json").read_text())
+    assert model == {"source": "hf://org/tiny@main", "revision": commit}

@@ -46,6 +46,8 @@ def test_a_strangers_model_is_tuned_preferred_and_served(
     published = MODELS["qwen3"](tmp_path / "published")
     edit("config.json", rope_theta=..., rope_scaling=..., torch_dtype=..., dtype="float32",
          rope_parameters={"rope_type": "default", "rope_theta": 1e6})(published)  # fmt: skip
+    edit("tokenizer_config.json", tokenizer_class="TokenizersBackend",
+         extra_special_tokens=["<|extra|>"])(published)  # fmt: skip
     hub.add("org/tiny-qwen3", published)
     project.init(tmp_path / "shop")
     monkeypatch.chdir(tmp_path / "shop")

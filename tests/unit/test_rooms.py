@@ -9,9 +9,10 @@ PACKAGE = ROOT / "pipeline"
 # From the ground up. docs/ARCHITECTURE.md says what each is for.
 ROOMS = (
     "core config client tracking models data training optimization evaluation engines planner "
-    "serving deployment orchestration stages __main__"
+    "retrieval serving deployment orchestration stages __main__"
 ).split()
 MOST_FOLDERS, MOST_FILES, MOST_FILES_IN_A_ROOM = 16, 3, 20
+MOST_STAGES = 24  # one verb a file
 
 
 def modules() -> dict[str, Path]:
@@ -54,7 +55,8 @@ def test_every_folder_is_a_room_and_there_are_few() -> None:
 def test_no_folder_is_crowded() -> None:
     for folder in (p for p in PACKAGE.rglob("*") if p.is_dir() and p.name != "__pycache__"):
         files = [f.name for f in folder.glob("*.py") if f.name != "__init__.py"]
-        assert len(files) <= MOST_FILES_IN_A_ROOM, folder
+        most = MOST_STAGES if folder.name == "stages" else MOST_FILES_IN_A_ROOM
+        assert len(files) <= most, folder
 
 
 def test_no_import_points_upwards() -> None:

@@ -63,6 +63,8 @@ class S3(Store):
         return int(found["ContentLength"])
 
     def put(self, blob: Blob, source: BinaryIO, sent: Sent) -> None:
+        from botocore.exceptions import ClientError
+
         place = {"Bucket": self._bucket, "Key": self._key(blob.sha256)}
         size = max(UPLOAD_PART, -(-blob.bytes // MOST_PARTS))
         if blob.bytes <= size:
@@ -70,6 +72,16 @@ class S3(Store):
             self._client.put_object(**place, Body=content, ChecksumSHA256=_checksum(content))
             sent(blob.bytes)
             return
+        try:
+            self._put_parts(blob, source, place, size, sent)
+        except ClientError:
+            # Another push of the same blob may have completed the upload that both wrote to.
+            if self.size(blob.sha256) != blob.bytes:
+                raise
+
+    def _put_parts(
+        self, blob: Blob, source: BinaryIO, place: Mapping[str, str], size: int, sent: Sent
+    ) -> None:
         upload, there = self._resume(place, size)
         numbered: list[dict[str, Any]] = []
         waiting: set[Future[dict[str, Any]]] = set()
@@ -93,14 +105,8 @@ class S3(Store):
     def _complete(
         self, place: Mapping[str, str], upload: str, numbered: list[dict[str, Any]], blob: Blob
     ) -> None:
-        from botocore.exceptions import ClientError
-
         made = {"Parts": sorted(numbered, key=lambda part: part["PartNumber"])}
-        try:
-            self._client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload=made)
-        except ClientError:  # another push of the same blob may have completed it
-            if self.size(blob.sha256) != blob.bytes:
-                raise
+        self._client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload=made)
         if self.size(blob.sha256) != blob.bytes:
             raise Altered(blob.title)
 

@@ -17,6 +17,7 @@ FEATURES = frozenset(
         *("logprobs", "prompt_logprobs", "logit_bias", "penalties"),
         *("min_tokens", "allowed_token_ids", "bad_words"),
         "cache_salt",  # nothing is kept from one request to the next
+        "turns",
     }
 )
 

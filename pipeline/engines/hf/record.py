@@ -45,10 +45,13 @@ def _open(folder: Path, description: Description, max_queue: int) -> Engine:
     from pipeline.engines.batching.scheduler import BatchingEngine
     from pipeline.engines.hf.embedder import HfEmbedder, embeds
     from pipeline.engines.hf.lora import LoraHfSession
+    from pipeline.engines.hf.scorer import HfScorer, scores
     from pipeline.engines.hf.session import HfSession, is_quantized
     from pipeline.models.chat.renderer import Chat
 
     torch.set_num_threads(max(1, int(hardware.inspect_machine().cores)))
+    if scores(folder):
+        return HfScorer(folder, max_queue=max_queue)
     if embeds(folder):
         return HfEmbedder(folder, max_queue=max_queue)
     session = HfSession if is_quantized(folder) else LoraHfSession
@@ -64,7 +67,7 @@ HF = EngineRecord(
     name="hf",
     component=Component(
         name="engine/hf",
-        version=1,
+        version=2,
         libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers"),
         modules=(
             "pipeline.engines.hf.record",
@@ -75,13 +78,15 @@ HF = EngineRecord(
             "pipeline.engines.hf.fusing",
             "pipeline.engines.hf.lora",
             "pipeline.engines.hf.lora_weights",
+            "pipeline.engines.hf.encoder",
             "pipeline.engines.hf.embedder",
+            "pipeline.engines.hf.scorer",
         ),
     ),
     version=lambda: hardware.installed_version("transformers"),
     open=_open,
     devices=("gpu", "cpu"),
-    features=FEATURES | {"guide", "adapters", "embeddings"},
+    features=FEATURES | {"guide", "adapters", "embeddings", "scores"},
     profiles=_profiles,
     missing=_missing,
     least_capability=(7, 0),

@@ -104,6 +104,14 @@ class SupervisedEngine:
             raise QueueFull
         return await self._ask("embed", [list(prompt) for prompt in prompts])
 
+    async def score(
+        self, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]]
+    ) -> list[float]:
+        self._require_up()
+        if len(self._open) > self._max_queue:
+            raise QueueFull
+        return await self._ask("score", [list(ids) for ids in texts], [list(t) for t in types])
+
     def adapters(self) -> list[str]:
         return list(self._adapters)
 
@@ -178,15 +186,24 @@ class SupervisedEngine:
         return await future
 
     def _make_room(self, client: Client) -> None:
-        """Take the last place of the client that holds most of them.
+        """Take the last place of the client that holds most of them for its weight, of those with
+        the lowest priority.
 
         Raises:
             QueueFull: this client holds as many, or the others' answers have all begun.
         """
         streams = [s for s in self._open.values() if isinstance(s, PushedStream)]
+        waiting = [s for s in streams if not s.begun and s.client.priority < client.priority]
+        lowest = min((s.client.priority for s in waiting), default=client.priority)
+        if waiting:
+            streams = [s for s in waiting if s.client.priority == lowest]
+        else:
+            streams = [s for s in streams if s.client.priority == lowest]
         names = Counter(stream.client.name for stream in streams)
-        most = max(names, key=names.__getitem__, default=client.name)
-        if names[most] > names[client.name] + 1:
+        weights = {s.client.name: s.client.weight for s in streams} | {client.name: client.weight}
+        most = max(names, key=lambda name: names[name] / weights[name], default=client.name)
+        mine = (names[client.name] + 1) / client.weight
+        if waiting or names[most] / weights[most] > mine:
             theirs = [stream for stream in streams if stream.client.name == most]
         else:  # a proxy's connections are clients of their own
             of_name = Counter(s.client for s in streams if s.client.name == client.name)
@@ -219,10 +236,7 @@ class SupervisedEngine:
     async def _restart_if_mute(self) -> None:
         client = self._client
         try:
-            if "embeddings" in self.features:
-                await self._ask("embed", [[0]])
-            else:
-                await self._answer_once()
+            await self._answer_once()
         except EngineFailed as error:
             self._restart(client, f"the engine gives no answers any more ({error})")
         finally:
@@ -281,9 +295,6 @@ class SupervisedEngine:
 
     async def _prove(self) -> None:
         """Load the adapters into the new process, and wait for real answers."""
-        if "embeddings" in self.features:
-            await self._ask("embed", [[0]])
-            return
         await self._answer_once()
         for name, folder in list(self._adapters.items()):
             try:
@@ -310,6 +321,12 @@ class SupervisedEngine:
         Raises:
             EngineFailed: the engine gives no answer.
         """
+        if "embeddings" in self.features:
+            await self._ask("embed", [[0]])
+            return
+        if "scores" in self.features:
+            await self._ask("score", [[0]], [[0]])
+            return
         async for _ in self._begin([0], Sampling(max_tokens=1, temperature=0, adapter=adapter)):
             pass
 

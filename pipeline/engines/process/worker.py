@@ -129,6 +129,9 @@ class _Worker:
     async def _embed(self, request: int, prompts: list[list[int]]) -> Any:
         return await self._engine.embed(prompts)
 
+    async def _score(self, request: int, texts: list[list[int]], types: list[list[int]]) -> Any:
+        return await self._engine.score(texts, types)
+
     async def _add_adapter(self, request: int, name: str, folder: str) -> None:
         await self._engine.add_adapter(name, Path(folder))
 

@@ -38,7 +38,6 @@ _CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "CUDA_CACHE_PATH": "cuda",
 }
-_TLS = "the server speaks plain HTTP: terminate TLS in the proxy in front of it"
 _DOWNLOAD = "nothing is downloaded at the start: mount the model's folder"
 _LORA = "load adapters into the running server by POST /v1/load_lora_adapter (docs/api.md)"
 _LORA_SLOTS = "the number of adapters is limited only by memory: leave it out"
@@ -47,9 +46,6 @@ REFUSED: Mapping[str, str] = {
     "NIM_REPOSITORY_OVERRIDE": _DOWNLOAD,
     "NIM_MANIFEST_PATH": _DOWNLOAD,
     "NIM_MANIFEST_ALLOW_UNSAFE": _DOWNLOAD,
-    "NIM_SSL_KEY_PATH": _TLS,
-    "NIM_SSL_CERTS_PATH": _TLS,
-    "NIM_SSL_CA_CERTS_PATH": _TLS,
     "NIM_PEFT_REFRESH_INTERVAL": _LORA,
     "NIM_MAX_GPU_LORAS": _LORA_SLOTS,
     "NIM_MAX_CPU_LORAS": _LORA_SLOTS,
@@ -58,6 +54,14 @@ REFUSED: Mapping[str, str] = {
     "NIM_OTEL_METRICS_EXPORTER": "scrape the metrics with Prometheus, at /metrics",
     "NIM_GUIDED_DECODING_BACKEND": "the only backend is llguidance: leave it out",
     "NIM_CHAT_TEMPLATE": "the model's own template is used, as in training: leave it out",
+}
+
+
+# Files that each mode of TLS has.
+_TLS_FILES: Mapping[str, tuple[str, ...]] = {
+    "disabled": (),
+    "tls": ("NIM_SSL_KEY_PATH", "NIM_SSL_CERTS_PATH"),
+    "mtls": ("NIM_SSL_KEY_PATH", "NIM_SSL_CERTS_PATH", "NIM_SSL_CA_CERTS_PATH"),
 }
 
 
@@ -95,6 +99,11 @@ def translate(environment: Mapping[str, str]) -> Launch:
 
 
 def _conflicts(launch: Launch, given: Mapping[str, str]) -> list[str]:
+    mode = given.get("NIM_SSL_MODE", "disabled")
+    files = {name for name in _TLS_FILES["mtls"] if name in given}
+    if files != set(expected := _TLS_FILES.get(mode.lower(), ())):
+        wants = f"needs {' and '.join(expected)}" if expected else "has no certificate files"
+        return [f"NIM_SSL_MODE={mode} {wants}: set NIM_SSL_MODE and the files together"]
     folders = {name: given[name] for name in _MODEL_VARIABLES if name in given}
     if len(set(folders.values())) > 1:
         return [f"{' and '.join(folders)} name different folders: set only one of them"]
@@ -226,6 +235,17 @@ def _one_of(allowed: tuple[str, ...], reason: str) -> Callable[[Launch, str], No
     return check
 
 
+def _file(name: str) -> Callable[[Launch, str], None]:
+    """Sets a setting of serve to a file."""
+
+    def put(launch: Launch, value: str) -> None:
+        if not Path(value).is_file():
+            raise ValueError("no such file in the container: mount it (docker run -v FILE:…)")
+        launch.settings.append(f"serve.{name}={value}")
+
+    return put
+
+
 def _argument(name: str, read: Callable[[str], Any]) -> Callable[[Launch, str], None]:
     """Sets an argument of the engine (engine.arguments)."""
 
@@ -279,6 +299,12 @@ _ENGINE_VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
     "NIM_MAX_LORA_RANK": _lora_rank,
     **_GPU_VARIABLES,
 }
+_TLS_VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
+    "NIM_SSL_MODE": _one_of(tuple(_TLS_FILES), "choose from DISABLED, TLS, MTLS"),
+    "NIM_SSL_KEY_PATH": _file("tls_key"),
+    "NIM_SSL_CERTS_PATH": _file("tls_cert"),
+    "NIM_SSL_CA_CERTS_PATH": _file("tls_client_ca"),
+}
 VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
     **dict.fromkeys(_MODEL_VARIABLES, _model),
     "NIM_CUSTOM_MODEL_NAME": _custom_name,
@@ -296,7 +322,7 @@ VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
     "NIM_OTEL_EXPORTER_OTLP_ENDPOINT": _variable("OTEL_EXPORTER_OTLP_ENDPOINT"),
     "NIM_OTEL_SERVICE_NAME": _variable("OTEL_SERVICE_NAME"),
     "NIM_OTEL_TRACES_EXPORTER": _one_of(("otlp",), "traces are exported over OTLP only"),
-    "NIM_SSL_MODE": _one_of(("disabled",), _TLS),
+    **_TLS_VARIABLES,
     "NIM_TRUST_REMOTE_CODE": _always(False, "code in a checkpoint is never run"),
     "NIM_FORCE_TRUST_REMOTE_CODE": _always(False, "code in a checkpoint is never run"),
     "NIM_DISABLE_MODEL_DOWNLOAD": _always(True, _DOWNLOAD),

@@ -1,10 +1,12 @@
 """Authentication by `Authorization: Bearer <key>` below /v1, and the rate limits of each key."""
 
+from datetime import UTC
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.serving.keys import Keyring
+from pipeline.serving.keyring import Keyring
 from pipeline.serving.middleware import request_context
 from pipeline.serving.middleware.rate_limits import Allowance, RateLimited, RateLimiter
 from pipeline.serving.openai import errors
@@ -23,8 +25,11 @@ OPEN_PATHS = frozenset(
 class AuthMiddleware:
     """Requires a key, and counts each request against the key's limits."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
-        self._app, self._keyring, self._rate_limiter = app, keyring, RateLimiter()
+    def __init__(
+        self, app: ASGIApp, keyring: Keyring, rate_limiter: RateLimiter | None = None
+    ) -> None:
+        self._app, self._keyring = app, keyring
+        self._rate_limiter = rate_limiter or RateLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -38,11 +43,12 @@ class AuthMiddleware:
         if given is None and "x-api-key" in headers:  # as Anthropic's clients send it
             given = headers["x-api-key"].encode("latin-1").strip()
         key = self._keyring.find(given)
-        if key is None:
-            body = errors.error_body(
-                "Incorrect API key provided: send it as `Authorization: Bearer …` or `x-api-key`",
-                code="invalid_api_key",
-            )
+        if key is None or key.has_expired():
+            text = "Incorrect API key provided: send it as `Authorization: Bearer …` or `x-api-key`"
+            if key and key.expires:
+                ended = key.expires.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+                text = f"The API key '{key.name}' expired at {ended}: ask for a new one"
+            body = errors.error_body(text, code="invalid_api_key")
             response = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
             await response(scope, receive, send)
             return

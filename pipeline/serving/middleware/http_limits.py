@@ -145,6 +145,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or self._is_idle or self._in_headers or self._in_body:
             return False
+        if self.transport.get_extra_info("sslcontext"):  # TLS has no closing of one side alone
+            return False
         self._half_closed = True
         if not self.pipeline:
             cycle.keep_alive = False

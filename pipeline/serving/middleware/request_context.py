@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engines.base import NOBODY, Client
 
 if TYPE_CHECKING:
-    from pipeline.serving.keys import Key
+    from pipeline.serving.keyring import Key
     from pipeline.serving.middleware.rate_limits import Allowance
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; no client reads it
@@ -33,6 +33,7 @@ class RequestContext:
         late_status: the status of a failure that came after the response had begun.
         ended_by_model: choices that the model ended, not a stop string, a length or a guide.
         guardrails: what rails blocked, changed, answered or failed to check.
+        documents: documents whose passages the model was given.
         withheld: whether a rail blocked or changed a text, which must not be copied elsewhere.
         content: fields that serve.log_content adds to the log line.
     """
@@ -56,6 +57,7 @@ class RequestContext:
     error: str | None = None
     ended: bool = False
     guardrails: list[str] = field(default_factory=list)
+    documents: list[str] = field(default_factory=list)
     withheld: bool = False
     content: dict[str, Any] = field(default_factory=dict)
 
@@ -75,10 +77,16 @@ class RequestContext:
         if self.peer is None:
             return NOBODY
         host, port = self.peer
-        return Client(f"key {self.key.name}" if self.key else host, f"{host}:{port}")
+        connection = f"{host}:{port}"
+        return self.key.client(connection) if self.key else Client(host, connection)
 
     def may_use(self, model: str) -> bool:
         return self.key is None or self.key.allows(model)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the documents that the request may see beside those that everybody may."""
+        return self.key.documents if self.key else ()
 
     @property
     def is_admin(self) -> bool:

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from pipeline.config.serve import ServeConfig
-from pipeline.serving.keys import Keyring
-from pipeline.serving.middleware.auth import AuthMiddleware
+from pipeline.core.errors import ConfigError
+from pipeline.serving.keyring import Keyring
+from pipeline.serving.middleware.audit import AuditLog, AuditMiddleware
+from pipeline.serving.middleware.auth import OPEN_PATHS, AuthMiddleware
+from pipeline.serving.middleware.cors import add_cors
+from pipeline.serving.middleware.daily_usage import DailyUsage
+from pipeline.serving.middleware.idempotency import IdempotencyMiddleware, KeptAnswers
+from pipeline.serving.middleware.rate_limits import RateLimiter
 from pipeline.serving.middleware.recording import Recorder
 from pipeline.serving.middleware.request_limits import RequestLimits, RequestLimitsMiddleware
 from pipeline.serving.middleware.request_log import RequestLogMiddleware
@@ -18,13 +24,21 @@ from pipeline.serving.middleware.transcripts import TranscriptMiddleware
 
 @dataclass(frozen=True)
 class MiddlewareStack:
-    """The layers around the application. None leaves one out."""
+    """The layers around the application. None leaves one out.
+
+    A server whose versions follow one another has one stack for all of them: limits, budgets and
+    kept answers go on when the version changes.
+    """
 
     keyring: Keyring | None = None
+    rate_limiter: RateLimiter | None = None
     limits: RequestLimits | None = None
     tracing: Tracing | None = None
     recorder: Recorder | None = None
     log_content: bool = False
+    audit: AuditLog | None = None
+    kept_answers: KeptAnswers | None = None
+    cors_origins: tuple[str, ...] = ()
 
     @classmethod
     def from_config(
@@ -35,8 +49,19 @@ class MiddlewareStack:
             ConfigError: a file or folder that a setting names cannot be used.
         """
         keyring = Keyring(settings.keys_file, environment)
+        if settings.usage_file and not keyring.requires_key:
+            raise ConfigError(
+                f"serve.usage_file={settings.usage_file} has no effect without keys: set "
+                "serve.keys_file"
+            )
+        audit = AuditLog(settings.audit_log) if settings.audit_log else None
+        if audit:
+            audit.add("server_started", {"keys": keyring.names})
+            keyring.on_change = lambda changes: audit.add("keys_changed", changes)
+        kept = settings.idempotency_seconds
         return cls(
             keyring=keyring if keyring.requires_key else None,
+            rate_limiter=RateLimiter(DailyUsage(settings.usage_file)),
             limits=RequestLimits(
                 header_bytes=settings.max_header_bytes,
                 body_bytes=settings.max_body_bytes,
@@ -46,6 +71,9 @@ class MiddlewareStack:
             tracing=Tracing() if is_enabled(environment) else None,
             recorder=Recorder(settings.record) if settings.record else None,
             log_content=settings.log_content,
+            audit=audit,
+            kept_answers=KeptAnswers(kept) if kept else None,
+            cors_origins=settings.cors_origins,
         )
 
     def add_to(self, app: FastAPI, failed: Callable[[int], None]) -> None:
@@ -53,14 +81,20 @@ class MiddlewareStack:
         if self.recorder or self.log_content:
             record = self.recorder.record if self.recorder else None
             app.add_middleware(TranscriptMiddleware, record=record, log=self.log_content)
+        if self.kept_answers:
+            app.add_middleware(IdempotencyMiddleware, answers=self.kept_answers)
         if self.limits:
             app.add_middleware(RequestLimitsMiddleware, limits=self.limits)
         if self.keyring:
-            app.add_middleware(AuthMiddleware, keyring=self.keyring)
+            app.add_middleware(AuthMiddleware, keyring=self.keyring, rate_limiter=self.rate_limiter)
+        if self.audit:
+            app.add_middleware(AuditMiddleware, audit=self.audit, open_paths=OPEN_PATHS)
         ended = self.tracing.finish_span if self.tracing else None
         app.add_middleware(
             RequestLogMiddleware, in_flight=app.state.in_flight, failed=failed, ended=ended
         )
+        if self.cors_origins:
+            add_cors(app, self.cors_origins)
         if self.tracing:
             app.add_middleware(self.tracing.wrap)
 
@@ -70,6 +104,10 @@ class MiddlewareStack:
             self.recorder.close()
         if self.tracing:
             self.tracing.close()
+        if self.rate_limiter:
+            self.rate_limiter.close()
+        if self.audit:
+            self.audit.close()
 
 
 NO_MIDDLEWARE = MiddlewareStack()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
-from pipeline.serving.openai.errors import ApiError, invalid
+from pipeline.serving.openai.errors import invalid
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.prompt_types import NO_PROMPTS, are_token_ids
 from pipeline.serving.openai.prompts import cannot_fit, max_length
@@ -22,32 +22,24 @@ class Embedder:
     """The endpoint.
 
     Args:
-        engine: an EmbeddingEngine, or any other if `tokenizer` is None.
-        tokenizer: adds the special tokens of the model's inputs. None for a generative model.
+        engine: an EmbeddingEngine.
+        tokenizer: adds the special tokens of the model's inputs.
     """
 
     def __init__(
-        self, engine: Any, tokenizer: "Tokenizer | None", models: ServedModels, metrics: Metrics
+        self, engine: Any, tokenizer: "Tokenizer", models: ServedModels, metrics: Metrics
     ) -> None:
         self._engine, self._tokenizer = engine, tokenizer
         self._models, self._metrics = models, metrics
-        self._max_length = max_length(tokenizer, engine.max_input_len) if tokenizer else 0
+        self._max_length = max_length(tokenizer, engine.max_input_len)
 
     async def embed(self, body: EmbeddingRequest) -> dict[str, Any]:
         """
         Raises:
-            ApiError: the model makes no embeddings, or an input is not valid for it.
+            ApiError: an input is not valid for the model.
         """
         self._models.find(body.model)
         model = self._models.name_of(body.model)
-        if self._tokenizer is None:
-            raise ApiError(
-                400,
-                f"the model {model!r} generates text and makes no embeddings: use a server "
-                "with an embedding model",
-                param="model",
-                code="unsupported",
-            )
         prompts = await asyncio.to_thread(self._prompts, body, self._tokenizer)
         tokens = sum(map(len, prompts))
         context = request_context.current()

@@ -86,6 +86,7 @@ class ServedModels:
                 no LoRA adapter for this model.
         """
         self._require_admin()
+        request_context.current().model = body.lora_name
         if not body.lora_path:
             raise invalid("lora_path", "Missing required parameter: 'lora_path'")
         async with self._changing:
@@ -124,6 +125,7 @@ class ServedModels:
             ApiError: the key is not allowed to, or there is no such adapter.
         """
         self._require_admin()
+        request_context.current().model = body.lora_name
         async with self._changing:
             if body.lora_name not in self._adapters():
                 raise ApiError(

@@ -31,6 +31,7 @@ _METADATA = "torch.distributed.checkpoint.metadata"
 _INDEX_CLASS = f"{_METADATA}.Metadata"
 _STORED = "torch.distributed.checkpoint.filesystem._StorageInfo"
 _LAYOUT = "torch.serialization._get_layout"
+_OBJECT = f"{_METADATA}.BytesStorageMetadata"
 _DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
     *("int64", "int32", "int16", "int8", "uint8", "bool"),
@@ -60,16 +61,20 @@ class NotAnIndex(ValueError):
     """The file holds something that is not in the index of a checkpoint."""
 
 
-def read_index(file: Path, again: str = "make the checkpoint again") -> Metadata:
+def read_index(
+    file: Path, again: str = "make the checkpoint again", *, others: bool = False
+) -> Metadata:
     """The index of a checkpoint.
 
-    again: what to do if it is none, for the message.
+    again: what to do if it is none, for the message. others: it may have been written by another
+    program, which also put objects beside the tensors and plans of its own into it. They are parsed
+    as records of names, and left out.
 
     Raises:
         ArtifactError: the file cannot be read, or holds anything but an index.
     """
     try:
-        return _index_of(read_plain(file.read_bytes()))
+        return _index_of(read_plain(file.read_bytes(), others=others), others=others)
     except (OSError, NotAnIndex) as error:
         raise ArtifactError(
             f"{file} is not the index of a checkpoint ({error}), so nothing of it is read: {again}"
@@ -148,8 +153,10 @@ class Described:
     state: Any = None
 
 
-def read_plain(data: bytes) -> Any:
+def read_plain(data: bytes, *, others: bool = False) -> Any:
     """The value of a pickle, with a `Described` for each object.
+
+    others: names and opcodes may be in it that no index needs. Nothing is called then, either.
 
     Raises:
         NotAnIndex: an opcode, a name or an order of opcodes that no index has.
@@ -180,6 +187,8 @@ def read_plain(data: bytes) -> Any:
         return stack[-1]
 
     def fill(values: list[Any]) -> None:
+        if others and stack and type(stack[-1]) is not dict:
+            return  # items of an object that no index needs
         if len(values) % 2:
             raise NotAnIndex("it has a key without a value")
         try:
@@ -209,12 +218,10 @@ def read_plain(data: bytes) -> Any:
                 stack.append(tuple(pop_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(pop(int(opcode[-1]))))
-            case "APPEND":
-                value = pop()
-                top(list).extend(value)
-            case "APPENDS":
-                values = pop_mark()
-                top(list).extend(values)
+            case "APPEND" | "APPENDS":
+                values = pop() if opcode == "APPEND" else pop_mark()
+                if not (others and stack and type(stack[-1]) is Described):
+                    top(list).extend(values)
             case "SETITEM":
                 fill(pop(2))
             case "SETITEMS":
@@ -228,7 +235,7 @@ def read_plain(data: bytes) -> Any:
                     raise NotAnIndex("it refers to what it did not keep")
                 stack.append(memo[argument])
             case "STACK_GLOBAL":
-                stack.append(_named(*pop(2)))
+                stack.append(_named(*pop(2), others=others))
             case "REDUCE" | "NEWOBJ":
                 made, arguments = pop(2)
                 if type(made) is not Named or type(arguments) is not tuple:
@@ -240,6 +247,19 @@ def read_plain(data: bytes) -> Any:
                 if described.state is not None:
                     raise NotAnIndex("it sets the state of an object twice")
                 described.state = state
+            case "BINFLOAT" | "SHORT_BINBYTES" | "BINBYTES" | "LONG4" | "BINUNICODE8" if others:
+                stack.append(argument)
+            case "EMPTY_SET" if others:
+                stack.append([])
+            case "ADDITEMS" if others:
+                pop_mark()
+            case "FROZENSET" if others:
+                stack.append(tuple(pop_mark()))
+            case "NEWOBJ_EX" if others:
+                made, arguments, _ = pop(3)
+                if type(made) is not Named or type(arguments) is not tuple:
+                    raise NotAnIndex("it calls what has no name")
+                stack.append(Described(made.name, arguments))
             case "STOP":
                 if len(stack) != 1 or marks:
                     raise NotAnIndex("it ends in the middle")
@@ -257,10 +277,10 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
         raise NotAnIndex("it is not a whole pickle") from error
 
 
-def _named(module: Any, name: Any) -> Named:
+def _named(module: Any, name: Any, *, others: bool = False) -> Named:
     if type(module) is not str or type(name) is not str:
         raise NotAnIndex("it has a name that is no text")
-    if (full := f"{module}.{name}") not in _NAMES:
+    if (full := f"{module}.{name}") not in _NAMES and not others:
         raise NotAnIndex(f"it names {full[:100]!r}")
     return Named(full)
 
@@ -268,18 +288,23 @@ def _named(module: Any, name: Any) -> Named:
 # ---- torch's objects, from plain data ----
 
 
-def _index_of(plain: Any) -> Metadata:
+def _index_of(plain: Any, *, others: bool = False) -> Metadata:
     from torch.distributed.checkpoint.filesystem import _StorageInfo
     from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 
     fields = _fields(plain, _INDEX_CLASS)
-    tensors = {
-        _text(name): _tensor(tensor) for name, tensor in _dict(fields, "state_dict_metadata")
-    }
+    entries = list(_dict(fields, "state_dict_metadata"))
+    objects = {
+        name for name, entry in entries
+        if others and type(entry) is Described and entry.name == _OBJECT
+    }  # fmt: skip
+    tensors = {_text(name): _tensor(entry) for name, entry in entries if name not in objects}
     places = {}
     for key, place in _dict(fields, "storage_data"):
         index, stored = _fields(key, f"{_METADATA}.MetadataIndex"), _fields(place, _STORED)
         name, offset = _text(index.get("fqn")), index.get("offset")
+        if name in objects:
+            continue
         if name not in tensors:
             raise NotAnIndex(f"it has a place for {name[:100]!r}, which is no tensor of it")
         if stored.get("transform_descriptors"):
@@ -295,7 +320,7 @@ def _index_of(plain: Any) -> Metadata:
             )
         ] = _StorageInfo(file, _number(stored.get("offset")), _number(stored.get("length")))
     shapes = {}
-    for name, data in _dict(fields, "mcore_data"):
+    for name, data in () if others else _dict(fields, "mcore_data"):
         if type(data) is not dict:
             raise NotAnIndex("its shapes are of another kind")
         shapes[_text(name)] = {

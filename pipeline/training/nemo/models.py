@@ -149,7 +149,7 @@ def model_for(hf_folder: Path, *, seq_length: int | None = None, **options: Any)
         fields |= _expert_fields(shape.experts)
     fields |= model_options() | options | _fusions(shape, scaling)
     config: GPTConfig = config_class(**fields)
-    model = _named(nemo.model)(config, tokenizer=tokenizer_for(hf_folder))
+    model = named(nemo.model)(config, tokenizer=tokenizer_for(hf_folder))
     if needs_layers(shape):
         use_layers(model, shape)
     if scaling is not None:
@@ -200,8 +200,8 @@ def _config(shape: Shape) -> tuple[type[GPTConfig], dict[str, Any]]:
             "high_freq_factor": rope.high_freq_factor,
             "old_context_len": rope.original_max_positions,
         }
-        return _named(nemo.rope_configs[rope.kind]), fields
-    return _named(nemo.config), fields
+        return named(nemo.rope_configs[rope.kind]), fields
+    return named(nemo.config), fields
 
 
 def _scaling(hf_folder: Path, shape: Shape) -> Frequencies | None:
@@ -253,7 +253,7 @@ def _fusions(shape: Shape, scaling: Frequencies | None) -> dict[str, Any]:
     return fields
 
 
-def _named(place: str) -> Any:
+def named(place: str) -> Any:
     """The class at "module:name"."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
@@ -277,7 +277,7 @@ def import_hf(hf_folder: Path, out: Path) -> None:
     copy_assets(hf_folder, out / ASSETS)
     model = model_for(out / ASSETS, perform_initialization=False)
     trainer = connect(model)
-    parameter = _parameters(model, shape)
+    parameter = parameters_of(model, shape)
     with WeightReader(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
 
         def fill(rule: weight_map.Rule) -> None:
@@ -390,7 +390,7 @@ def load_weights(trainer: Trainer, folder: Path, *, only: Sequence[str] = ()) ->
         strategy.load_model_state_dict(loaded, strict=not only)
 
 
-def _parameters(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:
+def parameters_of(model: GPTModel, shape: Shape) -> Callable[[str], torch.Tensor]:
     """Reads the Megatron module's parameters by the names of `weight_map`."""
     # A layer with an adapter keeps the weights that it wraps one level down.
     found = {n.replace(".to_wrap.", "."): p for n, p in model.module.named_parameters()}
@@ -421,6 +421,6 @@ def hf_tensors(
     base: those that the model had before an adapter came with weights of its own
         (finetune.adapter.modules_to_save).
     """
-    tuned = _parameters(model, shape)
+    tuned = parameters_of(model, shape)
     kept: dict[str, torch.Tensor] = getattr(model, "untrained", {}) if base else {}
     return weight_map.unfused(shape, lambda name: kept[name] if name in kept else tuned(name))

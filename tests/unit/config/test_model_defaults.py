@@ -12,6 +12,7 @@ from pipeline.orchestration import compose
 
 # Hidden size and positions as in each model's config.json.
 MODELS = {
+    "bundled": (256, 512),
     "SmolLM2-135M": (576, 8192),
     "Qwen2.5-0.5B": (896, 32_768),
     "Llama-3.2-1B": (2048, 131_072),
@@ -30,6 +31,7 @@ def composed(folder: Path, content: object, **changes: object) -> Config:
 @pytest.mark.parametrize(
     ("model", "lora", "sft"),
     [
+        ("bundled", 5e-3, 2e-3),
         ("SmolLM2-135M", 5e-4, 1e-4),
         ("Qwen2.5-0.5B", 5e-4, 1e-4),
         ("Llama-3.2-1B", 2e-4, 2e-5),
@@ -46,7 +48,8 @@ def test_learning_rates_by_size_and_method(
     for method, wanted in {"lora": lora, "dora": lora, "sft": sft}.items():
         found = composed(tmp_path, content, finetune=method).finetune
         assert found.learning_rate == wanted
-        assert found.min_learning_rate == pytest.approx(wanted / 10)
+        fall = 20 if model == "bundled" else 10
+        assert found.min_learning_rate == pytest.approx(wanted / fall)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,23 @@ def test_params_yaml_that_holds_null_is_filled_in(tmp_path: Path) -> None:
     command = ["--params", str(tmp_path / "params.yaml"), "stage=build"]
     _, filled, config = compose.from_command_line(command)
     assert config.engine.max_seq_len == filled["engine"]["max_seq_len"] == 512
-    assert config.finetune.min_learning_rate == pytest.approx(5e-4)
+    assert config.finetune.min_learning_rate == pytest.approx(2.5e-4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "share"), [("dpo", 0.05), ("kto", 0.05), ("simpo", 0.05), ("orpo", 0.5)]
+)
+def test_a_preference_objective_has_a_share_of_the_rate_and_two_epochs(
+    tmp_path: Path, objective: str, share: float
+) -> None:
+    content = {"hidden_size": 4096}
+    found = composed(tmp_path, content, **{"finetune.objective": objective}).finetune
+    assert found.learning_rate == pytest.approx(1e-4 * share)
+    assert (found.max_steps, found.epochs) == (None, 2)
+    given = {"finetune.objective": objective, "finetune.max_steps": 7}
+    assert composed(tmp_path, content, **given).finetune.epochs is None
+    demo = default_config({"finetune.objective": objective}).finetune
+    assert demo.learning_rate == pytest.approx(5e-3 * share)
 
 
 def test_the_rate_without_a_size_is_that_of_7_b() -> None:

@@ -120,8 +120,11 @@ def pods(objects: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The specification of every pod that objects would make."""
     for thing in objects:
         kind, spec = thing["kind"], thing.get("spec", {})
-        if kind in ("Deployment", "StatefulSet", "Job"):
+        if kind in ("Deployment", "Rollout", "StatefulSet", "Job"):
             yield spec["template"]["spec"]
+        elif kind == "AnalysisTemplate":
+            for metric in spec["metrics"]:
+                yield metric["provider"]["job"]["spec"]["template"]["spec"]
         elif kind == "CronJob":
             yield spec["jobTemplate"]["spec"]["template"]["spec"]
         elif kind == "LLMInferenceService":

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.config.defaults import default_config
+from pipeline.config.outside.canary import CanaryConfig
 from pipeline.engines.base import Load
 from pipeline.serving.container import nim_variables
 from pipeline.serving.metrics import Metrics
@@ -40,7 +42,7 @@ def rendered() -> dict[str, list[dict[str, Any]]]:
 
 def server(objects: list[dict[str, Any]]) -> dict[str, Any]:
     """The server's Deployment or StatefulSet."""
-    (found,) = [t for t in objects if t["kind"] in ("Deployment", "StatefulSet")
+    (found,) = [t for t in objects if t["kind"] in ("Deployment", "Rollout", "StatefulSet")
                 and t["metadata"]["labels"]["app.kubernetes.io/name"] == "pipeline"]  # fmt: skip
     return found
 
@@ -71,8 +73,10 @@ def test_the_schemas_refuse_what_is_wrong(rendered: dict[str, list[dict[str, Any
     route["spec"]["hostname"] = "a"
     (service,) = of_kind(rendered["kserve"], "InferenceService")
     service["spec"]["predictor"]["model"]["modelFormat"] = {}
-    found = problems([deployment, scaled, route, service], VERSIONS[0])
-    kinds = ["ScaledObject", "HTTPRoute", "InferenceService", "Deployment"]
+    (rollout,) = of_kind(rendered["canary"], "Rollout")
+    rollout["spec"]["strategy"]["canary"]["stable"] = "support"
+    found = problems([deployment, scaled, route, service, rollout], VERSIONS[0])
+    kinds = ["ScaledObject", "HTTPRoute", "InferenceService", "Rollout", "Deployment"]
     assert [f.split()[0] for f in found] == kinds, found
 
 
@@ -106,7 +110,9 @@ def test_every_pod_is_of_the_restricted_profile(rendered: dict[str, list[dict[st
             assert security["runAsNonRoot"] is True, name
             assert security["seccompProfile"]["type"] == "RuntimeDefault", name
             assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}, name
-            assert pod["automountServiceAccountToken"] is False, name
+            # stage=canary changes the weights of a route.
+            if pod["containers"][0]["name"] != "canary":
+                assert pod["automountServiceAccountToken"] is False, name
             for one in pod["containers"] + pod.get("initContainers", []):
                 assert one["securityContext"]["allowPrivilegeEscalation"] is False, name
                 assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
@@ -283,6 +289,76 @@ def test_a_job_with_other_settings_has_another_name() -> None:
     assert again == first
     assert other["metadata"]["name"] != first["metadata"]["name"]
     assert re.fullmatch(r"support-tune-[0-9a-f]{6}", first["metadata"]["name"])
+
+
+def weights(objects: list[dict[str, Any]]) -> dict[str, int]:
+    (route,) = of_kind(objects, "HTTPRoute")
+    (rule,) = route["spec"]["rules"]
+    return {ref["name"]: ref["weight"] for ref in rule["backendRefs"]}
+
+
+def test_a_rollout_asks_the_canary_before_it_goes_on(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    objects = rendered["canary"]
+    (rollout,) = of_kind(objects, "Rollout")
+    canary = rollout["spec"]["strategy"]["canary"]
+    assert weights(objects) == {canary["stableService"]: 100, canary["canaryService"]: 0}
+    scale, weight, analysis = canary["steps"]
+    assert weight == {"setWeight": 10}
+    assert scale == {"setCanaryScale": {"replicas": 1}}
+    (template,) = of_kind(objects, "AnalysisTemplate")
+    assert analysis["analysis"]["templates"] == [{"templateName": template["metadata"]["name"]}]
+    job = template["spec"]["metrics"][0]["provider"]["job"]["spec"]
+    assert job["backoffLimit"] == 0, "a second try would overrule a decision"
+    arguments = job["template"]["spec"]["containers"][0]["args"]
+    assert accepted(arguments).share == 0.1
+    # Each of the two reads the pods of one side, which Argo Rollouts marks.
+    services = {s["metadata"]["name"]: s["spec"] for s in of_kind(objects, "Service")}
+    for side, marked in (("stable", "stableMetadata"), ("canary", "canaryMetadata")):
+        pods_of = services[f"support-{side}-pods"]
+        assert pods_of["clusterIP"] == "None"
+        assert canary[marked]["labels"].items() <= pods_of["selector"].items()
+
+
+def test_a_job_may_change_the_weights_of_its_route_and_nothing_else(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    objects = rendered["canary-route"]
+    assert weights(objects) == {"support": 100, "support-next": 0}
+    job = next(j for j in of_kind(objects, "Job"))
+    pod = job["spec"]["template"]["spec"]
+    (role,) = of_kind(objects, "Role")
+    assert role["rules"] == [
+        {
+            "apiGroups": ["gateway.networking.k8s.io"], "resources": ["httproutes"],
+            "resourceNames": ["support"], "verbs": ["get", "patch"],
+        }
+    ]  # fmt: skip
+    (binding,) = of_kind(objects, "RoleBinding")
+    assert binding["subjects"][0]["name"] == pod["serviceAccountName"]
+    settings = accepted(pod["containers"][0]["args"])
+    route = settings.http_route
+    assert (route.name, route.namespace) == ("support", "models")
+    assert {route.stable, route.candidate} == set(weights(objects))
+
+
+def accepted(arguments: list[str]) -> CanaryConfig:
+    """The settings that a pod's arguments give."""
+    stage, *rest = arguments
+    assert stage == "stage=canary"
+    pairs = (word.split("=", 1) for word in rest)
+    config = default_config({key: yaml.safe_load(value) for key, value in pairs})
+    return config.canary
+
+
+def test_a_canary_without_a_route_or_a_service_is_refused() -> None:
+    rollout = ("-f", EXAMPLES / "canary.yaml")
+    assert "give httpRoute.enabled=true" in refusal(*rollout, "--set", "httpRoute.enabled=false")
+    assert "workload=StatefulSet" in refusal(*rollout, "--set", "workload=StatefulSet")
+    assert "canary.service has no effect" in refusal(*rollout, "--set", "canary.service=other")
+    route = ("-f", EXAMPLES / "canary-route.yaml")
+    assert "needs canary.service" in refusal(*route, "--set", "canary.service=")
 
 
 def test_secrets_and_claims_are_applied_before_the_server(

@@ -19,22 +19,39 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: Mapping[str, Any] = COMPOSE["services"]
 
 
-def test_the_two_servers_differ_in_name_and_model_alone() -> None:
-    a, b = (dict(SERVICES[f"server-{letter}"]) for letter in "ab")
-    for server, letter in ((a, "a"), (b, "b")):
-        assert server.pop("container_name") == f"pipeline-server-{letter}"
-        assert server.pop("profiles") == [letter]
+def test_the_servers_differ_in_name_and_model_alone() -> None:
+    names = ("a", "b", "canary")
+    servers = [dict(SERVICES[f"server-{name}"]) for name in names]
+    for server, name in zip(servers, names, strict=True):
+        assert server.pop("container_name") == f"pipeline-server-{name}"
+        assert server.pop("profiles") == [name]
         model, *others = server.pop("volumes")
-        assert model == f"${{MODEL_{letter.upper()}:-../artifacts/build}}:{launch.MODEL}:ro"
+        assert model == f"${{MODEL_{name.upper()}:-../artifacts/build}}:{launch.MODEL}:ro"
         assert others == [f"cache:{nim_variables.CACHE}"]
-    assert a == b
+    assert servers[0] == servers[1] == servers[2]
+
+
+def test_the_candidate_gets_no_request_until_the_canary_says_so() -> None:
+    lines = (DEPLOY / "proxy/haproxy.cfg").read_text().splitlines()
+    (line,) = [line for line in lines if line.strip().startswith("server canary ")]
+    assert " weight 0" in line
+    # A weight of 1 could not give a candidate a tenth.
+    assert any("default-server" in line and " weight 100 " in line for line in lines)
+    settings = yaml.safe_load((ROOT / "conf/config.yaml").read_text())["canary"]["haproxy"]
+    assert f"backend {settings['backend']}" in lines
+    assert line.split()[1] == settings["candidate"]
+    socket = "/run/haproxy/admin.sock"
+    assert f"    stats socket {socket} mode 600 level admin" in lines
+    assert all("proxy:/run/haproxy" in SERVICES[name]["volumes"] for name in ("proxy", "canary"))
+    assert SERVICES["proxy"]["user"] == SERVICES["canary"]["user"]
+    assert socket in (DEPLOY / "canary.sh").read_text()
 
 
 def test_only_the_servers_get_gpus() -> None:
     added = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
-    assert set(added) == {"server-a", "server-b"}
+    assert set(added) == {"server-a", "server-b", "server-canary"}
     assert set(added) <= set(SERVICES)
-    assert added["server-a"] == added["server-b"]
+    assert added["server-a"] == added["server-b"] == added["server-canary"]
     assert not set(added["server-a"]) & set(SERVICES["server-a"]), "it only adds"
 
 
@@ -52,7 +69,7 @@ def test_servers_are_locked_down_and_may_drain() -> None:
 
 def test_the_proxy_uses_either_server_while_it_is_ready() -> None:
     lines = (DEPLOY / "proxy/haproxy.cfg").read_text().splitlines()
-    servers = {line.split()[-1] for line in lines if line.split()[:1] == ["server"]}
+    servers = {line.split()[2] for line in lines if line.split()[:1] == ["server"]}
     assert servers == {f"{name}:{launch.PORT}" for name in SERVICES if name.startswith("server-")}
     assert "    option httpchk GET /health/ready" in lines
     ((every, fall),) = re.findall(r"inter (\d+)ms fall (\d+)", "\n".join(lines))
@@ -114,6 +131,7 @@ class Host:
             f"""#!/bin/sh
             echo "$@" >> {self._told}
             case "$*" in
+            *stage=canary*) exit $(cat {folder}/decision) ;;
             *healthcheck*) grep -q "running 0" {self._state} ;;
             *inspect*) echo "$3" | sed "s/{{{{.State.Running}}}}/true/
                 s/{{{{.State.Status}}}} {{{{.RestartCount}}}}/$(cat {self._state})/" ;;
@@ -140,6 +158,17 @@ class Host:
             timeout=60,
             check=False,
         )
+
+    def canary(self, model: Path, decision: int, state: str = "running 0") -> tuple[int, str]:
+        """Run canary.sh, whose stage ends with this exit code; its own, and what it said."""
+        (self._told.parent / "decision").write_text(str(decision))
+        self._told.write_text("")
+        self._state.write_text(state)
+        done = subprocess.run(
+            ["sh", str(self.deploy / "canary.sh"), str(model), "canary.share=0.2"],
+            env=self._environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stderr
 
     def told(self) -> list[str]:
         return self._told.read_text().splitlines()
@@ -204,6 +233,44 @@ def test_a_model_that_does_not_start_changes_nothing(
     assert told[-1] == "compose stop server-b"
     assert "compose stop server-a" not in told
     assert host.remembers()["LIVE"] == "a"
+
+
+CANARY = (
+    "compose run --rm canary stage=canary artifacts=/canary canary.stable=http://server-a:8000 "
+    "canary.candidate=http://server-canary:8000 "
+    "canary.haproxy.socket=/run/haproxy/admin.sock canary.share=0.2"
+)
+
+
+def test_a_canary_that_is_promoted_takes_over_before_its_server_stops(
+    host: Host, models: list[Path]
+) -> None:
+    host.serve(models[0])
+    assert host.canary(models[1], 0)[0] == 0
+    order = [
+        "compose up -d server-canary", CANARY, "compose up -d server-b", "compose stop server-a",
+        "compose stop server-canary",
+    ]  # fmt: skip
+    assert [line for line in host.told() if line in order] == order
+    assert host.remembers()["LIVE"] == "b"
+
+
+def test_a_canary_that_is_rolled_back_changes_nothing(host: Host, models: list[Path]) -> None:
+    host.serve(models[0])
+    code, _ = host.canary(models[1], 5)
+    assert code == 5
+    assert host.told()[-2:] == [CANARY, "compose stop server-canary"]
+    assert host.remembers()["LIVE"] == "a"
+
+
+def test_a_candidate_that_does_not_start_gets_no_request(host: Host, models: list[Path]) -> None:
+    assert host.canary(models[1], 0)[0] == 2  # nothing is served yet
+    host.serve(models[0])
+    code, said = host.canary(models[1], 0, "restarting 1")
+    assert code == 1
+    assert "server-a keeps serving" in said
+    assert CANARY not in host.told()
+    assert host.told()[-1] == "compose stop server-canary"
 
 
 def test_without_a_folder_it_prints_its_usage(host: Host, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pipeline.engines.registry import AUTO, ENGINES, first_with, named
 
 FEATURES = {
     "logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties", "adapters", "embeddings",
-    "min_tokens", "allowed_token_ids", "bad_words", "cache_salt",
+    "scores", "min_tokens", "allowed_token_ids", "bad_words", "cache_salt", "turns",
 }  # fmt: skip
 RECORDS = pytest.mark.parametrize("record", ENGINES.values(), ids=list(ENGINES))
 

@@ -548,8 +548,9 @@ def test_a_client_that_disconnects_frees_its_slot(
 
 def test_a_generative_model_makes_no_embeddings(app: Any, post: Post) -> None:
     response = post("/v1/embeddings", input="Hello")
-    assert response.status_code == 400
-    assert "makes no embeddings" in response.json()["error"]["message"]
+    assert response.status_code == 404
+    message = response.json()["error"]["message"]
+    assert message.startswith("the model 'bank' generates text and has no /v1/embeddings: use /v1")
 
 
 def test_the_openapi_description_has_only_openais_errors(app: Any) -> None:

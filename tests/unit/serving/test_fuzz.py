@@ -15,13 +15,13 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
 from tests.unit.serving.asgi import ask
+from tests.unit.serving.fake_encoders import Summing, Weighing, encoder_app
 from tests.unit.serving.fake_models import ListModel, say
 from tests.unit.serving.tool_templates import tool_chat
 
 POSTS = (
     "/v1/chat/completions",
     "/v1/completions",
-    "/v1/embeddings",
     "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",
     "/v1/responses",
@@ -81,6 +81,24 @@ def send(app: Any, path: str, body: Any) -> None:
 @pytest.fixture(scope="module", params=POSTS)
 def operation(request: pytest.FixtureRequest, app: Any) -> Any:
     return schemathesis.openapi.from_dict(described(app))[request.param]["POST"]
+
+
+@pytest.mark.parametrize(("engine", "path"), [
+    (Summing(), "/v1/embeddings"), (Weighing(), "/v1/score"), (Weighing(), "/v2/rerank"),
+    (Weighing(), "/v1/ranking"),
+])  # fmt: skip
+def test_requests_for_vectors_and_scores_made_up_from_the_description(
+    engine: Any, path: str
+) -> None:
+    app = encoder_app(engine, model="bank")
+    operation = schemathesis.openapi.from_dict(described(app))[path]["POST"]
+
+    @settings(quick, max_examples=12)
+    @given(case=operation.as_strategy())
+    def send_each(case: Any) -> None:
+        send(app, operation.path, case.body)
+
+    send_each()
 
 
 @settings(quick, max_examples=12)

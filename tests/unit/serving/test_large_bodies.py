@@ -24,6 +24,7 @@ from pipeline.serving.openai.bodies import (
     size_of,
 )
 from tests.unit.model_folders import make_model_folder
+from tests.unit.serving.fake_encoders import by_path
 from tests.unit.serving.fake_models import ListModel, say
 
 # Each of these took seconds, or has the most values that are let through.
@@ -45,6 +46,9 @@ SHAPES = {
     },
     "/v1/completions": {"prompt": ("text", "few texts", "few numbers", "few fractions")},
     "/v1/embeddings": {"input": ("text", "few texts", "few numbers")},
+    "/v1/score": {"text_1": ("text",), "text_2": ("text", "few texts", "many texts")},
+    "/v1/rerank": {"query": ("text",), "documents": ("text", "few texts", "few objects")},
+    "/v1/ranking": {"passages": ("few texts", "few objects", "many objects")},
     "/v1/load_lora_adapter": {"lora_name": ("text",), "lora_path": ("text",)},
 }
 
@@ -56,7 +60,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     engine = BatchingEngine(model, max_input_len=192, max_queue=64, guides=Guides(chat))
     gc.collect()
     gc.freeze()  # as the server does when it is ready
-    yield create_app(engine, chat, model=MODEL, slots=4)
+    yield by_path(create_app(engine, chat, model=MODEL, slots=4), model=MODEL)
     gc.unfreeze()
     engine.close()
 

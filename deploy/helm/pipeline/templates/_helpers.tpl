@@ -236,6 +236,23 @@ priorityClassName: {{ . }}
 {{- if and (eq (toString $v.rollout.maxSurge) "0") (eq (toString $v.rollout.maxUnavailable) "0") -}}
 {{- fail "rollout.maxSurge=0 and rollout.maxUnavailable=0 leave no way to change a pod: give one of them" -}}
 {{- end -}}
+{{- if ne $v.canary.kind "none" -}}
+{{- if ne $v.runtime "pipeline" -}}
+{{- fail (printf "canary.kind=%s reads the counts of runtime=pipeline, and %s has others: leave it out" $v.canary.kind $v.runtime) -}}
+{{- end -}}
+{{- if or (not $v.httpRoute.enabled) (ne $v.kserve.kind "none") -}}
+{{- fail (printf "canary.kind=%s splits the traffic by the weights of an HTTPRoute: give httpRoute.enabled=true, and leave kserve out" $v.canary.kind) -}}
+{{- end -}}
+{{- if and (eq $v.canary.kind "rollout") (ne $v.workload "Deployment") -}}
+{{- fail "canary.kind=rollout makes a Rollout in place of the Deployment: leave workload=StatefulSet out" -}}
+{{- end -}}
+{{- if and (eq $v.canary.kind "route") (not $v.canary.service) -}}
+{{- fail "canary.kind=route needs canary.service: the service of the candidate, which another release of this chart has" -}}
+{{- end -}}
+{{- if and (eq $v.canary.kind "rollout") $v.canary.service -}}
+{{- fail "canary.service has no effect with canary.kind=rollout, whose candidate is the changed release itself: leave it out" -}}
+{{- end -}}
+{{- end -}}
 {{- if and $v.retrain.enabled (not $v.training.image) -}}
 {{- fail "retrain.enabled needs training.image and training.claim" -}}
 {{- end -}}

@@ -30,6 +30,7 @@ from pipeline.deployment.store.filesystems import LIBRARIES, Filesystem, open_fi
 from pipeline.deployment.store.folder import Folder
 from pipeline.deployment.store.oci import TITLE, Oci
 from pipeline.deployment.store.transfer import pull, push, read_bundle
+from tests.full_disk import ROOMY, can_mount, disk, mount, used
 from tests.made_artifacts import make_artifact
 from tests.oci_registry import Registry, oci_registry
 
@@ -252,6 +253,30 @@ def test_parts_of_a_large_blob_are_kept_in_s3(
     assert "Uploads" not in store._client.list_multipart_uploads(Bucket="models")
 
 
+def test_two_pushes_of_a_blob_in_parts_at_once(
+    open_store: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one joins the upload of the first, which completes it under its hands."""
+    monkeypatch.setattr(s3, "UPLOAD_PART", 5 * 2**20)
+    large = b"0123456789abcdef" * (2**20 - 1000)
+    blob = Blob(hashlib.sha256(large).hexdigest(), len(large), "build/model")
+    first, second = open_store("s3"), open_store("s3")
+    assert isinstance(second, s3.S3)
+    send = second._client.upload_part
+
+    def upload(**given: Any) -> Any:
+        first.put(blob, BytesIO(large), lambda count: None)
+        return send(**given)
+
+    monkeypatch.setattr(second._client, "upload_part", upload)
+    second._client.create_multipart_upload(
+        Bucket="models", Key=second._key(blob.sha256), ChecksumAlgorithm="SHA256"
+    )
+    with second.errors():
+        second.put(blob, BytesIO(large), lambda count: None)
+    assert b"".join(second.read(blob.sha256)) == large
+
+
 def test_a_chunk_whose_connection_breaks_goes_on_in_a_registry(
     open_store: Callable[[str], Store], registry: Registry
 ) -> None:
@@ -273,21 +298,25 @@ def test_oras_finds_the_files_of_a_version(
     assert manifest["config"]["digest"] == f"sha256:{bundle.blob.sha256}"
 
 
-def test_two_pushes_of_one_version_at_once(tmp_path: Path) -> None:
-    made = make_version(tmp_path / "artifacts")
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_pushes_of_one_version_at_once(
+    kind: str, open_store: Callable[[str], Store], tmp_path: Path
+) -> None:
+    made, stores = make_version(tmp_path / "artifacts"), [open_store(kind) for _ in range(3)]
     bundles: list[Bundle] = []
     threads = [
-        threading.Thread(target=lambda: bundles.append(push(made, Folder(tmp_path / "store"))))
-        for _ in range(4)
+        threading.Thread(target=lambda store=store: bundles.append(push(made, store)))
+        for store in stores
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len({bundle.blob.sha256 for bundle in bundles}) == 1
-    assert len(bundles) == 4
-    assert not list((tmp_path / "store").rglob("*.partial"))
-    assert pull(Folder(tmp_path / "store"), bundles[0], "build", tmp_path / "model")
+    assert len(bundles) == 3
+    assert not list(tmp_path.rglob("*.partial"))
+    pulled = pull(stores[0], bundles[0], "build", tmp_path / "model")
+    assert content(pulled.path) == content(made["build"].path)
 
 
 def test_where_a_pull_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,6 +361,28 @@ def test_a_disk_that_is_too_small_or_full(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(ResourceError, match=r"the disk of .*store2 is full"):
             push(make_version(tmp_path / "artifacts"), Folder(tmp_path / "store2"))
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_a_disk_that_fills_up_while_pulling(
+    kind: str, open_store: Callable[[str], Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one. Its size is not known beforehand, as somebody else may fill it meanwhile."""
+    if not can_mount(tmp_path / "disk"):
+        pytest.skip("needs the right to mount a tmpfs")
+    made = make_version(tmp_path / "artifacts")
+    store = open_store(kind)
+    bundle = push(made, store)
+    monkeypatch.setattr(transfer, "free_disk_bytes", lambda folder: 2**40)
+    with disk(tmp_path / "disk") as small:
+        mount(small, f"size={len(WEIGHTS) // 2},nr_inodes=100", "remount")
+        with pytest.raises(ResourceError, match=r"the disk of .* is full: free some space"):
+            pull(store, bundle, "build", small / "model")
+        assert not (small / "model").exists()
+        assert used(small)[0] > len(WEIGHTS) // 4, "what arrived stays for the next try"
+        mount(small, ROOMY, "remount")
+        pulled = pull(store, bundle, "build", small / "model")
+        assert content(pulled.path) == content(made["build"].path)
 
 
 def test_stores_that_cannot_be_used_say_what_to_set(

@@ -15,8 +15,8 @@ class Asked:
     client: Client
 
 
-def asked(name: str, connection: str = "1") -> Asked:
-    return Asked(Client(name, connection))
+def asked(name: str, connection: str = "1", weight: float = 1, priority: int = 0) -> Asked:
+    return Asked(Client(name, connection, weight, priority))
 
 
 def order(waiting: list[Asked], slots: int) -> str:
@@ -42,6 +42,34 @@ def test_the_client_with_the_fewest_running_sequences_is_next() -> None:
 def test_connections_of_one_client_take_turns() -> None:
     waiting = [asked("a"), asked("a"), asked("a"), asked("a", "2"), asked("b")]
     assert order(waiting, slots=1) == "a b a2 a a"
+
+
+def test_a_client_of_twice_the_weight_has_twice_the_turns() -> None:
+    waiting = [*(asked("b") for _ in range(6)), *(asked("a", weight=2) for _ in range(6))]
+    assert order(waiting, slots=1) == "b a a b a a b a a b b b"
+
+
+def test_running_sequences_are_shared_by_weight() -> None:
+    waiting = [*(asked("b") for _ in range(20)), *(asked("a", weight=3) for _ in range(20))]
+    started = order(waiting, slots=8).split()
+    assert [started[i : i + 8].count("a") for i in (0, 8, 16)] == [6, 6, 6]
+
+
+def test_a_higher_priority_goes_first() -> None:
+    waiting = [asked("a"), asked("a"), asked("b", priority=-1), asked("c", priority=5)]
+    assert order(waiting, slots=4) == "c a a b"
+
+
+def test_a_client_that_was_away_does_not_catch_up() -> None:
+    turns = Turns()
+    flood = [asked("a") for _ in range(8)]
+    for _ in range(5):
+        flood.pop(turns.next(flood, []))
+    waiting = [*flood, asked("b"), asked("b"), asked("b")]
+    names = []
+    while waiting:
+        names.append(waiting.pop(turns.next(waiting, [])).client.name)
+    assert "".join(names) == "bababa"
 
 
 def test_one_connection_keeps_its_order() -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModel, BertConfig, BertModel, RobertaConfig, Robert
 
 from pipeline.core.errors import DataError
 from pipeline.engines.base import EngineFailed, QueueFull, Sampling
-from pipeline.engines.hf import embedder as hf_embedder
+from pipeline.engines.hf import encoder
 from pipeline.engines.hf.embedder import HfEmbedder, embeds
 
 TEXTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [5, 6, 7, 8]]
@@ -72,7 +72,7 @@ def test_without_further_files_it_is_the_mean_of_length_1(
     means = torch.stack([state.mean(0) for state in states(model)])
     wanted = torch.nn.functional.normalize(means, dim=-1)
     assert torch.allclose(embed(model), wanted, atol=1e-5)
-    monkeypatch.setattr(hf_embedder, "BATCH_TOKENS", 7)  # several passes give the same
+    monkeypatch.setattr(encoder, "BATCH_TOKENS", 7)  # several passes give the same
     assert torch.allclose(embed(model), wanted, atol=1e-5)
 
 

@@ -381,8 +381,8 @@ def test_a_token_beyond_the_vocabulary_is_refused_at_once(tmp_path: Path) -> Non
     run(scenario)
 
 
-def of(name: str, connection: str = "1") -> Sampling:
-    return replace(greedy(LONG), client=Client(name, connection))
+def of(name: str, connection: str = "1", weight: float = 1, priority: int = 0) -> Sampling:
+    return replace(greedy(LONG), client=Client(name, connection, weight, priority))
 
 
 def test_a_full_engine_takes_the_last_place_of_who_holds_most(tmp_path: Path) -> None:
@@ -401,6 +401,24 @@ def test_a_full_engine_takes_the_last_place_of_who_holds_most(tmp_path: Path) ->
                 await anext(many[-2])
             many[0].cancel()
             assert [token.id async for tokens in one for token in tokens] == alone([1], 2)
+
+    run(scenario)
+
+
+def test_a_full_engine_counts_places_by_weight_and_priority(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path, max_queue=3) as engine:
+            many = [engine.generate([1], of("many", weight=4)) for _ in range(SLOTS + 3)]
+            await anext(many[0])
+            engine.generate([1], of("one"))  # SLOTS + 3 places are more than four for each of one
+            with pytest.raises(QueueFull):
+                await anext(many[-1])
+            with pytest.raises(QueueFull):
+                engine.generate([1], of("last", priority=-1))
+            first = engine.generate([1], of("first", priority=1))
+            with pytest.raises(QueueFull):
+                await anext(many[-2])
+            first.cancel()
 
     run(scenario)
 

@@ -15,7 +15,7 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.anthropic.conversation import messages_of
 from pipeline.serving.app import create_app
-from pipeline.serving.keys import Keyring, digest
+from pipeline.serving.keyring import Keyring, digest
 from pipeline.serving.middleware.stack import MiddlewareStack
 from tests.unit.serving.asgi import ask
 from tests.unit.serving.fake_models import ListModel, say

@@ -14,7 +14,7 @@ from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
-from pipeline.serving.keys import Keyring, digest
+from pipeline.serving.keyring import Keyring, digest
 from pipeline.serving.middleware import rate_limits, request_context
 from pipeline.serving.middleware.auth import AuthMiddleware
 from pipeline.serving.middleware.rate_limits import RateLimiter
@@ -101,6 +101,17 @@ def test_a_key_that_is_not_ascii_is_read_as_utf_8(encoding: str, status: int) ->
 )
 def test_health_metrics_and_the_page_need_no_key(tmp_path: Path, path: str) -> None:
     assert ask(door(keyring(tmp_path)), path=path).json() == {"key": None}
+
+
+def test_an_expired_key_is_refused_with_its_time(tmp_path: Path) -> None:
+    app = door(keyring(tmp_path, expires="2020-01-31T12:00:00Z"))
+    response = ask(app, headers=bearer("right"))
+    assert response.status_code == 401
+    message = response.json()["error"]["message"]
+    assert message == "The API key 'anna' expired at 2020-01-31 12:00 UTC: ask for a new one"
+    assert ask(app, headers=bearer("other")).status_code == 200
+    app = door(keyring(tmp_path, expires="2999-01-31T12:00:00+02:00"))
+    assert ask(app, headers=bearer("right")).status_code == 200
 
 
 def test_requests_are_limited_by_key_and_reported_in_headers(tmp_path: Path) -> None:

@@ -1,49 +1,18 @@
 """The embeddings endpoint, over an engine that makes vectors of sums."""
 
 import base64
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from pipeline.engines.base import Load
-from pipeline.serving.app import create_app
 from tests.unit.serving.asgi import ask
-
-WORDS = ["[CLS]", "[SEP]", "wire", "fee", "card"]
-
-
-class Summing:
-    """A vector of a text's ids: their number, their sum, and the last."""
-
-    features = frozenset({"embeddings"})
-    max_input_len = max_seq_len = 6
-
-    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        if [4, 4, 4] in prompts:
-            raise ValueError("4 thrice")
-        return [[float(len(p)), float(sum(p)), float(p[-1])] for p in prompts]
-
-    def load(self) -> Load:
-        return Load(0, 0)
-
-    def down(self) -> str | None:
-        return None
-
-    def close(self) -> None: ...
+from tests.unit.serving.fake_encoders import Summing, encoder_app
 
 
 @pytest.fixture(scope="module")
 def app() -> Any:
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="fee"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
-    )
-    engine: Any = Summing()
-    return create_app(engine, tokenizer, model="vectors", slots=1, runtime="list")
+    return encoder_app(Summing())
 
 
 def post(app: Any, path: str = "/v1/embeddings", **body: Any) -> Any:
@@ -122,8 +91,11 @@ def test_it_generates_no_text(app: Any) -> None:
         ("/v1/completions", {"prompt": "Hi"}),
     ):
         response = post(app, path, **body)
-        assert response.status_code == 400
-        assert "makes embeddings: use /v1/embeddings" in response.json()["error"]["message"]
+        assert response.status_code == 404
+        message = response.json()["error"]["message"]
+        assert (
+            message == f"the model 'vectors' makes embeddings and has no {path}: use /v1/embeddings"
+        )
 
 
 def test_what_the_engine_refuses_is_the_inputs_fault(app: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.app import create_app
-from pipeline.serving.keys import Key, digest
+from pipeline.serving.keyring import Key, digest
 from pipeline.serving.middleware.stack import MiddlewareStack
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.fake_models import ListModel, say

@@ -201,3 +201,37 @@ def test_reading_looks_up_nothing_and_calls_nothing(
     data = pickle.dumps(canonical(made_index()), protocol=4)
     monkeypatch.setattr(builtins, "__import__", lambda *a, **k: pytest.fail(f"imports {a[0]}"))
     assert read_plain(data).name == "torch.distributed.checkpoint.metadata.Metadata"
+
+
+class Called:
+    """A pickle of it makes a folder when it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.folder,)
+
+
+def test_what_others_put_beside_the_tensors_is_left_out_and_never_called(tmp_path: Path) -> None:
+    index = made_index(
+        planner_data={"a": ("b", 1.5), "c": {1, 2}, "d": frozenset("x")},
+        storage_meta=StorageMeta(checkpoint_id=Path("/elsewhere")),
+        more=Called(tmp_path / "called"),
+    )
+    index.state_dict_metadata["layer._extra_state"] = BytesStorageMetadata()
+    index.storage_data[MetadataIndex("layer._extra_state")] = _StorageInfo("__0_0.distcp", 0, 1)
+    file = written(index, tmp_path)
+    with pytest.raises(ArtifactError, match="is not the index of a checkpoint"):
+        read_index(file)
+    found = read_index(file, others=True)
+    assert sorted(found.state_dict_metadata) == ["bias", "decoder.weight"]
+    assert {key.fqn for key in found.storage_data} == {"bias", "decoder.weight"}
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_tensor_of_others_is_checked_as_ours_are(tmp_path: Path) -> None:
+    index = made_index()
+    index.storage_data[MetadataIndex("bias")] = _StorageInfo("../../etc/passwd", 0, 8)
+    with pytest.raises(ArtifactError, match="names the file"):
+        read_index(written(index, tmp_path), others=True)

@@ -1,0 +1,1 @@
+"""Scores of texts by a cross-encoder: vLLM's score, Jina's and Cohere's rerank, NIM's ranking."""
