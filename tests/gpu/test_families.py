@@ -1,4 +1,4 @@
-"""Every family that is trained and served: on a GPU as on a CPU, with its parts and its variants."""
+"""Every family, trained and served on a GPU as on a CPU, and the preference objectives."""
 
 import json
 import subprocess

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from pipeline.engines.base import EngineFailed, Token
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from pipeline.engines.batching.sampling import Draw, Sampler
 
@@ -26,6 +28,10 @@ class GpuLogits:
 
     def choose(self, samplers: Sequence["Sampler"]) -> list[Token | BaseException]:
         """A token for each row, or the error that ends its request."""
+        return self.begin(samplers).tokens()
+
+    def begin(self, samplers: Sequence["Sampler"]) -> "Chosen":
+        """Have tokens chosen, without waiting for them unless one is chosen on the host."""
         import torch
 
         with torch.inference_mode():
@@ -36,18 +42,50 @@ class GpuLogits:
                 ids[rows] = sampled(self._rows[rows], list(draws.values()))
             here = [i for i, sampler in enumerate(samplers) if sampler.on_host]
             copied = self._rows[torch.tensor(here)].float().cpu().numpy() if here else ()
-            # One copy to the host, which waits for the step.
-            both = torch.stack([best.double(), ids.double()]).cpu()
-        finite = both[0].isfinite().tolist()
+            return Chosen(
+                best,
+                ids,
+                [(i, samplers[i], logits) for i, logits in zip(here, copied, strict=True)],
+            )
+
+
+class Chosen:
+    """The tokens that follow a step, on their way to the host.
+
+    ids: [rows], where the logits are; of rows that are chosen on the host it says nothing.
+    """
+
+    def __init__(
+        self,
+        best: "torch.Tensor",
+        ids: "torch.Tensor",
+        on_host: Sequence[tuple[int, "Sampler", "NDArray[np.float32]"]],
+    ) -> None:
+        import torch
+
+        self.ids, self._on_host = ids, on_host
+        both = torch.stack([best.double(), ids.double()])
+        self._both, self._copied = both, None
+        if both.is_cuda:
+            self._both = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
+            self._both.copy_(both, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def tokens(self) -> list[Token | BaseException]:
+        """A token for each row, or the error that ends its request; waits for the step."""
+        if self._copied:
+            self._copied.synchronize()
+        finite = self._both[0].isfinite().tolist()
         found: list[Token | BaseException] = [
             Token(int(token))
             if right
             else EngineFailed("the model gave logits that are not finite")
-            for token, right in zip(both[1].tolist(), finite, strict=True)
+            for token, right in zip(self._both[1].tolist(), finite, strict=True)
         ]
-        for i, logits in zip(here, copied, strict=True):
+        for i, sampler, logits in self._on_host:
             try:
-                found[i] = samplers[i].choose(logits)
+                found[i] = sampler.choose(logits)
             except BaseException as error:
                 found[i] = error
         return found

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from pipeline.engines.batching.gpu_sampling import GpuLogits
@@ -62,8 +63,8 @@ class GpuModelRunner(ModelRunner, Protocol):
     def read(self, row: int, ids: Sequence[int], start: int) -> "GpuLogits":
         """As prefill, for the last token alone: [1, vocabulary]."""
 
-    def advance(self, ids: Sequence[int], lengths: Sequence[int]) -> "GpuLogits":
-        """As decode."""
+    def advance(self, ids: "Sequence[int] | torch.Tensor", lengths: Sequence[int]) -> "GpuLogits":
+        """As decode; ids may be a tensor on the GPU, which the host has not seen yet."""
 
 
 class LoraModelRunner(ModelRunner, Protocol):

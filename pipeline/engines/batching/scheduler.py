@@ -5,6 +5,9 @@ prompts do not stall running sequences, and then adds one token to every running
 sequences occupy the model's first rows; the one whose prompt is being read is in the row after
 them.
 
+On a GPU the next step is launched before the host has seen the tokens of the last one, which stay
+on the GPU: otherwise it would be idle while the host prepares a step.
+
 A fault ends the request in whose work it happens, and no other: reading its prompt, choosing its
 token, moving its row. If a step for all rows fails, each row's step is repeated alone.
 """
@@ -14,6 +17,8 @@ import time
 from asyncio import shield, to_thread, wrap_future
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +30,7 @@ from pipeline.engines.base import (
     Token,
     require_known_tokens,
 )
-from pipeline.engines.batching.gpu_sampling import GpuLogits
+from pipeline.engines.batching.gpu_sampling import Chosen, GpuLogits
 from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.model_runner import FEATURES, LoraModelRunner, ModelRunner
 from pipeline.engines.batching.request import Ending, Item, Request, deliver
@@ -34,11 +39,20 @@ from pipeline.engines.batching.turns import Turns
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
 PROMPT_TOKENS_PER_STEP = 512  # unless the model has a number of its own
 # A token whose log-probabilities are asked for counts as so many: all of the vocabulary is summed.
 SCORED_COST = 8
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A step that a GPU has been given: of these requests, one in each of the first rows."""
+
+    requests: list[Request]
+    chosen: Chosen
 
 
 class _Change:
@@ -78,6 +92,7 @@ class BatchingEngine:
         self._model: Any = model  # an LoraModelRunner, if _has_adapters
         self._on_gpu = getattr(model, "on_gpu", False)  # a GpuModelRunner
         self._chosen_tokens: list[tuple[Request, Item]] = []  # that readers do not have yet
+        self._flight: _Flight | None = None  # the step after the one that readers have
         self._guides = guides
         self._max_queue, self.room = max_queue, model.slots + max_queue
         self._adapters: list[str] = []
@@ -236,6 +251,8 @@ class BatchingEngine:
             change.done.set_exception(EngineFailed("the server is shutting down"))
 
     def _drop_cancelled(self) -> None:
+        if any(request.cancelled for request in self._active):
+            self._land()
         if self._joining and self._joining.cancelled:
             self._joining = None
         for row in reversed(range(len(self._active))):
@@ -256,6 +273,8 @@ class BatchingEngine:
         with self._changed:
             due = self._due() if self._changes else []
             self._changes = [change for change in self._changes if change not in due]
+        if due:
+            self._land()
         for change in due:
             try:
                 change.work()
@@ -266,6 +285,8 @@ class BatchingEngine:
     def _read_prompts(self) -> None:
         budget = getattr(self._model, "prompt_tokens_per_step", PROMPT_TOKENS_PER_STEP)
         outgoing: list[tuple[Request, Item]] = []
+        if self._next_to_join():
+            self._land()
         while budget > 0 and (request := self._next_to_join()):
             cost = 1 if request.sampling.prompt_logprobs is None else SCORED_COST
             size = min(max(1, budget // cost), len(request.prompt) - request.cached)
@@ -318,24 +339,90 @@ class BatchingEngine:
     def _add_tokens(self) -> None:
         if not self._active:
             return
+        if self._on_gpu:
+            self._add_tokens_on_gpu()
+            return
         lengths = [request.cached + 1 for request in self._active]
-        rows: GpuLogits | Sequence[NDArray[np.float32] | EngineFailed]
+        rows: Sequence[NDArray[np.float32] | EngineFailed]
         try:
-            step = self._model.advance if self._on_gpu else self._model.decode
-            rows = step([request.last for request in self._active], lengths)
+            rows = self._model.decode([request.last for request in self._active], lengths)
         except BaseException:
             rows = list(self._decode_alone())
+        self._chosen_tokens = self._taken(self._active, self._chosen(self._active, rows))
+        self._free_ended()
         self._deliver()
+
+    def _add_tokens_on_gpu(self) -> None:
+        flight, self._flight = self._flight, None
+        if flight is None:
+            try:
+                flight = self._launched(self._active, [request.last for request in self._active])
+            except BaseException:
+                rows = list(self._decode_alone())
+                self._deliver()
+                tokens = self._chosen(self._active, rows)
+                self._chosen_tokens = self._taken(self._active, tokens)
+                self._free_ended()
+                return
+        if self._may_run_ahead(flight):
+            # What fails here fails again when the step is launched on its own.
+            with suppress(Exception):
+                self._flight = self._launched(flight.requests, flight.chosen.ids, ahead=1)
+        self._deliver()
+        self._chosen_tokens = self._taken(flight.requests, flight.chosen.tokens())
+        if any(request.ended for request in flight.requests):
+            self._land()
+            self._free_ended()
+
+    def _launched(
+        self, requests: Sequence[Request], ids: "Sequence[int] | torch.Tensor", ahead: int = 0
+    ) -> _Flight:
+        """ahead: steps in flight, whose tokens are not counted as cached yet."""
+        lengths = [request.cached + 1 + ahead for request in requests]
+        rows = self._model.advance(ids, lengths)
+        return _Flight([*requests], rows.begin([request.sampler for request in requests]))
+
+    def _may_run_ahead(self, flight: _Flight) -> bool:
+        """Whether the step after this one can be launched: nothing is known that would come
+        between them, and all tokens are chosen on the GPU. A request that then ends with a stop
+        token has had one step too many, which nobody reads."""
+        full = len(self._active) == self._model.slots
+        return (
+            flight.requests == self._active
+            and not self._joining
+            and (full or not self._waiting)
+            and not self._changes
+            and not self._closing
+            and not any(
+                request.cancelled
+                or request.sampler.on_host
+                or request.count + 1 >= request.sampling.max_tokens
+                for request in self._active
+            )
+        )
+
+    def _land(self) -> None:
+        """Take the tokens of the step that was launched ahead, if there is one."""
+        flight, self._flight = self._flight, None
+        if flight:
+            self._chosen_tokens += self._taken(flight.requests, flight.chosen.tokens())
+            self._free_ended()
+
+    def _taken(
+        self, requests: Sequence[Request], tokens: Sequence[Token | BaseException]
+    ) -> list[tuple[Request, Item]]:
+        """What readers get after a step of these requests."""
         outgoing: list[tuple[Request, Item]] = []
-        for request, token in zip(self._active, self._chosen(self._active, rows), strict=True):
-            request.cached += 1
-            outgoing += self._take(request, token)
+        for request, token in zip(requests, tokens, strict=True):
+            if not request.ended:
+                request.cached += 1
+                outgoing += self._take(request, token)
+        return outgoing
+
+    def _free_ended(self) -> None:
         for row in reversed(range(len(self._active))):
             if self._active[row].ended:
                 self._free(row)
-        self._chosen_tokens = outgoing
-        if not self._on_gpu:
-            self._deliver()
 
     def _deliver(self) -> None:
         """Give readers the tokens of the last step. A GPU's next step has begun by then, so that
@@ -392,6 +479,7 @@ class BatchingEngine:
 
     def _fail(self, message: str) -> None:
         self._deliver()
+        self._flight = None
         lost = [*self._active, *([self._joining] if self._joining else [])]
         self._active, self._joining = [], None
         deliver([(request, EngineFailed(message)) for request in lost])

@@ -1,14 +1,11 @@
 """Triton kernels for steps of one token a row, which read memory once and at its speed.
 
 attended(query, keys, values, step, scale=…, window=…)  # flat_cache.Attention, one query a row
-multiplied(x, weight)                                   # x weightᵀ for few rows
-added_norm(x, residual, weight, epsilon)                # residual + x, and the norm of that
-write(key, value, keys, values, places)                 # new keys and values into the cache
+write(key, value, keys, values, places)                 # flat_cache.Write
 
 PyTorch's flash attention gives each row and head to one program: one row leaves most of the GPU
 idle, and many rows wait for the longest. Here a row's tokens are shared among programs, and a
-second kernel joins their parts (arXiv:2311.01282 calls this split-KV). cuBLAS reads the weights of
-a product with one row at three quarters of the memory's speed. docs/benchmarks.md has the figures.
+second kernel joins their parts. docs/benchmarks.md has the figures.
 """
 
 from __future__ import annotations
@@ -22,8 +19,8 @@ import triton.language as tl
 if TYPE_CHECKING:
     from pipeline.engines.hf.flat_cache import Step
 
-_PROGRAMS = 528  # that fill a GPU: four for each of an H200's multiprocessors
-_MOST_PARTS = 64
+_PROGRAMS = 256  # about two for each multiprocessor of an H200
+_MOST_PARTS = 32
 _LOG2_E = 1.4426950408889634
 
 
@@ -131,63 +128,22 @@ def attended(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _multiply(  # type: ignore[no-untyped-def]
-    x_ptr, weight_ptr, out_ptr, columns, depth,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """BLOCK columns of the product of ROWS rows, as sums over the depth."""
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < columns
-    weights = weight_ptr + column.to(tl.int64)[:, None] * depth
-    at = tl.arange(0, DEPTH)
-    total = tl.zeros([ROWS, BLOCK, DEPTH], tl.float32)
-    for start in range(0, depth, DEPTH):
-        here = (start + at) < depth
-        weight = tl.load(
-            weights + (start + at)[None, :], inside[:, None] & here[None, :], 0.0,
-            eviction_policy="evict_first",
-        ).to(tl.float32)  # fmt: skip
-        row = tl.arange(0, ROWS)[:, None] * depth + (start + at)[None, :]
-        x = tl.load(x_ptr + row, here[None, :], 0.0).to(tl.float32)
-        total += weight[None, :, :] * x[:, None, :]
-    found = tl.sum(total, 2)
-    out = out_ptr + tl.arange(0, ROWS)[:, None] * columns + column[None, :]
-    tl.store(out, found, inside[None, :])
-
-
-def multiplied(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    block: int = 4,
-    depth: int = 1024,
-    warps: int = 4,
-    stages: int = 3,
-) -> torch.Tensor:
-    """x [rows, depth] times weight [columns, depth] transposed, without a bias; 1, 2 or 4 rows."""
-    rows, columns = x.shape[0], weight.shape[0]
-    out = x.new_empty(rows, columns)
-    with torch.cuda.device_of(x):
-        _multiply[(triton.cdiv(columns, block),)](
-            x, weight, out, columns, x.shape[1], ROWS=rows, BLOCK=block, DEPTH=depth,
-            num_warps=warps, num_stages=stages,
-        )  # fmt: skip
-    return out
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _write(  # type: ignore[no-untyped-def]
-    key_ptr, value_ptr, keys_ptr, values_ptr, places_ptr, key_row, key_head, value_row, value_head,
+    key_ptr, value_ptr, keys_ptr, values_ptr, places_ptr, width,
+    key_row, key_head, key_token, value_row, value_head, value_token,
     HEADS: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr, HEADS_PADDED: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
-    place = tl.load(places_ptr + row)
+    """All heads of one token."""
+    number = tl.program_id(0)
+    row, token = (number // width).to(tl.int64), number % width
+    place = tl.load(places_ptr + number)
     head, column = tl.arange(0, HEADS_PADDED)[:, None], tl.arange(0, PADDED)[None, :]
     inside = (head < HEADS) & (column < SIZE)
     to = place * HEADS * SIZE + head * SIZE + column
-    key = tl.load(key_ptr + row * key_row + head * key_head + column, inside)
-    value = tl.load(value_ptr + row * value_row + head * value_head + column, inside)
-    tl.store(keys_ptr + to, key, inside)
-    tl.store(values_ptr + to, value, inside)
+    key = key_ptr + row * key_row + token * key_token + head * key_head + column
+    value = value_ptr + row * value_row + token * value_token + head * value_head + column
+    tl.store(keys_ptr + to, tl.load(key, inside), inside)
+    tl.store(values_ptr + to, tl.load(value, inside), inside)
 
 
 def write(
@@ -197,45 +153,13 @@ def write(
     values: torch.Tensor,
     places: torch.Tensor,
 ) -> None:
-    """key, value: [rows, heads, 1, size], of which the last dimension is contiguous. keys, values:
-    [places, heads, size]."""
-    rows, heads, _, size = key.shape
+    """flat_cache.Write, keys and values in one kernel and without a copy of either."""
+    rows, heads, width, size = key.shape
+    key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (key, value))
     with torch.cuda.device_of(key):
-        _write[(rows,)](
-            key, value, keys, values, places, key.stride(0), key.stride(1), value.stride(0),
-            value.stride(1), HEADS=heads, SIZE=size, PADDED=triton.next_power_of_2(size),
+        _write[(rows * width,)](
+            key, value, keys, values, places, width,
+            *(key.stride(i) for i in (0, 1, 2)), *(value.stride(i) for i in (0, 1, 2)),
+            HEADS=heads, SIZE=size, PADDED=triton.next_power_of_2(size),
             HEADS_PADDED=triton.next_power_of_2(heads),
         )  # fmt: skip
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_norm(  # type: ignore[no-untyped-def]
-    x_ptr, residual_ptr, weight_ptr, sum_ptr, out_ptr, width, epsilon, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * width
-    column = tl.arange(0, BLOCK)
-    inside = column < width
-    x = tl.load(x_ptr + row + column, inside, 0.0).to(tl.float32)
-    total = (x + tl.load(residual_ptr + row + column, inside, 0.0).to(tl.float32)).to(
-        sum_ptr.dtype.element_ty
-    )
-    tl.store(sum_ptr + row + column, total, inside)
-    whole = total.to(tl.float32)
-    factor = tl.rsqrt(tl.sum(whole * whole, 0) / width + epsilon)
-    normed = (whole * factor).to(out_ptr.dtype.element_ty)
-    weight = tl.load(weight_ptr + column, inside, 0.0)
-    tl.store(out_ptr + row + column, normed * weight, inside)
-
-
-def added_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """residual + x, and its root-mean-square norm as Llama's; both of x's shape."""
-    width = x.shape[-1]
-    total, out = torch.empty_like(x), torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        _add_norm[(x.numel() // width,)](
-            x, residual, weight, total, out, width, epsilon,
-            BLOCK=triton.next_power_of_2(width), num_warps=8,
-        )  # fmt: skip
-    return total, out

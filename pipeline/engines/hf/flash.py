@@ -1,8 +1,15 @@
-"""PyTorch's flash attention over a FlatCache, and for which models it is right."""
+"""Attention over a FlatCache on a GPU, and for which models it is right.
 
+PyTorch's flash attention reads prompts; our own kernels (decode_kernels.py) do steps of one token a
+row, if Triton can compile them.
+"""
+
+from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engines.hf.flat_cache import Step
+from pipeline.engines.hf.flat_cache import Step, copied
+from pipeline.engines.hf.fusing import has_compiler
 
 if TYPE_CHECKING:
     import torch
@@ -52,13 +59,19 @@ def attention(
     scale: float,
     window: int | None,
 ) -> "torch.Tensor":
-    """flat_cache.Attention by the kernel that scaled_dot_product_attention uses.
+    """flat_cache.Attention.
 
-    Called directly, because that function takes no lengths of rows: it would read every row to the
-    end of the longest one, and copy the heads that queries share.
+    The kernel of scaled_dot_product_attention is called directly, because that function takes no
+    lengths of rows: it would read every row to the end of the longest one, and copy the heads that
+    queries share.
     """
     import torch
 
+    if step.width == 1 and (kernels := _kernels()):
+        found: torch.Tensor = kernels.attended(
+            query, keys, values, step, scale=scale, window=window
+        )
+        return found
     return torch.ops.aten._flash_attention_forward(
         query,
         keys,
@@ -75,3 +88,26 @@ def attention(
         window_size_right=None if window is None else 0,
         seqused_k=step.lengths,
     )[0]
+
+
+def write(
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    keys: "torch.Tensor",
+    values: "torch.Tensor",
+    places: "torch.Tensor",
+) -> None:
+    """flat_cache.Write in one kernel, if there is one."""
+    (kernels.write if (kernels := _kernels()) else copied)(key, value, keys, values, places)
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """decode_kernels, if it can be compiled."""
+    if not has_compiler():
+        return None
+    try:
+        from pipeline.engines.hf import decode_kernels
+    except ImportError:  # there is no Triton
+        return None
+    return decode_kernels

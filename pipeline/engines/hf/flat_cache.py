@@ -77,6 +77,35 @@ class Attention(Protocol):
         """
 
 
+class Write(Protocol):
+    """Puts new keys and values into the cache."""
+
+    def __call__(
+        self,
+        key: "torch.Tensor",
+        value: "torch.Tensor",
+        keys: "torch.Tensor",
+        values: "torch.Tensor",
+        places: "torch.Tensor",
+    ) -> None:
+        """
+        Args:
+            key, value: [rows, heads, width, head size]. keys, values: a layer's. places: of a step.
+        """
+
+
+def copied(
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    keys: "torch.Tensor",
+    values: "torch.Tensor",
+    places: "torch.Tensor",
+) -> None:
+    """Write, by torch."""
+    for buffer, new in ((keys, key), (values, value)):
+        buffer.index_copy_(0, places, new.transpose(1, 2).flatten(0, 1))
+
+
 class FlatCache:
     """Keys and values of every layer. Has the part of transformers' Cache that a forward pass with
     an attention of our own uses.
@@ -87,14 +116,17 @@ class FlatCache:
 
     is_compileable = False
 
-    def __init__(self, model: Any, slots: int, length: int, attention: Attention) -> None:
+    def __init__(
+        self, model: Any, slots: int, length: int, attention: Attention, write: Write = copied
+    ) -> None:
         import torch
 
         self._torch = torch
         config = model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.slots, self.length, self._attention = slots, length, attention
+        self.slots, self.length = slots, length
+        self._attention, self._write = attention, write
         # Padding of a prompt's part may be read, and masked, past the end of the last row.
         shape = (slots * length + min(length, LONGEST_PART), heads, size)
 
@@ -166,8 +198,7 @@ class FlatCache:
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Write a layer's keys and values [rows, heads, width, head size]; returns all of them."""
         assert self._step
-        for buffer, new in ((self.keys[layer], key), (self.values[layer], value)):
-            buffer.index_copy_(0, self._step.places, new.transpose(1, 2).flatten(0, 1))
+        self._write(key, value, self.keys[layer], self.values[layer], self._step.places)
         return self.keys[layer], self.values[layer]
 
     def attend(

@@ -45,11 +45,16 @@ def fuse(model: Any) -> None:
             _gate_at_once(module, merged, compiled(_gated))
 
 
+def has_compiler() -> bool:
+    """Whether there is a C compiler, with which Triton makes the code that starts a kernel."""
+    return any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name)
+
+
 def _compile() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What compiles a function for any shape; it leaves it as it is if there is no compiler."""
     import torch
 
-    if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name):
+    if not has_compiler():
         return lambda function: function
     return lambda function: torch.compile(function, dynamic=True)
 

@@ -9,7 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engines.hf.flat_cache import LONGEST_PART, Attention, FlatCache, Step
+from pipeline.engines.hf.flat_cache import (
+    LONGEST_PART,
+    Attention,
+    FlatCache,
+    Step,
+    Write,
+    copied,
+)
 from pipeline.engines.hf.fusing import fuse
 
 if TYPE_CHECKING:
@@ -49,12 +56,19 @@ class FlatModel:
     """
 
     def __init__(
-        self, model: Any, slots: int, length: int, attention: Attention, *, graphs: bool
+        self,
+        model: Any,
+        slots: int,
+        length: int,
+        attention: Attention,
+        *,
+        write: Write = copied,
+        graphs: bool,
     ) -> None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         self._model = model
-        self.cache = FlatCache(model, slots, length, attention)
+        self.cache = FlatCache(model, slots, length, attention, write)
         ALL_ATTENTION_FUNCTIONS.register(NAME, self.cache.attend)
         model.config._attn_implementation = NAME
         if graphs:
@@ -75,13 +89,23 @@ class FlatModel:
             return self._replayed(self._prompts[width], step)[0]
         return self._run(self._here(self.cache.prompt_step(row, ids, start, every=every)), how)[0]
 
-    def decode(self, ids: Sequence[int], lengths: Sequence[int], *, how: "Pass") -> "torch.Tensor":
-        """Logits [len(ids), vocabulary], as ModelRunner.decode."""
-        rows = next((rows for rows in self._answers if rows >= len(ids)), None)
+    def decode(
+        self, ids: "Sequence[int] | torch.Tensor", lengths: Sequence[int], *, how: "Pass"
+    ) -> "torch.Tensor":
+        """Logits [len(ids), vocabulary], as GpuModelRunner.advance."""
+        import torch
+
+        count = len(ids)
+        here = ids if isinstance(ids, torch.Tensor) else None
+        known = [0] * count if isinstance(ids, torch.Tensor) else ids
+        rows = next((rows for rows in self._answers if rows >= count), None)
         if rows and how.plain:
-            step = self.cache.answer_step(ids, lengths, rows=rows)
-            return self._replayed(self._answers[rows], step)[: len(ids), 0]
-        return self._run(self._here(self.cache.answer_step(ids, lengths)), how)[:, 0]
+            step = self.cache.answer_step(known, lengths, rows=rows)
+            return self._replayed(self._answers[rows], step, here)[:count, 0]
+        step = self._here(self.cache.answer_step(known, lengths))
+        if here is not None:
+            step.ids[:, 0].copy_(here)
+        return self._run(step, how)[:, 0]
 
     def _here(self, step: Step, longest: int | None = None) -> Step:
         return step.on(self._model.device, longest)
@@ -101,9 +125,14 @@ class FlatModel:
             ).logits
             return found
 
-    def _replayed(self, graph: Graph, step: Step) -> "torch.Tensor":
+    def _replayed(
+        self, graph: Graph, step: Step, ids: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        """ids: of the first rows, in place of the step's."""
         held, replay = graph
         held.copy_from(step)
+        if ids is not None:
+            held.ids[: len(ids), 0].copy_(ids)
         return replay()
 
     def _capture_all(self, slots: int, length: int) -> None:

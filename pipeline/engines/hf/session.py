@@ -51,6 +51,7 @@ class HfSession:
                     slots,
                     max_seq_len,
                     flash.attention,
+                    write=flash.write,
                     graphs=flash.launches_alike(self._model),
                 )
             else:
@@ -103,7 +104,7 @@ class HfSession:
         how = self._pass([row])
         return GpuLogits(self._flat.prefill(row, ids, start, every=False, how=how))
 
-    def advance(self, ids: Sequence[int], lengths: Sequence[int]) -> GpuLogits:
+    def advance(self, ids: "Sequence[int] | torch.Tensor", lengths: Sequence[int]) -> GpuLogits:
         """See GpuModelRunner.advance."""
         assert self._flat
         return GpuLogits(self._flat.decode(ids, lengths, how=self._pass(range(len(ids)))))
