@@ -2,7 +2,8 @@
 
     python bench/gpu_tests.py --output bench/results/gpu_tests.json [-- -n 12 --maxschedchunk 1]
 
-Arguments after `--` go to pytest (the example uses pytest-xdist).
+Arguments after `--` go to pytest (the example uses pytest-xdist). Paths among them are run in
+addition.
 """
 
 import json
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.origin import origin, parser_of  # noqa: E402
 
+LONGEST_REASON = 600  # characters of the reason why a test failed
 PACKAGES = ("torch", "nemo_toolkit", "megatron-core", "transformer_engine", "nvidia-modelopt")
 
 
@@ -34,6 +36,9 @@ class Outcomes:
         reason = (
             f": {skipped[2].removeprefix('Skipped: ')}" if isinstance(skipped, tuple | list) else ""
         )
+        if report.failed:
+            lines = [x[1:].strip() for x in report.longreprtext.splitlines() if x.startswith("E ")]
+            reason = ": " + " ".join(lines)[:LONGEST_REASON]
         self._tests[name] = report.outcome + reason
         self._document["outcomes"] = dict(sorted(self._tests.items()))
         self._output.write_text(json.dumps(self._document, indent=1) + "\n")

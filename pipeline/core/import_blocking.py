@@ -34,3 +34,14 @@ def stand_in(module: str, **members: Any) -> Iterator[None]:
         del sys.modules[module]
         if loaded:
             sys.modules[module] = loaded
+
+
+@contextmanager
+def bytecode_written() -> Iterator[None]:
+    """Python writes the bytecode of what is imported, even if PYTHONDONTWRITEBYTECODE is set, as in
+    many containers: each process would compile thousands of large modules anew."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before

@@ -86,6 +86,7 @@ def test_packed_rows_are_turned_as_transformer_engine_does() -> None:
 
 
 def test_a_step_of_adam_is_transformer_engines_and_torchs() -> None:
+    import transformer_engine.pytorch  # noqa: F401  # loads what the extension is linked to
     import transformer_engine_torch as engine
 
     from pipeline.training.nemo.patches.adam_step import AdamStep

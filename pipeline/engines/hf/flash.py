@@ -46,8 +46,29 @@ def usable(model: Any) -> bool:
 
 def launches_alike(model: Any) -> bool:
     """Whether every pass of a size launches the same kernels, which a CUDA graph needs. Experts are
-    launched as their tokens ask for them."""
-    return not any(getattr(model.config, name, None) for name in EXPERTS)
+    launched as their tokens ask for them, and some rotary frequencies change with the positions."""
+    experts = any(getattr(model.config, name, None) for name in EXPERTS)
+    return not experts and not any(_longest_rope(module) for module in model.modules())
+
+
+def fix_frequencies(model: Any, length: int) -> None:
+    """Keep rotary frequencies that change beyond a length as they are, if no row gets so long.
+
+    transformers asks the GPU for the largest position of each pass, which a graph cannot do.
+    """
+    for module in model.modules():
+        if (longest := _longest_rope(module)) and length <= longest:
+            module.rope_type = "default"  # of no update
+
+
+def _longest_rope(module: Any) -> int | None:
+    """The length up to which a module's rotary frequencies stay as they are; None if they do in
+    any case, or the module has none."""
+    kind = getattr(module, "rope_type", "default")
+    if kind == "longrope":
+        found = getattr(module.config, "original_max_position_embeddings", None)
+        return int(found or module.original_max_seq_len)
+    return int(module.original_max_seq_len) if "dynamic" in kind else None
 
 
 def attention(

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.compilation import compile_in_this_process
+
 if TYPE_CHECKING:
     import torch
 
@@ -56,6 +58,7 @@ def _compile() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     if not has_compiler():
         return lambda function: function
+    compile_in_this_process()
     return lambda function: torch.compile(function, dynamic=True)
 
 

@@ -46,6 +46,7 @@ class HfSession:
             self._model = _load(folder)
             self._flat = self._cache = None
             if flash.usable(self._model):
+                flash.fix_frequencies(self._model, max_seq_len)
                 self._flat = FlatModel(
                     self._model,
                     slots,

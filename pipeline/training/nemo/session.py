@@ -17,7 +17,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from pipeline.core.import_blocking import absent, stand_in
+from pipeline.core.compilation import compile_in_this_process
+from pipeline.core.import_blocking import absent, bytecode_written, stand_in
 from pipeline.core.monkeypatch import Patch, Replacement, replaced
 from pipeline.training.nemo.patches import records
 from pipeline.training.nemo.patches.checkpoint_load import read_in_threads
@@ -101,7 +102,9 @@ def _import_quietly(patches: Literal["all", "none"]) -> None:
         # Imported without the contexts below it is up to three times slower.
         raise RuntimeError(f"{min(before)} was imported outside nemo_session()")
     collecting = gc.isenabled()
+    compile_in_this_process()
     with ExitStack() as stack:
+        stack.enter_context(bytecode_written())
         stack.enter_context(warnings.catch_warnings(action="ignore"))
         stack.enter_context(absent(*_hidden(patches)))
         if patches == "all":
