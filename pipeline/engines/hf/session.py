@@ -234,8 +234,10 @@ class _Masks:
         self._by_kind = kinds is not None and "sliding_attention" in kinds
         if kinds is not None and not self._by_kind:
             self._window = None
-        # This implementation adds the mask to the scores.
-        self._added = config._attn_implementation == "eager"
+        # "eager" adds the mask to the scores. Models that do not let others replace their attention
+        # expect such a mask on a GPU, whichever implementation they have.
+        replaceable = getattr(model, "_supports_attention_backend", False)
+        self._added = config._attn_implementation == "eager" or not replaceable
         chunk = getattr(config, "attention_chunk_size", None)
         if chunk is not None and chunk < max_seq_len and "chunked_attention" in (kinds or ()):
             raise DataError(

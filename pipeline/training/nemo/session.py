@@ -147,6 +147,8 @@ def _nothing_compiled() -> Iterator[None]:
 def _hidden(patches: Literal["all", "none"]) -> tuple[str, ...]:
     """Packages that NeMo must not find when it is imported."""
     unused = _UNUSED if patches == "all" else ()
+    if "transformers" in sys.modules:  # it has found sklearn, and imports it when it is used
+        unused = tuple(name for name in unused if name != "sklearn")
     return unused if on_gpu() else (*unused, *_FOR_GPUS)
 
 
