@@ -125,5 +125,16 @@ def test_each_number_of_rows_has_a_graph_that_is_not_much_larger(slots: int) -> 
     [({}, True), ({"num_local_experts": 8}, False), ({"num_experts": 4}, False)],
 )
 def test_models_with_experts_have_no_graphs(fields: dict[str, int], alike: bool) -> None:
-    model = SimpleNamespace(config=SimpleNamespace(**fields))
+    model = SimpleNamespace(config=SimpleNamespace(**fields), modules=list)
     assert flash.launches_alike(model) == alike
+
+
+@pytest.mark.parametrize(("kind", "length"), [("dynamic", 64), ("longrope", 32)])
+def test_rotary_frequencies_that_may_change_have_no_graphs(kind: str, length: int) -> None:
+    config = SimpleNamespace(original_max_position_embeddings=32)
+    rope = SimpleNamespace(rope_type=kind, original_max_seq_len=64, config=config)
+    model = SimpleNamespace(config=SimpleNamespace(), modules=lambda: [SimpleNamespace(), rope])
+    flash.fix_frequencies(model, length + 1)
+    assert not flash.launches_alike(model)
+    flash.fix_frequencies(model, length)  # no row gets so long that they change
+    assert flash.launches_alike(model)

@@ -241,3 +241,21 @@ def test_a_folder_that_transformers_does_not_take_is_refused(tmp_path: Path) -> 
     (folder / "model.safetensors").unlink()
     with pytest.raises(DataError, match="cannot be served by transformers"):
         HfSession(folder, SLOTS, MAX_SEQ_LEN)
+
+
+@pytest.mark.parametrize("replaceable", [True, False])
+def test_a_model_whose_attention_cannot_be_replaced_gets_masks_to_add(
+    tmp_path: Path, replaceable: bool
+) -> None:
+    """On a GPU such models of transformers refuse others."""
+    from types import SimpleNamespace
+
+    from pipeline.engines.hf.session import _Masks
+
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    model = SimpleNamespace(config=config, _supports_attention_backend=replaceable)
+    mask = _Masks(tmp_path, model, 8).of(torch.tensor([[2, 3]]), 4, torch.bfloat16)
+    assert mask.shape == (1, 1, 2, 4)
+    assert mask.dtype == (torch.bool if replaceable else torch.bfloat16)
+    seen = mask if replaceable else mask == 0
+    assert seen[0, 0].tolist() == [[True, True, True, False], [True] * 4]
