@@ -74,8 +74,8 @@ def create_app(
     in_flight: InFlight | None = None,
     collectors: Collectors | None = None,
     guardrails: Guardrails | None = None,
-    collections: Collections | None = None,
     activation: str = "Sigmoid",
+    collections: Collections | None = None,
 ) -> FastAPI:
     """The server's application.
 

@@ -195,7 +195,9 @@ def _application(
     for name, given in (("guardrails", guardrails), ("rag.indexes", collections)):
         if given and not isinstance(served.chat, Chat):
             served.engine.close()
-            raise ConfigError(f"serve.{name} is set, and this model generates no text")
+            raise ConfigError(
+                f"serve.{name} is set, and this model generates no text: leave it out"
+            )
     return create_app(
         served.engine,
         served.chat,
@@ -214,8 +216,8 @@ def _application(
         in_flight=in_flight,
         collectors=collectors,
         guardrails=guardrails,
-        collections=collections,
         activation=activation_of(folder) if "scores" in served.engine.features else "Sigmoid",
+        collections=collections,
     )
 
 

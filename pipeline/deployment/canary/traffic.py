@@ -15,7 +15,7 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.config.outside.canary import CanaryConfig, HaproxyConfig, HttpRouteConfig
 from pipeline.core.errors import ConfigError, MissingRuntime, PipelineError
@@ -251,14 +251,14 @@ def _message(text: str) -> str:
 
 
 def weights_patch(
-    rules: list[dict[str, object]], settings: HttpRouteConfig, candidate: int
+    rules: list[dict[str, Any]], settings: HttpRouteConfig, candidate: int
 ) -> list[dict[str, object]]:
     """The JSON patch that gives both services their weights, in percents, in every rule."""
     weights = {settings.stable: PERCENTS - candidate, settings.candidate: candidate}
     return [
         {"op": "add", "path": f"/spec/rules/{r}/backendRefs/{b}/weight", "value": weights[name]}
         for r, rule in enumerate(rules)
-        for b, ref in enumerate(rule["backendRefs"])  # type: ignore[arg-type, var-annotated]
+        for b, ref in enumerate(rule["backendRefs"])
         if (name := ref["name"]) in weights
     ]
 

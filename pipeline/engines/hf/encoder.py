@@ -83,7 +83,7 @@ class HfEncoder:
         self._calls += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._worker, self.compute, texts, *more)
+            return await loop.run_in_executor(self._worker, self._batches, texts, *more)
         finally:
             self._calls -= 1
 
@@ -99,14 +99,9 @@ class HfEncoder:
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def compute(self, texts: Sequence[Sequence[int]], *more: Sequence[Any]) -> list[Any]:
-        """What `_pass` gives for each text, in the thread that calls; not from several at a time.
-
-        Texts of similar length share a pass, to pad little.
-
-        Raises:
-            EngineFailed: a result is not finite.
-        """
+    def _batches(self, texts: Sequence[Sequence[int]], *more: Sequence[Any]) -> list[Any]:
+        """What `_pass` gives; texts of similar length share a pass, to pad little. One thread at a
+        time."""
         import torch
 
         results: dict[int, Any] = {}
