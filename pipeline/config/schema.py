@@ -18,12 +18,15 @@ from pipeline.config.finetune import FinetuneConfig
 from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
 from pipeline.config.outside.canary import CanaryConfig
+from pipeline.config.outside.inspect import InspectConfig
 from pipeline.config.outside.plan import PlanConfig
 from pipeline.config.outside.profiles import ProfilesConfig
+from pipeline.config.outside.synthesize import SynthesizeConfig
 from pipeline.config.prepare import PrepareConfig
 from pipeline.config.quantize import QuantizeConfig
 from pipeline.config.register import PullConfig, RegisterConfig, registrable
 from pipeline.config.retrain import RetrainConfig
+from pipeline.config.retrieval import IndexConfig
 from pipeline.config.section import Place, Section, explain
 from pipeline.config.serve import ServeConfig
 from pipeline.config.tracking import TrackingConfig
@@ -50,12 +53,15 @@ class Config(Section):
     evaluate: EvaluateConfig
     export: ExportConfig
     engine: EngineConfig
+    index: IndexConfig
     serve: ServeConfig
     benchmark: BenchmarkConfig
     register_: RegisterConfig = Field(alias="register")
     pull: PullConfig
     canary: CanaryConfig
     retrain: RetrainConfig
+    synthesize: SynthesizeConfig
+    inspect: InspectConfig
     profiles: ProfilesConfig
     plan: PlanConfig
     launcher: Launcher

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.register import Version
+from pipeline.config.retrieval import RagConfig
 from pipeline.config.section import YEAR, Count, Form, Place, Seconds, Section
 
 Origin = Annotated[
@@ -114,6 +115,7 @@ class ServeConfig(Section):
     guardrails_on_error: Literal["block", "pass"] = Field(
         description="What becomes of a text that a rail cannot decide about"
     )
+    rag: RagConfig
     adapters: Place | None = Field(
         description="Folder of LoRA adapters, each served under its folder's name; null has none"
     )

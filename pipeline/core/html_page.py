@@ -1,4 +1,7 @@
-"""Parts of a report that is one HTML page and needs nothing else, in light and dark."""
+"""A report as one HTML page that needs nothing else, in light and dark.
+
+Everything that comes from data is text: callers escape it, or give it to a function that does.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
@@ -34,11 +37,14 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem;margin:0;
 padding:.2rem .9rem .9rem}
 dt{color:var(--dim)}dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 svg{max-width:24rem;width:100%;height:auto}
+svg.long{max-width:100%}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;padding:.2rem .9rem .9rem}
+mark{background:#b7ebc0;color:#0b3d16}mark.worse{background:#f6c9c9;color:#5a1010}
 footer{margin-top:3rem;color:var(--dim);font-size:.85rem}
 """
 
 
-def document(title: str, body: str) -> str:
+def html_page(title: str, body: str) -> str:
     """The page. body: HTML."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -48,7 +54,7 @@ def document(title: str, body: str) -> str:
 
 
 def section(title: str, content: str) -> str:
-    """A part with its heading; nothing if it is empty."""
+    """A part with its heading; nothing if it is empty. content: HTML."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
@@ -65,5 +71,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) 
 
 
 def short(text: str, most: int = 110) -> str:
+    """The beginning of a text, on one line; not escaped."""
     text = " ".join(str(text).split())
     return text if len(text) <= most else f"{text[: most - 1]}…"

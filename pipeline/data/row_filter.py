@@ -53,7 +53,7 @@ class Kept:
     prompt_ids: "array[int] | None" = None
     worse: "tuple[array[int], bytes] | None" = None
     label: bool | None = None
-    tags: Tags = NONE  # of a test question
+    tags: Tags = NONE
 
     @property
     def messages(self) -> list[Message]:
@@ -69,8 +69,10 @@ class Kept:
         return [(self.ids, self.mask), *([self.worse] if self.worse else [])]
 
     def unpack(self) -> Row:
+        """The row as the dataset has it, where only test questions have tags."""
         messages, rejected, tools = unpack(self.packed)
         worse = self.worse
+        tags = self.tags if self.prompt_ids is not None else NONE
         return Row(
             messages=messages,
             input_ids=self.ids.tolist(),
@@ -83,8 +85,8 @@ class Kept:
             rejected_mask=None if worse is None else list(worse[1]),
             label=None if self.label is None else int(self.label),
             tools=tools,
-            tags=list(self.tags.names),
-            language=self.tags.language,
+            tags=list(tags.names),
+            language=tags.language,
         )
 
 
@@ -191,8 +193,7 @@ class RowFilter:
         kept = Kept(
             "test" if rendered.is_test else "validation" if is_validation else "train",
             point, row.file, rendered.comparable.place, packed, chosen.ids, chosen.mask, None,
-            (worse.ids, worse.mask) if worse else None, row.label,
-            row.tags if rendered.is_test else NONE,
+            (worse.ids, worse.mask) if worse else None, row.label, row.tags,
         )  # fmt: skip
         if chosen.messages != row.messages or (worse and worse.messages != row.rejected):
             packed = pack(row.messages, row.rejected, row.tools)

@@ -47,7 +47,7 @@ def panels(chat: Chat, rows: Sequence[Row]) -> "Iterator[RenderableType]":
     from rich.text import Text
 
     for row in rows:
-        for name, avoided, ids, mask in _sides(row):
+        for name, avoided, ids, mask in sides(row):
             text = Text()
             style = "black on red" if avoided else "black on green"
             for piece, trained in runs(chat, ids, mask):
@@ -58,7 +58,7 @@ def panels(chat: Chat, rows: Sequence[Row]) -> "Iterator[RenderableType]":
             )
 
 
-def _sides(row: Row) -> Iterator[tuple[str, bool, list[int], list[int]]]:
+def sides(row: Row) -> Iterator[tuple[str, bool, list[int], list[int]]]:
     """Each conversation of a row: its title, whether the model learns to avoid its answer, its ids
     and its loss mask."""
     if row.kind == "pairs":
@@ -80,7 +80,7 @@ def page(chat: Chat, rows: Sequence[Row], bins: Sequence[tuple[int, int, int]]) 
     """An HTML page with the rows and the bins of `histogram`."""
     parts = []
     for row in rows:
-        for name, avoided, ids, mask in _sides(row):
+        for name, avoided, ids, mask in sides(row):
             mark = '<mark class="worse">' if avoided else "<mark>"
             marked = (
                 f"{mark}{escape(piece)}</mark>" if trained else escape(piece)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pipeline.core.html_page import document, section, short, table
+from pipeline.core.html_page import html_page, section, short, table
 from pipeline.evaluation.findings import Confusion
 from pipeline.evaluation.metrics import Metric
 from pipeline.evaluation.report import columns, interval, judge_words, label, main_metric, metric_of
@@ -38,7 +38,7 @@ def page(
             _foot(report),
         ]
     )
-    return document(title, body)
+    return html_page(title, body)
 
 
 def _head(report: Mapping[str, Any], title: str) -> str:

@@ -18,7 +18,7 @@ from pipeline.orchestration.environment import EXPERIMENT, TRACKING_URI, given_i
 # Stages of the graph, in its order.
 GRAPH = (
     "prepare", "import", "finetune", "merge", "quantize", "evaluate", "export", "build",
-    "benchmark", "register",
+    "benchmark", "register", "index",
 )  # fmt: skip
 # Stages that run the graph, or show what it would do: they read what any of its stages reads.
 WHOLE = ("all", "retrain", "plan")
@@ -29,18 +29,24 @@ LOCAL_LAUNCHER = "local"
 # Section or key → the stages on whose result or behaviour it has an effect. `config` prints them
 # all, and WHOLE are not listed where a stage of the graph is.
 READERS: Mapping[str, tuple[str, ...]] = {
-    "seed": ("prepare", "finetune", "quantize", "evaluate", "benchmark", "canary"),
-    "artifacts": (*GRAPH, *WHOLE, "serve", *REGISTRY, "profiles", "verify", "doctor"),
+    "seed": (
+        "prepare", "inspect", "synthesize", "finetune", "quantize", "evaluate", "benchmark",
+        "canary",
+    ),
+    "artifacts": (*GRAPH, *WHOLE, "serve", *REGISTRY, "profiles", "verify", "doctor", "inspect"),
     "verify": (*GRAPH, "all", "retrain", "serve"),
-    "model": ("prepare", "import", "profiles", "doctor"),
+    "model": ("prepare", "import", "profiles", "doctor", "inspect"),
     "model.name": (
-        "prepare", "import", "benchmark", "profiles", "doctor", "serve", *REGISTRY,
+        "prepare", "import", "benchmark", "profiles", "doctor", "inspect", "serve", *REGISTRY,
     ),  # the default of register.name
     "model.dtype": ("merge", "profiles", "doctor"),
-    "data": ("prepare",),
-    "prepare": ("prepare",),
+    "data": ("prepare", "inspect"),
+    "data.folder": ("prepare", "inspect", "synthesize"),  # the defaults of synthesize's
+    "data.sources": ("prepare", "inspect", "synthesize"),
+    "prepare": ("prepare", "inspect"),
+    "prepare.near_duplicate_threshold": ("prepare", "inspect", "synthesize"),
     "finetune": ("finetune",),
-    "finetune.objective": ("prepare", "finetune"),
+    "finetune.objective": ("prepare", "finetune", "inspect"),
     "finetune.adapter.rank": ("finetune", "profiles"),
     "quantize": ("quantize",),
     "quantize.format": ("quantize", "export", "profiles"),
@@ -58,6 +64,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "export": ("export",),
     "export.tensor_parallel": ("export", "profiles"),
     "engine": ("build", "profiles"),
+    "index": ("index",),
     "benchmark": ("benchmark",),
     "register": ("register",),
     "register.name": ("register", "serve", *REGISTRY),
@@ -72,6 +79,8 @@ READERS: Mapping[str, tuple[str, ...]] = {
                     ("serve",)),
     "serve.record": ("serve", "retrain"),  # the default of retrain.recordings
     "retrain": ("retrain",),
+    "synthesize": ("synthesize",),
+    "inspect": ("inspect",),
     "profiles": ("profiles",),
     "plan": ("plan",),
     "launcher": (*GRAPH, *WHOLE),

@@ -6,9 +6,13 @@ from typing import Any
 
 from pipeline.config.schema import Config
 from pipeline.orchestration import compose
+from pipeline.orchestration.effects import READERS, is_below
 from pipeline.orchestration.graph import read_graph
 from pipeline.orchestration.help import NO_FILE, module_docstring
 from pipeline.orchestration.schema_words import bounds_in_words, type_in_words
+
+# Settings that most stages read.
+SHARED = ("artifacts", "verify", "launcher", "tracking", "tracking.uri", "tracking.experiment")
 
 
 def stage_help(name: str, overrides: Sequence[str] = ()) -> str:
@@ -26,12 +30,19 @@ def stage_help(name: str, overrides: Sequence[str] = ()) -> str:
     if node:
         reads = [f"artifacts/{stage}" for stage in node.inputs] + [str(f) for f in node.files]
         parts += [f"Reads: {', '.join(reads)}", f"Makes: artifacts/{name}", ""]
-    sections = node.params if node else [name] * (name in tree)
+    sections = node.params if node else _read_outside(name, tree)
     schema = Config.model_json_schema()
     lines = [line for section in sections for line in _section(section, tree, schema)]
     if lines:
         parts += ["Settings, with their present values", *lines, ""]
     return "\n".join(parts)
+
+
+def _read_outside(stage: str, tree: Mapping[str, Any]) -> list[str]:
+    """Sections and settings that a stage outside the graph reads, its own ones first."""
+    read = [name for name, stages in READERS.items() if stage in stages and name not in SHARED]
+    read = [*[stage] * (stage in tree), *read]
+    return [name for i, name in enumerate(read) if not any(is_below(name, b) for b in read[:i])]
 
 
 def _section(name: str, tree: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from pipeline.orchestration.project import refuse_copy
 
 RECORD = Path(__file__).parents[1] / "stages" / "versions.json"
 FOLDER = "versions"  # below the artifacts
-READ_MEASURES = ("evaluate", "benchmark")  # stages that read the files that evaluate.* names
 
 
 def recorded() -> dict[str, dict[str, Any]]:
@@ -77,16 +76,24 @@ def _params(project: Path) -> Any:
         return None
 
 
-def measures_named(tree: Any) -> dict[str, Any]:
-    """Size and time of the files that evaluate's settings name: dvc.yaml cannot list them."""
+def files_named(tree: Any) -> dict[str, dict[str, Any]]:
+    """By stage, size and time of the files that its settings name: dvc.yaml cannot list them."""
     from pydantic import ValidationError
 
     from pipeline.config.evaluate import EvaluateConfig
+    from pipeline.config.retrieval import IndexConfig
 
     try:
-        named = EvaluateConfig.model_validate(tree["evaluate"]).files()
+        measures = _stamps(EvaluateConfig.model_validate(tree["evaluate"]).files())
+        index = IndexConfig.model_validate(tree["index"])
     except (ValueError, KeyError, TypeError, ValidationError):
         return {}  # which the stage itself refuses
+    named = (index.folder, index.embedding.path)
+    documents = _stamps([path for path in named if path is not None])
+    return {"evaluate": measures, "benchmark": measures, "index": documents}
+
+
+def _stamps(named: Iterable[Path]) -> dict[str, Any]:
     return {name: facts for path in named for name, facts in _files(path).items()}
 
 
@@ -135,7 +142,7 @@ def write(artifacts: Path, project: Path | None = None) -> None:
         ConfigError, DataError: the base model cannot be had.
     """
     entries, tree = recorded(), _params(project or Path.cwd())
-    measures, model = measures_named(tree), base_model(tree, artifacts)
+    named, model = files_named(tree), base_model(tree, artifacts)
     folder = artifacts / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / MODEL_FILE, model)
@@ -143,8 +150,8 @@ def write(artifacts: Path, project: Path | None = None) -> None:
         if "/" in stage:
             continue
         found = current(stage, entries)
-        if stage in READ_MEASURES and measures:
-            found["files"] = measures
+        if files := named.get(stage):
+            found["files"] = files
         _write(folder / f"{stage}.json", found)
 
 

@@ -40,6 +40,8 @@ from pipeline.serving.openai.responses import Json
 from pipeline.serving.openai.sampling_params import SamplingParamsBuilder
 from pipeline.serving.page import page
 from pipeline.serving.parsers.detection import answer_format
+from pipeline.serving.rag.collections import Collections
+from pipeline.serving.rag.service import RagService
 from pipeline.serving.readiness import Readiness
 from pipeline.serving.responses.service import add_responses
 from pipeline.serving.routes.health import add_health
@@ -73,6 +75,7 @@ def create_app(
     collectors: Collectors | None = None,
     guardrails: Guardrails | None = None,
     activation: str = "Sigmoid",
+    collections: Collections | None = None,
 ) -> FastAPI:
     """The server's application.
 
@@ -91,6 +94,7 @@ def create_app(
         version: the registered version that is served.
         in_flight, collectors: of a server whose versions follow one another.
         guardrails: rails before and behind the model, if it generates text.
+        collections: documents that answers are found in, if it generates text.
         activation: what turns a logit into a score, of a model that scores texts.
 
     Raises:
@@ -111,7 +115,8 @@ def create_app(
             *(engine, renderer, metrics, models, sampling_params),
             answer_format(renderer, tool_parser, reasoning_parser),
         )
-        completion_service = GuardedService(unguarded, guardrails, renderer, models)
+        with_documents = RagService(*(unguarded, collections, engine, renderer, metrics, models))
+        completion_service = GuardedService(with_documents, guardrails, renderer, models)
         if guardrails:
             guardrails.bind(engine, renderer, metrics)
 

@@ -49,6 +49,7 @@ class Key(BaseModel):
     admin: whether the key may load and unload LoRA adapters.
     guardrails: configurations of serve.guardrails that check the key's requests; None: the model's,
         or the default ones.
+    documents: labels of index.labels whose documents it may see beside those without; "*": all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +67,7 @@ class Key(BaseModel):
     models: tuple[str, ...] | None = None
     admin: bool = False
     guardrails: tuple[str, ...] | None = None
+    documents: tuple[str, ...] = ()
 
     def allows(self, model: str) -> bool:
         return self.models is None or model in self.models

@@ -83,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONFIGURATION",
         help="configurations of serve.guardrails for its requests (default: the model's)",
     )
+    new.add_argument(
+        "--documents",
+        nargs="*",
+        default=[],
+        metavar="LABEL",
+        help="labels of index.labels whose documents it may see (default: none; '*': all)",
+    )
     new.set_defaults(command=_new)
 
     listing = commands.add_parser("list", help="show keys, their limits and what is left of them")
@@ -120,6 +127,7 @@ def _new(given: argparse.Namespace) -> None:
         models=given.models,
         admin=given.admin,
         guardrails=given.guardrails,
+        documents=given.documents,
         **{limit: getattr(given, limit) for limit in LIMITS},
     )
     if key.name == ENVIRONMENT:

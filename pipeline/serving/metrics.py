@@ -7,7 +7,7 @@ https://docs.nvidia.com/nim/large-language-models/latest/observability.html
 https://docs.vllm.ai/en/stable/usage/metrics/
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -195,6 +195,26 @@ class Metrics:
             "Time from the request to the first text that rails have passed, of streams",
             FIRST_TOKEN_SECONDS,
         )
+
+        self._retrievals = collectors.get(
+            Counter,
+            "rag_requests",
+            "Searches of documents for an answer, by what came of them",
+            [*names, "collection", "outcome"],
+        )
+        self._retrieval_seconds = collectors.get(
+            Histogram,
+            "rag_seconds",
+            "Time of a search of documents, by its part: embed, search, rerank",
+            [*names, "collection", "part"],
+            buckets=RAIL_SECONDS,
+        )
+
+    def retrieved(self, collection: str, outcome: str, parts: Mapping[str, float]) -> None:
+        """Count a search. outcome: found, nothing or failed. parts: seconds."""
+        self._retrievals.labels(*self._values, collection, outcome).inc()
+        for part, seconds in parts.items():
+            self._retrieval_seconds.labels(*self._values, collection, part).observe(seconds)
 
     def guardrail(
         self, configuration: str, rail: str, kind: str, decision: str, seconds: float

@@ -36,6 +36,7 @@ from pipeline.serving.middleware.http_limits import HttpConfig, HttpLimits
 from pipeline.serving.middleware.request_log import InFlight
 from pipeline.serving.middleware.stack import MiddlewareStack
 from pipeline.serving.openai.protocol import CompletionRequest
+from pipeline.serving.rag.collections import Collections
 from pipeline.serving.tls import Certificate
 from pipeline.serving.versions import Followed, Release, ServedVersion
 from pipeline.serving.webhook import SECRET
@@ -166,6 +167,7 @@ def _application(
     collectors: Collectors | None = None,
 ) -> FastAPI:
     guardrails = Guardrails.from_config(settings, model)
+    collections = Collections.from_config(settings.rag)
     if description is None:
         if folder.is_dir() and not (folder / FILE).is_file():
             raise ArtifactError(
@@ -190,11 +192,12 @@ def _application(
         except ConfigError:
             served.engine.close()
             raise
-    if guardrails and not isinstance(served.chat, Chat):
-        served.engine.close()
-        raise ConfigError(
-            f"serve.guardrails={settings.guardrails}: this model generates no text to check"
-        )
+    for name, given in (("guardrails", guardrails), ("rag.indexes", collections)):
+        if given and not isinstance(served.chat, Chat):
+            served.engine.close()
+            raise ConfigError(
+                f"serve.{name} is set, and this model generates no text: leave it out"
+            )
     return create_app(
         served.engine,
         served.chat,
@@ -214,6 +217,7 @@ def _application(
         collectors=collectors,
         guardrails=guardrails,
         activation=activation_of(folder) if "scores" in served.engine.features else "Sigmoid",
+        collections=collections,
     )
 
 

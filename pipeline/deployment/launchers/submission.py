@@ -20,7 +20,9 @@ from pipeline.training.settings_checks import check
 from pipeline.training.torchrun import MASTER, MASTER_PORT, NODE_RANK, PORT
 
 # Stages that always run on this machine.
-LOCAL_STAGES = ("config", "doctor", "plan", "profiles", "serve", "verify")
+LOCAL_STAGES = (
+    "config", "doctor", "inspect", "plan", "profiles", "serve", "synthesize", "verify",
+)  # fmt: skip
 
 
 def is_elsewhere(stage: str, config: Config) -> bool:

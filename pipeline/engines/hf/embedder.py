@@ -109,6 +109,14 @@ class HfEmbedder(HfEncoder):
         """
         return await self._run(prompts)
 
+    def compute(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The vectors, in the thread that calls; not from several threads at a time.
+
+        Raises:
+            EngineFailed: the vectors are not finite.
+        """
+        return self._batches(prompts)
+
     def _pass(self, *columns: list[list[int]]) -> Any:
         import torch
 

@@ -100,7 +100,8 @@ class HfEncoder:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _batches(self, texts: Sequence[Sequence[int]], *more: Sequence[Any]) -> list[Any]:
-        """Runs in the worker thread; texts of similar length share a pass, to pad little."""
+        """What `_pass` gives; texts of similar length share a pass, to pad little. One thread at a
+        time."""
         import torch
 
         results: dict[int, Any] = {}

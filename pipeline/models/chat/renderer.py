@@ -248,6 +248,16 @@ class Chat:
             )
         return begun
 
+    def neutralize(self, text: str) -> str:
+        """The text with its control tokens broken up, so that it can be a part of a message.
+
+        Of texts that others wrote, such as documents: what a client sends is refused instead.
+        """
+        while self._control.search(text):
+            # A token of one character cannot be broken up.
+            text = self._control.sub(lambda m: f"{m[0][0]} {m[0][1:]}" if m[0][1:] else "", text)
+        return text
+
     def _refuse_control(self, parts: Mapping[str, Any]) -> None:
         """Refuse texts that hold a control token. parts: values of JSON, by their place."""
         for place, part in parts.items():

@@ -7,8 +7,9 @@ and log-probabilities, and knows nothing of how they come about.
 import json
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
@@ -30,6 +31,7 @@ from pipeline.serving.openai.errors import ApiError, invalid
 from pipeline.serving.openai.models import ServedModels
 from pipeline.serving.openai.protocol import ChatRequest, CompletionRequest
 from pipeline.serving.openai.responses import Kind
+from pipeline.serving.rag.service import RagService, Retrieved
 
 # A text of a request. Rails run on the event loop; the patterns of a configuration read a million
 # characters in some 100 ms.
@@ -42,25 +44,23 @@ UNCHECKED_FIELDS = (
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
 
 
-class Service(Protocol):
-    """The endpoints, with or without rails."""
-
-    async def chat_completion(self, body: ChatRequest, request: Request) -> Response: ...
-
-    async def completion(self, body: CompletionRequest, request: Request) -> Response: ...
-
-    def close(self) -> None: ...
+Retrieve = Callable[[str], Awaitable[Retrieved | None]]
 
 
 class GuardedService:
     """
     Args:
-        service: the endpoints without rails.
+        service: the endpoints without rails. It stands behind the input rails, so that what they
+            block or change is not searched for.
         guardrails: None if the server has none; the `guardrails` field is then refused.
     """
 
     def __init__(
-        self, service: Service, guardrails: Guardrails | None, chat: Chat, models: ServedModels
+        self,
+        service: RagService,
+        guardrails: Guardrails | None,
+        chat: Chat,
+        models: ServedModels,
     ) -> None:
         self._service, self._guardrails = service, guardrails
         self._chat, self._models = chat, models
@@ -78,7 +78,9 @@ class GuardedService:
             return await self._service.chat_completion(body, request)
         report = Report([c.id for c in selected], body.guardrails)
         run = _Run(self._require(), selected, report, _chunks(body), body.n or 1)
-        contents, stop = await run.check_conversation(turns)
+        contents, stop = await run.check_conversation(
+            turns, lambda question: self._service.retrieve(body, request, question)
+        )
         if stop:
             return _refusal("chat", body, stop, report, self._models.name_of(body.model))
         messages = [
@@ -190,9 +192,12 @@ class _Run:
         self._count = count
 
     async def check_conversation(
-        self, turns: Sequence[Message]
+        self, turns: Sequence[Message], retrieve: Retrieve
     ) -> tuple[dict[int, str], Outcome | None]:
-        """Contents that differ, by the place of their turn; and the outcome that stops, if any."""
+        """Contents that differ, by the place of their turn; and the outcome that stops, if any.
+
+        retrieve: finds passages for the last question.
+        """
         contents: dict[int, str] = {}
         for turn in turns:
             _require_short(turn["content"], "messages")
@@ -215,26 +220,51 @@ class _Run:
                     contents[i] = self._values["tool_message"]
         if last is None:
             return contents, None
-        text, stop = await self.check_prompt(turns[last]["content"], answers=last == len(turns) - 1)
+        text, stop = await self.check_prompt(
+            turns[last]["content"], answers=last == len(turns) - 1, retrieve=retrieve
+        )
         if text != turns[last]["content"]:
             contents[last] = text
         return contents, stop
 
-    async def check_prompt(self, text: str, answers: bool = True) -> tuple[str, Outcome | None]:
+    async def check_prompt(
+        self, text: str, answers: bool = True, retrieve: Retrieve | None = None
+    ) -> tuple[str, Outcome | None]:
         """The text after the input rails, and the outcome that stops, if any.
 
         answers: whether the model answers this turn, and not a tool's result after it.
+        retrieve: finds passages for it.
         """
         if stop := await self._check("input", {"user_message": text}):
             return text, stop
         if "relevant_chunks" in self._values and (stop := await self._check("retrieval", {})):
             return text, stop
+        if retrieve and (found := await retrieve(self._values["user_message"])):
+            await self._check_passages(found)
         if answers:
             outcomes = await self._guardrails.dialog(self._selected, self._values)
             self._report.add(outcomes)
             if outcomes and outcomes[-1].stops:
                 return text, outcomes[-1]
         return self._values["user_message"], None
+
+    async def _check_passages(self, found: Retrieved) -> None:
+        """Leave out the passages that a rail blocks or empties: one bad document must not silence
+        the rest."""
+        kept = []
+        for passage in found.passages:
+            given = {"relevant_chunks": passage.text}
+            checked = await self._guardrails.check(
+                self._selected, "retrieval", self._values | given
+            )
+            self._report.add(checked.outcomes)
+            text = checked.values["relevant_chunks"]
+            if not checked.stop and text.strip():
+                kept.append(replace(passage, text=text))
+        found.passages = kept
+        own = [self._values["relevant_chunks"]] if "relevant_chunks" in self._values else []
+        if texts := [*own, *(passage.text for passage in kept)]:
+            self._values["relevant_chunks"] = "\n".join(texts)
 
     async def _check(self, kind: Any, given: dict[str, Any]) -> Outcome | None:
         checked = await self._guardrails.check(self._selected, kind, self._values | given)
@@ -260,6 +290,8 @@ class _Run:
         body = json.loads(bytes(response.body))
         for choice in body["choices"]:
             await self._check_choice(choice)
+        if all(choice["finish_reason"] == FILTERED for choice in body["choices"]):
+            body.pop("citations", None)
         if (found := self._report.to_json()) is not None:
             body["guardrails"] = found
         self._guardrails.observe(self._report.seconds, None)
@@ -317,6 +349,8 @@ class _Run:
                 if index not in windows:
                     windows[index] = Window(streaming, self._check_text, self._check_call, REFUSAL)
                 for ready in await windows[index].push(choice):
+                    if windows[index].filtered:
+                        event.pop("citations", None)
                     yield _event({**event, "choices": [ready]})
                 if first_text is None and windows[index].released:
                     first_text = request_context.current().seconds

@@ -33,6 +33,7 @@ class RequestContext:
         late_status: the status of a failure that came after the response had begun.
         ended_by_model: choices that the model ended, not a stop string, a length or a guide.
         guardrails: what rails blocked, changed, answered or failed to check.
+        documents: documents whose passages the model was given.
         withheld: whether a rail blocked or changed a text, which must not be copied elsewhere.
         content: fields that serve.log_content adds to the log line.
     """
@@ -56,6 +57,7 @@ class RequestContext:
     error: str | None = None
     ended: bool = False
     guardrails: list[str] = field(default_factory=list)
+    documents: list[str] = field(default_factory=list)
     withheld: bool = False
     content: dict[str, Any] = field(default_factory=dict)
 
@@ -80,6 +82,11 @@ class RequestContext:
 
     def may_use(self, model: str) -> bool:
         return self.key is None or self.key.allows(model)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the documents that the request may see beside those that everybody may."""
+        return self.key.documents if self.key else ()
 
     @property
     def is_admin(self) -> bool:

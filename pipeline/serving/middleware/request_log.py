@@ -143,6 +143,7 @@ def _write(context: RequestContext, scope: Scope) -> None:
         "model": context.model,
         "error": context.error,
         "guardrails": context.guardrails or None,
+        "documents": context.documents or None,
         **context.content,
     }
     if context.prompt_tokens:

@@ -34,6 +34,7 @@ MAX_TOOLS = 128
 MAX_STOP_TOKENS = 1024
 MAX_BAD_WORDS = 256
 MAX_ALLOWED_TOKENS = 50_000
+MAX_PASSAGES = 64  # that a request asks for
 MAX_GUARDRAILS = 16  # configurations that a request names
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
@@ -165,6 +166,16 @@ class GuardrailsField(BaseModel):
     @property
     def ids(self) -> list[str]:
         return [*([self.config_id] if self.config_id else ()), *(self.config_ids or ())]
+
+
+class RagField(BaseModel):
+    """Whether and where passages are looked up for the answer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    enabled: bool | None = Field(None, description="false leaves out the server's default")
+    collection: Annotated[str, at_most(64, "characters")] | None = None
+    top_k: int | None = Field(None, ge=1, le=MAX_PASSAGES, description="passages at most")
 
 
 class Extensions(BaseModel):
@@ -301,6 +312,7 @@ class ChatRequest(_Request):
     verbosity: Literal["low", "medium", "high"] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    rag: RagField | None = None
     documents: Annotated[list[dict[str, Any]], at_most(1024, "documents")] | None = None
     chat_template_kwargs: Annotated[dict[str, Any], at_most(64, "names")] | None = None
     audio: Any = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from starlette.responses import HTMLResponse
 
 FILE = Path(__file__).with_name("index.html")
+CITATIONS = Path(__file__).with_name("citations.js")  # becomes a part of its script
 
 
 def page(*, records: bool) -> HTMLResponse:
@@ -20,6 +21,7 @@ def page(*, records: bool) -> HTMLResponse:
         records: whether the server records conversations; the page then asks for consent.
     """
     html = FILE.read_text().replace("{{records}}", str(records).lower())
+    html = html.replace("{{citations}}", CITATIONS.read_text())
     policy = {
         "default-src": "'none'",
         "script-src": _digest(html, "script"),

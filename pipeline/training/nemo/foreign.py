@@ -65,7 +65,7 @@ _HOW = re.compile(
     r"^mlp_chunks|^quant_recipe|^hetereogenous_dist|^mtp_loss|^attention_softmax_in_fp32|"
     r"^apply_query_key_layer_scaling|^nccl|^sharp|^async|^cross_entropy|^first_last"
 )
-_ABSENT = (None, False, 0, 0.0, "", [], {})
+_ABSENT: tuple[object, ...] = (None, False, 0, 0.0, "", [], {})
 
 
 def describe(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> Shape:

@@ -10,8 +10,8 @@ from pipeline.engines.record import EngineRecord
 from pipeline.engines.registry import AUTO, ENGINES, first_with, named
 
 FEATURES = {
-    "logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties", "adapters", "embeddings", "scores",
-    "min_tokens", "allowed_token_ids", "bad_words", "cache_salt", "turns",
+    "logprobs", "prompt_logprobs", "guide", "logit_bias", "penalties", "adapters", "embeddings",
+    "scores", "min_tokens", "allowed_token_ids", "bad_words", "cache_salt", "turns",
 }  # fmt: skip
 RECORDS = pytest.mark.parametrize("record", ENGINES.values(), ids=list(ENGINES))
 

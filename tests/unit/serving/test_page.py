@@ -57,3 +57,9 @@ def test_it_knows_whether_conversations_are_recorded(records: bool) -> None:
     html = bytes(page(records=records).body).decode()
     assert f'data-records="{str(records).lower()}"' in html
     assert "{{" not in html
+
+
+def test_it_shows_citations_as_text(html: str) -> None:
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert "function showCitations(view, said)" in script
+    assert "showCitations(view, event.citations)" in script

@@ -15,12 +15,15 @@ import pytest
 
 pytest.importorskip("nemoguardrails", reason="make setup EXTRA=guardrails")
 
+from pipeline.config.retrieval import RagConfig
 from pipeline.config.serve import ServeConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.paths import ROOT
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.orchestration.compose import compose
+from pipeline.retrieval.search import Search
+from pipeline.retrieval.stores.opening import open_store
 from pipeline.serving.app import create_app
 from pipeline.serving.guardrails.configuration import find, open_configuration
 from pipeline.serving.guardrails.guard import Guardrails
@@ -28,7 +31,9 @@ from pipeline.serving.guardrails.model import EngineModel
 from pipeline.serving.keyring import Keyring, digest
 from pipeline.serving.middleware.recording import Recorder
 from pipeline.serving.middleware.stack import MiddlewareStack
+from pipeline.serving.rag.collections import Collections
 from tests.unit.model_folders import make_model_folder
+from tests.unit.retrieval.indexes import WordEmbedder, index_config, make_index, write_documents
 from tests.unit.serving.fake_models import ListModel, say
 
 CARD = "4111 1111 1111 1111"
@@ -179,11 +184,17 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
 class Server:
     """The application; `answer` is what its model says next."""
 
-    def __init__(self, chat: Chat, guardrails: Guardrails | None, **stack: Any) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        guardrails: Guardrails | None,
+        collections: Collections | None = None,
+        **stack: Any,
+    ) -> None:
         self.chat = chat
         self.model = ListModel(lambda sequence: self.follow(sequence), max_seq_len=800)
         self.answer = "A wire costs 40 dollars."
-        self.engine = BatchingEngine(self.model, max_input_len=150, max_queue=8)
+        self.engine = BatchingEngine(self.model, max_input_len=300, max_queue=8)
         self.prompts: list[str] = []
         self.app = create_app(
             *(self.engine, chat),
@@ -192,6 +203,7 @@ class Server:
             defaults={"temperature": 0},
             middleware=MiddlewareStack(**stack),
             guardrails=guardrails,
+            collections=collections,
         )
 
     def follow(self, sequence: Any) -> int:
@@ -590,3 +602,33 @@ def test_code_of_the_working_folder_is_not_run(
     (here / name).mkdir()
     with pytest.raises(ConfigError, match=r"would also run .*: rename it, or start"):
         find(rails)
+
+
+def test_rails_check_each_passage_of_a_document(
+    chat: Chat, opened: Guardrails, tmp_path: Path
+) -> None:
+    """One that they block is left out; the question is searched for as input rails changed it."""
+    documents = {
+        "wires.md": "# Wires\n\nA wire costs 40 dollars.\n",
+        "bad.md": "# Wires\n\nA wire costs a swordfish.\n",
+    }
+    config = index_config(write_documents(tmp_path / "documents", documents))
+    index = make_index(tmp_path / "index", config, WordEmbedder())
+    embedder = WordEmbedder()
+    asked: list[str] = []
+    embed = embedder.embed
+    embedder.embed = lambda texts, kind: asked.extend(texts) or embed(texts, kind)  # type: ignore
+    given = {**DEFAULTS["rag"], "indexes": ["x"], "default": "bank", "instruction": "Read."}
+    collections = Collections(
+        {"bank": Search(index, open_store(index), embedder)}, RagConfig.model_validate(given)
+    )
+    server = Server(chat, opened, collections=collections)
+    every = {"config_ids": ["every"]}
+    body = server.post("What does a wire cost, Ada?", guardrails=every, max_tokens=20).json()
+    assert [r["document_name"] for r in body["citations"]["results"]] == ["wires.md"]
+    assert not any("swordfish" in prompt for prompt in server.prompts)
+    assert "What does a wire cost, X?" in asked
+    server.answer = "swordfish"
+    body = server.post("What does a wire cost?", guardrails=every, max_tokens=20).json()
+    assert body["choices"][0]["finish_reason"] == "content_filter"
+    assert "citations" not in body

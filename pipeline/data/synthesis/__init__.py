@@ -1,0 +1,1 @@
+"""From documents to rows of questions and answers, by a language model: stage=synthesize."""

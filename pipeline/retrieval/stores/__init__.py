@@ -1,0 +1,1 @@
+"""Where an index is searched: in memory, in Milvus, in PostgreSQL."""

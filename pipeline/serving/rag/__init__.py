@@ -1,0 +1,1 @@
+"""Answers from documents: the server's collections, and chat requests that use one."""
