@@ -48,8 +48,11 @@ test: setup
 test-gpu: setup
 	$(BIN)/python -m pytest tests/gpu tests/integration/test_finetune.py tests/integration/test_conversion.py
 
-test-browser: setup
+test-browser: setup tests/browser/node_modules
 	$(BIN)/python -m pytest tests/browser
+
+tests/browser/node_modules: tests/browser/package-lock.json
+	npm ci --prefix tests/browser --no-audit --no-fund
 
 check: setup
 	$(BIN)/ruff check .

@@ -102,6 +102,10 @@ class ServeConfig(Section):
     record: Place | None = Field(
         description="Folder for conversations whose users agreed to their use; null records none"
     )
+    feedback: Place | None = Field(
+        description="Folder for ratings, corrections and votes whose users agreed to their use, as "
+        "rows of preferences; null takes none"
+    )
     guardrails: Place | None = Field(
         description="Folder of NeMo Guardrails configurations, or of one; null checks nothing"
     )

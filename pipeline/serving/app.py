@@ -16,6 +16,7 @@ from pipeline.engines.base import Engine, EngineFailed, QueueFull
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.anthropic.errors import MessagesErrors
 from pipeline.serving.anthropic.service import add_messages
+from pipeline.serving.feedback import add_feedback
 from pipeline.serving.guardrails.guard import Guardrails
 from pipeline.serving.guardrails.service import GuardedService
 from pipeline.serving.metrics import Collectors, Metrics
@@ -182,7 +183,11 @@ def create_app(
         app, model=model, folder=folder, runtime=runtime, profile=profile, version=version
     )
 
-    chat_page = page(records=middleware.recorder is not None)
+    if middleware.feedback:
+        add_feedback(app, middleware.feedback, models, metrics)
+    chat_page = page(
+        records=middleware.recorder is not None, feedback=middleware.feedback is not None
+    )
 
     @app.get("/", include_in_schema=False)
     async def show_page() -> Response:

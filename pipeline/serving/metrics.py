@@ -209,12 +209,28 @@ class Metrics:
             [*names, "collection", "part"],
             buckets=RAIL_SECONDS,
         )
+        self._votes = collectors.get(
+            Counter,
+            "feedback_votes",
+            "Votes between two models' answers, by outcome",
+            [*names, "model", "other", "outcome"],
+        )
+        self._ratings = collectors.get(
+            Counter, "feedback_ratings", "Ratings of answers", [*names, "model", "rating"]
+        )
 
     def retrieved(self, collection: str, outcome: str, parts: Mapping[str, float]) -> None:
         """Count a search. outcome: found, nothing or failed. parts: seconds."""
         self._retrievals.labels(*self._values, collection, outcome).inc()
         for part, seconds in parts.items():
             self._retrieval_seconds.labels(*self._values, collection, part).observe(seconds)
+
+    def voted(self, model: str, other: str, outcome: str) -> None:
+        """Count a vote. outcome: of `model`: won or tie."""
+        self._votes.labels(*self._values, model, other, outcome).inc()
+
+    def rated(self, model: str, rating: str) -> None:
+        self._ratings.labels(*self._values, model, rating).inc()
 
     def guardrail(
         self, configuration: str, rail: str, kind: str, decision: str, seconds: float

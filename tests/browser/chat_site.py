@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.address import listen
@@ -27,6 +28,7 @@ class Site:
     """A served model, and the application around it.
 
     Args:
+        longest: tokens of a conversation.
         gated: the model generates a token each time that `model.gate` is released.
         middleware: fields of the application's MiddlewareStack.
     """
@@ -38,12 +40,16 @@ class Site:
         answer: str = ANSWER,
         *,
         gated: bool = False,
+        longest: int = 200,
         **middleware: Any,
     ) -> None:
-        self.model = ListModel(say(chat, answer), max_seq_len=200)
+        self.model = ListModel(say(chat, answer), max_seq_len=longest)
         self.model.gated = gated
         self.model.gate.release(WARM_UP_TOKENS)
-        self.engine = BatchingEngine(self.model, max_input_len=150, max_queue=4)
+        most = longest * 3 // 4
+        self.engine = BatchingEngine(
+            self.model, max_input_len=most, max_queue=4, guides=Guides(chat)
+        )
         self.app = create_app(
             self.engine,
             chat,

@@ -127,13 +127,12 @@ def test_tuned_and_base_answer_beside_each_other(chat: Chat, open_page: Any) -> 
     with served(two_models(chat)) as url:
         page = open_page(url)
         expect(page.locator("#title")).to_have_text("tuned")
-        page.locator("#open").click()
         page.get_by_label("Compare with").select_option("base")
-        page.locator("#done").click()
         expect(page.locator("#title")).to_have_text("tuned beside base")
+        page.locator("#text").focus()
         ask(page, "Who are you?")
         wait_for_answers(page, 2)
-        assert page.locator(".answer h3").all_inner_texts() == ["tuned", "base"]
+        assert page.locator(".answer .who").all_inner_texts() == ["tuned", "base"]
         assert page.locator(".answer .text").all_inner_texts() == ["I am tuned.", "I am base."]
         left, right = (card.bounding_box() for card in page.locator(".answer").all())
         assert left["y"] == right["y"]
@@ -189,7 +188,7 @@ def test_consent_is_asked_only_where_conversations_are_kept(
         assert sent.value.headers["x-record-consent"] == "yes"
         wait_for_answers(page, 2)
     recorder.close()
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.jsonl")
     assert len(file.read_text().splitlines()) == 1
     with served(Site(chat).app) as url:
         page = open_page(url)

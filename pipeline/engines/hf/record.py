@@ -67,7 +67,7 @@ HF = EngineRecord(
     name="hf",
     component=Component(
         name="engine/hf",
-        version=2,
+        version=1,
         libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers"),
         modules=(
             "pipeline.engines.hf.record",

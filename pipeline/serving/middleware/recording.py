@@ -13,10 +13,12 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.paths import keep_out_of_git
@@ -30,6 +32,7 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_FILE_SECONDS = 600.0  # from its first line
 PART = ".part"  # after the name of a file that is being written
 CLOSE_SECONDS = 10
+Lines = Callable[[], Iterable[str]]  # called in the thread that writes
 
 
 class Recorder:
@@ -41,6 +44,9 @@ class Recorder:
     folder. A full disk, or any other failure to write, ends the recording with one warning; the
     server keeps running. Every line in a file is complete.
 
+    Args:
+        setting: that names the folder, for messages.
+
     Raises:
         ConfigError: the folder cannot be written to.
     """
@@ -51,10 +57,12 @@ class Recorder:
         *,
         max_file_bytes: int = MAX_FILE_BYTES,
         max_file_seconds: float = MAX_FILE_SECONDS,
+        setting: str = "serve.record",
     ) -> None:
+        self._setting = setting
         self._folder, self._max_file_bytes = folder, max_file_bytes
         self._max_file_seconds = max_file_seconds
-        self._waiting: queue.Queue[Exchange | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[Lines | None] = queue.Queue(MAX_WAITING)
         self._dropped = 0
         self._failed = False
         try:
@@ -64,21 +72,28 @@ class Recorder:
             self._part = self._open()
         except OSError as error:
             raise ConfigError(
-                f"serve.record={folder} cannot be written ({error.strerror}): give another folder"
+                f"{setting}={folder} cannot be written ({error.strerror}): give another folder"
             ) from error
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
     def record(self, exchange: Exchange) -> None:
         """Queue an exchange for writing. Never blocks."""
+        self._queue(partial(_lines, exchange))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Queue a row for writing. Never blocks."""
+        self._queue(lambda: [json.dumps(row, ensure_ascii=False) + "\n"])
+
+    def _queue(self, lines: Lines) -> None:
         if self._failed:
             return
         try:
-            self._waiting.put_nowait(exchange)
+            self._waiting.put_nowait(lines)
         except queue.Full:
             self._dropped += 1
             if self._dropped == 1:
-                log.warning("the disk of serve.record is too slow: some conversations are dropped")
+                log.warning(f"the disk of {self._setting} is too slow: some rows are dropped")
 
     def close(self) -> None:
         """Write the queued exchanges, unless the disk takes longer than CLOSE_SECONDS."""
@@ -95,7 +110,7 @@ class Recorder:
     def _work(self) -> None:
         try:
             while batch := self._next():
-                lines = "".join(line for item in batch for line in _lines(item)).encode()
+                lines = "".join(line for item in batch for line in item()).encode()
                 if lines:
                     self._write(lines)
             self._part.complete()
@@ -110,8 +125,8 @@ class Recorder:
         finally:
             self._part.close()
 
-    def _next(self) -> list[Exchange]:
-        """All queued exchanges, at least one; none at the end."""
+    def _next(self) -> list[Lines]:
+        """All that is queued, at least one; none at the end."""
         item = self._get()
         batch = []
         while item is not None:
@@ -124,8 +139,8 @@ class Recorder:
             self._waiting.put(None)
         return batch
 
-    def _get(self) -> Exchange | None:
-        """The next exchange; None at the end. Meanwhile a file that is old enough is completed."""
+    def _get(self) -> Lines | None:
+        """What was queued next; None at the end. Meanwhile an old enough file is completed."""
         while True:
             left = self._part.seconds_left(self._max_file_seconds)
             try:

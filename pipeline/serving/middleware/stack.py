@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from pipeline.config.serve import ServeConfig
 from pipeline.core.errors import ConfigError
+from pipeline.serving.feedback import Feedback
 from pipeline.serving.keyring import Keyring
 from pipeline.serving.middleware.audit import AuditLog, AuditMiddleware
 from pipeline.serving.middleware.auth import OPEN_PATHS, AuthMiddleware
@@ -35,6 +36,7 @@ class MiddlewareStack:
     limits: RequestLimits | None = None
     tracing: Tracing | None = None
     recorder: Recorder | None = None
+    feedback: Feedback | None = None
     log_content: bool = False
     audit: AuditLog | None = None
     kept_answers: KeptAnswers | None = None
@@ -70,6 +72,7 @@ class MiddlewareStack:
             ),
             tracing=Tracing() if is_enabled(environment) else None,
             recorder=Recorder(settings.record) if settings.record else None,
+            feedback=Feedback(settings.feedback) if settings.feedback else None,
             log_content=settings.log_content,
             audit=audit,
             kept_answers=KeptAnswers(kept) if kept else None,
@@ -102,6 +105,8 @@ class MiddlewareStack:
         """Write and send what is still buffered."""
         if self.recorder:
             self.recorder.close()
+        if self.feedback:
+            self.feedback.close()
         if self.tracing:
             self.tracing.close()
         if self.rate_limiter:

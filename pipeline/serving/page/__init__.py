@@ -1,4 +1,4 @@
-"""The chat page at `/`: one file that loads nothing else, and a content security policy."""
+"""The chat page at `/`: one response that loads nothing else, and a content security policy."""
 
 import base64
 import hashlib
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from starlette.responses import HTMLResponse
 
-FILE = Path(__file__).with_name("index.html")
-CITATIONS = Path(__file__).with_name("citations.js")  # becomes a part of its script
+FOLDER = Path(__file__).parent
+SCRIPTS = ("markdown.js", "citations.js", "app.js")
 
 
-def page(*, records: bool) -> HTMLResponse:
+def page(*, records: bool, feedback: bool = False) -> HTMLResponse:
     """The page, the same for every client.
 
     The policy allows its one script and one style sheet by their digests. Text that is injected
@@ -19,9 +19,18 @@ def page(*, records: bool) -> HTMLResponse:
 
     Args:
         records: whether the server records conversations; the page then asks for consent.
+        feedback: whether it takes ratings, corrections and votes.
     """
-    html = FILE.read_text().replace("{{records}}", str(records).lower())
-    html = html.replace("{{citations}}", CITATIONS.read_text())
+    script = "".join((FOLDER / name).read_text() for name in SCRIPTS)
+    parts = {
+        "style": (FOLDER / "style.css").read_text(),
+        "script": f'"use strict";\n{script}',
+        "records": str(records).lower(),
+        "feedback": str(feedback).lower(),
+    }
+    html = (FOLDER / "index.html").read_text()
+    for name, text in parts.items():
+        html = html.replace(f"{{{{{name}}}}}", text)
     policy = {
         "default-src": "'none'",
         "script-src": _digest(html, "script"),
