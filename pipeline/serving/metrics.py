@@ -30,6 +30,8 @@ AS_IN_VLLM = {
     "num_requests_waiting": "num_requests_waiting",
     "gpu_cache_usage_perc": "kv_cache_usage_perc",
     "prompt_tokens": "prompt_tokens",
+    "prefix_cache_queries": "prefix_cache_queries",
+    "prefix_cache_hits": "prefix_cache_hits",
     "generation_tokens": "generation_tokens",
     "request_prompt_tokens": "request_prompt_tokens",
     "request_generation_tokens": "request_generation_tokens",
@@ -126,6 +128,12 @@ class Metrics:
             )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens processed")
         self.generation_tokens = counter("generation_tokens", "Tokens generated")
+        self.prefix_queries = counter(
+            "prefix_cache_queries", "Prompt tokens for which earlier ones were looked up"
+        )
+        self.prefix_hits = counter(
+            "prefix_cache_hits", "Prompt tokens that were not read again; by queries, the hit rate"
+        )
         self.request_prompt_tokens = histogram("request_prompt_tokens", "Tokens per prompt", TOKENS)
         self.request_generation_tokens = histogram(
             "request_generation_tokens", "Tokens generated per sequence", TOKENS

@@ -16,7 +16,7 @@ FEATURES = frozenset(
     {
         *("logprobs", "prompt_logprobs", "logit_bias", "penalties"),
         *("min_tokens", "allowed_token_ids", "bad_words"),
-        "cache_salt",  # nothing is kept from one request to the next
+        "cache_salt",  # see prefixes.py
         "turns",
     }
 )
@@ -47,7 +47,7 @@ class ModelRunner(Protocol):
         """
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a sequence of `length` tokens, and its adapter, to another row."""
+        """Copy a sequence of `length` tokens, and its adapter, to another row; the first stays."""
 
 
 class GpuModelRunner(ModelRunner, Protocol):

@@ -21,6 +21,7 @@ class Request:
         self.cached = 0  # tokens of prompt and answer that the model's cache holds
         self.last = -1  # the newest token, which the cache does not hold yet
         self.count = 0
+        self.answer: list[int] = []
         self.cancelled = False
         self.error: EngineFailed | ValueError | None = None  # it has failed
         self.prompt_logprobs: list[Token] | None = None
@@ -48,6 +49,11 @@ class Request:
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    @property
+    def tokens_read(self) -> list[int]:
+        """The tokens of prompt and answer that the model's cache holds."""
+        return [*self.prompt, *self.answer][: self.cached]
 
     @property
     def ended(self) -> bool:

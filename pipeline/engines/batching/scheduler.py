@@ -28,6 +28,7 @@ from pipeline.engines.base import (
 from pipeline.engines.batching.gpu_sampling import GpuLogits
 from pipeline.engines.batching.guided_decoding import Guides
 from pipeline.engines.batching.model_runner import FEATURES, LoraModelRunner, ModelRunner
+from pipeline.engines.batching.prefixes import Prefixes
 from pipeline.engines.batching.request import Ending, Item, Request, deliver
 from pipeline.engines.batching.sampling import Sampler, choose_all, score
 from pipeline.engines.batching.turns import Turns
@@ -84,6 +85,7 @@ class BatchingEngine:
         self._compiling: list[Request] = []  # they wait for their guide
         self._waiting: list[Request] = []
         self._turns, self._guide_turns = Turns(), Turns()
+        self._prefixes = Prefixes(model)
         self._joining: Request | None = None
         self._active: list[Request] = []
         self._changes: list[_Change] = []
@@ -145,7 +147,12 @@ class BatchingEngine:
         """See base.AdapterEngine.remove_adapter; returns when its last request has ended."""
         with self._changed:
             self._adapters.remove(name)
-        await self._change(_Change(lambda: self._model.remove_adapter(name), unused=name))
+
+        def remove() -> None:
+            self._prefixes.forget(name)  # another adapter may get its name
+            self._model.remove_adapter(name)
+
+        await self._change(_Change(remove, unused=name))
 
     def down(self) -> str | None:
         """Why the engine cannot answer any more; None if it can."""
@@ -280,8 +287,11 @@ class BatchingEngine:
     def _read(self, request: Request, size: int) -> list[tuple[Request, Item]]:
         """Read the next `size` tokens of the joining request's prompt."""
         row = len(self._active)
-        if self._has_adapters and request.cached == 0:
-            self._model.use_adapter(row, request.sampling.adapter)
+        if request.cached == 0:
+            self._prefixes.start(request, row, self._active)
+            size = min(size, len(request.prompt) - request.cached)
+            if self._has_adapters:
+                self._model.use_adapter(row, request.sampling.adapter)
         part = request.prompt[request.cached : request.cached + size]
         rows: GpuLogits | Sequence[NDArray[np.float32]]
         if self._on_gpu and request.sampling.prompt_logprobs is None:
@@ -298,7 +308,9 @@ class BatchingEngine:
             return []
         chosen = self._take(request, self._chosen([request], rows)[0])
         self._joining = None
-        if not request.ended:
+        if request.ended:
+            self._keep(request, row, row + 1, stays=True)
+        else:
             self._active.append(request)
         return chosen
 
@@ -366,12 +378,15 @@ class BatchingEngine:
             request.error = _ending(token)
             return [(request, request.error)]
         request.last = token.id
+        request.answer.append(token.id)
         request.count += 1
         return [(request, token), *([(request, StopAsyncIteration())] if request.ended else [])]
 
     def _free(self, row: int) -> None:
         """Free a row; the last sequence moves there, so that rows in use stay the first ones."""
         after = len(self._active)  # where the joining sequence is
+        is_last = row == after - 1 and not self._joining
+        self._keep(self._active[row], row, after + bool(self._joining), stays=is_last)
         last = self._active.pop()
         while row < len(self._active) and not self._moved(last, len(self._active), row):
             last = self._active.pop()
@@ -380,6 +395,13 @@ class BatchingEngine:
         joining = self._joining
         if joining and joining.cached and not self._moved(joining, after, len(self._active)):
             self._joining = None
+
+    def _keep(self, request: Request, row: int, first_idle: int, *, stays: bool) -> None:
+        """Keep an ended sequence for those that begin alike; a fault is nobody's."""
+        try:
+            self._prefixes.keep(request, row, first_idle, stays=stays)
+        except Exception:
+            self._prefixes.forget()
 
     def _moved(self, request: Request, source: int, target: int) -> bool:
         """Move a sequence to another row; if that fails, its request ends."""
@@ -394,6 +416,7 @@ class BatchingEngine:
         self._deliver()
         lost = [*self._active, *([self._joining] if self._joining else [])]
         self._active, self._joining = [], None
+        self._prefixes.forget()
         deliver([(request, EngineFailed(message)) for request in lost])
 
 

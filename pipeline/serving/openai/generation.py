@@ -37,6 +37,7 @@ class _Choice:
     ) -> None:
         self.index = index
         self.tokens = 0
+        self.prompt_tokens = len(prompt)
         self.stop_ids = sampling.stop_ids
         self.stream = engine.generate(prompt, sampling)
 
@@ -198,6 +199,10 @@ class Generation:
             kept: list[Token] = []
             if choice.tokens == 0:
                 self._metrics.first_token.observe(newest - self._begin)
+                cached = getattr(choice.stream, "cached_tokens", None)
+                if cached is not None:
+                    self._metrics.prefix_queries.inc(choice.prompt_tokens)
+                    self._metrics.prefix_hits.inc(cached)
                 first = newest
                 self._note_first(choice)
                 if self._shows_prompt:

@@ -60,8 +60,8 @@ class ListModel:
         return self._logits(self._rows[: len(ids)])
 
     def move(self, source: int, target: int, length: int) -> None:
+        assert length <= len(self._rows[source]), "a sequence is copied whole"
         self._rows[target] = self._rows[source][:length]
-        self._rows[source] = list(GARBAGE)
 
     def _logits(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         logits = np.zeros((len(sequences), self.vocab_size), np.float32)
