@@ -217,6 +217,15 @@ class Metrics:
             [*names, "collection", "part"],
             buckets=RAIL_SECONDS,
         )
+        self._votes = collectors.get(
+            Counter,
+            "feedback_votes",
+            "Votes between two models' answers, by outcome",
+            [*names, "model", "other", "outcome"],
+        )
+        self._ratings = collectors.get(
+            Counter, "feedback_ratings", "Ratings of answers", [*names, "model", "rating"]
+        )
 
         self._votes = collectors.get(
             Counter,

@@ -397,8 +397,8 @@ async function answerTurn(model, turn, view, signal) {
     if (!response.ok) throw await refusal(response);
     for await (const event of events(response)) {
       if (event.error) throw new Refused(500, event.error.message);
-      if (event.usage) tokens = event.usage.completion_tokens;
       if (event.citations) answer.citations = event.citations;
+      if (event.usage) tokens = event.usage.completion_tokens;
       const choice = event.choices?.[0];
       if (!choice) continue;
       const had = answer.text.length + answer.thoughts.length + answer.calls.length;
@@ -550,6 +550,7 @@ function drawAnswer(view, answer) {
 function finish(view, model, turn) {
   const answer = turn.answers[model], words = called(turn, model), last = turn === talk.turns.at(-1);
   for (const old of view.box.querySelectorAll(".problem, .sources")) old.remove();
+  if (answer.citations) showCitations(view, answer.citations);
   for (const old of view.foot.querySelectorAll("button")) old.remove();
   if (answer.problem) {
     const problem = element("div", "problem", answer.problem);
@@ -557,7 +558,6 @@ function finish(view, model, turn) {
     view.text.after(problem);
     if (!answer.text) { view.text.classList.add("hidden"); view.numbers.replaceChildren(); }
   }
-  if (answer.citations) showCitations(view, answer.citations);
   drawCalls(view, model, turn, last);
   if (answer.text) view.foot.append(copyButton(`Copy the reply of ${words}`, answer.text));
   view.foot.append(button(`Ask ${words} again`, "again", () => regenerate(turn, model)));
