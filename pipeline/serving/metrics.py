@@ -227,16 +227,6 @@ class Metrics:
             Counter, "feedback_ratings", "Ratings of answers", [*names, "model", "rating"]
         )
 
-        self._votes = collectors.get(
-            Counter,
-            "feedback_votes",
-            "Votes between two models' answers, by outcome",
-            [*names, "model", "other", "outcome"],
-        )
-        self._ratings = collectors.get(
-            Counter, "feedback_ratings", "Ratings of answers", [*names, "model", "rating"]
-        )
-
     def retrieved(self, collection: str, outcome: str, parts: Mapping[str, float]) -> None:
         """Count a search. outcome: found, nothing or failed. parts: seconds."""
         self._retrievals.labels(*self._values, collection, outcome).inc()
