@@ -1,7 +1,6 @@
 """Rows by tasks: pieces, order and errors, with a stand-in that runs each task here.
 
-What a task is given and gives back goes through pickle, as on a cluster. A real one of two nodes:
-tests/integration/test_ray.py.
+What a task is given and gives back goes through pickle, as on a cluster.
 """
 
 import pickle
