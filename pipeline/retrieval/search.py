@@ -2,7 +2,7 @@
 
 Candidates come from both, and are scored by both: the cosine of the vectors, and the share of the
 question's words that a passage holds. Fusing two orders instead (reciprocal rank fusion) lets the
-words of everyday questions outvote a good embedding model: docs/rag.md has the figures.
+words of everyday questions outvote a good embedding model (bench/retrieval.py ranking).
 """
 
 import time
