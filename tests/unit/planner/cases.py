@@ -65,14 +65,16 @@ def measured() -> dict[str, tuple[dict[str, Any], float, float]]:
 
 def changes_of(case: str) -> dict[str, Any]:
     """The workload of a case of one GPU, as changes of `workload`'s."""
-    method, precision, kind, size, length, layers, _ = CASE.match(case).groups()  # type: ignore[union-attr]
-    changes: dict[str, Any] = {"method": method, "precision": precision}
+    found = CASE.match(case)
+    assert found, case
+    size, length, layers = found["size"], found["length"], found["layers"]
+    changes: dict[str, Any] = {"method": found["method"], "precision": found["precision"]}
     if length:
         batch = GLOBAL_BATCH * SEQUENCE // int(length)
         changes |= {"rows": rows(int(length)), "global_batch_size": batch}
     if layers:
         changes["layers"] = int(layers)
-    if kind == "pack":
+    if found["kind"] == "pack":
         # The packs of a step are of nearly the same size: the largest of these runs.
         assert int(size) == 16_384
         lengths = {"rows": rows(mean=600), "global_batch_size": CONVERSATION_BATCH}
