@@ -71,8 +71,8 @@ class StoreConfig(Section):
     """Where vectors and words are searched."""
 
     kind: Literal["local", "milvus"] = Field(
-        description="Where passages are searched: in the index itself, by the server (local), or in "
-        "a database (milvus)"
+        description="Where passages are searched: in the index itself, by the server (local), or "
+        "in a database (milvus)"
     )
     uri: Annotated[str, Form(r"\S{1,1000}", "an address without spaces")] | None = Field(
         description="Address of Milvus: http://HOST:19530, or a file NAME.db (Milvus Lite)"
