@@ -208,7 +208,8 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         path = request.url.path
-        text = missing_route(path, model, task) or f"{error.detail}: {request.method} {path}"
+        text = missing_route(path, model, task) if error.status_code == 404 else None
+        text = text or f"{error.detail}: {request.method} {path}"
         if error.status_code == 400:  # FastAPI could not parse the body
             text = "the body cannot be parsed: send JSON in UTF-8 that is not deeply nested"
         return Json(errors.error_body(text), error.status_code, dict(error.headers or {}))

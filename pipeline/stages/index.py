@@ -23,7 +23,7 @@ STAGE = Stage(
     version=1,
     libraries=("numpy", "markdown-it-py"),
     optional_libraries=("torch", "transformers", "tokenizers", "pypdf", "python-docx", "lxml"),
-    less_memory="lower index.embedding.batch_size, or index fewer documents",
+    less_memory="lower index.embedding.batch_size or index fewer documents",
 )
 MOST_SKIPPED = 5  # documents without text that are named
 

@@ -62,7 +62,7 @@ def test_every_artifact_names_the_content_it_came_from(chain):
         kinds
         == (
             "dataset nemo_checkpoint nemo_adapter hf_checkpoint quantized report exported engine "
-            "benchmark registration"
+            "benchmark registration index"
         ).split()
     )
     for artifact in artifacts.values():

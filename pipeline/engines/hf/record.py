@@ -76,6 +76,7 @@ HF = EngineRecord(
             "pipeline.engines.hf.flash",
             "pipeline.engines.hf.graphs",
             "pipeline.engines.hf.fusing",
+            "pipeline.engines.hf.decode_kernels",
             "pipeline.engines.hf.lora",
             "pipeline.engines.hf.lora_weights",
             "pipeline.engines.hf.encoder",

@@ -101,6 +101,10 @@ DECIDE_NOTHING = {
     "llguidance",
     "huggingface_hub",
     "requests",
+    "httpx",
+    "pydantic",
+    "pymilvus",
+    "milvus_lite",
     "boto3",
     "botocore",
     "fsspec",
@@ -111,7 +115,8 @@ DISTRIBUTIONS = {
     "nemo": "nemo_toolkit", "megatron": "megatron-core", "modelopt": "nvidia-modelopt",
     "transformer_engine": "transformer-engine", "transformer_engine_torch": "transformer-engine",
     "onnxruntime_genai": "onnxruntime-genai", "sentence_transformers": "sentence-transformers",
-    "referencing": "jsonschema",
+    "referencing": "jsonschema", "docx": "python-docx", "presidio_analyzer": "presidio-analyzer",
+    "tldextract": "presidio-analyzer",
 }  # fmt: skip
 
 

@@ -62,4 +62,4 @@ def test_it_knows_whether_conversations_are_recorded(records: bool) -> None:
 def test_it_shows_citations_as_text(html: str) -> None:
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     assert "function showCitations(view, said)" in script
-    assert "showCitations(view, event.citations)" in script
+    assert "showCitations(view, answer.citations)" in script

@@ -24,7 +24,7 @@ from pipeline.engines.hf.embedder import embeds
 from pipeline.engines.hf.scorer import HfScorer, activation_of, scores
 from pipeline.engines.opening import describe, open_engine
 from pipeline.serving.app import create_app
-from tests.unit.serving.asgi import ask
+from tests.unit.serving.asgi import ask_all
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{i}" for i in range(60))]
 QUERY = "w1 w2 w3"
@@ -76,12 +76,15 @@ def test_reranking_is_that_of_sentence_transformers(tmp_path: Path, kind: str) -
     app = create_app(
         served.engine, served.chat, model="ranker", slots=1, activation=activation_of(folder)
     )
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("rerank", {"query": QUERY, "documents": DOCUMENTS, "truncate_prompt_tokens": -1}),
+        ("score", {"text_1": QUERY, "text_2": DOCUMENTS[:3], "use_activation": False}),
+        ("score", {"text_1": QUERY, "text_2": DOCUMENTS[3]}),
+    ]
     try:
-        body: dict[str, Any] = {"query": QUERY, "documents": DOCUMENTS}
-        answer = ask(app, "POST", "/v1/rerank", json={**body, "truncate_prompt_tokens": -1})
-        body = {"text_1": QUERY, "text_2": DOCUMENTS[:3], "use_activation": False}
-        scored = ask(app, "POST", "/v1/score", json=body)
-        long = ask(app, "POST", "/v1/score", json={"text_1": QUERY, "text_2": DOCUMENTS[3]})
+        answer, scored, long = ask_all(
+            app, *(("POST", f"/v1/{route}", {"json": body}) for route, body in bodies)
+        )
     finally:
         served.engine.close()
     assert answer.status_code == 200, answer.text
