@@ -78,6 +78,7 @@ class ReplayedChain:
         make_chain(self.made)
         evaluate = {"evaluate": open_artifact(self.made / "evaluate")}
         make_artifact(self.made, "register", "registration", inputs=evaluate)
+        make_artifact(self.made, "index", "index")
         for stage in self.stages:
             path = self.made / stage
             content = {f"more/{n}.bin": bytes([n]) * MANY["bytes"] for n in range(MANY["files"])}

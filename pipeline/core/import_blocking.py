@@ -22,6 +22,14 @@ def absent(*packages: str) -> Iterator[None]:
         sys.modules.update(loaded)
 
 
+def unless_found(*packages: str) -> tuple[str, ...]:
+    """The packages, to hide from transformers; none if it is imported already.
+
+    It notes what is installed when it is imported, and imports that later, where it is used.
+    """
+    return () if "transformers" in sys.modules else packages
+
+
 @contextmanager
 def stand_in(module: str, **members: Any) -> Iterator[None]:
     """Replace a module by one that has only these members."""

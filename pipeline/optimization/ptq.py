@@ -16,7 +16,6 @@ import functools
 import io
 import json
 import pickle
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ArtifactError, MissingRuntime
-from pipeline.core.import_blocking import absent, bytecode_written
+from pipeline.core.import_blocking import absent, bytecode_written, unless_found
 from pipeline.core.monkeypatch import Patch, install
 from pipeline.models.files import MODELOPT_STATE, WEIGHTS_INDEX, link_weights, weight_files
 from pipeline.optimization.calibration import quick_maxima
@@ -246,9 +245,7 @@ def _quantized_modules(model: Any) -> Iterator[Any]:
 @functools.cache
 def modelopt() -> Any:
     """`modelopt.torch`, imported without what it does not need, with saving and opening enabled."""
-    # transformers checks only once what is installed.
-    fresh = "transformers" not in sys.modules
-    unused = _UNUSED_BY_MODELOPT + (_UNUSED_BY_TRANSFORMERS if fresh else ())
+    unused = _UNUSED_BY_MODELOPT + unless_found(*_UNUSED_BY_TRANSFORMERS)
     with absent(*unused), bytecode_written(), warnings.catch_warnings():
         # It wants an older transformers than NeMo does; each run proves the parts that are used.
         warnings.filterwarnings("ignore", "transformers version", UserWarning)

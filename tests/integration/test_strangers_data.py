@@ -119,7 +119,8 @@ def test_a_strangers_data_is_measured_and_gated(
     assert "evaluate.gate.judged: the judge's score of the tuned model is 55.6%" in missed
     report = json.loads(Path("artifacts/evaluate/report.json").read_text())
     named = {(part["kind"], part["name"]) for part in report["slices"]}
-    assert named == {("tag", "money"), ("tag", "places")}
+    sources = {("source", f"rows/part-{number}.parquet") for number in range(2)}
+    assert named == {("tag", "money"), ("tag", "places")} | sources
     assert report["judge"]["agreement"] == 1
     assert server.most_in_flight <= 16
     served = json.loads(Path("artifacts/benchmark/report.json").read_text())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import DataError
-from pipeline.core.import_blocking import absent
+from pipeline.core.import_blocking import absent, unless_found
 from pipeline.engines.onnxruntime.session import GENAI_CONFIG, GRAPH, DecoderSession
 from pipeline.models.architecture import read_shape
 from pipeline.models.families import FAMILIES
@@ -41,7 +41,7 @@ def build(model: Path, out: Path, precision: str, scratch: Path) -> Path:
     """
     # transformers uses sklearn only for assisted generation. With pandas and scipy it is half of
     # the builder's import time.
-    with _quiet() as said, absent("sklearn"):
+    with _quiet() as said, absent(*unless_found("sklearn")):
         from onnxruntime_genai.models.builder import create_model
 
         # float32 first: int8 is made of it, and it proves what the builder makes of the model.

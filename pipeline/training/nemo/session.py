@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from pipeline.core.compilation import compile_in_this_process
-from pipeline.core.import_blocking import absent, bytecode_written, stand_in
+from pipeline.core.import_blocking import absent, bytecode_written, stand_in, unless_found
 from pipeline.core.monkeypatch import Patch, Replacement, replaced
 from pipeline.training.nemo.patches import records
 from pipeline.training.nemo.patches.checkpoint_load import read_in_threads
@@ -147,7 +147,7 @@ def _nothing_compiled() -> Iterator[None]:
 def _hidden(patches: Literal["all", "none"]) -> tuple[str, ...]:
     """Packages that NeMo must not find when it is imported."""
     unused: tuple[str, ...] = _UNUSED if patches == "all" else ()
-    if "transformers" in sys.modules:  # it has found sklearn, and imports it when it is used
+    if not unless_found("sklearn"):
         unused = tuple(name for name in unused if name != "sklearn")
     return unused if on_gpu() else (*unused, *_FOR_GPUS)
 
