@@ -37,11 +37,11 @@ from pipeline.data.dataset import Row, write_split
 from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.following import VERSION_HEADER
-from pipeline.stages import build, canary, pull, register, rollback
+from pipeline.stages import build, pull, register, rollback
 from pipeline.tracking import client as tracking
 from pipeline.tracking.mlflow_sender import Sender
 from pipeline.tracking.outbox import Destination
-from tests.haproxy import free_port, haproxy, needs_haproxy
+from tests.haproxy import free_port
 from tests.made_artifacts import make_artifact, make_chain
 from tests.postgres_server import needs_postgres, postgres
 from tests.unit.model_folders import make_model_folder
@@ -288,46 +288,3 @@ def test_mlflow_loads_a_version_chat_in_chat_out(
     schema = loaded.metadata.get_input_schema()
     found = scoring_server.invocations(asked, "application/json", loaded, schema)
     assert json.loads(found.response)["choices"] == answer["choices"]
-
-
-@needs_haproxy
-def test_a_canary_starts_a_version_promotes_it_and_the_server_follows(
-    stores: str, built: dict[str, bytes], tmp_path: Path
-) -> None:
-    """The server looks at the registry every second; it needs no webhook."""
-    trained, served = tmp_path / "trained", tmp_path / "served"
-    served.mkdir()
-    (served / "artifacts").mkdir()
-    register_version(trained, built, 100)
-    register_version(trained, built, 98)  # no better than the champion: only a candidate
-    client = MlflowClient()
-    number = int(client.get_model_version_by_alias("bank", "candidate").version)
-    before = int(client.get_model_version_by_alias("bank", "champion").version)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    words = ["-m", "pipeline", "stage=serve", "serve.follow=champion", "serve.follow_seconds=1"]
-    words += ["model.name=bank", f"serve.port={port}"]
-    given = {
-        "register__version": "candidate", "canary__stable": url, "canary__share": 0.5,
-        "canary__error_margin": 0.3, "canary__slow_margin": 0.6, "canary__baseline": 20,
-        "canary__every": 0.3, "canary__seconds": 500,
-    }  # fmt: skip
-    with (
-        running(words, served, f"{url}/v1/health/ready"),
-        haproxy(tmp_path, port, free_port()) as proxy,
-        Load(proxy.url) as load,
-    ):
-        config = configured(
-            served / "artifacts", canary__haproxy__socket=str(proxy.socket), **given
-        )
-        canary.run(config)
-        assert int(client.get_model_version_by_alias("bank", "champion").version) == number
-        assert httpx.get(f"{url}/v1/version").json()["model_version"] == str(number)
-        rollback.run(config)
-        load.until(str(before))
-    assert not load.lost
-    assert load.seen[str(number)] > 20
-    said = client.get_model_version("bank", str(number)).tags["canary"]
-    assert said.startswith("promoted ")
-    (report,) = (served / "artifacts/canary").glob("*/report.html")
-    assert f"version {number} beside version {before}" in report.read_text()
