@@ -1,4 +1,5 @@
-"""config.json of the Llama 3 models (arXiv:2407.21783, table 3; Meta's model cards)."""
+"""config.json of the Llama 3 models (arXiv:2407.21783, table 3; Meta's model cards), and of a small
+model of the same architecture (SmolLM2-135M-Instruct's model card)."""
 
 import json
 from pathlib import Path
@@ -21,6 +22,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 53248,
         "num_hidden_layers": 126,
         "num_attention_heads": 128,
+    },
+    "smollm2": {
+        **CONFIG,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
     },
 }
 

@@ -195,13 +195,11 @@ class SupervisedEngine:
         streams = [s for s in self._open.values() if isinstance(s, PushedStream)]
         waiting = [s for s in streams if not s.begun and s.client.priority < client.priority]
         lowest = min((s.client.priority for s in waiting), default=client.priority)
-        if waiting:
-            streams = [s for s in waiting if s.client.priority == lowest]
-        else:
-            streams = [s for s in streams if s.client.priority == lowest]
+        streams = [s for s in streams if s.client.priority == lowest]
         names = Counter(stream.client.name for stream in streams)
         weights = {s.client.name: s.client.weight for s in streams} | {client.name: client.weight}
-        most = max(names, key=lambda name: names[name] / weights[name], default=client.name)
+        losers = {s.client.name for s in waiting if s.client.priority == lowest} or names
+        most = max(losers, key=lambda name: names[name] / weights[name], default=client.name)
         mine = (names[client.name] + 1) / client.weight
         if waiting or names[most] / weights[most] > mine:
             theirs = [stream for stream in streams if stream.client.name == most]

