@@ -50,7 +50,7 @@ from pipeline.serving.routes.server_info import add_server_info
 from pipeline.serving.routes.tokenization import add_tokenization
 from pipeline.serving.scoring.service import Scorer, add_scoring
 from pipeline.serving.tasks import SCORING, missing_route, task_of
-from pipeline.serving.versions import ServedVersion
+from pipeline.serving.versions import ServedVersion, VersionMiddleware
 
 RETRY_AFTER_SECONDS = 1
 MAX_LOGGED = 200  # characters of an error or a path
@@ -232,8 +232,12 @@ def create_app(
         body = errors.error_body(text, "server_error", code="engine_down")
         return Json(body, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
+    if version:  # inside, for answers that are kept
+        app.add_middleware(VersionMiddleware, version=version)
     middleware.add_to(app, metrics.failed)
     app.add_middleware(MessagesErrors)
+    if version:  # outside, for refusals
+        app.add_middleware(VersionMiddleware, version=version)
     return app
 
 

@@ -17,9 +17,8 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
 from starlette.routing import Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pipeline.core.errors import (
     ArtifactError,
@@ -35,7 +34,6 @@ from pipeline.serving.webhook import PATH, Webhook
 
 log = logging.getLogger("pipeline.serving")
 
-VERSION_HEADER = "X-Model-Version"
 STEP_SECONDS = 0.05  # between looks at whether a version is ready, or idle
 RETRY_SECONDS = 600.0  # until a version that could not be served is tried again
 HEARTBEAT_SECONDS = 300.0  # between messages to the registry that this server runs
@@ -131,7 +129,7 @@ class Follower:
         generation = self.current
         generation.count += 1
         try:
-            await generation.app(scope, receive, _marked(generation.version, send))
+            await generation.app(scope, receive, send)
         finally:
             generation.count -= 1
 
@@ -242,17 +240,6 @@ async def _failure(app: FastAPI) -> str | None:
     while not readiness.ready and readiness.reason == WARMING:
         await asyncio.sleep(STEP_SECONDS)
     return None if readiness.ready else str(readiness.reason)
-
-
-def _marked(version: ServedVersion, send: Send) -> Send:
-    """`send` that says in a header which version answers."""
-
-    async def marked(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)[VERSION_HEADER] = str(version.number)
-        await send(message)
-
-    return marked
 
 
 async def in_thread(call: Callable[[], T]) -> T:

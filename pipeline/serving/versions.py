@@ -4,6 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+VERSION_HEADER = "X-Model-Version"
+
 
 @dataclass(frozen=True)
 class ServedVersion:
@@ -17,6 +22,22 @@ class ServedVersion:
     def fields(self) -> dict[str, Any]:
         """What the API says of it."""
         return {"version": str(self.number), "engine_digest": self.engine}
+
+
+class VersionMiddleware:
+    """Says in a header of each response which version answers. A response that names one already,
+    as one that was kept for an idempotency key, keeps its own."""
+
+    def __init__(self, app: ASGIApp, version: ServedVersion) -> None:
+        self._app, self._number = app, str(version.number)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault(VERSION_HEADER, self._number)
+            await send(message)
+
+        await self._app(scope, receive, marked if scope["type"] == "http" else send)
 
 
 @dataclass(frozen=True)

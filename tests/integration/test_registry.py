@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ from pipeline.core.paths import ROOT
 from pipeline.data.dataset import Row, write_split
 from pipeline.models.architecture import read_shape
 from pipeline.models.chat.renderer import Chat
-from pipeline.serving.following import VERSION_HEADER
-from pipeline.stages import build, pull, register, rollback
+from pipeline.serving.versions import VERSION_HEADER
+from pipeline.stages import build, canary, pull, register, rollback
 from pipeline.tracking import client as tracking
 from pipeline.tracking.mlflow_sender import Sender
 from pipeline.tracking.outbox import Destination
-from tests.haproxy import free_port
+from tests.haproxy import free_port, haproxy, needs_haproxy
 from tests.made_artifacts import make_artifact, make_chain
 from tests.postgres_server import needs_postgres, postgres
 from tests.unit.model_folders import make_model_folder
@@ -198,7 +199,7 @@ class Load:
                     answer.raise_for_status()
                     self.seen[answer.headers[VERSION_HEADER]] += 1
                     time.sleep(0.02)
-                except httpx.HTTPError as error:
+                except Exception as error:
                     self.lost.append(repr(error))
 
     def __enter__(self) -> "Load":
@@ -215,6 +216,7 @@ class Load:
         """Wait until a version answers, and the others no more."""
         deadline, before = time.monotonic() + 240, self.seen[version]
         while self.seen[version] < before + 5:
+            assert not self.lost
             assert time.monotonic() < deadline, (self.seen, self.lost)
             time.sleep(0.02)
 
@@ -226,23 +228,50 @@ def create_webhook(url: str, secret: str) -> Webhook:
     return MlflowClient().create_webhook("bank", address, events, secret=secret)
 
 
-def test_from_one_folder_to_a_server_in_another_and_back(
-    stores: str, built: dict[str, bytes], tmp_path: Path
-) -> None:
-    """The server would look at the registry only after an hour: MLflow's webhooks wake it."""
-    trained, served = tmp_path / "trained", tmp_path / "served"
+@dataclass
+class Following:
+    """A server that follows champion, and would look at the registry only after an hour: MLflow's
+    webhooks wake it. trained, served: the two folders, which share nothing but the stores."""
+
+    url: str
+    trained: Path
+    served: Path
+    log: Path
+
+    @property
+    def changes(self) -> list[tuple[int, int]]:
+        """Which versions it changed from and to."""
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        said = [json.loads(line) for line in lines]
+        return [(d["was"], d["version"]) for d in said if d["message"] == "changed over"]
+
+
+@pytest.fixture(scope="module")
+def following(
+    stores: str, built: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Following]:
+    folder = tmp_path_factory.mktemp("folders")
+    trained, served = folder / "trained", folder / "served"
     served.mkdir()
     register_version(trained, built, 100)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     words = ["-m", "pipeline", "stage=serve", "serve.follow=champion", "serve.follow_seconds=3600"]
     words += ["model.name=bank", f"serve.port={port}"]
+    with running(words, served, f"{url}/v1/health/ready") as log:
+        yield Following(url, trained, served, log)
+
+
+def test_from_one_folder_to_a_server_in_another_and_back(
+    following: Following, built: dict[str, bytes], tmp_path: Path
+) -> None:
+    url, served = following.url, following.served
     config = configured(served / "artifacts")
     client = MlflowClient()
-    with running(words, served, f"{url}/v1/health/ready") as log, Load(url) as load:
+    with Load(url) as load:
         load.until("1")
         webhook = create_webhook(url, SECRET)
-        register_version(trained, built, 110)  # it is better, so it becomes champion
+        register_version(following.trained, built, 110)  # it is better, so it becomes champion
         load.until("2")
         client.delete_webhook(webhook.webhook_id)
 
@@ -262,9 +291,7 @@ def test_from_one_folder_to_a_server_in_another_and_back(
         metrics = httpx.get(f"{url}/metrics").text
         assert 'request_success_total{model_name="bank",model_version="2"}' in metrics
     assert not load.lost
-    said = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    changes = [(line["was"], line["version"]) for line in said if line["message"] == "changed over"]
-    assert changes == [(1, 2), (2, 1)]
+    assert following.changes == [(1, 2), (2, 1)]
     pulled = list((served / "artifacts/.variants").glob("build-*"))
     assert len(pulled) == 2
     assert all(open_artifact(folder, stage="build", reread=True) for folder in pulled)
@@ -272,6 +299,42 @@ def test_from_one_folder_to_a_server_in_another_and_back(
     settings = {"register__version": "champion", "pull__to": str(tmp_path / "x")}
     pull.run(configured(served / "artifacts", **settings))
     assert open_artifact(tmp_path / "x", stage="build").manifest.files["note"]
+
+
+@needs_haproxy
+def test_a_canary_starts_a_version_and_promotes_it_and_the_server_follows(
+    following: Following, built: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The candidate and the server pull into the same folder. A rollback by hand ends it."""
+    url, served = following.url, following.served
+    register_version(following.trained, built, 98)  # no better than champion: only a candidate
+    client = MlflowClient()
+    number = client.get_model_version_by_alias("bank", "candidate").version
+    before = client.get_model_version_by_alias("bank", "champion").version
+    assert number != before
+    create_webhook(url, SECRET)
+    given = {
+        "register__version": "candidate", "canary__stable": url, "canary__share": 0.5,
+        "canary__error_margin": 0.3, "canary__slow_margin": 0.6, "canary__baseline": 20,
+        "canary__every": 0.2, "canary__seconds": 120,
+    }  # fmt: skip
+    port = int(url.rpartition(":")[2])
+    with haproxy(tmp_path, port, free_port()) as proxy, Load(proxy.url) as load:
+        config = configured(
+            served / "artifacts", canary__haproxy__socket=str(proxy.socket), **given
+        )
+        canary.run(config)
+        assert client.get_model_version_by_alias("bank", "champion").version == number
+        assert httpx.get(f"{url}/v1/version").json()["model_version"] == number
+        rollback.run(config)
+        load.until(before)
+    assert not load.lost
+    assert load.seen[number] > 20
+    assert following.changes[-2:] == [(int(before), int(number)), (int(number), int(before))]
+    said = client.get_model_version("bank", number).tags["canary"]
+    assert said.startswith("promoted ")
+    (report,) = (served / "artifacts/canary").glob("*/report.html")
+    assert f"version {number} beside version {before}" in report.read_text()
 
 
 def test_mlflow_loads_a_version_chat_in_chat_out(

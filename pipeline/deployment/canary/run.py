@@ -44,6 +44,7 @@ from pipeline.tracking.registry_writer import registry_at
 FOLDER = "canary"  # below the artifacts: a folder for each canary
 RESULT_TAG = "canary"  # of a version in the registry
 CHANGE_SECONDS = 900.0  # until a stable server that follows champion has changed over
+SAY_SECONDS = 60.0  # between two lines that say how far it is
 Decision = Literal["promoted", "rolled back"]
 
 
@@ -207,6 +208,7 @@ class _Canary:
         self._record, self._version = record, version
         self._begin = time.monotonic()
         self._down_since: float | None = None
+        self._said, self._said_requests = 0.0, 0
         self._pool = asking.labelled(config)
         self._shadow = asking.shadow(config.canary.recordings)
 
@@ -256,6 +258,7 @@ class _Canary:
                 )
             time.sleep(self._settings.every)
             self._stable.look()
+            self._say_progress(f"{self._stable.seen.requests:,} of {wanted:,} requests")
 
     def _wait_for_candidate(self) -> None:
         """A server that somebody else started may still be loading."""
@@ -373,12 +376,32 @@ class _Canary:
             self._require_up()
             if all_fine(findings):
                 return
+            self._say_progress(
+                f"{candidate.requests:,} of at most {self._most:,} requests of the candidate; "
+                f"{undecided(findings)[0].text}"
+            )
             if candidate.requests >= self._most:
                 raise _Ended(
                     f"undecided after {candidate.requests:,} requests, which is the budget: "
                     f"{undecided(findings)[0].text}"
                 )
             self._require_time()
+
+    def _say_progress(self, text: str) -> None:
+        """Say now and then how far it is, and when nobody asks anything."""
+        if self.seconds - self._said < SAY_SECONDS:
+            return
+        self._said = self.seconds
+        requests = self._stable.seen.requests + self._candidate.seen.requests
+        if requests == self._said_requests:
+            text += (
+                f"; no request has arrived for {SAY_SECONDS:g} s: check that users reach the "
+                "servers, through the proxy if one splits the traffic"
+            )
+        self._said_requests = requests
+        get_console().print(
+            f"after {self.seconds:.0f} s: {text}", soft_wrap=True, markup=False, highlight=False
+        )
 
     def _look(self) -> None:
         self._stable.look()

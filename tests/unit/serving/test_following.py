@@ -22,10 +22,12 @@ from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving import following, readiness
 from pipeline.serving.app import create_app
-from pipeline.serving.following import VERSION_HEADER, Follower, Generation, in_thread
+from pipeline.serving.following import Follower, Generation, in_thread
 from pipeline.serving.metrics import Collectors
+from pipeline.serving.middleware.idempotency import KeptAnswers
 from pipeline.serving.middleware.request_log import InFlight
-from pipeline.serving.versions import Release, ServedVersion
+from pipeline.serving.middleware.stack import NO_MIDDLEWARE, MiddlewareStack
+from pipeline.serving.versions import VERSION_HEADER, Release, ServedVersion
 from pipeline.serving.webhook import FRESH_SECONDS, MOST_BYTES, PATH, is_signed
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.fake_models import ListModel, say
@@ -87,6 +89,7 @@ class Case:
         self.full: str | None = None
         self.break_load: Exception | None = None
         self.break_engine = False
+        self.middleware = NO_MIDDLEWARE
         first = Release(folder, ServedVersion("bank", 1, "1" * 64))
         self.app = Follower(
             Generation(self.load(first), first.version),
@@ -104,6 +107,7 @@ class Case:
         return create_app(
             engine, self.chat, model="bank", slots=4, version=release.version,
             in_flight=self.in_flight, collectors=self.collectors,
+            middleware=self.middleware,
         )  # fmt: skip
 
     def run(self, script: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
@@ -167,6 +171,33 @@ def test_a_change_under_load_loses_no_request_and_says_which_version_answers(cas
     assert case.alias.told[0] == (1, "host:8000")
     assert case.alias.told[1:] == [(2, "host:8000"), (None, "host:8000")]
     assert case.engines[2].closed
+
+
+def test_a_server_of_one_version_names_it_too(case: Case) -> None:
+    """As the candidate of a canary does, beside a server that follows."""
+    case.middleware = MiddlewareStack(kept_answers=KeptAnswers(60))
+    app = case.load(Release(Path("v7"), ServedVersion("bank", 7, "7" * 64)))
+
+    async def script(client: httpx.AsyncClient) -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://server") as other,
+            app.router.lifespan_context(app),
+        ):
+            await until(lambda: app.state.readiness.ready)
+            key = {"Idempotency-Key": "one"}
+            answer = await other.post("/v1/chat/completions", json=ASKED, headers=key)
+            assert answer.headers[VERSION_HEADER] == "7"
+            missing = await other.get("/v1/nothing")
+            assert (missing.status_code, missing.headers[VERSION_HEADER]) == (404, "7")
+            # An answer that is sent again is that of the version that gave it.
+            case.alias.now = 2
+            await until(lambda: case.app.current.version.number == 2)
+            again = await client.post("/v1/chat/completions", json=ASKED, headers=key)
+            assert again.json() == answer.json()
+            assert again.headers.get_list(VERSION_HEADER) == ["7"]
+
+    case.run(script)
 
 
 def test_it_goes_back_to_a_version_that_it_served_before(case: Case) -> None:

@@ -123,10 +123,13 @@ def test_a_budget_that_is_spent_decides_nothing(case: Case) -> None:
     assert any("may end undecided" in line for line in report["plan"])
 
 
-def test_the_time_is_a_budget_too(case: Case) -> None:
+def test_the_time_is_a_budget_too(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     case.step = lambda: None  # no user asks anything
     report = case.run(seconds=100)
     assert "undecided after canary.seconds=100" in report["why"]
+    said = capsys.readouterr().err
+    assert "0 of at most" in said
+    assert "no request has arrived for 60 s" in said
 
 
 def test_a_crash_is_noticed_without_statistics(case: Case) -> None:
