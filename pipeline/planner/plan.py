@@ -131,7 +131,10 @@ def _length(work: Workload, steps: int | None) -> str:
     length = _length_of(work, steps)
     if length:
         return f"{length}{ends_first(work.settings, length.rows)}"
-    return "" if steps else f"{work.settings.epochs:g} epochs"
+    if steps or work.settings.epochs is None:
+        return ""
+    epochs = in_words(work.settings.epochs)
+    return f"{epochs} {'epoch' if epochs == '1' else 'epochs'}"
 
 
 def _length_notes(work: Workload, steps: int | None) -> list[str]:

@@ -46,6 +46,7 @@ LLAMA3_ROPE = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rope_theta": 50_000.0, "rms_norm_eps": 1e-5}),
     "llama with stretched rope": ("Llama", {"rope_scaling": LLAMA3_ROPE}),
+    "llama, all biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
     "mistral, wide heads": ("Mistral", {"head_dim": 32, "sliding_window": None}),
 }
@@ -272,7 +273,8 @@ def inputs(base: Path, tuned: Path, method: str) -> Any:
         ("llama", "lora", ALL),
         ("llama", "dora", ALL),
         ("qwen2, tied", "lora", ALL),
-        ("qwen2, tied", "dora", ALL),  # NeMo's DoRA stretches the bias too
+        ("qwen2, tied", "dora", ALL),  # NeMo's DoRA stretches the bias of query, key and value
+        ("llama, all biases", "dora", ALL),  # and leaves those that Megatron-Core adds later
         ("mistral, wide heads", "lora", ALL),
         ("mistral, wide heads", "sft", []),
         ("qwen2, tied", "sft", []),

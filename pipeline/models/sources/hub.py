@@ -23,6 +23,9 @@ from pipeline.models.sources.transfer import run_all
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _DIGEST = re.compile(r"^[0-9a-f]{40}$|^[0-9a-f]{64}$")
 _AGAIN = "run the same command again to resume"
+# Bytes that huggingface_hub takes from a connection at once. Its own 10 MiB are a new piece of
+# memory each time, which the kernel has to clear first: half of the time of a download.
+_PART = 2**20
 
 
 class Hub:
@@ -92,6 +95,7 @@ class Hub:
             DataError: one cannot be had, or its digest is not the one that the hub names.
             ResourceError: the disk of the cache is full.
         """
+        from huggingface_hub import constants
         from huggingface_hub.utils import disable_progress_bars, logging
 
         files, found = self.files(commit), dict[str, dict[str, Any]]()
@@ -118,6 +122,8 @@ class Hub:
 
         disable_progress_bars()  # ours shows all files in one
         logging.set_verbosity_error()  # it warns of each try; the last one's error is reported
+        if not constants.HF_HUB_ENABLE_HF_TRANSFER:  # which divides files into parts by the same
+            constants.DOWNLOAD_CHUNK_SIZE = _PART
         total = sum(_bytes(files, name) for name in missing)
         largest_first = sorted(names, key=lambda name: -_bytes(files, name))
         with self._errors():

@@ -25,7 +25,8 @@ from pipeline.models.sources.address import Address
 from pipeline.models.sources.files import GrowingDigest, Remote, described, digest_of, entry
 from pipeline.models.sources.transfer import run_all
 
-PART = 8 * 2**20  # bytes that are read at once
+PART = 2**20  # bytes that are read at once; many more are new memory each time, cleared first
+BLOCK = 8 * PART  # bytes that fsspec asks a store for at once
 _AGAIN = "run the same command again to resume"
 
 
@@ -229,7 +230,7 @@ class FileSystem:
     def read(self, file: Remote, begin: int) -> Iterator[bytes]:
         path = f"{self._prefix}/{file.name}"
         self._same(path, file)
-        with self._system.open(path, "rb", block_size=PART) as stream:
+        with self._system.open(path, "rb", block_size=BLOCK) as stream:
             stream.seek(begin)
             while part := stream.read(PART):
                 yield part

@@ -161,6 +161,7 @@ class AdapterLayer:
     weight: [outputs, inputs], bias: [outputs] or None; a: [rank, inputs], b: [outputs, rank].
     The update of the weight is scale * b @ a.
     magnitude: DoRA's row norms [outputs]; None for LoRA.
+    late_bias: the bias is no part of the layer's output, as Megatron-Core adds it later.
     """
 
     layer: int
@@ -171,12 +172,13 @@ class AdapterLayer:
     b: torch.Tensor
     scale: float
     magnitude: torch.Tensor | None
+    late_bias: bool = False
 
     def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias of the plain linear layer that computes the same.
 
         DoRA: magnitude * (W + scale B A) / |W + scale B A|, by rows (arXiv:2402.09353, equation
-        5). NeMo multiplies the layer's whole output by this, and so the bias.
+        5). NeMo multiplies the layer's whole output by this, and so the bias, if it is a part.
         """
         import torch
 
@@ -184,7 +186,8 @@ class AdapterLayer:
         if self.magnitude is None:
             return weight, self.bias
         stretch = self.magnitude / torch.linalg.vector_norm(weight, dim=1)
-        return stretch[:, None] * weight, None if self.bias is None else stretch * self.bias
+        bias = self.bias if self.bias is None or self.late_bias else stretch * self.bias
+        return stretch[:, None] * weight, bias
 
 
 def adapter_layers(model: GPTModel) -> list[AdapterLayer]:
@@ -266,4 +269,7 @@ def _adapter_layer(name: str, module: Any) -> AdapterLayer:
         b=adapter.linear_out.weight.detach(),
         scale=adapter.alpha / adapter.dim,
         magnitude=None if magnitude is None else magnitude.detach(),
+        # Megatron-Core's own layers, and Transformer Engine's.
+        late_bias=getattr(wrapped, "skip_bias_add", False)
+        or getattr(wrapped, "te_return_bias", False),
     )

@@ -58,6 +58,7 @@ def test_every_option_gives_what_hydra_composes(group: str, option: str) -> None
         {"experiment": "llama3_8b", "finetune": "sft", "model.path": "/m"},
         {"experiment": "llama3_8b_sft", "model": "bundled"},
         {"experiment": "llama3_70b", "model.path": "/m", "finetune.learning_rate": "1e-3"},
+        {"finetune": "dora", "finetune.objective": "kto"},
     ],
 )
 def test_several_changes_at_once_give_what_hydra_composes(changes: dict[str, str]) -> None:

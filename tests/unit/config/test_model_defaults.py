@@ -117,8 +117,29 @@ def test_a_preference_objective_has_a_share_of_the_rate_and_two_epochs(
     assert (found.max_steps, found.epochs) == (None, 2)
     given = {"finetune.objective": objective, "finetune.max_steps": 7}
     assert composed(tmp_path, content, **given).finetune.epochs is None
-    demo = default_config({"finetune.objective": objective}).finetune
-    assert demo.learning_rate == pytest.approx(5e-3 * share)
+
+
+@pytest.mark.parametrize(
+    ("method", "objective", "rate_", "steps"),
+    [
+        ("lora", "sft", 5e-3, 170),
+        ("sft", "sft", 2e-3, 150),
+        ("lora", "dpo", 2.5e-4, None),
+        ("dora", "kto", 2.5e-4, None),
+        ("sft", "orpo", 1e-3, None),
+    ],
+)
+def test_the_demo_has_steps_of_its_own_for_supervised_fine_tuning_alone(
+    method: str, objective: str, rate_: float, steps: int | None
+) -> None:
+    demo = default_config({"finetune": method, "finetune.objective": objective}).finetune
+    assert demo.learning_rate == pytest.approx(rate_)
+    supervised = (steps, None, 20, 32, 32)
+    expected = supervised if steps else (None, 2, None, 8, 8)  # for some 70 pairs
+    assert expected == (
+        demo.max_steps, demo.epochs, demo.warmup_steps, demo.global_batch_size,
+        demo.micro_batch_size,
+    )  # fmt: skip
 
 
 def test_the_rate_without_a_size_is_that_of_7_b() -> None:
