@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from pipeline.serving.openai.prompt_types import Prompts, at_most, require_neutral
+from pipeline.serving.openai.prompt_types import Prompts, Texts, at_most, require_neutral
 from pipeline.serving.openai.response_formats import (
     MAX_GUIDED_CHOICES,
     ResponseFormat,
@@ -38,7 +38,7 @@ MAX_PASSAGES = 64  # that a request asks for
 MAX_GUARDRAILS = 16  # configurations that a request names
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
-TokenIds = list[Annotated[int, Field(ge=0, lt=2**31)]]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 
 # Fields that this server does not support, and their values without effect: OpenAI's, then vLLM's.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -135,7 +135,7 @@ class GuardrailsContext(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    relevant_chunks: str | list[str] | None = Field(None, description="retrieved text")
+    relevant_chunks: str | Texts | None = Field(None, description="retrieved text")
 
 
 class GuardrailsLog(BaseModel):
@@ -159,7 +159,7 @@ class GuardrailsField(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     config_id: str | None = None
-    config_ids: Annotated[list[str], at_most(MAX_GUARDRAILS, "configurations")] | None = None
+    config_ids: Annotated[Texts, at_most(MAX_GUARDRAILS, "configurations")] | None = None
     context: GuardrailsContext | None = None
     options: GuardrailsOptions | None = None
 
@@ -190,7 +190,7 @@ class Extensions(BaseModel):
     guided_json: str | dict[str, Any] | None = Field(None, description="a JSON schema")
     guided_regex: str | None = None
     guided_choice: (
-        Annotated[list[str], Field(min_length=1), at_most(MAX_GUIDED_CHOICES, "choices")] | None
+        Annotated[Texts, Field(min_length=1), at_most(MAX_GUIDED_CHOICES, "choices")] | None
     ) = None
     guided_grammar: str | None = Field(None, description="a grammar in Lark or GBNF notation")
 
@@ -204,7 +204,7 @@ class _Request(Extensions):
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[str | list[str], BeforeValidator(_stops)] | None = None
+    stop: Annotated[str | Texts, BeforeValidator(_stops)] | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Annotated[dict[TokenId, Bias], at_most(MAX_BIASES, "tokens")] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.serving.openai.prompt_types import at_most
+from pipeline.serving.openai.prompt_types import Texts, at_most
 
 MAX_GUIDED_CHOICES = 1000  # llguidance supports at most 2,000
 MAX_TAGS = 128
@@ -57,7 +57,7 @@ class ContentTag(_Part):
 
 class TriggeredTags(_Part):
     type: Literal["triggered_tags"]
-    triggers: Annotated[list[str], Field(min_length=1), at_most(MAX_TAGS, "triggers")]
+    triggers: Annotated[Texts, Field(min_length=1), at_most(MAX_TAGS, "triggers")]
     tags: Annotated[list[ContentTag], Field(min_length=1), at_most(MAX_TAGS, "tags")]
 
 
@@ -66,7 +66,7 @@ class TagFormat(_Part):
 
     type: Literal["structural_tag"] = "structural_tag"
     structures: Annotated[list[Tag], Field(min_length=1), at_most(MAX_TAGS, "tags")] | None = None
-    triggers: Annotated[list[str], Field(min_length=1), at_most(MAX_TAGS, "triggers")] | None = None
+    triggers: Annotated[Texts, Field(min_length=1), at_most(MAX_TAGS, "triggers")] | None = None
     format: TriggeredTags | None = None
 
 
@@ -83,9 +83,9 @@ class StructuredOutputs(_Part):
     value: str | dict[str, Any] | None = Field(None, alias="json", description="a JSON schema")
     json_object: bool | None = None
     regex: str | None = None
-    choice: (
-        Annotated[list[str], Field(min_length=1), at_most(MAX_GUIDED_CHOICES, "choices")] | None
-    ) = None
+    choice: Annotated[Texts, Field(min_length=1), at_most(MAX_GUIDED_CHOICES, "choices")] | None = (
+        None
+    )
     grammar: str | None = None
     structural_tag: str | None = Field(None, description="a structural_tag in JSON")
     whitespace_pattern: Annotated[str, at_most(256, "characters")] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.serving.openai.prompt_types import at_most, require_neutral
+from pipeline.serving.openai.prompt_types import Texts, at_most, require_neutral
 from pipeline.serving.openai.protocol import (
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
@@ -107,14 +107,14 @@ class ResponsesRequest(InputRequest, Extensions):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    include: Annotated[list[str], at_most(16, "parts")] | None = None
+    include: Annotated[Texts, at_most(16, "parts")] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     store: bool | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     logit_bias: dict[str, float] | None = None
     background: Any = None
     context_management: Any = None

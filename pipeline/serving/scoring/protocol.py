@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.serving.openai.prompt_types import Texts
+
 MAX_TEXTS = 2048  # as for embeddings
 
 
@@ -15,7 +17,9 @@ class TextPart(BaseModel):
     text: str
 
 
-Documents = Annotated[list[str | TextPart], Field(min_length=1, max_length=MAX_TEXTS)]
+Documents = Annotated[
+    list[str | TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)
+]
 Truncation = Annotated[int | None, Field(ge=-1)]
 
 
@@ -28,8 +32,8 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, description="optional if the server has one model")
-    text_1: str | list[str]
-    text_2: str | list[str]
+    text_1: str | Texts
+    text_2: str | Texts
     truncate_prompt_tokens: Truncation = Field(
         None, description="tokens that a pair keeps at most; -1: as many as the model reads"
     )
@@ -68,7 +72,7 @@ class RankingRequest(BaseModel):
 
     model: str | None = Field(None, description="optional if the server has one model")
     query: TextPart
-    passages: list[TextPart] = Field(min_length=1, max_length=MAX_TEXTS)
+    passages: list[TextPart] = Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)
     truncate: Literal["NONE", "END"] = Field(
         "NONE", description="END: passages that are too long lose their end"
     )
