@@ -19,6 +19,7 @@ from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
 from pipeline.config.outside.canary import CanaryConfig
 from pipeline.config.outside.inspect import InspectConfig
+from pipeline.config.outside.lineage import LineageConfig
 from pipeline.config.outside.plan import PlanConfig
 from pipeline.config.outside.profiles import ProfilesConfig
 from pipeline.config.outside.synthesize import SynthesizeConfig
@@ -63,6 +64,7 @@ class Config(Section):
     synthesize: SynthesizeConfig
     inspect: InspectConfig
     profiles: ProfilesConfig
+    lineage: LineageConfig
     plan: PlanConfig
     launcher: Launcher
     tracking: TrackingConfig

@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn
@@ -336,6 +337,16 @@ def kept(artifacts: Path, stage: str) -> Iterator[tuple[Path, Manifest]]:
                 continue
             if manifest.stage == stage:
                 yield place, manifest
+
+
+def every_kept(artifacts: Path) -> Iterator[tuple[Path, Manifest]]:
+    """The same of all stages, each stage's own artifact first."""
+    main = main_folder(artifacts)
+    for folder in (main, *sorted(main.glob(f"{SWEEPS}/*/*"))):
+        for file in (*sorted(folder.glob(f"*/{MANIFEST}")),
+                     *sorted(folder.glob(f"{VARIANTS}/*/{MANIFEST}"))):  # fmt: skip
+            with suppress(ArtifactError):
+                yield file.parent, read_manifest(file.parent, "")
 
 
 def link_folder(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from pipeline.core.errors import ConfigError
 from pipeline.core.secrets import mask
 
 if TYPE_CHECKING:
@@ -128,6 +129,20 @@ def progress(*fields: str) -> Iterator["Progress"]:
     columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=get_console(), transient=False) as bar:
         yield bar
+
+
+def confirm(question: str, *, given: bool, setting: str) -> bool:
+    """Whether to do what cannot be undone: a setting says so, or the person at the terminal.
+
+    Raises:
+        ConfigError: nobody can be asked.
+    """
+    if given:
+        return True
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
+        raise ConfigError(f"{question} Nobody can be asked here: give {setting}=true to agree")
+    get_console().print(f"{question} [y/N] ", end="", markup=False)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def natural(text: str) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ Knows nothing of tokenizers, or of where rows come from.
 
 import json
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -140,6 +140,31 @@ def read_split(folder: Path, name: str) -> list[Row]:
                     f"{file} row {i} has {len(ids)} ids and a mask of {len(mask)}: {_AGAIN}"
                 )
     return rows
+
+
+def read_messages(
+    folder: Path, name: str
+) -> Iterator[tuple[list[Message], list[Message] | None, str]]:
+    """Messages, those with the worse answer if there are any, and source of each row of a split,
+    without its tokens, and a part of the file at a time.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
+    file = folder / f"{name}.parquet"
+    if not file.is_file():
+        raise DataError(f"{file} is missing: {_AGAIN}")
+    try:
+        with pq.ParquetFile(file) as parquet:
+            names = [n for n in (*_JSON, "source") if n in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(columns=names):
+                for record in batch.to_pylist():
+                    said = json.loads(record["messages"])
+                    messages = said["messages"] if isinstance(said, dict) else said
+                    worse = json.loads(record["rejected"]) if "rejected" in record else None
+                    yield messages, worse, record["source"]
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise DataError(f"{file} is not a Parquet file of rows ({error}): {_AGAIN}") from error
 
 
 def _schema(name: str, kind: RowKind) -> pa.Schema:

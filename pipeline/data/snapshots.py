@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pipeline.core.errors import DataError, ResourceError
 from pipeline.core.paths import keep_out_of_git
-from pipeline.models.chat.messages import Unusable, parse_messages
+from pipeline.data.forgotten import read_forgotten
+from pipeline.models.chat.messages import Message, Unusable, parse_messages
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Recorded:
 
     new: lines for a snapshot, each a conversation that is in no snapshot yet. known: number of
     conversations that are in one. unusable: number of lines that cannot become a training row.
+    forgotten: number of those that are to be forgotten (data/forgotten.py).
     """
 
     new: list[str] = field(default_factory=list)
     known: int = 0
     unusable: int = 0
+    forgotten: int = 0
 
 
 def find_new(recordings: Path, snapshots: Path) -> Recorded:
@@ -45,17 +48,20 @@ def find_new(recordings: Path, snapshots: Path) -> Recorded:
             "into, as in `stage=serve serve.record=FOLDER`"
         )
     seen = {found[0] for line in _lines(snapshots) if (found := _conversation(line))}
-    new, known, unusable = [], 0, 0
+    listed = read_forgotten(snapshots)
+    new, known, unusable, forgotten = [], 0, 0, 0
     for line in _lines(recordings):
         found = _conversation(line)
         if found is None:
             unusable += 1
+        elif found[2] in listed:
+            forgotten += 1
         elif found[0] in seen:
             known += 1
         else:
             seen.add(found[0])
             new.append(found[1])
-    return Recorded(new, known, unusable)
+    return Recorded(new, known, unusable, forgotten)
 
 
 def write_snapshot(new: list[str], snapshots: Path) -> Path:
@@ -96,11 +102,13 @@ def _lines(folder: Path) -> Iterator[bytes]:
             ) from error
 
 
-def _conversation(line: bytes) -> tuple[str, str] | None:
-    """The digest of a line's conversation, and the line; None if nothing can train on it."""
+def _conversation(line: bytes) -> tuple[str, str, list[Message]] | None:
+    """The digest of a line's conversation, the line, and its messages; None if nothing can train on
+    it."""
     try:
         text = line.decode("utf-8-sig")  # without the byte order mark that some editors write
         messages = parse_messages(json.loads(text)["messages"], answered=True)
     except (ValueError, TypeError, KeyError, RecursionError, Unusable):
         return None
-    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest(), text
+    digest = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
+    return digest, text, messages

@@ -40,11 +40,17 @@ def promote(config: Config) -> tuple[Version, Change | None]:
 def require_promotable(version: Version, settings: RegisterConfig) -> None:
     """
     Raises:
-        GateFailed: it did not pass the gate, and register.overrule gives no reason. ConfigError: a
-        reason to overrule a gate that it passed.
+        GateFailed: it did not pass the gate, or was trained on a conversation that is to be
+        forgotten, and register.overrule gives no reason. ConfigError: a reason to overrule a gate
+        that it passed.
     """
     gate = version.tags.get("gate")
-    if gate == "passed" and settings.overrule:
+    if gate == "passed" and version.forgotten and not settings.overrule:
+        raise GateFailed(
+            f"{version.title} of {version.name} was {version.forgotten}: retrain (`stage=all`) and "
+            'promote the new version; it becomes champion only with register.overrule="the reason"'
+        )
+    if gate == "passed" and settings.overrule and not version.forgotten:
         raise ConfigError(
             f"register.overrule has no effect: {version.title} passed the gate; say why in "
             "register.reason"

@@ -68,7 +68,7 @@ def row(version: Version, now: float | None = None) -> Sequence[str]:
     return (
         str(version.number),
         ", ".join(version.aliases),
-        tags.get(TRAINED, ""),
+        ", ".join(filter(None, (tags.get(TRAINED, ""), version.forgotten))),
         served,
         f"{built} for {where}" if where else built,
         size,

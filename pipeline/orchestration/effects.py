@@ -23,7 +23,7 @@ GRAPH = (
 # Stages that run the graph, or show what it would do: they read what any of its stages reads.
 WHOLE = ("all", "retrain", "plan")
 # Stages that ask the registry, and change nothing of the chain.
-REGISTRY = ("pull", "canary", "promote", "rollback", "versions")
+REGISTRY = ("pull", "canary", "promote", "rollback", "versions", "lineage")
 LOCAL_LAUNCHER = "local"
 
 # Section or key → the stages on whose result or behaviour it has an effect. `config` prints them
@@ -40,13 +40,14 @@ READERS: Mapping[str, tuple[str, ...]] = {
         "prepare", "import", "benchmark", "profiles", "doctor", "inspect", "serve", *REGISTRY,
     ),  # the default of register.name
     "model.dtype": ("merge", "profiles", "doctor"),
-    "data": ("prepare", "inspect"),
-    "data.folder": ("prepare", "inspect", "synthesize"),  # the defaults of synthesize's
-    "data.sources": ("prepare", "inspect", "synthesize"),
+    "data": ("prepare", "inspect", "lineage"),
+    # The last stage's settings have these as defaults.
+    "data.folder": ("prepare", "inspect", "lineage", "synthesize"),
+    "data.sources": ("prepare", "inspect", "lineage", "synthesize"),
     "prepare": ("prepare", "inspect"),
     "prepare.near_duplicate_threshold": ("prepare", "inspect", "synthesize"),
     "finetune": ("finetune",),
-    "finetune.objective": ("prepare", "finetune", "inspect"),
+    "finetune.objective": ("prepare", "finetune", "inspect", "lineage"),
     "finetune.adapter.rank": ("finetune", "profiles"),
     "quantize": ("quantize",),
     "quantize.format": ("quantize", "export", "profiles"),
@@ -77,8 +78,11 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "serve": ("serve", "canary"),  # of the candidate's server
     **dict.fromkeys(("serve.port", "serve.version", "serve.follow", "serve.follow_seconds"),
                     ("serve",)),
-    "serve.record": ("serve", "retrain"),  # the default of retrain.recordings
+    "serve.record": ("serve", "retrain", "lineage"),  # the default of retrain.recordings
+    "serve.feedback": ("serve", "canary", "lineage"),
     "retrain": ("retrain",),
+    "retrain.recordings": ("retrain", "lineage"),
+    "lineage": ("lineage",),
     "synthesize": ("synthesize",),
     "inspect": ("inspect",),
     "profiles": ("profiles",),

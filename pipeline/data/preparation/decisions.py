@@ -10,6 +10,7 @@ from pipeline.config.finetune import OBJECTIVES, RowKind
 from pipeline.config.schema import Config
 from pipeline.core.console import progress
 from pipeline.data.finding import find_files, size_of
+from pipeline.data.forgotten import read_forgotten
 from pipeline.data.mixture import Mixture
 from pipeline.data.preparation.sources import Source
 from pipeline.data.preparation.test_share import TestShare
@@ -75,6 +76,12 @@ def _find(data: DataConfig) -> tuple[list[Path], list[Path]]:
     return tests, [file for file in dict.fromkeys(training) if file not in tests]
 
 
+def find_data(data: DataConfig) -> list[Path]:
+    """All data files: of test questions, then of training rows."""
+    tests, training = _find(data)
+    return [*tests, *training]
+
+
 def name_of(file: Path) -> str:
     """A file's path as text, with question marks for bytes that are not UTF-8."""
     return str(file).encode(errors="replace").decode()
@@ -102,9 +109,11 @@ def _sources(
     options = options_of(config.data, kind)
     share = split_of(config, serves_tools)
     recorded = config.data.folder / config.data.recorded
-    found = [Source(file, name_of(file), replace(options, is_test=True)) for file in tests]
+    forgotten = read_forgotten(recorded)
+    asked = replace(options, is_test=True)
+    found = [Source(file, name_of(file), asked, forgotten=forgotten) for file in tests]
     return found + [
-        Source(file, name_of(file), options, None if file.parent == recorded else share)
+        Source(file, name_of(file), options, None if file.parent == recorded else share, forgotten)
         for file in training
     ]
 

@@ -6,7 +6,8 @@ import pytest
 from rich.panel import Panel
 from rich.table import Table
 
-from pipeline.core.console import get_console, printable, progress, report
+from pipeline.core.console import confirm, get_console, printable, progress, report
+from pipeline.core.errors import ConfigError
 
 HOSTILE = "a\x1b[2J\x1b]0;title\x07b\r\x9b31m\u202ec\x00"
 
@@ -33,3 +34,20 @@ def test_nothing_on_the_console_is_an_escape(monkeypatch: pytest.MonkeyPatch) ->
 def test_errors_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
     report(f"DataError: {HOSTILE}")
     assert capsys.readouterr().err == f"pipeline: DataError: {printable(HOSTILE)}\n"
+
+
+def test_what_cannot_be_undone_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert confirm("Remove it?", given=True, setting="clean.confirm")
+    with pytest.raises(ConfigError, match=r"Remove it\? Nobody .* give clean\.confirm=true"):
+        confirm("Remove it?", given=False, setting="clean.confirm")
+    for answer, agreed in (("y\n", True), ("YES\n", True), ("n\n", False), ("\n", False)):
+        terminal = io.StringIO(answer)
+        terminal.isatty = lambda: True  # type: ignore[method-assign]
+        monkeypatch.setattr("sys.stdin", terminal)
+        monkeypatch.setattr("sys.stderr", Terminal())
+        assert confirm("Remove it?", given=False, setting="clean.confirm") is agreed
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

@@ -236,6 +236,16 @@ def test_promote_and_roll_back_say_who_when_and_why(
     assert "secret" not in json.dumps(registry.tags) + table
 
 
+def test_a_version_that_saw_what_is_to_be_forgotten(registry: FakeRegistry, tmp_path: Path) -> None:
+    said = "trained on a conversation that is to be forgotten"
+    register(registry, 1, tmp_path, forgotten=f"2026-11-30T12:00:00+00:00: {said}")
+    with pytest.raises(GateFailed, match=rf"version 1 \(candidate\) of bank was {said}: retrain"):
+        promote.run(configured("register.version=1"))
+    promote.run(configured("register.version=1", "register.overrule=until tomorrow"))
+    assert registry.aliases["champion"] == 1
+    assert said in version_table.row(find_version("champion", configured()))[2]
+
+
 def test_the_table_of_versions(registry: FakeRegistry, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no version of bank is registered yet"):
         versions.run(configured())
