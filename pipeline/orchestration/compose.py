@@ -10,8 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import resolvers
-from pipeline.config.defaults import default_tree
+from pipeline.config.defaults import default_tree, register_functions
 from pipeline.config.model_defaults import fill
 from pipeline.config.schema import Config, load
 from pipeline.core import secrets
@@ -197,7 +196,7 @@ def hydra(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    resolvers.register()
+    register_functions()
     given = (_option(override) for override in overrides)
     words = [_readable(f"++{o}" if o.startswith(OPEN) else o) for o in given if o]
     first, *others = conf_folders()
