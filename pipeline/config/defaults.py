@@ -6,8 +6,8 @@ Hydra composes conf/ for the command line. Here the part of its rules that conf/
 lists of defaults with `_self_`, `optional`, `override /group` and `${group}`, and packages. A test
 compares both for every option.
 
-Files of conf/ may call a function beside OmegaConf's own: `max_steps: ${supervised:170}` is null with
-a preference objective, and `global_batch_size: ${supervised:32,8}` is then 8.
+Files of conf/ may call a function beside OmegaConf's own: `max_steps: ${supervised:170}` is null
+with a preference objective, and `global_batch_size: ${supervised:32,8}` is then 8.
 """
 
 import re
