@@ -8,16 +8,15 @@ file again start quickly.
 import gc
 import os
 import sys
-import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from pipeline.core import secrets
-from pipeline.core.console import Lenient, report, write_error
-from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError, ResourceError
-from pipeline.core.resource_errors import explained
+from pipeline.core.commands import run_command
+from pipeline.core.console import Lenient, report
+from pipeline.core.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.config.schema import Config
     from pipeline.orchestration.arguments import Command
 
-INTERRUPTED = 130
 UNREAD = 141  # what a shell reports for a command that SIGPIPE ended
 
 
@@ -49,38 +47,15 @@ def main(arguments: list[str]) -> int:
     """Run the command; the exit code, as pipeline.core.errors lists them."""
     if not sys.warnoptions:  # a user cannot change what libraries warn about
         warnings.simplefilter("ignore")
-    code = _guarded(arguments)
-    if code and (left := os.environ.get(EXIT_CODE_FILE)):
-        with suppress(OSError):
-            Path(left).write_text(str(code))
+    secrets.remember_words(arguments)
+    words = [a for a in arguments if a != "--traceback"]
+    code = run_command(
+        lambda: _run(words),
+        wants_traceback=words != arguments,
+        interrupted="interrupted: run the same command again to resume",
+    )
     gc.freeze()  # at exit Python would search all objects for garbage: a second with torch
     return code
-
-
-def _guarded(arguments: list[str]) -> int:
-    wants_traceback = "--traceback" in arguments
-    secrets.remember_words(arguments)
-    try:
-        _check_working_folder()
-        return _run([a for a in arguments if a != "--traceback"])
-    except KeyboardInterrupt:
-        report("interrupted: run the same command again to resume")
-        return INTERRUPTED
-    except PipelineError as error:
-        if wants_traceback:
-            write_error(traceback.format_exc())
-        report(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    except Exception as error:
-        if found := explained(error):
-            if wants_traceback:
-                write_error(traceback.format_exc())
-            report(f"{type(found).__name__}: {found}")
-            return found.exit_code
-        # Unexpected, so a bug in the pipeline or in a library: the traceback helps.
-        write_error(traceback.format_exc())
-        report(f"unexpected {type(error).__name__}: {error}: please report it with the lines above")
-        return 1
 
 
 def _open_standard_streams() -> None:
@@ -118,6 +93,7 @@ def _unwritten(output: Lenient) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    _check_working_folder()
     if arguments[:1] == ["init"]:
         return _init(arguments[1:])
     from pipeline.orchestration import arguments as command_line

@@ -1,20 +1,35 @@
 """Damages the artifacts of a chain in every way, and counts what the stages then say.
 
     python -m tests.artifact_damage artifacts --flips 20 -- tracking.enabled=false
+    python -m tests.artifact_damage artifacts --parts opening --only merge export
 
-Works on a copy of the folder. Each kind of damage is done to each artifact, to each of its files
-where that makes a difference; then `open_artifact` opens it, as every stage does, and the command
-line runs each stage that reads it. Everything must be refused: with exit code 4, in one line.
+Works on a copy of the folder, in four parts:
+
+    opening       each kind of damage to each artifact, to each of its files where that makes a
+                  difference; `open_artifact` opens it, as every stage does
+    commands      `stage=verify` and each stage that reads an artifact, as command lines: each pair
+                  for a few kinds of damage, and each kind for some pairs; they must say what
+                  `open_artifact` says
+    rot           a bit that changed while all times stayed, and command lines with verify=true
+    permissions   a file that may not be read, and command lines
+
+Everything must be refused: with exit code 4, in one line. Prints a line an artifact as it goes, and
+the counts at the end; the exit code is 1 if anything was not refused. After each damage only what
+differs is restored.
 """
 
 import argparse
 import contextlib
+import ctypes
+import functools
 import itertools
 import json
 import os
 import random
 import shutil
 import signal
+import stat
+import struct
 import sys
 import tempfile
 import time
@@ -31,12 +46,13 @@ from pipeline.core.artifact import (
     read_manifest,
     sha256_of_json,
 )
+from pipeline.core.console import one_line, printable
 from pipeline.core.errors import ArtifactError
 from pipeline.core.paths import MANIFEST
 from pipeline.orchestration.graph import declared_stages, read_graph
 
 SECONDS = 60  # for a stage to refuse; one that starts to work is stopped
-NOBODY = 65534
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2  # as linux/capability.h numbers them
 LONGEST_LINE = 1000
 
 
@@ -47,6 +63,10 @@ class Damage:
     kind: str
     what: str
     do: Callable[[Path], object]
+
+
+PARTS = ("opening", "commands", "rot", "permissions")
+COMMANDS = 3  # damages of other kinds that each reader of an artifact is run with
 
 
 def files_of(artifact: Path) -> list[Path]:
@@ -134,7 +154,7 @@ def rename(file: Path, draw: random.Random) -> None:
 
 
 def link(file: Path, draw: random.Random) -> None:
-    elsewhere = file.parents[len(file.parts) - 2] / tempfile.gettempdir() / f"linked-{os.getpid()}"
+    elsewhere = Path(tempfile.gettempdir(), f"linked-{os.getpid()}")
     shutil.copyfile(file, elsewhere)
     file.unlink()
     file.symlink_to(elsewhere)
@@ -191,8 +211,23 @@ def as_a_file(artifact: Path) -> None:
     artifact.write_text("")
 
 
+def manifest_is_a_pipe(artifact: Path) -> None:
+    (artifact / MANIFEST).unlink()
+    os.mkfifo(artifact / MANIFEST)
+
+
+def manifest_is_a_link(artifact: Path) -> None:
+    link(artifact / MANIFEST, random.Random())
+
+
+def manifest_without_end(artifact: Path) -> None:
+    os.truncate(artifact / MANIFEST, 2**40)  # of which the disk holds no more than before
+
+
 FOLDER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "file added": lambda a: (a / "added.bin").write_bytes(b"x"),
+    "file of two lines added": lambda a: (a / "added\nline\x1b[31m").write_bytes(b"x"),
+    "file that is not UTF-8 added": lambda a: (a / os.fsdecode(b"added\xff")).write_bytes(b"x"),
     "hidden file added": lambda a: (a / ".added").write_bytes(b"x"),
     "temporary manifest added": lambda a: (a / "manifest.json.tmp").write_bytes(b""),
     "pickle added": lambda a: (a / "modelopt_state.pth").write_bytes(b"x"),
@@ -201,9 +236,18 @@ FOLDER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "pipe added": lambda a: os.mkfifo(a / "added"),
     "manifest removed": no_manifest,
     "manifest is a folder": manifest_is_a_folder,
+    "manifest is a pipe": manifest_is_a_pipe,
+    "manifest is a link": manifest_is_a_link,
+    "manifest without end": manifest_without_end,
     "artifact removed": shutil.rmtree,
     "file in place of the artifact": as_a_file,
 }
+
+
+SWAPS = (
+    "swap two files", "swap a file with another artifact", "swap artifacts", "swap manifests"
+)  # fmt: skip
+KINDS = (*FILE_DAMAGES, *FOLDER_DAMAGES, *SWAPS, "manifest edited")
 
 
 # ---- Edits of the manifest ----
@@ -261,17 +305,62 @@ def sealed(manifest: dict[str, Any]) -> bytes:
 
 @dataclass
 class Counts:
-    """What opening damaged artifacts gave, and what of it was wrong."""
+    """What damaged artifacts gave, and what of it was wrong.
 
-    done: Counter[str] = field(default_factory=Counter)
+    opened, commands: how often each kind of damage was opened, and met by a command line. said: by
+    verdict. quiet: whether to print nothing meanwhile.
+    """
+
+    opened: Counter[str] = field(default_factory=Counter)
+    commands: Counter[str] = field(default_factory=Counter)
     said: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    quiet: bool = False
 
     def add(self, damage: Damage, by: str, verdict: str, text: str = "") -> None:
-        self.done[damage.kind] += 1
+        (self.opened if by == OPENED else self.commands)[damage.kind] += 1
         self.said[verdict] += 1
         if verdict != "refused":
             self.wrong.append(f"{verdict}: {damage.kind} ({damage.what}), {by}: {text[-300:]}")
+            self.tell(self.wrong[-1])
+
+    def tell(self, line: str) -> None:
+        if not self.quiet:
+            print(printable(line), flush=True)
+
+    def __str__(self) -> str:
+        others = [v for v in self.said if v not in ("refused", "traceback", "silent")]
+        return (
+            f"{self.opened.total():,} damaged artifacts opened, {self.commands.total():,} command "
+            f"lines: {self.said['refused']:,} refused in a line, {self.said['traceback']} "
+            f"tracebacks, {self.said['silent']} silent"
+            + "".join(f", {self.said[verdict]} {verdict}" for verdict in others)
+        )
+
+
+class Part:
+    """Prints what a part of the harness found of an artifact, at its end and every 10 seconds."""
+
+    def __init__(self, counts: Counts, name: str, stage: str) -> None:
+        self._counts, self._name = counts, f"{name:<11} {stage:<9}"
+        self._before = counts.said.copy()
+        self._began = self._told = time.monotonic()
+
+    def step(self) -> None:
+        if time.monotonic() - self._told > 10:
+            self._tell(" …")
+
+    def end(self) -> None:
+        self._tell()
+
+    def _tell(self, more: str = "") -> None:
+        self._told = time.monotonic()
+        said = {v: n - self._before[v] for v, n in self._counts.said.items() if n > self._before[v]}
+        found = ", ".join(f"{n:,} {verdict}" for verdict, n in said.items())
+        self._counts.tell(f"{self._name} {found} in {self._told - self._began:.1f} s{more}")
+
+
+OPENED = "open_artifact"
 
 
 def judged(code: int, text: str) -> str:
@@ -289,21 +378,33 @@ def judged(code: int, text: str) -> str:
     return "refused" if code == ArtifactError.exit_code else f"exit code {code}"
 
 
-def open_directly(artifact: Path, stage: str) -> tuple[str, str]:
+def open_directly(artifact: Path, stage: str, *, reread: bool = False) -> tuple[str, str]:
     try:
-        open_artifact(artifact, stage=stage)
+        open_artifact(artifact, stage=stage, reread=reread)
     except ArtifactError as error:
-        text = str(error)
+        text = one_line(str(error))
         return judged(error.exit_code, text), text
     except Exception as error:
         return "traceback", repr(error)
     return "silent", ""
 
 
-def run_apart(arguments: Sequence[str], *, user: int | None = None) -> tuple[int, str]:
+def without_rights() -> None:
+    """Give up root's right to read what the permissions of a file forbid."""
+    header = struct.pack("Ii", 0x20080522, 0)
+    data = ctypes.create_string_buffer(24)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capget(header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    kept = [word & ~(CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) for word in struct.unpack("6I", data)]
+    if libc.capset(header, struct.pack("6I", *kept)):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def run_apart(arguments: Sequence[str], *, bound: bool = False) -> tuple[int, str]:
     """Run a command of the pipeline in a process of its own; its exit code and its output.
 
-    The code is negative if it did not end in SECONDS. user: whose rights it has.
+    The code is negative if it did not end in SECONDS. bound: by permissions, even as root.
     """
     with tempfile.TemporaryFile() as output:
         child = os.fork()
@@ -312,10 +413,8 @@ def run_apart(arguments: Sequence[str], *, user: int | None = None) -> tuple[int
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
-                if user is not None:
-                    os.setgroups([])
-                    os.setgid(user)
-                    os.setuid(user)
+                if bound:
+                    without_rights()
                 code = pipeline(list(arguments))
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -336,12 +435,6 @@ def run_apart(arguments: Sequence[str], *, user: int | None = None) -> tuple[int
         return (-1 if status == -1 else os.waitstatus_to_exitcode(status)), text
 
 
-def readers(stage: str, inputs: dict[str, tuple[str, ...]]) -> list[str]:
-    """The stages that open a stage's artifact."""
-    served = ["serve"] if stage == "build" else []
-    return [reader for reader, read in inputs.items() if stage in read] + served
-
-
 class Chain:
     """A copy of a folder of artifacts, in which one is damaged at a time."""
 
@@ -354,72 +447,123 @@ class Chain:
     @contextlib.contextmanager
     def damaged(self, stage: str, damage: Damage) -> Iterator[Path]:
         artifact = self.place / stage
+        before = _state(artifact)
         damage.do(artifact)
         try:
             yield artifact
         finally:
-            if artifact.is_dir():
-                shutil.rmtree(artifact)
-            else:
-                artifact.unlink(missing_ok=True)
-            shutil.copytree(self.source / stage, artifact)
+            _restore(artifact, before, self.source / stage)
             open_artifact(artifact, stage=stage)
 
 
-def try_all(
-    chain: Chain,
-    counts: Counts,
-    inputs: dict[str, tuple[str, ...]],
-    *,
-    flips: int,
-    settings: Sequence[str],
-    damaged: Sequence[str] = (),
-) -> None:
-    """Do every damage to every artifact: open each directly, and one of each kind by commands.
+def _state(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """By path below a folder, what changes when a file is written, whoever sets its times back."""
+    found: dict[Path, tuple[int, ...]] = {}
+    for path in (folder, *folder.rglob("*")):
+        status = path.lstat()
+        found[path] = (status.st_mode,)
+        if not stat.S_ISDIR(status.st_mode):
+            found[path] += (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return found
 
-    inputs: the stages that each stage reads; no commands are run without. damaged: the artifacts to
-    damage; all if there are none.
-    """
-    draw = random.Random(1)
-    for stage in damaged or chain.stages:
-        others = [chain.source / other for other in chain.stages if other != stage]
-        tried: set[str] = set()
-        for damage in damages(chain.source / stage, others, draw, flips):
+
+def _restore(folder: Path, before: dict[Path, tuple[int, ...]], source: Path) -> None:
+    """Copy from source what is not as it was, and remove what was not there."""
+    now = _state(folder) if folder.is_dir() else {}
+    if not now:
+        folder.unlink(missing_ok=True)
+    for path in sorted(now, reverse=True):  # what is in a folder comes before it
+        if path not in before or stat.S_IFMT(now[path][0]) != stat.S_IFMT(before[path][0]):
+            (path.rmdir if stat.S_ISDIR(now[path][0]) else path.unlink)()
+    for path, status in sorted(before.items()):
+        if now.get(path) == status:
+            continue
+        if stat.S_ISDIR(status[0]):
+            path.mkdir(exist_ok=True)
+        else:
+            shutil.copy2(source / path.relative_to(folder), path)
+        path.chmod(stat.S_IMODE(status[0]))
+
+
+Readers = list[tuple[str, list[str]]]  # names of stages, and their command lines
+
+
+def readers(chain: Chain, stage: str, settings: Sequence[str]) -> Readers:
+    """What opens a stage's artifact."""
+    names = [reader for reader, read in graph_inputs(settings).items() if stage in read]
+    found = [(name, command(name, chain.place, settings)) for name in names]
+    served = command("serve", chain.place, settings)
+    if stage == "build":
+        found.append(("serve", served))
+    if stage == "index":
+        found.append(("serve", [*served, f"serve.rag.indexes=[{chain.place / 'index'}]"]))
+    return found
+
+
+def try_opening(chain: Chain, counts: Counts, stage: str, flips: int) -> None:
+    """Do every damage to an artifact, and open it directly."""
+    part = Part(counts, "opening", stage)
+    for damage in all_damages(chain, stage, flips):
+        with chain.damaged(stage, damage) as artifact:
+            counts.add(damage, OPENED, *open_directly(artifact, stage))
+        part.step()
+    part.end()
+
+
+def all_damages(chain: Chain, stage: str, flips: int) -> Iterator[Damage]:
+    others = [chain.source / other for other in chain.stages if other != stage]
+    return damages(chain.source / stage, others, random.Random(stage), flips)
+
+
+def try_commands(
+    chain: Chain, counts: Counts, stage: str, settings: Sequence[str], kinds: "itertools.cycle[str]"
+) -> None:
+    """Run each reader of an artifact as a command line, each with the next few kinds of damage."""
+    part = Part(counts, "commands", stage)
+    by_kind: dict[str, list[Damage]] = {}
+    for damage in all_damages(chain, stage, 1):
+        by_kind.setdefault(damage.kind, []).append(damage)
+    draw = random.Random(stage)
+    for name, words in [*readers(chain, stage, settings), ("verify", [])]:
+        for kind in itertools.islice((k for k in kinds if k in by_kind), COMMANDS):
+            damage = draw.choice(by_kind[kind])
             with chain.damaged(stage, damage) as artifact:
-                counts.add(damage, "open_artifact", *open_directly(artifact, stage))
-                if damage.kind in tried or not inputs:
-                    continue
-                tried.add(damage.kind)
-                for reader in readers(stage, inputs):
-                    code, text = run_apart(command(reader, chain.place, settings))
-                    counts.add(damage, f"stage={reader}", judged(code, text), text)
-                code, text = run_apart(command("verify", chain.place, settings))
-                lines = [line for line in text.splitlines() if "pipeline: ArtifactError" in line]
-                found = code == ArtifactError.exit_code and len(lines) == 1
-                if damage.kind == "artifact removed":
-                    continue  # a note beside the artifacts that were made from it
-                verdict = "refused" if found and "Traceback" not in text else judged(code, text)
-                counts.add(damage, "stage=verify", verdict, text)
+                _, directly = open_directly(artifact, stage)
+                if name == "verify":
+                    if kind != "artifact removed":  # then a note beside those made from it
+                        counts.add(damage, "stage=verify", *verified(chain, settings, directly))
+                else:
+                    code, text = run_apart(words)
+                    verdict = judged(code, text)
+                    if verdict == "refused" and printable(directly) not in text:
+                        verdict = "another refusal than open_artifact's"
+                    counts.add(damage, f"stage={name}", verdict, text)
+            part.step()
+    part.end()
 
 
-def try_rot(
-    chain: Chain,
-    counts: Counts,
-    inputs: dict[str, tuple[str, ...]],
-    settings: Sequence[str],
-    damaged: Sequence[str],
-) -> None:
+def verified(chain: Chain, settings: Sequence[str], directly: str) -> tuple[str, str]:
+    """What stage=verify says of a damaged artifact: its lines on each, and a refusal of one."""
+    code, text = run_apart(command("verify", chain.place, settings))
+    lines = [line for line in text.splitlines() if "pipeline: ArtifactError" in line]
+    found = code == ArtifactError.exit_code and len(lines) == 1 and "Traceback" not in text
+    return ("refused" if found and printable(directly) in text else judged(code, text)), text
+
+
+def try_rot(chain: Chain, counts: Counts, stage: str, settings: Sequence[str]) -> None:
     """Flip a bit without a change of the file's times, as a disk may: only verify=true finds it."""
-    for stage in damaged:
-        files = files_of(chain.source / stage)
-        name = max(files, key=lambda file: file.stat().st_size).relative_to(chain.source / stage)
-        damage = Damage("rot", name.as_posix(), lambda a, n=name: rot(a, n))
-        with chain.damaged(stage, damage):
-            for reader in [*readers(stage, inputs), "verify"]:
-                more = () if reader == "verify" else ("verify=true",)
-                code, text = run_apart(command(reader, chain.place, [*settings, *more]))
-                last = "\n".join(text.strip().splitlines()[-1:]) if reader == "verify" else text
-                counts.add(damage, f"stage={reader} {' '.join(more)}", judged(code, last), text)
+    part = Part(counts, "rot", stage)
+    files = files_of(chain.source / stage)
+    name = max(files, key=lambda file: file.stat().st_size).relative_to(chain.source / stage)
+    damage = Damage("rot", name.as_posix(), lambda a: rot(a, name))
+    with chain.damaged(stage, damage) as artifact:
+        _, directly = open_directly(artifact, stage, reread=True)
+        for reader, words in readers(chain, stage, settings):
+            code, text = run_apart([*words, "verify=true"])
+            counts.add(damage, f"stage={reader} verify=true", judged(code, text), text)
+            part.step()
+        counts.add(damage, "stage=verify", *verified(chain, settings, directly))
+    part.end()
 
 
 def rot(artifact: Path, name: Path) -> None:
@@ -428,26 +572,18 @@ def rot(artifact: Path, name: Path) -> None:
     note_verified(artifact, manifest)
 
 
-def try_permissions(
-    chain: Chain,
-    counts: Counts,
-    inputs: dict[str, tuple[str, ...]],
-    settings: Sequence[str],
-    damaged: Sequence[str],
-) -> None:
-    """Take the right to read a file away, and read as a user that has no other rights."""
-    for path in [chain.place, *chain.place.rglob("*")]:
-        path.chmod(0o777)
-    for stage in damaged:
-        name = files_of(chain.source / stage)[0].relative_to(chain.source / stage)
-        damage = Damage("no permission", name.as_posix(), lambda a, n=name: (a / n).chmod(0))
-        with chain.damaged(stage, damage):
-            shutil.rmtree(chain.place / ".verified", ignore_errors=True)
-            for reader in readers(stage, inputs):
-                code, text = run_apart(command(reader, chain.place, settings), user=NOBODY)
-                counts.add(damage, f"stage={reader}", judged(code, text), text)
-        for path in (chain.place / stage).rglob("*"):
-            path.chmod(0o777)
+def try_permissions(chain: Chain, counts: Counts, stage: str, settings: Sequence[str]) -> None:
+    """Take the right to read a file away, and read without the rights that root has."""
+    part = Part(counts, "permissions", stage)
+    name = files_of(chain.source / stage)[0].relative_to(chain.source / stage)
+    damage = Damage("no permission", name.as_posix(), lambda a: (a / name).chmod(0))
+    with chain.damaged(stage, damage):
+        shutil.rmtree(chain.place / ".verified", ignore_errors=True)
+        for reader, words in readers(chain, stage, settings):
+            code, text = run_apart(words, bound=True)
+            counts.add(damage, f"stage={reader}", judged(code, text), text)
+            part.step()
+    part.end()
 
 
 def command(stage: str, artifacts: Path, settings: Sequence[str]) -> list[str]:
@@ -455,12 +591,16 @@ def command(stage: str, artifacts: Path, settings: Sequence[str]) -> list[str]:
     return [f"stage={stage}", f"artifacts={artifacts}", *port, *settings]
 
 
-def graph_inputs(settings: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The input stages of each stage."""
+@functools.cache
+def _graph_inputs(settings: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     from pipeline.orchestration.compose import compose
 
-    graph = read_graph(compose(list(settings)))
-    return {name: node.inputs for name, node in graph.items()}
+    return {name: node.inputs for name, node in read_graph(compose(list(settings))).items()}
+
+
+def graph_inputs(settings: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The input stages of each stage."""
+    return _graph_inputs(tuple(settings))
 
 
 def main(words: Sequence[str]) -> int:
@@ -469,24 +609,26 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("artifacts", type=Path)
     parser.add_argument("--flips", type=int, default=5, help="bits to flip in each file")
     parser.add_argument("--only", nargs="*", default=(), help="the artifacts to damage")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     options, overrides = parser.parse_args(own.split()), settings.split()
     stages = [s for s in declared_stages() if (options.artifacts / s / MANIFEST).is_file()]
-    inputs, counts = graph_inputs(overrides), Counts()
+    counts = Counts()
     with tempfile.TemporaryDirectory() as copy:
-        Path(copy).chmod(0o777)
         chain = Chain(options.artifacts, Path(copy), stages)
-        only = options.only or stages
-        try_all(chain, counts, inputs, flips=options.flips, settings=overrides, damaged=only)
-        try_rot(chain, counts, inputs, overrides, only)
-        if os.getuid() == 0:
-            try_permissions(chain, counts, inputs, overrides, only)
-    print(
-        json.dumps(
-            {"artifacts": len(stages), "by_kind": counts.done, "said": counts.said}, indent=1
-        )
-    )
-    for line in counts.wrong:
-        print(line, file=sys.stderr)
+        kinds = itertools.cycle(KINDS)
+        for stage in options.only or stages:
+            if "opening" in options.parts:
+                try_opening(chain, counts, stage, options.flips)
+            if "commands" in options.parts:
+                try_commands(chain, counts, stage, overrides, kinds)
+            if "rot" in options.parts:
+                try_rot(chain, counts, stage, overrides)
+            if "permissions" in options.parts:
+                try_permissions(chain, counts, stage, overrides)
+    print(f"{'damage':<36} {'opened':>7} {'command lines':>14}")
+    for kind in sorted(counts.opened | counts.commands):
+        print(f"{kind:<36} {counts.opened[kind]:>7,} {counts.commands[kind]:>14,}")
+    print(counts)
     return bool(counts.wrong)
 
 

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -35,6 +36,7 @@ VERIFIED = ".verified"
 VARIANTS = ".variants"
 SWEEPS = "sweeps"
 SCHEMA = 3
+MOST_MANIFEST = 64 * 2**20  # bytes; enough for half a million files
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def read_manifest(path: Path, again: str) -> Manifest:
     """
     file = path / MANIFEST
     try:
-        text = file.read_text(encoding="utf-8")
+        text = _read_text(file)
         content = json.loads(text, parse_constant=_no_number)
         schema = content["schema"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -284,6 +286,20 @@ def read_manifest(path: Path, again: str) -> Manifest:
     if text != _text(manifest):
         raise ArtifactError(f"{file} was edited after it was written: {again}")
     return manifest
+
+
+def _read_text(file: Path) -> str:
+    """The text of one of our own files.
+
+    Raises:
+        OSError, ValueError: it is no file, which might be read without end, or too large.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a file")
+    if status.st_size > MOST_MANIFEST:
+        raise ValueError(f"it has {status.st_size:,} bytes")
+    return file.read_text(encoding="utf-8")
 
 
 def _fault(error: Exception) -> str:
@@ -490,7 +506,7 @@ def _verified_index(path: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, list[str]]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(_read_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

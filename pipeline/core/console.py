@@ -1,4 +1,4 @@
-"""Output for people: one console and one style of progress bar. Knows nothing about stages.
+"""Output for people: two consoles and one style of progress bar. Knows nothing about stages.
 
 Texts from data, files and models reach the terminal only through `printable`: a row with escape
 sequences could otherwise recolour it, move the cursor, or write into its title or clipboard.
@@ -25,15 +25,30 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+_LONG_WORD = re.compile(r"\S{400,}")
+
 
 def printable(text: str) -> str:
     r"""The text with what a terminal would act on written as an escape, such as \x1b."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def one_line(text: str) -> str:
+    """The text printable and on one line: what a file's name or a library's message holds may be
+    several."""
+    return printable(" ".join(line.strip() for line in text.split("\n") if line.strip()))
+
+
 def report(message: str) -> None:
-    """Print one line about an error to standard error; the exit code remains if that fails."""
-    write_error(f"pipeline: {message}\n")
+    """Print one line about an error to standard error; the exit code remains if that fails.
+
+    What somebody else wrote may stand in it at any length: words beyond any path are shortened.
+    """
+    write_error(f"pipeline: {_LONG_WORD.sub(_shortened, one_line(message))}\n")
+
+
+def _shortened(word: re.Match[str]) -> str:
+    return f"{word[0][:100]}…{word[0][-40:]} ({len(word[0]):,} characters)"
 
 
 def write_error(text: str) -> None:
@@ -51,6 +66,15 @@ def get_console() -> "Console":
     are masked, and a standard error that cannot be written is ignored: a training must not fail
     because nobody reads of its progress.
     """
+    return _clean_console("stderr")
+
+
+def output_console() -> "Console":
+    """The same for standard output: for stages whose result is what they print."""
+    return _clean_console("stdout")
+
+
+def _clean_console(stream: str) -> "Console":
     from rich.console import Console
     from rich.segment import Segment
 
@@ -68,7 +92,7 @@ def get_console() -> "Console":
                 else:
                     yield Segment(printable(segment.text), segment.style)
 
-    return CleanConsole(file=cast(IO[str], Lenient("stderr", mask)), highlight=False)
+    return CleanConsole(file=cast(IO[str], Lenient(stream, mask)), highlight=False)
 
 
 class Lenient:

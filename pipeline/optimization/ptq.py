@@ -150,10 +150,11 @@ def save(model: Any, folder: Path, source: Path | None = None) -> None:
     import torch
     from safetensors.torch import save_file
 
-    torch_opt = modelopt().opt
+    described = _in_order(modelopt().opt.modelopt_state(model))
     if source is None:
         with redirect_stdout(io.StringIO()):
             model.save_pretrained(folder)
+        torch.save(described, folder / MODELOPT_STATE)
         return
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
@@ -169,7 +170,21 @@ def save(model: Any, folder: Path, source: Path | None = None) -> None:
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     # As ModelOpt's own save_pretrained does.
-    torch.save(torch_opt.modelopt_state(model), folder / MODELOPT_STATE)
+    torch.save(described, folder / MODELOPT_STATE)
+
+
+def _in_order(state: dict[str, Any]) -> dict[str, Any]:
+    """ModelOpt's state with each quantizer's properties by name, so that two processes write the
+    same bytes: ModelOpt takes their names from a set. All else has an order of its own."""
+    modes = []
+    for mode, described in state["modelopt_state_dict"]:
+        metadata = dict(described["metadata"])
+        if quantizers := metadata.get("quantizer_state"):
+            metadata["quantizer_state"] = {
+                name: dict(sorted(properties.items())) for name, properties in quantizers.items()
+            }
+        modes.append((mode, {**described, "metadata": metadata}))
+    return {**state, "modelopt_state_dict": modes}
 
 
 def load(folder: Path) -> Any:

@@ -1,11 +1,12 @@
 """A plan as tables for the terminal."""
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.core.console import output_console
 from pipeline.core.hardware import GIB
 from pipeline.planner.plan import Plan
 from pipeline.planner.workload import Workload, trained_parameters
@@ -25,7 +26,7 @@ PIECES = {
 
 def show(plan: Plan) -> None:
     """Print the plan to standard output. The caller reports its problems as an error."""
-    console = Console(highlight=False)
+    console = output_console()
     console.print(Group(_heading(plan), _memory(plan), *_time(plan), _stages(plan)))
     for note in plan.notes:
         console.print(f"[dim]· {escape(note)}[/]", soft_wrap=True)

@@ -16,9 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.config.defaults import default_tree
 from pipeline.config.retrieval import RagConfig
-from pipeline.core.errors import DataError, GateFailed, PipelineError
+from pipeline.config.section import explain
+from pipeline.core.commands import Parser, number, run_command
+from pipeline.core.errors import ConfigError, DataError, GateFailed
 from pipeline.evaluation.confidence import Estimate, bootstrap
 from pipeline.retrieval.embedding import open_embedder
 from pipeline.retrieval.index import EVERYTHING, Index
@@ -78,7 +82,7 @@ def nothing_found(search: Search, questions: Sequence[str], min_score: float) ->
 
 def main(arguments: list[str] | None = None) -> int:
     settings = RagConfig.model_validate(default_tree()["serve"]["rag"])
-    parser = argparse.ArgumentParser(prog="python -m pipeline.retrieval.measures")
+    parser = Parser(prog="python -m pipeline.retrieval.measures")
     parser.add_argument("index", type=Path, help="what stage=index made, such as artifacts/index")
     parser.add_argument(
         "--questions", type=Path, nargs="+", required=True, help="conversations, as JSON lines"
@@ -86,35 +90,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--others", type=Path, help="questions that the documents do not answer, one a line"
     )
-    parser.add_argument("--min-score", type=float, default=settings.min_score)
-    parser.add_argument("--word-weight", type=float, default=settings.word_weight)
+    share = number(float, 0, 1)
+    parser.add_argument("--min-score", type=share, default=settings.min_score)
+    parser.add_argument("--word-weight", type=share, default=settings.word_weight)
     parser.add_argument("--reranker", help="URL of a reranker, as serve.rag.reranker.url")
     parser.add_argument("--reranker-model", help="the model's name there")
-    parser.add_argument("--min-recall", type=float, help="least recall@3")
-    parser.add_argument("--min-nothing", type=float, help="least share of --others without a find")
+    parser.add_argument("--min-recall", type=share, help="least recall@3")
+    parser.add_argument("--min-nothing", type=share, help="least share of --others without a find")
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args(arguments)
-    try:
-        figures = _figures(given, settings)
-        for name, said in figures.items():
-            if isinstance(said, dict):
-                print(f"{name:<16} {said['value']:.3f}  [{said['low']:.3f}, {said['high']:.3f}]")
-        if given.json:
-            given.json.write_text(json.dumps(figures, indent=1) + "\n")
-        for name, least in (("recall@3", given.min_recall), ("nothing_found", given.min_nothing)):
-            if least is not None and figures[name]["value"] < least:
-                raise GateFailed(f"{name} is {figures[name]['value']:.3f}, below {least}")
-    except PipelineError as error:
-        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    files = (given.index, given.others, given.json, *given.questions)
+    return run_command(lambda: _run(given, settings), files=files)
+
+
+def _run(given: argparse.Namespace, settings: RagConfig) -> None:
+    figures = _figures(given, settings)
+    for name, said in figures.items():
+        if isinstance(said, dict):
+            print(f"{name:<16} {said['value']:.3f}  [{said['low']:.3f}, {said['high']:.3f}]")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    for name, least in (("recall@3", given.min_recall), ("nothing_found", given.min_nothing)):
+        if least is not None and figures[name]["value"] < least:
+            raise GateFailed(f"{name} is {figures[name]['value']:.3f}, below {least}")
 
 
 def _figures(given: argparse.Namespace, settings: RagConfig) -> dict[str, Any]:
     index = Index.open(given.index)
     reranker = settings.reranker
     if given.reranker:
-        reranker = reranker.but(url=given.reranker, model=given.reranker_model)
+        try:
+            reranker = reranker.but(url=given.reranker, model=given.reranker_model)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ConfigError(explain(first, "serve.rag.reranker")) from None
     search = Search(
         *(index, open_store(index), open_embedder(index.facts.embedding)),
         *(open_reranker(reranker), reranker.candidates, given.word_weight),
@@ -130,7 +139,11 @@ def _figures(given: argparse.Namespace, settings: RagConfig) -> dict[str, Any]:
             name: asdict(value) for name, value in measure(search, questions).items()
         }
         if given.others:
-            others = [line for line in given.others.read_text("utf-8").splitlines() if line.strip()]
+            others = [
+                line
+                for line in given.others.read_text("utf-8", "replace").splitlines()
+                if line.strip()
+            ]
             values = nothing_found(search, others, given.min_score)
             figures["nothing_found"] = asdict(bootstrap(values, samples=SAMPLES, seed=SEED))
             kept = nothing_found(search, [q.text for q in questions], given.min_score)

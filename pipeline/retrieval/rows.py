@@ -17,7 +17,8 @@ from typing import Any
 
 from pipeline.config.defaults import default_tree
 from pipeline.config.retrieval import RagConfig
-from pipeline.core.errors import DataError, PipelineError
+from pipeline.core.commands import Parser, number, run_command
+from pipeline.core.errors import DataError
 from pipeline.retrieval.context import Passage, render
 from pipeline.retrieval.embedding import open_embedder
 from pipeline.retrieval.index import EVERYTHING, Index
@@ -75,53 +76,46 @@ def _row(question: str, answer: str, kind: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     settings = RagConfig.model_validate(default_tree()["serve"]["rag"])
-    parser = argparse.ArgumentParser(prog="python -m pipeline.retrieval.rows")
+    parser = Parser(prog="python -m pipeline.retrieval.rows")
     parser.add_argument("index", type=Path, help="what stage=index made, such as artifacts/index")
     parser.add_argument("--questions", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to write")
     parser.add_argument("--instruction", default=settings.instruction)
     parser.add_argument("--unknown", default=settings.unknown)
-    parser.add_argument("--passages", type=int, default=settings.passages)
-    parser.add_argument("--wrong-share", type=float, default=0.2)
-    parser.add_argument("--none-share", type=float, default=0.2)
+    parser.add_argument("--passages", type=number(int, 1, 64), default=settings.passages)
+    parser.add_argument("--wrong-share", type=number(float, 0, 1), default=0.2)
+    parser.add_argument("--none-share", type=number(float, 0, 1), default=0.2)
     parser.add_argument("--no-citations", action="store_true")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=1)
     given = parser.parse_args(arguments)
-    try:
-        shares = (given.wrong_share, given.none_share)
-        if min(shares) < 0 or sum(shares) > 1 or given.passages < 1:
-            raise DataError(
-                "--wrong-share and --none-share are together at most 1, and --passages at least 1"
-            )
-        index = Index.open(given.index)
-        search = Search(index, open_store(index), open_embedder(index.facts.embedding))
-        questions, unanswered = read_questions(given.questions, index)
-        written = 0
-        with given.out.open("w", encoding="utf-8") as stream:
-            for row in rows(
-                search,
-                questions,
-                instruction=given.instruction,
-                unknown=given.unknown,
-                passages=given.passages,
-                wrong_share=given.wrong_share,
-                none_share=given.none_share,
-                cites=not given.no_citations,
-                seed=given.seed,
-            ):
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-                written += 1
-        search.close()
-    except OSError as error:
-        print(f"pipeline: {given.out} cannot be written ({error.strerror})", file=sys.stderr)
-        return DataError.exit_code
-    except PipelineError as error:
-        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_command(lambda: _run(given), files=(given.index, given.out, *given.questions))
+
+
+def _run(given: argparse.Namespace) -> None:
+    if given.wrong_share + given.none_share > 1:
+        raise DataError("--wrong-share and --none-share are together at most 1")
+    index = Index.open(given.index)
+    search = Search(index, open_store(index), open_embedder(index.facts.embedding))
+    questions, unanswered = read_questions(given.questions, index)
+    written = 0
+    with given.out.open("w", encoding="utf-8") as stream:
+        for row in rows(
+            search,
+            questions,
+            instruction=given.instruction,
+            unknown=given.unknown,
+            passages=given.passages,
+            wrong_share=given.wrong_share,
+            none_share=given.none_share,
+            cites=not given.no_citations,
+            seed=given.seed,
+        ):
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            written += 1
+    search.close()
     print(
         f"{written} rows in {given.out}; {unanswered} questions have no passage and were left out"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,19 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.console import report
-from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.commands import Parser, run_command
+from pipeline.core.errors import ConfigError, short, shown
 
 if TYPE_CHECKING:  # takes a second to import; inside main, Ctrl-C prints no traceback
     from pipeline.config.engine import EngineConfig
     from pipeline.config.serve import ServeConfig
 
-INTERRUPTED = 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code (pipeline/core/errors.py)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.serving",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -41,15 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="section.key=value")
     given = parser.parse_args(arguments)
-    try:
-        _serve(given)
-    except KeyboardInterrupt:
-        report("interrupted before the server was ready")
-        return INTERRUPTED
-    except PipelineError as error:
-        report(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    return 0
+    return run_command(
+        lambda: _serve(given),
+        interrupted="interrupted before the server was ready",
+        files=(given.engine,),
+    )
 
 
 def _serve(given: argparse.Namespace) -> None:
@@ -129,16 +123,18 @@ def read_settings(
         name, equals, value = override.partition("=")
         section, *keys = name.split(".")
         if not equals or not keys or section not in trees:
-            raise ConfigError(f"{override!r} must be serve.key=value or engine.key=value")
+            raise ConfigError(f"{shown(override)} must be serve.key=value or engine.key=value")
         place = trees[section]
         for key in keys[:-1]:
             place = place.get(key)
             if not isinstance(place, dict):
-                raise ConfigError(f"{name} is not a setting: see `python -m pipeline --help`")
+                raise ConfigError(
+                    f"{short(name)} is not a setting: see `python -m pipeline --help`"
+                )
         try:
             place[keys[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"{override!r}: the value is not valid YAML: quote it") from None
+        except (yaml.YAMLError, ValueError, RecursionError):  # also a date such as 2001-99-99
+            raise ConfigError(f"{shown(override)}: the value is not valid YAML: quote it") from None
         given.add(section)
     fill_engine(trees["engine"], str(folder))
     section = "serve"

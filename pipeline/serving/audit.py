@@ -5,26 +5,18 @@
 Give the files of one server, the oldest first.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from pipeline.core.errors import DataError
+from pipeline.core.commands import Parser, run_command
 from pipeline.serving.middleware.audit import check
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.serving.audit", description=__doc__.partition("\n")[0]
-    )
+    parser = Parser(prog="python -m pipeline.serving.audit", description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, help="the oldest first")
-    try:
-        count = check(parser.parse_args(arguments).files)
-    except DataError as error:
-        print(f"pipeline: DataError: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{count} lines follow one another")
-    return 0
+    files = parser.parse_args(arguments).files
+    return run_command(lambda: print(f"{check(files)} lines follow one another"), files=files)
 
 
 if __name__ == "__main__":

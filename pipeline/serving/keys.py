@@ -21,7 +21,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.commands import Parser, run_command
+from pipeline.core.errors import ConfigError, shown
 from pipeline.serving.address import API_KEY
 from pipeline.serving.keyring import ENVIRONMENT, Former, Key, digest, read_keys
 from pipeline.serving.middleware.daily_usage import read_usage
@@ -36,20 +37,19 @@ MOST_DAYS = 36_500.0
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Standard output has only the key, so that it can be piped into a vault."""
     given = _parser().parse_args(arguments)
+    return run_command(lambda: _run(given), files=(given.file,))
+
+
+def _run(given: argparse.Namespace) -> None:
     try:
         given.command(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        print(f"pipeline: {first['loc'][0]}={first['input']!r}: {first['msg']}", file=sys.stderr)
-        return ConfigError.exit_code
-    except ConfigError as error:
-        print(f"pipeline: ConfigError: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        raise ConfigError(f"{first['loc'][0]}={shown(first['input'])}: {first['msg']}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m pipeline.serving.keys",
         description="Makes, lists, rotates and revokes API keys of the server.",
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.schema import Config
 from pipeline.core import hardware
 from pipeline.core.artifact import SCHEMA
+from pipeline.core.console import output_console
 from pipeline.core.errors import DataError
 from pipeline.core.extras import EXTRAS
 from pipeline.core.hardware import GIB
@@ -69,9 +70,7 @@ def needs() -> list[Need]:
 
 def run(config: Config) -> None:
     """Print the report. Nothing that it finds is an error."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = output_console()
     machine = hardware.inspect_machine()
     for table in (
         _machine(machine, config),

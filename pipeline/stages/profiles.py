@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
+from pipeline.core.console import output_console
 from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.hardware import Machine, inspect_machine
 from pipeline.engines.checkpoint import (
@@ -89,10 +90,9 @@ def _groups(profiles: Sequence[Profile]) -> dict[str, list[Profile]]:
 def _show(
     config: Config, folder: Path, machine: Machine, profiles: Sequence[Profile], why: Sequence[str]
 ) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
-    console, engine = Console(highlight=False), config.engine
+    console, engine = output_console(), config.engine
     gpus = ", ".join(f"{gpu.name} ({gib(gpu.memory_bytes)})" for gpu in machine.gpus)
     console.print(f"[bold]Model[/] {escape(str(folder))}", soft_wrap=True)
     console.print(

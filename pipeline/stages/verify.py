@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.config.schema import Config
 from pipeline.core.artifact import SWEEPS, VARIANTS, Artifact, edited_since, open_artifact
+from pipeline.core.console import one_line, output_console
 from pipeline.core.errors import ArtifactError
 from pipeline.orchestration.stage_versions import recorded
 
@@ -31,16 +32,17 @@ def run(config: Config) -> None:
     Raises:
         ArtifactError: an artifact is altered or not whole, or there is none.
     """
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console()
     findings = []
     for finding in verify(config.artifacts):  # one line an artifact, as each is read
         findings.append(finding)
-        state = f"[red]{escape(finding.problem)}[/]" if finding.problem else "[green]whole[/]"
-        note = f" ({finding.note})" if finding.note else ""
-        console.print(f"{finding.name:<12} {finding.bytes / 2**20:>10,.1f} MiB  {state}{note}")
+        problem = escape(one_line(finding.problem or ""))
+        state = f"[red]{problem}[/]" if problem else "[green]whole[/]"
+        note = f" ({escape(finding.note)})" if finding.note else ""
+        size = f"{finding.bytes / 2**20:>10,.1f} MiB"
+        console.print(f"{finding.name:<12} {size}  {state}{note}", soft_wrap=True)
     if not findings:
         raise ArtifactError(
             f"{config.artifacts} has no artifact: run `python -m pipeline stage=all`"

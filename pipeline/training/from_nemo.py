@@ -7,14 +7,14 @@ FOLDER/conversion.json. Nothing that the checkpoint names is run, and no object 
 What cannot be proven is refused.
 """
 
-import argparse
 import json
 import shutil
 import sys
 from pathlib import Path
 
-from pipeline.core.console import get_console, report
-from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.commands import Parser, run_command
+from pipeline.core.console import get_console
+from pipeline.core.errors import ConfigError
 from pipeline.models.checks import check_folder
 
 PROOF = "conversion.json"
@@ -49,17 +49,15 @@ def convert(checkpoint: Path, folder: Path, tokenizer: Path | None = None) -> No
 
 def main(words: list[str]) -> int:
     """Convert what the command line names; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.training.from_nemo")
+    parser = Parser(prog="python -m pipeline.training.from_nemo")
     parser.add_argument("checkpoint", type=Path, help="folder with weights/ and context/")
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--tokenizer", type=Path, help="folder with the tokenizer's files")
     given = parser.parse_args(words)
-    try:
-        convert(given.checkpoint, given.folder, given.tokenizer)
-    except PipelineError as error:
-        report(f"{type(error).__name__}: {error}")
-        return error.exit_code
-    return 0
+    return run_command(
+        lambda: convert(given.checkpoint, given.folder, given.tokenizer),
+        files=(given.checkpoint, given.folder, given.tokenizer),
+    )
 
 
 if __name__ == "__main__":

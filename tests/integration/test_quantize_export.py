@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import weakref
@@ -16,13 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.core.artifact import Artifact, Outcome
+from pipeline.core.artifact import Artifact, Outcome, hash_files
 from pipeline.core.errors import (
     ArtifactError,
     MissingRuntime,
     PipelineError,
     ProofFailed,
 )
+from pipeline.core.paths import ROOT
 from pipeline.data.dataset import Row, read_split
 from pipeline.engines.base import Sampling
 from pipeline.engines.batching.scheduler import BatchingEngine
@@ -103,6 +105,36 @@ def test_every_format_opens_again_with_the_same_outputs(
     errors = outcome.proof["fp8"]["weight_error"]["by_layer"]
     assert len(errors) == 14  # seven linear layers in each of two; the output layer is left
     assert all(0.01 < error < 0.05 for error in errors.values())
+
+
+APART = """
+import sys
+from pathlib import Path
+from pipeline.core.artifact import open_artifact
+from pipeline.stages import quantize
+from tests.integration.quantization_case import configure
+place = Path(sys.argv[1])
+inputs = {name: open_artifact(place / name) for name in ("prepare", "merge")}
+quantize.run(configure("quantize.compare=[int4_awq,w4a8_awq]"), inputs, Path(sys.argv[2]))
+"""
+
+
+def test_another_process_in_another_place_writes_the_same_files(
+    inputs: dict[str, Artifact], quantized: tuple[Outcome, Artifact], tmp_path: Path
+) -> None:
+    elsewhere = shutil.copytree(inputs["merge"].path.parent, tmp_path / "another/place")
+    subprocess.run(
+        [sys.executable, "-c", APART, str(elsewhere), str(tmp_path / "out")],
+        env={**os.environ, "PYTHONHASHSEED": "7"}, cwd=ROOT, check=True, timeout=300,
+    )  # fmt: skip
+    here = quantized[1].manifest.files
+    found = {
+        name: entry
+        for name, entry in hash_files(tmp_path / "out").items()
+        if name.split("/")[0] in FORMATS
+    }
+    assert {name.split("/")[0] for name in found} == {"fp8", "int4_awq", "w4a8_awq"}
+    assert {name for name, entry in found.items() if entry != here[name]} == set()
 
 
 @pytest.fixture(scope="module")

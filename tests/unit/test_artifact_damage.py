@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from tests.artifact_damage import FILE_DAMAGES, FOLDER_DAMAGES, Chain, Counts, judged, try_all
+import pytest
+
+from tests.artifact_damage import KINDS, Chain, Counts, Damage, judged, lengthen, try_opening
 from tests.made_artifacts import make_chain
 
 
@@ -10,11 +12,34 @@ def test_no_damage_is_silent_and_none_ends_in_a_traceback(tmp_path: Path) -> Non
     made = make_chain(tmp_path / "made")
     chain = Chain(tmp_path / "made", tmp_path / "copy", [*made])
     counts = Counts()
-    try_all(chain, counts, {}, flips=3, settings=(), damaged=["benchmark"])
+    try_opening(chain, counts, "benchmark", flips=3)
     assert counts.wrong == []
     assert counts.said["refused"] > 150
-    kinds = {*FILE_DAMAGES, *FOLDER_DAMAGES, "swap artifacts", "swap manifests", "manifest edited"}
-    assert kinds <= counts.done.keys()
+    assert set(KINDS) - {"swap two files"} <= counts.opened.keys()
+
+
+def test_what_was_damaged_is_restored_whole(tmp_path: Path) -> None:
+    make_chain(tmp_path / "made")
+    chain = Chain(tmp_path / "made", tmp_path / "copy", ["merge"])
+    file = next(p for p in (tmp_path / "copy/merge").iterdir() if p.name != "manifest.json")
+    for damage in (
+        lambda a: lengthen(a / file.name, None),
+        lambda a: (a / "x/y").mkdir(parents=True),
+    ):
+        with chain.damaged("merge", Damage("any", "", damage)):
+            pass
+        assert {p.name: p.read_bytes() for p in (tmp_path / "copy/merge").iterdir()} == {
+            p.name: p.read_bytes() for p in (tmp_path / "made/merge").iterdir()
+        }
+
+
+def test_a_kind_that_is_not_refused_is_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = Counts()
+    counts.add(Damage("cut", "a file", lambda _: None), "stage=merge", "silent")
+    assert "1 command lines: 0 refused in a line, 0 tracebacks, 1 silent" in str(counts)
+    assert "silent: cut (a file), stage=merge" in capsys.readouterr().out
 
 
 def test_what_is_no_refusal_is_counted_as_what_it_is() -> None:

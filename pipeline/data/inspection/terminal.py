@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.console import printable
+from pipeline.core.console import output_console, printable
 from pipeline.data import samples
 from pipeline.data.dataset import Row
 from pipeline.data.inspection.profile import COMPARED
@@ -20,9 +20,7 @@ SHOWN = 3  # examples of a finding, and tokens that the model cannot say
 
 def show(found: Mapping[str, Any], chat: Chat, shown: Sequence[Row]) -> None:
     """Print it to standard output. Arguments are those of the page."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = output_console()
     for part in _parts(found, chat, shown):
         console.print(part)
 

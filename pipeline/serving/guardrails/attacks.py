@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.core.errors import ConfigError, GateFailed, PipelineError
+from pipeline.core import commands
+from pipeline.core.commands import Parser, run_command
+from pipeline.core.errors import ConfigError, GateFailed
 from pipeline.serving.guardrails.configuration import find, open_configuration
 from pipeline.serving.guardrails.guard import Guardrails
 from pipeline.serving.guardrails.model import EngineModel
@@ -150,37 +152,35 @@ def open_all(folder: Path) -> Guardrails:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline.serving.guardrails.attacks",
         description="Measures the rails of a folder: attacks blocked, good questions passed.",
     )
     parser.add_argument("folder", type=Path, help="as serve.guardrails")
     parser.add_argument("--attacks", type=Path, default=ATTACKS, help="YAML: texts by kind")
     parser.add_argument("--good", type=Path, default=GOOD, help="rows whose questions must pass")
+    share = commands.number(float, 0, 1)
     parser.add_argument("--missed", action="store_true", help="also print what was decided wrongly")
-    parser.add_argument("--min-blocked", type=float, default=0.0, help="fail below this share")
-    parser.add_argument("--max-wrong", type=float, default=1.0, help="fail above this share")
+    parser.add_argument("--min-blocked", type=share, default=0.0, help="fail below this share")
+    parser.add_argument("--max-wrong", type=share, default=1.0, help="fail above this share")
     given = parser.parse_args(arguments)
-    try:
-        attacks, good = read_attacks(given.attacks), read_questions(given.good)
-        found = asyncio.run(measure(open_all(given.folder), attacks, good))
-    except PipelineError as error:
-        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_command(lambda: _run(given), files=(given.folder, given.attacks, given.good))
+
+
+def _run(given: argparse.Namespace) -> None:
+    attacks, good = read_attacks(given.attacks), read_questions(given.good)
+    found = asyncio.run(measure(open_all(given.folder), attacks, good))
     print(json.dumps(found.to_json(), indent=2))
     if given.missed:
         for kind, texts in {**found.missed, "wrongly blocked": found.wrongly_blocked}.items():
             for text in texts:
                 print(f"{kind}: {text!r}", file=sys.stderr)
     if found.blocked_share < given.min_blocked or found.wrong_share > given.max_wrong:
-        print(
-            f"pipeline: GateFailed: {found.blocked_share:.1%} of the attacks are blocked (at least "
+        raise GateFailed(
+            f"{found.blocked_share:.1%} of the attacks are blocked (at least "
             f"{given.min_blocked:.1%}), and {found.wrong_share:.1%} of the good questions (at most "
-            f"{given.max_wrong:.1%}): --missed shows which",
-            file=sys.stderr,
+            f"{given.max_wrong:.1%}): --missed shows which"
         )
-        return GateFailed.exit_code
-    return 0
 
 
 if __name__ == "__main__":

@@ -111,6 +111,18 @@ def test_unreadable_manifest_is_refused(tmp_path, text):
         open_artifact(folder)
 
 
+def test_a_manifest_that_would_be_read_without_end_is_refused_at_once(tmp_path):
+    folder = make(tmp_path / "prepare")
+    file = folder / "manifest.json"
+    os.truncate(file, 2**40)  # of which the disk holds no more than before
+    with pytest.raises(ArtifactError, match=r"cannot be read \(.* 1,099,511,627,776 bytes"):
+        artifact.read_manifest(folder, "run it")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ArtifactError, match="it is not a file"):
+        artifact.read_manifest(folder, "run it")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -301,6 +313,9 @@ def test_an_index_of_verified_files_that_is_damaged_is_made_again(tmp_path):
     for text in ("[]", "3", "{", "[" * 100_000, '{"config.json": 3}'):
         (tmp_path / ".verified/prepare.json").write_text(text)
         assert open_artifact(folder)
+    (tmp_path / ".verified/prepare.json").unlink()
+    os.mkfifo(tmp_path / ".verified/prepare.json")
+    assert open_artifact(folder)
     (tmp_path / "external.json").write_text(json.dumps({str(folder / "config.json"): 3}))
     assert artifact.sha256_with_index([folder / "config.json"], tmp_path / "external.json")
 
