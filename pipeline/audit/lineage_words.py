@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.audit.lineage import SHOWN, Lineage, Node
+from pipeline.core.console import output_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,10 +77,11 @@ def show(lineage: Lineage, wanted: str | None) -> None:
 
 def wide_console() -> "Console":
     """Standard output, whose lines are not cut where nobody sees them at once."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=200)
+    console = output_console()
+    console.soft_wrap = True
+    if not console.is_terminal:
+        console.width = 200
+    return console
 
 
 def _described(node: Node) -> str:
