@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import resolvers
-from pipeline.config.model_defaults import fill
+from pipeline.config.model_defaults import fill, register_functions
 from pipeline.config.schema import Config, load
 from pipeline.core.errors import ConfigError, short
 from pipeline.core.paths import CONF
@@ -43,7 +42,7 @@ def default_tree(changes: Mapping[str, Any] | None = None, *, conf: Path = CONF)
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    resolvers.register()
+    register_functions()
     changes = changes or {}
     groups = {name for name in changes if (conf / name).is_dir()}
     tree = _Composition(conf, {name: changes[name] for name in groups}).compose()
