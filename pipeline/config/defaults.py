@@ -5,9 +5,6 @@
 Hydra composes conf/ for the command line. Here the part of its rules that conf/ uses is followed:
 lists of defaults with `_self_`, `optional`, `override /group` and `${group}`, and packages. A test
 compares both for every option.
-
-Files of conf/ may call a function beside OmegaConf's own: `max_steps: ${supervised:170}` is null
-with a preference objective, and `global_batch_size: ${supervised:32,8}` is then 8.
 """
 
 import re
@@ -15,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.model_defaults import fill
+from pipeline.config.model_defaults import fill, register_functions
 from pipeline.config.schema import Config, load
 from pipeline.core.errors import ConfigError, short
 from pipeline.core.paths import CONF
@@ -151,16 +148,3 @@ class _Composition:
         if optional and not file.is_file():
             return []
         return (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
-
-
-def register_functions() -> None:
-    """Make the functions that conf/ calls known to OmegaConf; a second call changes nothing."""
-    from omegaconf import OmegaConf
-
-    if not OmegaConf.has_resolver("supervised"):
-        OmegaConf.register_new_resolver("supervised", _supervised)
-
-
-def _supervised(value: Any, otherwise: Any = None, *, _root_: Any) -> Any:
-    """A value for supervised fine-tuning, and another one for preference objectives."""
-    return value if _root_.finetune.objective == "sft" else otherwise

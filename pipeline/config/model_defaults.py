@@ -82,6 +82,22 @@ def fill(tree: Tree) -> Tree:
     return tree
 
 
+def register_functions() -> None:
+    """Make known what files of conf/ may call beside OmegaConf's own functions:
+
+    max_steps: ${supervised:170}            # null with a preference objective
+    global_batch_size: ${supervised:32,8}   # 8 with one
+    """
+    from omegaconf import OmegaConf
+
+    if not OmegaConf.has_resolver("supervised"):
+        OmegaConf.register_new_resolver("supervised", _supervised)
+
+
+def _supervised(value: Any, otherwise: Any = None, *, _root_: Any) -> Any:
+    return value if _root_.finetune.objective == "sft" else otherwise
+
+
 def fill_engine(engine: Tree, folder: str) -> None:
     """Fill in the lengths of an engine section, in place, from a model's folder."""
     _fill_lengths(engine, _sizes(folder))

@@ -79,3 +79,8 @@ class Busy(PipelineError, RuntimeError):
 
 class ResourceError(PipelineError, OSError):
     exit_code = 9
+
+
+def error_of(code: int) -> type[PipelineError]:
+    """The error with an exit code, as of another process; PipelineError if none has it."""
+    return next((e for e in PipelineError.__subclasses__() if e.exit_code == code), PipelineError)

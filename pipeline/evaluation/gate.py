@@ -153,7 +153,7 @@ def _verdict(
     }
     text = (
         f"the {what} is {metric.text(value.value)}, {_difference(metric, found)} that of the "
-        f"{_other(condition.against)} on {found.questions} questions, and its margin is "
+        f"{_other(condition.against)} on {_counted(metric, found)}, and its margin is "
         f"{_margin(metric, margin)}"
     )
     text += {
@@ -164,6 +164,10 @@ def _verdict(
     }[condition.by]
     passed = by[condition.by]
     return Verdict(name, passed, text if passed else f"{text}: {ADVICE[condition.model]}")
+
+
+def _counted(metric: Metric, found: Estimate) -> str:
+    return f"{found.questions} {'questions' if metric.by_question else 'passages'}"
 
 
 def _absolute(
@@ -182,7 +186,7 @@ def _absolute(
     shown = metric.text(value.value)
     if condition.by == "interval":
         shown += f" ({metric.text(value.low)} to {metric.text(value.high)})"
-    text = f"the {what} is {shown} on {value.questions} questions, and {' and '.join(wanted)} is "
+    text = f"the {what} is {shown} on {_counted(metric, value)}, and {' and '.join(wanted)} is "
     text += "required" + " of the whole interval" * (condition.by == "interval")
     return Verdict(name, passed, text if passed else f"{text}: {ADVICE[condition.model]}")
 

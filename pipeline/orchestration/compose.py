@@ -10,13 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.defaults import default_tree, register_functions
-from pipeline.config.model_defaults import fill
+from pipeline.config.defaults import default_tree
+from pipeline.config.model_defaults import fill, register_functions
 from pipeline.config.schema import Config, load
 from pipeline.core import secrets
-from pipeline.core.errors import ConfigError, short
+from pipeline.core.errors import ConfigError, PipelineError, short
 from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
-from pipeline.models.sources.address import is_source
+from pipeline.models.sources.fetching import comes_from_elsewhere, local_folder
 from pipeline.orchestration import arguments as command_line
 from pipeline.orchestration.graph import OUTSIDE, REMOVED, declared_stages, read_yaml
 
@@ -118,7 +118,7 @@ def compose_words(words: list[str]) -> dict[str, Any]:
 
     try:
         return to_tree(hydra_compose(CONFIG, overrides=words))
-    except (ConfigError, OmegaConfBaseException):
+    except (PipelineError, OmegaConfBaseException):
         raise
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         # Of Hydra's grammar: a value of another kind than it expects there.
@@ -148,10 +148,10 @@ def _local(tree: dict[str, Any]) -> dict[str, Any]:
     """
     model, artifacts = tree.get("model"), tree.get("artifacts")
     path = model.get("path") if isinstance(model, Mapping) else None
-    if not isinstance(model, Mapping) or not isinstance(artifacts, str) or not is_source(path):
+    if not isinstance(model, Mapping) or not isinstance(artifacts, str):
         return tree
-    from pipeline.models.sources.fetching import local_folder
-
+    if not comes_from_elsewhere(path):
+        return tree
     return {**tree, "model": {**model, "path": local_folder(str(path), Path(artifacts))}}
 
 

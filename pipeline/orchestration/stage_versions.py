@@ -20,7 +20,8 @@ from typing import Any
 from pipeline.core.console import report
 from pipeline.core.errors import EXIT_CODE_FILE, DataError, PipelineError, ResourceError
 from pipeline.core.paths import PARAMS_FILE
-from pipeline.models.sources.address import is_source, not_a_folder
+from pipeline.models.sources.address import not_a_folder
+from pipeline.models.sources.fetching import comes_from_elsewhere, local_folder, provenance
 from pipeline.orchestration.graph import MODEL_FILE, read_yaml
 from pipeline.orchestration.project import refuse_copy
 
@@ -127,9 +128,7 @@ def base_model(tree: Any, artifacts: Path) -> dict[str, Any]:
         return {}  # which the stages refuse
     if not isinstance(path, str):
         return {}
-    if is_source(path):
-        from pipeline.models.sources.fetching import local_folder, provenance
-
+    if comes_from_elsewhere(path):
         folder = Path(local_folder(path, artifacts))
         if fetched := provenance(folder, artifacts):
             # Not its files: they arrive one after another, and the revision says what they are.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import get_console, natural
 from pipeline.evaluation.overlap import exact_match
-from pipeline.evaluation.report import label, main_metric
+from pipeline.evaluation.report import forgotten, label, main_metric
 from pipeline.evaluation.served import describe
 from pipeline.orchestration.summary import SUMMARY
 
@@ -33,6 +33,7 @@ def show_summary(
         ("Training", _training(summary)),
         ("Answers to questions that training never saw", _answer_table(artifacts)),
         (f"{metric.heading} on them, with its 95 % interval", _accuracy_table(summary)),
+        ("General perplexity, which forgetting raises", forgotten(summary["accuracy"]) or None),
         ("Engine", _engine_table(summary)),
         ("Overruled", _overruled(summary)),
         ("Next", _next_steps(summary, artifacts)),

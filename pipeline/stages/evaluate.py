@@ -9,6 +9,7 @@ the format that is exported. For formats that are only compared (quantize.compar
 which ones the gate would refuse.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,7 +34,7 @@ from pipeline.models.chat.template_consistency import shared_chat
 from pipeline.optimization.formats import FORMATS
 
 STAGE = Stage(
-    version=3,
+    version=4,
     libraries=("torch", "transformers", "nvidia-modelopt", "peft", "tokenizers", "jinja2", "numpy",
                "rapidfuzz", "sacrebleu"),
     optional_libraries=("sentence-transformers", "jsonschema", "httpx"),
@@ -218,7 +219,10 @@ def _write_page(
 
 
 def _windows(chat: Chat, config: Config) -> list[list[int]]:
-    """evaluate.general_text as windows of tokens; none without it.
+    """evaluate.general_text as windows of tokens, its passages apart; none without it.
+
+    Passages are what empty lines part; a longer one than a window is cut. Intervals come from
+    resampling the windows, which a text of one window could not have.
 
     Raises:
         DataError: the file cannot be read, or holds fewer than two tokens.
@@ -227,11 +231,16 @@ def _windows(chat: Chat, config: Config) -> list[list[int]]:
     if file is None:
         return []
     try:
-        ids = chat.encode(file.read_text(encoding="utf-8"))
+        passages = re.split(r"\n[ \t]*\n", file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"evaluate.general_text={file} cannot be read ({error})") from error
-    windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
-    windows = [window for window in windows if len(window) > 1]
+    windows = [
+        window
+        for passage in passages
+        if (ids := chat.encode(passage.strip()))
+        for start in range(0, len(ids), WINDOW)
+        if len(window := ids[start : start + WINDOW]) > 1
+    ]
     if not windows:
         raise DataError(f"evaluate.general_text={file} holds fewer than two tokens")
     return windows

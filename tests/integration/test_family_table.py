@@ -12,7 +12,7 @@ import pytest
 from pipeline.models.families import FAMILIES, family_of
 from pipeline.models.families.unsupported import UNSUPPORTED
 from tests.integration.family_case import MODELS
-from tools.family_table import page
+from tools.family_table import importers, page
 from tools.family_table.cells import HOPS, main_path
 
 
@@ -47,3 +47,12 @@ def test_refused_architectures_name_a_supported_one() -> None:
     for record in UNSUPPORTED:
         assert family_of([record.nearest]) is not None, record
         assert family_of(record.architectures) is None, record
+
+
+def test_every_importer_of_nemo_is_taken_or_refused_with_a_reason() -> None:
+    assert importers.installed() == set(importers.IMPORTERS)
+    for names in importers.IMPORTERS.values():
+        for name in names:
+            title, reason = importers.verdict(name)
+            assert bool(title) != bool(reason)
+            assert title or "limit" in reason, name

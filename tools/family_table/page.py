@@ -13,6 +13,7 @@ from pipeline.core.hardware import installed_versions
 from pipeline.models.families import FAMILIES
 from pipeline.models.families.unsupported import UNSUPPORTED
 from pipeline.optimization.formats import FORMATS
+from tools.family_table import importers
 from tools.family_table.cells import ENGINES, HOPS, TRAINING
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,7 @@ def render(record: Mapping[str, Any]) -> str:
         *tables,
         "### Notes\n\n" + notes.text(),
         "## Architectures\n\n" + "\n".join(families),
+        f"## NeMo's importers\n\n{importers.counts()}\n\n{importers.table()}",
         "## Architectures that are refused\n\nThe refusal gives the reason and the nearest "
         "supported architecture.\n\n" + "\n".join(refused),
     ]

@@ -24,6 +24,11 @@ _NO_IMPORTER = (
     "NeMo 2.7.3 has no importer for it, and no record describes it yet (NeMo's limit and ours)"
 )
 _SEES = "it reads images or sound beside text, and only text models are trained (our limit)"
+_ENCODES = "it gives vectors or scores, and only models that write text are trained (our limit)"
+_FUSED_EXPERTS = (
+    "it keeps all experts of a layer in one tensor, which this pipeline's weight map does not take "
+    "apart yet (our limit)"
+)
 _RECURRENT = (
     "Megatron-Core's state-space layers need CUDA kernels of mamba-ssm, which are not part of this "
     "pipeline (Megatron-Core's limit)"
@@ -63,12 +68,8 @@ UNSUPPORTED = (
         "Starcoder2ForCausalLM",
     ),
     Unsupported(("Gemma3ForConditionalGeneration",), _SEES, "Gemma3ForCausalLM"),
-    Unsupported(
-        ("GptOssForCausalLM",),
-        "it keeps all experts of a layer in one tensor, which this pipeline's weight map does not "
-        "take apart yet (our limit)",
-        "MixtralForCausalLM",
-    ),
+    Unsupported(("GptOssForCausalLM",), _FUSED_EXPERTS, "MixtralForCausalLM"),
+    Unsupported(("Llama4ForCausalLM",), _FUSED_EXPERTS, "Qwen3MoeForCausalLM"),
     Unsupported(
         ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
         "no record describes multi-head latent attention yet (our limit)",
@@ -80,9 +81,10 @@ UNSUPPORTED = (
         "MixtralForCausalLM",
     ),
     Unsupported(
-        ("Llama4ForCausalLM", "Ernie4_5_MoeForCausalLM"), _NO_IMPORTER, "Qwen3MoeForCausalLM"
+        ("Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM", "Glm4ForCausalLM"),
+        _NO_IMPORTER,
+        "Qwen3MoeForCausalLM",
     ),
-    Unsupported(("Glm4MoeForCausalLM", "Glm4ForCausalLM"), _NO_IMPORTER, "Qwen3MoeForCausalLM"),
     Unsupported(
         (
             "GPT2LMHeadModel",
@@ -125,6 +127,22 @@ UNSUPPORTED = (
             "MT5ForConditionalGeneration",
         ),
         "it is an encoder with a decoder, and only decoders are trained (our limit)",
+        "LlamaForCausalLM",
+    ),
+    Unsupported(
+        (
+            "LlamaBidirectionalModel",
+            "LlamaBidirectionalForSequenceClassification",
+            "LlamaForSequenceClassification",
+            "Qwen2ForSequenceClassification",
+            "Qwen3ForSequenceClassification",
+            "BertModel",
+            "BertForMaskedLM",
+            "ModernBertForMaskedLM",
+            "RobertaForMaskedLM",
+            "XLMRobertaModel",
+        ),
+        _ENCODES,
         "LlamaForCausalLM",
     ),
 )

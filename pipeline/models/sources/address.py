@@ -20,6 +20,7 @@ SCHEMES = {
     "ngc": "ngc://ORG/TEAM/MODEL:VERSION",
     "file": "file:///FOLDER",
 }
+NEMO = "nemo"  # of a checkpoint of NeMo on this machine, in records; settings name its path
 # What a message offers. NVIDIA's registry is left out: its own client fetches from there.
 FORMS = "a folder, or one of " + ", ".join(f for s, f in SCHEMES.items() if s != "ngc")
 _URL = re.compile(r"^([a-z][a-z0-9+.-]*):/+(.*)$", re.IGNORECASE | re.DOTALL)
@@ -56,6 +57,8 @@ def parse(text: str) -> Address | Path:
     scheme, rest = (found[1].lower(), found[2].rstrip("/")) if found else ("", "")
     if scheme == "file":
         return _folder(text)
+    if scheme == NEMO:
+        return Address(NEMO, f"/{rest}")
     if scheme in ("http", "https"):
         raise ConfigError(f"model.path={short(text, 120)} is a web page: {_typed(rest)}")
     if scheme not in SCHEMES:

@@ -13,15 +13,17 @@ from pipeline.core.artifact import main_folder, sha256_of_json
 from pipeline.core.console import get_console
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.models.files import WEIGHTS_INDEX
-from pipeline.models.sources.address import Address, parse
+from pipeline.models.other_forms import is_nemo
+from pipeline.models.sources.address import NEMO, Address, is_source, parse
 from pipeline.models.sources.files import Remote, described, weights
 
 RECORDS = ".sources.json"
+CONFIG = "config.json"
 _REVISION = re.compile(r"^[0-9a-f]{40}$|^[0-9a-f]{64}$")  # it becomes the name of a folder
 
 
-class Place(Protocol):
-    """Where models are fetched from."""
+class Files(Protocol):
+    """Files that are fetched one by one."""
 
     def resolve(self) -> str:
         """The revision that the address means now."""
@@ -36,12 +38,56 @@ class Place(Protocol):
         """Fetch files into the folder; what `files.entry` makes of each."""
 
 
+class Place(Protocol):
+    """Where a model comes from."""
+
+    def resolve(self) -> str:
+        """The revision that the address means now."""
+
+    def folder(self, revision: str) -> Path:
+        """The folder of the cache for a revision."""
+
+    def describe(self, revision: str) -> None:
+        """Have config.json in the folder."""
+
+    def whole(self, revision: str) -> dict[str, dict[str, Any]]:
+        """Have all that a model needs in the folder; what `files.entry` makes of each file."""
+
+
+class _Fetched:
+    """A place whose files are fetched."""
+
+    def __init__(self, address: Address, files: Files) -> None:
+        self._address, self._files = address, files
+
+    def resolve(self) -> str:
+        return self._files.resolve()
+
+    def folder(self, revision: str) -> Path:
+        return self._files.folder(revision)
+
+    def describe(self, revision: str) -> None:
+        if CONFIG not in self._files.files(revision):
+            raise DataError(f"{self._address} has no {CONFIG}: give the name of a model")
+        self._files.get(revision, [CONFIG])
+
+    def whole(self, revision: str) -> dict[str, dict[str, Any]]:
+        names, get = self._files.files(revision), self._files.get
+        found = get(revision, described(names))
+        index = self.folder(revision) / WEIGHTS_INDEX
+        return found | get(revision, weights(names, index, self._address))
+
+
 @lru_cache(32)
 def _place(address: Address) -> Place:
+    if address.scheme == NEMO:
+        from pipeline.models.sources.checkpoints import Checkpoint
+
+        return Checkpoint(address)
     if address.scheme == "hf":
         from pipeline.models.sources.hub import Hub
 
-        return Hub(address)
+        return _Fetched(address, Hub(address))
     if address.scheme == "ngc":
         raise ConfigError(
             f"model.path={address} is fetched by NVIDIA's own client: run `ngc registry model "
@@ -49,7 +95,12 @@ def _place(address: Address) -> Place:
         )
     from pipeline.models.sources.objects import Objects
 
-    return Objects(address)
+    return _Fetched(address, Objects(address))
+
+
+def comes_from_elsewhere(text: object) -> bool:
+    """Whether what model.path names is fetched or converted into the cache."""
+    return is_source(text) or (isinstance(text, str) and bool(text) and is_nemo(Path(text)))
 
 
 def local_folder(text: str, artifacts: Path) -> str:
@@ -60,31 +111,26 @@ def local_folder(text: str, artifacts: Path) -> str:
     Raises:
         ConfigError: the address has another form. DataError: it cannot be fetched.
     """
-    address = parse(text)
+    address = parse(text) if is_source(text) else Path(text)
     if isinstance(address, Path):
-        return str(address)
+        if not is_nemo(address):
+            return str(address)
+        address = Address(NEMO, str(address.resolve()))
     records = _read(artifacts)
     record, place = records.get(str(address)), _place(address)
-    if record is None:
+    # A folder of this machine is what it is now, as one that is read where it is.
+    if record is None or (address.scheme == NEMO and place.resolve() != record["revision"]):
         revision = place.resolve()
         records[str(address)] = record = {"revision": revision}
-        _get(place, revision, ["config.json"], address)
+        place.describe(revision)
         _write(artifacts, records)
         get_console().print(
             f"{address} is revision {revision[:12]} here ({_file(artifacts)})", soft_wrap=True
         )
     folder = place.folder(record["revision"])
-    if not (folder / "config.json").is_file():  # the cache was cleared since
-        _get(place, record["revision"], ["config.json"], address)
+    if not (folder / CONFIG).is_file():  # the cache was cleared since
+        place.describe(record["revision"])
     return str(folder)
-
-
-def _get(place: Place, revision: str, names: Sequence[str], address: Address) -> None:
-    known = place.files(revision)
-    for name in names:
-        if name not in known:
-            raise DataError(f"{address} has no {name}: give the name of a model")
-    place.get(revision, names)
 
 
 def fetch(folder: Path, artifacts: Path) -> None:
@@ -98,11 +144,7 @@ def fetch(folder: Path, artifacts: Path) -> None:
     if found is None or is_whole(folder, artifacts):
         return
     address, place, record = found
-    revision = record["revision"]
-    names = place.files(revision)
-    small = described(names)
-    files = place.get(revision, small)
-    files |= place.get(revision, weights(names, folder / WEIGHTS_INDEX, address))
+    files = place.whole(record["revision"])
     record["files"] = dict(sorted(files.items()))
     record["digest"] = sha256_of_json({n: f["sha256"] for n, f in record["files"].items()})
     _write(artifacts, records | {str(address): record})
@@ -133,7 +175,9 @@ def provenance(folder: Path, artifacts: Path) -> dict[str, Any] | None:
     if found is None:
         return None
     address, _, record = found
-    return {"source": str(address), **{k: record.get(k) for k in ("revision", "digest")}}
+    # A path of this machine would say nothing elsewhere.
+    named = f"{NEMO}://{Path(address.name).name}" if address.scheme == NEMO else str(address)
+    return {"source": named, **{k: record.get(k) for k in ("revision", "digest")}}
 
 
 def _find(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from pipeline.core.artifact import sha256_of_file
 from pipeline.core.errors import DataError
 from pipeline.models.files import CONFIGS, TOKENIZER_FILES, WEIGHTS, WEIGHTS_INDEX, read_json
+from pipeline.models.sources.address import Address
 
 _PART = 2**20  # bytes that are read at once
 _LOOK = 0.02  # seconds from one look for new bytes to the next
@@ -29,6 +32,15 @@ class Remote:
     bytes: int
     version: str = ""
     digest: str = ""
+
+
+def cache_folder(address: Address, revision: str) -> Path:
+    """The folder of our own cache for a revision of a source."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = quote(address.name, safe="")
+    if len(name) > 200:  # a file system takes 255
+        name = f"{name[-150:]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return root / "finetune-to-serve" / "sources" / address.scheme / name / revision
 
 
 def described(names: Iterable[str]) -> list[str]:

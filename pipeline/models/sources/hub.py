@@ -123,7 +123,7 @@ class Hub:
         disable_progress_bars()  # ours shows all files in one
         logging.set_verbosity_error()  # it warns of each try; the last one's error is reported
         if not constants.HF_HUB_ENABLE_HF_TRANSFER:  # which divides files into parts by the same
-            constants.DOWNLOAD_CHUNK_SIZE = _PART
+            constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, _PART)
         total = sum(_bytes(files, name) for name in missing)
         largest_first = sorted(names, key=lambda name: -_bytes(files, name))
         with self._errors():

@@ -10,19 +10,24 @@ file is read only in the version that was listed.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
 from pipeline.core import extras
 from pipeline.core.artifact import sha256_of_json
 from pipeline.core.errors import DataError, PipelineError, ResourceError, short
 from pipeline.models.sources.address import Address
-from pipeline.models.sources.files import GrowingDigest, Remote, described, digest_of, entry
+from pipeline.models.sources.files import (
+    GrowingDigest,
+    Remote,
+    cache_folder,
+    described,
+    digest_of,
+    entry,
+)
 from pipeline.models.sources.transfer import run_all
 
 PART = 2**20  # bytes that are read at once; many more are new memory each time, cleared first
@@ -71,9 +76,7 @@ class Objects:
         return files
 
     def folder(self, revision: str) -> Path:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = quote(self.address.name, safe="")
-        return root / "finetune-to-serve" / "sources" / self.address.scheme / name / revision
+        return cache_folder(self.address, revision)
 
     def get(self, revision: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         folder, files = self.folder(revision), self.files(revision)

@@ -1,8 +1,9 @@
-"""NeMo 2.0 checkpoints that others wrote: to Hugging Face folders, without running what they name.
+"""NeMo checkpoints that others wrote: to Hugging Face folders, without running what they name.
 
     shape = describe(checkpoint, out)      # context/model.yaml → config.json, and the tokenizer
     write_hf(checkpoint, shape, out)       # weights, proven by logits
 
+A checkpoint is a folder of NeMo 2.0, or an unpacked archive of NeMo 1.0 (archives.py).
 `context/model.yaml` is read as plain data. It names classes and functions of NeMo, which are
 compared with those of the families' records and never called. A family is the right one if NeMo's
 configuration of the folder that we would write has every value that decides what the model
@@ -23,22 +24,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import ArtifactError, DataError
+from pipeline.core.errors import DataError
 from pipeline.models.architecture import Shape, read_shape
 from pipeline.models.families import FAMILIES
 from pipeline.models.families.record import Family
 from pipeline.models.files import read_json
-from pipeline.training.nemo.checkpoint_index import INDEX, read_index
+from pipeline.training.nemo import archives
+from pipeline.training.nemo.stored_weights import EMBEDDING, stored_weights
 
 if TYPE_CHECKING:
     import torch
 
 MODEL_FILE = "model.yaml"
-PREFIX = "module."  # of the names of a model's tensors
-EMBEDDING = f"{PREFIX}embedding.word_embeddings.weight"
 _LARGEST = 2**20  # bytes of a description
 _TARGET = "_target_"
-_SAVE = "save its tokenizer as a folder, and give it with --tokenizer FOLDER"
+_SAVE = (
+    "save its tokenizer as a folder, run `python -m pipeline.training.from_nemo CHECKPOINT FOLDER "
+    "--tokenizer TOKENIZER`, and give model.path=FOLDER"
+)
 # NeMo's names of activation functions → transformers'.
 _ACTIVATIONS = {
     "torch.nn.functional.silu": "silu",
@@ -78,25 +81,19 @@ def describe(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> Shap
         DataError: the checkpoint cannot be read, or no family's record describes its model; names
             the first field that none has.
     """
-    description = _description(checkpoint)
-    named = str(description.get(_TARGET))
-    families = [f for f in FAMILIES.values() if f.nemo.model.replace(":", ".") == named]
-    if not families:
-        known = sorted({f.nemo.model.partition(":")[2] for f in FAMILIES.values()})
-        raise DataError(
-            f"{checkpoint} is a {named.rpartition('.')[2][:60]}, which no record describes: a "
-            f"{', '.join(known)} is read"
-        )
+    archived = (checkpoint / archives.DESCRIPTION).is_file()
+    description = {} if archived else _description(checkpoint)
+    found = archives.candidates(checkpoint) if archived else _candidates(checkpoint, description)
+    weights = stored_weights(checkpoint)
+    if not weights.prefix:
+        raise DataError(f"{weights.folder} holds no embedding of NeMo's language models")
     out.mkdir(parents=True)
     _copy_tokenizer(checkpoint, description.get("tokenizer"), tokenizer, out)
-    embedding = _metadata(checkpoint).state_dict_metadata.get(EMBEDDING)
-    if embedding is None:
-        raise DataError(f"{checkpoint}/weights holds no embedding of NeMo's language models")
+    size, dtype = weights.tensors[weights.prefix + EMBEDDING]
     # A checkpoint of this pipeline says itself what NeMo's description leaves out.
     own = checkpoint / "hf" / "config.json"
     differences = []
-    for family in families:
-        fields = _with_defaults(description["config"], family)
+    for family, fields in found:
         if fields is None:
             differences.append(
                 f"its configuration is a {str(description['config'].get(_TARGET))[:100]}, which "
@@ -107,12 +104,12 @@ def describe(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> Shap
             config = (
                 read_json(own, "remove its folder hf/")
                 if own.is_file()
-                else _hf_config(family, fields, embedding.size[0])
+                else _hf_config(family, fields, size[0])
             )
         except (TypeError, ValueError, IndexError, OverflowError, ZeroDivisionError):
             differences.append("a field of its configuration is of another kind than NeMo's")
             continue
-        config["torch_dtype"] = str(embedding.properties.dtype).removeprefix("torch.")
+        config["torch_dtype"] = str(dtype).removeprefix("torch.")
         (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         try:
             shape = read_shape(out)
@@ -127,6 +124,26 @@ def describe(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> Shap
         f"{checkpoint}: {differences[0]}: write it as a Hugging Face folder with `nemo llm export`,"
         " on a machine where you trust it"
     )
+
+
+def _candidates(
+    checkpoint: Path, description: Mapping[str, Any]
+) -> list[tuple[Family, dict[str, Any] | None]]:
+    """Families whose class of NeMo 2.0 a description names, each with its configuration's fields;
+    None for a configuration of another class.
+
+    Raises:
+        DataError: no family has the class.
+    """
+    named = str(description.get(_TARGET))
+    families = [f for f in FAMILIES.values() if f.nemo.model.replace(":", ".") == named]
+    if not families:
+        known = sorted({f.nemo.model.partition(":")[2] for f in FAMILIES.values()})
+        raise DataError(
+            f"{checkpoint} is a {named.rpartition('.')[2][:60]}, which no record describes: a "
+            f"{', '.join(known)} is read"
+        )
+    return [(family, _with_defaults(description["config"], family)) for family in families]
 
 
 def write_hf(checkpoint: Path, shape: Shape, out: Path) -> dict[str, Any]:
@@ -200,7 +217,9 @@ def _copy_tokenizer(checkpoint: Path, named: Any, given: Path | None, out: Path)
         name = str(named.get("pretrained_model_name")) if isinstance(named, Mapping) else ""
         context = (checkpoint / "context").resolve()
         folder = (context / name).resolve()
-        if not kind.endswith(".AutoTokenizer") or not folder.is_relative_to(context):
+        if named is None:
+            raise DataError(f"{checkpoint} names its tokenizer and does not hold it: {_SAVE}")
+        if not name or not kind.endswith(".AutoTokenizer") or not folder.is_relative_to(context):
             raise DataError(f"{checkpoint} has a tokenizer of another kind ({kind[:80]}): {_SAVE}")
     if not (folder / "tokenizer.json").is_file():
         raise DataError(f"{folder} has no tokenizer.json: {_SAVE}")
@@ -332,61 +351,26 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, int | float) else str(value)
 
 
-def _metadata(checkpoint: Path) -> Any:
-    weights = checkpoint / "weights"
-    try:
-        form = json.loads((weights / "metadata.json").read_text())["sharded_backend"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{weights}/metadata.json cannot be read: give a whole checkpoint of NeMo 2.0"
-        ) from error
-    if form != "torch_dist":
-        raise DataError(
-            f"{weights} is in the format {form!r:.40}, and only torch_dist is read: load it with "
-            "NeMo, and save it again"
-        )
-    try:
-        return read_index(weights / INDEX, "give a whole checkpoint", others=True)
-    except ArtifactError as error:
-        raise DataError(str(error)) from error
-
-
 def _reader(checkpoint: Path, shape: Shape) -> Callable[[str], torch.Tensor]:
     """Reads a checkpoint's tensors by the names of `weight_map`."""
-    import torch
-    from torch.distributed.checkpoint import FileSystemReader, load
-
     from pipeline.training.nemo import weight_map
-    from pipeline.training.nemo.patches.checkpoint_safety import one_line_refusals
 
-    index = _metadata(checkpoint)
-    stored = index.state_dict_metadata
-
-    class Reader(FileSystemReader):
-        def read_metadata(self, *arguments: Any, **options: Any) -> Any:
-            index.storage_meta.load_id = self.load_id
-            return index
-
+    weights = stored_weights(checkpoint)
+    stored, prefix = weights.tensors, weights.prefix
     # Megatron-Core keeps a tensor of all layers in one, layer by layer, where the layers are alike.
     places: dict[str, tuple[str, int | None]] = {}
     for rule in weight_map.rules(shape):
-        name, layer = PREFIX + rule.megatron, None
-        if found := re.match(r"(module\.decoder\.layers\.)(\d+)\.(.*)", name):
+        name, layer = prefix + rule.megatron, None
+        if found := re.match(r"(.*decoder\.layers\.)(\d+)\.(.*)", name):
             whole = found[1] + found[3]
             name, layer = (whole, int(found[2])) if whole in stored else (name, None)
         if name not in stored:
-            raise DataError(f"{checkpoint}/weights has no {name}: another layer than the model's")
-        size = tuple(stored[name].size)
+            raise DataError(f"{weights.folder} has no {name}: another layer than the model's")
+        size, _ = stored[name]
         if layer is not None and size[0] != shape.layers:
-            raise DataError(f"{checkpoint}/weights has {size[0]} layers of {name}")
+            raise DataError(f"{weights.folder} has {size[0]} layers of {name}")
         places[rule.megatron] = (name, layer)
-    names = {name for name, _ in places.values()}
-    tensors = {
-        name: torch.empty(tuple(stored[name].size), dtype=stored[name].properties.dtype)
-        for name in sorted(names)
-    }
-    with one_line_refusals(checkpoint):
-        load(tensors, storage_reader=Reader(checkpoint / "weights"), no_dist=True)
+    tensors = weights.read(sorted({name for name, _ in places.values()}))
 
     def read(name: str) -> torch.Tensor:
         whole, layer = places[name]

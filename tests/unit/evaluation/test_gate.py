@@ -88,6 +88,19 @@ def test_a_refusal_says_the_value_what_is_required_and_what_to_do() -> None:
     assert "of the tuned model on tag card is 80.0% on 50 questions" in said
 
 
+def test_what_was_forgotten_is_counted_in_passages() -> None:
+    def forgetful(loss: float) -> Measured:
+        found = model(80)
+        found.samples["general_perplexity"] = Sample([loss] * 9, [1.0] * 9)
+        return found
+
+    condition = {"metric": "general_perplexity", "against": "base", "margin": 5}
+    models = {"base": forgetful(2.0), "tuned": forgetful(3.0)}
+    said = decide(condition, models, changes={"general_text": "x.txt"})
+    assert not said.passed
+    assert "above that of the base model on 9 passages, and its margin is 5" in said.text
+
+
 def test_a_loss_of_just_what_is_allowed_passes() -> None:
     models = {"tuned": model(90), "served": model(87)}
     assert decide({"model": "served", "against": "tuned", "margin": 0.03}, models).passed

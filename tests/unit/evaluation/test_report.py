@@ -4,7 +4,7 @@ from pathlib import Path
 from pipeline.evaluation.confidence import Estimate
 from pipeline.evaluation.gate import Verdict
 from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.report import build, main_metric, markdown, write
+from pipeline.evaluation.report import build, forgotten, main_metric, markdown, write
 
 NAMES = ("exact_match", "token_f1", "answer_loss", "perplexity")
 
@@ -57,3 +57,10 @@ def test_the_written_report_is_the_report(tmp_path: Path) -> None:
 def test_a_report_of_an_earlier_version_ranks_by_exact_match() -> None:
     assert main_metric({}) is METRICS["exact_match"]
     assert main_metric(REPORT).title == "exact match"
+
+
+def test_what_each_model_forgot_is_one_line() -> None:
+    models = {name: {"general_perplexity": {"value": v}} for name, v in
+              (("base", 18.12), ("tuned", 20.06), ("fp8", 20.7))}  # fmt: skip
+    assert forgotten(models) == "base 18.1, tuned 20.1, fp8, simulated 20.7"
+    assert forgotten(REPORT["models"]) == ""

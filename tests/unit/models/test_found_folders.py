@@ -202,10 +202,10 @@ def test_an_answer_within_a_thought_is_trained_as_it_is_served(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["weights/.metadata", "context/io.json"], "is a NeMo 2.0 checkpoint"),
-        (["model_config.yaml", "model_weights.ckpt"], "an unpacked archive of NeMo 1.0"),
+        (["weights/.metadata", "context/io.json"], "is a checkpoint of NeMo"),
+        (["model_config.yaml", "model_weights.ckpt"], "is a checkpoint of NeMo"),
         (["config.json", "rank0.safetensors"], "is a TensorRT-LLM checkpoint"),
-        ([], "is an archive of NeMo 1.0"),
+        ([], "is a checkpoint of NeMo"),
     ],
 )
 def test_checkpoints_of_other_kinds_are_named(tmp_path: Path, names: list[str], words: str) -> None:

@@ -1,7 +1,12 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from pipeline.core.errors import DataError
 from pipeline.data.dataset import Row
+from pipeline.stages import evaluate
 from pipeline.stages.evaluate import question
 
 
@@ -24,3 +29,16 @@ def test_a_prompt_that_is_no_beginning_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=r"test\.jsonl:7"):
         question(row(ids, mask, prompt))
+
+
+def test_passages_of_a_general_text_are_windows_of_their_own(tmp_path: Path) -> None:
+    text = tmp_path / "general.txt"
+    text.write_text("one two three\n \nfour\n\n" + "five " * 2000 + "\n\n\nsix seven\n")
+    config: Any = SimpleNamespace(evaluate=SimpleNamespace(general_text=text))
+    chat: Any = SimpleNamespace(encode=str.split)
+    windows = evaluate._windows(chat, config)
+    # A passage of one token predicts nothing, and a long one is cut.
+    assert [len(window) for window in windows] == [3, 1024, 976, 2]
+    text.write_text("one\n\ntwo\n")
+    with pytest.raises(DataError, match="fewer than two tokens"):
+        evaluate._windows(chat, config)
