@@ -112,8 +112,10 @@ def main() -> int:
         mounts = can_mount(folder / "disk")
         for stage in given.stages or chain.stages:
             limit(chain, stage, folder / f"limit-{stage}", given.steps, limited)
+            limited.tell(f"limits of files, {stage}")
             if mounts:
                 fill(chain, stage, folder / "disk", given.steps, filled)
+                filled.tell(f"full disks and inodes, {stage}")
     print(f"limits of the size of files: {limited}")
     print(f"full disks and full inodes: {filled}" if mounts else "no tmpfs can be mounted here")
     for line in [*limited.bad, *filled.bad]:

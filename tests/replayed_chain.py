@@ -52,8 +52,13 @@ class Counts:
             f"tracebacks, {len(self.silent)} silent, {len(self.lost)} lost"
         )
 
-    def see(self, what: str, done: Ended) -> None:
-        """Count a run that was broken off, and read what it said."""
+    def tell(self, what: str) -> None:
+        """Print how far a harness is, and what it found so far."""
+        print(f"{what}: {self}", flush=True)
+
+    def see(self, what: str, done: Ended, *, most_lines: int = 1) -> None:
+        """Count a run that was broken off, and read what it said: a line for the command, and one
+        for each stage that it started."""
         self.runs += 1
         self.broken += done.code != 0
         if "Traceback" in done.said:
@@ -61,7 +66,7 @@ class Counts:
         if done.code < 0:
             return  # a signal ended it, and it could not say anything
         lines = [line for line in done.said.splitlines() if line.startswith("pipeline: ")]
-        said = len(lines) == 1 or done.code == 0
+        said = 1 <= len(lines) <= most_lines or done.code == 0
         if not said or done.code not in CODES:
             self.silent.append(f"{what}: exit code {done.code}: {done.said}")
 

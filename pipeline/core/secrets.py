@@ -13,12 +13,19 @@ from typing import Any
 from pipeline.core.errors import ConfigError
 
 MASK = "***"
-# The last word of a setting, a header, a field or a variable whose value is a secret.
-_WORDS = (
-    "pass|passwd|password|passphrase|secret|token|bearer|api_?key|access_?key|secret_?key|"
-    "private_?key|auth|authorization|credentials?|cookie"
+# The last word of a setting, a header, a field or a variable whose value is a secret, or a list of
+# them. `tokens` alone is a number, and `key` anything.
+_KEYS = (
+    "api|access|account|encryption|functions|master|private|secret|session|shared|signing|storage|"
+    "subscription"
 )
-_NAME = re.compile(rf"(?:^|[._])(?:{_WORDS})$|[._]pwd$")  # not PWD, the working folder
+_WORDS = (
+    rf"pass|passwd|passwords?|passphrases?|passcode|secrets?|token|bearer|(?:{_KEYS})_?keys?|"
+    r"(?:access|api|auth|bearer|refresh|session)_?tokens|auth|authorization|credentials?|cookies?|"
+    r"signature|sig|sas|jwt|pat|connection_?string|dsn"
+)
+# Not PWD, the working folder.
+_NAME = re.compile(rf"(?:^|[._])(?:{_WORDS})(?:_(?:\d+|value))?$|[._]pwd$")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 # Tokens of a vocabulary.
 _NO_SECRET = re.compile(r"(?:^|[._])(?:bos|eos|pad|unk|sep|cls|mask|stop|image|audio)_token$")
@@ -33,7 +40,8 @@ _FORMS = re.compile(
 )
 _AUTHORIZATION = re.compile(rf"\b({_SCHEME})(?!\$\{{)[\w\-+/=.~:]{{8,}}")
 _URL_PASSWORD = re.compile(r"(\w://[^/\s:@]*):[^/\s]+@")
-_VALUE = rf"""(?P<value>"[^"\n]*"|'[^'\n]*'|{_SCHEME}?[^\s"',;&{{}}\[\]()]+)"""
+_LIST = r"\[[^\]\n]{1,2000}\]"
+_VALUE = rf"""(?P<value>"[^"\n]*"|'[^'\n]*'|{_LIST}|{_SCHEME}?[^\s"',;&{{}}\[\]()]+)"""
 _PAIRS = (
     # name=value and "name": "value". A name begins where a word does and is read once: the time of
     # a search is that of reading the text.
@@ -163,6 +171,9 @@ def _mask_pair(found: re.Match[str]) -> str:
     name, between, value = found.group("name", "between", "value")
     quote = value[0] if value[0] in "\"'" else ""
     bare = value.strip(quote).strip() if quote else value
+    if value[0] == "[" and is_secret_name(name.lstrip(" +-")):
+        references = REFERENCE.sub("", value).strip("[]'\", ")
+        return f"{name}{between}[{MASK}]" if references else found[0]
     if bare.lower() in _PLAIN or bare[0] == "$" or not is_secret_name(name.lstrip(" +-")):
         return found[0]
     return f"{name}{between}{quote}{MASK}{quote}"

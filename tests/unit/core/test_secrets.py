@@ -27,6 +27,10 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     "DB_PWD",
     "Authorization", "Proxy-Authorization", "X-Api-Key", "apiKey", "AWS_SECRET_ACCESS_KEY",
     "client_secret", "MLFLOW_TRACKING_PASSWORD", "credentials", "cookie", "private_key",
+    "api_keys", "API_KEYS", "access_tokens", "auth_tokens", "passwords", "secrets", "Set-Cookie",
+    "Ocp-Apim-Subscription-Key", "AccountKey", "SharedAccessKey", "signing_key", "encryption_key",
+    "X-Amz-Signature", "X-Amz-Credential", "sig", "jwt", "connection_string", "passcode",
+    "GITLAB_PAT", "session_key", "api_key_2", "HF_TOKEN_1", "refresh_token", "secret_value",
 ])  # fmt: skip
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)
@@ -35,6 +39,8 @@ def test_names_of_secrets(name: str) -> None:
 @pytest.mark.parametrize("name", [
     "max_new_tokens", "eos_token", "engine.arguments.pad_token", "serve.keys_file", "tokenizer",
     "register.name", "key", "monkey", "PWD", "OLDPWD", "author", "secretary", "token_ids",
+    "max_tokens", "stop_tokens", "tokens", "primary_key", "signatures", "pattern", "num_keys",
+    "add_bos_token", "image_token", "served_tokens_1", "keys", "tokens_per_second",
 ])  # fmt: skip
 def test_names_of_others(name: str) -> None:
     assert not is_secret_name(name)
@@ -47,6 +53,10 @@ def test_names_of_others(name: str) -> None:
     f"serve --api-key {CANARY} --port 1", f"--api-key={CANARY}", f"  password: {CANARY}",
     f"http://host/?api_key={CANARY}&x=1", f"{{'headers': {{'X-Api-Key': '{CANARY}'}}}}",
     f"sent Bearer {CANARY} to it", f"AWS_SECRET_ACCESS_KEY={CANARY}",
+    f"https://bucket.s3/x?X-Amz-Date=1&X-Amz-Signature={CANARY}",
+    f"https://blob/x?sv=1&sig={CANARY}",
+    f"AccountName=x;AccountKey={CANARY};EndpointSuffix=y", f"+engine.arguments.api_keys=[{CANARY},b]",
+    f'{{"api_keys": ["b", "{CANARY}"]}}',
 ])  # fmt: skip
 def test_secrets_in_text_are_masked(text: str) -> None:
     masked = mask(text)
