@@ -55,7 +55,8 @@ def test_names_of_others(name: str) -> None:
     f"sent Bearer {CANARY} to it", f"AWS_SECRET_ACCESS_KEY={CANARY}",
     f"https://bucket.s3/x?X-Amz-Date=1&X-Amz-Signature={CANARY}",
     f"https://blob/x?sv=1&sig={CANARY}",
-    f"AccountName=x;AccountKey={CANARY};EndpointSuffix=y", f"+engine.arguments.api_keys=[{CANARY},b]",
+    f"AccountName=x;AccountKey={CANARY};EndpointSuffix=y",
+    f"+engine.arguments.api_keys=[{CANARY},b]",
     f'{{"api_keys": ["b", "{CANARY}"]}}',
 ])  # fmt: skip
 def test_secrets_in_text_are_masked(text: str) -> None:
