@@ -14,13 +14,13 @@ from pipeline.core.errors import ConfigError
 
 MASK = "***"
 # The last word of a setting, a header, a field or a variable whose value is a secret, or a list of
-# them. `tokens` alone is a number, and `key` anything.
+# them. `tokens` alone is a number, `secrets` names what a cluster keeps, and `key` is anything.
 _KEYS = (
     "api|access|account|encryption|functions|master|private|secret|session|shared|signing|storage|"
     "subscription"
 )
 _WORDS = (
-    rf"pass|passwd|passwords?|passphrases?|passcode|secrets?|token|bearer|(?:{_KEYS})_?keys?|"
+    rf"pass|passwd|passwords?|passphrases?|passcode|secret|token|bearer|(?:{_KEYS})_?keys?|"
     r"(?:access|api|auth|bearer|refresh|session)_?tokens|auth|authorization|credentials?|cookies?|"
     r"signature|sig|sas|jwt|pat|connection_?string|dsn"
 )

@@ -27,7 +27,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     "DB_PWD",
     "Authorization", "Proxy-Authorization", "X-Api-Key", "apiKey", "AWS_SECRET_ACCESS_KEY",
     "client_secret", "MLFLOW_TRACKING_PASSWORD", "credentials", "cookie", "private_key",
-    "api_keys", "API_KEYS", "access_tokens", "auth_tokens", "passwords", "secrets", "Set-Cookie",
+    "api_keys", "API_KEYS", "access_tokens", "auth_tokens", "passwords", "Set-Cookie",
     "Ocp-Apim-Subscription-Key", "AccountKey", "SharedAccessKey", "signing_key", "encryption_key",
     "X-Amz-Signature", "X-Amz-Credential", "sig", "jwt", "connection_string", "passcode",
     "GITLAB_PAT", "session_key", "api_key_2", "HF_TOKEN_1", "refresh_token", "secret_value",
@@ -41,6 +41,7 @@ def test_names_of_secrets(name: str) -> None:
     "register.name", "key", "monkey", "PWD", "OLDPWD", "author", "secretary", "token_ids",
     "max_tokens", "stop_tokens", "tokens", "primary_key", "signatures", "pattern", "num_keys",
     "add_bos_token", "image_token", "served_tokens_1", "keys", "tokens_per_second",
+    "launcher.secrets", "launcher.pull_secrets",
 ])  # fmt: skip
 def test_names_of_others(name: str) -> None:
     assert not is_secret_name(name)
