@@ -14,7 +14,7 @@ from pipeline.config.defaults import default_tree
 from pipeline.config.model_defaults import fill
 from pipeline.config.schema import Config, load
 from pipeline.core import secrets
-from pipeline.core.errors import ConfigError, short
+from pipeline.core.errors import ConfigError, PipelineError, short
 from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
 from pipeline.models.sources.address import is_source
 from pipeline.orchestration import arguments as command_line
@@ -118,7 +118,7 @@ def compose_words(words: list[str]) -> dict[str, Any]:
 
     try:
         return to_tree(hydra_compose(CONFIG, overrides=words))
-    except (ConfigError, OmegaConfBaseException):
+    except (PipelineError, OmegaConfBaseException):
         raise
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         # Of Hydra's grammar: a value of another kind than it expects there.
@@ -140,19 +140,38 @@ def to_tree(composed: Any) -> dict[str, Any]:
 
 
 def _local(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the folder that a model's source stands for, so that whatever reads it, DVC
-    too, has a folder. Of a source that is new to the project its config.json is fetched.
+    """The tree with the folders that the model's and the data's sources stand for, so that whatever
+    reads it, DVC too, has folders. Of a model that is new to the project its config.json is
+    fetched.
 
     Raises:
-        ConfigError, DataError: the source is written otherwise, or cannot be read.
+        ConfigError, DataError: a source is written otherwise, or cannot be read.
     """
-    model, artifacts = tree.get("model"), tree.get("artifacts")
-    path = model.get("path") if isinstance(model, Mapping) else None
-    if not isinstance(model, Mapping) or not isinstance(artifacts, str) or not is_source(path):
+    artifacts = tree.get("artifacts")
+    if not isinstance(artifacts, str):
         return tree
-    from pipeline.models.sources.fetching import local_folder
+    model, data = tree.get("model"), tree.get("data")
+    if isinstance(model, Mapping) and is_source(model.get("path")):
+        from pipeline.models.sources.fetching import local_folder
 
-    return {**tree, "model": {**model, "path": local_folder(str(path), Path(artifacts))}}
+        folder = local_folder(str(model["path"]), Path(artifacts))
+        tree = {**tree, "model": {**model, "path": folder}}
+    if isinstance(data, Mapping) and is_source(data.get("folder")):
+        from pipeline.data import remote
+
+        folder = remote.local_folder(data, Path(artifacts))
+        tree = _with_folder(tree, str(data["folder"]), folder)
+    return tree
+
+
+def _with_folder(tree: dict[str, Any], given: str, folder: str) -> dict[str, Any]:
+    """The tree with the data's folder, also where another setting repeats it (synthesize's)."""
+    return {
+        name: {**section, "folder": folder}
+        if isinstance(section, Mapping) and section.get("folder") == given
+        else section
+        for name, section in tree.items()
+    }
 
 
 @contextmanager

@@ -25,6 +25,7 @@ def run(config: Config) -> None:
         DataError: a file or the model folder cannot be used. ResourceError: the page cannot be
             written.
     """
+    from pipeline.data import remote
     from pipeline.data.inspection import terminal
     from pipeline.data.inspection.page import page
     from pipeline.data.inspection.profile import profile
@@ -33,8 +34,11 @@ def run(config: Config) -> None:
     from pipeline.data.settings_checks import check_prepare
     from pipeline.models.chat.renderer import Chat
     from pipeline.models.checks import check_folder
+    from pipeline.models.sources.fetching import fetch
     from pipeline.serving.parsers.detection import serves_tools
 
+    fetch(config.model.path, config.artifacts)
+    remote.fetch(config.data, config.artifacts)
     shape = check_folder(config.model.path)
     check_prepare(config, shape)
     chat = Chat.load(config.model.path)

@@ -1,6 +1,6 @@
 """All rows of the data files: each is kept in a split, or rejected with a reason."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.finetune import OBJECTIVES, RowKind
 from pipeline.config.schema import Config
 from pipeline.core.console import progress
+from pipeline.data import remote
 from pipeline.data.finding import find_files, size_of
 from pipeline.data.mixture import Mixture
 from pipeline.data.preparation.sources import Source
@@ -48,10 +49,12 @@ def decide(config: Config, chat: Chat, serves_tools: Callable[[], bool]) -> Deci
     """
     rows = RowFilter(config.prepare, config.seed, chat, serves_tools)
     tests, training = _find(config.data)
-    names = {file: name_of(file) for file in training}
-    mixture = Mixture(config.data.mixture, config.data.folder, names)
+    names = names_of(config, [*tests, *training])
+    mixture = Mixture(
+        config.data.mixture, config.data.folder, {file: names[file] for file in training}
+    )
     kind = OBJECTIVES[config.finetune.objective].rows
-    sources = _sources(config, tests, training, kind, serves_tools)
+    sources = _sources(config, tests, training, names, kind, serves_tools)
     if config.prepare.engine == "ray":
         _add_from_ray(config, sources, rows, takes_tools=serves_tools())
     else:
@@ -75,9 +78,18 @@ def _find(data: DataConfig) -> tuple[list[Path], list[Path]]:
     return tests, [file for file in dict.fromkeys(training) if file not in tests]
 
 
-def name_of(file: Path) -> str:
-    """A file's path as text, with question marks for bytes that are not UTF-8."""
-    return str(file).encode(errors="replace").decode()
+def names_of(config: Config, files: Sequence[Path]) -> dict[Path, str]:
+    """How rows name files: by their paths, or by their addresses if they were fetched.
+
+    Bytes that are not UTF-8 become question marks.
+    """
+    folder = config.data.folder
+    fetched = remote.provenance(folder, config.artifacts)
+    return {
+        file: (f"{fetched['source']}/{file.relative_to(folder).as_posix()}" if fetched
+               else str(file)).encode(errors="replace").decode()
+        for file in files
+    }  # fmt: skip
 
 
 def options_of(data: DataConfig, kind: RowKind) -> Options:
@@ -95,6 +107,7 @@ def _sources(
     config: Config,
     tests: Sequence[Path],
     training: Sequence[Path],
+    names: Mapping[Path, str],
     kind: RowKind,
     serves_tools: Callable[[], bool],
 ) -> list[Source]:
@@ -102,9 +115,9 @@ def _sources(
     options = options_of(config.data, kind)
     share = split_of(config, serves_tools)
     recorded = config.data.folder / config.data.recorded
-    found = [Source(file, name_of(file), replace(options, is_test=True)) for file in tests]
+    found = [Source(file, names[file], replace(options, is_test=True)) for file in tests]
     return found + [
-        Source(file, name_of(file), options, None if file.parent == recorded else share)
+        Source(file, names[file], options, None if file.parent == recorded else share)
         for file in training
     ]
 
@@ -131,13 +144,11 @@ def _add_from_ray(
 
     # The working folder of a task is not this one.
     sources = [replace(source, file=source.file.absolute()) for source in sources]
-    model, settings = config.model.path.absolute(), config.prepare
-    rendering = ray_cluster.Rendering(model, settings.max_length, takes_tools)
+    model = config.model.path.absolute()
+    rendering = ray_cluster.Rendering(model, config.prepare, takes_tools)
     with progress() as bar:
         task = bar.add_task("reading KiB", total=_kibibytes(sources))
-        for row, left_out, read in ray_cluster.rendered_rows(
-            sources, rendering, settings.ray_address
-        ):
+        for row, left_out, read in ray_cluster.rendered_rows(sources, rendering):
             rows.take(row, left_out)
             bar.advance(task, read / 1024)
 
