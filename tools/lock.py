@@ -1,4 +1,4 @@
-"""Write the lock files from pyproject.toml: `make lock` (needs uv).
+"""Write the lock files from pyproject.toml: `make lock`, with the environment's uv.
 
 requirements.lock       every package but torch, with its hashes, for Python 3.11 and 3.12 on Linux
 requirements-cpu.lock   torch, CPU build, from the wheels in the folder UV_FIND_LINKS
@@ -20,6 +20,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+UV = (
+    shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    or "uv"
+)
 # torch's CUDA build and its own dependencies; nvidia-ml-py and nvidia-modelopt are not among them.
 CUDA_LIBRARIES = re.compile(
     r"^(torch=|cuda-|triton=|nvidia-(cublas|cuda-|cudnn|cufft|cufile|curand|cusolver|cusparse|nccl|nvjitlink|nvshmem|nvtx))"
@@ -33,7 +37,7 @@ def resolve() -> list[str]:
     """
     environment = {k: v for k, v in os.environ.items() if k != "UV_FIND_LINKS"}
     command = [
-        "uv",
+        UV,
         "export",
         "-q",
         "--all-groups",
@@ -42,8 +46,9 @@ def resolve() -> list[str]:
         "--no-header",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("pyproject.toml", "README.md"):
-            shutil.copy(ROOT / name, folder)
+        for name in ("pyproject.toml", "README.md", "LICENSE", "pipeline/__init__.py"):
+            (Path(folder) / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, Path(folder) / name)
         done = subprocess.run(
             command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, check=True
         )
@@ -98,7 +103,7 @@ def compile_for(version: str, arguments: list[str]) -> list[str]:
     Without pyproject.toml's [tool.uv]: what the core leaves out (Ray) may be what an extra brings.
     """
     command = [
-        "uv",
+        UV,
         "pip",
         "compile",
         "-q",

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.finetune import RowKind
 from pipeline.core.errors import PipelineError
 from pipeline.data.finding import find_files
 from pipeline.data.readers import record
 from pipeline.data.readers.table import READERS
-from pipeline.data.reading import read_file
+from pipeline.data.reading import Options, read_file
 from pipeline.data.rows import Conversation, Rejected
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,12 @@ What `stage=prepare` makes of files of each kind. Every line of this page was ma
 file. A bad row is rejected alone, with its number; a file that cannot be used as a whole is refused
 with exit code 3. `stage=prepare` names files without rows, and fails if more than
 `prepare.max_reject_share` of all rows are rejected. See [Your own data](data.md).
+"""
+ROW_HEAD = """
+## Rows, by their format
+
+What the fields of a row mean is the same in every kind of file. See
+[Your own data](data.md#formats).
 """
 ROWS = [
     {"prompt": f"Question {number}, or “not”?", "completion": f"Answer {number}."}
@@ -78,6 +85,20 @@ def parquet(rows: list[dict[str, Any]]) -> Callable[[Path], object]:
         pq.write_table(pa.Table.from_pylist(rows), file)
 
     return write
+
+
+def twice(file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = ["prompt", "prompt", "completion"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, names=names), file)
+
+
+def zstd(content: bytes) -> bytes:
+    import pyarrow as pa
+
+    return bytes(pa.compress(content, codec="zstd", asbytes=True))
 
 
 def arrow(rows: list[dict[str, Any]]) -> Callable[[Path], object]:
@@ -142,11 +163,104 @@ HTML = "<h1>FAQ</h1>\n" + "".join(f"<h2>{q}</h2>\n<p>{a}</p>\n" for q, a in ASKE
 LATIN = "café".encode("latin-1")
 NO_ANSWER = [ROWS[0], {"prompt": "Question?"}]
 LONG = [ROWS[0], {"prompt": "x" * MOST, "completion": "y"}]
-MIXED = [
-    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-    *ROWS,
-]
+ASCII = [{"prompt": "Question?", "completion": "Answer."}]
+ODD = [{"prompt": 'He said "no",\nand left?', "completion": "Yes; he did."}]
+USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+SYSTEM = {"role": "system", "content": "s"}
+TALK = [USER, ASSISTANT]
+SHARED = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+LISTS = {"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}
+MIXED = [{"messages": TALK}, SHARED, *ROWS]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "r"}
+
+
+@dataclass(frozen=True)
+class RowCase:
+    """A row. format: its heading on the page. kind: what the objective learns from."""
+
+    format: str
+    what: str
+    row: Any
+    kind: RowKind = "answers"
+
+
+def row_cases() -> Iterator[RowCase]:
+    """Rows of each format, and what is wrong with some."""
+    openai = "OpenAI messages"
+    yield RowCase(openai, "question and answer", {"messages": TALK})
+    yield RowCase(openai, "a system turn", {"messages": [SYSTEM, *TALK]})
+    yield RowCase(openai, "tools, a call and its result",
+                  {"tools": [TOOL], "messages": [USER, CALLING, RESULT, ASSISTANT]})  # fmt: skip
+    yield RowCase(openai, "an answer of weight 0",
+                  {"messages": [USER, {**ASSISTANT, "weight": 0}, *TALK]})  # fmt: skip
+    yield RowCase(openai, "a greeting first", {"messages": [ASSISTANT, *TALK]})
+    yield RowCase(openai, "two user turns in a row", {"messages": [USER, *TALK]})
+    yield RowCase(openai, "the last turn is the user's", {"messages": [*TALK, USER]})
+    yield RowCase(openai, "nobody asks", {"messages": [ASSISTANT]})
+    yield RowCase(openai, "another role", {"messages": [{**USER, "role": "critic"}, ASSISTANT]})
+    image = [{"type": "image_url", "image_url": {"url": "u"}}]
+    yield RowCase(openai, "an image", {"messages": [{**USER, "content": image}, ASSISTANT]})
+    yield RowCase(openai, "a call without its result", {"messages": [USER, CALLING, ASSISTANT]})
+    yield RowCase(openai, "a result without a call", {"messages": [USER, RESULT, ASSISTANT]})
+    yield RowCase(openai, "a field of no effect", {"messages": TALK, "reward": 1})
+    yield RowCase(openai, "an empty list", {"messages": []})
+    yield RowCase(
+        openai, "a request of a batch file", {"custom_id": "1", "body": {"messages": TALK}}
+    )
+    yield RowCase(openai, "another name", {"dialogue": TALK})
+    share = "ShareGPT, NeMo chat"
+    turns = SHARED["conversations"]
+    yield RowCase(share, "human and gpt", SHARED)
+    yield RowCase(share, "function_call and observation", {"conversations": [
+        turns[0], {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+        {"from": "observation", "value": "r"}, turns[1]]})  # fmt: skip
+    yield RowCase(share, "mask and system of NeMo", {"mask": "User", "system": "s", **SHARED})
+    yield RowCase(share, "a list for each field", LISTS)
+    yield RowCase(share, "another mask", {"mask": "Assistant", **SHARED})
+    yield RowCase(share, "a call that is no JSON", {"conversations": [
+        turns[0], {"from": "function_call", "value": "f()"}]})  # fmt: skip
+    alpaca = "Alpaca, Dolly"
+    asked = {"instruction": "a", "output": "b"}
+    yield RowCase(alpaca, "with input", {**asked, "input": "i"})
+    yield RowCase(alpaca, "with history", {**asked, "input": "", "history": [["x", "y"]]})
+    yield RowCase(alpaca, "with context", {"instruction": "a", "context": "c", "response": "b"})
+    yield RowCase(alpaca, "with the text of both", {**asked, "text": "a b"})
+    yield RowCase(alpaca, "history that is no list of pairs", {**asked, "history": ["x"]})
+    plain = "Prompt and completion, question and answer"
+    yield RowCase(plain, "texts", {"prompt": "a", "completion": "b"})
+    yield RowCase(plain, "lists of turns", {"prompt": [USER], "completion": [ASSISTANT]})
+    yield RowCase(plain, "question and answer", {"question": "a", "answer": "b"})
+    yield RowCase(plain, "input and output", {"input": "a", "output": "b"})
+    yield RowCase(plain, "no completion", {"prompt": "a"})
+    yield RowCase(plain, "an answer that is a number", {"question": "a", "answer": 4})
+    yield RowCase(
+        plain, "context beside the question", {"question": "a", "answer": "b", "context": "c"}
+    )
+    text = "Plain text"
+    yield RowCase(text, "text", {"text": "a b c"})
+    yield RowCase(text, "nothing in it", {"text": " "})
+    yield RowCase(text, "half a surrogate pair", {"text": "\ud800"})
+    pairs = "Pairs of answers (`finetune.objective=dpo`, `orpo`, `simpo`)"
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    whole = {"chosen": TALK, "rejected": [USER, {**ASSISTANT, "content": "c"}]}
+    preferred = {"input": {"messages": [USER]}, "preferred_output": [ASSISTANT],
+                 "non_preferred_output": [{**ASSISTANT, "content": "c"}]}  # fmt: skip
+    yield RowCase(pairs, "prompt, chosen and rejected", pair, "pairs")
+    yield RowCase(pairs, "whole conversations", whole, "pairs")
+    yield RowCase(pairs, "OpenAI's preferred_output", preferred, "pairs")
+    yield RowCase(pairs, "equal sides", {**pair, "rejected": "b"}, "pairs")
+    yield RowCase(pairs, "one side", {"prompt": "a", "chosen": "b"}, "pairs")
+    yield RowCase(pairs, "an answer alone", {"prompt": "a", "completion": "b"}, "pairs")
+    yield RowCase(pairs, "a pair with `finetune.objective=sft`", pair)
+    labels = "Answers with labels (`finetune.objective=kto`)"
+    labelled = {"prompt": "a", "completion": "b", "label": False}
+    yield RowCase(labels, "a bad answer", labelled, "labels")
+    yield RowCase(labels, "no label", {"prompt": "a", "completion": "b"}, "labels")
+    yield RowCase(labels, "a pair", pair, "labels")
+    yield RowCase(labels, "a bad answer with `finetune.objective=sft`", labelled)
 
 
 def pages(texts: list[list[tuple[str, bool]]]) -> bytes:
@@ -163,11 +277,20 @@ def cases() -> Iterator[Case]:
     yield Case("json_lines", "good", "a.jsonl", good)
     yield Case("json_lines", "formats mixed", "a.jsonl", lines(MIXED))
     yield Case("json_lines", "gzip", "a.jsonl.gz", gzip.compress(good))
+    yield Case("json_lines", "zstd, in two frames", "a.jsonl.zst", 2 * zstd(good))
+    yield Case("json_lines", "lines of Windows", "a.jsonl", good.replace(b"\n", b"\r\n"))
     yield Case("json_lines", "empty", "a.jsonl", b"")
     yield Case("json_lines", "cut", "a.jsonl", good[:-20])
     yield Case("json_lines", "gzip, cut", "a.jsonl.gz", gzip.compress(good)[:-12])
     yield Case("json_lines", "a line in Latin-1", "a.jsonl", good + b'{"text": "' + LATIN + b'"}\n')
     yield Case("json_lines", "UTF-16", "a.jsonl", good.decode().encode("utf-16"))
+    yield Case(
+        "json_lines", "UTF-16 without a mark", "a.jsonl", lines(ASCII).decode().encode("utf-16-le")
+    )
+    yield Case("json_lines", "lines end with \\r alone", "a.jsonl", good.replace(b"\n", b"\r"))
+    yield Case(
+        "json_lines", "a comma too many, and NaN", "a.jsonl", b'{"text": "a",}\n{"text": NaN}\n'
+    )
     yield Case("json_lines", "a huge line", "a.jsonl", lines(LONG))
     yield Case("json_lines", "a field missing", "a.jsonl", lines(NO_ANSWER))
     yield Case("json_lines", "fields of no format", "a.jsonl", lines([*ROWS, {"query": "a"}]))
@@ -181,6 +304,10 @@ def cases() -> Iterator[Case]:
     yield Case("csv", "good", "a.csv", cells(ROWS))
     yield Case("csv", "semicolons", "a.csv", cells(ROWS, ";"))
     yield Case("csv", "tabs", "a.tsv", cells(ROWS, "\t"))
+    yield Case("csv", "quotes and line breaks in cells", "a.csv", cells(ODD))
+    yield Case("csv", "an index without a name", "a.csv", b",prompt,completion\n0,a,b\n1,c,d\n")
+    yield Case("csv", "turns as JSON", "a.csv", cells([{"messages": json.dumps(TALK)}]))
+    yield Case("csv", "turns in Python's notation", "a.csv", cells([{"messages": str(TALK)}]))
     yield Case("csv", "empty", "a.csv", b"")
     yield Case("csv", "a quote without an end", "a.csv", b'prompt,completion\n"a,b\n')
     yield Case("csv", "a record in Latin-1", "a.csv", cells(ROWS) + LATIN + b",b\n")
@@ -189,11 +316,14 @@ def cases() -> Iterator[Case]:
     yield Case("csv", "a column missing", "a.csv", b"prompt,answer\na,b\n")
     yield Case("csv", "a column twice", "a.csv", b"prompt,prompt\na,b\n")
     yield Case("parquet", "good", "a.parquet", parquet(ROWS))
+    yield Case("parquet", "ShareGPT in nested structs", "a.parquet", parquet([SHARED]))
+    yield Case("parquet", "a list for each field of a turn", "a.parquet", parquet([LISTS]))
     yield Case("parquet", "empty", "a.parquet", b"")
     yield Case("parquet", "cut", "a.parquet", cut(parquet(ROWS)))
     yield Case("parquet", "JSON lines", "a.parquet", good)
     yield Case("parquet", "a huge row", "a.parquet", parquet(LONG))
     yield Case("parquet", "a column missing", "a.parquet", parquet([{"prompt": "a", "label": 3}]))
+    yield Case("parquet", "a column twice", "a.parquet", twice)
     yield Case("parquet", "compressed as a whole", "a.parquet.gz", gzip.compress(b"PAR1"))
     yield Case("arrow", "good", "a.arrow", arrow(ROWS))
     yield Case("arrow", "a folder that datasets saved", "saved", saved(ROWS))
@@ -229,6 +359,22 @@ def cases() -> Iterator[Case]:
     yield Case("docx", "another archive", "a.docx", archive)
     for name in ("a.xlsx", "a.pkl", "a.zip", "a.yaml", "a.doc", "a.dat"):
         yield Case("", "", name, b"x")
+
+
+def said_of_row(case: RowCase) -> list[str]:
+    """What is made of a row, as cells: the turns, and what is refused."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "a.jsonl"
+        file.write_text(json.dumps(case.row) + "\n")
+        (row,) = read_file(file, file.name, Options(kind=case.kind))
+    if isinstance(row, Rejected):
+        return ["", _cell(f"{row.reason}: {row.detail}")]
+    turns = [
+        f"{turn['role']}{' (context)' if turn.get('weight') == 0 else ''}" for turn in row.messages
+    ]
+    both = " twice: the better and the worse answer" if row.rejected else ""
+    label = "" if row.label is None else f", a {'good' if row.label else 'bad'} answer"
+    return [", ".join(turns) + both + label, ""]
 
 
 def said(case: Case) -> list[str]:
@@ -276,6 +422,15 @@ def page() -> str:
         parts.append("| file | rows that are read | refused, and the message |\n|---|---|---|\n")
         own = [(case, cells) for case, cells in found if case.reader == name]
         parts += [f"| {case.what} | {' | '.join(cells)} |\n" for case, cells in own]
+    parts.append(ROW_HEAD)
+    rows = list(row_cases())
+    for name in dict.fromkeys(case.format for case in rows):
+        parts.append(f"\n### {name}\n\n| row | turns | refused, and the message |\n|---|---|---|\n")
+        parts += [
+            f"| {case.what} | {' | '.join(said_of_row(case))} |\n"
+            for case in rows
+            if case.format == name
+        ]
     parts.append("\n## Other files\n\n| file | the message |\n|---|---|\n")
     parts += [f"| `{case.name}` | {cells[1]} |\n" for case, cells in found if not case.reader]
     bounded = f"over {MOST / 2**20:.0f} MiB"

@@ -39,7 +39,11 @@ def _columns(given: dict[str, str]) -> dict[str, str]:
 class DataConfig(Section):
     """The files to read. All names are globs below `folder`."""
 
-    folder: Place = Field(description="Folder with the data files")
+    folder: Place = Field(
+        description="Folder with the data files; or hf://datasets/ORG/NAME@REVISION, "
+        "s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, of which the files are fetched that the globs "
+        "match"
+    )
     train: tuple[str, ...] = Field(
         min_length=1, description="Files with training conversations, as globs below the folder"
     )

@@ -44,6 +44,7 @@ NEAR_LETTERS = 400
 # A word of an answer with a letter more, less, exchanged or swapped is a typing error if it has so
 # many letters; a shorter one is another word.
 TYPO_LETTERS = 4
+_ASKING = ("user", "tool")  # roles whose turns the assistant answers
 # Fields of a turn of which `said` has what counts, or which name a call.
 _OF_CALLS = ("content", "tool_calls", "tool_call_id")
 _EDGES = ".,;:!?…'\"`()[]{}«»“”‘’„–—"
@@ -297,7 +298,8 @@ class Comparable:
     @property
     def written(self) -> str:
         """The last question as it was written."""
-        return str(self._sides()[0][-2]["content"])
+        *before, _ = self._sides()[0]
+        return str(next(m["content"] for m in reversed(before) if m["role"] in _ASKING))
 
     @property
     def claim(self) -> tuple[bytes, str]:
@@ -338,10 +340,10 @@ def _exchanges(turns: Sequence[tuple[str, str]], messages: Sequence[Message]) ->
     asked: list[str] = []
     written = ""
     for (role, text), message in zip(turns, messages, strict=True):
-        if role in ("user", "tool"):
+        if role in _ASKING:
             asked.append(text)
             written = message["content"]
-        elif role == "assistant":
+        elif role == "assistant" and asked:  # not a greeting
             yield Exchange(tuple(asked[:-1]), asked[-1], text, written)
 
 

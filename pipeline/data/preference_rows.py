@@ -224,7 +224,8 @@ def _whole(fields: Fields, prompt: list[Any] | None, side: object, name: str) ->
     turns = _turns_of(side)
     if not turns:
         raise Unusable(EMPTY_SIDE, f"{name} has no turn", name)
-    if _role(turns[0]) == "assistant":
+    is_whole = prompt is None and any(_role(turn) == "user" for turn in turns)
+    if _role(turns[0]) == "assistant" and not is_whole:  # a whole one may begin with a greeting
         if prompt is None:
             raise Unusable(
                 NO_PAIR,

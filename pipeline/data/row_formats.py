@@ -59,7 +59,7 @@ METADATA = frozenset(
     "rejected_model margin num_turns n_turns token_count num_tokens "
     # The row shows itself whether calls are made at once.
     "length word_count parallel_tool_calls".split()
-)
+) | {"Unnamed: 0"}  # pandas' name of an index that a CSV file has
 
 # 1 or true: train on it; 0 or false: do not. OpenAI, Mistral: weight; Axolotl: train, training;
 # ms-swift: loss; others: trainable.
@@ -104,9 +104,12 @@ KNOWN = (
     "instruction, context and response; input and output; question and answer; text"
 )
 _TURNS = ("messages", "conversations")
+_ROW_FIELDS = {*_TURNS, "chosen", *(names[0] for names, _ in _PAIRS)}
 _NONE: Mapping[str, str] = {}
 _COLUMNS = "columns of another name are given as data.columns.prompt=NAME"
-SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+SPEAKERS = {"human": "user", "prompter": "user"} | dict.fromkeys(
+    ("gpt", "chatgpt", "model", "bot", "chatbot", "ai", "bing", "bard"), "assistant"
+)
 
 
 @dataclass
@@ -318,7 +321,21 @@ def _format_of(fields: Fields) -> tuple[str, Callable[[Fields], list[Message]]]:
         raise Unusable(
             "unknown format", f"data.format={fields.named}, and the row has {fields.names()}"
         )
-    raise Unusable("unknown format", f"fields {fields.names()}; known: {KNOWN}; {_COLUMNS}")
+    raise Unusable("unknown format", f"fields {fields.names()}; {_advice(fields.values)}")
+
+
+def _advice(values: Mapping[str, Any]) -> str:
+    """What to do with a row of no known format: some hold a row, rows or turns in a field."""
+    for name, value in values.items():
+        inner = value[0] if isinstance(value, list) else value
+        if not isinstance(inner, dict) or not name.isidentifier():
+            continue
+        if isinstance(value, list) and {"role", "from"} & set(inner):
+            return f"the turns are read from {name} with data.columns.messages={name}"
+        if _ROW_FIELDS & set(inner):
+            path = f".{name}[]" if isinstance(value, list) else f".{name}"
+            return f"rows are inside of {name}: `jq -c '{path}' FILE > NEW.jsonl` takes them out"
+    return f"known: {KNOWN}; {_COLUMNS}"
 
 
 def _taken(row: Fields, name: str) -> list[Message]:
@@ -337,6 +354,8 @@ def conversation(row: Fields, turns: object) -> list[Message]:
     """Turns of OpenAI's form or ShareGPT's. A `system` beside them is the first turn."""
     if isinstance(turns, str) and turns.lstrip().startswith("["):
         turns = _decoded(turns)  # a cell of a table holds them as JSON
+    if isinstance(turns, dict):
+        turns = _from_columns(turns)
     if not isinstance(turns, list):
         return parse_messages(turns, answered=True)  # which refuses it
     parsed, extras = [], []
@@ -349,16 +368,46 @@ def conversation(row: Fields, turns: object) -> list[Message]:
         parsed.insert(0, {"role": "system", "content": row.take("system")})
         extras.insert(0, {})
     _check_mask(row)
+    _take_repeated(parsed, row)
     link(parsed)
+    _make_context_of_greeting(parsed)
     messages = parse_messages(parsed, answered=True)
     return [{**m, **e} if e else m for m, e in zip(messages, extras, strict=True)]
+
+
+def _take_repeated(turns: list[Any], row: Fields) -> None:
+    """Data sets such as UltraChat repeat the first question as `prompt`: then it says nothing."""
+    asked = next((t for t in turns if isinstance(t, dict) and t.get("role") == "user"), {})
+    if isinstance(prompt := row.values.get("prompt"), str) and prompt == asked.get("content"):
+        row.take("prompt")
+
+
+def _make_context_of_greeting(turns: list[Any]) -> None:
+    """Mark what the assistant says before anybody asks as context, in place, unless the row itself
+    says to train on it: a server is never asked for it."""
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.get("role") == "user":
+            return
+        if turn.get("role") == "assistant":
+            turn.setdefault("weight", 0)
 
 
 def _decoded(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Unusable("bad JSON", f"the turns are a text that is no JSON ({error})") from error
+        why = f"the turns are a text that is no JSON ({error})"
+        if text.lstrip()[1:].lstrip().startswith(("{'", '{"')) and "'" in text:
+            why += ", but Python's notation: write the column with json.dumps, or as Parquet"
+        raise Unusable("bad JSON", why) from error
+
+
+def _from_columns(turns: dict[str, Any]) -> object:
+    """Turns that are given as a list for each of their fields, as `datasets` saves a Sequence."""
+    lists = [value for value in turns.values() if isinstance(value, list)]
+    if not lists or len(lists) < len(turns) or len({len(value) for value in lists}) > 1:
+        return turns
+    return [dict(zip(turns, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def _check_first(turns: list[Any], row: Fields) -> None:
@@ -384,6 +433,7 @@ def _turn(turn: object, place: str, row: Fields) -> tuple[Any, dict[str, Any]]:
         role = SPEAKERS.get(role.lower(), role.lower()) if isinstance(role, str) else role
     else:
         role, content = fields.take("role"), fields.take("content")
+        role = SPEAKERS.get(role, role) if isinstance(role, str) else role
     _check_parts(content, place, row)
     role, content, calls = as_openai(role, content, place)
     if role == "assistant":
@@ -400,6 +450,8 @@ def _turn(turn: object, place: str, row: Fields) -> tuple[Any, dict[str, Any]]:
         raise fields.unused(
             mark, f"only the assistant's turns are trained on, and this is {role}'s"
         )
+    elif _first_mark(fields):
+        told["weight"] = 1
     known = [k for k in TEMPLATE_FIELDS if k in fields.values and k not in told]
     extra = {k: fields.take(k) for k in known if k not in row.ignored}
     row.left_out |= {k for k in (*known, *CALLS) if k in fields.values and k in row.ignored}
@@ -431,6 +483,8 @@ def _pair(row: Fields, questions: tuple[str, ...], answers: tuple[str, ...]) -> 
     if "system" in row.values:
         turns.insert(0, said("system", trim(row.take("system"))))
     answer = row.take(answer_key)
+    if is_empty(answer):
+        raise Unusable("empty assistant turn", f"{answer_key} has no text, or is missing")
     if answer_key == "completion" and isinstance(answer, str) and answer[1:2] != " ":
         answer = answer.removeprefix(" ")  # the separator that OpenAI's legacy format asks for
     return parse_messages([*turns, said("assistant", trim(answer))], answered=True)
@@ -441,13 +495,15 @@ def question_turns(row: Fields, questions: tuple[str, ...]) -> list[dict[str, An
     parts = [trim(row.take(key)) for key in questions if key in row.values]
     texts = [part for part in parts if isinstance(part, str)]
     # What is no text is left for parse_messages to refuse.
-    question = "\n".join(texts) if len(texts) == len(parts) else parts
+    question = next((p for p in parts if not isinstance(p, str)), "\n".join(texts))
     return [*_history(row), said("user", question)]
 
 
 def _lists(row: Fields, question: str, answer: str) -> list[Message]:
     """TRL's conversational form: a list of turns each, of which the answer's are trained on."""
     asked, answered = row.take(question), row.take(answer)
+    if isinstance(answered, str):
+        answered = [said("assistant", answered)]
     if not isinstance(answered, list):
         raise Unusable("bad message", f"{question} is a list of turns, and {answer} is not")
     context = [

@@ -16,6 +16,7 @@ from pipeline.config.schema import Config, load
 from pipeline.core import secrets
 from pipeline.core.errors import ConfigError, PipelineError, short
 from pipeline.core.paths import PARAMS_FILE, conf_folders, options_of
+from pipeline.models.sources.address import is_source
 from pipeline.models.sources.fetching import comes_from_elsewhere, local_folder
 from pipeline.orchestration import arguments as command_line
 from pipeline.orchestration.graph import OUTSIDE, REMOVED, declared_stages, read_yaml
@@ -140,19 +141,37 @@ def to_tree(composed: Any) -> dict[str, Any]:
 
 
 def _local(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the folder that a model's source stands for, so that whatever reads it, DVC
-    too, has a folder. Of a source that is new to the project its config.json is fetched.
+    """The tree with the folders that the model's and the data's sources stand for, so that whatever
+    reads it, DVC too, has folders. Of a model that is new to the project its config.json is
+    fetched.
 
     Raises:
-        ConfigError, DataError: the source is written otherwise, or cannot be read.
+        ConfigError, DataError: a source is written otherwise, or cannot be read.
     """
-    model, artifacts = tree.get("model"), tree.get("artifacts")
-    path = model.get("path") if isinstance(model, Mapping) else None
-    if not isinstance(model, Mapping) or not isinstance(artifacts, str):
+    artifacts = tree.get("artifacts")
+    if not isinstance(artifacts, str):
         return tree
-    if not comes_from_elsewhere(path):
-        return tree
-    return {**tree, "model": {**model, "path": local_folder(str(path), Path(artifacts))}}
+    model, data = tree.get("model"), tree.get("data")
+    if isinstance(model, Mapping) and comes_from_elsewhere(model.get("path")):
+        tree = {
+            **tree, "model": {**model, "path": local_folder(str(model["path"]), Path(artifacts))}
+        }  # fmt: skip
+    if isinstance(data, Mapping) and is_source(data.get("folder")):
+        from pipeline.data.preparation import remote
+
+        folder = remote.local_folder(data, Path(artifacts))
+        tree = _with_folder(tree, str(data["folder"]), folder)
+    return tree
+
+
+def _with_folder(tree: dict[str, Any], given: str, folder: str) -> dict[str, Any]:
+    """The tree with the data's folder, also where another setting repeats it (synthesize's)."""
+    return {
+        name: {**section, "folder": folder}
+        if isinstance(section, Mapping) and section.get("folder") == given
+        else section
+        for name, section in tree.items()
+    }
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError
 from pipeline.core.processes import ends_with_this
+from pipeline.data.preparation import remote
 from pipeline.deployment.launchers.submission import check_nodes
 from pipeline.models.sources.fetching import fetch
 from pipeline.orchestration import compose, dvc_files, summary, summary_view
@@ -50,6 +51,7 @@ def run_graph(tree: Mapping[str, Any], config: Config) -> int:
     check_nodes("all", config)
     check_run(config)
     fetch(config.model.path, config.artifacts)
+    remote.fetch(config.data, config.artifacts)
     since = time.time()
     # DVC's commands say `python`: the one that runs now, whether or not its environment is active.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

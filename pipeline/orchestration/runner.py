@@ -25,6 +25,7 @@ from pipeline.core.errors import ArtifactError, Busy, DataError, GateFailed, Res
 from pipeline.core.paths import PACKAGE
 from pipeline.core.resource_errors import resource_errors
 from pipeline.core.stage import Stage, identity, stage_module
+from pipeline.data.preparation import remote
 from pipeline.models.sources.address import not_a_folder
 from pipeline.models.sources.fetching import fetch
 from pipeline.orchestration.graph import Node, read_graph, select
@@ -68,6 +69,8 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
     node = read_graph(tree)[name]
     if config.model.path in node.files:
         fetch(config.model.path, folder)
+    if config.data.folder in node.files:
+        remote.fetch(config.data, folder)
     # Before the folder of artifacts is made: a wrong setting leaves nothing behind.
     check_files(with_named_files(node, config))
     for stage in node.inputs:

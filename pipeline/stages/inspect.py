@@ -28,13 +28,17 @@ def run(config: Config) -> None:
     from pipeline.data.inspection import terminal
     from pipeline.data.inspection.page import page
     from pipeline.data.inspection.profile import profile
+    from pipeline.data.preparation import remote
     from pipeline.data.preparation.decisions import decide
     from pipeline.data.preparation.statistics import choose_samples
     from pipeline.data.settings_checks import check_prepare
     from pipeline.models.chat.renderer import Chat
     from pipeline.models.checks import check_folder
+    from pipeline.models.sources.fetching import fetch
     from pipeline.serving.parsers.detection import serves_tools
 
+    fetch(config.model.path, config.artifacts)
+    remote.fetch(config.data, config.artifacts)
     shape = check_folder(config.model.path)
     check_prepare(config, shape)
     chat = Chat.load(config.model.path)

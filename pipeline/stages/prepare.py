@@ -16,8 +16,8 @@ from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console
 from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
-from pipeline.data import samples
 from pipeline.data.dataset import SPLITS, Row, write_split
+from pipeline.data.preparation import remote, samples
 from pipeline.data.preparation.decisions import decide
 from pipeline.data.preparation.statistics import (
     PERCENTILES,
@@ -35,7 +35,7 @@ from pipeline.models.checks import check_folder
 from pipeline.serving.parsers.detection import serves_tools
 
 STAGE = Stage(
-    version=6,
+    version=7,
     libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py", "lxml"),
     optional_libraries=("pypdf", "python-docx", "presidio-analyzer"),
 )
@@ -68,7 +68,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
     page = samples.page(chat, shown, statistics["histogram"])
     (out / "samples.html").write_text(page, encoding="utf-8")
     _show(chat, shown, statistics, decided.kind)
-    return Outcome("dataset", _metrics(statistics), proof={"chat_sha256": chat.sha256})
+    proof: dict[str, Any] = {"chat_sha256": chat.sha256}
+    if source := remote.provenance(config.data.folder, config.artifacts):
+        proof["source"] = source
+    return Outcome("dataset", _metrics(statistics), proof=proof)
 
 
 def _write_rejected(rejected: Sequence[Rejected], file: Path) -> None:

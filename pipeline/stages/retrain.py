@@ -18,6 +18,7 @@ from pipeline.core.console import get_console, report
 from pipeline.core.errors import ArtifactError, ConfigError, GateFailed, PipelineError
 from pipeline.core.paths import keep_out_of_git
 from pipeline.data import snapshots as recordings
+from pipeline.data.preparation import remote
 from pipeline.orchestration.graph_run import refuse_other_artifacts, run_graph
 from pipeline.orchestration.runner import hold
 
@@ -50,6 +51,11 @@ def _check(tree: Mapping[str, Any], config: Config) -> int:
         raise ConfigError(
             "retrain.recordings is not set: give the folder that a server records into, as with "
             "`stage=serve serve.record=FOLDER`"
+        )
+    if source := remote.provenance(config.data.folder, config.artifacts):
+        raise ConfigError(
+            f"data.folder={source['source']} takes no snapshots of conversations: copy its files, "
+            "and give their folder"
         )
     if settings.recordings.resolve() == snapshots.resolve():
         raise ConfigError(

@@ -47,12 +47,15 @@ def run(config: Config) -> None:
     """
     from pipeline.client.endpoint import Endpoint
     from pipeline.client.ledger import Ledger
+    from pipeline.data.preparation import remote
     from pipeline.data.synthesis import output
     from pipeline.data.synthesis.chunks import chunks_of, find_documents
     from pipeline.data.synthesis.selection import Selection
 
     settings = config.synthesize
     prompt = _prompt(settings)
+    if settings.folder == config.data.folder:
+        remote.fetch(config.data, config.artifacts)
     documents = find_documents(settings.folder, settings.documents)
     names = {file: str(file).encode(errors="replace").decode() for file in documents}
     output.check_folder(settings.to)

@@ -2,6 +2,7 @@
 
 with HubServer() as hub:
     hub.add("org/name", folder)                  # its files as the branch main
+    hub.add("datasets/org/name", folder)         # the same of a data set
     environment = hub.environment(cache)         # for a process that fetches from it
     hub.cut["model.safetensors"] = 1000          # the connection ends after so many bytes, once
 """
@@ -25,7 +26,10 @@ PART = 2**20
 
 @dataclass
 class Repository:
-    """A model. commits: a folder for each. branches: names of commits. token: that may read it."""
+    """A model or a data set.
+
+    commits: a folder for each. branches: names of commits. token: that may read it.
+    """
 
     commits: dict[str, Path] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -100,9 +104,9 @@ class HubServer:
         self.seen.append((request.command, path))
         if self.status is not None:
             return _refuse(request, self.status, "", body)
-        model = re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path)
+        facts = re.fullmatch(r"/api/(?:models/|(?=datasets/))(.+?)(?:/revision/(.+))?", path)
         file = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
-        found = model or file
+        found = facts or file
         name, revision = (found[1], found[2]) if found else ("", "")
         repository = self.repositories.get(str(name))
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -114,7 +118,7 @@ class HubServer:
         if commit not in repository.commits:
             return _refuse(request, 404, "RevisionNotFound", body)
         folder = repository.commits[commit]
-        if model:
+        if facts:
             siblings = [_sibling(folder, p) for p in sorted(folder.rglob("*")) if p.is_file()]
             content = json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode()
             return _send(request, 200, content, {"Content-Type": "application/json"}, body)

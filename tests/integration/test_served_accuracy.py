@@ -51,6 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def merged(folder: Path) -> Artifact:
+    return random_model(folder)
+
+
+def random_model(folder: Path) -> Artifact:
+    """The artifact of `merge` in a folder of artifacts."""
     model = make_model_folder(folder / "merge", "demo")
     vocabulary = Chat.load(model).vocab_size
     (model / "config.json").write_text(json.dumps(MODEL | {"vocab_size": vocabulary}))
@@ -65,12 +70,16 @@ def merged(folder: Path) -> Artifact:
     return make_artifact(folder, "merge", "hf_checkpoint")
 
 
-def built(folder: Path, merged: Artifact, *settings: str) -> tuple[Config, Artifact]:
+def built(
+    folder: Path, merged: Artifact, *settings: str, engine: str = "onnxruntime"
+) -> tuple[Config, Artifact]:
+    """The settings, and the engine that they build of a merged model."""
     qnemo = {"dtype": "bfloat16", "mapping": {"tp_size": 1}}
     exported = make_artifact(
         folder, "export", "exported", files={"qnemo/config.json": json.dumps(qnemo)}
     )
-    config = load(compose([*SETTINGS, f"artifacts={folder}", *settings]))
+    common = [f"engine={engine}" if word.startswith("engine=") else word for word in SETTINGS]
+    config = load(compose([*common, f"artifacts={folder}", *settings]))
     out = folder / "build"
     out.mkdir()
     validation = folder / "validation"

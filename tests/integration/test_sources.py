@@ -65,7 +65,8 @@ def test_a_model_of_the_hub_from_its_address_to_a_checkpoint(
     project.init(tmp_path / "shop")
     monkeypatch.chdir(tmp_path / "shop")
     write_rows(Path("rows"))
-    words = ["data=files", "data.folder=rows", "data.train=[train.jsonl]",
+    rows = hub.add("datasets/org/rows", Path("rows").absolute())
+    words = ["data=files", "data.folder=hf://datasets/org/rows", "data.train=[tr*.jsonl]",
              "data.test=[test.jsonl]", "tracking.enabled=false", "model.name=tiny"]  # fmt: skip
     address = "model.path=hf://org/tiny"
 
@@ -81,7 +82,11 @@ def test_a_model_of_the_hub_from_its_address_to_a_checkpoint(
     assert "for the model of that name on the hub type model.path=hf://org/tiny" in said
     run("stage=plan", "model=local", *words, address)
     assert hub.files_asked_for() == ["config.json"]
+    run("stage=inspect", *words, address)
+    assert {"train.jsonl", "test.jsonl", "tokenizer.json"} < {*hub.files_asked_for()}
     run("stage=prepare", *words, address)
+    found = open_artifact(Path("artifacts/prepare")).manifest.proof["source"]
+    assert (found["source"], found["revision"]) == ("hf://datasets/org/rows", rows)
     run("stage=import", *words[4:], address)
     manifest = open_artifact(Path("artifacts/import")).manifest
     found = manifest.proof["source"]

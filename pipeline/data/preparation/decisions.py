@@ -1,6 +1,6 @@
 """All rows of the data files: each is kept in a split, or rejected with a reason."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from pipeline.core.console import progress
 from pipeline.data.finding import find_files, size_of
 from pipeline.data.forgotten import read_forgotten
 from pipeline.data.mixture import Mixture
+from pipeline.data.preparation import remote
 from pipeline.data.preparation.sources import Source
 from pipeline.data.preparation.test_share import TestShare
 from pipeline.data.reading import Options, read_file
@@ -49,10 +50,12 @@ def decide(config: Config, chat: Chat, serves_tools: Callable[[], bool]) -> Deci
     """
     rows = RowFilter(config.prepare, config.seed, chat, serves_tools)
     tests, training = _find(config.data)
-    names = {file: name_of(file) for file in training}
-    mixture = Mixture(config.data.mixture, config.data.folder, names)
+    names = names_of(config, [*tests, *training])
+    mixture = Mixture(
+        config.data.mixture, config.data.folder, {file: names[file] for file in training}
+    )
     kind = OBJECTIVES[config.finetune.objective].rows
-    sources = _sources(config, tests, training, kind, serves_tools)
+    sources = _sources(config, tests, training, names, kind, serves_tools)
     if config.prepare.engine == "ray":
         _add_from_ray(config, sources, rows, takes_tools=serves_tools())
     else:
@@ -82,9 +85,18 @@ def find_data(data: DataConfig) -> list[Path]:
     return [*tests, *training]
 
 
-def name_of(file: Path) -> str:
-    """A file's path as text, with question marks for bytes that are not UTF-8."""
-    return str(file).encode(errors="replace").decode()
+def names_of(config: Config, files: Sequence[Path]) -> dict[Path, str]:
+    """How rows name files: by their paths, or by their addresses if they were fetched.
+
+    Bytes that are not UTF-8 become question marks.
+    """
+    folder = config.data.folder
+    fetched = remote.provenance(folder, config.artifacts)
+    return {
+        file: (f"{fetched['source']}/{file.relative_to(folder).as_posix()}" if fetched
+               else str(file)).encode(errors="replace").decode()
+        for file in files
+    }  # fmt: skip
 
 
 def options_of(data: DataConfig, kind: RowKind) -> Options:
@@ -102,6 +114,7 @@ def _sources(
     config: Config,
     tests: Sequence[Path],
     training: Sequence[Path],
+    names: Mapping[Path, str],
     kind: RowKind,
     serves_tools: Callable[[], bool],
 ) -> list[Source]:
@@ -111,9 +124,9 @@ def _sources(
     recorded = config.data.folder / config.data.recorded
     forgotten = read_forgotten(recorded)
     asked = replace(options, is_test=True)
-    found = [Source(file, name_of(file), asked, forgotten=forgotten) for file in tests]
+    found = [Source(file, names[file], asked, forgotten=forgotten) for file in tests]
     return found + [
-        Source(file, name_of(file), options, None if file.parent == recorded else share, forgotten)
+        Source(file, names[file], options, None if file.parent == recorded else share, forgotten)
         for file in training
     ]
 
@@ -140,13 +153,11 @@ def _add_from_ray(
 
     # The working folder of a task is not this one.
     sources = [replace(source, file=source.file.absolute()) for source in sources]
-    model, settings = config.model.path.absolute(), config.prepare
-    rendering = ray_cluster.Rendering(model, settings.max_length, takes_tools)
+    model = config.model.path.absolute()
+    rendering = ray_cluster.Rendering(model, config.prepare, takes_tools)
     with progress() as bar:
         task = bar.add_task("reading KiB", total=_kibibytes(sources))
-        for row, left_out, read in ray_cluster.rendered_rows(
-            sources, rendering, settings.ray_address
-        ):
+        for row, left_out, read in ray_cluster.rendered_rows(sources, rendering):
             rows.take(row, left_out)
             bar.advance(task, read / 1024)
 

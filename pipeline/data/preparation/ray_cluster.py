@@ -8,6 +8,7 @@ place on each node, and the pipeline installed there.
 
 import functools
 import os
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.prepare import PrepareConfig
 from pipeline.core.errors import MissingRuntime, PipelineError
 from pipeline.core.extras import require
 from pipeline.data.finding import size_of
@@ -29,6 +31,7 @@ SETTING = "prepare.engine=ray"
 LEAST_BYTES = 2**18  # of a piece
 TASKS_A_CORE = 4  # pieces for each core of the cluster, so that all are busy until the end
 AHEAD = 2  # tasks for each core that run or wait to be taken
+CONNECT_SECONDS = 10  # Ray itself would wait for minutes
 
 Row = tuple[Rendered | Rejected, frozenset[str]]
 
@@ -37,34 +40,36 @@ Row = tuple[Rendered | Rejected, frozenset[str]]
 class Rendering:
     """How tasks render rows.
 
-    model: the folder with tokenizer and template. max_length, serves_tools: as Renderer has them.
+    model: the folder with tokenizer and template. settings, serves_tools: as Renderer.of has them.
     """
 
     model: Path
-    max_length: int
+    settings: PrepareConfig
     serves_tools: bool
 
 
 def rendered_rows(
-    sources: Sequence[Source], rendering: Rendering, address: str | None
+    sources: Sequence[Source], rendering: Rendering
 ) -> Iterator[tuple[Rendered | Rejected, frozenset[str], int]]:
     """Every row, its fields without an effect, and the bytes of files that were read since the last
     one.
 
     Args:
         sources: files by absolute paths, which are there on each node.
-        address: of a cluster; None starts Ray on this machine for the time being.
+        rendering: its settings name the cluster; without one, Ray is started on this machine for
+            the time being.
 
     Raises:
         DataError: a file cannot be used. MissingRuntime: Ray is not installed, or does not start.
         PipelineError: the cluster lost a task for good.
     """
     require("ray", SETTING, "leave the setting out")
-    with _cluster(address) as ray:
+    with _cluster(rendering.settings.ray_address) as ray:
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         total = sum(size_of(source.file) for source in sources)
         size = min(PIECE_BYTES, max(LEAST_BYTES, total // (TASKS_A_CORE * cores)))
-        task = ray.remote(num_cpus=1)(_render_piece)
+        # Each node reads its share; by default Ray would fill the first one.
+        task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_render_piece)
         waiting: deque[tuple[Source, int, Any]] = deque()
         jobs = _jobs(sources, size)
         while True:
@@ -99,8 +104,9 @@ def _jobs(sources: Iterable[Source], size: int) -> Iterator[tuple[Source, Piece,
 
 def _render_piece(source: Source, piece: Piece, rendering: Rendering) -> list[Row] | PipelineError:
     """The task. What a user can act on is returned: Ray would wrap it in a traceback."""
-    renderer, rendered = _renderer(rendering), []
+    rendered: list[Row] = []
     try:
+        renderer = _renderer(rendering)
         for read in read_piece(source.file, source.name, piece, source.options):
             row, is_test = source.asked(read)
             left_out = row.left_out if isinstance(row, Conversation) else frozenset[str]()
@@ -114,7 +120,7 @@ def _render_piece(source: Source, piece: Piece, rendering: Rendering) -> list[Ro
 def _renderer(rendering: Rendering) -> Renderer:
     """One for each process: a tokenizer takes a second to load."""
     chat = Chat.load(rendering.model)
-    return Renderer(chat, rendering.max_length, lambda: rendering.serves_tools)
+    return Renderer.of(rendering.settings, chat, lambda: rendering.serves_tools)
 
 
 @contextmanager
@@ -127,6 +133,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     import ray
 
+    if address is not None:
+        _check_reachable(address, ray.util.get_node_ip_address())
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         # "local" also where RAY_ADDRESS is set: a setting decides, not the environment.
@@ -137,13 +145,35 @@ def _cluster(address: str | None) -> Iterator[Any]:
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        where = f"prepare.ray_address={address}" if address else SETTING
-        raise MissingRuntime(
-            f"{where}: Ray does not answer ({lines[0][:200]}): check the cluster with "
-            "`ray status`, or leave prepare.engine out"
-        ) from error
+        raise _no_answer(address, error) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str, own: str) -> None:
+    """
+    Args:
+        own: this machine's address, which Ray takes in place of localhost.
+
+    Raises:
+        MissingRuntime: nothing listens at HOST:PORT.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # auto, or an address of another kind, which Ray checks
+    host = own if host in ("localhost", "127.0.0.1") else host.strip("[]")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str | None, error: Exception) -> MissingRuntime:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    where = f"prepare.ray_address={address}" if address else SETTING
+    return MissingRuntime(
+        f"{where}: Ray does not answer ({lines[0][:200]}): check the cluster with "
+        "`ray status`, or leave prepare.engine out"
+    )

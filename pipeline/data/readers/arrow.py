@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import DataError
 from pipeline.data.readers.opening import explain
 from pipeline.data.readers.record import Advance, Piece, Reader, Row
-from pipeline.data.readers.tables import batch_rows, records
+from pipeline.data.readers.tables import batch_rows, check_columns, records
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,6 +85,7 @@ def _read(file: Path, name: str, piece: Piece, advance: Advance) -> Iterator[Row
         done = 0
         with _batches(part) as batches:
             for batch in batches:
+                check_columns(batch.schema.names, part)
                 # Arrow trusts the offsets in a file: reading with wrong ones ends the process.
                 batch.validate(full=True)
                 at_once = batch_rows(batch.nbytes // max(1, batch.num_rows))

@@ -95,12 +95,18 @@ def _header(file: Path, reader: "Iterator[list[str]]") -> list[str] | None:
     except StopIteration:
         return None
     except csv.Error as error:
+        if "new-line" in str(error):
+            raise DataError(
+                f"{file}: its lines end with carriage returns alone: `sed 's/\\r/\\n/g' {file} > "
+                "NEW`"
+            ) from error
         raise DataError(f"{file}:1: {error}: correct the line with the columns' names") from error
     twice = next((name for name in columns if columns.count(name) > 1), None)
     named = ", ".join(shown(column) or "(no name)" for column in columns)
     if twice is not None:
         what = f"the column {shown(twice)} twice" if twice else "columns without a name"
         raise DataError(f"{file}:1 has {what} ({short(named, 120)}): give each a name of its own")
+    columns = [name or f"Unnamed: {i}" for i, name in enumerate(columns)]  # as pandas has it
     if not all(_is_text(column) for column in columns):
         raise DataError(
             f"{file}:1 is not UTF-8: `iconv -f LATIN1 -t UTF-8 {file} > NEW` if it is in Latin-1"

@@ -18,11 +18,16 @@ def parse_json(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise Unusable(BAD, f"{error.msg} at column {error.colno}") from error
+        why = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        if error.msg == "Extra data" and text[error.pos - 1 : error.pos] == "\r":
+            why += "; its lines end with carriage returns alone: `sed 's/\\r/\\n/g' FILE > NEW`"
+        raise Unusable(BAD, why) from error
     except Unusable:
         raise
-    except (ValueError, RecursionError) as error:  # a number too long, or nesting too deep
-        raise Unusable(BAD, str(error)) from error
+    except RecursionError as error:
+        raise Unusable(BAD, "it is nested too deeply") from error
+    except ValueError as error:  # of Python's conversion
+        raise Unusable(BAD, "a number has more than 4,300 digits") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

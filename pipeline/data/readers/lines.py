@@ -48,7 +48,10 @@ def _lines(file: Path, source: Opened, piece: Piece, advance: Advance) -> Iterat
 def decoded(file: Path, number: int, raw: bytes) -> Line:
     """A line as text."""
     try:
-        return Line(number, raw.decode(), None)
+        text = raw.decode()
+        if number == 1 and "\0" in text and (whole := explain_encoding(file.name, raw)):
+            return Line(number, text, "bad UTF-8", whole)
+        return Line(number, text, None)
     except UnicodeDecodeError as error:
         detail = f"byte {error.start + 1} of the line: {error.reason}"
         if number == 1 and (whole := explain_encoding(file.name, raw)):

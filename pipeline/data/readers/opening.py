@@ -67,10 +67,17 @@ def explain(file: Path, error: Exception, compression: str | None = None) -> str
 
 
 def explain_encoding(file: str, head: bytes) -> str | None:
-    """What to do about a text that begins so, if it is in UTF-16 or UTF-32; else None."""
+    """What to do about a text that begins so, if it is in UTF-16 or UTF-32; else None.
+
+    Most letters of a text without a byte order mark have one zero byte, which no text in UTF-8 has.
+    """
+    unmarked = {1: "UTF-16LE", 0: "UTF-16BE"}
+    zeros = {place: head[place:200:2].count(0) for place in unmarked}
+    place = max(zeros, key=lambda place: zeros[place])
+    even = () if zeros[place] < max(2, len(head[place:200:2]) // 2) else (b"", unmarked[place])
     for mark, name in (
         (b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"),
-        (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"),
+        (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"), *((even,) if even else ()),
     ):  # fmt: skip
         if head.startswith(mark):
             return (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import DataError
 from pipeline.data.readers.opening import explain
 from pipeline.data.readers.record import WHOLE, Advance, Piece, Reader, Row
-from pipeline.data.readers.tables import batch_rows, records
+from pipeline.data.readers.tables import batch_rows, check_columns, records
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -43,6 +43,7 @@ def _read(file: Path, name: str, piece: Piece, advance: Advance) -> Iterator[Row
     import pyarrow as pa
 
     with _open(file) as parquet:
+        check_columns(parquet.schema_arrow.names, file)
         end = parquet.num_row_groups if piece.end is None else piece.end
         number = piece.first
         for group in range(piece.begin, end):

@@ -1,10 +1,13 @@
 """Rows of tables that Arrow reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.errors import DataError
 from pipeline.data.readers import record
 from pipeline.data.readers.record import Record, Row
+from pipeline.data.row_formats import shown
 from pipeline.data.rows import Rejected
 
 if TYPE_CHECKING:
@@ -12,6 +15,16 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 1_000  # that are in memory at once as Python's objects
 _MOST_BYTES = 64 * 2**20
+
+
+def check_columns(names: Sequence[str], file: Path) -> None:
+    """
+    Raises:
+        DataError: two columns have one name, of which a row could hold only one.
+    """
+    if len(set(names)) < len(names):
+        twice = shown(next(name for name in names if list(names).count(name) > 1))
+        raise DataError(f"{file} has the column {twice} twice: give each a name of its own")
 
 
 def batch_rows(mean: int) -> int:

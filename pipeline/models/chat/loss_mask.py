@@ -137,6 +137,8 @@ class Conversation:
     def _answer_start(self, turn: int, begin: int) -> int:
         """The first character of a turn that the assistant must produce: behind the generation
         prompt, or behind `begin` where that comes later."""
+        if not self.messages[turn].get("weight", 1):
+            return begin  # a greeting has no prompt
         prompt = self._prompt(turn)
         if self.text.startswith(prompt):
             return max(begin, len(prompt))
@@ -156,7 +158,9 @@ class Conversation:
         found = dict(zip(spoken, self._content_spans(spoken), strict=True))
         for turn in turns:
             weight = self.messages[turn].get("weight", 1)
-            if turn in found:
+            if turn in found and not weight:
+                begin, end = found[turn]  # a greeting has no prompt
+            elif turn in found:
                 begin, end = found[turn]
                 prompt = self._prompt(turn)
                 if self.text.startswith(prompt) and len(prompt) <= begin:
@@ -238,20 +242,39 @@ class Conversation:
         """
         why = f"the chat template of {self.folder} leaves it out here"
         for i, message in enumerate(self.messages):
-            fields = ("content",) if message["role"] == "tool" else (*TEMPLATE_FIELDS, "tool_calls")
+            fields = ("content",) if self._may_be_lost(i) else (*TEMPLATE_FIELDS, "tool_calls")
             for field in fields:
                 if not message.get(field):
                     continue
                 without = [*self.messages]
                 empty = {"content": ""} if field == "content" else {}
                 without[i] = {**{k: v for k, v in message.items() if k != field}, **empty}
-                if self._writes_the_same(without, self.tools):
-                    raise _without_effect(f"messages[{i}].{field}", field, why)
+                if not self._writes_the_same(without, self.tools):
+                    continue
+                if field == "content":
+                    raise Unusable(
+                        "turn left out by the template",
+                        f"the chat template of {self.folder} writes nothing of messages[{i}] "
+                        f"({message['role']}) here: remove the turn, or join it with another one",
+                    )
+                raise _without_effect(f"messages[{i}].{field}", field, why)
         if self.tools and (
             any(name not in self.text for name in names_of(self.tools))
             or self._writes_the_same(self.messages, None)
         ):
             raise _without_effect("tools", "tools", why)
+
+    def _may_be_lost(self, turn: int) -> bool:
+        """Whether a template may leave a turn out: a result, a system turn behind others, or one of
+        two turns of the user in a row."""
+        role = self.messages[turn]["role"]
+        beside = [self.messages[i]["role"] for i in (turn - 1, turn + 1)
+                  if 0 <= i < len(self.messages)]  # fmt: skip
+        return (
+            role == "tool"
+            or (role == "system" and turn > 0)
+            or (role == "user" and "user" in beside)
+        )
 
     def _writes_the_same(self, messages: Sequence[Message], tools: Tools) -> bool:
         """Whether the template writes another conversation as it writes this one. It may refuse

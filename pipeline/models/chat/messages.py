@@ -11,13 +11,6 @@ from pipeline.core.errors import DataError
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
-# Who may speak after whom; after a call, tool.
-_NEXT: dict[str | None, tuple[str, ...]] = {
-    None: ("user",),
-    "user": ("assistant",),
-    "assistant": ("user",),
-    "tool": ("assistant", "tool"),
-}
 PLAIN = "text"  # of the only turn of a row that is plain text and no conversation
 # Fields of a turn that have an effect only if the model's chat template writes them.
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -39,9 +32,11 @@ class Unusable(DataError):
 
 
 def parse_messages(value: object, *, answered: bool) -> list[Message]:
-    """OpenAI messages as turns of text: an optional system turn, then user, assistant, …
+    """OpenAI messages as turns of text.
 
-    Results follow an assistant's turn that calls tools, and the assistant follows them.
+    Results follow an assistant's turn that calls tools, and the assistant follows them. In which
+    order the others may speak is for the model's chat template to say, as it is in a request: a
+    conversation may begin with a greeting, or have two turns of the user in a row.
 
     Args:
         value: decoded JSON. `content` may be a string or a list of text parts, and the role
@@ -58,22 +53,29 @@ def parse_messages(value: object, *, answered: bool) -> list[Message]:
     for i, turn in enumerate(turns):
         if turn["role"] != "tool" and not (turn["content"].strip() or turn.get("tool_calls")):
             raise _empty(turn["role"], f"messages[{i}]")
-    spoken = turns[1:] if turns[0]["role"] == "system" else turns
     previous: Message = {}
-    for i, turn in enumerate(spoken):
-        expected = ("tool",) if previous.get("tool_calls") else _NEXT[previous.get("role")]
-        if turn["role"] not in expected:
-            place = i + len(turns) - len(spoken)
+    for i, turn in enumerate(turns):
+        if (fault := _misplaced(previous, turn["role"])) is not None:
             raise Unusable(
-                "roles out of order",
-                f"messages[{place}] is {turn['role']}, should be {' or '.join(expected)}",
+                "roles out of order", f"messages[{i}] is {turn['role']}, should be {fault}"
             )
         previous = turn
     last = "assistant" if answered else "user"
-    if not spoken or spoken[-1]["role"] != last:
+    if turns[-1]["role"] != last:
         reason = "no assistant turn" if answered else "no user turn"
         raise Unusable(reason, f"the last turn must be the {last}'s")
+    if not any(turn["role"] == "user" for turn in turns):
+        raise Unusable("no user turn", "nobody asks for the answer: put a user's turn before it")
     return turns
+
+
+def _misplaced(previous: Message, role: str) -> str | None:
+    """Who should speak behind a turn, if a role may not; else None."""
+    if previous.get("tool_calls"):
+        return None if role == "tool" else "tool"
+    if previous.get("role") == "tool":
+        return None if role in ("tool", "assistant") else "assistant or tool"
+    return "user or assistant: it answers no call" if role == "tool" else None
 
 
 def parse_turn(turn: object, place: str) -> Message:
@@ -124,7 +126,9 @@ def text_of(content: object, place: str) -> str | None:
             raise Unusable("not text", f"{place} has a part that is not text")
         content = "".join(str(part) for part in parts)
     if content is not None and not isinstance(content, str):
-        raise Unusable("not text", f"{place} has content that is not text")
+        kind = {"int": "a number", "float": "a number", "bool": "true or false",
+                "bytes": "bytes"}.get(type(content).__name__, "an object")  # fmt: skip
+        raise Unusable("not text", f"{place} has content that is not text but {kind}")
     if content is not None and not _is_unicode(content):
         raise Unusable("bad Unicode", f"{place} holds half a surrogate pair")
     return content

@@ -312,7 +312,9 @@ class Chat:
         """Lengths of the prompts before assistant turns that begin within a thought."""
         if not self._opens_thought:
             return []
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        asked = next((i for i, m in enumerate(messages) if m["role"] == "user"), len(messages))
+        # A greeting has no prompt.
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > asked]
         prompts = (
             self.template.expand(messages[:turn], generation_prompt=True, tools=tools)
             for turn in turns

@@ -198,7 +198,19 @@ def _file(artifacts: Path) -> Path:
 
 
 def _read(artifacts: Path) -> dict[str, dict[str, Any]]:
-    file = _file(artifacts)
+    return read_records(_file(artifacts))
+
+
+def _write(artifacts: Path, records: Mapping[str, Any]) -> None:
+    write_records(_file(artifacts), records)
+
+
+def read_records(file: Path) -> dict[str, dict[str, Any]]:
+    """What a file of this form records of sources, by their addresses.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         content = json.loads(file.read_bytes())
         if all(_REVISION.match(record["revision"]) for record in content.values()):
@@ -209,13 +221,13 @@ def _read(artifacts: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         cause = f"{type(error).__name__}"
     raise DataError(
-        f"{file}, the record of fetched models, cannot be read ({cause}): delete it, and the next "
-        "command resolves revisions anew"
+        f"{file}, the record of what was fetched, cannot be read ({cause}): delete it, and the "
+        "next command resolves revisions anew"
     )
 
 
-def _write(artifacts: Path, records: Mapping[str, Any]) -> None:
-    file = _file(artifacts)
+def write_records(file: Path, records: Mapping[str, Any]) -> None:
+    """Write what `read_records` reads, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub, by huggingface_hub, in its own cache.
+"""Models and data sets on the Hugging Face Hub, by huggingface_hub, in its own cache.
 
 HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE count as everywhere else. What another program
 fetched is not fetched again, and a download that was interrupted resumes.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, PipelineError, ResourceError, short
-from pipeline.models.sources.address import Address
+from pipeline.models.sources.address import DATASETS, Address
 from pipeline.models.sources.files import GrowingDigest, Remote, digest_of, entry
 from pipeline.models.sources.transfer import run_all
 
@@ -29,31 +29,33 @@ _PART = 2**20
 
 
 class Hub:
-    """One model on the hub."""
+    """One model or data set on the hub."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self._name = address.name.removeprefix(DATASETS)
+        self._kind = "dataset" if self._name != address.name else "model"
         self._listed: dict[str, dict[str, Remote]] = {}
 
     def resolve(self) -> str:
         """The commit that the revision means now; offline: the one that is in the cache.
 
         Raises:
-            DataError: there is no such model or revision, it may not be read, or the hub cannot be
+            DataError: there is no such name or revision, it may not be read, or the hub cannot be
                 reached.
         """
-        from huggingface_hub import HfApi, constants, try_to_load_from_cache
+        from huggingface_hub import constants
 
         revision = self.address.revision or constants.DEFAULT_REVISION
         if _COMMIT.match(revision):
             return revision
         if constants.HF_HUB_OFFLINE:
-            place = try_to_load_from_cache(self.address.name, "config.json", revision=revision)
-            if isinstance(place, str):
-                return Path(place).parent.name
-            raise self._not_cached("config.json")
-        with self._errors():
-            info = HfApi().model_info(self.address.name, revision=revision, files_metadata=True)
+            noted = self._cached() / "refs" / revision  # by whoever fetched it
+            found = noted.read_text().strip() if noted.is_file() else ""
+            if _COMMIT.match(found):
+                return found
+            raise self._not_cached(f"the revision {revision}")
+        info = self._info(revision)
         if not info.sha or not _COMMIT.match(info.sha):
             raise DataError(f"{self.address}: the hub names no commit: check HF_ENDPOINT")
         self._listed[info.sha] = _remotes(info)
@@ -61,7 +63,7 @@ class Hub:
 
     def files(self, commit: str) -> Mapping[str, Remote]:
         """The files of a commit; offline: those that are in the cache."""
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import constants
 
         if commit not in self._listed:
             if constants.HF_HUB_OFFLINE:
@@ -73,20 +75,27 @@ class Hub:
                     for name in [place.relative_to(self.folder(commit)).as_posix()]
                 }
             else:
-                with self._errors():
-                    info = HfApi().model_info(
-                        self.address.name, revision=commit, files_metadata=True
-                    )
-                self._listed[commit] = _remotes(info)
+                self._listed[commit] = _remotes(self._info(commit))
         return self._listed[commit]
 
     def folder(self, commit: str) -> Path:
         """Where the cache keeps the files of a commit."""
+        return self._cached() / "snapshots" / commit
+
+    def _cached(self) -> Path:
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
-        name = repo_folder_name(repo_id=self.address.name, repo_type="model")
-        return Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
+        name = repo_folder_name(repo_id=self._name, repo_type=self._kind)
+        return Path(constants.HF_HUB_CACHE) / name
+
+    def _info(self, revision: str) -> Any:
+        from huggingface_hub import HfApi
+
+        with self._errors():
+            return HfApi().repo_info(
+                self._name, revision=revision, repo_type=self._kind, files_metadata=True
+            )
 
     def get(self, commit: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Fetch files into the cache, where they are not there yet; their digests by name.
@@ -100,7 +109,7 @@ class Hub:
 
         files, found = self.files(commit), dict[str, dict[str, Any]]()
         missing = [name for name in names if not (self.folder(commit) / name).exists()]
-        blobs = self.folder(commit).parents[1] / "blobs"
+        blobs = self._cached() / "blobs"
 
         def arrived() -> int:
             whole = sum(_bytes(files, n) for n in missing if (self.folder(commit) / n).exists())
@@ -139,7 +148,7 @@ class Hub:
             return
         if constants.HF_HUB_OFFLINE:
             raise self._not_cached(name)
-        hf_hub_download(self.address.name, name, revision=commit)
+        hf_hub_download(self._name, name, revision=commit, repo_type=self._kind)
 
     def _checked(self, commit: str, name: str) -> dict[str, Any]:
         """A file's digest, compared with the one by which the cache and the hub name it."""

@@ -1,4 +1,4 @@
-"""Models in object stores: S3 by boto3, Google Cloud Storage by gcsfs, into a cache of our own.
+"""Files of object stores: S3 by boto3, Google Cloud Storage by gcsfs, into a cache of our own.
 
     $XDG_CACHE_HOME/finetune-to-serve/sources/s3/<bucket and prefix>/<revision>/
 
@@ -10,7 +10,7 @@ file is read only in the version that was listed.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,8 +42,8 @@ class Changed(Exception):
 class Store(Protocol):
     """What differs from store to store."""
 
-    def list(self) -> list[Remote]:
-        """The files below the address."""
+    def list(self, *, deep: bool) -> list[Remote]:
+        """The files at the address. deep: those in folders below it, too."""
 
     def read(self, file: Remote, begin: int) -> Iterator[bytes]:
         """A file's bytes from one on. Raises Changed if it has another version than listed."""
@@ -53,16 +53,33 @@ class Store(Protocol):
 
 
 class Objects:
-    """A model below a prefix of a bucket."""
+    """Files below a prefix of a bucket.
 
-    def __init__(self, address: Address, store: Store | None = None) -> None:
+    chosen: of all names of files below the address those that count; None: those directly there of
+    which a model consists.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        store: Store | None = None,
+        chosen: Callable[[Iterable[str]], Sequence[str]] | None = None,
+        setting: str = "model.path",
+        records: str = "artifacts/.sources.json",
+    ) -> None:
         self.address = address
-        self._store = store or (S3(address) if address.scheme == "s3" else _google(address))
+        self._store = store or (
+            S3(address) if address.scheme == "s3" else _google(address, setting)
+        )
+        self._chosen, self._records = chosen, records
         self._listed: dict[str, Remote] | None = None
 
     def resolve(self) -> str:
         files = self._list()
-        known = {name for name in files if name.endswith(".safetensors")} | {*described(files)}
+        if self._chosen is None:
+            known = {name for name in files if name.endswith(".safetensors")} | {*described(files)}
+        else:
+            known = {*self._chosen(files)}
         listing = {name: [files[name].bytes, files[name].version] for name in sorted(known)}
         return sha256_of_json(listing)
 
@@ -71,7 +88,7 @@ class Objects:
         if self.resolve() != revision:
             raise DataError(
                 f"{self.address} changed since it was recorded: remove its entry from "
-                "artifacts/.sources.json to take what is there now"
+                f"{self._records} to take what is there now"
             )
         return files
 
@@ -86,10 +103,11 @@ class Objects:
         total = sum(files[name].bytes for name in names)
 
         def arrived() -> int:
-            return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+            return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
         with self._errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            for place in (folder, *((folder / name).parent for name in names)):
+                place.mkdir(parents=True, exist_ok=True)
             run_all(jobs, f"fetch {short(str(self.address), 40)} MiB", total, arrived)
         return {name: found[name] for name in names}
 
@@ -121,7 +139,8 @@ class Objects:
     def _list(self) -> dict[str, Remote]:
         if self._listed is None:
             with self._errors(None):
-                self._listed = {file.name: file for file in self._store.list()}
+                found = self._store.list(deep=self._chosen is not None)
+                self._listed = {file.name: file for file in found if _is_plain(file.name)}
             if not self._listed:
                 raise DataError(
                     f"{self.address}: there are no files below it: correct the bucket or the prefix"
@@ -151,6 +170,11 @@ class Objects:
             raise
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a name in a bucket is one of a file below a folder: it may hold anything."""
+    return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+
+
 class S3:
     """A bucket of S3, or of a store that speaks its protocol (AWS_ENDPOINT_URL)."""
 
@@ -164,14 +188,14 @@ class S3:
 
         return boto3.client("s3", config=Config(retries={"max_attempts": 3}, connect_timeout=10))
 
-    def list(self) -> list[Remote]:
+    def list(self, *, deep: bool) -> list[Remote]:
         pages = self._client().get_paginator("list_objects_v2")
         found = pages.paginate(Bucket=self._bucket, Prefix=self._prefix)
         return [
             Remote(item["Key"].removeprefix(self._prefix), item["Size"], item["ETag"])
             for page in found
             for item in page.get("Contents", ())
-            if "/" not in item["Key"].removeprefix(self._prefix)
+            if deep or "/" not in item["Key"].removeprefix(self._prefix)
         ]
 
     def read(self, file: Remote, begin: int) -> Iterator[bytes]:
@@ -218,17 +242,22 @@ def _status(error: Any) -> int:
 
 
 class FileSystem:
-    """A file system of fsspec. prefix: the folder of the model in it."""
+    """A file system of fsspec. prefix: the folder of the files in it."""
 
     def __init__(self, system: Any, prefix: str) -> None:
         self._system, self._prefix = system, prefix
 
-    def list(self) -> list[Remote]:
+    def list(self, *, deep: bool) -> list[Remote]:
+        self._system.invalidate_cache()
+        depth = None if deep else 1
+        found = self._system.find(self._prefix, maxdepth=depth, detail=True).values()
+        above = self._prefix.strip("/") + "/"
         return [
-            Remote(item["name"].rpartition("/")[2], item["size"], self._system.ukey(item["name"]))
-            for item in self._system.ls(self._prefix, detail=True, refresh=True)
+            Remote(item["name"].lstrip("/").removeprefix(above), item["size"],
+                   self._system.ukey(item["name"]))
+            for item in found
             if item["type"] == "file"
-        ]
+        ]  # fmt: skip
 
     def read(self, file: Remote, begin: int) -> Iterator[bytes]:
         path = f"{self._prefix}/{file.name}"
@@ -256,8 +285,8 @@ class FileSystem:
         return None
 
 
-def _google(address: Address) -> Store:
-    extras.require("gcs", f"model.path={address}", "copy the files and give their folder")
+def _google(address: Address, setting: str) -> Store:
+    extras.require("gcs", f"{setting}={address}", "copy the files and give their folder")
     import fsspec
 
     return FileSystem(fsspec.filesystem("gs"), address.name)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError, ResourceError
@@ -71,6 +71,7 @@ def test_random_bytes_do_not_stop_the_search(tmp_path_factory: Any, content: byt
     assert recordings.find_new(folder, folder / "none").new == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.text("ab", min_size=1, max_size=3), max_size=6), max_size=4))
 def test_recordings_and_snapshots_add_up(tmp_path_factory: Any, batches: list[list[str]]) -> None:
     """However recordings arrive, the snapshots hold each different conversation exactly once."""

@@ -312,9 +312,9 @@ def cases() -> Iterator[tuple[object, bool, str]]:
     yield [USER, {"role": "assistant", "content": 3}], True, "not text"
     yield [USER, {"role": "assistant", "content": [{"type": "image_url"}]}], True, "not text"
     yield [USER, {"role": "assistant", "content": "\ud800"}], True, "bad Unicode"
-    yield [USER, USER, ASSISTANT], True, "roles out of order"
-    yield [ASSISTANT], True, "roles out of order"
-    yield [USER, {"role": "system", "content": "x"}], True, "roles out of order"
+    yield [ASSISTANT], True, "no user turn"
+    yield [{"role": "system", "content": "x"}, ASSISTANT], True, "no user turn"
+    yield [USER, {"role": "system", "content": "x"}], True, "no assistant turn"
     yield [USER, ASSISTANT], False, "no user turn"
 
 
@@ -323,6 +323,57 @@ def test_bad_messages_are_refused(value: object, answered: bool, reason: str) ->
     with pytest.raises(Unusable) as caught:
         parse_messages(value, answered=answered)
     assert caught.value.reason == reason
+
+
+GREETING = {"role": "assistant", "content": "Welcome.", "weight": 0}
+MORE = {"role": "user", "content": "A card."}
+AGAIN = {"role": "assistant", "content": "Good."}
+RULE = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize(
+    ("messages", "answers"),
+    [
+        ([GREETING, USER, ASSISTANT], ["Hello!"]),
+        ([RULE, GREETING, USER, ASSISTANT], ["Hello!"]),
+        ([USER, MORE, ASSISTANT], ["Hello!"]),
+        ([USER, ASSISTANT, AGAIN, MORE, MORE, ASSISTANT], ["Hello!", "Good.", "Hello!"]),
+        ([USER, ASSISTANT, RULE, MORE, ASSISTANT], ["Hello!", "Hello!"]),
+    ],
+)
+def test_other_orders_are_taken_as_the_template_allows(
+    family: str,
+    messages: list[Message],
+    answers: list[str],
+    chats: dict[str, Chat],
+    reference: dict[str, Any],
+) -> None:
+    chat = chats[family]
+    assert [{**m} for m in parse_messages(messages, answered=True)] == messages
+    if family == "mistral":
+        with pytest.raises(Unusable, match="roles must alternate"):
+            chat.render(messages)
+        return
+    assert chat.render(messages).ids == reference[family].apply_chat_template(messages)
+    runs = trained_runs(chat, messages)
+    end = CONTROL[family][3]
+    bodies = [run.removesuffix(end).strip().removeprefix("<think>\n\n</think>").strip()
+              for run in runs]  # fmt: skip
+    assert bodies == answers
+
+
+def test_a_turn_that_the_template_leaves_out_is_refused(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path, "chatml")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role != 'system' or loop.first %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = Chat.load(folder)
+    assert chat.render([RULE, USER, ASSISTANT]).ids
+    with pytest.raises(Unusable, match=r"writes nothing of messages\[2\] \(system\) here"):
+        chat.render([USER, ASSISTANT, RULE, USER, ASSISTANT])
 
 
 def test_parts_and_developer_turns_are_read() -> None:

@@ -127,7 +127,7 @@ def test_what_is_not_there_or_may_not_be_read(
     publish(bucket, folder)
     from botocore.exceptions import ClientError
 
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "ListObjectsV2")
 
     with monkeypatch.context() as patch:
