@@ -16,8 +16,9 @@ from pipeline.core.artifact import Artifact, Outcome
 from pipeline.core.console import get_console
 from pipeline.core.errors import DataError
 from pipeline.core.stage import Stage
+from pipeline.data import samples
 from pipeline.data.dataset import SPLITS, Row, write_split
-from pipeline.data.preparation import remote, samples
+from pipeline.data.preparation import remote
 from pipeline.data.preparation.decisions import decide
 from pipeline.data.preparation.statistics import (
     PERCENTILES,
