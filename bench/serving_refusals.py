@@ -25,12 +25,15 @@ from typing import Any, NamedTuple
 from starlette.types import ASGIApp, Message
 
 from bench.origin import origin
+from pipeline.serving.anthropic.protocol import MessagesRequest, PromptRequest
 from pipeline.serving.openai.protocol import (
     AdapterRequest,
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
 )
+from pipeline.serving.responses.protocol import InputRequest, ResponsesRequest
+from pipeline.serving.routes.tokenization import DetokenizeRequest, TokenizeRequest
 from pipeline.serving.scoring.protocol import RankingRequest, RerankRequest, ScoreRequest
 
 PACKAGES = ("fastapi", "pydantic", "starlette", "tokenizers")
@@ -48,6 +51,14 @@ ROUTES: dict[str, tuple[Any, dict[str, str]]] = {
     "/v1/ranking": (RankingRequest, {"query": '{"text": "a"}', "passages": '[{"text": "a"}]'}),
     "/v1/load_lora_adapter": (AdapterRequest, {"lora_name": '"a"', "lora_path": '"/nowhere"'}),
     "/v1/unload_lora_adapter": (AdapterRequest, {"lora_name": '"a"'}),
+    "/v1/messages": (MessagesRequest, {"messages": HELLO, "max_tokens": "1"}),
+    "/v1/messages/count_tokens": (PromptRequest, {"messages": HELLO}),
+    "/v1/responses": (ResponsesRequest, {"input": '"a"'}),
+    "/v1/responses/input_tokens": (InputRequest, {"input": '"a"'}),
+    "/tokenize": (TokenizeRequest, {}),
+    "/detokenize": (DetokenizeRequest, {"tokens": "[1]"}),
+    "/v1/chat/completions/render": (ChatRequest, {"messages": HELLO}),
+    "/v1/completions/render": (CompletionRequest, {"prompt": '"a"'}),
 }
 # Values inside a field; the shape takes the place of @.
 INSIDE: dict[str, tuple[str, ...]] = {
@@ -60,7 +71,16 @@ INSIDE: dict[str, tuple[str, ...]] = {
         '[{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", '
         '"function": {"name": "a", "arguments": @}}]}]',
         '[{"role": "tool", "tool_call_id": @, "content": "a"}]',
+        '[{"role": "user", "content": [{"type": @}]}]',
+        '[{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", '
+        '"content": @}]}]',
+        '[{"role": "assistant", "content": [{"type": "tool_use", "id": @, "name": "a", '
+        '"input": {}}]}]',
+        '[{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "a", '
+        '"input": @}]}]',
+        '[{"role": "assistant", "content": [{"type": "thinking", "thinking": @}]}]',
     ),
+    "system": ("[@]", '[{"type": "text", "text": @}]'),
     "tools": (
         '[{"type": "function", "function": {"name": @}}]',
         '[{"type": "function", "function": {"name": "a", "description": @}}]',
@@ -80,7 +100,23 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "stop": ("[@]",),
     "logit_bias": ('{"1": @}',),
     "prompt": ("[@]", "[[1], @]"),
-    "input": ("[@]", "[[1], @]"),
+    "input": (
+        "[@]",
+        "[[1], @]",
+        '[{"role": "user", "content": @}]',
+        '[{"type": @}]',
+        '[{"role": "user", "content": [{"type": "input_text", "text": @}]}]',
+        '[{"type": "function_call", "call_id": "a", "name": "a", "arguments": @}]',
+        '[{"type": "function_call_output", "call_id": "a", "output": @}]',
+        '[{"type": "reasoning", "summary": @}]',
+    ),
+    "tokens": ("[@]",),
+    "stop_sequences": ("[@]",),
+    "text": ('{"format": {"type": "json_schema", "name": "a", "schema": @}}',),
+    "output_config": ('{"format": {"type": "json_schema", "schema": @}}',),
+    "output_format": ('{"type": "json_schema", "schema": @}',),
+    "chat_template_kwargs": ('{"a": @}',),
+    "structured_outputs": ('{"json": @}', '{"regex": @}', '{"choice": @}', '{"grammar": @}'),
 }
 
 

@@ -2,10 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from pipeline.serving.openai.prompt_types import Texts, at_most, require_neutral
-from pipeline.serving.openai.protocol import MAX_TOOLS
+from pipeline.serving.openai.protocol import MAX_TOOLS, few_stops
 
 PATH = "/v1/messages"
 MAX_BLOCKS = 10_000
@@ -93,7 +100,7 @@ class MessagesRequest(PromptRequest):
     """POST /v1/messages."""
 
     max_tokens: int = Field(ge=1)
-    stop_sequences: Texts | None = None
+    stop_sequences: Annotated[Texts, BeforeValidator(few_stops)] | None = None
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1)

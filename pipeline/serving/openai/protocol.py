@@ -68,7 +68,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _stops(value: Any) -> Any:
+def few_stops(value: Any) -> Any:
     """One text or few, all short: each is looked for after each token."""
     stops = value if isinstance(value, list) else [value]
     if len(stops) > MAX_STOPS:
@@ -204,7 +204,7 @@ class _Request(Extensions):
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[str | Texts, BeforeValidator(_stops)] | None = None
+    stop: Annotated[str | Texts, BeforeValidator(few_stops)] | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Annotated[dict[TokenId, Bias], at_most(MAX_BIASES, "tokens")] | None = None

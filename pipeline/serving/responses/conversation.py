@@ -82,6 +82,8 @@ def messages_of(items: "str | list[Any]", before: Iterable[Message] = ()) -> lis
 
 def _thought(item: dict[str, Any]) -> str:
     parts = item.get("content") or item.get("summary") or []
+    if not isinstance(parts, list):
+        raise invalid("input", "the content and the summary of reasoning are lists of parts")
     found = [part.get("text") for part in parts if isinstance(part, dict)]
     return "\n".join(text for text in found if isinstance(text, str))
 

@@ -2,16 +2,25 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pipeline.serving.openai.prompt_types import Texts, at_most, require_neutral
 from pipeline.serving.openai.protocol import (
+    MAX_BIASES,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     Extensions,
     Function,
     FunctionName,
+    few_stops,
 )
 from pipeline.serving.openai.response_formats import JsonFormat, TextFormat
 
@@ -114,8 +123,8 @@ class ResponsesRequest(InputRequest, Extensions):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | Texts | None = None
-    logit_bias: dict[str, float] | None = None
+    stop: Annotated[str | Texts, BeforeValidator(few_stops)] | None = None
+    logit_bias: Annotated[dict[str, float], at_most(MAX_BIASES, "tokens")] | None = None
     background: Any = None
     context_management: Any = None
     max_tool_calls: Any = None

@@ -10,8 +10,8 @@ from pipeline.models.chat.renderer import Chat
 from pipeline.serving.openai.completions import CompletionService
 from pipeline.serving.openai.errors import invalid, refused
 from pipeline.serving.openai.models import ServedModels
-from pipeline.serving.openai.prompt_types import are_token_ids
-from pipeline.serving.openai.protocol import ChatRequest, CompletionRequest, Tool
+from pipeline.serving.openai.prompt_types import are_token_ids, at_most
+from pipeline.serving.openai.protocol import MAX_TOOLS, ChatRequest, CompletionRequest, Tool
 
 MAX_TOKENS = 50_000  # to decode in one request
 
@@ -35,8 +35,8 @@ class TokenizeRequest(BaseModel):
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Tool] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], at_most(64, "names")] | None = None
+    tools: Annotated[list[Tool], at_most(MAX_TOOLS, "tools")] | None = None
 
 
 class DetokenizeRequest(BaseModel):

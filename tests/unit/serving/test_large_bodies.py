@@ -49,6 +49,13 @@ SHAPES = {
     "/v1/score": {"text_1": ("text",), "text_2": ("text", "few texts", "many texts")},
     "/v1/rerank": {"query": ("text",), "documents": ("text", "few texts", "few objects")},
     "/v1/ranking": {"passages": ("few texts", "few objects", "many objects")},
+    "/v1/messages": {"stop_sequences": ("few numbers", "few fractions")},
+    "/v1/responses": {
+        "stop": ("few numbers",),
+        'input: [{"type": "reasoning", "summary": @}]': ("text", "words"),
+    },
+    "/tokenize": {"tools": ("few texts", "few numbers", "few objects"), "prompt": ("text",)},
+    "/detokenize": {"tokens": ("few numbers", "few texts")},
     "/v1/load_lora_adapter": {"lora_name": ("text",), "lora_path": ("text",)},
 }
 
