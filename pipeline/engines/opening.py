@@ -48,6 +48,11 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
     record = named(engine.name)
     if record and record.elsewhere:
         return record.elsewhere(engine, Chat.load(folder))
+    if record and record.hosts:
+        raise ConfigError(
+            f"engine={record.name} opens what it has built, and {folder} is an HF folder: run "
+            f"`python -m pipeline stage=build engine={record.name}` and serve artifacts/build"
+        )
     if scores(folder):
         return _describe_encoder(folder, engine, "scores", "a reranker")
     if embeds(folder):
@@ -88,8 +93,16 @@ def _describe_encoder(folder: Path, engine: EngineConfig, feature: str, kind: st
     )
 
 
-def open_engine(folder: Path, *, max_queue: int, description: Description | None = None) -> Served:
+def open_engine(
+    folder: Path,
+    *,
+    max_queue: int,
+    description: Description | None = None,
+    in_process: bool = False,
+) -> Served:
     """Open what `stage=build` made, or a folder that `describe` described.
+
+    in_process: whether this process is the engine's own, as its caller wants it.
 
     Raises:
         ArtifactError: it is not complete, or was built for another runtime, hardware or rendering.
@@ -106,7 +119,7 @@ def open_engine(folder: Path, *, max_queue: int, description: Description | None
     description.require(folder, record.version(), record.hardware())
     _require_memory(folder, description)
     engine: Engine
-    if record.own_process:
+    if record.own_process or in_process:
         engine = record.open(folder, description, max_queue)
     else:
         engine = SupervisedEngine(folder, description, max_queue=max_queue)

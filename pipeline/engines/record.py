@@ -45,6 +45,17 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Hosted:
+    """The engine behind a server that is an engine itself. engine: its settings.
+
+    here: whether it must run on this machine; else only the checkpoint is chosen for it.
+    """
+
+    engine: EngineConfig
+    here: bool
+
+
+@dataclass(frozen=True)
 class BuildJob:
     """What an engine is built from.
 
@@ -52,6 +63,7 @@ class BuildJob:
     merged: the HF folder of stage=merge. exported: what stage=export wrote.
     probes: returns rows of the dataset's validation split, and the positions in each that predict
         tokens of answers, for the proof of an engine.
+    behind: the profile's engine, where `record` hosts it.
     """
 
     record: "EngineRecord"
@@ -60,6 +72,7 @@ class BuildJob:
     merged: Path
     exported: Path
     probes: Callable[[], Probes]
+    behind: "EngineRecord | None" = None
 
     @property
     def checkpoint(self) -> Path:
@@ -197,6 +210,8 @@ class EngineRecord:
         own_process: the runtime has a process of its own already, or is on another machine, so
             that open() is called in the server's process.
         needs_build: it cannot serve an HF folder as it is.
+        hosts: for a server around another engine of the table: which one, from the settings. It has
+            no profiles of its own: those of the other one are chosen from.
         elsewhere: describes an engine whose weights are on another machine. Such an engine has no
             profiles, and `engine=auto` never chooses it.
         disk: bytes of a built engine. "linked": it shares the checkpoint's files. "packed": as
@@ -232,6 +247,7 @@ class EngineRecord:
     settings: Callable[[Profile, Path, EngineConfig], dict[str, Any]] = _no_settings
     own_process: bool = False
     needs_build: bool = False
+    hosts: Callable[[EngineConfig], Hosted] | None = None
     elsewhere: Callable[[EngineConfig, "Chat"], Description] | None = None
     disk: Literal["linked", "packed"] | Mapping[str, float] = "linked"
     package: str = ""
@@ -242,5 +258,5 @@ class EngineRecord:
 
     @property
     def takes_arguments(self) -> bool:
-        """Whether engine.arguments has an effect: a runtime's own, or where another server is."""
-        return self.from_vllm_arguments is not None or self.elsewhere is not None
+        """Whether engine.arguments has an effect: a runtime's own, or of another server."""
+        return bool(self.from_vllm_arguments or self.elsewhere or self.hosts)

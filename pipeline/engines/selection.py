@@ -140,6 +140,21 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
     raise refused.error(f"{refused.name} cannot run here: {refused.reason}")
 
 
+def first_loaded(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
+    """The best profile of an engine that runs on another machine, of which only the model counts.
+
+    Raises:
+        ConfigError: the engine does not take the model in any of its forms.
+    """
+    allowed = [p for p in profiles if p.runtime == engine.name and not p.lora_rank]
+    allowed = [p for p in allowed if engine.profile in (None, p.name)]
+    for profile in allowed:
+        if profile.error is not ConfigError:
+            return replace(profile, reason=None, fit=None)
+    reason = allowed[0].reason if allowed else "the checkpoints that are here have no form for it"
+    raise ConfigError(f"engine={engine.name} does not take this model: {reason}")
+
+
 def _check_arguments(profile: Profile, engine: EngineConfig) -> None:
     """Refuse arguments that the engine of a profile does not take."""
     if engine.arguments and not ENGINES[profile.runtime].takes_arguments:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.config.finetune import OBJECTIVES, PreferenceConfig
 from pipeline.config.schema import Config
 from pipeline.core.errors import ConfigError, shown
-from pipeline.engines.registry import AUTO, ENGINES, named
+from pipeline.engines.registry import AUTO, ENGINES, behind, named
 from pipeline.optimization.formats import FORMATS
 from pipeline.orchestration.environment import EXPERIMENT, TRACKING_URI, given_in_environment
 
@@ -138,7 +138,7 @@ def _quantizes(config: Config) -> bool:
 
 
 def _rounds(config: Config) -> bool:
-    record = named(config.engine.name)
+    record = named(behind(config.engine).name)
     return bool(record is None or record.precisions)
 
 
@@ -375,7 +375,7 @@ def _check_profile(config: Config, given: Mapping[str, str]) -> None:
 
 def _check_precision(config: Config, given: Mapping[str, str]) -> None:
     """A precision that the engine does not round to."""
-    record, precision = named(config.engine.name), config.engine.precision
+    record, precision = named(behind(config.engine).name), config.engine.precision
     if "engine.precision" in given and record and precision not in (AUTO, *record.precisions):
         raise ConfigError(
             f"engine.precision={shown(precision)}: engine={record.name} rounds to "

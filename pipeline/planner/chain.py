@@ -8,7 +8,7 @@ bytes. On a CPU only training is predicted.
 from dataclasses import dataclass
 
 from pipeline.config.schema import Config
-from pipeline.engines.registry import ENGINES, named
+from pipeline.engines.registry import ENGINES, behind, named
 from pipeline.models.architecture import Shape
 from pipeline.optimization.formats import FORMATS, exported_forms
 from pipeline.planner.accelerators import Accelerator
@@ -104,13 +104,14 @@ def packed(shape: Shape, format: str) -> float:
 def engine(config: Config, work: Workload) -> float:
     """Bytes of a built engine."""
     device = "gpu" if work.gpu else "cpu"
-    record = named(config.engine.name)
+    settings = behind(config.engine)
+    record = named(settings.name)
     record = record or next(r for r in ENGINES.values() if device in r.devices)
     if record.disk == "linked":
         return 0.0
     if record.disk == "packed":
         return packed(work.shape, config.quantize.format)
-    return record.disk[config.engine.precision] * work.shape.parameters
+    return record.disk[settings.precision] * work.shape.parameters
 
 
 def checkpoint_bytes(work: Workload) -> float:

@@ -78,9 +78,14 @@ def check_profiles(config: Config, shape: Shape, machine: Machine) -> None:
         ConfigError: there is no such profile, or the engine does not take the model's sizes.
         MissingRuntime: the engine's runtime is not here.
     """
-    record = named(config.engine.name)
+    record, engine = named(config.engine.name), config.engine
     if record and record.elsewhere:
         return
+    if record and record.hosts:
+        hosted = record.hosts(engine)
+        if not hosted.here:
+            return
+        engine = hosted.engine
     merged = Checkpoint("hf", DTYPES[config.model.dtype])
     planned = planned_checkpoints(
         config.quantize.format,
@@ -92,9 +97,9 @@ def check_profiles(config: Config, shape: Shape, machine: Machine) -> None:
     profiles = find_profiles(
         Decoder.of(shape),
         [merged, *planned],
-        config.engine,
+        engine,
         machine,
-        lora_rank=config.engine.lora_rank,
+        lora_rank=engine.lora_rank,
         measured={},
     )
-    check_choice(profiles, config.engine)
+    check_choice(profiles, engine)

@@ -20,9 +20,9 @@ from pipeline.engines.checkpoint import exported_checkpoints, hf_checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.memory import check_lengths, read_decoder
 from pipeline.engines.profile import Profile
-from pipeline.engines.record import BuildJob, Probes, size_mib, take_tokenizer
+from pipeline.engines.record import BuildJob, Hosted, Probes, size_mib, take_tokenizer
 from pipeline.engines.registry import ENGINES, named
-from pipeline.engines.selection import find_profiles, select_profile
+from pipeline.engines.selection import find_profiles, first_loaded, select_profile
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.files import clear
 from pipeline.models.sampling_defaults import write_defaults
@@ -39,10 +39,17 @@ PROBES, POSITIONS = 96, 1536
 
 
 def components(config: Config) -> tuple[Component, ...]:
-    """The engine that is built. `auto` may choose any local engine, so it depends on all."""
+    """The engine that is built, and the one that it hosts. `auto` may choose any local engine, so
+    it depends on all."""
+    own: tuple[Component, ...] = ()
     if record := named(config.engine.name):
-        return (record.component,)
-    return tuple(record.component for record in ENGINES.values() if not record.elsewhere)
+        if not record.hosts:
+            return (record.component,)
+        own = (record.component,)
+        if behind := named(record.hosts(config.engine).engine.name):
+            return (*own, behind.component)
+    local = (r for r in ENGINES.values() if not (r.elsewhere or r.hosts))
+    return (*own, *(record.component for record in local))
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Outcome:
@@ -71,15 +78,19 @@ def _build(config: Config, inputs: Mapping[str, Artifact], merged: Path, out: Pa
         record.check_settings(engine)
     if record and record.elsewhere:
         return _take_elsewhere(record.elsewhere, engine, merged, out)
-    profile = _choose(config, merged, exported)
+    hosted = record.hosts(engine) if record and record.hosts else Hosted(engine, here=True)
+    profile = _choose(config, hosted, merged, exported)
     get_console().print(f"building [bold]{profile.name}[/]")
-    record = ENGINES[profile.runtime]
+    chosen = ENGINES[profile.runtime]
+    record = record if record and record.hosts else chosen
 
     def probes() -> Probes:
         rows = read_split(inputs["prepare"].require("dataset").path, "validation")
         return answer_probes(rows, engine.max_seq_len)
 
-    return record.build(BuildJob(record, engine, profile, merged, exported, probes), out)
+    return record.build(
+        BuildJob(record, engine, profile, merged, exported, probes, behind=chosen), out
+    )
 
 
 def answer_probes(rows: Sequence[Row], length: int) -> Probes:
@@ -105,11 +116,11 @@ def answer_probes(rows: Sequence[Row], length: int) -> Probes:
     return found
 
 
-def _choose(config: Config, merged: Path, exported: Path) -> Profile:
+def _choose(config: Config, hosted: Hosted, merged: Path, exported: Path) -> Profile:
     """The profile to build; prints why the better ones cannot run here."""
     from pipeline.engines.benchmark_history import measured_here
 
-    engine, machine = config.engine, inspect_machine()
+    engine, machine = hosted.engine, inspect_machine()
     model = read_decoder(merged)
     profiles = find_profiles(
         model,
@@ -119,6 +130,8 @@ def _choose(config: Config, merged: Path, exported: Path) -> Profile:
         lora_rank=engine.lora_rank,
         measured=measured_here(config.artifacts, model, machine),
     )
+    if not hosted.here:
+        return first_loaded(profiles, engine)
     return select_profile(profiles, engine, exported=exported)
 
 

@@ -1,6 +1,7 @@
-"""Another server with OpenAI's API as an engine: its settings and description."""
+"""Another server as an engine, of OpenAI's API or KServe's protocol: settings and description."""
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pipeline.client.addresses import is_url
 from pipeline.config.engine import EngineConfig
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
 API_KEY = "REMOTE_API_KEY"  # environment variable; never written to a file or the log
 VERSION = "v1"  # of the API
 FEATURES = frozenset({"penalties", "logit_bias"})
+GRPC = ("grpc", "grpcs")
+
+
+def is_kserve(url: str) -> bool:
+    """Whether a server's address is of KServe's protocol: grpc://host:8001, http://host:8000/v2."""
+    parts = urlsplit(url)
+    return parts.scheme in GRPC or parts.path.rstrip("/").endswith("/v2")
 
 
 def describe(engine: EngineConfig, chat: "Chat") -> Description:
@@ -43,10 +51,11 @@ def check_arguments(engine: EngineConfig) -> None:
     """
     given = dict(engine.arguments)
     url, model = str(given.pop("base_url", None) or ""), str(given.pop("model", None) or "")
-    if not is_url(url) or not model:
+    if not is_url(url, ("http", "https", *GRPC)) or not model:
         raise ConfigError(
-            "engine=remote needs engine.arguments.base_url=http://host:port/v1 and "
-            "engine.arguments.model=<what that server calls it>"
+            "engine=remote needs engine.arguments.base_url=http://host:port/v1 (or Triton's "
+            "grpc://host:8001 or http://host:8000/v2) and engine.arguments.model=<what that server "
+            "calls it>"
         )
     if given:
         raise ConfigError(

@@ -10,6 +10,18 @@ from pipeline.engines.remote import description as remote
 
 
 def _open(folder: Path, description: Description, max_queue: int) -> Engine:
+    if remote.is_kserve(description.settings["base_url"]):
+        from pipeline.client.addresses import headers
+        from pipeline.core.secrets import expand
+        from pipeline.engines.kserve.engine import KServeEngine
+
+        return KServeEngine(
+            expand(description.settings["base_url"]),
+            description.settings["model"],
+            headers(remote.API_KEY),
+            description,
+            max_queue=max_queue,
+        )
     from pipeline.engines.remote.engine import RemoteEngine
     from pipeline.models.chat.renderer import Chat
 
@@ -21,7 +33,7 @@ REMOTE = EngineRecord(
     component=Component(
         name="engine/remote",
         version=1,
-        libraries=("httpx",),
+        libraries=("httpx", "grpcio", "protobuf"),
         modules=(
             "pipeline.engines.remote.record",
             "pipeline.engines.remote.description",

@@ -26,7 +26,7 @@ CACHE = "/opt/nim/.cache"
 # Set by Kubernetes for a Service whose name begins with nim; not variables of NIM.
 _SERVICE_LINK = re.compile(r"NIM_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
 # The first part of a profile's name, in NIM and in stage=profiles, and our name of the runtime.
-_LOCAL = {name: record for name, record in ENGINES.items() if not record.elsewhere}
+_LOCAL = {n: record for n, record in ENGINES.items() if not (record.elsewhere or record.hosts)}
 _RUNTIMES = {r.nim_name: n for n, r in _LOCAL.items() if r.nim_name} | {n: n for n in _LOCAL}
 _RUNTIME_NAMES = ", ".join(_RUNTIMES)
 # The libraries' cache folders, below the cache's folder.

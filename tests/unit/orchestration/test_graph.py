@@ -116,7 +116,7 @@ DISTRIBUTIONS = {
     "transformer_engine": "transformer-engine", "transformer_engine_torch": "transformer-engine",
     "onnxruntime_genai": "onnxruntime-genai", "sentence_transformers": "sentence-transformers",
     "referencing": "jsonschema", "docx": "python-docx", "presidio_analyzer": "presidio-analyzer",
-    "tldextract": "presidio-analyzer", "triton": "torch",
+    "tldextract": "presidio-analyzer", "triton": "torch", "google": "protobuf", "grpc": "grpcio",
 }  # fmt: skip
 
 

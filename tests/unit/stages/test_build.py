@@ -22,7 +22,7 @@ from pipeline.core.hardware import Gpu, Machine
 from pipeline.data.dataset import Row
 from pipeline.engines.description import Description
 from pipeline.engines.onnxruntime import record as onnxruntime
-from pipeline.engines.record import BuildJob
+from pipeline.engines.record import BuildJob, Hosted
 from pipeline.engines.trtllm import build as trtllm
 from pipeline.engines.vllm import arguments as vllm
 from pipeline.models.chat.renderer import Chat
@@ -222,7 +222,8 @@ def test_auto_takes_the_first_profile_that_can_run_and_says_why_not_those_before
         monkeypatch.setattr(adapter, "missing", lambda reason=reason: reason)
     if gpu:
         have_gpu(monkeypatch)
-    chosen = build._choose(config, inputs["merge"].path, inputs["export"].path)
+    hosted = Hosted(config.engine, here=True)
+    chosen = build._choose(config, hosted, inputs["merge"].path, inputs["export"].path)
     assert chosen.name == taken
     said = " ".join(capsys.readouterr().err.split())
     assert f"using {taken}" in said
@@ -335,3 +336,77 @@ def test_inputs_of_the_wrong_kind_are_refused(
 ) -> None:
     with pytest.raises(ArtifactError, match="is a exported, and a hf_checkpoint is needed"):
         build.run(config, {**inputs, "merge": inputs["export"]}, out)
+
+
+def triton(config: Config, **arguments: Any) -> Config:
+    given = {"model": "support", **arguments}
+    return with_engine(config, name="triton", arguments=given)
+
+
+def test_triton_gets_a_repository_around_an_engine_of_ours(
+    config: Config, inputs: dict[str, Artifact], out: Path
+) -> None:
+    made = build.run(triton(config, engine="hf"), inputs, out)
+    assert made.proof["behind"] == "hf"
+    repository = out / "repository"
+    models = {folder.name for folder in repository.iterdir()}
+    assert models == {"support", "support_stream", "support_tokens"}
+    inside = Description.read(repository / "support_tokens/1/engine")
+    outside = Description.read(out)
+    assert (inside.runtime, outside.runtime) == ("hf", "triton")
+    assert outside.settings["backend"] == "python"
+
+
+def test_vllms_repository_names_its_checkpoint_where_the_container_has_it(
+    config: Config, inputs: dict[str, Artifact], out: Path
+) -> None:
+    given = triton(config, backend="vllm", mount="/repo", arguments={"enforce_eager": True})
+    build.run(given, inputs, out)
+    folder = out / "repository/support"
+    content = json.loads((folder / "1/model.json").read_text())
+    assert content["model"] == "/repo/support/1/checkpoint"
+    assert content["enforce_eager"] is True
+    assert (folder / "1/checkpoint/hf_quant_config.json").is_file()
+    assert 'backend: "vllm"' in (folder / "config.pbtxt").read_text()
+
+
+def test_tensorrt_llms_repository_says_how_its_engine_is_built(
+    config: Config, inputs: dict[str, Artifact], out: Path
+) -> None:
+    made = build.run(triton(config, backend="tensorrtllm"), inputs, out)
+    assert made.proof["engine"] == "not built here"
+    script = (out / "build-engine.sh").read_text()
+    assert "--checkpoint_dir checkpoint" in script
+    assert "--output_dir repository/support_tokens/1/engine" in script
+    assert (out / "checkpoint/config.json").is_file()
+    config_text = (out / "repository/support_tokens/config.pbtxt").read_text()
+    assert '"/models/support_tokens/1/engine"' in config_text
+    assert (out / "repository/support_preprocessing/1/tokenizer/tokenizer.json").is_file()
+
+
+def test_onnxruntimes_repository_has_the_graphs_inputs(
+    config: Config, inputs: dict[str, Artifact], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    def write(job: BuildJob, folder: Path, precision: str) -> tuple[Chat, dict[str, float]]:
+        ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", 9])
+        graph = helper.make_graph([], "model", [ids], [logits])
+        onnx.save(helper.make_model(graph), folder / "model.onnx")
+        return Measured({precision: 1.0})(job, folder.parent, precision)
+
+    monkeypatch.setattr(onnxruntime, "build_and_compare", write)
+    build.run(triton(config, backend="onnxruntime"), inputs, out)
+    text = (out / "repository/support/config.pbtxt").read_text()
+    assert 'input { name: "input_ids" data_type: TYPE_INT64 dims: -1 dims: -1 }' in text
+    assert 'output { name: "logits" data_type: TYPE_FP32 dims: -1 dims: -1 dims: 9 }' in text
+
+
+def test_a_backend_that_does_not_take_the_model_is_refused(
+    config: Config, inputs: dict[str, Artifact], out: Path
+) -> None:
+    given = with_engine(triton(config, backend="vllm"), profile="vllm-int4_awq-tp1-pp1")
+    with pytest.raises(ConfigError, match="engine=vllm does not take this model"):
+        build.run(given, inputs, out)

@@ -1,0 +1,1 @@
+"""Triton Inference Server around an engine: model repositories, and the server."""
