@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
-from pipeline.config.engine import EngineConfig, SamplingConfig
+from pipeline.config.defaults import default_config
 from pipeline.core.errors import ArtifactError, ConfigError, MissingRuntime
 from pipeline.engines.base import EngineFailed, QueueFull, Sampling
 from pipeline.engines.batching.scheduler import BatchingEngine
@@ -68,18 +68,14 @@ def our_server(chat: Chat, *, slow: bool = False) -> Iterator[tuple[str, Batchin
         yield url, engine
 
 
-SETTINGS = EngineConfig(
-    name="remote",
-    profile=None,
-    precision="auto",
-    max_batch_size=4,
-    max_input_len=256,
-    max_seq_len=384,
-    lora_rank=0,
-    sampling=SamplingConfig.model_validate(dict.fromkeys(SamplingConfig.model_fields)),
-    overrule=None,
-    arguments={},
-)
+SETTINGS = default_config(
+    {
+        "engine.name": "remote",
+        "engine.max_batch_size": 4,
+        "engine.max_input_len": 256,
+        "engine.max_seq_len": 384,
+    }
+).engine
 
 
 def opened(chat: Chat, url: str, *, max_queue: int = 50) -> RemoteEngine:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.engine import EngineConfig, SamplingConfig
+from pipeline.config.defaults import default_config
 from pipeline.core.errors import ArtifactError, DataError, MissingRuntime
 from pipeline.engines.trtllm import build as trtllm
 
@@ -34,18 +34,14 @@ ALGORITHMS = {
     "W4A8_AWQ": "auto",
     None: "auto",
 }
-ENGINE = EngineConfig(
-    name="trtllm",
-    profile=None,
-    precision="auto",
-    max_batch_size=8,
-    max_input_len=1000,
-    max_seq_len=1200,
-    lora_rank=0,
-    sampling=SamplingConfig.model_validate(dict.fromkeys(SamplingConfig.model_fields)),
-    overrule=None,
-    arguments={},
-)
+ENGINE = default_config(
+    {
+        "engine.name": "trtllm",
+        "engine.max_batch_size": 8,
+        "engine.max_input_len": 1000,
+        "engine.max_seq_len": 1200,
+    }
+).engine
 
 
 def checkpoint(folder: Path, algorithm: str | None = "FP8", ranks: int = 1) -> Path:

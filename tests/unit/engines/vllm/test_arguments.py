@@ -5,22 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.engine import EngineConfig, SamplingConfig
+from pipeline.config.defaults import default_config
 from pipeline.core.errors import ConfigError, MissingRuntime
 from pipeline.engines.vllm import arguments as vllm
 
-ENGINE = EngineConfig(
-    name="vllm",
-    profile=None,
-    precision="auto",
-    max_batch_size=8,
-    max_input_len=1000,
-    max_seq_len=1200,
-    lora_rank=0,
-    sampling=SamplingConfig.model_validate(dict.fromkeys(SamplingConfig.model_fields)),
-    overrule=None,
-    arguments={},
-)
+ENGINE = default_config(
+    {
+        "engine.name": "vllm",
+        "engine.max_batch_size": 8,
+        "engine.max_input_len": 1000,
+        "engine.max_seq_len": 1200,
+    }
+).engine
 
 
 def checkpoint(folder: Path, algorithm: str | None, kv_cache: str | None = None) -> Path:
