@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError, PipelineError, ResourceError, short
+from pipeline.core.monkeypatch import Replacement, replaced
 from pipeline.models.sources.address import DATASETS, Address
 from pipeline.models.sources.files import GrowingDigest, Remote, digest_of, entry
 from pipeline.models.sources.transfer import run_all
@@ -131,11 +132,13 @@ class Hub:
 
         disable_progress_bars()  # ours shows all files in one
         logging.set_verbosity_error()  # it warns of each try; the last one's error is reported
-        if not constants.HF_HUB_ENABLE_HF_TRANSFER:  # which divides files into parts by the same
-            constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, _PART)
+        # Its own way of several connections divides files into parts by the same number.
+        part = constants.DOWNLOAD_CHUNK_SIZE
+        if not constants.HF_HUB_ENABLE_HF_TRANSFER:
+            part = min(part, _PART)
         total = sum(_bytes(files, name) for name in missing)
         largest_first = sorted(names, key=lambda name: -_bytes(files, name))
-        with self._errors():
+        with replaced([Replacement(constants, "DOWNLOAD_CHUNK_SIZE", part)]), self._errors():
             run_all([partial(take, name) for name in largest_first],
                     f"fetch {short(str(self.address), 40)} MiB", total, arrived)  # fmt: skip
         return {name: found[name] for name in names}
