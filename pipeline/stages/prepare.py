@@ -35,7 +35,7 @@ from pipeline.models.checks import check_folder
 from pipeline.serving.parsers.detection import serves_tools
 
 STAGE = Stage(
-    version=6,
+    version=7,
     libraries=("tokenizers", "jinja2", "pyarrow", "rapidfuzz", "numpy", "markdown-it-py", "lxml"),
     optional_libraries=("pypdf", "python-docx", "presidio-analyzer"),
 )
