@@ -263,7 +263,8 @@ def read_results(folder: Path) -> list[Result]:
 
 def results_table(results: Sequence[Result]) -> "Table":
     """A row for each run: its number, the settings that differ, how it ended, and the first
-    figures that differ, or the first ones if none does."""
+    figures that differ, or the first ones if none does. A setting is named by its last part where
+    that is clear."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -275,7 +276,9 @@ def results_table(results: Sequence[Result]) -> "Table":
     differing = [name for name, values in figures.items() if len(values) > 1]
     names = (differing or list(figures))[:FIGURES]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    for column in ("run", *keys, "state"):
+    last = [key.rpartition(".")[2] for key in keys]
+    titles = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
+    for column in ("run", *titles, "state"):
         table.add_column(escape(column), overflow="fold")
     for name in names:
         table.add_column(escape(name.replace("_", " ").replace("/", " ")), justify="right")

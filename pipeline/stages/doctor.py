@@ -155,12 +155,15 @@ def _runtimes() -> "Table":
 def _extras() -> "Table":
     from rich.markup import escape
 
-    table = _table("Extras", "extra", "here", "for", "size", "command")
+    missing = {name for name, extra in EXTRAS.items() if extra.missing()}
+    commands = {EXTRAS[name].command.replace(name, "NAME") for name in missing}
+    how = f": {' or '.join(sorted(commands))} installs one" if commands else ""
+    table = _table(escape(f"Extras{how}"), "extra", "here", "for", "size")
     for extra in EXTRAS.values():
-        missing = extra.missing()
-        here = "[dim]not installed[/]" if missing else "[green]yes[/]"
-        command = escape(extra.command) if missing else ""
-        table.add_row(extra.name, here, escape(extra.purpose), f"{extra.megabytes} MB", command)
+        here = "[dim]not installed[/]" if extra.name in missing else "[green]yes[/]"
+        table.add_row(extra.name, here, escape(extra.purpose), f"{extra.megabytes} MB")
+    for column in table.columns:
+        column.overflow = "fold"
     return table
 
 

@@ -1,6 +1,7 @@
 """lm-evaluation-harness: its results are read, and its failures cost a line."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -47,9 +48,11 @@ def test_a_benchmark_that_fails_costs_a_line_and_the_others_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A stand-in for the harness: python -m lm_eval, from the working folder's package."""
-    harness = tmp_path / "python"
-    harness.write_text(
-        f"#!{sys.executable}\nimport json, pathlib, sys\n"
+    program, harness = tmp_path / "harness.py", tmp_path / "python"
+    words = shlex.join([sys.executable, str(program)])
+    harness.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    program.write_text(
+        "import json, pathlib, sys\n"
         "a = sys.argv\ntask = a[a.index('--tasks') + 1]\nkind = a[a.index('--model') + 1]\n"
         "if task == 'gone':\n"
         "    sys.exit('Traceback...\\nConnectionError: no data set here')\n"

@@ -1,6 +1,7 @@
 """The whole graph: one run at a time, whose settings no other changes."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -162,7 +163,7 @@ def test_a_stage_ends_with_a_dvc_that_is_killed(checkout: Path) -> None:
         "pathlib.Path('pid.tmp').write_text(str(os.getpid())); os.replace('pid.tmp', 'pid');"
         "time.sleep(60)"
     )
-    shell = ["sh", "-c", f'{sys.executable} -c "{stage}"; true']
+    shell = ["sh", "-c", f'{shlex.quote(sys.executable)} -c "{stage}"; true']
     (checkout / "dvc.py").write_text(f"import subprocess; subprocess.run({shell!r})")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(COMMAND, cwd=checkout, env=environment) as dvc:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ FULL = Path("/dev/full")
 
 def shell(command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        ["sh", "-c", command.replace("pipeline", f"{sys.executable} -m pipeline")],
+        ["sh", "-c", command.replace("pipeline", f"{shlex.quote(sys.executable)} -m pipeline")],
         cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 

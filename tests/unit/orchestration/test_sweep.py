@@ -142,6 +142,21 @@ def test_the_table_shows_what_differs() -> None:
     assert lines[4] == ["2", "3", "exit", "code", "9", "in", "merge"]
 
 
+@pytest.mark.parametrize(
+    ("key", "titles"),
+    [
+        ("finetune.max_steps", ["learning_rate", "max_steps"]),
+        ("other.learning_rate", ["finetune.learning_rate", "other.learning_rate"]),
+    ],
+)
+def test_the_table_names_a_setting_by_its_last_part_where_that_is_clear(
+    key: str, titles: list[str]
+) -> None:
+    both = [(f"finetune.learning_rate={n}", f"{key}={n}") for n in (1, 2)]
+    table = results_table([Result(n, given, 0, "all") for n, given in enumerate(both)])
+    assert [column.header for column in table.columns] == ["run", *titles, "state"]
+
+
 def test_results_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     content = {"number": 0, "overrides": ["seed=1"], "code": 0, "stage": "all", "metrics": {}}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -199,7 +200,7 @@ def test_stages_of_other_processes_join_the_owner_that_the_environment_names(
 
 def test_under_a_bare_dvc_repro_the_pipeline_run_is_dvcs(tmp_path: Path) -> None:
     ask = "from pipeline.tracking.outbox import group_owner; print(group_owner().pid)"
-    through_a_shell = ["sh", "-c", f"{sys.executable} -c '{ask}'; true"]
+    through_a_shell = ["sh", "-c", f"{shlex.quote(sys.executable)} -c '{ask}'; true"]
     dvc = tmp_path / "dvc"
     dvc.write_text(
         "import os, subprocess\n"

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -100,8 +101,8 @@ def test_without_a_container_this_checkout_and_environment_run(
         assert absent not in said
     assert "#SBATCH --qos=high\n" in said
     assert "#SBATCH --exclusive\n" in said
-    assert f"\ncd {Path.cwd()}\n" in said
-    assert f"\n{sys.executable} -m pipeline stage=import" in said
+    assert f"\ncd {shlex.quote(str(Path.cwd()))}\n" in said
+    assert f"\n{shlex.quote(sys.executable)} -m pipeline stage=import" in said
     launchers.submit("import", [*arguments, "launcher.setup=[module load cuda]"],
                      configured([*arguments, "launcher.setup=[module load cuda]"]))  # fmt: skip
     said = capsys.readouterr().out
