@@ -61,6 +61,9 @@ METADATA = frozenset(
     "length word_count parallel_tool_calls".split()
 ) | {"Unnamed: 0"}  # pandas' name of an index that a CSV file has
 
+# Of a row they say where it is from; of a turn or a part of it, they are what it speaks of.
+ATTACHMENTS = frozenset("file filename path url link source_url".split())
+
 # 1 or true: train on it; 0 or false: do not. OpenAI, Mistral: weight; Axolotl: train, training;
 # ms-swift: loss; others: trainable.
 TRAINING_MARKS = ("weight", "train", "training", "trainable", "loss")
@@ -228,10 +231,11 @@ class Fields:
         for key in self.values:
             if key in self._used:
                 continue
-            if key in self.ignored or key in METADATA:
+            attached = bool(self.place) and key in ATTACHMENTS
+            if key in self.ignored or (key in METADATA and not attached):
                 self.left_out.add(key)
                 continue
-            raise self.unused(key)
+            raise self.unused(key, _MEDIA if attached else None)
 
     def unused(self, key: str, why: str | None = None) -> Unusable:
         why = why or HINTS.get(key, "no effect on training")

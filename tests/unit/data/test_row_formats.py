@@ -170,6 +170,20 @@ def test_rows_that_are_not_to_be_trained_on(mark: str, ignored: tuple[str, ...])
         ({"messages": [USER, {**ASSISTANT, "value": "Hello?"}]}, "value"),
         ({"conversations": [USER, {**ASSISTANT, "label": "quality:4"}]}, "label"),
         ({"messages": TALK, "\x1b[31mred": 1}, "\\x1b[31mred"),
+        ({"messages": [{**USER, "file": "invoice.pdf"}, ASSISTANT]}, "file"),
+        ({"messages": [{**USER, "url": "https://a.example/cat.png"}, ASSISTANT]}, "url"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "Read it.", "path": "a.txt"}],
+                    },
+                    ASSISTANT,
+                ]
+            },
+            "path",
+        ),
     ],
 )
 def test_fields_without_effect_refuse_the_row_by_name(row: dict[str, Any], field: str) -> None:
