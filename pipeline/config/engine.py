@@ -1,7 +1,7 @@
 """Settings of the engine that serves the model (conf/engine)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -51,6 +51,13 @@ class EngineConfig(Section):
     )
     lora_rank: Rank = Field(
         description="Largest rank of LoRA adapters that can be added while it serves; 0 is none",
+    )
+    speculative: Literal["none", "prompt_lookup"] = Field(
+        description="Speculative decoding of our own engines on a CPU: prompt_lookup drafts tokens "
+        "from where the last ones stood before in prompt and answer"
+    )
+    speculative_tokens: Annotated[int, Field(ge=1, le=64)] = Field(
+        description="Tokens of a draft at most"
     )
     sampling: SamplingConfig
     overrule: str | None = Field(

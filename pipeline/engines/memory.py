@@ -3,7 +3,8 @@
     bytes on a device = weights + cache + step + overhead
 
     weights   linear layers at their precision, embedding and output layer, / tensor parallel
-    cache     2 (keys, values) · layers · key-value heads · head size · bytes, for each cached token
+    cache     2 (keys, values) · layers · key-value heads · head size · bytes a cached token, and
+              256 bytes with prompt lookup
     step      what one forward pass holds at a time: the activations of a layer, and logits
     overhead  the runtime itself: CUDA context and kernels, libraries of the process
 
@@ -23,6 +24,7 @@ from typing import Any
 from pipeline.config.engine import EngineConfig
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.hardware import GIB, Machine
+from pipeline.engines.batching.prompt_lookup import INDEX_BYTES
 from pipeline.models.architecture import Shape, shape_of
 from pipeline.optimization.formats import FORMATS
 
@@ -233,6 +235,7 @@ def footprint(
     cache_bytes: float,
     tensor_parallel: int = 1,
     lora_rank: int = 0,
+    speculates: bool = False,
     stored: int = 0,
 ) -> Footprint:
     """What serving needs on each device.
@@ -240,6 +243,7 @@ def footprint(
     Args:
         precision: of the linear layers, as in a profile. cache_bytes: of a key or value.
         slots: sequences at a time. lora_rank: of one adapter on every linear layer; 0 for none.
+        speculates: prompt lookup keeps an index of each sequence.
         stored: bytes of the weights if they are loaded as they are; 0: computed from the sizes.
     """
     full = PLAIN_BYTES.get(precision, 2 if gpu else 4)
@@ -260,7 +264,7 @@ def footprint(
         weights=weights / tensor_parallel,
         step=activations + logits,
         overhead=GPU_OVERHEAD if gpu else rule.cpu_overhead,
-        token=2 * model.layers * kv_heads * model.head_dim * cache_bytes,
+        token=2 * model.layers * kv_heads * model.head_dim * cache_bytes + INDEX_BYTES * speculates,
     )
 
 

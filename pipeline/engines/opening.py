@@ -23,7 +23,7 @@ from pipeline.engines.hf.scorer import scores
 from pipeline.engines.memory import capacity, check_lengths, gib, read_decoder
 from pipeline.engines.process.supervisor import SupervisedEngine
 from pipeline.engines.registry import AUTO, ENGINES, first_with, named
-from pipeline.engines.selection import find_profiles, select_profile
+from pipeline.engines.selection import check_speculation, find_profiles, select_profile
 from pipeline.models.chat.renderer import Chat
 
 
@@ -46,6 +46,8 @@ def describe(folder: Path, engine: EngineConfig) -> Description:
         DataError: the folder does not hold an HF model.
     """
     record = named(engine.name)
+    if record:
+        check_speculation(record, engine)
     if record and record.elsewhere:
         return record.elsewhere(engine, Chat.load(folder))
     if scores(folder):
@@ -75,6 +77,11 @@ def _describe_encoder(folder: Path, engine: EngineConfig, feature: str, kind: st
     record = first_with(feature)
     if engine.name not in (AUTO, record.name):
         raise ConfigError(f"{folder} is {kind}: serve it with engine.name={record.name}")
+    if engine.speculative != "none":
+        raise ConfigError(
+            f"engine.speculative={engine.speculative} has no effect: {folder} is {kind}, which "
+            "writes no text: leave it out"
+        )
     read_tokenizer(folder)
     return Description(
         runtime=record.name,

@@ -150,6 +150,13 @@ def _any_settings(engine: EngineConfig) -> None:
     """Every setting is taken."""
 
 
+def speculation(profile: Profile, checkpoint: Path, engine: EngineConfig) -> dict[str, Any]:
+    """The arguments of speculative decoding, for `settings` of our own engines; empty without."""
+    if engine.speculative == "none":
+        return {}
+    return {"speculative": engine.speculative, "speculative_tokens": engine.speculative_tokens}
+
+
 def _no_hardware() -> Mapping[str, str]:
     return {}
 
@@ -196,6 +203,7 @@ class EngineRecord:
             requests may wait.
         own_process: the runtime has a process of its own already, or is on another machine, so
             that open() is called in the server's process.
+        speculative: methods of engine.speculative, beside none, by where it computes.
         needs_build: it cannot serve an HF folder as it is.
         elsewhere: describes an engine whose weights are on another machine. Such an engine has no
             profiles, and `engine=auto` never chooses it.
@@ -231,6 +239,7 @@ class EngineRecord:
     build: Callable[[BuildJob, Path], "Outcome"] = take_checkpoint
     settings: Callable[[Profile, Path, EngineConfig], dict[str, Any]] = _no_settings
     own_process: bool = False
+    speculative: Mapping[Device, tuple[str, ...]] = field(default_factory=dict)
     needs_build: bool = False
     elsewhere: Callable[[EngineConfig, "Chat"], Description] | None = None
     disk: Literal["linked", "packed"] | Mapping[str, float] = "linked"

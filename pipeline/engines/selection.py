@@ -20,7 +20,7 @@ from pipeline.engines import memory
 from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.memory import Decoder, Fit
 from pipeline.engines.profile import LORA, Profile
-from pipeline.engines.record import Site
+from pipeline.engines.record import EngineRecord, Site
 from pipeline.engines.registry import AUTO, ENGINES, named
 
 GROUP_SIZES = (1, 2, 4, 8)
@@ -114,6 +114,8 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
                 f"engine.profile={engine.profile} also needs engine.lora_rank=<rank of adapters>"
             )
         allowed = [p for p in profiles if p.name == engine.profile]
+        if any(not _speculates(p, engine) for p in allowed):
+            raise _no_speculation(engine.profile, engine)
         if not allowed:
             known = ", ".join(profile.name for profile in profiles)
             raise ConfigError(
@@ -125,6 +127,10 @@ def choose(profiles: Sequence[Profile], engine: EngineConfig) -> Profile:
         allowed = [p for p in profiles if (p.lora_rank > 0) == lora]
         allowed = [p for p in allowed if engine.name in (AUTO, p.runtime)]
         allowed = [p for p in allowed if not _other_precision(p, engine)]
+        able = [p for p in allowed if _speculates(p, engine)]
+        if allowed and not able:
+            raise _no_speculation(f"engine={engine.name}", engine)
+        allowed = able
     for profile in allowed:
         if profile.reason is None:
             _check_arguments(profile, engine)
@@ -147,6 +153,35 @@ def _check_arguments(profile: Profile, engine: EngineConfig) -> None:
             f"engine.arguments has no effect: {profile.name}, which would be chosen, takes none: "
             "leave it out, or choose the engine that they are for with engine=…"
         )
+
+
+def check_speculation(record: EngineRecord, engine: EngineConfig) -> None:
+    """
+    Raises:
+        ConfigError: the engine takes the method of engine.speculative nowhere.
+    """
+    methods = {method for names in record.speculative.values() for method in names}
+    if engine.speculative not in ("none", *methods):
+        raise _no_speculation(f"engine={record.name}", engine)
+
+
+def _speculates(profile: Profile, engine: EngineConfig) -> bool:
+    """Whether a profile takes the method of engine.speculative."""
+    methods = ENGINES[profile.runtime].speculative.get("gpu" if profile.gpu else "cpu", ())
+    return engine.speculative in ("none", *methods)
+
+
+def _no_speculation(chosen: str, engine: EngineConfig) -> ConfigError:
+    able = [
+        f"engine={record.name}" + ("" if device == "gpu" else " on a CPU")
+        for record in ENGINES.values()
+        for device, methods in record.speculative.items()
+        if engine.speculative in methods
+    ]
+    return ConfigError(
+        f"engine.speculative={engine.speculative} has no effect here: {chosen} does not take it; "
+        f"{' or '.join(able)} does: choose one, or set engine.speculative=none"
+    )
 
 
 def _other_precision(profile: Profile, engine: EngineConfig) -> bool:
@@ -195,6 +230,7 @@ def _judge(
         cache_bytes=(1 if checkpoint.fp8_cache else 2) if profile.gpu else 4,
         tensor_parallel=profile.tensor_parallel,
         lora_rank=profile.lora_rank,
+        speculates=engine.speculative != "none" and _speculates(profile, engine),
         stored=checkpoint.stored if profile.gpu else 0,  # on a CPU they become float32
     )
     if reason and not machine.gpus and profile.gpu:

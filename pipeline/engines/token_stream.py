@@ -21,6 +21,7 @@ class PushedStream:
         self.prompt_logprobs: list[Token] | None = None
         self.started: float | None = None  # time.perf_counter() when it left the queue
         self.cached_tokens: int | None = None  # of the prompt, which were not read again
+        self.drafts: tuple[int, int] | None = None  # drafted tokens, and the right ones of them
         self._on_cancel = on_cancel
         self._tokens: list[Token] = []
         self._ending: Exception | None = None

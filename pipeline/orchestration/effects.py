@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pipeline.config.finetune import OBJECTIVES, PreferenceConfig
 from pipeline.config.schema import Config
 from pipeline.core.errors import ConfigError, shown
+from pipeline.engines.record import EngineRecord
 from pipeline.engines.registry import AUTO, ENGINES, named
 from pipeline.optimization.formats import FORMATS
 from pipeline.orchestration.environment import EXPERIMENT, TRACKING_URI, given_in_environment
@@ -143,6 +144,16 @@ def _has_adapters(config: Config) -> bool:
     return record is None or "adapters" in record.features
 
 
+def _speculates(config: Config) -> bool:
+    record = named(config.engine.name)
+    methods = {m for r in ([record] if record else ENGINES.values()) for m in _methods(r)}
+    return config.engine.speculative in ("none", *methods)
+
+
+def _methods(record: EngineRecord) -> Iterator[str]:
+    return (method for methods in record.speculative.values() for method in methods)
+
+
 def _takes_arguments(config: Config) -> bool:
     record = named(config.engine.name)
     return record is None or record.takes_arguments
@@ -250,6 +261,16 @@ CONDITIONS = (
         "engine.lora_rank", _has_adapters,
         lambda config: f"engine={config.engine.name} serves no LoRA adapters: choose "
         + _names(f"engine={r.name}" for r in ENGINES.values() if "adapters" in r.features),
+    ),
+    Condition(
+        "engine.speculative", _speculates,
+        lambda config: f"engine={config.engine.name} does not take it; "
+        + _names(f"engine={r.name}" for r in ENGINES.values() if any(_methods(r)))
+        + " does, on a CPU",
+    ),
+    Condition(
+        "engine.speculative_tokens", lambda config: config.engine.speculative != "none",
+        lambda _: "engine.speculative=none drafts nothing: set engine.speculative=prompt_lookup",
     ),
     Condition(
         "engine.arguments", _takes_arguments,

@@ -12,7 +12,7 @@ from pipeline.data.settings_checks import check_prepare
 from pipeline.engines.checkpoint import DTYPES, Checkpoint, planned_checkpoints
 from pipeline.engines.memory import Decoder, check_answer_length, check_lengths
 from pipeline.engines.registry import named
-from pipeline.engines.selection import check_choice, find_profiles
+from pipeline.engines.selection import check_choice, check_speculation, find_profiles
 from pipeline.evaluation.settings_checks import check_measures
 from pipeline.models.architecture import Shape, read_shape
 from pipeline.models.families import check_stage
@@ -64,6 +64,7 @@ def check_engine(config: Config, shape: Shape) -> None:
     record = named(config.engine.name)
     if record:
         record.check_settings(config.engine)
+        check_speculation(record, config.engine)
     if record is None or not record.elsewhere:
         check_lengths(config.engine, shape.max_positions)
     check_answer_length(config.benchmark.max_tokens, config.engine.max_seq_len)

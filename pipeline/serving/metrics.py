@@ -33,6 +33,8 @@ AS_IN_VLLM = {
     "prefix_cache_queries": "prefix_cache_queries",
     "prefix_cache_hits": "prefix_cache_hits",
     "generation_tokens": "generation_tokens",
+    "spec_decode_num_draft_tokens": "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens": "spec_decode_num_accepted_tokens",
     "request_prompt_tokens": "request_prompt_tokens",
     "request_generation_tokens": "request_generation_tokens",
     "time_to_first_token_seconds": "time_to_first_token_seconds",
@@ -133,6 +135,13 @@ class Metrics:
         )
         self.prefix_hits = counter(
             "prefix_cache_hits", "Prompt tokens that were not read again; by queries, the hit rate"
+        )
+        self.drafted = counter(
+            "spec_decode_num_draft_tokens", "Tokens that speculative decoding drafted"
+        )
+        self.accepted = counter(
+            "spec_decode_num_accepted_tokens",
+            "Drafted tokens that the model chose; by drafted ones, the acceptance rate",
         )
         self.request_prompt_tokens = histogram("request_prompt_tokens", "Tokens per prompt", TOKENS)
         self.request_generation_tokens = histogram(

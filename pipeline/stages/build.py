@@ -22,7 +22,7 @@ from pipeline.engines.memory import check_lengths, read_decoder
 from pipeline.engines.profile import Profile
 from pipeline.engines.record import BuildJob, Probes, size_mib, take_tokenizer
 from pipeline.engines.registry import ENGINES, named
-from pipeline.engines.selection import find_profiles, select_profile
+from pipeline.engines.selection import check_speculation, find_profiles, select_profile
 from pipeline.models.chat.renderer import Chat
 from pipeline.models.files import clear
 from pipeline.models.sampling_defaults import write_defaults
@@ -69,6 +69,7 @@ def _build(config: Config, inputs: Mapping[str, Artifact], merged: Path, out: Pa
     record = named(engine.name)
     if record:
         record.check_settings(engine)
+        check_speculation(record, engine)
     if record and record.elsewhere:
         return _take_elsewhere(record.elsewhere, engine, merged, out)
     profile = _choose(config, merged, exported)

@@ -19,10 +19,13 @@ from tests.unit.engines.hf.test_session import make_adapter, make_model
 from tests.unit.model_folders import make_model_folder
 from tests.unit.serving.asgi import ask
 
+SPECULATIVE = "engine.speculative=prompt_lookup"
+
 
 @pytest.fixture(scope="module")
 def settings() -> EngineConfig:
-    engine = compose(["engine=hf", "engine.lora_rank=4", "engine.max_batch_size=3"])["engine"]
+    engine = compose(["engine=hf", "engine.lora_rank=4", "engine.max_batch_size=3", SPECULATIVE])
+    engine = engine["engine"]
     return EngineConfig.model_validate(engine)
 
 
@@ -44,7 +47,13 @@ def test_answers_and_adapters_are_those_of_transformers(
         await engine.add_adapter("tuned", adapter)  # type: ignore[attr-defined]
         with pytest.raises(ValueError, match="is not an adapter in the PEFT library's format"):
             await engine.add_adapter("other", tmp_path)  # type: ignore[attr-defined]
-        return await asyncio.gather(read(None), read("tuned"), read(None), read("tuned"))
+        found = await asyncio.gather(read(None), read("tuned"), read(None), read("tuned"))
+        # It repeats one token, which is drafted.
+        stream = engine.generate(prompt, Sampling(40, temperature=0, logit_bias={7: 100}))
+        assert sum([len(tokens) async for tokens in stream]) == 40
+        drafted, right = stream.drafts  # type: ignore[attr-defined]
+        assert 30 < right <= drafted
+        return found
 
     try:
         found = asyncio.run(scenario())

@@ -1,5 +1,6 @@
 """Engines of every family that can be imported answer as PyTorch does, also past their quirks."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from pipeline.core.errors import DataError
+from pipeline.engines.base import Sampling
+from pipeline.engines.batching.scheduler import BatchingEngine
 from pipeline.engines.onnxruntime import build as onnxruntime
 from pipeline.engines.onnxruntime.record import BOUNDS
 from pipeline.engines.onnxruntime.session import DecoderSession
@@ -83,6 +86,23 @@ def test_every_family_answers_as_pytorch_does(tmp_path: Path, family: str) -> No
     session.move(2, 1, len(prompt))
     following = session.decode([7, 7], [len(prompt) + 1] * 2)
     assert following[1] == pytest.approx(following[0], abs=1e-4)
+
+    # With prompt lookup it gives the same tokens.
+    tokens = [asyncio.run(answers(session, prompts, most)) for most in (0, 4)]
+    assert tokens[0] == tokens[1]
+
+
+async def answers(session: DecoderSession, prompts: list[list[int]], most: int) -> list[list[int]]:
+    engine = BatchingEngine(session, max_input_len=64, max_queue=9, speculative_tokens=most)
+
+    async def read(prompt: list[int]) -> list[int]:
+        stream = engine.generate(prompt, Sampling(60, temperature=0))
+        return [token.id async for tokens in stream for token in tokens]
+
+    try:
+        return await asyncio.gather(*map(read, prompts))
+    finally:
+        engine.close()
 
 
 def test_an_architecture_that_the_builder_does_not_know_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from pipeline.engines.base import EngineFailed, Sampling, Token
+from pipeline.engines.batching.prompt_lookup import PromptLookup
 from pipeline.engines.batching.sampling import Sampler
 
 # How a stream ends: normally, or with the error that its reader gets.
@@ -12,15 +13,21 @@ Item = Token | Ending
 
 
 class Request:
-    """A TokenStream (base.py); the engine's thread owns all of it except `items`."""
+    """A TokenStream (base.py); the engine's thread owns all of it except `items`.
 
-    def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
+    speculative_tokens: that are drafted for a step at most; 0 for none.
+    """
+
+    def __init__(
+        self, prompt: Sequence[int], sampling: Sampling, speculative_tokens: int = 0
+    ) -> None:
         self.prompt = list(prompt)
         self.sampling, self.client = sampling, sampling.client
         self.sampler = Sampler(sampling, self.prompt)
         self.cached = 0  # tokens of prompt and answer that the model's cache holds
         self.last = -1  # the newest token, which the cache does not hold yet
         self.count = 0
+        self.lookup = PromptLookup(speculative_tokens) if speculative_tokens else None
         self.answer: list[int] = []
         self.cancelled = False
         self.error: EngineFailed | ValueError | None = None  # it has failed
@@ -49,6 +56,19 @@ class Request:
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    @property
+    def drafts(self) -> tuple[int, int] | None:
+        """Tokens that were drafted, and those of them that were right; None without drafts."""
+        return (self.lookup.drafted, self.lookup.accepted) if self.lookup else None
+
+    def draft(self) -> list[int]:
+        """What may follow, to be read with the newest token; empty if nothing is to be tried."""
+        if self.lookup is None:
+            return []
+        return self.lookup.draft(
+            self.prompt, self.answer, self.sampling.max_tokens - self.count - 1
+        )
 
     @property
     def tokens_read(self) -> list[int]:

@@ -5,6 +5,9 @@ prompts do not stall running sequences, and then adds one token to every running
 sequences occupy the model's first rows; the one whose prompt is being read is in the row after
 them.
 
+With prompt lookup (prompt_lookup.py) a sequence that repeats itself is given several tokens in a
+step: the model reads a draft of them at once, and those that it would have chosen are kept.
+
 On a GPU the next step is launched before the host has seen the tokens of the last one, which stay
 on the GPU: otherwise it would be idle while the host prepares a step.
 
@@ -19,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +79,8 @@ class BatchingEngine:
         max_input_len: tokens of a prompt at most.
         max_queue: requests that may wait for a slot.
         guides: for guided decoding.
+        speculative_tokens: that prompt lookup drafts for a sequence and step at most; 0 for none.
+            Not for models whose tokens are chosen on a GPU.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class BatchingEngine:
         max_input_len: int,
         max_queue: int,
         guides: Guides | None = None,
+        speculative_tokens: int = 0,
     ) -> None:
         self.max_input_len = max_input_len
         self.max_seq_len, self.vocab_size = model.max_seq_len, model.vocab_size
@@ -92,6 +99,9 @@ class BatchingEngine:
         self.features = FEATURES | {name for name, has in more.items() if has}
         self._model: Any = model  # an LoraModelRunner, if _has_adapters
         self._on_gpu = getattr(model, "on_gpu", False)  # a GpuModelRunner
+        if speculative_tokens and self._on_gpu:
+            raise ValueError("prompt lookup needs a model whose tokens are chosen on the CPU")
+        self._speculative_tokens = speculative_tokens
         self._chosen_tokens: list[tuple[Request, Item]] = []  # that readers do not have yet
         self._flight: _Flight | None = None  # the step after the one that readers have
         self._guides = guides
@@ -124,7 +134,7 @@ class BatchingEngine:
         if not 0 < len(prompt) <= self.max_seq_len - sampling.max_tokens or sampling.max_tokens < 1:
             raise ValueError(f"{len(prompt)} + {sampling.max_tokens} tokens do not fit")
         require_known_tokens(prompt, sampling, self.vocab_size)
-        request = Request(prompt, sampling)
+        request = Request(prompt, sampling, self._speculative_tokens)
         with self._changed:
             if self._closing:
                 raise EngineFailed("the server is shutting down")
@@ -354,6 +364,11 @@ class BatchingEngine:
         if self._on_gpu:
             self._add_tokens_on_gpu()
             return
+        if self._speculative_tokens:
+            drafts = [request.draft() for request in self._active]
+            if any(drafts):
+                self._add_drafted_tokens(drafts)
+                return
         lengths = [request.cached + 1 for request in self._active]
         rows: Sequence[NDArray[np.float32] | EngineFailed]
         try:
@@ -363,6 +378,55 @@ class BatchingEngine:
         self._chosen_tokens = self._taken(self._active, self._chosen(self._active, rows))
         self._free_ended()
         self._deliver()
+
+    def _add_drafted_tokens(self, drafts: Sequence[list[int]]) -> None:
+        """Add a token to each running sequence, and more where the draft of a sequence is right.
+
+        Rows without a draft, and those below them, take a step together. Then each draft is read
+        alone, unless that step has chosen another token than the draft begins with.
+        """
+        together = max((row + 1 for row, draft in enumerate(drafts) if not draft), default=0)
+        requests = self._active[:together]
+        rows: Sequence[NDArray[np.float32] | EngineFailed] = ()
+        if requests:
+            lengths = [request.cached + 1 for request in requests]
+            try:
+                rows = self._model.decode([request.last for request in requests], lengths)
+            except BaseException:
+                rows = list(islice(self._decode_alone(), together))
+        self._chosen_tokens = self._taken(requests, self._chosen(requests, rows))
+        for row, (request, draft) in enumerate(zip(self._active, drafts, strict=True)):
+            right = 0
+            if row < together:
+                if not draft or request.error:
+                    continue
+                right = int(request.last == draft[0])
+            if row >= together or (right and len(draft) > 1 and not request.ended):
+                right += self._read_draft(row, request, draft[right:])
+            assert request.lookup
+            request.lookup.judge(len(draft), right)
+        self._free_ended()
+        self._deliver()
+
+    def _read_draft(self, row: int, request: Request, draft: Sequence[int]) -> int:
+        """Read a sequence's newest token with a draft, and take the tokens that the model chooses.
+
+        Returns the number of right tokens of the draft.
+        """
+        try:
+            logits = self._model.prefill(row, [request.last, *draft], request.cached)
+        except BaseException as error:
+            self._chosen_tokens += self._take(request, error)
+            return 0
+        right = 0
+        for place, following in enumerate(logits):
+            self._chosen_tokens += self._taken([request], self._chosen([request], [following]))
+            if place == len(draft) or request.error or request.last != draft[place]:
+                break
+            right += 1
+            if request.ended:
+                break
+        return right
 
     def _add_tokens_on_gpu(self) -> None:
         flight, self._flight = self._flight, None

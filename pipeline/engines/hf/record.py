@@ -12,7 +12,7 @@ from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.description import Description
 from pipeline.engines.memory import MemoryRule
 from pipeline.engines.profile import Profile
-from pipeline.engines.record import EngineRecord, Site, not_installed
+from pipeline.engines.record import EngineRecord, Site, not_installed, speculation
 
 
 def _profiles(checkpoints: Sequence[Checkpoint], site: Site) -> Iterator[Profile]:
@@ -60,6 +60,7 @@ def _open(folder: Path, description: Description, max_queue: int) -> Engine:
         max_input_len=description.max_input_len,
         max_queue=max_queue,
         guides=Guides(Chat.load(folder)),
+        speculative_tokens=description.settings.get("speculative_tokens", 0),
     )
 
 
@@ -91,6 +92,9 @@ HF = EngineRecord(
     profiles=_profiles,
     missing=_missing,
     least_capability=(7, 0),
+    settings=speculation,
+    # On a GPU the next step is launched before the tokens of the last one are known.
+    speculative={"cpu": ("prompt_lookup",)},
     memory=MemoryRule(cpu_overhead=0.7 * GIB),  # measured, resident
     package="transformers",
 )

@@ -24,6 +24,7 @@ from pipeline.engines.record import (
     Site,
     not_installed,
     size_mib,
+    speculation,
     take_tokenizer,
 )
 
@@ -114,7 +115,8 @@ def _build(job: BuildJob, out: Path) -> "Outcome":
                 + "or accept it on the record with engine.overrule=REASON"
             )
         accepted = {"overruled": {"reason": engine.overrule, "refusal": wrong}}
-    replace(job.describe(chat), precision=precision).write(out)
+    settings = job.record.settings(profile, job.checkpoint, engine)
+    replace(job.describe(chat, settings), precision=precision).write(out)
     metrics = {**proof, "engine_mib": size_mib(out)}
     return Outcome(
         "engine",
@@ -186,6 +188,7 @@ def _open(folder: Path, description: Description, max_queue: int) -> Engine:
         max_input_len=description.max_input_len,
         max_queue=max_queue,
         guides=Guides(Chat.load(folder)),
+        speculative_tokens=description.settings.get("speculative_tokens", 0),
     )
 
 
@@ -212,6 +215,8 @@ ONNXRUNTIME = EngineRecord(
     not_served=_not_served,
     memory=MemoryRule(cpu_overhead=0.2 * GIB),  # measured, resident
     build=_build,
+    settings=speculation,
+    speculative={"cpu": ("prompt_lookup",)},
     needs_build=True,
     # auto may keep float32.
     disk={"auto": 4.0, "fp32": 4.0, "int8": 1.5, "int4": 1.2},

@@ -334,6 +334,8 @@ def _tell(target: PushedStream | asyncio.Future[Any], what: str, value: Any) -> 
     if isinstance(target, PushedStream):
         if what == "begun":
             target.prompt_logprobs, target.started, target.cached_tokens = value
+        elif what == "drafts":
+            target.drafts = value
         elif what == "tokens":
             target.put(value)
         else:

@@ -115,13 +115,16 @@ class _Worker:
     async def _answer(self, request: int, prompt: list[int], sampling: Any) -> None:
         stream: TokenStream = self._engine.generate(prompt, sampling)
         try:
-            first = True
+            first, drafts = True, None
             async for tokens in stream:
                 if first:
                     more = (getattr(stream, name, None) for name in ("started", "cached_tokens"))
                     facts = (stream.prompt_logprobs, *more)
                     self._send(request, "begun", facts)
                     first = False
+                if (found := getattr(stream, "drafts", None)) != drafts:
+                    drafts = found
+                    self._send(request, "drafts", drafts)
                 self._send(request, "tokens", tokens)
         finally:
             stream.cancel()

@@ -121,6 +121,15 @@ class Generation:
         known = [count for count in found if count is not None]
         return sum(known[:: self._n]) if known else None
 
+    @property
+    def drafts(self) -> tuple[int, int] | None:
+        """Tokens that the engine drafted, and those of them that were right; None without."""
+        found = [getattr(choice.stream, "drafts", None) for choice in self._choices]
+        known = [counts for counts in found if counts is not None]
+        if not known:
+            return None
+        return sum(drafted for drafted, _ in known), sum(right for _, right in known)
+
     def prompt_logprobs(self, choice: int) -> list[Token]:
         """The tokens of a choice's prompt, if they were asked for and it has begun."""
         return self._choices[choice].stream.prompt_logprobs or []
@@ -262,6 +271,9 @@ class Generation:
         self._reasons[choice.index] = reason
         self._metrics.finished(reason)
         self._metrics.generation_tokens.inc(choice.tokens)
+        if drafts := getattr(choice.stream, "drafts", None):
+            self._metrics.drafted.inc(drafts[0])
+            self._metrics.accepted.inc(drafts[1])
         self._context.finish_reasons.append(reason)
         self._context.completion_tokens += choice.tokens
         self._context.last_token = self._context.seconds

@@ -23,9 +23,16 @@ class Json(JSONResponse):
 
 
 def usage(
-    prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None
+    prompt_tokens: int,
+    completion_tokens: int,
+    cached_tokens: int | None = None,
+    drafts: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """`cached_tokens`: of the prompt, those that were not read again; None if that is unknown."""
+    """The usage of a request.
+
+    cached_tokens: of the prompt, those that were not read again; None if that is unknown.
+    drafts: tokens that the engine drafted, and those of them that were right; None without drafts.
+    """
     counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -33,6 +40,11 @@ def usage(
     }
     if cached_tokens is not None:
         counts["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    if drafts is not None:
+        counts["completion_tokens_details"] = {
+            "accepted_prediction_tokens": drafts[1],
+            "rejected_prediction_tokens": drafts[0] - drafts[1],
+        }
     return counts
 
 

@@ -104,7 +104,7 @@ class ChoiceWriter:
 def usage_of(body: ChatRequest | CompletionRequest, run: Generation) -> dict[str, Any]:
     """Does not count the one token that an engine generates for max_tokens=0."""
     completion = 0 if body.max_tokens == 0 else run.completion_tokens
-    return responses.usage(run.prompt_tokens, completion, run.cached_tokens)
+    return responses.usage(run.prompt_tokens, completion, run.cached_tokens, run.drafts)
 
 
 def event(body: Mapping[str, Any], name: str | None = None) -> bytes:

@@ -11,6 +11,7 @@ from pipeline.config.engine import EngineConfig
 from pipeline.core import hardware
 from pipeline.core.errors import ConfigError, MissingRuntime, ResourceError
 from pipeline.core.hardware import GIB, Gpu, Machine
+from pipeline.engines.batching.prompt_lookup import INDEX_BYTES
 from pipeline.engines.checkpoint import Checkpoint
 from pipeline.engines.memory import Decoder
 from pipeline.engines.profile import Profile
@@ -72,6 +73,20 @@ def found(
     return find_profiles(
         LLAMA_8B, checkpoints, engine, where, lora_rank=16, measured=measured or {}
     )
+
+
+def test_prompt_lookup_is_for_our_engines_on_a_cpu(engine: EngineConfig, installed: Any) -> None:
+    lookup = engine.but(speculative="prompt_lookup")
+    plain, with_index = (found(how, CPU) for how in (engine, lookup))
+    assert choose(with_index, lookup).name == "onnxruntime-int8-tp1-pp1"
+    needs = [fit.needed for p in (plain, with_index) if (fit := choose(p, lookup).fit)]
+    assert needs[1] - needs[0] == INDEX_BYTES * 16 * 8192
+    for name, profile in (("hf", None), ("vllm", None), ("auto", "hf-bf16-tp1-pp1")):
+        asked = lookup.but(name=name, profile=profile)
+        with pytest.raises(ConfigError, match=r"^engine\.speculative=.* does not take it"):
+            choose(found(asked, machine(H200)), asked)
+    # auto leaves out what cannot take it.
+    assert choose(found(lookup, machine(H200)), lookup).runtime == "onnxruntime"
 
 
 def running(profiles: Sequence[Profile]) -> list[str]:

@@ -112,6 +112,11 @@ CASES = [
      {"evaluate.benchmarks": ["gsm8k"]}),
     ("engine.precision", "engine.precision", {"engine": "vllm"}, {"engine": "onnxruntime"}),
     ("engine.lora_rank", "engine.lora_rank", {"engine": "onnxruntime"}, {"engine": "hf"}),
+    ("engine.speculative", "engine.speculative",
+     {"engine": "vllm", "engine.speculative": "prompt_lookup"},
+     {"engine": "hf", "engine.speculative": "prompt_lookup"}),
+    ("engine.speculative_tokens", "engine.speculative_tokens", {},
+     {"engine.speculative": "prompt_lookup"}),
     ("engine.arguments", "engine.arguments.x", {"engine": "hf"}, {"engine": "trtllm"}),
     ("serve.follow_seconds", "serve.follow_seconds", {}, {"serve.follow": "champion"}),
     *((f"canary.haproxy.{name}", f"canary.haproxy.{name}", {}, {"canary.haproxy.socket": "/x"})

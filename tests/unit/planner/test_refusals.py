@@ -110,6 +110,10 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[PipelineError], str]] =
     ({}, {"engine": "vllm"}, MissingRuntime, "has no NVIDIA GPU. Install it"),
     ({}, {"engine": "trtllm"}, MissingRuntime, "has no NVIDIA GPU"),
     ({}, {"engine": "onnxruntime", "engine.lora_rank": 8}, ConfigError, "with LoRA adapters"),
+    ({}, {"engine": "remote", "engine.arguments.base_url": "http://h/v1",
+          "engine.speculative": "prompt_lookup"}, ConfigError, "engine=remote does not take it"),
+    ({}, {"engine": "vllm", "engine.speculative": "prompt_lookup"}, ConfigError,
+     "engine=vllm does not take it"),
     ({}, {"engine.arguments.max_model_len": 8}, ConfigError, "engine.arguments has no effect"),
     ({}, {"engine": "remote", "engine.arguments.base_url": "nowhere"}, ConfigError, "base_url="),
 ]  # fmt: skip

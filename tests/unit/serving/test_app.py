@@ -586,3 +586,32 @@ def test_halves_of_surrogate_pairs_break_nothing(
         response = post(path, **body)
     assert response.status_code == status
     response.json()
+
+
+def test_drafts_are_counted_in_usage_and_metrics_and_stop_strings_cut_them(chat: Chat) -> None:
+    """An answer that repeats the prompt is drafted; a stop string within a draft ends it."""
+    text = "one two three four five six. " * 3
+    messages = [{"role": "user", "content": text}]
+
+    def answered(most: int, **body: Any) -> tuple[dict[str, Any], str]:
+        model = ListModel(say(chat, text), max_seq_len=400)
+        engine = BatchingEngine(model, max_input_len=300, max_queue=4, speculative_tokens=most)
+        app = create_app(engine, chat, model="bank", slots=4, defaults={"temperature": 0})
+        try:
+            given = {"model": "bank", "messages": messages, "max_tokens": 100, **body}
+            response = ask(app, "POST", "/v1/chat/completions", json=given)
+            return response.json(), get(app, "/metrics").text
+        finally:
+            engine.close()
+
+    for body in ({}, {"stop": ["x. one"]}, {"max_tokens": 7}, {"logprobs": True}, {"n": 2}):
+        plain, _ = answered(0, **body)
+        found, metrics = answered(8, **body)
+        assert found["choices"] == plain["choices"]
+        assert found["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"]
+        assert "completion_tokens_details" not in plain["usage"]
+        details = found["usage"]["completion_tokens_details"]
+        right, wrong = (details[f"{kind}_prediction_tokens"] for kind in ("accepted", "rejected"))
+        assert right > 0
+        counted = re.findall(r"^(?:vllm:)?spec_decode_num_\w+_tokens_total\S* (\S+)", metrics, re.M)
+        assert sorted(map(float, counted)) == sorted([right, right, right + wrong, right + wrong])

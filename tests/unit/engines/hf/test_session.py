@@ -89,6 +89,10 @@ def test_answers_given_at_once_are_those_of_generate(tmp_path: Path, family: str
     assert found == expected(hf_model.load_model(folder, dtype="float32"))
     assert len({tuple(answer) for answer in found}) == len(PROMPTS)
 
+    engine = BatchingEngine(session, max_input_len=100, max_queue=9, speculative_tokens=4)
+    assert asyncio.run(read_all(engine, [None]))[None] == found
+    engine.close()
+
 
 def test_a_prompt_read_in_parts_and_moved_is_the_same_prompt(tmp_path: Path) -> None:
     session = HfSession(make_model(tmp_path / "model"), SLOTS, MAX_SEQ_LEN)
@@ -118,7 +122,7 @@ def test_rows_of_a_batch_are_each_answered_by_their_own_adapter(tmp_path: Path) 
 
     async def scenario() -> None:
         session = LoraHfSession(folder, SLOTS, MAX_SEQ_LEN)
-        engine = BatchingEngine(session, max_input_len=100, max_queue=99)
+        engine = BatchingEngine(session, max_input_len=100, max_queue=99, speculative_tokens=4)
         assert "adapters" in engine.features
         try:
             for name, place in places.items():
