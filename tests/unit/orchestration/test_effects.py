@@ -113,6 +113,7 @@ CASES = [
     ("engine.precision", "engine.precision", {"engine": "vllm"}, {"engine": "onnxruntime"}),
     ("engine.lora_rank", "engine.lora_rank", {"engine": "onnxruntime"}, {"engine": "hf"}),
     ("engine.arguments", "engine.arguments.x", {"engine": "hf"}, {"engine": "trtllm"}),
+    ("serve.adapters_seconds", "serve.adapters_seconds", {}, {"serve.adapters": "loras"}),
     ("serve.follow_seconds", "serve.follow_seconds", {}, {"serve.follow": "champion"}),
     *((f"canary.haproxy.{name}", f"canary.haproxy.{name}", {}, {"canary.haproxy.socket": "/x"})
       for name in ("backend", "candidate")),
