@@ -123,6 +123,10 @@ class ServeConfig(Section):
     adapters: Place | None = Field(
         description="Folder of LoRA adapters, each served under its folder's name; null has none"
     )
+    adapters_seconds: Seconds | None = Field(
+        description="Seconds from one look at serve.adapters to the next, which serves what is new "
+        "there and drops what is gone; null reads it once, at the start"
+    )
 
     @model_validator(mode="after")
     def _one_version(self) -> Self:

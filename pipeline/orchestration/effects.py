@@ -283,6 +283,10 @@ CONDITIONS = (
         + " do",
     ),
     Condition(
+        "serve.adapters_seconds", lambda config: config.serve.adapters is not None,
+        lambda _: "the server has no folder of adapters: set serve.adapters",
+    ),
+    Condition(
         "serve.follow_seconds", lambda config: config.serve.follow is not None,
         lambda _: "the server follows no alias: set serve.follow=champion",
     ),

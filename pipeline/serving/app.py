@@ -66,6 +66,7 @@ def create_app(
     profile: str | None = None,
     defaults: Mapping[str, float] | None = None,
     adapters: Path | None = None,
+    adapters_seconds: float | None = None,
     json_whitespace: int = 0,
     tool_parser: str | None = None,
     reasoning_parser: str | None = None,
@@ -91,6 +92,7 @@ def create_app(
         response_store: responses of /v1/responses that are kept at most.
         tool_parser, reasoning_parser: as answer_format has them.
         adapters: folder of LoRA adapters to load at the start, each named as its own folder.
+        adapters_seconds: from one look at it to the next; None: it is read once.
         middleware: authentication, limits, recording and traces.
         version: the registered version that is served.
         in_flight, collectors: of a server whose versions follow one another.
@@ -129,6 +131,9 @@ def create_app(
             readiness.fail(f"serve.adapters={adapters} cannot be loaded: {error}")
         else:
             await readiness.warm_up()
+        while adapters and adapters_seconds:
+            await asyncio.sleep(adapters_seconds)
+            await models.refresh_folder(adapters)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -205,6 +205,7 @@ def _application(
         profile=_profile_name(served.description),
         defaults=defaults,
         adapters=settings.adapters,
+        adapters_seconds=settings.adapters_seconds,
         json_whitespace=settings.json_whitespace,
         response_store=settings.response_store,
         tool_parser=settings.tool_parser,

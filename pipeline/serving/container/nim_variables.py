@@ -39,14 +39,12 @@ _CACHES = {
     "CUDA_CACHE_PATH": "cuda",
 }
 _DOWNLOAD = "nothing is downloaded at the start: mount the model's folder"
-_LORA = "load adapters into the running server by POST /v1/load_lora_adapter (docs/api.md)"
 _LORA_SLOTS = "the number of adapters is limited only by memory: leave it out"
 # NIM's variables that have no equivalent here, and what to do instead.
 REFUSED: Mapping[str, str] = {
     "NIM_REPOSITORY_OVERRIDE": _DOWNLOAD,
     "NIM_MANIFEST_PATH": _DOWNLOAD,
     "NIM_MANIFEST_ALLOW_UNSAFE": _DOWNLOAD,
-    "NIM_PEFT_REFRESH_INTERVAL": _LORA,
     "NIM_MAX_GPU_LORAS": _LORA_SLOTS,
     "NIM_MAX_CPU_LORAS": _LORA_SLOTS,
     "NIM_HEALTH_PORT": "health checks use the server's own port, NIM_SERVER_PORT",
@@ -99,6 +97,8 @@ def translate(environment: Mapping[str, str]) -> Launch:
 
 
 def _conflicts(launch: Launch, given: Mapping[str, str]) -> list[str]:
+    if "NIM_PEFT_REFRESH_INTERVAL" in given and "NIM_PEFT_SOURCE" not in given:
+        return ["NIM_PEFT_REFRESH_INTERVAL has no effect: set NIM_PEFT_SOURCE, the folder to read"]
     mode = given.get("NIM_SSL_MODE", "disabled")
     files = {name for name in _TLS_FILES["mtls"] if name in given}
     if files != set(expected := _TLS_FILES.get(mode.lower(), ())):
@@ -180,6 +180,10 @@ def _adapters(launch: Launch, value: str) -> None:
     if not Path(value).is_dir():
         raise ValueError("no such folder in the container: mount it (docker run -v FOLDER:…)")
     launch.settings.append(f"serve.adapters={value}")
+
+
+def _refresh(launch: Launch, value: str) -> None:
+    launch.settings.append(f"serve.adapters_seconds={_number(value, 1, 86_400)}")
 
 
 def _log_level(launch: Launch, value: str) -> None:
@@ -312,6 +316,7 @@ VARIABLES: Mapping[str, Callable[[Launch, str], None]] = {
     "NIM_MODEL_PROFILE": _profile,
     **_ENGINE_VARIABLES,
     "NIM_PEFT_SOURCE": _adapters,
+    "NIM_PEFT_REFRESH_INTERVAL": _refresh,
     "NIM_SERVER_PORT": _port,
     "NIM_HTTP_API_PORT": _port,
     "NIM_CACHE_PATH": _caches,

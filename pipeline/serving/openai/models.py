@@ -2,17 +2,32 @@
 
 import asyncio
 import filecmp
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import DataError
+from pipeline.engines.base import EngineFailed
 from pipeline.models.chat.renderer import Chat
 from pipeline.serving.middleware import request_context
 from pipeline.serving.openai import responses
 from pipeline.serving.openai.errors import ApiError, invalid, shortened
 from pipeline.serving.openai.protocol import AdapterRequest
 from pipeline.serving.versions import ServedVersion
+
+log = logging.getLogger("pipeline.serving")
+
+_Stamp = tuple[tuple[str, int, int], ...]
+
+
+def _stamp(folder: Path) -> _Stamp:
+    """The files of an adapter with sizes and times; empty if they cannot be read."""
+    try:
+        files = [(p.name, p.stat()) for p in sorted(folder.iterdir()) if p.is_file()]
+    except OSError:
+        return ()
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
 
 
 class ServedModels:
@@ -36,6 +51,7 @@ class ServedModels:
         self._version = version.fields if version else {}
         self._engine, self._model, self._runtime, self._chat = engine, model, runtime, chat
         self._created = {model: int(time.time())}
+        self._stamps: dict[str, _Stamp] = {}  # of the folder's adapters, when they were read
         self._changing = asyncio.Lock()  # an adapter is unloaded before its name is used again
 
     def cards(self) -> list[dict[str, Any]]:
@@ -111,7 +127,40 @@ class ServedModels:
             for place in sorted(path for path in folder.iterdir() if path.is_dir()):
                 if place.name == self._model:
                     raise ValueError(f"{place} has the same name as the model: rename the folder")
+                self._stamps[place.name] = _stamp(place)
                 await self._load(place.name, place)
+
+    async def refresh_folder(self, folder: Path) -> None:
+        """Load the adapters that are new in the folder or have changed, and unload those that are
+        gone from it. One that cannot be loaded, such as one that is still being copied, is logged,
+        and tried again when its files change. Adapters that came by a request stay.
+        """
+        async with self._changing:
+            try:
+                found = {p.name: _stamp(p) for p in sorted(folder.iterdir()) if p.is_dir()}
+            except OSError as error:
+                log.warning("serve.adapters=%s cannot be read: %s", folder, error)
+                return
+            for name in [n for n in self._stamps if n not in found]:
+                del self._stamps[name]
+                if name in self._adapters():
+                    await self._engine.remove_adapter(name)
+                    log.info("adapter %s is gone from %s, and is not served any more", name, folder)
+            for name, stamp in found.items():
+                if self._stamps.get(name) == stamp or not stamp or name == self._model:
+                    continue
+                loaded = name in self._adapters()
+                if loaded and name not in self._stamps:
+                    continue  # a request loaded another one of this name
+                self._stamps[name] = stamp
+                try:
+                    if loaded:
+                        await self._engine.remove_adapter(name)
+                    await self._load(name, folder / name)
+                except (ValueError, OSError, EngineFailed) as error:
+                    log.warning("the adapter in %s cannot be served: %s", folder / name, error)
+                else:
+                    log.info("adapter %s is served from %s", name, folder)
 
     async def _load(self, name: str, folder: Path) -> None:
         await asyncio.to_thread(self._check, folder)

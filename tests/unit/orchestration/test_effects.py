@@ -118,6 +118,7 @@ CASES = [
     ("engine.speculative_tokens", "engine.speculative_tokens", {},
      {"engine.speculative": "prompt_lookup"}),
     ("engine.arguments", "engine.arguments.x", {"engine": "hf"}, {"engine": "trtllm"}),
+    ("serve.adapters_seconds", "serve.adapters_seconds", {}, {"serve.adapters": "loras"}),
     ("serve.follow_seconds", "serve.follow_seconds", {}, {"serve.follow": "champion"}),
     *((f"canary.haproxy.{name}", f"canary.haproxy.{name}", {}, {"canary.haproxy.socket": "/x"})
       for name in ("backend", "candidate")),

@@ -79,6 +79,7 @@ def test_an_hf_folder_is_served_with_the_variables_settings(hf: Path) -> None:
             "NIM_ENABLE_KV_CACHE_REUSE": "1",
             "NIM_MAX_LORA_RANK": "16",
             "NIM_PEFT_SOURCE": str(hf),
+            "NIM_PEFT_REFRESH_INTERVAL": "60",
             "NIM_DISABLE_LOG_REQUESTS": "0",
             "NIM_PASSTHROUGH_ARGS": "engine.max_batch_size=4 serve.drain_delay=9 "
             "'serve.record=/records of today'",
@@ -90,6 +91,7 @@ def test_an_hf_folder_is_served_with_the_variables_settings(hf: Path) -> None:
     assert (settings.drain_delay, settings.record) == (9, Path("/records of today"))
     assert settings.log_content
     assert settings.adapters == hf
+    assert settings.adapters_seconds == 60
     assert engine
     assert (engine.name, engine.max_seq_len, engine.max_input_len) == ("vllm", 8192, 8191)
     assert (engine.lora_rank, engine.profile, engine.max_batch_size) == (16, None, 4)
@@ -227,7 +229,8 @@ def test_log_levels(name: str, least: int) -> None:
         ("NIM_PASSTHROUGH_ARGS", "--tensor-parallel-size 4", "must be serve.key=value"),
         ("NIM_PASSTHROUGH_ARGS", "serve.port=80", "NIM_SERVER_PORT"),
         ("NIM_PEFT_SOURCE", "/no/adapters", "mount it"),
-        ("NIM_PEFT_REFRESH_INTERVAL", "60", "load_lora_adapter"),
+        ("NIM_PEFT_REFRESH_INTERVAL", "60", "set NIM_PEFT_SOURCE"),
+        ("NIM_PEFT_REFRESH_INTERVAL", "soon", "a whole number"),
         ("NIM_SERVED_MODEL_NAMES", "bank", "did you mean NIM_SERVED_MODEL_NAME?"),
         ("NIM_FUSION", "1", "docs/containers.md"),
     ],
