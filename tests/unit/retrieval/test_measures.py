@@ -88,10 +88,7 @@ def test_the_command_prints_and_gates(file, search, monkeypatch, tmp_path, capsy
     assert figures["questions"] == 3
     assert figures["nothing_found"]["value"] == 1
     assert "recall@3" in capsys.readouterr().out
-    row = {"messages": [{"role": "user", "content": "wire"},
-                        {"role": "assistant", "content": "See the limits."}],
-           "source": "staff/limits.md:3"}  # fmt: skip
-    file.write_text(file.read_text() + json.dumps(row) + "\n")
+    monkeypatch.setattr(measures, "recall", lambda found, relevant, k: 0.5)
     assert measures.main([*command, "--min-recall", "1"]) == GateFailed.exit_code
     assert "recall@3 is" in capsys.readouterr().err
 
