@@ -213,8 +213,13 @@ def main() -> int:
     options = parser.parse_args()
     compose.compose([])  # Hydra's import, which the first one would take the time of
     made = list(cases(options.seed, options.count))
-    answers = [judge(case) for case in made]
-    print(report(answers))
+    answers: list[Answer] = []
+    for case in made:
+        answers.append(judge(case))
+        if len(answers) % 100 == 0 or answers[-1].problem:
+            wrong = sum(bool(answer.problem) for answer in answers)
+            print(f"{len(answers):,} of {len(made):,}, {wrong} not answered rightly", flush=True)
+    print(report(answers), flush=True)
     processes = [a for a in map(judge_process, made[: options.processes]) if a]
     print("As processes:", report(processes))
     return int(any(answer.problem for answer in [*answers, *processes]))
