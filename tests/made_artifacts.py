@@ -116,7 +116,7 @@ def make_chain(
         }
         for number in range(9)
     ]
-    add("prepare", "dataset", metrics={"rows/train": 900, "rows/test": 130},
+    add("prepare", "dataset", metrics={"train_rows": 900, "test_rows": 130},
         config={"seed": 3, "data": {"folder": "data/harbor"}},
         files={"statistics.json": "{}", "samples.html": "<b>hi</b>"})  # fmt: skip
     add("import", "nemo_checkpoint", metrics={"logits/cosine": 0.9999})

@@ -44,7 +44,8 @@ class FakeRegistry:
             number = int(given["version"])
             return {"model_version": self.version(number)} if number in self.versions else None
         if path == "model-versions/search":
-            return {"model_versions": [self.version(number) for number in self.versions]}
+            found = [self.version(number) for number in self.versions]
+            return {"model_versions": [{**each, "aliases": []} for each in found]}  # as MLflow does
         if path == "model-versions/set-tag":
             self.versions[int(given["version"])][given["key"]] = given["value"]
             return {}

@@ -9,7 +9,8 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import CDLL
 from dataclasses import dataclass
 from typing import NoReturn
@@ -111,3 +112,22 @@ def _end(other: Process) -> NoReturn:
         os.write(2, line.encode())
     finally:
         os._exit(ENDED)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """While the block is open, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that it cleans
+    up: containers, systemd and `timeout` send it. Only the main thread can handle signals; in
+    another one the block runs without."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -26,6 +26,7 @@ from pipeline.tracking.registry_reader import (
 from pipeline.tracking.registry_writer import registry_at
 
 MOST_CHANGES = 10
+FILE_WIDTH = 250  # characters of a line, where no terminal bounds them
 STALE_SECONDS = 15 * 60  # after which a server that says nothing runs no more
 
 
@@ -48,6 +49,8 @@ def show(config: Config) -> None:
     for version in versions:
         table.add_row(*row(version))
     console = get_console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     console.print(table, markup=False)
     for line in change_lines(changes[-MOST_CHANGES:]):
         console.print(line, soft_wrap=True, markup=False)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from typing import Any
 from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import EXIT_CODE_FILE, ConfigError, PipelineError
-from pipeline.core.processes import ends_with_this
+from pipeline.core.processes import ends_with_this, terminated_as_interrupted
 from pipeline.data.preparation import remote
 from pipeline.deployment.launchers.submission import check_nodes
 from pipeline.models.sources.fetching import fetch
@@ -89,18 +88,18 @@ def run_command(
     It is interrupted with this process, also where only this one receives the signal, and ends with
     it. lock: descriptor that it inherits, so that no other run begins before it ends.
     """
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        pass_fds=[] if lock is None else [lock],
-        process_group=0,
-        preexec_fn=ends_with_this(),
-    ) as process:
-        # Only the main thread may handle signals; a launcher of sweeps may use another.
-        handles = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, _interrupt) if handles else None
+    with (
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[] if lock is None else [lock],
+            process_group=0,
+            preexec_fn=ends_with_this(),
+        ) as process,
+        terminated_as_interrupted(),
+    ):
         try:
             code = process.wait()
             if code < 0:
@@ -111,9 +110,6 @@ def run_command(
         except KeyboardInterrupt:
             _interrupt_all(process)
             raise
-        finally:
-            if handles:
-                signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt_all(process: "subprocess.Popen[bytes]") -> None:
@@ -129,10 +125,6 @@ def _interrupt_all(process: "subprocess.Popen[bytes]") -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(INTERRUPT_SECONDS)
             return
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _how_dvc_ended(code: int) -> PipelineError:

@@ -300,7 +300,7 @@ def _stored(config: Config, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """
     engine, trained = inputs["build"], inputs["finetune"].manifest.config["finetune"]
     dataset = inputs["prepare"].manifest
-    rows = dataset.metrics.get("rows/train")
+    rows = dataset.metrics.get("train_rows")
     tags = {
         registry_reader.TRAINED: f"{inputs['merge'].manifest.config['model']['name']} by "
         f"{trained['method']} on {dataset.config['data']['folder']}"

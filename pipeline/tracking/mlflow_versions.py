@@ -55,7 +55,9 @@ def find_all(client: "MlflowClient", name: str) -> dict[str, Any]:
         "versions": [
             {
                 "version": int(version.version),
-                "aliases": sorted(a for a, number in aliases.items() if number == version.version),
+                "aliases": sorted(
+                    a for a, number in aliases.items() if int(number) == int(version.version)
+                ),
                 "tags": dict(version.tags),
             }
             for version in found

@@ -99,8 +99,7 @@ def read_versions(name: str, place: Destination) -> list[Version]:
         PipelineError: the registry does not answer.
     """
     if is_server(place.uri):
-        query = {"filter": f"name='{name}'", "max_results": "1000"}
-        found = Server(place.uri).get("model-versions/search", **query).get("model_versions", [])
+        found, _ = _search(name, Server(place.uri))
         versions = [_version(name, each) for each in found]
     elif (embedded := _embedded(name, place)) is not None:
         versions = embedded
@@ -208,13 +207,21 @@ def _version(name: str, found: Mapping[str, Any]) -> Version:
     return Version(name, int(found["version"]), tuple(sorted(found.get("aliases", ()))), tags)
 
 
-def _missing(name: str, wanted: str, server: Server) -> str:
-    query = {"filter": f"name='{name}'", "max_results": "1000"}
+def _search(name: str, server: Server) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every version, with its aliases, which MLflow leaves out; the number of each alias."""
+    query = {"filter": f"name='{name}'", "max_results": "10000"}
     found = server.get("model-versions/search", **query).get("model_versions", [])
-    aliases = {}
-    if found:
-        model = server.get("registered-models/get", name=name)["registered_model"]
-        aliases = {each["alias"]: each["version"] for each in model.get("aliases", ())}
+    if not found:
+        return [], {}
+    model = server.get("registered-models/get", name=name)["registered_model"]
+    aliases = {each["alias"]: str(each["version"]) for each in model.get("aliases", ())}
+    for each in found:
+        each["aliases"] = [a for a, number in aliases.items() if number == str(each["version"])]
+    return found, aliases
+
+
+def _missing(name: str, wanted: str, server: Server) -> str:
+    found, aliases = _search(name, server)
     return missing(name, wanted, [int(version["version"]) for version in found], aliases)
 
 

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.core.artifact import open_artifact
 from pipeline.core.paths import ROOT
+from pipeline.deployment.store.folder import Folder
+from pipeline.deployment.store.transfer import pull, read_bundle
 from pipeline.orchestration.effects import is_read
 
 CHAIN = (
@@ -49,7 +52,7 @@ def command(folder, stage, *overrides):
 def chain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
     for stage in CHAIN:
-        code, said = command(folder, stage, *SETTINGS)
+        code, said = command(folder, stage, *SETTINGS, f"register.store={folder / '.store'}")
         assert code == 0, f"{stage}: {said}"
         assert "Warning" not in said, said
     return folder
@@ -74,6 +77,19 @@ def test_every_artifact_names_the_content_it_came_from(chain):
 def test_the_hops_carry_their_proofs(chain):
     for stage in ("import", "merge", "quantize", "export", "build"):
         assert json.loads((chain / stage / "manifest.json").read_text())["proof"], stage
+
+
+def test_what_was_registered_arrives_elsewhere(chain, tmp_path):
+    """Byte for byte, with the chain's folder out of reach but for the store."""
+    tags = json.loads((chain / "register/registration.json").read_text())["tags"]
+    store = Folder(Path(tags["store"]))
+    bundle = read_bundle(store, tags["bundle"])
+    assert set(bundle.artifacts) == {"build", "merge", "export", "finetune"}
+    for stage in bundle.artifacts:
+        found = pull(store, bundle, stage, tmp_path / stage)
+        assert found.manifest == open_artifact(chain / stage).manifest
+        assert tags[f"digest.{stage}"] == found.manifest.digest
+    assert "by lora on data/bank (1,083 rows)" in tags["trained"]
 
 
 def test_a_repeat_runs_nothing(chain):

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
+from pipeline.core.processes import terminated_as_interrupted
 from pipeline.deployment.canary import questions as asking
 from pipeline.deployment.canary.candidate import started
 from pipeline.deployment.canary.counts import Arm
@@ -109,6 +110,7 @@ def run_canary(config: Config) -> tuple[Record, Path]:
     named = f"version {version.number} of {version.name}" if version else config.canary.candidate
     record = Record(f"Canary: {named}", f"{began:%Y-%m-%d %H:%M} UTC", config.canary.share)
     with ExitStack() as stack:
+        stack.enter_context(terminated_as_interrupted())
         traffic.set_share(0.0)
         stable = Arm(config.canary.stable)
         _require_stable(stable, config)

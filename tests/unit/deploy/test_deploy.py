@@ -19,6 +19,24 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: Mapping[str, Any] = COMPOSE["services"]
 
 
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
+@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]])
+def test_docker_compose_accepts_the_files(files: list[str], tmp_path: Path) -> None:
+    """It checks them by its schema. Debian's, of version 1, does not know `name` yet."""
+    deploy = tmp_path / "deploy"
+    shutil.copytree(DEPLOY, deploy, ignore=shutil.ignore_patterns(".env"))
+    text = (deploy / "compose.yaml").read_text()
+    (deploy / "compose.yaml").write_text(text.replace("name: pipeline\n", "", 1))
+    words = [word for file in files for word in ("--file", file)]
+    words += [word for name in ("a", "b", "canary") for word in ("--profile", name)]
+    done = subprocess.run(
+        ["docker-compose", *words, "config", "--services"], cwd=deploy, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == set(SERVICES)
+
+
 def test_the_servers_differ_in_name_and_model_alone() -> None:
     names = ("a", "b", "canary")
     servers = [dict(SERVICES[f"server-{name}"]) for name in names]

@@ -228,12 +228,17 @@ def test_promote_and_roll_back_say_who_when_and_why(
     with pytest.raises(ArtifactError, match="no champion of bank before version 1 is recorded"):
         ask(rollback)
     registry.tags["change.broken"] = "{"
-    table = ask(versions)
+    versions.run(configured())
+    printed = capsys.readouterr().err  # wide, since it is no terminal
+    table = " ".join(printed.split())
     assert "rolled back by ada: wrong answers" in table
     assert "gate overruled: a demo tomorrow" in table
     assert "promoted by ada: the first" in table
     assert "base by lora on data/bank" in table
     assert "secret" not in json.dumps(registry.tags) + table
+    assert (
+        "\n      1  champion   base by lora on data/bank (900 rows)  90.0% exact match  " in printed
+    )
 
 
 def test_a_version_that_saw_what_is_to_be_forgotten(registry: FakeRegistry, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_what_was_exported_and_trained_is_registered_whatever_the_settings_say_n
     trained = {"base": "harbor-base", "method": "dora", "format": "int8_sq", "seed": "3"}
     trained |= {"engine": "onnxruntime", "precision": "int8", "sampling": '{"temperature": 0.0}'}
     assert request["params"] == trained
+    assert request["tags"]["trained"] == "harbor-base by dora on data/harbor (900 rows)"
     assert (
         "harbor-base tuned by DoRA on data/harbor, exported as **INT8 SmoothQuant** (`int8_sq`)"
         in card

@@ -1,9 +1,11 @@
 """A canary's course and its decisions, with servers whose counts move while it sleeps."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,6 +154,21 @@ def test_a_restart_is_noticed_too(case: Case) -> None:
 
     case.step = restart
     assert "crashed: it began to count from zero" in case.run()["why"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_that_is_stopped_gives_the_traffic_back(
+    number: signal.Signals, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers, systemd and `timeout` send SIGTERM."""
+    shares: list[float] = []
+    split = SimpleNamespace(set_share=shares.append, lost=lambda: (0, 0))
+    monkeypatch.setattr(run, "splitter", lambda settings: split)
+    case.step = lambda: signal.raise_signal(number)
+    with pytest.raises(KeyboardInterrupt):
+        case.run()
+    assert shares == [0.0, 0.4, 0.0]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_stable_version_that_changes_meanwhile_ends_it(case: Case) -> None:

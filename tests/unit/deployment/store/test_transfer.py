@@ -2,9 +2,10 @@
 
 import errno
 import hashlib
+import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, chdir, closing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import boto3
 import fsspec
 import pytest
+from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from pipeline.core.artifact import Artifact, open_artifact
@@ -277,6 +279,49 @@ def test_two_pushes_of_a_blob_in_parts_at_once(
     assert b"".join(second.read(blob.sha256)) == large
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_store_that_compares_nothing_is_read_back(
+    count: int, open_store: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It speaks S3's protocol, but ignores checksums and lists no uploads. count: of parts."""
+    monkeypatch.setattr(s3, "UPLOAD_PART", 5 * 2**20)
+    content = b"0123456789abcdef" * (2**20 * 5 * (count - 1) // 16 + 100)
+    blob = Blob(hashlib.sha256(content).hexdigest(), len(content), "build/model")
+    store = open_store("s3")
+    assert isinstance(store, s3.S3)
+    send = {name: getattr(store._client, name) for name in ("put_object", "upload_part")}
+    damage = [b""]
+
+    def sends(name: str) -> Callable[..., Any]:
+        def call(*, Body: Any, ChecksumAlgorithm: str, ChecksumSHA256: str, **given: Any) -> Any:
+            found = send[name](**given, Body=bytes(Body[:-1]) + (damage[0] or bytes(Body[-1:])))
+            return {"ETag": found["ETag"] if name == "upload_part" else '"encrypted"'}
+
+        return call
+
+    for name in send:
+        monkeypatch.setattr(store._client, name, sends(name))
+    monkeypatch.setattr(s3, "_is_md5", lambda etag, content: False)
+    reads: list[str] = []
+    read = store.read
+    monkeypatch.setattr(store, "read", lambda digest: (reads.append(digest), read(digest))[1])
+    refused = ClientError(
+        {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}},  # type: ignore[typeddict-item]
+        "ListMultipartUploads",
+    )
+    monkeypatch.setattr(
+        store._client, "list_multipart_uploads", lambda **_: (_ for _ in ()).throw(refused)
+    )
+    store.put(blob, BytesIO(content), lambda count: None)
+    assert reads == [blob.sha256]
+    assert b"".join(read(blob.sha256)) == content
+    store._client.delete_object(Bucket="models", Key=store._key(blob.sha256))
+    damage[0] = b"!"
+    with pytest.raises(Altered):
+        store.put(blob, BytesIO(content), lambda count: None)
+    assert store.size(blob.sha256) is None
+
+
 def test_a_chunk_whose_connection_breaks_goes_on_in_a_registry(
     open_store: Callable[[str], Store], registry: Registry
 ) -> None:
@@ -410,3 +455,31 @@ def test_stores_that_cannot_be_used_say_what_to_set(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # which has the credentials
     refused(s3.S3("models/bank"), PipelineError, "needs credentials")
+
+
+def test_a_pulled_version_goes_through_dvc(tmp_path: Path) -> None:
+    """As docs/registry.md has it: add and push where it was pulled, and pull in a clone."""
+    from dvc.repo import Repo  # takes a second
+
+    store = Folder(tmp_path / "store")
+    bundle = push(make_version(tmp_path / "artifacts"), store)
+    project = tmp_path / "project"
+    project.mkdir()
+    repo = Repo.init(str(project), no_scm=True)
+    with repo.config.edit() as config:
+        config["remote"] = {"store": {"url": str(tmp_path / "remote")}}
+        config["core"]["remote"] = "store"
+    place = project / "versions/bank"
+    pulled = pull(store, bundle, "build", place)
+    with chdir(project), closing(repo):
+        repo.add("versions/bank")
+        assert repo.push() == 5  # four files, and their list
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    Repo.init(str(clone), no_scm=True).close()
+    shutil.copytree(project / "versions", clone / "versions", ignore=lambda *_: ["bank"])
+    shutil.copy(project / ".dvc/config", clone / ".dvc/config")
+    with chdir(clone), closing(Repo()) as other:
+        other.pull()
+    found = open_artifact(clone / "versions/bank", stage="build", reread=True)
+    assert found.manifest == pulled.manifest
