@@ -18,6 +18,7 @@ from pipeline.config.finetune import FinetuneConfig
 from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
 from pipeline.config.outside.canary import CanaryConfig
+from pipeline.config.outside.graph import GraphConfig
 from pipeline.config.outside.inspect import InspectConfig
 from pipeline.config.outside.lineage import LineageConfig
 from pipeline.config.outside.plan import PlanConfig
@@ -65,6 +66,7 @@ class Config(Section):
     inspect: InspectConfig
     profiles: ProfilesConfig
     lineage: LineageConfig
+    graph: GraphConfig
     plan: PlanConfig
     launcher: Launcher
     tracking: TrackingConfig

@@ -6,6 +6,7 @@ to date are not made again, because the runner compares fingerprints. What a per
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -17,13 +18,13 @@ from pipeline.core.errors import ArtifactError, Busy, ConfigError, ResourceError
 from pipeline.core.paths import CONF, MANIFEST, PARAMS_FILE, ROOT
 from pipeline.orchestration.graph import read_yaml
 
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.ASCII | re.IGNORECASE)
 LOCK, RWLOCK = "dvc.lock", ".dvc/tmp/rwlock"
 CONFIG, LOCAL = ".dvc/config", ".dvc/config.local"
 DVC_CONFIG = """\
 [core]
     analytics = false
     check_update = false
-    no_scm = {no_scm}
 [hydra]
     enabled = true
 """
@@ -61,7 +62,7 @@ def write_folder(project: Path) -> None:
         OSError: it cannot be written.
     """
     project = project.resolve()
-    text = DVC_CONFIG.format(no_scm=str(not _in_git(project)).lower())
+    text = DVC_CONFIG
     if CONF.parent != ROOT:  # the package has conf/ in it
         text += "    config_module = pipeline.conf\n"
     (project / ".dvc").mkdir(exist_ok=True)
@@ -92,7 +93,7 @@ def forget_what_differs(project: Path, artifacts: Path, *, reread: bool = False)
         here = artifacts / stage
         made = next((m for place, m in kept(artifacts, stage) if place == here), None)
         recorded = entry.get("params", {}).get(PARAMS_FILE)
-        other = made and recorded is not None and made.config != recorded
+        other = made and recorded is not None and _numbers(made.config) != _numbers(recorded)
         if other or ((here / MANIFEST).is_file() and not _is_whole(here, reread=reread)):
             wrong.append(stage)
     if wrong:
@@ -102,6 +103,17 @@ def forget_what_differs(project: Path, artifacts: Path, *, reread: bool = False)
         temporary = project / f"{LOCK}.tmp"
         temporary.write_text(yaml.safe_dump({**lock, "stages": stages}, sort_keys=False))
         temporary.replace(project / LOCK)
+
+
+def _numbers(value: Any) -> Any:
+    """Settings with numbers where a text could be one: DVC writes 1e-08, which YAML 1.1 reads as a
+    text."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(inside) for inside in value]
+    is_number = isinstance(value, str) and _NUMBER.fullmatch(value)
+    return float(value) if is_number else value
 
 
 def _is_whole(place: Path, *, reread: bool) -> bool:

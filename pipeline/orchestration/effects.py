@@ -34,16 +34,18 @@ READERS: Mapping[str, tuple[str, ...]] = {
         "prepare", "inspect", "synthesize", "finetune", "quantize", "evaluate", "benchmark",
         "canary",
     ),
-    "artifacts": (*GRAPH, *WHOLE, "serve", *REGISTRY, "profiles", "verify", "doctor", "inspect"),
+    "artifacts": (*GRAPH, *WHOLE, "serve", *REGISTRY, "profiles", "verify", "doctor", "inspect",
+                  "graph"),
     "verify": (*GRAPH, "all", "retrain", "serve"),
     "model": ("prepare", "import", "profiles", "doctor", "inspect"),
+    "model.path": ("prepare", "import", "profiles", "doctor", "inspect", "graph"),
     "model.name": (
         "prepare", "import", "benchmark", "profiles", "doctor", "inspect", "serve", *REGISTRY,
     ),  # the default of register.name
     "model.dtype": ("merge", "profiles", "doctor"),
     "data": ("prepare", "inspect", "lineage"),
     # The last stage's settings have these as defaults.
-    "data.folder": ("prepare", "inspect", "lineage", "synthesize"),
+    "data.folder": ("prepare", "inspect", "lineage", "synthesize", "graph"),
     "data.sources": ("prepare", "inspect", "lineage", "synthesize"),
     "prepare": ("prepare", "inspect"),
     "prepare.near_duplicate_threshold": ("prepare", "inspect", "synthesize"),
@@ -84,6 +86,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "retrain": ("retrain",),
     "retrain.recordings": ("retrain", "lineage"),
     "lineage": ("lineage",),
+    "graph": ("graph",),
     "synthesize": ("synthesize",),
     "inspect": ("inspect",),
     "profiles": ("profiles",),

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 from pipeline.core.errors import ConfigError, ResourceError
@@ -29,13 +30,14 @@ artifacts
 .venv
 __pycache__
 data/*/recorded/
+dvc_plots/
 """
 # DVC runs experiments with --temp and --queue in a copy of the project in here, and deletes it.
 COPIES = ".dvc/tmp/exps"
 # Stages that read and write nothing of a project: they run in any folder.
 ANYWHERE = (
-    "canary", "config", "doctor", "inspect", "lineage", "plan", "profiles", "promote", "pull",
-    "rollback", "serve", "synthesize", "verify", "versions",
+    "canary", "config", "doctor", "graph", "inspect", "lineage", "plan", "profiles", "promote",
+    "pull", "rollback", "serve", "synthesize", "verify", "versions",
 )  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def init(folder: Path) -> list[str]:
             )
     if above := find_project(folder):
         raise ConfigError(f"{folder} is inside the project {above}: give a folder outside of it")
-    tree = compose.compose([])
+    compose.compose([])  # which may be refused, before anything is written
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in COPIED:
@@ -102,6 +104,8 @@ def init(folder: Path) -> list[str]:
             copy(EXAMPLE / name, target)
         (folder / ".gitignore").write_text(IGNORED)
         dvc_files.write_folder(folder)
+        with chdir(folder):  # some defaults depend on the model, whose path is relative to it
+            tree = compose.compose([])
         compose.write_params(folder, tree)  # last: with it the folder is a project
     except OSError as error:
         raise ResourceError(

@@ -28,6 +28,7 @@ from pipeline.core.stage import Stage, identity, stage_module
 from pipeline.data.preparation import remote
 from pipeline.models.sources.address import not_a_folder
 from pipeline.models.sources.fetching import fetch
+from pipeline.orchestration import figures
 from pipeline.orchestration.graph import Node, read_graph, select
 from pipeline.tracking import client as tracking
 
@@ -92,6 +93,7 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
         )
         try:
             made, reused = _take_or_make(work, config)
+            figures.write_figures(folder, made)
             failure = made.manifest.failure
             track.finish("FAILED" if failure else "FINISHED", made, reused=reused, error=failure)
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.core.artifact import open_artifact
 from pipeline.core.paths import ROOT
 from pipeline.deployment.store.folder import Folder
 from pipeline.deployment.store.transfer import pull, read_bundle
+from pipeline.orchestration import dvc_files
 from pipeline.orchestration.effects import is_read
 
 CHAIN = (
@@ -90,6 +92,34 @@ def test_what_was_registered_arrives_elsewhere(chain, tmp_path):
         assert found.manifest == open_artifact(chain / stage).manifest
         assert tags[f"digest.{stage}"] == found.manifest.digest
     assert "by lora on data/bank (1,083 rows)" in tags["trained"]
+
+
+def test_dvc_shows_metrics_and_plots(chain, tmp_path):
+    """Of a project with this dvc.yaml and the figures that the stages left."""
+    for name in ("metrics", "plots"):
+        shutil.copytree(chain / name, tmp_path / "artifacts" / name)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    dvc_files.write_folder(tmp_path)
+
+    def ask(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *words, "--json"], cwd=tmp_path, capture_output=True,
+            text=True, check=True, timeout=120,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+    shown = {
+        Path(name).stem: found["data"] for name, found in ask("metrics", "show")[""]["data"].items()
+    }
+    assert shown["data"]["test_rows"] == 225
+    assert shown["training"]["steps"] == 3
+    assert set(shown["evaluation"]["exact_match"]) == {"base", "tuned", "fp8_simulated"}
+    assert shown["serving"]["at_2"]["output_tokens_per_second"] > 0
+    plots = ask("plots", "show")["data"]
+    assert set(plots) == {"loss", "accuracy", "latency", "throughput"}
+    for each in plots.values():
+        assert each[0]["content"]["data"]["values"]
 
 
 def test_a_repeat_runs_nothing(chain):

@@ -148,11 +148,11 @@ def test_a_project_without_git_gets_a_dvc_that_works_without(
 def test_a_project_without_dvcs_folder_gets_one(tmp_path: Path) -> None:
     dvc_files.check(tmp_path)
     said = (tmp_path / dvc_files.CONFIG).read_text()
-    assert "no_scm = true" in said
+    assert "no_scm" not in said
     assert str(CONF) not in said  # a path of this machine
     local = (tmp_path / dvc_files.LOCAL).read_text()
     assert f"config_dir = {CONF}\n" in local
-    assert "no_scm" not in local
+    assert "no_scm = true" in local
     (tmp_path / dvc_files.LOCAL).write_text("[core]\n    verbose = true\n")
     dvc_files.check(tmp_path)
     assert "verbose" in (tmp_path / dvc_files.LOCAL).read_text()  # the user's own
@@ -202,6 +202,23 @@ def test_what_dvc_recorded_of_other_settings_is_forgotten(project: Path) -> None
     before = lock.stat().st_mtime_ns
     dvc_files.forget_what_differs(project, project / "artifacts")
     assert lock.stat().st_mtime_ns == before
+
+
+def test_a_number_that_dvc_writes_as_yaml_1_2_is_the_same_number(project: Path) -> None:
+    """DVC writes 1e-08, which PyYAML reads as a text: finetune ran again each time."""
+    config = {"finetune": {"eps": 1e-08, "rates": [1.5e-05], "name": "1e-08x"}}
+    make_artifact(project / "artifacts", "finetune", "any", config=config)
+    lock = project / "dvc.lock"
+    said = (
+        "schema: '2.0'\nstages:\n  finetune:\n    cmd: x\n    params:\n      params.yaml:\n"
+        "        finetune: {eps: 1e-08, rates: [1.5e-05], name: 1e-08x}\n"
+    )
+    lock.write_text(said)
+    dvc_files.forget_what_differs(project, project / "artifacts")
+    assert lock.read_text() == said
+    lock.write_text(said.replace("eps: 1e-08", "eps: 2e-08"))
+    dvc_files.forget_what_differs(project, project / "artifacts")
+    assert yaml.safe_load(lock.read_text())["stages"] == {}
 
 
 def test_a_copy_that_dvc_deletes_is_refused(tmp_path: Path) -> None:

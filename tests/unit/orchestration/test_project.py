@@ -56,14 +56,25 @@ def test_init_holds_no_path_of_this_machine(shop: Path) -> None:
         assert str(shop) not in file.read_text()
 
 
-@pytest.mark.parametrize(("inside", "no_scm"), [(True, "false"), (False, "true")])
-def test_dvc_uses_git_where_the_project_is_in_a_repository(
-    tmp_path: Path, inside: bool, no_scm: str
-) -> None:
+@pytest.mark.parametrize("inside", [True, False])
+def test_dvc_uses_git_where_the_project_is_in_a_repository(tmp_path: Path, inside: bool) -> None:
+    """A repository that is made later is used by the next run: only .dvc/config.local says no."""
     if inside:
         (tmp_path / "shop" / ".git").mkdir(parents=True)
     project.init(tmp_path / "shop")
-    assert f"no_scm = {no_scm}" in (tmp_path / "shop" / ".dvc" / "config").read_text()
+    assert "no_scm" not in (tmp_path / "shop" / ".dvc" / "config").read_text()
+    local = tmp_path / "shop" / ".dvc" / "config.local"
+    assert (local.exists() and "no_scm = true" in local.read_text()) is not inside
+
+
+def test_the_settings_of_a_new_project_are_those_that_it_runs_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some defaults depend on the model, which is in the project and not in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    project.init(Path("shop"))
+    monkeypatch.chdir("shop")
+    assert yaml.safe_load(Path("params.yaml").read_text()) == compose.compose([])
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
