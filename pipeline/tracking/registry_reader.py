@@ -84,14 +84,8 @@ def read_versions(name: str, place: Destination) -> list[Version]:
         PipelineError: the registry does not answer.
     """
     if is_server(place.uri):
-        server = Server(place.uri)
-        found, aliases = _search(name, server)
-        versions = [
-            _version(
-                name, {**each, "aliases": [a for a, v in aliases.items() if v == each["version"]]}
-            )
-            for each in found
-        ]
+        found, _ = _search(name, Server(place.uri))
+        versions = [_version(name, each) for each in found]
     else:
         answer = look_up(name, ALL, place)
         versions = [
