@@ -5,6 +5,7 @@ Imports neither torch nor any runtime, so it takes milliseconds and works where 
 
 import csv
 import functools
+import gc
 import importlib
 import os
 import platform
@@ -12,6 +13,8 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from ctypes import CDLL
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -180,6 +183,24 @@ def free_memory_bytes() -> int:
         cached = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines())
         free.append(int(limit) - int(used) + int(cached.get("inactive_file", 0)))
     return max(0, min(free, default=0))
+
+
+def threads_for(most: int) -> int:
+    """Threads that copy between disk and memory: `most`, or the cores where there are fewer.
+
+    More would not be faster, and each holds what it copies.
+    """
+    return max(1, min(most, round(usable_cores())))
+
+
+def give_back_memory() -> None:
+    """Free what nothing refers to any more, and give the system what the allocator keeps of it.
+
+    After a model: objects that refer to each other live on until Python looks for them.
+    """
+    gc.collect()
+    with suppress(AttributeError, OSError):  # glibc's
+        CDLL(None).malloc_trim(0)
 
 
 def _read(path: str) -> str:

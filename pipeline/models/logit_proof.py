@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     Logits = Callable[[Sequence[int]], torch.Tensor]  # token ids → [tokens, vocabulary]
 
 LENGTHS = (16, 64, 160)  # tokens
-# Largest difference of a log-probability. Float32 sums in another order differ by 1e-6 to 1e-4; on
-# a GPU Transformer Engine multiplies float32 matrices with TF32's 10-bit mantissas, layer after
-# layer.
+# Largest difference of a log-probability. Float32 sums in another order differ by 1e-6 to 1e-4, and
+# by more where logits are large: SmolLM2-135M's, up to 35, by 0.002 at one position, where the
+# first tokens' hidden states are huge. On a GPU Transformer Engine multiplies float32 matrices with
+# TF32's 10-bit mantissas, layer after layer.
 CPU_TOLERANCE = 1e-3
+CPU_SHARE = 1e-4  # of the largest logit, where that is more
 GPU_TOLERANCE = 1e-2  # times the largest logit
 
 
@@ -136,7 +138,7 @@ def compare(
     import torch
 
     largest = max(float(r.abs().max()) for r in reference)
-    tolerance = GPU_TOLERANCE * largest if gpu else CPU_TOLERANCE
+    tolerance = GPU_TOLERANCE * largest if gpu else max(CPU_TOLERANCE, CPU_SHARE * largest)
     difference, same, undecided, positions = 0.0, 0, 0, 0
     for a, b in zip(reference, other, strict=True):
         finite = bool(torch.isfinite(b).all())

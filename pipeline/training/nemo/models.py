@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.hardware import give_back_memory, threads_for
 from pipeline.models.architecture import Llama3Rope, Shape, read_shape
 from pipeline.models.expert_sizes import ExpertSizes
 from pipeline.models.families import FAMILIES
@@ -273,12 +274,18 @@ def import_hf(hf_folder: Path, out: Path) -> None:
     a single one that copies from a mapped file to a GPU is slower than the disk. NeMo's own
     importers hold the model twice, run the tokenizer's code and share one temporary folder.
     """
+    _import_hf(hf_folder, out)
+    # Trainer and model refer to each other: without this the model would stay beside the next one.
+    give_back_memory()
+
+
+def _import_hf(hf_folder: Path, out: Path) -> None:
     shape = read_shape(hf_folder)
     copy_assets(hf_folder, out / ASSETS)
     model = model_for(out / ASSETS, perform_initialization=False)
     trainer = connect(model)
     parameter = parameters_of(model, shape)
-    with WeightReader(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
+    with WeightReader(hf_folder) as source, ThreadPoolExecutor(threads_for(_READERS)) as pool:
 
         def fill(rule: weight_map.Rule) -> None:
             into = parameter(rule.megatron)

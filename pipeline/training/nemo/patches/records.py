@@ -268,14 +268,14 @@ WRITE_RESULTS = Patch(
 )
 CHECKPOINT_WRITER = Patch(
     owner="megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync",
-    names=("preload_tensors", "write_preloaded_data_multiproc"),
+    names=("prepare_write_data", "preload_tensors", "write_preloaded_data_multiproc"),
     distribution="megatron-core",
     version="0.15.3",
     reason=(
-        "It fetches the whole model to pinned memory before two processes write it. Here eight "
-        "threads fetch and write tensor by tensor."
+        "It copies the whole model, to pinned memory or where a tensor is a part of another, "
+        "before two processes write it. Here threads copy and write tensor by tensor."
     ),
-    digest="c21cbe774c810cd8",
+    digest="2347204bfaa6526b",
 )
 CHECKPOINT_READER = Patch(
     owner="torch.distributed.checkpoint:FileSystemReader",
@@ -285,6 +285,19 @@ CHECKPOINT_READER = Patch(
     reason="It reads one tensor after another, and the disk waits while each is copied.",
     digest="27bb851870c2fc0d",
     source=("torch.distributed.checkpoint.filesystem:FileSystemReader.read_data",),
+)
+
+JOINED_HALVES = Patch(
+    owner="megatron.core.transformer.mlp",
+    names=("apply_swiglu_sharded_factory",),
+    distribution="megatron-core",
+    version="0.15.3",
+    reason=(
+        "After a checkpoint is read it copies both halves of each gated feed-forward part into a "
+        "new tensor. Halves that lie together are taken as they lie."
+    ),
+    digest="1a251c39b66c7cbc",
+    reads=("megatron.core.dist_checkpointing.mapping:ShardedTensorFactory",),
 )
 
 # ---- Experts (dora_experts.py) ----
