@@ -275,6 +275,7 @@ def _add_version(lineage: Lineage, version: Version) -> None:
         "aliases": list(version.aliases),
         "gate": version.tags.get("gate", ""),
         "store": version.tags.get(STORE, ""),
+        "forgotten": version.forgotten,
     }
     lineage.add(Node(version_id(version.number), "version", version.title, facts=facts), sources)
 

@@ -18,6 +18,7 @@ from pipeline.config.finetune import FinetuneConfig
 from pipeline.config.launcher import Launcher
 from pipeline.config.model import ModelConfig
 from pipeline.config.outside.canary import CanaryConfig
+from pipeline.config.outside.clean import CleanConfig
 from pipeline.config.outside.graph import GraphConfig
 from pipeline.config.outside.inspect import InspectConfig
 from pipeline.config.outside.lineage import LineageConfig
@@ -67,6 +68,7 @@ class Config(Section):
     profiles: ProfilesConfig
     lineage: LineageConfig
     graph: GraphConfig
+    clean: CleanConfig
     plan: PlanConfig
     launcher: Launcher
     tracking: TrackingConfig

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 CONFIG = "config"  # name of the primary configuration
 # Stages whose settings are written nowhere.
 WRITES_NOTHING = (
-    "canary", "config", "doctor", "graph", "inspect", "lineage", "plan", "profiles", "promote",
-    "pull", "rollback", "serve", "synthesize", "verify", "versions",
+    "canary", "clean", "config", "doctor", "graph", "inspect", "lineage", "plan", "profiles",
+    "promote", "pull", "rollback", "serve", "synthesize", "verify", "versions",
 )  # fmt: skip
 # Mappings whose keys are the user's: one that is not there yet is added.
 OPEN_SECTIONS = ("engine.arguments", "evaluate.gate", "index.labels", "serve.guardrails_by_model")

@@ -24,7 +24,7 @@ GRAPH = (
 # Stages that run the graph, or show what it would do: they read what any of its stages reads.
 WHOLE = ("all", "retrain", "plan")
 # Stages that ask the registry, and change nothing of the chain.
-REGISTRY = ("pull", "canary", "promote", "rollback", "versions", "lineage")
+REGISTRY = ("pull", "canary", "promote", "rollback", "versions", "lineage", "clean")
 LOCAL_LAUNCHER = "local"
 
 # Section or key → the stages on whose result or behaviour it has an effect. `config` prints them
@@ -87,6 +87,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "retrain.recordings": ("retrain", "lineage"),
     "lineage": ("lineage",),
     "graph": ("graph",),
+    "clean": ("clean",),
     "synthesize": ("synthesize",),
     "inspect": ("inspect",),
     "profiles": ("profiles",),

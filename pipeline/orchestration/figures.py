@@ -106,7 +106,8 @@ def _serving(made: Artifact) -> Figures:
 
 def _chosen(made: Artifact, names: Sequence[str]) -> dict[str, float]:
     figures = made.manifest.metrics
-    return {name: figures[name] for name in names if name in figures}
+    found = {name: figures[name] for name in names if name in figures}
+    return {name: int(value) if value.is_integer() else value for name, value in found.items()}
 
 
 def _read(made: Artifact, name: str) -> Any:

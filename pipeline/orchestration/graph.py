@@ -20,7 +20,7 @@ MOST_BRACKETS = 1000  # in a YAML file
 # Stages outside the graph: nothing in the chain depends on them. `all` is the graph itself.
 OUTSIDE = (
     "retrain", "serve", "pull", "canary", "promote", "rollback", "versions", "profiles", "verify",
-    "doctor", "plan", "inspect", "synthesize", "lineage", "graph",
+    "doctor", "plan", "inspect", "synthesize", "lineage", "graph", "clean",
 )  # fmt: skip
 RESTORE = (
     "restore it (`git checkout dvc.yaml`), or copy that of a new project (`python -m pipeline init "

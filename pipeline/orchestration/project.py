@@ -36,8 +36,8 @@ dvc_plots/
 COPIES = ".dvc/tmp/exps"
 # Stages that read and write nothing of a project: they run in any folder.
 ANYWHERE = (
-    "canary", "config", "doctor", "graph", "inspect", "lineage", "plan", "profiles", "promote",
-    "pull", "rollback", "serve", "synthesize", "verify", "versions",
+    "canary", "clean", "config", "doctor", "graph", "inspect", "lineage", "plan", "profiles",
+    "promote", "pull", "rollback", "serve", "synthesize", "verify", "versions",
 )  # fmt: skip
 
 

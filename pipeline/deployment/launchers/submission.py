@@ -21,8 +21,8 @@ from pipeline.training.torchrun import MASTER, MASTER_PORT, NODE_RANK, PORT
 
 # Stages that always run on this machine.
 LOCAL_STAGES = (
-    "config", "doctor", "graph", "inspect", "lineage", "plan", "profiles", "serve", "synthesize",
-    "verify",
+    "clean", "config", "doctor", "graph", "inspect", "lineage", "plan", "profiles", "serve",
+    "synthesize", "verify",
 )  # fmt: skip
 
 

@@ -47,8 +47,8 @@ def report(
 
 
 def test_every_stage_is_judged(tree: dict[str, Any]) -> None:
-    need_nothing = {"canary", "doctor", "graph", "plan", "verify", "pull", "promote", "rollback",
-                    "versions"}  # fmt: skip
+    need_nothing = {"canary", "clean", "doctor", "graph", "plan", "verify", "pull", "promote",
+                    "rollback", "versions"}  # fmt: skip
     assert {need.stage for need in doctor.needs()} == {*read_graph(tree), *OUTSIDE} - need_nothing
 
 
