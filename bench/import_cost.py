@@ -41,7 +41,9 @@ def model_of(family: str, folder: Path) -> Path:
     made = MODELS[family]
     assert isinstance(made, partial)
     own = dict(made.keywords)
-    sizes = {name: value for name, value in BIG.items() if own.get(name, value) is not None}
+    sizes: dict[str, Any] = {
+        name: value for name, value in BIG.items() if own.get(name, value) is not None
+    }
     sizes |= {name: value for name, value in EXPERT.items() if name in own}
     if kinds := own.get("layer_types"):
         sizes["layer_types"] = [kinds[i % len(kinds)] for i in range(LAYERS)]

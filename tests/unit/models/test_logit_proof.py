@@ -99,7 +99,8 @@ def test_a_chain_keeps_the_figures_of_every_step() -> None:
 
 def test_a_step_that_differs_is_refused_by_name() -> None:
     chain = ProofChain(LLAMA, gpu=False, reference=logits)
-    with pytest.raises(ProofFailed, match=r"^folded does not compute .* at most 0\.00\d+ is allowed"):
+    said = r"^folded does not compute .* at most 0\.00\d+ is allowed"
+    with pytest.raises(ProofFailed, match=said):
         chain.require("folded", lambda ids: logits(ids, 1.0))
     with pytest.raises(
         ProofFailed, match=r"^written does not compute .* a loss of at most 0\.01 is allowed"
