@@ -77,11 +77,11 @@ def test_tasks_on_a_served_engine(tmp_path: Path, capsys: pytest.CaptureFixture[
         > log_probability(model, chat, question, CHOICES[1])
         for question in ASKED
     ]
-    # Every third answer is not the expected one; where the second choice is likelier, it is first.
+    # Every third answer is not the expected one, every fourth pair of choices is turned round.
     docs = [
         {"question": question, "answer": text if i % 3 else "no",
-         "choices": CHOICES if first or i % 4 else CHOICES[::-1]}
-        for i, (question, text, first) in enumerate(zip(ASKED, said, likes_first, strict=True))
+         "choices": CHOICES if i % 4 else CHOICES[::-1]}
+        for i, (question, text) in enumerate(zip(ASKED, said, strict=True))
     ]  # fmt: skip
     data = tmp_path / "docs.jsonl"
     data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
