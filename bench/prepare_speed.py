@@ -1,15 +1,18 @@
 """How long stage=prepare takes, and how much memory, by the number of rows.
 
-    python -m bench.prepare_speed ROWS [ROWS ...] > bench/results/prepare_speed.json
+    python -m bench.prepare_speed ROWS [ROWS ...] --output bench/results/prepare_speed.json
 
-Rows are of about 1 KB: a question and an answer of words of this documentation in random order. One
-question in fifty is another one with a typing error. Each size runs in a process of its own, with
-the bundled model's tokenizer. Memory is the most that the process held (ru_maxrss), its libraries
-included. Beside it, the time to read the same rows from Parquet, and pyarrow's own time to read
-them into Python's objects.
+Sizes that the file has already are kept, if they were measured at the same commit. Rows are of
+about 1 KB: a question and an answer of words of this documentation in random order. One question in
+fifty is another one with a typing error. Each size runs in a process of its own, with the bundled
+model's tokenizer. Memory is the most that the process held (ru_maxrss), its libraries included.
+Where other jobs run (`load`: processes that wanted a core, on average over 15 minutes), the time of
+the processor counts, and not that of the clock. Up to 100,000 rows, beside it, the time to read the
+same rows from Parquet, and pyarrow's own time to read them into Python's objects.
 """
 
 import json
+import os
 import random
 import re
 import resource
@@ -20,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from bench.origin import origin, parser_of
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION, ANSWER = 30, 120  # words
@@ -121,12 +126,19 @@ def reading(folder: Path) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[0] == "--one":
+    if arguments[:1] == ["--one"]:
         folder = Path(arguments[1])
         print(json.dumps(prepare(folder) | ({} if len(arguments) < 3 else reading(folder))))
         return 0
-    found = []
-    for count in map(int, arguments):
+    parser = parser_of(__doc__)
+    parser.add_argument("rows", type=int, nargs="+")
+    given = parser.parse_args(arguments)
+    typed = f"python -m bench.prepare_speed {' '.join(map(str, given.rows))}"
+    report = origin(typed, ("pyarrow", "tokenizers", "numpy", "rapidfuzz"), given.commit)
+    earlier = json.loads(given.output.read_text()) if given.output.is_file() else {}
+    same = earlier.get("commit") == report["commit"]
+    found = [size for size in (earlier["sizes"] if same else []) if size["rows"] not in given.rows]
+    for count in given.rows:
         with tempfile.TemporaryDirectory() as place:
             size = write(Path(place), count)
             command = [sys.executable, "-m", "bench.prepare_speed", "--one", place]
@@ -137,9 +149,11 @@ def main(arguments: list[str]) -> int:
             measured = json.loads(done.stdout.splitlines()[-1])
         figures = {"rows": count, "text_mib": size // 2**20, **measured}
         figures["rows_per_cpu_second"] = round(count / figures["cpu_seconds"])
+        figures["load"] = round(os.getloadavg()[2], 1)
         found.append(figures)
         print(figures, file=sys.stderr)
-    print(json.dumps({"python": sys.version.split()[0], "sizes": found}, indent=1))
+        report["sizes"] = sorted(found, key=lambda size: size["rows"])
+        given.output.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -34,15 +34,12 @@ class Confusion:
 
 def worst(metric: Metric, measured: Measured, most: int) -> list[int]:
     """Places of the answers with the worst values, the worst first; of equal ones those that are
-    the least likely for the model. Answers that have the best value are left out."""
+    the least likely for the model. Of a share, answers that cannot be better are left out."""
     sample = measured.samples.get(metric.name)
     if sample is None or not metric.by_question:
         return []
     losses = measured.answers.losses or [0.0] * len(sample.values)
-    values = [sample.values[place] for place in sample.applies]
-    if not values:
-        return []
-    best = max(values) if metric.higher_is_better else min(values)
+    best = float(metric.higher_is_better) if metric.format.endswith("%") else None
     ranked = sorted(
         (place for place in sample.applies if sample.values[place] != best),
         key=lambda place: (metric.gain(sample.values[place], 0), -losses[place], place),

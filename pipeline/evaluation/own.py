@@ -58,12 +58,15 @@ def _function(file: Path, name: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise ConfigError(f"{place}: the file cannot be loaded ({_words(error)})") from error
     called = getattr(module, name, None)
     if not callable(called):
         raise ConfigError(f"{place}: the file has no function {name}")
-    wrong = [p for p in inspect.signature(called).parameters if p not in PARAMETERS]
+    try:
+        wrong = [p for p in inspect.signature(called).parameters if p not in PARAMETERS]
+    except ValueError:  # of some functions in C
+        raise ConfigError(f"{place}: it names no parameters: write a function around it") from None
     if wrong:
         raise ConfigError(
             f"{place} has the parameter {wrong[0]}: choose from {', '.join(PARAMETERS)}"
@@ -89,7 +92,7 @@ def _values(called: Callable[..., Any], place: str) -> Callable[[Answers], list[
             }  # fmt: skip
             try:
                 value = called(**{name: given[name] for name in names})
-            except Exception as error:  # whatever the user's function raises
+            except (Exception, SystemExit) as error:  # whatever the user's function raises
                 raise DataError(f"{place} raised {_words(error)} at {one.source}") from error
             found.append(_number(value, place, one.source))
         return found
@@ -110,5 +113,5 @@ def _number(value: Any, place: str, source: str) -> float:
     return number
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -70,12 +70,12 @@ def run_stage(name: str, tree: Mapping[str, Any], config: Config) -> Artifact:
     node = read_graph(tree)[name]
     if config.model.path in node.files:
         fetch(config.model.path, folder)
-    if config.data.folder in node.files:
-        remote.fetch(config.data, folder)
     # Before the folder of artifacts is made: a wrong setting leaves nothing behind.
     check_files(with_named_files(node, config))
     for stage in node.inputs:
         artifacts.require_folder(folder / stage)
+    if config.data.folder in node.files:
+        remote.fetch(config.data, folder)
     with hold(folder):
         inputs = {
             stage: artifacts.open_artifact(folder / stage, reread=config.verify)

@@ -2,12 +2,11 @@
 beside it, a judge on a local endpoint, and a gate on two metrics and a slice, by the commands that
 users type.
 
-The model is tiny, and is served by the PyTorch engine.
+The model is tiny, and is served by the PyTorch engine, as the judge is.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +15,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.orchestration import project
 from tests.integration.family_case import MODELS
-from tests.openai_server import OpenAIServer
+from tests.integration.verdicts import NAME, served_judge
 
 WORDS = ("card", "loan", "wire", "fee", "limit", "branch", "rate", "form")
 FAQ = """# Questions
@@ -58,11 +57,6 @@ def parquet(file: Path, words: tuple[str, ...]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), file)
 
 
-def says(body: dict[str, Any]) -> str:
-    prompt = body["messages"][-1]["content"]
-    return "Alike. [[C]]" if "<answer A>" in prompt else "Good enough. Score: [[6]]"
-
-
 def test_a_strangers_data_is_measured_and_gated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,12 +93,13 @@ def test_a_strangers_data_is_measured_and_gated(
     run("finetune", "finetune.max_steps=2", "finetune.global_batch_size=8")
     run("merge")
     run("quantize", "quantize=none", "quantize.compare=[]")
-    with OpenAIServer(says) as server:
+    with served_judge(tmp_path / "judge") as judge:
         measures = [
             "evaluate.metrics=[judge_score,judge_wins,token_f1,measures.py:says_of]",
-            f"evaluate.judge.endpoint.base_url={server.url}",
-            "evaluate.judge.endpoint.price.prompt=1",
-            "evaluate.judge.endpoint.budget.cost=1",
+            f"evaluate.judge.endpoint.base_url={judge.url}",
+            "evaluate.judge.endpoint.max_tokens=16",
+            "evaluate.judge.endpoint.price.prompt=1000",
+            "evaluate.judge.endpoint.budget.cost=1000",
             "evaluate.max_new_tokens=8",
             "evaluate.gate.judged={metric:judge_score,min:0.5}",
             "evaluate.gate.money={metric:judge_wins,tag:money,min:0.4}",
@@ -116,15 +111,17 @@ def test_a_strangers_data_is_measured_and_gated(
         run("benchmark", *measures, "benchmark.concurrency=[4]", "benchmark.requests=4",
             "benchmark.max_tokens=8")  # fmt: skip
         missed = run("evaluate", *measures, "evaluate.gate.judged.min=0.9", code=5)
-    assert "evaluate.gate.judged: the judge's score of the tuned model is 55.6%" in missed
+    assert "evaluate.gate.judged: the judge's score of the tuned model is 66.7%" in missed
     report = json.loads(Path("artifacts/evaluate/report.json").read_text())
     named = {(part["kind"], part["name"]) for part in report["slices"]}
     sources = {("source", f"rows/part-{number}.parquet") for number in range(2)}
     assert named == {("tag", "money"), ("tag", "places")} | sources
-    assert report["judge"]["agreement"] == 1
-    assert server.most_in_flight <= 16
+    judged = report["judge"]
+    assert (judged["model"], judged["agreement"], judged["unread"]) == (NAME, 1, 0)
+    assert judged["asked"] > 2 * report["questions"]
+    assert float(judged["cost"]) == pytest.approx(judged["tokens"] / 1000, rel=0.1)
     served = json.loads(Path("artifacts/benchmark/report.json").read_text())
     assert served["gate"]["passed"]
-    assert served["served"]["judge_score"]["value"] == pytest.approx(5 / 9)
+    assert served["served"]["judge_score"]["value"] == pytest.approx(6 / 9)
     assert "says_of" in served["served"]
     assert "Gate" in Path("artifacts/evaluate/report.html").read_text()

@@ -172,8 +172,12 @@ def _check_reachable(address: str, own: str) -> None:
 
 def _no_answer(address: str | None, error: Exception) -> MissingRuntime:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    where = f"prepare.ray_address={address}" if address else SETTING
+    if address is None:
+        return MissingRuntime(
+            f"{SETTING}: Ray does not start ({lines[0][:200]}): start it with `ray start --head` "
+            "and set prepare.ray_address=auto, or leave prepare.engine out"
+        )
     return MissingRuntime(
-        f"{where}: Ray does not answer ({lines[0][:200]}): check the cluster with "
-        "`ray status`, or leave prepare.engine out"
+        f"prepare.ray_address={address}: Ray does not answer ({lines[0][:200]}): check the cluster "
+        "with `ray status`, or leave prepare.engine out"
     )

@@ -5,6 +5,7 @@ conversation again, with marks around the answers, or only as far as a turn that
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -52,19 +53,19 @@ class Conversation:
         turns = [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
         if blocks := self._blocks(turns):
             return self._mask_of_blocks(blocks, ids, offsets)
-        control = [at for i, at in zip(ids, offsets, strict=True) if i in self.control_ids]
+        control = [position for position, i in enumerate(ids) if i in self.control_ids]
+        ends = [end for _, end in offsets]  # in rising order
         mask = [0] * len(ids)
         position = 0
-        for start, end, trained in self._spans(turns, control):
+        for start, end, trained in self._spans(turns, [offsets[at] for at in control]):
+            position = max(position, bisect_left(ends, start))
             while position < len(ids) and not self._starts(ids[position], offsets[position], start):
                 position += 1
-            while position < len(ids):
-                mask[position] = trained
-                position += 1
-                if ids[position - 1] in self.control_ids and offsets[position - 1][1] > end:
-                    break
-            else:
+            last = next((at for at in control if at >= position and ends[at] > end), None)
+            if last is None:
                 raise self._endless()
+            mask[position : last + 1] = [trained] * (last + 1 - position)
+            position = last + 1
         return mask
 
     def _starts(self, token: int, offset: Span, start: int) -> bool:

@@ -332,7 +332,8 @@ class Chat:
         for begin, end in pairwise(dict.fromkeys((0, *cuts, len(text)))):
             encoding = self.tokenizer.encode(text[begin:end], add_special_tokens=False)
             ids += encoding.ids
-            offsets += [(begin + first, begin + last) for first, last in encoding.offsets]
+            found = encoding.offsets
+            offsets += [(begin + a, begin + b) for a, b in found] if begin else found
         return ids, offsets
 
     @cached_property

@@ -3,6 +3,7 @@
 What a task is given and gives back goes through pickle, as on a cluster.
 """
 
+import json
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,6 +123,20 @@ def test_test_questions_are_chosen_alike(
         files = config.data.but(test=(), test_share=0.2)
         shared = config.model_copy(update={"data": files})
         found.append(contents(shared, tmp_path / engine))
+    assert found[0] == found[1]
+
+
+def test_tasks_mask_personal_data(
+    tree: dict[str, Any], model: Path, data: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    pytest.importorskip("presidio_analyzer", reason="make setup EXTRA=pii")
+    write(data / "train_b.jsonl", pair("Who is ann.lee@example.org?", "A client."))
+    found = [
+        contents(configure(tree, model, data, engine=engine, mask_pii=["EMAIL_ADDRESS"]),
+                 tmp_path / engine)
+        for engine in ("local", "ray")
+    ]  # fmt: skip
+    assert json.loads(found[0]["statistics.json"])["masked"] == {"EMAIL_ADDRESS": 1}
     assert found[0] == found[1]
 
 

@@ -42,6 +42,8 @@ def test_the_worst_rows_are_those_of_the_lowest_value_then_the_least_likely(tmp_
     assert worst(METRICS["token_f1"], found, 9) == [2, 1, 3]
     assert worst(METRICS["token_f1"], found, 1) == [2]
     assert worst(METRICS["length"], found, 9) == []
+    wrong = measured(settings(["token_f1"]), answers(["x", "y"], ["a", "b"]), tmp_path)
+    assert worst(METRICS["token_f1"], wrong, 9) == [0, 1], "where none is right, all are shown"
 
 
 def test_near_intents_that_are_mixed_up_are_counted(tmp_path: Path) -> None:

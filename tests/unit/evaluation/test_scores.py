@@ -132,13 +132,16 @@ def texts(answer):
 
 def unknown(answer, colour):
     return 1
+
+def leaves(answer):
+    raise SystemExit("usage: measures.py FILE")
 '''
 
 
 def test_metrics_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "measures.py"
     file.write_text(OWN)
-    names = ["polite", "other", "broken", "texts", "unknown", "missing"]
+    names = ["polite", "other", "broken", "texts", "unknown", "missing", "leaves"]
     chosen = settings(["token_f1", *(f"{file}:{name}" for name in names)])
     given = answers(["Thanks", "No"], ["Thanks", "No"], tags=[["a"], []])
     found = measured(chosen, given, tmp_path)
@@ -152,16 +155,21 @@ def test_metrics_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "returned a str at test.jsonl:1, which is no number" in said["texts"]
     assert "has the parameter colour: choose from answer, expected" in said["unknown"]
     assert "the file has no function missing" in said["missing"]
+    assert "raised SystemExit: usage: measures.py FILE at test.jsonl:1" in said["leaves"]
     lines = [line for line in capsys.readouterr().err.splitlines() if "is not measured" in line]
-    assert len(lines) == 4
+    assert len(lines) == 5
 
 
 def test_a_file_of_ones_own_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("import nothing_of_that_name\n")
-    chosen = settings([f"{tmp_path}/a.py:f", f"{tmp_path}/b.py:g", "length"])
+    (tmp_path / "c.py").write_text("raise SystemExit(2)\n")
+    chosen = settings(
+        [f"{tmp_path}/{name}" for name in ("a.py:f", "b.py:g", "c.py:h")] + ["length"]
+    )
     found = measured(chosen, answers(["a"], ["a"]), tmp_path)
     assert "the file cannot be loaded (ModuleNotFoundError" in found.failures["f"]
     assert "there is no file" in found.failures["g"]
+    assert "the file cannot be loaded (SystemExit: 2)" in found.failures["h"]
     assert set(found.samples) == {"length"}
 
 
