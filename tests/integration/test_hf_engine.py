@@ -75,7 +75,8 @@ def test_embeddings_are_those_of_the_model(tmp_path: Path, settings: EngineConfi
     config = BertConfig(vocab_size=tokenizer.get_vocab_size(), intermediate_size=48, **sizes)
     model = BertModel(config).eval()
     model.save_pretrained(folder)
-    served = open_engine(folder, max_queue=9, description=describe(folder, settings))
+    plain = settings.model_copy(update={"speculative": "none"})
+    served = open_engine(folder, max_queue=9, description=describe(folder, plain))
     app = create_app(served.engine, served.chat, model="vectors", slots=1)
     texts = ["What does it cost?", "Open an account"]
     try:

@@ -13,8 +13,8 @@ class CleanConfig(Section):
     """What stage=clean removes. Present artifacts and those of registered versions are kept."""
 
     what: tuple[Kind, ...] = Field(
-        description="What to remove: results of other settings (variants), interrupted runs (work), "
-        "sweeps, runs that MLflow refused (outbox), backups of its store; [] only shows"
+        description="What to remove: results of other settings (variants), interrupted runs "
+        "(work), sweeps, runs that MLflow refused (outbox), backups of its store; [] only shows"
     )
     older_than: Annotated[float, Field(ge=0, le=36_600)] = Field(
         description="Days for which a thing must not have changed"

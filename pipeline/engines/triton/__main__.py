@@ -7,13 +7,15 @@ Further arguments are tritonserver's own. HTTP is on port 8000, gRPC on 8001, me
 on loopback unless `--http-address=0.0.0.0` and the like say otherwise.
 """
 
+import argparse
 import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.commands import Parser, run_command
+from pipeline.core.errors import MissingRuntime
 from pipeline.engines.description import Description
 from pipeline.engines.triton.repository import REPOSITORY
 from pipeline.engines.triton.server import command, environment, find
@@ -21,32 +23,35 @@ from pipeline.engines.triton.server import command, environment, find
 ADDRESSES = ("http", "grpc", "metrics")
 
 
-def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
-    folder, options = Path(arguments[0]), arguments[1:]
+def main(words: list[str]) -> int:
+    """Become tritonserver; the exit code if that fails."""
+    parser = Parser(
+        prog="python -m pipeline.engines.triton", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("folder", type=Path, help="what stage=build engine=triton wrote")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="tritonserver's own")
+    given = parser.parse_args(words)
+    return run_command(lambda: _start(given.folder, given.options), files=(given.folder,))
+
+
+def _start(folder: Path, options: list[str]) -> None:
+    """Replace this process by Triton's.
+
+    Raises:
+        ArtifactError: the folder has no engine. MissingRuntime: Triton or the backend is not here.
+    """
     given = {option.partition("=")[0] for option in options}
     own = [f"--{n}-address=127.0.0.1" for n in ADDRESSES if f"--{n}-address" not in given]
-    try:
-        described = Description.read(folder)
-        installation = find()
-        if lack := installation.missing(described.settings.get("backend", "")):
-            print(f"{lack}: start this repository in NVIDIA's container of Triton", file=sys.stderr)
-            return 7
-        scratch = Path(tempfile.mkdtemp(prefix="triton-"))
-        words = command(
-            installation,
-            folder / REPOSITORY,
-            scratch,
-            [*own, *described.settings.get("server", ()), *options],
-        )
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.execvpe(words[0], words, environment())
-    except PipelineError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    described = Description.read(folder)
+    installation = find()
+    if lack := installation.missing(described.settings.get("backend", "")):
+        raise MissingRuntime(f"{lack}: start this repository in NVIDIA's container of Triton")
+    scratch = Path(tempfile.mkdtemp(prefix="triton-"))
+    repository = folder / REPOSITORY
+    more = [*own, *described.settings.get("server", ()), *options]
+    words = command(installation, repository, scratch, more)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.execvpe(words[0], words, environment())
 
 
 if __name__ == "__main__":

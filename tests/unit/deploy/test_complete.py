@@ -15,7 +15,7 @@ from tools.complete import CHAIN, LOCK, SERVER, complete, needs, normal, read_lo
 OF_THE_IMAGES = set(
     "torch triton transformers nemo megatron lightning modelopt pulp vllm tensorrt_llm onnxruntime "
     "onnxruntime_genai transformer_engine transformer_engine_torch pynvml onnx onnx_ir nemo_run "
-    "fiddle invoke".split()
+    "fiddle invoke triton_python_backend_utils".split()
 )
 
 
@@ -81,6 +81,7 @@ def test_every_name_is_in_the_lock_with_hashes() -> None:
 
 # What extras install under another name than that of its module; they need not be installed here.
 OF_EXTRAS = {"docx": "python-docx"}
+NAMESPACES = {"google.protobuf": "protobuf"}  # whose first part several distributions share
 
 
 @pytest.mark.parametrize(("part", "wanted"), [("pipeline/serving", SERVER), ("pipeline", CHAIN)])
@@ -89,7 +90,9 @@ def test_whatever_our_code_imports_is_wanted_or_the_images_own(
 ) -> None:
     found: set[str] = set()
     for name in imported(part) - OF_THE_IMAGES:
-        found |= {normal(d) for d in distributions.get(name, [OF_EXTRAS.get(name, name)])}
+        found |= {
+            normal(d) for d in distributions.get(name, [(OF_EXTRAS | NAMESPACES).get(name, name)])
+        }
     covered = {normal(name) for name in wanted}
     covered |= {normal(n) for name in wanted for n in needs(name) or []}
     of_extras = {normal(name) for extra in EXTRAS.values() for name in extra.packages}
@@ -104,5 +107,6 @@ def imported(folder: str) -> set[str]:
             if isinstance(node, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module.partition(".")[0])
+                shared = [name for name in NAMESPACES if f"{node.module}.".startswith(f"{name}.")]
+                names.add(shared[0] if shared else node.module.partition(".")[0])
     return names - set(sys.stdlib_module_names) - {"pipeline", "tools"}
