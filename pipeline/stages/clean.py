@@ -10,10 +10,10 @@ while a run is going on.
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from pipeline.audit.cleaning import TITLES, Item, find, freed, remove
 from pipeline.config.schema import Config
 from pipeline.core.artifact import SWEEPS, main_folder
 from pipeline.core.console import confirm, get_console
+from pipeline.orchestration.audit.cleaning import TITLES, Item, find, freed, remove
 
 MOST_SHOWN = 30  # things in the list
 
@@ -25,8 +25,8 @@ def run(config: Config) -> None:
         Busy: a run is going on. ConfigError: nobody can be asked. ResourceError: something cannot
             be removed.
     """
-    from pipeline.audit.lineage import read_lineage
-    from pipeline.audit.versions import versions_of
+    from pipeline.orchestration.audit.lineage import read_lineage
+    from pipeline.orchestration.audit.versions import versions_of
     from pipeline.orchestration.runner import GRAPH_LOCK, hold
 
     folder = main_folder(config.artifacts)
@@ -59,7 +59,7 @@ def _show(found: Sequence[Item], chosen: Sequence[Item]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from pipeline.audit.lineage_words import wide_console
+    from pipeline.orchestration.audit.lineage_words import wide_console
 
     console = wide_console()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")

@@ -23,7 +23,7 @@ def run(config: Config) -> None:
     Raises:
         ConfigError: dvc.yaml cannot be read. ResourceError: the file cannot be written.
     """
-    from pipeline.audit import drawing
+    from pipeline.orchestration.audit import drawing
     from pipeline.orchestration.graph import read_graph
 
     graph = read_graph(config.model_dump(mode="json", by_alias=True))

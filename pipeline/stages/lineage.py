@@ -18,7 +18,7 @@ from pipeline.core.console import confirm, get_console
 from pipeline.core.errors import DataError, short
 
 if TYPE_CHECKING:
-    from pipeline.audit.lineage import Lineage
+    from pipeline.orchestration.audit.lineage import Lineage
 
 
 def run(config: Config) -> None:
@@ -30,9 +30,9 @@ def run(config: Config) -> None:
             nothing to forget. Busy: a run is going on, which reads what would be removed.
             ResourceError: a file cannot be written.
     """
-    from pipeline.audit import lineage_words
-    from pipeline.audit.lineage import read_lineage
-    from pipeline.audit.versions import versions_of
+    from pipeline.orchestration.audit import lineage_words
+    from pipeline.orchestration.audit.lineage import read_lineage
+    from pipeline.orchestration.audit.versions import versions_of
 
     settings = config.lineage
     versions, note = versions_of(config)
@@ -48,7 +48,7 @@ def run(config: Config) -> None:
 
 
 def _follow_conversation(given: str, config: Config, lineage: "Lineage") -> None:
-    from pipeline.audit import conversations, forgetting
+    from pipeline.orchestration.audit import conversations, forgetting
     from pipeline.orchestration.runner import GRAPH_LOCK, hold
 
     settings = config.lineage

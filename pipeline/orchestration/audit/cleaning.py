@@ -15,12 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.audit.lineage import Lineage, Node
 from pipeline.config.outside.clean import Kind
 from pipeline.config.schema import Config
 from pipeline.core.artifact import SWEEPS, VARIANTS, VERIFIED, main_folder
 from pipeline.core.errors import ResourceError
 from pipeline.core.paths import MANIFEST
+from pipeline.orchestration.audit.lineage import Lineage, Node
 
 WORK, TRACKING = ".work", ".tracking"
 DAY = 24 * 3600

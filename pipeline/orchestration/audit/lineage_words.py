@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.audit.lineage import SHOWN, Lineage, Node
 from pipeline.core.console import output_console
+from pipeline.orchestration.audit.lineage import SHOWN, Lineage, Node
 
 if TYPE_CHECKING:
     from rich.console import Console

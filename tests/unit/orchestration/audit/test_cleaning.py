@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit import cleaning
 from pipeline.config.defaults import default_config
 from pipeline.config.schema import Config
 from pipeline.core.artifact import Artifact, link_folder
 from pipeline.core.errors import Busy, ConfigError
+from pipeline.orchestration.audit import cleaning
 from pipeline.orchestration.runner import GRAPH_LOCK, hold
 from pipeline.stages import clean
 from tests.made_artifacts import make_artifact

@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from pipeline.audit.drawing import Box, mermaid, svg, terminal_lines
+from pipeline.orchestration.audit.drawing import Box, mermaid, svg, terminal_lines
 
 BOXES = [Box("d", "data", kind="file"), Box("p", "prepare", "dataset", href="#p"),
          Box("i", "import"), Box("f", "finetune"), Box("m", "merge", kind="gone"),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audit import lineage_words
-from pipeline.audit.lineage import Lineage, read_lineage
 from pipeline.core.artifact import Artifact
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.orchestration.audit import lineage_words
+from pipeline.orchestration.audit.lineage import Lineage, read_lineage
 from pipeline.tracking.registry_reader import Version
 from tests.made_artifacts import make_artifact, make_chain
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.audit.lineage import Lineage, artifact_id, version_id
 from pipeline.config.finetune import OBJECTIVES, RowKind
 from pipeline.config.schema import Config
 from pipeline.core.errors import ArtifactError, ConfigError, DataError, MissingRuntime
@@ -29,6 +28,7 @@ from pipeline.data.preparation.decisions import find_data, options_of
 from pipeline.data.reading import Options, read_file
 from pipeline.data.rows import Conversation, excerpt
 from pipeline.models.chat.messages import Message, Unusable
+from pipeline.orchestration.audit.lineage import Lineage, artifact_id, version_id
 
 LEAST_TEXT = 4  # characters of a text to look for
 KINDS: Sequence[RowKind] = ("answers", "pairs", "labels")

@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.audit import conversations
-from pipeline.audit.conversations import Found, InVersion
-from pipeline.audit.lineage import SHOWN, Lineage
-from pipeline.audit.lineage_words import wide_console
 from pipeline.config.schema import Config
 from pipeline.core.console import get_console
 from pipeline.core.errors import PipelineError
+from pipeline.orchestration.audit import conversations
+from pipeline.orchestration.audit.conversations import Found, InVersion
+from pipeline.orchestration.audit.lineage import SHOWN, Lineage
+from pipeline.orchestration.audit.lineage_words import wide_console
 from pipeline.tracking.outbox import Destination
 from pipeline.tracking.registry_reader import FORGOTTEN
 from pipeline.tracking.registry_writer import registry_at
