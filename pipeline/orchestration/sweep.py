@@ -16,16 +16,18 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from pipeline.config.schema import Config, load
 from pipeline.core import artifact as artifacts
 from pipeline.core.console import get_console
-from pipeline.core.errors import ConfigError, GateFailed
+from pipeline.core.errors import ConfigError, GateFailed, PipelineError
 from pipeline.orchestration import compose, lineage
 from pipeline.orchestration.arguments import Command
 from pipeline.orchestration.graph import declared_stages, read_graph
@@ -104,7 +106,9 @@ class Run:
         code, stage = self._run(place)
         tracking.wait_until_sent(self.project / config.artifacts, config.tracking, timeout=0)
         result = Result(number, tuple(overrides), code, stage, _figures(self.stage, config))
-        (place / RESULT).write_text(json.dumps(asdict(result), indent=1) + "\n")
+        temporary = place / f"{RESULT}.tmp"
+        temporary.write_text(json.dumps(asdict(result), indent=1) + "\n")
+        temporary.replace(place / RESULT)
         return result
 
     def _name(self, place: Path) -> str:
@@ -175,6 +179,11 @@ def run_sweep(command: Command) -> int:
                 )
             results = sorted(read_results(folder), key=lambda result: result.number)
     get_console().print(results_table(results))
+    if cluster and len(results) < len(combinations):
+        raise PipelineError(
+            f"{len(combinations) - len(results)} of {len(combinations)} runs left no result in "
+            f"{folder}: see the logs of the job array, and run the same command again"
+        )
     return next((result.code for result in results if result.code), 0)
 
 
@@ -257,8 +266,15 @@ def _metrics(folder: Path) -> Mapping[str, float]:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Results of the runs of a sweep that ended."""
-    return [Result(**json.loads(f.read_text())) for f in folder.glob(f"*/{RESULT}")]
+    """Results of the runs of a sweep that ended. One whose file is broken did not."""
+    found = []
+    for file in folder.glob(f"*/{RESULT}"):
+        with suppress(OSError, ValueError, RecursionError):
+            found.append(_RESULT.validate_json(file.read_bytes()))
+    return found
+
+
+_RESULT = TypeAdapter(Result)
 
 
 def results_table(results: Sequence[Result]) -> "Table":

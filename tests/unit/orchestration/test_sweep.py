@@ -161,6 +161,10 @@ def test_results_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     content = {"number": 0, "overrides": ["seed=1"], "code": 0, "stage": "all", "metrics": {}}
     (tmp_path / "0" / "result.json").write_text(json.dumps(content))
+    for number, text in enumerate(("", "{", "[]", "3", '{"number": "x"}', "[" * 100_000), 1):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "result.json").write_text(text)
+    (tmp_path / "7" / "result.json").mkdir(parents=True)
     (result,) = sweep.read_results(tmp_path)
     assert (result.number, result.state) == (0, "done")
 
