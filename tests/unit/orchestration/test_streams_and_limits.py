@@ -112,7 +112,7 @@ def test_an_error_that_was_handled_before_is_not_the_cause() -> None:
     assert explained(ValueError("x")) is None
 
 
-@pytest.mark.parametrize("limit", ["-v 150000", "-f 0"])
+@pytest.mark.parametrize("limit", ["-v 190000", "-f 0"])
 def test_limits_of_the_shell_end_in_one_line(limit: str, tmp_path: Path) -> None:
     done = shell(
         f"ulimit {limit}; pipeline stage=prepare artifacts={tmp_path}/made tracking.enabled=false",
